@@ -1,0 +1,1 @@
+"""tinylm: small language models, from raw text to a model that speaks."""

@@ -1,0 +1,179 @@
+"""Files that are either whole or absent: atomic writes, SHA-256 and locks.
+
+Used by checkpoints, model folders, tokenizers and caches alike. A new file is written beside its target, flushed to
+the disk and renamed over it, so that a reader (or the next run, after a power cut) sees the old content or the new
+one and never a part. Temporary names all begin with `.tmp-`, and `sweep` removes those that a killed process left.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from tinylm.errors import CannotCreateError, DataError, StorageError
+
+TEMPORARY = ".tmp-"
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turns an operating-system error while writing `path` into one that names the path and its exit code."""
+    try:
+        yield
+    except (CannotCreateError, StorageError):
+        raise
+    except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
+        raise CannotCreateError(f"{path}: cannot be created ({error.strerror}); choose a folder you can write") from error
+    except OSError as error:
+        if error.errno == 30:  # EROFS
+            raise CannotCreateError(f"{path}: is on a read-only file system; choose another folder") from error
+        raise StorageError(f"{path}: could not be written ({error.strerror}); what was there before is intact") from error
+
+
+def make_folder(path: str | Path) -> Path:
+    """Creates a folder and its parents where they are missing.
+
+    Raises:
+        CannotCreateError: if the folder cannot be made.
+    """
+    path = Path(path)
+    with _storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes a rename inside `path` survive a power cut. (Windows has no such call and needs none.)"""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write to that becomes `path` when the block ends, and vanishes if the block fails.
+
+    Raises:
+        CannotCreateError: if nothing can be created there.
+        StorageError: if the disk fails or fills up; the earlier content of `path` stays.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with _storage_errors(path):
+            make_folder(path.parent)
+            with temporary.open("w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole UTF-8 file atomically; newlines stay as they are."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes a whole JSON file atomically, indented, to be read by people too."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: if the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to fill that becomes `path` when the block ends; an earlier `path` is replaced whole.
+
+    Two renames are needed where `path` exists, so a kill between them can leave no folder for a moment; it never
+    leaves a mixture.
+    """
+    path = Path(path)
+    temporary, old = _temporary(path), _temporary(path)
+    try:
+        with _storage_errors(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sweep(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
+    """Removes what killed writers left behind in `folder`.
+
+    Args:
+        folder: where to look (not in its subfolders).
+        older_than: seconds; younger ones may belong to a writer that is still at work.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(path)
+    return removed
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(data: Any) -> str:
+    """SHA-256 of the canonical JSON of `data`: equal for equal data, whatever the order of its keys."""
+    return sha256_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode("utf-8"))
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal, read in bounded memory."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` (a file that is only a lock), waiting for whoever holds it.
+
+    The operating system frees the lock of a process that dies, so a killed holder blocks nobody.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    with _storage_errors(path), filelock.FileLock(path):
+        yield

@@ -1,0 +1,131 @@
+"""Causal self-attention (Vaswani et al. 2017) with as many key/value heads as wanted.
+
+K = H key/value heads are multi-head attention, K = 1 multi-query (Shazeer 2019), anything between grouped-query
+(Ainslie et al. 2023). Two kernels compute the same: `attend_plain` is the formula, to be read; `attend_fused` is
+PyTorch's, which on CUDA is FlashAttention and nowhere stores the (T, S) matrix of weights.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinylm.model.cache import KVCache
+from tinylm.model.config import ModelConfig
+from tinylm.model.normalization import RMSNorm
+from tinylm.model.positional import rotate
+
+
+def visible_keys(
+    num_queries: int,
+    num_keys: int,
+    *,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor | None:
+    """Which keys each query may look at. The queries are the last of the keys' positions.
+
+    Args:
+        num_queries: T
+        num_keys: S, at least T
+        window: how many positions back a query sees, itself included
+        documents: the document number of each position, (B, S); only for T = S
+        device: where the mask is wanted
+
+    Returns:
+        True where the key is seen, (T, S), or (B, 1, T, S) with documents. None where the rule is causality alone and
+        needs no matrix: T = S, or a single query, which sees every key.
+    """
+    windowed = window is not None and window < num_keys
+    if documents is None and not windowed and num_queries in (1, num_keys):
+        return None
+    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]  # (T, 1)
+    key = torch.arange(num_keys, device=device)  # (S,)
+    visible = key <= query  # (T, S)
+    if windowed:
+        visible &= key > query - window
+    if documents is not None:
+        same = documents[:, :, None] == documents[:, None, :]  # (B, T, S)
+        visible = (visible & same)[:, None]  # (B, 1, T, S)
+    return visible
+
+
+def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √E) v over the visible keys, in grouped form: query head h reads key/value head h // (H/K).
+
+    Args:
+        query: (B, H, T, E)
+        key: (B, K, S, E)
+        value: (B, K, S, E)
+        visible: as `visible_keys` gives it
+        dropout: probability of dropping an attention weight
+
+    Returns:
+        (B, H, T, E)
+    """
+    B, H, T, E = query.shape
+    _, K, S, _ = key.shape
+    grouped = query.reshape(B, K, H // K * T, E)  # the heads of a group read the same keys: one product for all
+    scores = (grouped @ key.transpose(-1, -2)).view(B, H, T, S) * E**-0.5
+    if visible is None and T > 1:
+        visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril()
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
+    return (weights.view(B, K, H // K * T, S) @ value).view(B, H, T, E)
+
+
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """The same function as `attend_plain`, by PyTorch's fused kernel."""
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        dropout_p=dropout,
+        is_causal=visible is None and query.shape[2] > 1,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+class Attention(nn.Module):
+    """Projects to queries, keys and values, attends, and projects back."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_width = E = config.head_width
+        self.dropout = config.dropout
+        self.attend = attend_plain if config.attention_kernel == "plain" else attend_fused
+        self.query = nn.Linear(config.d_model, config.num_heads * E, bias=config.bias)
+        self.key = nn.Linear(config.d_model, config.kv_heads * E, bias=config.bias)
+        self.value = nn.Linear(config.d_model, config.kv_heads * E, bias=config.bias)
+        self.output = nn.Linear(config.num_heads * E, config.d_model, bias=config.bias)
+        self.query_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
+        """One layer of attention.
+
+        Args:
+            x: (B, T, D)
+            visible: as `visible_keys` gives it
+            rotary: rows of the rotary table for these positions, (2, T, E/2)
+            cache: where earlier keys and values are, and these go
+
+        Returns:
+            (B, T, D)
+        """
+        heads = (*x.shape[:2], -1, self.head_width)
+        query = self.query(x).view(heads)  # (B, T, H, E)
+        key = self.key(x).view(heads)  # (B, T, K, E)
+        value = self.value(x).view(heads)  # (B, T, K, E)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, heads, T, E)
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)  # (B, K, S, E)
+        attended = self.attend(query, key, value, visible, self.dropout if self.training else 0.0)  # (B, H, T, E)
+        return self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)

@@ -1,0 +1,238 @@
+"""ModelConfig: the whole architecture in one frozen dataclass, checked once.
+
+Every module of the network takes a `ModelConfig` and nothing else. `PRESETS` are the sizes that configs/*.yaml use.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tinylm.errors import ConfigError, did_you_mean
+
+PositionalEncoding = Literal["rotary", "learned", "sinusoidal", "none"]
+Norm = Literal["rmsnorm", "layernorm"]
+NormPlacement = Literal["pre", "post"]
+Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]
+AttentionKernel = Literal["fused", "plain"]
+
+# What other projects call our fields: refused, with the right name in the message.
+FOREIGN_NAMES = {
+    "n_layer": "num_layers", "n_layers": "num_layers", "num_hidden_layers": "num_layers", "depth": "num_layers",
+    "n_head": "num_heads", "n_heads": "num_heads", "num_attention_heads": "num_heads", "heads": "num_heads",
+    "n_kv_head": "num_kv_heads", "n_kv_heads": "num_kv_heads", "n_query_groups": "num_kv_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "n_embd": "d_model", "hidden_size": "d_model", "embed_dim": "d_model", "dim": "d_model", "width": "d_model",
+    "block_size": "max_seq_len", "context_length": "max_seq_len", "n_ctx": "max_seq_len", "n_positions": "max_seq_len",
+    "max_position_embeddings": "max_seq_len", "seq_len": "max_seq_len", "context": "max_seq_len",
+    "intermediate_size": "d_ff", "n_inner": "d_ff", "ffn_dim": "d_ff",
+    "hidden_act": "activation", "activation_function": "activation",
+    "rope_base": "rope_theta", "tie_word_embeddings": "tie_embeddings", "padded_vocab_size": "vocab_size",
+    "learning_rate": "lr", "min_learning_rate": "min_lr", "warmup_iters": "warmup_steps",
+    "num_warmup_steps": "warmup_steps", "max_iters": "max_steps", "dataset": "corpus",
+    "gradient_accumulation_steps": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
+    "grad_clip": "gradient_clip_val",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of a decoder-only transformer.
+
+    The defaults are the shape that the presets share: rotary positions, RMSNorm before each sublayer, SwiGLU,
+    QK-norm, no bias, tied embeddings.
+
+    Raises:
+        ConfigError: if a value, or a combination of values, has no meaning.
+    """
+
+    vocab_size: int
+    """Number of tokens. In a training run it comes from the tokenizer."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Number of blocks."""
+    num_heads: int = 4
+    """Query heads per layer; each has width d_model / num_heads."""
+    num_kv_heads: int | None = None
+    """Key/value heads per layer. Empty: num_heads (multi-head). 1: multi-query. Between: grouped-query."""
+    d_ff: int | None = None
+    """Width of the feed-forward layer. Empty: 4 d_model; for swiglu 8/3 d_model, rounded up to a multiple of 64."""
+    max_seq_len: int = 256
+    """Context: the most tokens that the network sees at once."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training: of embeddings, attention weights and sublayer outputs."""
+    positional_encoding: PositionalEncoding = "rotary"
+    """How the network knows the order of tokens."""
+    norm: Norm = "rmsnorm"
+    """Kind of normalization."""
+    norm_placement: NormPlacement = "pre"
+    """pre: x + f(norm(x)), with one final norm. post: norm(x + f(x)), whose last norm is the final one."""
+    norm_eps: float = 1e-5
+    """Added to the variance (or mean square) before the square root."""
+    qk_norm: bool = True
+    """Normalize each head's queries and keys by RMSNorm before positions are applied."""
+    activation: Activation = "swiglu"
+    """Nonlinearity of the feed-forward layer: gelu is the exact one, relu2 is ReLU squared, swiglu is gated."""
+    bias: bool = False
+    """Whether linear layers and layer norms have biases (RMSNorm never has one)."""
+    tie_embeddings: bool = True
+    """Whether the output projection is the transpose of the token embedding."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    sliding_window: int | None = None
+    """How many tokens back a query sees, itself included. Empty: all."""
+    attention_kernel: AttentionKernel = "fused"
+    """fused: PyTorch's kernel (FlashAttention on CUDA). plain: the formula, written out. Equal results."""
+    document_mask: bool = False
+    """Whether tokens of different packed documents are hidden from each other."""
+    zero_init_output: bool = False
+    """Start the last projection of every sublayer at zero, so that each block begins as the identity."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "kv_heads", "ff_width", "max_seq_len"):
+            _require(getattr(self, name) >= 1, f"{_FIELD.get(name, name)} must be at least 1, got {getattr(self, name)}")
+        _require(
+            self.d_model % self.num_heads == 0,
+            f"d_model must be divisible by num_heads, got d_model={self.d_model} and num_heads={self.num_heads}",
+        )
+        _require(
+            self.num_heads % self.kv_heads == 0,
+            f"num_heads must be divisible by num_kv_heads, "
+            f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}",
+        )
+        if self.positional_encoding == "rotary":
+            _require(
+                self.head_width % 2 == 0,
+                f"rotary positions need an even head width, got d_model={self.d_model} / num_heads={self.num_heads} "
+                f"= {self.head_width}",
+            )
+            _require(self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+        if self.positional_encoding == "sinusoidal":
+            _require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
+        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        _require(self.norm_eps > 0, f"norm_eps must be positive, got {self.norm_eps}")
+        if self.sliding_window is not None:
+            _require(self.sliding_window >= 1, f"sliding_window must be at least 1, got {self.sliding_window}")
+
+    @property
+    def kv_heads(self) -> int:
+        """`num_kv_heads`, or what it stands for when empty."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, E."""
+        return self.d_model // self.num_heads
+
+    @property
+    def ff_width(self) -> int:
+        """`d_ff`, or what it stands for when empty."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return 64 * math.ceil(8 * self.d_model / 3 / 64) if self.activation == "swiglu" else 4 * self.d_model
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """A config from plain values, as checkpoints and model folders store it.
+
+        Raises:
+            ConfigError: for a name that is not a field, with the one that was probably meant.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            _require(name in fields, f"{name}: no such field of ModelConfig{did_you_mean(name, fields, FOREIGN_NAMES)}")
+        _require("vocab_size" in values, "vocab_size: missing; a model needs the number of its tokens")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return dataclasses.asdict(self)
+
+
+_FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_types(config: Any) -> None:
+    """Refuses what a dataclass lets through: 'yes' for a bool, 2.5 layers, an unknown choice."""
+    for name, expected in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(expected) is Literal:
+            choices = get_args(expected)
+            hint = did_you_mean(str(value), choices)
+            _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+            continue
+        allowed = get_args(expected) or (expected,)
+        if float in allowed and type(value) is int:
+            object.__setattr__(config, name, float(value))
+            continue
+        wanted = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in allowed)
+        _require(type(value) in allowed, f"{name} must be {wanted}, got {value!r}")
+
+
+# The sizes that configs/*.yaml use. Parameter counts depend on the vocabulary: `parameter_count` computes them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(d_model=128, num_layers=2, num_heads=2, max_seq_len=256),
+    "small": dict(d_model=256, num_layers=4, num_heads=4, max_seq_len=512),
+    "medium": dict(d_model=512, num_layers=6, num_heads=8, max_seq_len=512),
+    "large": dict(d_model=768, num_layers=12, num_heads=12, max_seq_len=1024),
+    "gpt2": dict(
+        d_model=768, num_layers=12, num_heads=12, max_seq_len=1024, positional_encoding="learned", norm="layernorm",
+        activation="gelu_tanh", qk_norm=False, bias=True,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
+    """The config of a preset: `tiny`, `small`, `medium`, `large` or `gpt2`.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    _require(name in PRESETS, f"{name}: no such preset, known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
+    return ModelConfig.from_dict({"vocab_size": vocab_size, **PRESETS[name], **changes})
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """How many parameters a `TransformerLM` of this config has, by arithmetic: nothing is built.
+
+    Shared weights (tied embeddings) are counted once. Sinusoidal and rotary positions have none.
+    """
+    width, heads, kv, head = config.d_model, config.num_heads, config.kv_heads, config.head_width
+    bias = int(config.bias)
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + bias * outputs
+
+    norm = width * (2 if config.norm == "layernorm" and config.bias else 1)
+    attention = linear(width, heads * head) + 2 * linear(width, kv * head) + linear(heads * head, width)
+    attention += 2 * head if config.qk_norm else 0
+    gates = 2 if config.activation == "swiglu" else 1
+    feedforward = gates * linear(width, config.ff_width) + linear(config.ff_width, width)
+    total = config.num_layers * (attention + feedforward + 2 * norm)
+    total += config.vocab_size * width * (1 if config.tie_embeddings else 2)
+    total += config.max_seq_len * width if config.positional_encoding == "learned" else 0
+    total += norm if config.norm_placement == "pre" else 0
+    return total
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Floating-point operations to train on one token at full context, forward and backward.
+
+    PaLM's convention (Chowdhery et al. 2022, appendix B), which the MFU of most papers follows: six for every weight
+    of a matrix product, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if every
+    query saw the whole context; norms, softmax and recomputation are left out.
+    """
+    embedding = config.vocab_size * config.d_model
+    lookups = embedding if not config.tie_embeddings else 0
+    lookups += config.max_seq_len * config.d_model if config.positional_encoding == "learned" else 0
+    visible = min(config.max_seq_len, config.sliding_window or config.max_seq_len)
+    return 6 * (parameter_count(config) - lookups) + 12 * config.num_layers * config.d_model * visible

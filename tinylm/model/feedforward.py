@@ -1,0 +1,73 @@
+"""The feed-forward layer: two linear maps with a nonlinearity between, at every position alone.
+
+GELU exact and in GPT-2's tanh form (Hendrycks, Gimpel 2016), ReLU, ReLU² (So et al. 2021), and the gated SwiGLU
+(Shazeer 2020), whose second input projection decides how much of each unit passes.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinylm.model.config import ModelConfig
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Φ(x), Φ the distribution function of the normal distribution."""
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / 2 (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)"""
+    return F.relu(x)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)²"""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "relu2": relu2,
+}
+
+
+class FeedForward(nn.Module):
+    """output(activation(input(x)))"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.input = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.output = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        return self.output(self.activation(self.input(x)))  # inside: (B, T, F)
+
+
+class SwiGLU(nn.Module):
+    """output(silu(gate(x)) * input(x)), silu(x) = x sigmoid(x)"""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.input = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.output = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        return self.output(F.silu(self.gate(x)) * self.input(x))  # inside: (B, T, F)
+
+
+def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU:
+    """The feed-forward layer that the config names."""
+    return SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)

@@ -1,0 +1,65 @@
+"""How a network that sees a set of tokens learns their order.
+
+- learned: a table of one vector per position, added to the embeddings (GPT-2).
+- sinusoidal: the same with a fixed table of sines and cosines (Vaswani et al. 2017, section 3.5).
+- rotary: queries and keys are rotated by an angle proportional to their position, so that their product depends
+  only on the distance (Su et al. 2021). Pairs are (i, i + E/2), as in Llama and Qwen.
+
+Tables are computed in float64, whatever the model computes in, and cast when they are used: an angle of a few
+thousand radians has lost its fraction in bfloat16.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def _angles(num_positions: int, width: int, theta: float) -> Tensor:
+    """position * theta^(-2i/width) in float64: (positions, width/2)."""
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
+
+
+def sinusoidal_table(num_positions: int, width: int) -> Tensor:
+    """Sines in the even columns and cosines in the odd ones, in float64: (positions, width)."""
+    angles = _angles(num_positions, width, 10000.0)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+def rotary_table(num_positions: int, width: int, theta: float) -> Tensor:
+    """Cosines, then sines, of every position's angles, in float64: (2, positions, width/2)."""
+    angles = _angles(num_positions, width, theta)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+class PositionTable(nn.Module):
+    """A constant table, kept in float64 on the CPU and cast once for each type and device that asks for it.
+
+    It is no buffer on purpose: `model.to(torch.bfloat16)` would round it, and it needs no place in a checkpoint.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self._exact = table
+        self._cast: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def forward(self, like: Tensor) -> Tensor:
+        """The table on `like`'s device: in float64 for a float64 model, else in float32."""
+        key = (torch.float64 if like.dtype == torch.float64 else torch.float32, like.device)
+        if key not in self._cast:
+            self._cast[key] = self._exact.to(dtype=key[0], device=key[1])
+        return self._cast[key]
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotates each pair (x_i, x_{i+E/2}) of every head by its position's angle.
+
+    Args:
+        x: (B, T, heads, E)
+        table: the rows of `rotary_table` for these T positions, (2, T, E/2)
+
+    Returns:
+        (B, T, heads, E), of x's type
+    """
+    cos, sin = table.unsqueeze(2)  # (T, 1, E/2) each
+    first, second = x.chunk(2, dim=-1)  # (B, T, heads, E/2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

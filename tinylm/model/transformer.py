@@ -1,0 +1,148 @@
+"""TransformerLM: a decoder-only transformer, from token ids to the logits of the next token.
+
+GPT-2's skeleton (Radford et al. 2019): embed, a stack of blocks that each add attention and a feed-forward layer to
+the residual stream, a final norm, and a projection to the vocabulary. What differs between models since then is a
+field of `ModelConfig`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tinylm.errors import ConfigError
+from tinylm.model.attention import Attention, visible_keys
+from tinylm.model.cache import KVCache
+from tinylm.model.config import ModelConfig, parameter_count
+from tinylm.model.feedforward import make_feedforward
+from tinylm.model.normalization import make_norm
+from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_placement == "pre"
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.feedforward_norm = make_norm(config)
+        self.feedforward = make_feedforward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D); the other arguments are `Attention`'s."""
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), visible, rotary, cache))
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, visible, rotary, cache)))
+        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+
+
+class TransformerLM(nn.Module):
+    """A language model: `model(ids)` gives, at every position, the logits of the token that follows.
+
+    Args:
+        config: the architecture
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = self._make_positions(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self._initialize()
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    @staticmethod
+    def _make_positions(config: ModelConfig) -> nn.Module | None:
+        match config.positional_encoding:
+            case "learned":
+                return nn.Embedding(config.max_seq_len, config.d_model)
+            case "sinusoidal":
+                return PositionTable(sinusoidal_table(config.max_seq_len, config.d_model))
+            case "rotary":
+                return PositionTable(rotary_table(config.max_seq_len, config.head_width, config.rope_theta))
+        return None
+
+    def _initialize(self) -> None:
+        """GPT-2's: N(0, 0.02) for all weights; N(0, 0.02 / √(2 layers)) for the 2 * layers that write to the stream.
+
+        So the stream's variance does not grow with depth. With `zero_init_output` those start at zero instead.
+        """
+        residual_std = 0.0 if self.config.zero_init_output else 0.02 / math.sqrt(2 * self.config.num_layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=residual_std if name.endswith(".output") else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids: Tensor, *, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The logits of the next token after each token.
+
+        Args:
+            ids: token ids, (B, T)
+            documents: for `document_mask`: the document number of each token, (B, T); empty means one document
+            cache: keys and values of the tokens before these; these are added to it
+
+        Returns:
+            logits, (B, T, V), in float32 at least
+
+        Raises:
+            ConfigError: for more tokens than the context holds, or documents without `document_mask`.
+        """
+        x = self.hidden(ids, documents=documents, cache=cache)
+        logits = self.head(x)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def hidden(self, ids: Tensor, *, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The last hidden states, (B, T, D), which `head` turns into logits. Arguments as `forward`'s."""
+        T = ids.shape[1]
+        start = cache.length if cache is not None else 0
+        self._check(start + T, documents, cache)
+        visible = visible_keys(
+            T, start + T, window=self.config.sliding_window, documents=documents, device=ids.device
+        )
+        x, rotary = self._embed(ids, start)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, visible, rotary, cache, use_reentrant=False)
+            else:
+                x = block(x, visible, rotary, cache)
+        if cache is not None:
+            cache.advance(T)
+        return self.final_norm(x)
+
+    def _embed(self, ids: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
+        """Embedded tokens, (B, T, D), with positions added or else as rotary angles, (2, T, E/2)."""
+        x = self.embedding(ids)  # (B, T, D)
+        end = start + ids.shape[1]
+        rotary = None
+        match self.positions:
+            case nn.Embedding():
+                x = x + self.positions.weight[start:end]
+            case PositionTable() if self.config.positional_encoding == "rotary":
+                rotary = self.positions(x)[:, start:end]
+            case PositionTable():
+                x = (x + self.positions(x)[start:end]).type_as(x)
+        return self.dropout(x), rotary
+
+    def _check(self, length: int, documents: Tensor | None, cache: KVCache | None) -> None:
+        limit = self.config.max_seq_len if cache is None else min(self.config.max_seq_len, cache.max_len)
+        if length > limit:
+            raise ConfigError(f"the context holds {limit} tokens, got {length}; shorten the input")
+        if documents is not None and not self.config.document_mask:
+            raise ConfigError("documents were given, but document_mask is off in the model's config; turn it on")
+        if documents is not None and cache is not None:
+            raise ConfigError("documents and a cache cannot be used together; give one document at a time")
+
+    def num_parameters(self) -> int:
+        """How many numbers the model learned, tied weights counted once."""
+        return parameter_count(self.config)
