@@ -167,6 +167,54 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_END_OF_ZIP = b"PK\x05\x06"  # the last record of a zip archive: 22 bytes, then a comment whose length ends the record
+_SEAL = b"sha256:"
+_SEAL_LENGTH = len(_SEAL) + 64
+
+
+def seal_zip(file: BinaryIO) -> None:
+    """Adds its own SHA-256 to a zip archive that was just written, as the archive's comment.
+
+    PyTorch's checkpoints are zip archives, and a flipped bit in one loads as a silently wrong weight. Every reader of
+    zip files skips the comment, so a sealed file stays an ordinary one; `check_seal` finds the damage.
+    """
+    file.seek(-22, os.SEEK_END)
+    if file.read(4) != _END_OF_ZIP:
+        raise ValueError("not a zip archive without a comment")
+    file.seek(-2, os.SEEK_END)
+    body = file.tell()
+    file.seek(0)
+    digest = _sha256_of_first(file, body)
+    file.seek(body)
+    file.write(_SEAL_LENGTH.to_bytes(2, "little") + _SEAL + digest.encode("ascii"))
+
+
+def check_seal(path: str | Path) -> None:
+    """Checks a file that `seal_zip` sealed.
+
+    Raises:
+        DataError: if the file is truncated, damaged, or was never sealed.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        body = path.stat().st_size - _SEAL_LENGTH - 2
+        file.seek(max(body, 0))
+        if body < 0 or file.read(2 + len(_SEAL)) != _SEAL_LENGTH.to_bytes(2, "little") + _SEAL:
+            raise DataError(f"{path}: is truncated or no tinylm checkpoint (its SHA-256 is missing); use another one")
+        recorded = file.read().decode("ascii", "replace")
+        file.seek(0)
+        if _sha256_of_first(file, body) != recorded:
+            raise DataError(f"{path}: is damaged (SHA-256 differs from the recorded one); use another checkpoint")
+
+
+def _sha256_of_first(file: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Holds an exclusive lock on `path` (a file that is only a lock), waiting for whoever holds it.

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 def _angles(num_positions: int, width: int, theta: float) -> Tensor:
     """position * theta^(-2i/width) in float64: (positions, width/2)."""
-    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
+    # on the CPU even inside `with torch.device("meta")`: a table is computed, never loaded
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    return torch.outer(torch.arange(num_positions, dtype=torch.float64, device="cpu"), frequencies)
 
 
 def sinusoidal_table(num_positions: int, width: int) -> Tensor:

@@ -1,0 +1,15 @@
+"""Text to token ids and back. Standard library, NumPy and `regex` only."""
+
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer.byte import ByteTokenizer
+from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
+
+__all__ = [
+    "END_OF_TEXT",
+    "UNKNOWN",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenizer_class",
+]

@@ -1,0 +1,250 @@
+"""The contract that every tokenizer keeps: text -> ids -> the same text.
+
+A tokenizer is a table of byte strings, one for each id, and a way to cut a text into them. So decoding is the same for
+all (join the bytes, read them as UTF-8) and lives here; cutting is what the subclasses are about. Special tokens, such
+as `<|endoftext|>`, have ids but are never found in text unless it is asked for: what a user types stays plain text.
+"""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import regex
+
+from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from tinylm.files import read_json, sha256_json, write_json
+
+FORMAT = 1
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        kind: the name of the subclass in files and in YAML
+        token_bytes: the UTF-8 bytes of each id; those of a special token are its name
+        special_tokens: name -> id
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
+
+    def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
+        self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
+        if len(self.special_tokens) != len(special_tokens) or "" in self.special_tokens:
+            raise ConfigError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
+        self.token_bytes = token_bytes + [name.encode("utf-8") for name in special_tokens]
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds[cls.kind] = cls
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={list(self.special_tokens)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self.token_bytes)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that separates documents, or None where the tokenizer has none."""
+        return self.special_tokens.get(END_OF_TEXT)
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes of raw text behind each id, int64 (V,): 0 for special tokens, which stand for no text."""
+        lengths = np.array([len(piece) for piece in self.token_bytes], dtype=np.int64)
+        lengths[list(self.special_tokens.values())] = 0
+        return lengths
+
+    # --- text -> ids
+
+    @classmethod
+    @abstractmethod
+    def train_from_texts(cls, texts: Iterable[str], **options: Any) -> Self:
+        """A tokenizer whose vocabulary comes from these texts."""
+
+    @classmethod
+    def train(cls, paths: Iterable[str | Path], **options: Any) -> Self:
+        """A tokenizer whose vocabulary comes from these UTF-8 files, read in bounded memory.
+
+        Raises:
+            MissingInputError: if a file is not there.
+            DataError: if one is not UTF-8.
+        """
+        return cls.train_from_texts((chunk for path in paths for chunk in _read_chunks(Path(path))), **options)
+
+    @abstractmethod
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """The ids of a text as int64 (n,), special tokens read as plain text.
+
+        Raises:
+            DataError: for text that the tokenizer has no ids for.
+        """
+
+    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
+        """The ids of a text, int64 (n,).
+
+        Args:
+            text: any text
+            allow_special: whether the names of special tokens in it become their ids
+
+        Raises:
+            DataError: for text that the tokenizer has no ids for, with the place.
+        """
+        if not allow_special or not self.special_tokens:
+            return self.encode_ordinary(text)
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        pieces = regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
+        parts = [
+            np.array([self.special_tokens[piece]]) if piece in self.special_tokens else self.encode_ordinary(piece)
+            for piece in pieces
+            if piece
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of a text, as a list. Arguments and errors as `encode_array`'s."""
+        return self.encode_array(text, allow_special=allow_special).tolist()
+
+    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of one text that arrives in chunks; the same as of the whole, in bounded memory."""
+        for chunk in chunks:
+            yield self.encode_ordinary(chunk)
+
+    # --- ids -> text
+
+    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+        """The text of ids.
+
+        Args:
+            ids: token ids, also as an array or a tensor
+            errors: what to do with bytes that are not UTF-8, as in `bytes.decode`
+
+        Raises:
+            DataError: for an id outside the vocabulary; for bad UTF-8 if errors is "strict".
+        """
+        try:
+            return b"".join(self._bytes(i) for i in ids).decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            raise DataError(f"these tokens are not UTF-8 ({error.reason} at byte {error.start})") from error
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids piece by piece, as they come; never half a character. The pieces join to `decode(ids)`."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            if piece := decoder.decode(self._bytes(i)):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def _bytes(self, token: int) -> bytes:
+        token = int(token)
+        if not 0 <= token < self.vocab_size:
+            raise DataError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        return self.token_bytes[token]
+
+    # --- files
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What `__init__` needs to make this tokenizer again, as plain values."""
+
+    @property
+    def sha256(self) -> str:
+        """A fingerprint: equal exactly for tokenizers that give the same ids."""
+        return sha256_json({"format": FORMAT, "kind": self.kind, **self.options()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything about the tokenizer as plain values, with its fingerprint."""
+        return {"format": FORMAT, "kind": self.kind, **self.options(), "sha256": self.sha256}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], source: str = "tokenizer") -> "Tokenizer":
+        """The tokenizer that `to_dict` described.
+
+        Args:
+            values: what `to_dict` gave
+            source: the file's name, for error messages
+
+        Raises:
+            DataError: if the values are no tokenizer's, or not those that were saved.
+        """
+        if not isinstance(values, dict) or not {"format", "kind", "sha256"} <= values.keys():
+            raise DataError(f"{source}: is not a tinylm tokenizer")
+        if values["format"] != FORMAT:
+            raise DataError(f"{source}: has format {values['format']}, this tinylm reads format {FORMAT}")
+        options = {name: value for name, value in values.items() if name not in ("format", "kind", "sha256")}
+        try:
+            tokenizer = tokenizer_class(values["kind"])(**options)
+        except (ConfigError, TypeError, ValueError) as error:
+            raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
+        if tokenizer.sha256 != values["sha256"]:
+            raise DataError(f"{source}: is damaged (SHA-256 differs from the recorded one); save it again")
+        return tokenizer
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tokenizer to one JSON file, atomically."""
+        write_json(path, self.to_dict())
+
+
+def tokenizer_class(kind: str) -> type[Tokenizer]:
+    """The tokenizer class of a kind's name.
+
+    Raises:
+        ConfigError: for an unknown kind.
+    """
+    if kind not in Tokenizer.kinds:
+        hint = did_you_mean(kind, Tokenizer.kinds)
+        raise ConfigError(f"tokenizer: no kind {kind!r}{hint or ', known are ' + ', '.join(Tokenizer.kinds)}")
+    return Tokenizer.kinds[kind]
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads a tokenizer that was saved with `Tokenizer.save`.
+
+    Raises:
+        MissingInputError: if there is no such file.
+        DataError: if it is damaged or something else.
+    """
+    if not Path(path).is_file():
+        raise MissingInputError(f"{path}: no such tokenizer file")
+    return Tokenizer.from_dict(read_json(path), source=str(path))
+
+
+def _read_chunks(path: Path, size: int = 1 << 20) -> Iterator[str]:
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:  # newline="": CRLF stays CRLF
+            while chunk := file.read(size):
+                yield chunk
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from error
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 bytes of a text.
+
+    Raises:
+        DataError: for a lone surrogate, which is half a character and has no UTF-8 form.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
+            f"remove it or decode the source with errors='replace'"
+        ) from error

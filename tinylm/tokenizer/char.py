@@ -1,0 +1,76 @@
+"""One id per character: the smallest vocabulary that keeps letters whole, and the first tokenizer to understand."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer.base import Tokenizer, utf8
+
+UNKNOWN = "<|unk|>"
+
+
+class CharTokenizer(Tokenizer):
+    """The characters (Unicode code points) of a corpus in their order, then the special tokens.
+
+    Args:
+        characters: the vocabulary, each character once
+        special_tokens: their ids follow the characters'. With `<|unk|>` among them, unseen characters become that
+            token; without it they are an error.
+    """
+
+    kind = "char"
+
+    def __init__(self, characters: str, special_tokens: Sequence[str] = ()) -> None:
+        if len(set(characters)) != len(characters):
+            raise ConfigError("characters must be different from each other")
+        super().__init__([utf8(character) for character in characters], special_tokens)
+        self.characters = characters
+        self.unknown = self.special_tokens.get(UNKNOWN)
+
+    @classmethod
+    def train_from_texts(cls, texts: Iterable[str], *, special_tokens: Sequence[str] = ()) -> Self:
+        """The tokenizer of all characters that occur, in code point order.
+
+        Raises:
+            DataError: if there is no text.
+        """
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        if not seen:
+            raise DataError("the corpus is empty: there is no character to make a vocabulary of")
+        return cls("".join(sorted(seen)), special_tokens)
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        """Code point -> id, or -1: one gather encodes a whole text."""
+        points = np.array([ord(character) for character in self.characters])
+        table = np.full(points.max(initial=0) + 2, -1, dtype=np.int64)  # the last entry stands for all beyond
+        table[points] = np.arange(len(points))
+        return table
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        """One id per character, int64 (n,).
+
+        Raises:
+            DataError: for an unseen character, with its code point and place.
+        """
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        unseen = np.flatnonzero(ids < 0)
+        if len(unseen) and self.unknown is not None:
+            ids[unseen] = self.unknown
+        elif len(unseen):
+            place = int(unseen[0])
+            raise DataError(
+                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {place} is not in the vocabulary "
+                f"of {len(self.characters)} characters; add it to the corpus, or train with the special token {UNKNOWN}"
+            )
+        return ids
+
+    def options(self) -> dict[str, Any]:
+        """Vocabulary and special tokens."""
+        return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
