@@ -5,6 +5,7 @@ the disk and renamed over it, so that a reader (or the next run, after a power c
 one and never a part. Temporary names all begin with `.tmp-`, and `sweep` removes those that a killed process left.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -225,3 +226,36 @@ def locked(path: str | Path) -> Iterator[None]:
     make_folder(path.parent)
     with _storage_errors(path), filelock.FileLock(path):
         yield
+
+
+def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | None" = None) -> Iterator[str]:
+    """The text of a file in chunks of about a megabyte, characters whole, newlines as they are.
+
+    Args:
+        path: the file
+        errors: as in `bytes.decode`
+        digest: is updated with the bytes, where given
+
+    Raises:
+        DataError: for bytes that are not UTF-8 under `errors="strict"`, with their offset.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    offset = 0  # of the first byte that is not decoded yet
+    with path.open("rb") as file:
+        while True:
+            data = file.read(1 << 20)
+            if digest is not None:
+                digest.update(data)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: is not UTF-8 at byte {offset + error.start} ({error.reason}); "
+                    f"repair the file, set data.errors=replace, or use the byte tokenizer"
+                ) from error
+            if text:
+                yield text
+            if not data:
+                return
+            offset += pending + len(data) - len(decoder.getstate()[0])

@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
-from tinylm.files import read_json, sha256_json, write_json
+from tinylm.files import read_chunks, read_json, sha256_json, write_json
 
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
@@ -84,7 +84,7 @@ class Tokenizer(ABC):
             MissingInputError: if a file is not there.
             DataError: if one is not UTF-8.
         """
-        return cls.train_from_texts((chunk for path in paths for chunk in _read_chunks(Path(path))), **options)
+        return cls.train_from_texts((chunk for path in paths for chunk in _read_existing(Path(path))), **options)
 
     @abstractmethod
     def encode_ordinary(self, text: str) -> np.ndarray:
@@ -224,15 +224,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer.from_dict(read_json(path), source=str(path))
 
 
-def _read_chunks(path: Path, size: int = 1 << 20) -> Iterator[str]:
+def _read_existing(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:  # newline="": CRLF stays CRLF
-            while chunk := file.read(size):
-                yield chunk
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from error
+    yield from read_chunks(path)
 
 
 def utf8(text: str) -> bytes:

@@ -1,6 +1,7 @@
 """One id per character: the smallest vocabulary that keeps letters whole, and the first tokenizer to understand."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -37,12 +38,12 @@ class CharTokenizer(Tokenizer):
         Raises:
             DataError: if there is no text.
         """
-        seen: set[str] = set()
+        seen = np.zeros(sys.maxunicode + 1, dtype=bool)
         for text in texts:
-            seen.update(text)
-        if not seen:
+            seen[_code_points(text)] = True
+        if not seen.any():
             raise DataError("the corpus is empty: there is no character to make a vocabulary of")
-        return cls("".join(sorted(seen)), special_tokens)
+        return cls("".join(map(chr, np.flatnonzero(seen))), special_tokens)
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -58,7 +59,10 @@ class CharTokenizer(Tokenizer):
         Raises:
             DataError: for an unseen character, with its code point and place.
         """
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        return self._encode(text, 0)
+
+    def _encode(self, text: str, start: int) -> np.ndarray:
+        points = _code_points(text)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         unseen = np.flatnonzero(ids < 0)
         if len(unseen) and self.unknown is not None:
@@ -66,11 +70,23 @@ class CharTokenizer(Tokenizer):
         elif len(unseen):
             place = int(unseen[0])
             raise DataError(
-                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {place} is not in the vocabulary "
+                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {start + place} is not in the vocabulary "
                 f"of {len(self.characters)} characters; add it to the corpus, or train with the special token {UNKNOWN}"
             )
         return ids
 
+    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
+        """As `encode_ordinary`; an unseen character's position counts from the start of the stream."""
+        start = 0
+        for chunk in chunks:
+            yield self._encode(chunk, start)
+            start += len(chunk)
+
     def options(self) -> dict[str, Any]:
         """Vocabulary and special tokens."""
         return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
+
+
+def _code_points(text: str) -> np.ndarray:
+    """The code point of each character, uint32 (n,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

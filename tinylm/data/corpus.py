@@ -1,0 +1,231 @@
+"""Where text comes from: the built-in stories, files, globs and URLs, by name.
+
+A corpus is split into parts (`train`, `val` and, with three fractions, `test`) and gives each part as documents, each
+document as chunks of text, so that a file may be larger than memory. Text is UTF-8 and nothing is normalized: what
+comes out is what went in, character for character.
+"""
+
+import glob
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinylm.data.download import Download, download
+from tinylm.data.stories import VERSION, stories
+from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from tinylm.files import read_chunks, sha256_json
+
+PARTS = ("train", "val", "test")
+NAMES = ("stories", "tinyshakespeare", "tinystories")
+STORY_COUNT = 8000  # 4 MB
+
+TINYSHAKESPEARE = Download(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+_HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
+TINYSTORIES = tuple(
+    Download(f"{_HUB}/resolve/main/TinyStoriesV2-GPT4-{part}.txt", pointer=f"{_HUB}/raw/main/TinyStoriesV2-GPT4-{part}.txt")
+    for part in ("train", "valid")
+)
+
+
+class Corpus(ABC):
+    """A text in parts.
+
+    Attributes:
+        name: what the user calls it
+        parts: `("train", "val")` or `("train", "val", "test")`
+        separated: whether there are several documents, so that a token between them is wanted
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    separated: bool
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the text of the parts."""
+
+    @abstractmethod
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """The documents of a part, in order; each as chunks, to be read before the next document is asked for."""
+
+    def texts(self) -> Iterator[str]:
+        """All chunks of all parts: what a vocabulary is taken from."""
+        for part in self.parts:
+            for document in self.documents(part):
+                yield from document
+
+
+def open_corpus(
+    source: str, *, split: tuple[float, ...], cache_dir: Path, seed: int = 0, errors: str = "strict"
+) -> Corpus:
+    """The corpus of a name, path, glob or URL.
+
+    Args:
+        source: `stories`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL
+        split: fractions of two or three parts
+        cache_dir: where downloads are kept
+        seed: of the generated stories
+        errors: what to do with bytes that are not UTF-8: `strict`, `replace`, or `surrogateescape` to carry them along
+
+    Raises:
+        MissingInputError: if there is no such file, or a download cannot happen.
+        DataError: if the text is empty or not UTF-8.
+    """
+    if source == "stories":
+        return StoriesCorpus(split, seed)
+    if source == "tinyshakespeare":
+        return FileCorpus(source, [download(TINYSHAKESPEARE, cache_dir)], split, errors)
+    if source == "tinystories":
+        return TinyStories([download(url, cache_dir) for url in TINYSTORIES], split, errors)
+    if "://" in source:
+        return FileCorpus(source, [download(Download(source), cache_dir)], split, errors)
+    paths = [Path(source)] if Path(source).is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        hint = did_you_mean(source, NAMES) or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"
+        raise MissingInputError(f"data.corpus: {source}: no such corpus or file{hint}")
+    return FileCorpus(source, paths, split, errors)
+
+
+def check_split(split: Iterable[float]) -> tuple[float, ...]:
+    """The fractions of the parts, checked.
+
+    Raises:
+        ConfigError: if they are not two or three positive fractions that sum to 1.
+    """
+    split = tuple(split)
+    if len(split) not in (2, 3) or min(split) <= 0 or abs(sum(split) - 1) > 1e-9:
+        raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")
+    return split
+
+
+class StoriesCorpus(Corpus):
+    """The built-in stories. A story's text decides its part, so no two parts share a story."""
+
+    name = "stories"
+    separated = True
+
+    def __init__(self, split: tuple[float, ...], seed: int, count: int = STORY_COUNT) -> None:
+        self.parts = PARTS[: len(split)]
+        self.split, self.seed, self.count = split, seed, count
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json(["stories", VERSION, self.seed, self.count, self.split])
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        return ([text] for text in stories(self.seed, self.count) if self._part_of(text) == part)
+
+    def _part_of(self, text: str) -> str:
+        fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 256**7
+        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
+        return self.parts[sum(fraction >= bound for bound in bounds)]
+
+
+class FileCorpus(Corpus):
+    """Text files, one after the other; each is a document. Split by characters.
+
+    The files are read once when the corpus is opened: to check them, to count their characters, and for the
+    fingerprint.
+    """
+
+    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
+        self.name, self.paths, self.split, self.errors = name, paths, split, errors
+        self.parts = PARTS[: len(split)]
+        self.separated = len(paths) > 1
+        self._scans = [scan(path, errors) for path in paths]
+        self.num_characters = sum(found.num_characters for found in self._scans)
+        if not self.num_characters:
+            raise DataError(f"data.corpus: {name}: is empty")
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json(["files", [found.sha256 for found in self._scans], self.split, self.errors])
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        begin, end = self._range(part)
+        for path, found in zip(self.paths, self._scans, strict=True):
+            if begin < found.num_characters and end > 0:
+                yield read_characters(path, max(begin, 0), end, self.errors)
+            begin, end = begin - found.num_characters, end - found.num_characters
+
+    def _range(self, part: str) -> tuple[int, int]:
+        """Where a part begins and ends, in characters of all files together; bounds are rounded down."""
+        index = self.parts.index(part)
+        bounds = [int(self.num_characters * sum(self.split[:i])) for i in range(len(self.split))]
+        return bounds[index], [*bounds, self.num_characters][index + 1]
+
+
+class TinyStories(Corpus):
+    """TinyStories (Eldan, Li 2023), GPT-4's part: a training and a validation file, stories between separators.
+
+    The files' own split is kept; with three parts, every other validation story goes to `test`.
+    """
+
+    name = "tinystories"
+    separated = True
+
+    def __init__(self, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
+        self.paths, self.errors = paths, errors
+        self.parts = PARTS[: len(split)]
+        self._scans = [scan(path, errors) for path in paths]
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json(["tinystories", [found.sha256 for found in self._scans], self.parts, self.errors])
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        train, validation = self.paths
+        chunks = read_chunks(train if part == "train" else validation, self.errors)
+        for number, text in enumerate(split_documents(chunks, "<|endoftext|>")):
+            if part == "train" or len(self.parts) == 2 or number % 2 == (part == "test"):
+                yield [text]
+
+
+# --- reading files
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file found."""
+
+    sha256: str
+    num_characters: int
+
+
+def scan(path: Path, errors: str) -> Scan:
+    """Reads a file once, in bounded memory.
+
+    Raises:
+        DataError: at the first byte that is not UTF-8 (unless `errors` allows it), with its offset.
+    """
+    digest, characters = hashlib.sha256(), 0
+    for text in read_chunks(path, errors, digest):
+        characters += len(text)
+    return Scan(digest.hexdigest(), characters)
+
+
+def read_characters(path: Path, begin: int, end: int, errors: str) -> Iterator[str]:
+    """Characters `begin` to `end` of a file, in chunks."""
+    for text in read_chunks(path, errors):
+        if piece := text[max(begin, 0) : max(end, 0)]:
+            yield piece
+        begin, end = begin - len(text), end - len(text)
+        if end <= 0:
+            return
+
+
+def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
+    """The texts between separators, which may straddle chunks; empty ones are left out."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(separator)
+        yield from filter(None, whole)
+    if rest:
+        yield rest

@@ -1,0 +1,97 @@
+"""Files fetched once: with a progress bar, a checksum, and a clear word when there is no network."""
+
+import hashlib
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tqdm import tqdm
+
+from tinylm.errors import DataError, MissingInputError, notice
+from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
+
+TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on the web.
+
+    Attributes:
+        url: where it is
+        sha256: what it must be, where that is known
+        pointer: URL of a Git LFS pointer that names the SHA-256, for hosts that have one
+    """
+
+    url: str
+    sha256: str | None = None
+    pointer: str | None = None
+
+    def path(self, cache_dir: Path) -> Path:
+        """Where the file is kept, and where it may be put by hand."""
+        name = unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "index"
+        return cache_dir / "downloads" / sha256_bytes(self.url.encode())[:8] / name
+
+
+def download(source: Download, cache_dir: Path) -> Path:
+    """The path of a file, fetched if it is not there yet.
+
+    Args:
+        source: what to fetch
+        cache_dir: the cache; the file goes below its `downloads` folder
+
+    Raises:
+        MissingInputError: if it cannot be fetched, with the place to put it by hand.
+        DataError: if it is not the file that was expected.
+    """
+    path = source.path(cache_dir)
+    if not path.is_file():
+        with locked(path.with_name(".lock")):
+            if not path.is_file():  # somebody else may have fetched it while we waited
+                _fetch(source, path)
+    elif source.sha256 is not None and sha256_file(path) != source.sha256:
+        raise DataError(f"{path}: is not the file of {source.url} (SHA-256 differs); delete it to download it again")
+    return path
+
+
+def _fetch(source: Download, path: Path) -> None:
+    notice(f"downloading {source.url}")
+    try:
+        expected = source.sha256 or (source.pointer and _pointed_sha256(source.pointer))
+        with urllib.request.urlopen(source.url, timeout=TIMEOUT) as response, atomic_write(path) as file:
+            found = _copy(response, file)
+            if expected and found != expected:
+                raise DataError(f"{source.url}: is not the expected file (SHA-256 {found[:16]}...); try again later")
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+        raise MissingInputError(
+            f"cannot download {source.url} ({reason}); without a network, put the file at {path} by hand"
+        ) from error
+
+
+def _copy(response: http.client.HTTPResponse, file) -> str:
+    """Copies a response to a file with a progress bar, and gives the SHA-256 of what came."""
+    size = int(response.headers.get("Content-Length") or 0)
+    digest, received = hashlib.sha256(), 0
+    with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        while block := response.read(1 << 18):
+            digest.update(block)
+            received += file.write(block)
+            bar.update(len(block))
+    if size and received != size:
+        raise http.client.IncompleteRead(b"", size - received)
+    return digest.hexdigest()
+
+
+def _pointed_sha256(url: str) -> str:
+    """The SHA-256 that a Git LFS pointer names: its line `oid sha256:<hex>`."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        text = response.read(1024).decode("utf-8", "replace")
+    for line in text.splitlines():
+        if line.startswith("oid sha256:"):
+            return line.removeprefix("oid sha256:").strip()
+    raise DataError(f"{url}: is not a Git LFS pointer, so the download cannot be checked")

@@ -1,0 +1,146 @@
+"""The token cache: a corpus encoded once, as memory-mapped arrays of ids that are checked each time they are opened.
+
+A cache is a folder with one file of ids for each part (`train.bin` ...) and `meta.json`. Its name holds a key, the
+SHA-256 of what decides the ids: text, tokenizer and this format. So a changed text or tokenizer finds no cache and
+makes one; a damaged cache is found by its checksums and made again. Text streams through: memory does not grow with
+the corpus.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tinylm.data.corpus import NAMES, Corpus
+from tinylm.errors import DataError, TinyLMError, notice
+from tinylm.files import (
+    atomic_folder,
+    locked,
+    make_folder,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    sweep,
+    write_json,
+)
+from tinylm.tokenizer import Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer.base import END_OF_TEXT
+
+FORMAT = 1
+
+
+def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names.
+
+    Args:
+        spec: a kind, whose vocabulary is then taken from the corpus, or a tokenizer's file
+        corpus: the text
+        cache_dir: where a trained tokenizer is kept, so that every process of a job has the same one
+
+    Raises:
+        MissingInputError: if it is neither a kind nor a file.
+    """
+    if spec not in Tokenizer.kinds and (Path(spec).suffix or Path(spec).exists()):
+        return load_tokenizer(spec)
+    kind = tokenizer_class(spec)
+    special_tokens = [END_OF_TEXT] if corpus.separated else []
+    key = sha256_json(["tokenizer", FORMAT, spec, corpus.fingerprint, special_tokens])
+    path = cache_dir / "tokenizers" / f"{spec}-{key[:16]}.json"
+    with locked(path.with_suffix(".lock")):
+        try:
+            return load_tokenizer(path)
+        except TinyLMError:  # none yet, or a damaged one
+            tokenizer = kind.train_from_texts(corpus.texts(), special_tokens=special_tokens)
+            tokenizer.save(path)
+            return tokenizer
+
+
+def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
+    """The ids of every part of a corpus, encoded now if no good cache is there.
+
+    Args:
+        corpus: the text
+        tokenizer: how it is cut
+        cache_dir: caches are kept in its `tokens` folder
+
+    Returns:
+        part -> memory-mapped ids, uint16 or uint32, (tokens,)
+
+    Raises:
+        DataError: for text that the tokenizer has no ids for.
+        CannotCreateError: if the cache folder cannot be written.
+    """
+    key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
+    family = f"{_slug(corpus.name)}-{tokenizer.kind}"
+    folder = make_folder(cache_dir / "tokens") / f"{family}-{key[:16]}"
+    with locked(folder.with_name(folder.name + ".lock")):
+        problem = _problem(folder, corpus)
+        if problem:
+            stale = [other for other in folder.parent.glob(f"{family}-*") if other.is_dir() and other != folder]
+            if problem == "missing" and stale:
+                problem = "of an earlier text, split or tokenizer"
+            if problem != "missing":
+                notice(f"the token cache of {corpus.name} is {problem}: encoding again")
+            sweep(folder.parent)
+            _build(folder, corpus, tokenizer)
+    return {part: _memmap(folder / f"{part}.bin", _dtype(tokenizer)) for part in corpus.parts}
+
+
+def _memmap(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The numbers in a file, without reading them yet. (An empty file cannot be mapped.)"""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _slug(name: str) -> str:
+    """A corpus's name as part of a file name; paths get a digest, since many end alike."""
+    if name in NAMES:
+        return name
+    whole = name if "://" in name else str(Path(name).absolute())
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', Path(name).stem)[:40]}-{sha256_bytes(whole.encode('utf-8', 'replace'))[:8]}"
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+def _problem(folder: Path, corpus: Corpus) -> str | None:
+    """What is wrong with a cache, or None: `missing` or `damaged`."""
+    if not folder.is_dir():
+        return "missing"
+    try:
+        recorded = read_json(folder / "meta.json")["sha256"]
+        good = all(recorded[part] == sha256_file(folder / f"{part}.bin") for part in corpus.parts)
+    except (OSError, DataError, KeyError, TypeError):
+        good = False
+    return None if good else "damaged"
+
+
+def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """Encodes all parts into a new cache folder, which appears whole."""
+    started = time.monotonic()
+    counts, checksums = {}, {}
+    with atomic_folder(folder) as new:
+        for part in corpus.parts:
+            counts[part] = 0
+            with (new / f"{part}.bin").open("wb") as file:
+                for ids in encode_part(corpus, part, tokenizer):
+                    file.write(ids.astype(_dtype(tokenizer)).data)
+                    counts[part] += len(ids)
+            checksums[part] = sha256_file(new / f"{part}.bin")
+        meta = {"format": FORMAT, "corpus": corpus.name, "tokens": counts, "sha256": checksums}
+        write_json(new / "meta.json", meta)
+    seconds = time.monotonic() - started
+    sizes = ", ".join(f"{count:,} {part}" for part, count in counts.items())
+    notice(f"encoded {corpus.name} into tokens: {sizes} ({seconds:.1f} s)")
+
+
+def encode_part(corpus: Corpus, part: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of one part in order, chunk by chunk; where there are several documents, each ends with END_OF_TEXT."""
+    end = tokenizer.end_of_text if corpus.separated else None
+    for document in corpus.documents(part):
+        yield from tokenizer.encode_stream(document)
+        if end is not None:
+            yield np.array([end])
