@@ -57,6 +57,12 @@ class Interrupted(TinyLMError):
     exit_code = 130
 
 
+class Preempted(TinyLMError):
+    """Stopped by the system (SIGTERM) and ready to be resumed. Exit code 75."""
+
+    exit_code = 75
+
+
 def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None = None) -> str:
     """`", did you mean 'x'?"` for the known word that `word` resembles or that `foreign` maps it to, else `""`.
 

@@ -92,31 +92,31 @@ class ModelConfig:
     """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "kv_heads", "ff_width", "max_seq_len"):
-            _require(getattr(self, name) >= 1, f"{_FIELD.get(name, name)} must be at least 1, got {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) >= 1, f"{_FIELD.get(name, name)} must be at least 1, got {getattr(self, name)}")
+        require(
             self.d_model % self.num_heads == 0,
             f"d_model must be divisible by num_heads, got d_model={self.d_model} and num_heads={self.num_heads}",
         )
-        _require(
+        require(
             self.num_heads % self.kv_heads == 0,
             f"num_heads must be divisible by num_kv_heads, "
             f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}",
         )
         if self.positional_encoding == "rotary":
-            _require(
+            require(
                 self.head_width % 2 == 0,
                 f"rotary positions need an even head width, got d_model={self.d_model} / num_heads={self.num_heads} "
                 f"= {self.head_width}",
             )
-            _require(self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+            require(self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
-            _require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
-        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
-        _require(self.norm_eps > 0, f"norm_eps must be positive, got {self.norm_eps}")
+            require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
+        require(self.norm_eps > 0, f"norm_eps must be positive, got {self.norm_eps}")
         if self.sliding_window is not None:
-            _require(self.sliding_window >= 1, f"sliding_window must be at least 1, got {self.sliding_window}")
+            require(self.sliding_window >= 1, f"sliding_window must be at least 1, got {self.sliding_window}")
 
     @property
     def kv_heads(self) -> int:
@@ -144,8 +144,8 @@ class ModelConfig:
         """
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            _require(name in fields, f"{name}: no such field of ModelConfig{did_you_mean(name, fields, FOREIGN_NAMES)}")
-        _require("vocab_size" in values, "vocab_size: missing; a model needs the number of its tokens")
+            require(name in fields, f"{name}: no such field of ModelConfig{did_you_mean(name, fields, FOREIGN_NAMES)}")
+        require("vocab_size" in values, "vocab_size: missing; a model needs the number of its tokens")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,26 +156,34 @@ class ModelConfig:
 _FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def _check_types(config: Any) -> None:
-    """Refuses what a dataclass lets through: 'yes' for a bool, 2.5 layers, an unknown choice."""
+def check_types(config: Any) -> None:
+    """Refuses what a dataclass lets through: 'yes' for a bool, 2.5 layers, an unknown choice; an int is a float too.
+
+    Raises:
+        ConfigError: naming the field.
+    """
     for name, expected in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(expected) is Literal:
             choices = get_args(expected)
             hint = did_you_mean(str(value), choices)
-            _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+            require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+            continue
+        if get_origin(expected) is tuple:
+            require(len(value) == len(get_args(expected)), f"{name} must have {len(get_args(expected))} values")
             continue
         allowed = get_args(expected) or (expected,)
         if float in allowed and type(value) is int:
             object.__setattr__(config, name, float(value))
             continue
         wanted = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in allowed)
-        _require(type(value) in allowed, f"{name} must be {wanted}, got {value!r}")
+        require(type(value) in allowed, f"{name} must be {wanted}, got {value!r}")
 
 
 # The sizes that configs/*.yaml use. Parameter counts depend on the vocabulary: `parameter_count` computes them.
@@ -197,7 +205,7 @@ def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
     Raises:
         ConfigError: for an unknown name.
     """
-    _require(name in PRESETS, f"{name}: no such preset, known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
+    require(name in PRESETS, f"{name}: no such preset, known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return ModelConfig.from_dict({"vocab_size": vocab_size, **PRESETS[name], **changes})
 
 

@@ -1,0 +1,16 @@
+"""Training, by Lightning. Only this folder and data/datamodule.py know it."""
+
+from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from tinylm.training.module import LitTransformerLM
+from tinylm.training.optim import Muon, OptimizerConfig
+from tinylm.training.schedule import ScheduleConfig
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "LitTransformerLM",
+    "Muon",
+    "OptimizerConfig",
+    "ScheduleConfig",
+]

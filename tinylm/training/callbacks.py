@@ -1,0 +1,358 @@
+"""What happens around the steps: measuring and logging, progress for people, samples, the model at the end."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from tqdm import tqdm
+
+from tinylm.analysis.plots import draw_curves
+from tinylm.bundle import load_bundle, save_bundle
+from tinylm.errors import ConfigError, DataError, Interrupted, MissingInputError, Preempted, notice
+from tinylm.files import make_folder
+from tinylm.generation import Generator
+from tinylm.model import flops_per_token
+from tinylm.training.checkpoint import LastCheckpoint
+from tinylm.training.module import LitTransformerLM
+
+
+def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the best of many square matrix products: what this device can do, as found now.
+
+    Args:
+        device: where
+        dtype: of the matrices
+        size: rows and columns; on CUDA four times as many, to fill the device
+        seconds: how long to try
+    """
+    size = size * 4 if device.type == "cuda" else size
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        torch.matmul(matrix, matrix).flatten()[0].item()  # .item() waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+class Throughput(Callback):
+    """Measures tokens/s and MFU between two logs, validation and saving left out."""
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        """Speed.
+
+        Args:
+            peak_flops: of one device in FLOP/s. Empty: measured before training
+        """
+        self.peak_flops = peak_flops
+        self._tokens = self._seconds = 0.0
+        self._started: float | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures the peak in the type that matrix products are computed in."""
+        if self.peak_flops is None:
+            low = {"bf16": torch.bfloat16, "16-": torch.float16, "64-": torch.float64}
+            dtype = next((kind for name, kind in low.items() if str(trainer.precision).startswith(name)), torch.float32)
+            self.peak_flops = measure_peak_flops(pl_module.device, dtype)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts the clock, where it does not run."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the tokens."""
+        self._tokens += batch.inputs.numel() * trainer.world_size
+
+    def stop(self) -> None:
+        """Stops the clock until the next training batch."""
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation does not count."""
+        self.stop()
+
+    def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
+        """Tokens/s over all devices and MFU since the last reading."""
+        self.stop()
+        rate = self._tokens / max(self._seconds, 1e-9)
+        self._tokens = self._seconds = 0.0
+        metrics = {"perf/tokens_per_sec": rate}
+        if self.peak_flops:
+            metrics["perf/mfu"] = rate * flops_per_token(pl_module.network) / self.peak_flops / trainer.world_size
+        return metrics
+
+
+class MetricsLog(Callback):
+    """Gives loss, gradient norm, learning rate and speed of the training to all loggers, every `log_every_n_steps`.
+
+    Without the per-step bookkeeping of `self.log`, which would cost more than the optimizer of a small model.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+        self.latest: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs after every so many optimizer steps."""
+        step = trainer.global_step
+        due = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+        if not finished_step(trainer, batch_idx) or not due:
+            return
+        self.latest = {
+            "train/loss": pl_module.train_loss.item(),
+            "train/grad_norm": pl_module.grad_norm.item(),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **self.throughput.read(trainer, pl_module),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=step)
+
+
+class Progress(ProgressBar):
+    """Training for people: a bar over optimizer steps on a terminal, lines elsewhere, a line at each validation.
+
+    Validations print their figures; samples are printed under them.
+    """
+
+    def __init__(self, metrics: MetricsLog) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self._bar: tqdm | None = None
+        self._started = 0.0
+        self._first_step = 0
+        self._enabled = True
+
+    def enable(self) -> None:
+        """Switches the display on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Switches the display off: ranks other than 0."""
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints a line above the bar."""
+        if self._enabled:
+            tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Begins the bar at the step where the run stands."""
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._total = int(trainer.estimated_stepping_batches)
+        terminal = sys.stderr.isatty() and self._enabled
+        layout = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+        if terminal:
+            self._bar = tqdm(
+                total=self._total, initial=trainer.global_step, bar_format=layout, dynamic_ncols=True, leave=False
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar; a tenth of the way further, where there is no terminal, a line."""
+        step = trainer.global_step
+        if not finished_step(trainer, batch_idx) or not self._enabled:
+            return
+        if self._bar is not None:
+            if step % 5 == 0 or step == self._total:
+                self._bar.set_postfix_str(self._figures(), refresh=False)
+                self._bar.update(step - self._bar.n)
+        elif self.metrics.latest and step % max(1, self._total // 10) == 0:
+            elapsed = time.perf_counter() - self._started
+            left = elapsed / max(step - self._first_step, 1) * (self._total - step)
+            self.print(f"step {step:,}/{self._total:,} | {self._figures()} | {left:.0f} s left")
+
+    def _figures(self) -> str:
+        latest = self.metrics.latest
+        if not latest:
+            return ""
+        text = f"loss {latest['train/loss']:.3f}, {latest['perf/tokens_per_sec']:,.0f} tokens/s"
+        return text + (f", MFU {latest['perf/mfu']:.0%}" if "perf/mfu" in latest else "")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Prints what the validation found."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.print(
+                f"step {trainer.global_step:,} | validation loss {found['val/loss']:.4f}, "
+                f"perplexity {found['val/perplexity']:.2f}, {found['val/bpb']:.3f} bits per byte, "
+                f"accuracy {found['val/accuracy']:.1%}"
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Closes the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: LitTransformerLM, exception: BaseException) -> None:
+        """Closes the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class SampleText(Callback):
+    """After each validation, shows how the model continues each prompt, on the screen and in `samples.txt`."""
+
+    def __init__(self, folder: Path, prompts: tuple[str, ...], num_tokens: int, temperature: float = 0.8) -> None:
+        self.folder, self.prompts, self.num_tokens, self.temperature = folder, prompts, num_tokens, temperature
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Generates with a fixed seed, so that samples of different steps differ by the model alone."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
+            return
+        generator = Generator(pl_module.net, pl_module.tokenizer)
+        for prompt in self.prompts:
+            try:
+                options = {"temperature": self.temperature, "seed": 1, "truncate": "left"}
+                text = prompt + generator.generate(prompt, max_new_tokens=self._length(pl_module), **options)
+            except DataError as error:  # a prompt with characters that this text does not have
+                notice(f"no sample for {prompt!r}: {error}")
+                self.prompts = tuple(other for other in self.prompts if other != prompt)
+                continue
+            trainer.progress_bar_callback and trainer.progress_bar_callback.print(_indent(text))
+            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
+                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+
+    def _length(self, pl_module: LitTransformerLM) -> int:
+        return min(self.num_tokens, max(1, pl_module.network.max_seq_len - 32))
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines())
+
+
+class GracefulStop(Callback):
+    """On SIGINT or SIGTERM: finishes the optimizer step, saves, and says how to go on. A second signal quits at once.
+
+    Exit codes are 130 for SIGINT and 75 for SIGTERM.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._received: int | None = None
+        self._earlier: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Takes the signals over; Lightning's own handlers come back when training ends."""
+        self._earlier = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = number
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves and leaves, if a signal came during the step."""
+        if self._received is None or not finished_step(trainer, batch_idx):
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save_now(trainer)
+        kind = Interrupted if self._received == signal.SIGINT else Preempted
+        raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to go on: {self.command} --resume")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
+        """Gives the signals back."""
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
+
+
+class FinishRun(Callback):
+    """When training ends: the best model as a folder, the curves as a picture, and where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Takes the time."""
+        self._started = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Only after the last step: an exception or a signal does not come here."""
+        if not trainer.is_global_zero:
+            return
+        try:
+            best = load_bundle(_best_or_last(self.folder))
+        except MissingInputError:  # checkpoints were switched off
+            info, model = {"step": trainer.global_step}, pl_module.net
+        else:
+            info, model = best.info, best.model
+        loss = trainer.callback_metrics.get("val/loss")
+        save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
+        if (self.folder / "metrics.csv").is_file():
+            draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
+        minutes, seconds = divmod(time.perf_counter() - self._started, 60)
+        figures = f", validation loss {float(loss):.4f}" if loss is not None else ""
+        notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+
+
+def _best_or_last(folder: Path) -> Path:
+    for name in ("best.ckpt", "last.ckpt"):
+        if (folder / "checkpoints" / name).is_file():
+            return folder / "checkpoints" / name
+    raise MissingInputError(f"{folder}: has no checkpoint")
+
+
+class PredictionWriter(Callback):
+    """`predict`: one JSON line for each token of the text, with its log probability given all before it in its window.
+
+    `{"position": 1, "id": 43, "token": "e", "log_prob": -0.53}`, log_prob in nats; the first token has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Opens the file."""
+        if trainer.world_size > 1:
+            raise ConfigError("predict works on one device; set trainer.devices=1")
+        make_folder(self.path.parent)
+        self._file = self.path.open("w", encoding="utf-8", newline="")
+        self._position = 1
+        self._nats = 0.0
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Writes a batch's tokens."""
+        for token, log_prob in zip(outputs[0].tolist(), outputs[1].tolist(), strict=True):
+            text = pl_module.tokenizer.token_bytes[token].decode("utf-8", "replace")
+            row = {"position": self._position, "id": token, "token": text, "log_prob": round(log_prob, 6)}
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._position += 1
+            self._nats -= log_prob
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Closes the file and says where it is."""
+        self._file.close()
+        count = self._position - 1
+        notice(f"{count:,} tokens, {self._nats / count:.4f} nats per token: {self.path}")

@@ -1,0 +1,336 @@
+"""The command line: `scripts/train.py fit|validate|test|predict`, declared in YAML.
+
+LightningCLI does the work. Added are: configs found by name from any folder, errors of one line with "did you mean",
+exit codes, and the run folder.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from tinylm.data import TextDataModule
+from tinylm.errors import ConfigError, MissingInputError, TinyLMError, did_you_mean, notice
+from tinylm.files import make_folder, sweep, write_text
+from tinylm.model import ModelConfig
+from tinylm.model.config import FOREIGN_NAMES
+from tinylm.training.callbacks import (
+    FinishRun,
+    GracefulStop,
+    MetricsLog,
+    PredictionWriter,
+    Progress,
+    SampleText,
+    Throughput,
+)
+from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, newest_good_checkpoint
+from tinylm.training.module import LitTransformerLM
+from tinylm.training.records import MetricsCSV, RunConfig, existing_run_folder, new_run_folder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def find_config(name: str) -> Path:
+    """The file of a config's name: a path as given, then in configs/ and configs/overlays/; `.yaml` may be left out.
+
+    Raises:
+        MissingInputError: if there is none.
+    """
+    for folder in (Path(), CONFIGS, CONFIGS / "overlays"):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    known = {path.stem: path for path in sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("overlays/*.yaml")])}
+    hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
+    raise MissingInputError(f"{name}: no such config file{hint}")
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`, found by `find_config`."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        """Reads one file over what is there."""
+        path = find_config(str(value))
+        try:
+            ActionConfigFile.apply_config(parser, cfg, dest, str(path))
+        except TinyLMError:
+            raise
+        except Exception as error:  # jsonargparse raises many kinds; the parser's `error` words them
+            parser.error(f"{path}: {error}")
+
+
+class Parser(LightningArgumentParser):
+    """Raises ConfigError with one line where jsonargparse prints its usage and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turns jsonargparse's words into ours."""
+        raise ConfigError(plain_error(message, self)) from ex
+
+
+def plain_error(message: str, parser: Any) -> str:
+    """One line of a jsonargparse error: what is wrong, and the option that was probably meant."""
+    text = " ".join(message.split())
+    place = re.match(r"(\S+\.ya?ml): ", text)
+    prefix = place.group(0) if place else ""
+    known = _option_names(parser)
+    unknown = re.search(r"(?:Option|[Kk]ey|Unrecognized arguments:|nested key) '?-*([\w.]+)'?", text)
+    if re.search(r"not accepted|does not exist|is not expected|Unrecognized|No action for|Group '[^']*' does not", text):
+        found = re.search(r"(?:Option|[Kk]ey|arguments:|nested key) *'?-*([\w.+]+)", text)
+        if found:
+            name = found.group(1).rstrip("+.")
+            return f"{prefix}{name}: no such option{suggest(name, known)}"
+    if unknown is None:
+        unknown = re.search(r"\"([\w.]+)\"", text)
+    text = re.sub(r"Parser key \"([\w.]+)\": ?", r"\1: ", text.removeprefix(prefix))
+    text = re.sub(r"Problem with given class_path.*?: ", "", text)
+    return prefix + text[:400]
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The known dotted option that a name resembles, by its last word or, failing that, as a whole."""
+    leaf = name.rsplit(".", 1)[-1]
+    leaves = {option.rsplit(".", 1)[-1]: option for option in known}
+    siblings = [option for option in known if option.rsplit(".", 1)[0] == name.rsplit(".", 1)[0]]
+    meant = FOREIGN_NAMES.get(leaf)
+    if meant in leaves:
+        return f", did you mean '{leaves[meant]}'?"
+    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(
+        leaf, leaves, n=1, cutoff=0.75
+    ):
+        return f", did you mean '{leaves.get(close[0], close[0])}'?"
+    return "; --help lists all"
+
+
+def _option_names(parser: Any) -> list[str]:
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(getattr(action, "choices", None), dict):
+            parsers += [choice for choice in action.choices.values() if hasattr(choice, "_actions")]
+    return sorted({str(action.dest) for each in parsers for action in each._actions})
+
+
+class TinyLMCLI(LightningCLI):
+    """LightningCLI with run folders."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        super().__init__(
+            LitTransformerLM,
+            TextDataModule,
+            save_config_callback=None,  # ours goes to the run folder
+            seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False, "max_epochs": -1, "use_distributed_sampler": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # tinylm.load is the way in
+            parser_class=Parser,
+        )
+
+    # --- the parser
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Without abbreviations, which would accept `--model.network.n_head` as something else."""
+        parser = self.parser_class(**kwargs, allow_abbrev=False)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
+        return parser
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--resume", action="store_true", help="Go on with the run from its newest checkpoint.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `run`, and the two links between network and data."""
+        parser.add_argument("--run", type=RunConfig, default=RunConfig())
+        parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
+        parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint never overrides the config; `LitTransformerLM.on_load_checkpoint` compares them."""
+
+    # --- before the work
+
+    def before_instantiate_classes(self) -> None:
+        """Checks what needs no data, then claims the run folder."""
+        config = self.config[self.subcommand]
+        network = config.model.network.clone().as_dict()
+        network.pop("vocab_size", None)
+        ModelConfig(vocab_size=1, **network)
+        run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
+        stem = Path(str(config.config[0])).stem if config.config else "run"
+        command = f"python {sys.argv[0]} fit --config {config.config[0]}" if config.config else "the same command"
+        self.command = f"{command} --run.name {run.name}" if run.name and run.name != stem else command
+        if self.subcommand == "fit" and not config.resume:
+            self.folder = new_run_folder(run, stem, self.command)
+            self.command = f"{command} --run.name {self.folder.name}" if self.folder.name != stem else command
+        else:
+            self.folder = existing_run_folder(run, stem)
+        self.run = run
+        _fill_in_run_folder(config.trainer.logger, self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds what every run has, unless the config brings its own of the kind."""
+        assert self.folder is not None
+        config = self._get(self.config_init, "trainer")
+        callbacks = list(config.callbacks or [])
+        throughput = Throughput(self.run.peak_flops)
+        metrics = MetricsLog(throughput)
+        ours = [
+            throughput,
+            metrics,
+            Progress(metrics),
+            BestCheckpoint(),
+            LastCheckpoint(),
+            SampleText(self.folder, self.run.prompts, self.run.sample_tokens),
+            FinishRun(self.folder),
+            GracefulStop(self.command),
+            PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
+        ]
+        for callback in ours:
+            wanted = config.enable_progress_bar is not False or not isinstance(callback, Progress)
+            wanted = wanted and (config.enable_checkpointing is not False or not _is_checkpoint(callback))
+            if wanted and not any(type(other) is type(callback) for other in callbacks):
+                callbacks.append(callback)
+        for callback in callbacks:
+            if _is_checkpoint(callback) and callback.dirpath is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        root = config.default_root_dir or str(self.folder)
+        return super().instantiate_trainer(
+            callbacks=callbacks, plugins=plugins, logger=self._loggers(config.logger), default_root_dir=root, **kwargs
+        )
+
+    def _loggers(self, configured: Any) -> list[Logger] | bool:
+        """metrics.csv, and behind it what the config names."""
+        if configured is False or self.subcommand != "fit":
+            return False
+        assert self.folder is not None
+        others = configured if isinstance(configured, list) else [configured] if isinstance(configured, Logger) else []
+        return [MetricsCSV(self.folder), *others]
+
+    # --- the four commands
+
+    def before_fit(self) -> None:
+        """Writes the config, says what is about to happen, and finds the checkpoint to resume from."""
+        assert self.folder is not None
+        config = self.config[self.subcommand]
+        if config.resume:
+            checkpoint = newest_good_checkpoint(self.folder)
+            self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
+            step = int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
+            MetricsCSV(self.folder).truncate(step)
+            notice(f"going on with {self.folder} from step {step:,} ({checkpoint.name})")
+        if self.trainer.is_global_zero:
+            sweep(make_folder(self.folder / "checkpoints"), older_than=0)
+            sweep(self.folder, older_than=0)
+            write_text(self.folder / "config.yaml", self._config_text())
+        self._introduce()
+
+    def _config_text(self) -> str:
+        """The whole resolved config, runnable as it is; the two links are named in a comment."""
+        dump = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, skip_link_targets=True)
+        dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
+        size = self.model.network.vocab_size
+        return f"# tinylm fit --config config.yaml\n# model.network.vocab_size: {size} (from the tokenizer)\n{dump}"
+
+    def _introduce(self) -> None:
+        """What is trained, on what, where."""
+        data, net, trainer = self.datamodule, self.model.net, self.trainer
+        tokens = len(data.tokens["train"])
+        steps = trainer.max_steps if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs of"
+        threads = f" ({torch.get_num_threads()} threads)" if self.model.device.type == "cpu" else ""
+        notice(f"run: {self.folder}")
+        notice(
+            f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
+            f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
+        )
+        notice(
+            f"training: {steps} steps of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
+            f"{type(trainer.accelerator).__name__.removesuffix('Accelerator')}{threads}, precision {trainer.precision}"
+        )
+
+    def _use_checkpoint(self) -> None:
+        """validate, test and predict work on a checkpoint, never on random weights."""
+        assert self.folder is not None
+        config = self.config_init[self.subcommand]
+        if not config.get("ckpt_path"):
+            best = self.folder / "checkpoints" / "best.ckpt"
+            config["ckpt_path"] = str(best if best.is_file() else newest_good_checkpoint(self.folder))
+        if not Path(config["ckpt_path"]).is_file():
+            raise MissingInputError(f"--ckpt_path {config['ckpt_path']}: no such checkpoint")
+        notice(f"checkpoint: {config['ckpt_path']}")
+        if "verbose" in config:
+            config["verbose"] = False
+
+    before_validate = before_test = before_predict = _use_checkpoint
+
+    def _print_metrics(self) -> None:
+        for name, value in self.trainer.callback_metrics.items():
+            if name != "step":
+                print(f"{name:16} {float(value):.6f}")
+
+    after_validate = after_test = _print_metrics
+
+
+def _is_checkpoint(callback: Any) -> bool:
+    return isinstance(callback, BestCheckpoint | LastCheckpoint)
+
+
+def _fill_in_run_folder(loggers: Any, folder: Path) -> None:
+    """`save_dir: "{run}"` of a logger in YAML stands for the run's folder."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and arguments.get("save_dir") == "{run}":
+            arguments["save_dir"] = str(folder)
+
+
+def quiet_lightning() -> None:
+    """Silences what is no news to our users: hardware lists, tips, and a warning about the one worker that we want."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", module="jsonargparse")
+
+
+def main() -> int:
+    """Runs the command line of this process.
+
+    Returns:
+        the exit code
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    quiet_lightning()
+    cli = TinyLMCLI.__new__(TinyLMCLI)
+    try:
+        cli.__init__()
+        return 0
+    except TinyLMError as error:
+        code, message = error.exit_code, str(error)
+        debug and traceback.print_exc()
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except Exception as error:
+        code, message = 70, f"{type(error).__name__}: {error}; --debug shows where"
+        debug and traceback.print_exc()
+    print(f"tinylm: error: {' '.join(message.split())}", file=sys.stderr)
+    folder = getattr(cli, "folder", None)
+    if folder is not None and folder.is_dir() and not os.listdir(folder):
+        folder.rmdir()  # nothing came of it
+    return code

@@ -1,0 +1,210 @@
+"""LitTransformerLM: the network as a LightningModule. What a step computes is here; the loop is Lightning's."""
+
+import hashlib
+import math
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinylm.bundle import checkpoint_entry
+from tinylm.data import IGNORE, Batch
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.config import require
+from tinylm.tokenizer import Tokenizer
+from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
+from tinylm.training.schedule import ScheduleConfig, learning_rate
+
+
+class LitTransformerLM(pl.LightningModule):
+    """A transformer to be trained on next tokens.
+
+    Attributes:
+        net: the network, a `TransformerLM`
+        train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
+        grad_norm: of the last optimizer step, before clipping
+    """
+
+    def __init__(
+        self,
+        network: ModelConfig,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+    ) -> None:
+        """A training run's model.
+
+        Args:
+            network: the architecture
+            optimizer: which optimizer, and how
+            schedule: the learning rate over the run
+        """
+        super().__init__()
+        if schedule.min_lr > optimizer.lr:
+            raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+        plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
+        self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
+        self.net = TransformerLM(network)
+        self.train_loss = self.grad_norm = torch.tensor(math.nan)
+        self._step_nll = torch.zeros(())
+        self._totals = torch.zeros(4, dtype=torch.float64)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The data module's tokenizer."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        require(hasattr(datamodule, "tokenizer"), "the trainer needs a data module with a tokenizer: TextDataModule")
+        return datamodule.tokenizer
+
+    def setup(self, stage: str) -> None:
+        """Checks that the tokens are the network's."""
+        size = self.tokenizer.vocab_size
+        require(size == self.network.vocab_size, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of the next tokens, (B, T) -> (B, T, V)."""
+        return self.net(ids, documents=self._documents(ids))
+
+    def _documents(self, ids: Tensor) -> Tensor | None:
+        """The number of the document that each token is in, (B, T); the separator ends its own document."""
+        if not self.network.document_mask or self.tokenizer.end_of_text is None:
+            return None
+        ends = ids == self.tokenizer.end_of_text
+        return ends.cumsum(dim=1) - ends.long()
+
+    # --- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch, scaled so that every target token of the optimizer step counts the same."""
+        if self.network.dropout > 0:
+            self._reseed(batch_idx)
+        logits = self(batch.inputs)
+        nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        share = nll / batch.num_targets
+        self._step_nll = self._step_nll.to(share.device) + share.detach()
+        # Lightning divides by the number of micro-batches and averages over devices; the share needs neither
+        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _reseed(self, batch_idx: int) -> None:
+        """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
+        place = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.global_step, batch_idx, self.trainer.global_rank)
+        seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "big")
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Just before the optimizer moves: measures the step, refuses one that is not finite, and clips."""
+        self.train_loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
+        self._step_nll = torch.zeros(())
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
+        if str(self.trainer.precision) == "16-mixed":
+            del values["gradient norm"]  # its loss scaler meets infinite gradients by design, and skips them
+        check_finite(self.trainer.global_step + 1, **values)
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, self.grad_norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer and, stepped with it, the schedule."""
+        fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses fused kernels with clipping there
+        optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
+        total, lr = int(self.trainer.estimated_stepping_batches), self.optimizer.lr
+
+        def factor(step: int) -> float:
+            return learning_rate(step, total, lr, self.schedule) / lr
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- evaluation: exact sums over the whole part, every token once
+
+    def on_validation_epoch_start(self) -> None:
+        self._totals = torch.zeros(4, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the totals."""
+        self._totals += self._sums(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss, perplexity, bits per byte and accuracy."""
+        self._log_totals("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the totals."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs loss, perplexity, bits per byte and accuracy."""
+        self._log_totals("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
+        log_probs = -F.cross_entropy(self(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+        counts = batch.targets != IGNORE
+        return batch.targets[counts], log_probs[counts]
+
+    def _sums(self, batch: Batch) -> Tensor:
+        """Nats, targets, correct guesses and bytes of a batch, float64 (4,) on the CPU."""
+        logits = self(batch.inputs)  # (B, T, V)
+        counts = batch.targets != IGNORE
+        nats = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
+        correct = (logits.argmax(dim=-1) == batch.targets).sum()
+        lengths = torch.from_numpy(self.tokenizer.byte_lengths)
+        sums = [nats.sum(dtype=torch.float64 if nats.device.type != "mps" else None), counts.sum(), correct]
+        num_bytes = lengths[batch.targets[counts].cpu()].sum()
+        return torch.tensor([*(float(value) for value in sums), float(num_bytes)], dtype=torch.float64)
+
+    def _log_totals(self, part: str) -> None:
+        totals = self._totals
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum").cpu()
+        nats, tokens, correct, num_bytes = totals.tolist()
+        loss = nats / max(tokens, 1)
+        metrics = {
+            f"{part}/loss": loss,
+            f"{part}/perplexity": math.exp(min(loss, 700)),
+            f"{part}/bpb": nats / math.log(2) / max(num_bytes, 1),
+            f"{part}/accuracy": correct / max(tokens, 1),
+            "step": float(self.trainer.global_step),  # Lightning takes it as the row's step
+        }
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
+
+    # --- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what `tinylm.load` needs: the architecture and the tokenizer."""
+        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another architecture or tokenizer, before any weight is touched."""
+        entry = checkpoint.get("tinylm")
+        require(entry is not None, "the checkpoint is not of tinylm: it names no architecture")
+        ours = self.network.to_dict()
+        for name, theirs in entry["model"].items():
+            if name not in FREE_TO_CHANGE:
+                require(ours.get(name) == theirs, f"{name}: checkpoint {theirs}, config {ours.get(name)}")
+        require(
+            entry["tokenizer"]["sha256"] == self.tokenizer.sha256,
+            "tokenizer: the checkpoint's differs from the config's (SHA-256 "
+            f"{entry['tokenizer']['sha256'][:12]} and {self.tokenizer.sha256[:12]})",
+        )
+
+
+# What may differ between a checkpoint and the config that goes on with it: the weights mean the same.
+FREE_TO_CHANGE = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
+

@@ -1,0 +1,56 @@
+"""The learning rate at each step: a linear warmup, then one of four courses down to `min_lr`."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tinylm.model.config import check_types, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run."""
+
+    name: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
+    """After warmup: half a cosine, a line, a plateau with a line at its end, or no change."""
+    warmup_steps: int = 100
+    """Optimizer steps in which the rate rises from 0 to lr, in a line."""
+    min_lr: float = 0.0
+    """Where the course ends."""
+    decay_steps: int | None = None
+    """trapezoid: optimizer steps of the last line. Empty: a fifth of the run."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        require(self.min_lr >= 0, f"min_lr must not be negative, got {self.min_lr}")
+        require((self.decay_steps or 0) >= 0, f"decay_steps must not be negative, got {self.decay_steps}")
+
+
+def learning_rate(step: int, total_steps: int, lr: float, config: ScheduleConfig) -> float:
+    """The learning rate of a step.
+
+    Args:
+        step: optimizer steps done before this one
+        total_steps: of the whole run
+        lr: the rate after warmup
+        config: the course
+
+    Returns:
+        between min_lr and lr, below min_lr only in warmup
+    """
+    if step < config.warmup_steps:
+        return lr * (step + 1) / (config.warmup_steps + 1)
+    course = max(1, total_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / course)
+    match config.name:
+        case "cosine":
+            height = (1 + math.cos(math.pi * done)) / 2
+        case "linear":
+            height = 1 - done
+        case "trapezoid":
+            decay = config.decay_steps if config.decay_steps is not None else max(1, total_steps // 5)
+            height = min(1.0, (total_steps - step) / max(1, decay))
+        case "constant":
+            height = 1.0
+    return config.min_lr + (lr - config.min_lr) * max(0.0, height)
