@@ -36,11 +36,15 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except (CannotCreateError, StorageError):
         raise
     except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
-        raise CannotCreateError(f"{path}: cannot be created ({error.strerror}); choose a folder you can write") from error
+        raise CannotCreateError(
+            f"{path}: cannot be created ({error.strerror}); choose a folder you can write"
+        ) from error
     except OSError as error:
         if error.errno == 30:  # EROFS
             raise CannotCreateError(f"{path}: is on a read-only file system; choose another folder") from error
-        raise StorageError(f"{path}: could not be written ({error.strerror}); what was there before is intact") from error
+        raise StorageError(
+            f"{path}: could not be written ({error.strerror}); what was there before is intact"
+        ) from error
 
 
 def make_folder(path: str | Path) -> Path:

@@ -27,7 +27,9 @@ TINYSHAKESPEARE = Download(
 )
 _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 TINYSTORIES = tuple(
-    Download(f"{_HUB}/resolve/main/TinyStoriesV2-GPT4-{part}.txt", pointer=f"{_HUB}/raw/main/TinyStoriesV2-GPT4-{part}.txt")
+    Download(
+        f"{_HUB}/resolve/main/TinyStoriesV2-GPT4-{part}.txt", pointer=f"{_HUB}/raw/main/TinyStoriesV2-GPT4-{part}.txt"
+    )
     for part in ("train", "valid")
 )
 
@@ -117,9 +119,11 @@ class StoriesCorpus(Corpus):
 
     @property
     def fingerprint(self) -> str:
+        """As `Corpus`."""
         return sha256_json(["stories", VERSION, self.seed, self.count, self.split])
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """As `Corpus`."""
         return ([text] for text in stories(self.seed, self.count) if self._part_of(text) == part)
 
     def _part_of(self, text: str) -> str:
@@ -146,9 +150,11 @@ class FileCorpus(Corpus):
 
     @property
     def fingerprint(self) -> str:
+        """As `Corpus`."""
         return sha256_json(["files", [found.sha256 for found in self._scans], self.split, self.errors])
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """As `Corpus`."""
         begin, end = self._range(part)
         for path, found in zip(self.paths, self._scans, strict=True):
             if begin < found.num_characters and end > 0:
@@ -178,9 +184,11 @@ class TinyStories(Corpus):
 
     @property
     def fingerprint(self) -> str:
+        """As `Corpus`."""
         return sha256_json(["tinystories", [found.sha256 for found in self._scans], self.parts, self.errors])
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """As `Corpus`."""
         train, validation = self.paths
         chunks = read_chunks(train if part == "train" else validation, self.errors)
         for number, text in enumerate(split_documents(chunks, "<|endoftext|>")):

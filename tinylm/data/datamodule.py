@@ -81,9 +81,7 @@ class TextDataModule(pl.LightningDataModule):
     @cached_property
     def corpus(self) -> Corpus:
         """The text."""
-        return open_corpus(
-            self.source, split=self.split, cache_dir=self.cache_dir, seed=self.seed, errors=self.errors
-        )
+        return open_corpus(self.source, split=self.split, cache_dir=self.cache_dir, seed=self.seed, errors=self.errors)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -42,7 +42,7 @@ def story(seed: int, number: int) -> str:
         f'One morning {name} and the {animal} went to the {place}. "{draw(("Let us play", "Look what I have"))}!" '
         f"said {name} to {friend}.",
         f"They played with the {color} {thing}, but {mishap}.",
-        f"{name} was very {draw(FEELINGS)}. \"Where is my {thing}?\" asked {name}.",
+        f'{name} was very {draw(FEELINGS)}. "Where is my {thing}?" asked {name}.',
         f"They looked all over the {place}. At last {helper} found the {color} {thing} {hiding}.",
         f"{name} {draw(THANKS)} {helper}.",
         f"Then they all went home and had {draw(MEALS)}.",

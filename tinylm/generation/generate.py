@@ -65,12 +65,12 @@ class Generator:
     def _decode(self, prompt: list[int], config: SamplingConfig, generator: torch.Generator) -> Iterator[int]:
         context = self.model.config.max_seq_len
         weight = self.model.embedding.weight
+        if len(prompt) + config.max_new_tokens > context:
+            notice(f"beyond {context} tokens the text slides: its newer half is read again and the rest forgotten")
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
         text, unread = list(prompt), list(prompt)
         for _ in range(config.max_new_tokens):
             if cache.length + len(unread) > context:
-                if len(text) == context + 1:
-                    notice(f"the context of {context} tokens is full: going on with its newer half")
                 cache.clear()
                 unread = text[-max(context // 2, 1) :]
             ids = torch.tensor([unread], device=weight.device)
@@ -85,7 +85,9 @@ class Generator:
         if not ids and self.tokenizer.end_of_text is not None:
             ids = [self.tokenizer.end_of_text]  # what precedes every document
         if not ids:
-            raise ConfigError("the prompt is empty, and this tokenizer has no token to begin a text with; give a prompt")
+            raise ConfigError(
+                "the prompt is empty, and this tokenizer has no token to begin a text with; give a prompt"
+            )
         context = self.model.config.max_seq_len
         if len(ids) > context:
             if truncate != "left":

@@ -107,9 +107,7 @@ class TransformerLM(nn.Module):
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
         self._check(start + T, documents, cache)
-        visible = visible_keys(
-            T, start + T, window=self.config.sliding_window, documents=documents, device=ids.device
-        )
+        visible = visible_keys(T, start + T, window=self.config.sliding_window, documents=documents, device=ids.device)
         x, rotary = self._embed(ids, start)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:

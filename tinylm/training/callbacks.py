@@ -72,9 +72,7 @@ class Throughput(Callback):
         if self._started is None:
             self._started = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts the tokens."""
         self._tokens += batch.inputs.numel() * trainer.world_size
 
@@ -231,7 +229,8 @@ class SampleText(Callback):
                 notice(f"no sample for {prompt!r}: {error}")
                 self.prompts = tuple(other for other in self.prompts if other != prompt)
                 continue
-            trainer.progress_bar_callback and trainer.progress_bar_callback.print(_indent(text))
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.print(_indent(text))
             with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
                 file.write(f"=== step {trainer.global_step}\n{text}\n\n")
 

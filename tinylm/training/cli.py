@@ -4,27 +4,23 @@ LightningCLI does the work. Added are: configs found by name from any folder, er
 exit codes, and the run folder.
 """
 
-import difflib
 import logging
-import os
 import re
 import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.data import TextDataModule
-from tinylm.errors import ConfigError, MissingInputError, TinyLMError, did_you_mean, notice
+from tinylm.errors import MissingInputError, TinyLMError, notice
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.model import ModelConfig
-from tinylm.model.config import FOREIGN_NAMES
 from tinylm.training.callbacks import (
     FinishRun,
     GracefulStop,
@@ -36,89 +32,8 @@ from tinylm.training.callbacks import (
 )
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, newest_good_checkpoint
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.options import ConfigFile, Parser
 from tinylm.training.records import MetricsCSV, RunConfig, existing_run_folder, new_run_folder
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def find_config(name: str) -> Path:
-    """The file of a config's name: a path as given, then in configs/ and configs/overlays/; `.yaml` may be left out.
-
-    Raises:
-        MissingInputError: if there is none.
-    """
-    for folder in (Path(), CONFIGS, CONFIGS / "overlays"):
-        for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
-    known = {path.stem: path for path in sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("overlays/*.yaml")])}
-    hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
-    raise MissingInputError(f"{name}: no such config file{hint}")
-
-
-class ConfigFile(ActionConfigFile):
-    """`--config`, found by `find_config`."""
-
-    @staticmethod
-    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
-        """Reads one file over what is there."""
-        path = find_config(str(value))
-        try:
-            ActionConfigFile.apply_config(parser, cfg, dest, str(path))
-        except TinyLMError:
-            raise
-        except Exception as error:  # jsonargparse raises many kinds; the parser's `error` words them
-            parser.error(f"{path}: {error}")
-
-
-class Parser(LightningArgumentParser):
-    """Raises ConfigError with one line where jsonargparse prints its usage and exits."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turns jsonargparse's words into ours."""
-        raise ConfigError(plain_error(message, self)) from ex
-
-
-def plain_error(message: str, parser: Any) -> str:
-    """One line of a jsonargparse error: what is wrong, and the option that was probably meant."""
-    text = " ".join(message.split())
-    place = re.match(r"(\S+\.ya?ml): ", text)
-    prefix = place.group(0) if place else ""
-    known = _option_names(parser)
-    unknown = re.search(r"(?:Option|[Kk]ey|Unrecognized arguments:|nested key) '?-*([\w.]+)'?", text)
-    if re.search(r"not accepted|does not exist|is not expected|Unrecognized|No action for|Group '[^']*' does not", text):
-        found = re.search(r"(?:Option|[Kk]ey|arguments:|nested key) *'?-*([\w.+]+)", text)
-        if found:
-            name = found.group(1).rstrip("+.")
-            return f"{prefix}{name}: no such option{suggest(name, known)}"
-    if unknown is None:
-        unknown = re.search(r"\"([\w.]+)\"", text)
-    text = re.sub(r"Parser key \"([\w.]+)\": ?", r"\1: ", text.removeprefix(prefix))
-    text = re.sub(r"Problem with given class_path.*?: ", "", text)
-    return prefix + text[:400]
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """The known dotted option that a name resembles, by its last word or, failing that, as a whole."""
-    leaf = name.rsplit(".", 1)[-1]
-    leaves = {option.rsplit(".", 1)[-1]: option for option in known}
-    siblings = [option for option in known if option.rsplit(".", 1)[0] == name.rsplit(".", 1)[0]]
-    meant = FOREIGN_NAMES.get(leaf)
-    if meant in leaves:
-        return f", did you mean '{leaves[meant]}'?"
-    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(
-        leaf, leaves, n=1, cutoff=0.75
-    ):
-        return f", did you mean '{leaves.get(close[0], close[0])}'?"
-    return "; --help lists all"
-
-
-def _option_names(parser: Any) -> list[str]:
-    parsers = [parser]
-    for action in parser._actions:
-        if isinstance(getattr(action, "choices", None), dict):
-            parsers += [choice for choice in action.choices.values() if hasattr(choice, "_actions")]
-    return sorted({str(action.dest) for each in parsers for action in each._actions})
 
 
 class TinyLMCLI(LightningCLI):
@@ -323,14 +238,16 @@ def main() -> int:
         return 0
     except TinyLMError as error:
         code, message = error.exit_code, str(error)
-        debug and traceback.print_exc()
+        if debug:
+            traceback.print_exc()
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     except Exception as error:
         code, message = 70, f"{type(error).__name__}: {error}; --debug shows where"
-        debug and traceback.print_exc()
+        if debug:
+            traceback.print_exc()
     print(f"tinylm: error: {' '.join(message.split())}", file=sys.stderr)
     folder = getattr(cli, "folder", None)
-    if folder is not None and folder.is_dir() and not os.listdir(folder):
+    if folder is not None and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # nothing came of it
     return code

@@ -131,6 +131,7 @@ class LitTransformerLM(pl.LightningModule):
     # --- evaluation: exact sums over the whole part, every token once
 
     def on_validation_epoch_start(self) -> None:
+        """Starts the totals."""
         self._totals = torch.zeros(4, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -142,6 +143,7 @@ class LitTransformerLM(pl.LightningModule):
         self._log_totals("val")
 
     def on_test_epoch_start(self) -> None:
+        """Starts the totals."""
         self.on_validation_epoch_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -207,4 +209,3 @@ class LitTransformerLM(pl.LightningModule):
 
 # What may differ between a checkpoint and the config that goes on with it: the weights mean the same.
 FREE_TO_CHANGE = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
-

@@ -1,6 +1,6 @@
 """The run folder: where a run keeps its config, metrics, checkpoints, samples and, when it ends, its model.
 
-    runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,best}.ckpt  model/
+runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,best}.ckpt  model/
 """
 
 import csv

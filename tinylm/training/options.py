@@ -1,0 +1,121 @@
+"""Options and their errors: configs found by name, and one line with "did you mean" for what cannot be meant."""
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser
+
+from tinylm.errors import ConfigError, MissingInputError, did_you_mean
+from tinylm.model.config import FOREIGN_NAMES
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def find_config(name: str) -> Path:
+    """The file of a config's name: a path as given, then in configs/ and configs/overlays/; `.yaml` may be left out.
+
+    Raises:
+        MissingInputError: if there is none.
+    """
+    for folder in (Path(), CONFIGS, CONFIGS / "overlays"):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    known = {path.stem: path for path in sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("overlays/*.yaml")])}
+    hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
+    raise MissingInputError(f"{name}: no such config file{hint}")
+
+
+class ConfigFile(ActionConfigFile):
+    """`--config`, found by `find_config`."""
+
+    read: ClassVar[list[Path]] = []  # the files of this command line, to name one in an error
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        """Reads one file over what is there."""
+        path = find_config(str(value))
+        ConfigFile.read.append(path)
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not valid YAML ({error})") from error
+        ActionConfigFile.apply_config(parser, cfg, dest, str(path))
+
+
+class Parser(LightningArgumentParser):
+    """Raises ConfigError with one line where jsonargparse prints its usage and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turns jsonargparse's words into ours."""
+        raise ConfigError(plain_error(" ".join(message.split()), _option_names(self))) from ex
+
+
+UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
+WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
+WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
+
+
+def plain_error(message: str, known: list[str]) -> str:
+    """One line for a jsonargparse error: the file or option, what is wrong, and what was probably meant.
+
+    Args:
+        message: jsonargparse's, on one line
+        known: all options' dotted names
+    """
+    message = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", message)
+    if unknown := UNKNOWN_OPTION.search(message):
+        name = unknown.group(1)
+        return f"{_source(name)}{name}: no such option{suggest(name, known)}"
+    if wrong := WRONG_VALUE.match(message):
+        name, kind, value = wrong.groups()
+        return f"{_source(name)}{name} must be {kind}, got {value}"
+    if wrong := WRONG_CHOICE.match(message):
+        name, choices, value = wrong.groups()
+        return f"{_source(name)}{name} must be one of {choices.replace(chr(39), '')}, got {value}"
+    return message[:500]
+
+
+def _source(name: str) -> str:
+    """`file: ` of the last config file that sets an option; empty if only the command line does."""
+    if any(word.lstrip("-").split("=")[0].rstrip("+") == name for word in sys.argv):
+        return ""
+    for path in reversed(ConfigFile.read):
+        value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key in name.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            return f"{path}: "
+    return ""
+
+
+_ABSENT = object()
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The known option that a dotted name resembles: a foreign name's ours, else by its last word, else as a whole."""
+    leaf = name.rsplit(".", 1)[-1]
+    leaves = {option.rsplit(".", 1)[-1]: option for option in known}
+    if FOREIGN_NAMES.get(leaf) in leaves:
+        return f", did you mean '{leaves[FOREIGN_NAMES[leaf]]}'?"
+    siblings = [option for option in known if option.rpartition(".")[0] == name.rpartition(".")[0]]
+    for candidates in (siblings, known):
+        if close := difflib.get_close_matches(name, candidates, n=1, cutoff=0.8):
+            return f", did you mean '{close[0]}'?"
+    if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8):
+        return f", did you mean '{leaves[close[0]]}'?"
+    return "; --help lists all"
+
+
+def _option_names(parser: Any) -> list[str]:
+    """The dotted names of all options of a parser and its subcommands."""
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            parsers += action.choices.values()
+    return sorted({str(action.dest) for each in parsers for action in each._actions})
