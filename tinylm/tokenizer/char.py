@@ -70,8 +70,9 @@ class CharTokenizer(Tokenizer):
         elif len(unseen):
             place = int(unseen[0])
             raise DataError(
-                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {start + place} is not in the vocabulary "
-                f"of {len(self.characters)} characters; add it to the corpus, or train with the special token {UNKNOWN}"
+                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {start + place} is not "
+                f"in the vocabulary of {len(self.characters)} characters; add it to the corpus, or train the tokenizer "
+                f"with the special token {UNKNOWN}"
             )
         return ids
 

@@ -26,13 +26,12 @@ from tinylm.training.callbacks import (
     GracefulStop,
     MetricsLog,
     PredictionWriter,
-    Progress,
-    SampleText,
     Throughput,
 )
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, newest_good_checkpoint
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, Parser
+from tinylm.training.progress import Progress, SampleText
 from tinylm.training.records import MetricsCSV, RunConfig, existing_run_folder, new_run_folder
 
 
@@ -79,7 +78,7 @@ class TinyLMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Checks what needs no data, then claims the run folder."""
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
         ModelConfig(vocab_size=1, **network)
@@ -142,10 +141,10 @@ class TinyLMCLI(LightningCLI):
     def before_fit(self) -> None:
         """Writes the config, says what is about to happen, and finds the checkpoint to resume from."""
         assert self.folder is not None
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         if config.resume:
             checkpoint = newest_good_checkpoint(self.folder)
-            self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
+            self.config_init[str(self.subcommand)]["ckpt_path"] = str(checkpoint)
             step = int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
             MetricsCSV(self.folder).truncate(step)
             notice(f"going on with {self.folder} from step {step:,} ({checkpoint.name})")
@@ -157,7 +156,9 @@ class TinyLMCLI(LightningCLI):
 
     def _config_text(self) -> str:
         """The whole resolved config, runnable as it is; the two links are named in a comment."""
-        dump = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, skip_link_targets=True)
+        dump = self._parser(self.subcommand).dump(
+            self.config[str(self.subcommand)], skip_none=False, skip_link_targets=True
+        )
         dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
         size = self.model.network.vocab_size
         return f"# tinylm fit --config config.yaml\n# model.network.vocab_size: {size} (from the tokenizer)\n{dump}"
@@ -181,7 +182,7 @@ class TinyLMCLI(LightningCLI):
     def _use_checkpoint(self) -> None:
         """validate, test and predict work on a checkpoint, never on random weights."""
         assert self.folder is not None
-        config = self.config_init[self.subcommand]
+        config = self.config_init[str(self.subcommand)]
         if not config.get("ckpt_path"):
             best = self.folder / "checkpoints" / "best.ckpt"
             config["ckpt_path"] = str(best if best.is_file() else newest_good_checkpoint(self.folder))

@@ -8,10 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from tinylm.bundle import checkpoint_entry
-from tinylm.data import IGNORE, Batch
+from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import require
@@ -57,7 +58,8 @@ class LitTransformerLM(pl.LightningModule):
     def tokenizer(self) -> Tokenizer:
         """The data module's tokenizer."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        require(hasattr(datamodule, "tokenizer"), "the trainer needs a data module with a tokenizer: TextDataModule")
+        if not isinstance(datamodule, TextDataModule):
+            raise ConfigError("the trainer needs a TextDataModule, whose tokenizer goes into every checkpoint")
         return datamodule.tokenizer
 
     def setup(self, stage: str) -> None:
@@ -116,7 +118,7 @@ class LitTransformerLM(pl.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and, stepped with it, the schedule."""
         fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses fused kernels with clipping there
         optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
@@ -195,7 +197,8 @@ class LitTransformerLM(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture or tokenizer, before any weight is touched."""
         entry = checkpoint.get("tinylm")
-        require(entry is not None, "the checkpoint is not of tinylm: it names no architecture")
+        if entry is None:
+            raise ConfigError("the checkpoint is not of tinylm: it names no architecture")
         ours = self.network.to_dict()
         for name, theirs in entry["model"].items():
             if name not in FREE_TO_CHANGE:

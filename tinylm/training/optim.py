@@ -6,7 +6,7 @@ directions of its space learn at the same speed; everything that is not a matrix
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,7 +117,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure=None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -145,21 +145,23 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         """Nesterov's: the running mean of gradients, looked at one gradient ahead."""
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        mean = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        return torch.lerp(parameter.grad, mean, group["momentum"])
+        mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        return torch.lerp(gradient, mean, group["momentum"])
 
     def _step_adamw(self, group: dict[str, Any], parameter: Tensor) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
         beta1, beta2 = group["betas"]
         state["step"] += 1
         step = int(state["step"])
-        mean = state["mean"].lerp_(parameter.grad, 1 - beta1)
-        square = state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        mean = state["mean"].lerp_(gradient, 1 - beta1)
+        square = state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
