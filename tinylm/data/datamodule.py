@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -152,7 +153,8 @@ class TextDataModule(pl.LightningDataModule):
         dataset = TrainingBatches(tokens, windows, accumulate, trainer.world_size, trainer.global_rank)
 
         def position() -> int:  # micro-batches done by all epochs; `.ready` would be one ahead after an exception
-            return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            done: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+            return done.processed
 
         sampler = MicroSteps(windows.steps_per_epoch * accumulate, position)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)

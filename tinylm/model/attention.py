@@ -36,13 +36,14 @@ def visible_keys(
         True where the key is seen, (T, S), or (B, 1, T, S) with documents. None where the rule is causality alone and
         needs no matrix: T = S, or a single query, which sees every key.
     """
-    windowed = window is not None and window < num_keys
-    if documents is None and not windowed and num_queries in (1, num_keys):
+    if window is not None and window >= num_keys:
+        window = None
+    if documents is None and window is None and num_queries in (1, num_keys):
         return None
     query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]  # (T, 1)
     key = torch.arange(num_keys, device=device)  # (S,)
     visible = key <= query  # (T, S)
-    if windowed:
+    if window is not None:
         visible &= key > query - window
     if documents is not None:
         same = documents[:, :, None] == documents[:, None, :]  # (B, T, S)

@@ -4,6 +4,8 @@ Both bring every vector of width D to a standard size and then rescale each coor
 computed in float32 at least: the mean square of a bfloat16 vector would keep two decimal digits.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,9 +40,39 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), of x's type"""
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).type_as(x)
+        if x.device.type != "cpu":
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one fused kernel
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        return _RMSNormFunction.apply(wide, self.weight.type_as(wide), self.eps).type_as(x)  # pyright: ignore
+
+
+class _RMSNormFunction(torch.autograd.Function):
+    """RMSNorm with its gradient by hand: on a CPU a tenth of a training step is saved.
+
+    With s = 1/sqrt(mean(x²) + eps), n = x s and y = n w, a gradient dy at the output gives
+
+        dw = sum over all vectors of dy n
+        dx = s (g - n mean(g n)),  g = dy w
+
+    since ds/dx = -s³ x / D: what of g points along x only changes the size that the norm takes out again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normalized = x * scale
+        ctx.save_for_backward(normalized, scale, weight)
+        return normalized * weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (dy,) = gradients
+        normalized, scale, weight = ctx.saved_tensors
+        dweight = (dy * normalized).flatten(0, -2).sum(dim=0)
+        g = dy * weight
+        along = (g * normalized).mean(dim=-1, keepdim=True)
+        return torch.addcmul(g, normalized, along, value=-1).mul_(scale), dweight, None
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

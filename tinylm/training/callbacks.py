@@ -109,13 +109,14 @@ class MetricsLog(Callback):
     ) -> None:
         """Logs after every so many optimizer steps."""
         step = trainer.global_step
-        due = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        due = step % every == 0 or step == trainer.max_steps
         if not finished_step(trainer, batch_idx) or not due:
             return
         self.latest = {
             "train/loss": pl_module.train_loss.item(),
             "train/grad_norm": pl_module.grad_norm.item(),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": pl_module.lr,
             **self.throughput.read(trainer, pl_module),
         }
         for logger in trainer.loggers:

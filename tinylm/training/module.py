@@ -28,6 +28,7 @@ class LitTransformerLM(pl.LightningModule):
         net: the network, a `TransformerLM`
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
         grad_norm: of the last optimizer step, before clipping
+        lr: learning rate of the last optimizer step
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LitTransformerLM(pl.LightningModule):
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
         self.net = TransformerLM(network)
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
+        self.lr = 0.0
         self._step_nll = torch.zeros(())
         self._totals = torch.zeros(4, dtype=torch.float64)
 
@@ -107,6 +109,7 @@ class LitTransformerLM(pl.LightningModule):
         """Just before the optimizer moves: measures the step, refuses one that is not finite, and clips."""
         self.train_loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
         self._step_nll = torch.zeros(())
+        self.lr = optimizer.param_groups[0]["lr"]
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
