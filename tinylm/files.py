@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -195,21 +196,31 @@ def seal_zip(file: BinaryIO) -> None:
 
 
 def check_seal(path: str | Path) -> None:
-    """Checks a file that `seal_zip` sealed.
+    """Checks a zip archive: by the SHA-256 of `seal_zip`, or else (one that Lightning wrote) by the archive's CRCs.
 
     Raises:
-        DataError: if the file is truncated, damaged, or was never sealed.
+        DataError: if the file is truncated, damaged, or no zip archive.
     """
     path = Path(path)
     with path.open("rb") as file:
         body = path.stat().st_size - _SEAL_LENGTH - 2
         file.seek(max(body, 0))
         if body < 0 or file.read(2 + len(_SEAL)) != _SEAL_LENGTH.to_bytes(2, "little") + _SEAL:
-            raise DataError(f"{path}: is truncated or no tinylm checkpoint (its SHA-256 is missing); use another one")
+            return _check_crcs(path)
         recorded = file.read().decode("ascii", "replace")
         file.seek(0)
         if _sha256_of_first(file, body) != recorded:
             raise DataError(f"{path}: is damaged (SHA-256 differs from the recorded one); use another checkpoint")
+
+
+def _check_crcs(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: is truncated or no checkpoint ({error}); use another one") from error
+    if bad is not None:
+        raise DataError(f"{path}: is damaged (CRC of {bad} differs from the recorded one); use another checkpoint")
 
 
 def _sha256_of_first(file: BinaryIO, size: int) -> str:

@@ -32,7 +32,7 @@ from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, Parser
 from tinylm.training.progress import Progress, SampleText
-from tinylm.training.records import MetricsCSV, RunConfig, existing_run_folder, new_run_folder
+from tinylm.training.records import MetricsCSV, RunConfig, discard_unused, existing_run_folder, new_run_folder
 
 
 class TinyLMCLI(LightningCLI):
@@ -40,6 +40,7 @@ class TinyLMCLI(LightningCLI):
 
     def __init__(self) -> None:
         self.folder: Path | None = None
+        self.claimed: Path | None = None  # the folder, if this process made it
         super().__init__(
             LitTransformerLM,
             TextDataModule,
@@ -87,7 +88,7 @@ class TinyLMCLI(LightningCLI):
         command = f"python {sys.argv[0]} fit --config {config.config[0]}" if config.config else "the same command"
         self.command = f"{command} --run.name {run.name}" if run.name and run.name != stem else command
         if self.subcommand == "fit" and not config.resume:
-            self.folder = new_run_folder(run, stem, self.command)
+            self.folder = self.claimed = new_run_folder(run, stem, self.command)
             self.command = f"{command} --run.name {self.folder.name}" if self.folder.name != stem else command
         else:
             self.folder = existing_run_folder(run, stem)
@@ -157,7 +158,7 @@ class TinyLMCLI(LightningCLI):
     def _config_text(self) -> str:
         """The whole resolved config, runnable as it is; the two links are named in a comment."""
         dump = self._parser(self.subcommand).dump(
-            self.config[str(self.subcommand)], skip_none=False, skip_link_targets=True
+            self.config[str(self.subcommand)], skip_unset=False, skip_link_targets=True
         )
         dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
         size = self.model.network.vocab_size
@@ -220,6 +221,8 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/batches.py
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
 
@@ -233,7 +236,8 @@ def main() -> int:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     quiet_lightning()
-    cli = TinyLMCLI.__new__(TinyLMCLI)
+    cli = TinyLMCLI.__new__(TinyLMCLI)  # its __init__ runs the command; what it has done by then counts in an error
+    cli.claimed = None
     try:
         cli.__init__()
         return 0
@@ -248,7 +252,6 @@ def main() -> int:
         if debug:
             traceback.print_exc()
     print(f"tinylm: error: {' '.join(message.split())}", file=sys.stderr)
-    folder = getattr(cli, "folder", None)
-    if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()  # nothing came of it
+    if cli.claimed is not None:
+        discard_unused(cli.claimed)
     return code

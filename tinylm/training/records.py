@@ -6,6 +6,7 @@ runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,
 import csv
 import io
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+        if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ConfigError(f"run.name must be a plain folder name, got {self.name!r}; run.dir is where it goes")
         if self.sample_tokens < 0:
             raise ConfigError(f"run.sample_tokens must not be negative, got {self.sample_tokens}")
@@ -99,6 +100,12 @@ def existing_run_folder(config: RunConfig, stem: str) -> Path:
         hint = f"; {config.dir} has {', '.join(runs[:8])}" if runs else ""
         raise MissingInputError(f"{folder}: no such run{hint}; give --run.name, or train it with fit")
     return folder
+
+
+def discard_unused(folder: Path) -> None:
+    """Removes the folder of a run that ended before its first step, so that its name is free again."""
+    if not (folder / "metrics.csv").exists() and not list((folder / "checkpoints").glob("*.ckpt")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,0 +1,327 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tinylm
+from tinylm.analysis.plots import read_metrics
+from tinylm.training.options import find_config, plain_error
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_a_run_leaves_what_the_design_says(finished_run):
+    found = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    model = {f"model/{name}" for name in ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")}
+    checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png"} | model | checkpoints
+
+
+def test_metrics_have_every_step_and_every_validation(finished_run):
+    columns = read_metrics(finished_run / "metrics.csv")
+    for name in ("train/loss", "train/grad_norm", "lr", "perf/tokens_per_sec", "perf/mfu"):
+        assert columns[name][0] == list(range(1, 13))
+    for name in ("val/loss", "val/perplexity", "val/bpb", "val/accuracy"):
+        assert columns[name][0] == [4, 8, 12]
+    losses = columns["val/loss"][1]
+    assert losses[2] < losses[0] < math.log(40)
+    for loss, perplexity in zip(losses, columns["val/perplexity"][1], strict=True):
+        assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    mfu, rate = columns["perf/mfu"][1][0], columns["perf/tokens_per_sec"][1][0]
+    model, _ = tinylm.load(finished_run)
+    flops = 6 * sum(parameter.numel() for parameter in model.parameters()) + 12 * 2 * 32 * 32
+    assert mfu == pytest.approx(rate * flops / 1e12, rel=1e-6)
+
+
+def test_load_gives_bit_identical_logits_from_run_model_folder_and_checkpoint(finished_run, tmp_path, capfd):
+    """The validation loss fell to the end, so the best checkpoint is the last one too."""
+    shutil.copytree(finished_run / "model", tmp_path / "elsewhere")
+    paths = [finished_run, finished_run / "model", finished_run / "checkpoints/best.ckpt", tmp_path / "elsewhere"]
+    paths += [finished_run / "checkpoints/last.ckpt"]
+    ids = torch.arange(20).remainder(9)[None]
+    with torch.no_grad():
+        logits = [tinylm.load(path)[0](ids) for path in paths]
+    assert all(torch.equal(logits[0], other) for other in logits[1:])
+    assert f"loading {finished_run / 'model'}" in capfd.readouterr().err
+
+
+def test_plain_trainer_checkpoint_loads_too(corpus, tmp_path):
+    """Ten lines of Python, with Lightning's own checkpoint callback and file format."""
+    import lightning.pytorch as pl
+
+    from tinylm.data import TextDataModule
+    from tinylm.model import ModelConfig
+    from tinylm.training import LitTransformerLM
+
+    data = TextDataModule(str(corpus), max_seq_len=16, batch_size=4, cache_dir=str(tmp_path))
+    module = LitTransformerLM(
+        ModelConfig(vocab_size=data.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
+    )
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=1, num_sanity_val_steps=0, default_root_dir=tmp_path, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    model, tokenizer = tinylm.load(tmp_path / "plain.ckpt")
+    ids = torch.tensor([tokenizer.encode("the quick")])
+    assert torch.equal(model(ids), module.net.eval()(ids))
+
+
+def test_runs_from_any_folder_with_overlays_and_flags(cli, tiny_yaml, tmp_path):
+    (tmp_path / "a.yaml").write_text("trainer: {max_steps: 5, val_check_interval: 5}\n")
+    (tmp_path / "b.yaml").write_text("trainer: {max_steps: 2, val_check_interval: 2}\n")
+    result = cli("fit", "-c", tiny_yaml, "-c", "a.yaml", "--config", "b", "--model.network.num_layers", "3")
+    assert result.code == 0, result.err
+    config = yaml.safe_load((tmp_path / "runs/mini/config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 2
+    model, _ = tinylm.load(tmp_path / "runs/mini")
+    assert len(model.blocks) == 3
+    again = cli("fit", "-c", "runs/mini/config.yaml", "--run.name", "again")  # a run's config runs again, and the same
+    assert again.code == 0, again.err
+    first, second = (read_metrics(tmp_path / "runs" / name / "metrics.csv") for name in ("mini", "again"))
+    assert first["train/loss"] == second["train/loss"]
+
+
+def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
+    with pytest.raises(SystemExit) as leaving:
+        cli("fit", "-c", str(tiny_yaml), "--print_config")
+    assert leaving.value.code in (0, None)
+    printed = yaml.safe_load(capfd.readouterr().out)
+    assert printed["model"]["network"]["num_kv_heads"] == 1
+    assert {"model", "data", "run", "trainer"} <= printed.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model.network.n_head", "4"], 2, "model.network.n_head: no such option, did you mean 'model.network.num_heads'?"),
+        (["--model.network.num_layer", "4"], 2, "model.network.num_layer: no such option, did you mean 'model.network.num_layers'?"),
+        (["--data.block_size", "4"], 2, "data.block_size: no such option, did you mean 'model.network.max_seq_len'?"),
+        (["--model.network.num_layers", "abc"], 2, "model.network.num_layers must be int, got abc"),
+        (["--model.network.num_layers=-1"], 2, "num_layers must be at least 1, got -1"),
+        (["--model.network.activation", "swish"], 2, "model.network.activation must be one of swiglu, gelu, gelu_tanh, relu, relu2, got swish"),
+        (["--model.network.d_model", "100", "--model.network.num_heads", "3"], 2, "d_model must be divisible by num_heads, got d_model=100 and num_heads=3"),
+        (["--trainer.max_steps", "1e5"], 2, "trainer.max_steps must be int, got 100000.0"),
+        (["--data.corpus", "nosuch.txt"], 66, "data.corpus: nosuch.txt: no such corpus or file; give a text file, a glob, a URL, or one of stories, tinyshakespeare, tinystories"),
+        (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
+        (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
+        (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; run.dir is where it goes"),
+        (["-c", "nosuch"], 66, None),
+        (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
+        (["--model.network.max_seq_len", "100000"], 65, None),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_with_an_exit_code_and_leave_nothing(cli, tiny_yaml, tmp_path, arguments, code, message):
+    result = cli("fit", "-c", tiny_yaml, *arguments)
+    assert result.code == code
+    assert message is None or result.error == message
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  network: {n_layer: 2}\n", "mine.yaml: model.network.n_layer: no such option, did you mean 'model.network.num_layers'?"),
+        ("trainer: {max_stepz: 3}\n", "mine.yaml: trainer.max_stepz: no such option, did you mean 'trainer.max_steps'?"),
+        ("data: {batch_size: many}\n", "mine.yaml: data.batch_size must be int, got many"),
+        ("trainer: {max_steps: [\n", None),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_file_name_the_file(cli, tiny_yaml, tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    result = cli("fit", "-c", tiny_yaml, "-c", "mine.yaml")
+    assert result.code == 2
+    assert result.error.startswith("mine.yaml: ")
+    assert message is None or result.error == message
+
+
+def test_unknown_wordings_of_the_parser_pass_through():
+    assert plain_error("something new", []) == "something new"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_its_model_is_the_preset(cli, path, capfd):
+    from tinylm.model import PRESETS
+
+    with pytest.raises(SystemExit):
+        cli("fit", "-c", path.stem, "--print_config")
+    network = yaml.safe_load(capfd.readouterr().out)["model"]["network"]
+    for name, value in PRESETS.get(path.stem, {}).items():
+        assert network[name] == value
+    first_line, *_ = path.read_text().splitlines()
+    assert first_line.startswith("# ")
+    assert find_config(path.name) == find_config(path.stem) == path
+
+
+def test_names_count_up_and_the_unfinished_run_is_pointed_at(cli, tiny_yaml, tmp_path):
+    (tmp_path / "runs/mini").mkdir(parents=True)
+    result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
+    assert f"runs{os.sep}mini exists (unfinished; to go on with it: python train.py fit --config" in result.err
+    assert (tmp_path / "runs/mini-2/model").is_dir()
+
+
+def test_validate_test_and_predict_work_on_the_best_checkpoint(cli, tiny_yaml, finished_run, corpus, tmp_path):
+    run = ["-c", str(tiny_yaml), "--run.dir", str(finished_run.parent)]
+    result = cli("validate", *run)
+    assert result.code == 0, result.err
+    printed = {line.split()[0]: float(line.split()[1]) for line in result.out.splitlines()}
+    logged = read_metrics(finished_run / "metrics.csv")["val/loss"][1]
+    assert printed["val/loss"] == pytest.approx(min(logged), abs=1e-5)
+    result = cli("test", *run)
+    assert "test/loss" in result.out, result.err
+
+    (tmp_path / "text.txt").write_text(corpus.read_text()[:100])
+    result = cli("predict", *run, "--data.text", "text.txt", "--run.output", "out.jsonl")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    model, tokenizer = tinylm.load(finished_run)
+    ids = torch.tensor(tokenizer.encode(corpus.read_text()[:100]))
+    assert [row["id"] for row in rows] == ids[1:].tolist()
+    assert "".join(row["token"] for row in rows) == corpus.read_text()[1:100]
+    expected = torch.log_softmax(model(ids[None, :32])[0], -1)[range(32), ids[1:33]]
+    assert [row["log_prob"] for row in rows[:32]] == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_commands_that_need_a_run_say_which_there_are(cli, tiny_yaml, finished_run):
+    result = cli("validate", "-c", tiny_yaml, "--run.dir", finished_run.parent, "--run.name", "mina")
+    assert result.code == 66
+    assert "has mini" in result.error
+    result = cli("predict", "-c", tiny_yaml, "--run.dir", finished_run.parent)
+    assert (result.code, result.error) == (2, "data.text: missing; give the text file to predict, --data.text FILE")
+
+
+def test_tensorboard_by_one_flag(cli, tiny_yaml, tmp_path):
+    result = cli("fit", "-c", tiny_yaml, "-c", "overlays/tensorboard.yaml", "--trainer.max_steps", "1")
+    assert result.code == 0, result.err
+    assert list((tmp_path / "runs/mini/tensorboard").glob("events.*"))
+    assert (tmp_path / "runs/mini/metrics.csv").is_file()
+
+
+# --- stopping and going on
+
+
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(cli, tiny_yaml, finished_run, tmp_path):
+    """Dropout, accumulation and validation inside; stopped at step 7, its newest checkpoint being of step 6."""
+    stop = (
+        "import lightning.pytorch as pl\n\nclass Stop(pl.Callback):\n    def on_train_batch_end(self, trainer, *_):\n"
+    )
+    stop += "        if trainer.global_step == 7:\n            raise RuntimeError('pulled the plug')\n"
+    (tmp_path / "stopper.py").write_text(stop)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        stopped = cli("fit", "-c", tiny_yaml, "--trainer.callbacks+=stopper.Stop")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert (stopped.code, stopped.error) == (70, "RuntimeError: pulled the plug; --debug shows where")
+    resumed = cli("fit", "-c", tiny_yaml, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "from step 6 (last.ckpt)" in resumed.err
+    ours, whole = (read_metrics(folder / "metrics.csv") for folder in (tmp_path / "runs/mini", finished_run))
+    for name in ("train/loss", "train/grad_norm", "lr", "val/loss", "val/accuracy"):
+        assert ours[name] == whole[name], name
+    one, other = (torch.load(f / "checkpoints/last.ckpt") for f in (tmp_path / "runs/mini", finished_run))
+    torch.testing.assert_close(one["state_dict"], other["state_dict"], atol=0, rtol=0)
+    states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other)]
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+
+
+def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(cli, tiny_yaml, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "runs/mini")
+    last = tmp_path / "runs/mini/checkpoints/last.ckpt"
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    last.write_bytes(damaged)
+    result = cli("fit", "-c", tiny_yaml, "--resume", "--trainer.max_steps", "13")
+    assert result.code == 0, result.err
+    assert "warning:" in result.err and "is damaged" in result.err and "best.ckpt (step 12)" in result.err
+    result = cli("validate", "-c", tiny_yaml, "--ckpt_path", last.with_name("nosuch.ckpt"))
+    assert result.code == 66
+
+
+def test_nothing_to_resume_is_an_error(cli, tiny_yaml, tmp_path):
+    assert cli("fit", "-c", tiny_yaml, "--resume").code == 66
+    (tmp_path / "runs/mini").mkdir(parents=True)
+    result = cli("fit", "-c", tiny_yaml, "--resume")
+    assert result.code == 66
+    assert "no checkpoint to resume from" in result.error
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("model.network.num_layers", "1", "num_layers: checkpoint 2, config 1"),
+        ("model.network.num_heads", "4", "num_heads: checkpoint 2, config 4"),
+        ("data.tokenizer", "byte", "vocab_size: checkpoint"),
+    ],
+)
+def test_another_architecture_or_tokenizer_is_refused(cli, tiny_yaml, finished_run, flag, value, message):
+    result = cli("validate", "-c", tiny_yaml, "--run.dir", finished_run.parent, f"--{flag}", value)
+    assert result.code == 2
+    assert message in result.error
+
+
+@pytest.fixture
+def long_run(tiny_yaml, tmp_path):
+    """A real process that trains for long; waits until it has taken some steps."""
+    processes = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml)]
+        command += ["--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000", *arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TINYLM_RUN")}
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        )
+        processes.append(process)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs/mini/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def last_step(folder: Path) -> int:
+    return torch.load(folder / "runs/mini/checkpoints/last.ckpt")["global_step"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to send")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, code):
+    process = long_run()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
+    assert last_step(tmp_path) % 1000 == step % 1000
+    assert "to go on: python" in err and "--resume" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_killed_run_loses_at_most_one_interval(long_run, tiny_yaml, tmp_path, cli):
+    process = long_run()
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    steps = last_step(tmp_path)
+    assert steps % 3 == 0
+    logged = read_metrics(tmp_path / "runs/mini/metrics.csv")["train/loss"][0][-1]
+    assert 0 <= logged - steps <= 3
+    result = cli("fit", "-c", tiny_yaml, "--resume", "--trainer.max_steps", str(steps + 2))
+    assert result.code == 0, result.err
+    assert f"from step {steps:,}" in result.err
+    assert not list((tmp_path / "runs/mini").rglob(".tmp-*"))

@@ -1,0 +1,217 @@
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.text import Perplexity
+
+from tinylm.data import IGNORE, Batch, TextDataModule
+from tinylm.errors import ConfigError, NumericError
+from tinylm.model import ModelConfig
+from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
+
+
+@pytest.fixture
+def fit(corpus, tmp_path):
+    """Trains a tiny model by a plain Trainer, as a Python user would, and gives it back."""
+
+    def call(*, steps=5, network=None, data=None, optimizer=None, callbacks=(), **trainer):
+        data = {"cache_dir": str(tmp_path / "cache"), "max_seq_len": 16, "batch_size": 8, **(data or {})}
+        datamodule = TextDataModule(str(corpus), **data)
+        torch.manual_seed(0)
+        config = {"d_model": 16, "num_layers": 2, "num_heads": 2, "max_seq_len": 16, **(network or {})}
+        module = LitTransformerLM(
+            ModelConfig(**{"vocab_size": datamodule.vocab_size, **config}),
+            optimizer or OptimizerConfig(lr=0.01),
+            ScheduleConfig(warmup_steps=0),
+        )
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        options |= {"enable_model_summary": False, "max_steps": steps, "num_sanity_val_steps": 0}
+        trainer = pl.Trainer(**options | trainer, callbacks=list(callbacks), default_root_dir=tmp_path)
+        trainer.fit(module, datamodule=datamodule)
+        return module
+
+    return call
+
+
+def weights(module: LitTransformerLM) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.net.parameters()])
+
+
+def test_accumulated_micro_batches_equal_one_batch(fit):
+    """In float64, where the order of sums does not matter at the tolerance."""
+    options = {"precision": "64-true", "gradient_clip_val": 1.0, "limit_val_batches": 0}
+    whole = fit(**options)
+    parts = fit(data={"micro_batch_size": 2}, **options)
+    assert parts.trainer.accumulate_grad_batches == 4
+    assert parts.trainer.global_step == whole.trainer.global_step == 5
+    torch.testing.assert_close(weights(parts), weights(whole), atol=1e-12, rtol=0)
+    torch.testing.assert_close(parts.train_loss, whole.train_loss, atol=1e-12, rtol=0)
+
+
+def test_every_target_counts_the_same_padded_or_not(fit):
+    """Two micro-batches with 7 and 1 targets: the gradient is that of the mean over all 8."""
+    module = fit(steps=1, limit_val_batches=0, precision="64-true")
+    ids = torch.randint(0, module.network.vocab_size, (2, 9))
+    targets = ids[:, 1:].clone()
+    targets[0, 7:] = IGNORE
+    targets[1, 1:] = IGNORE
+    module.trainer.accumulate_grad_batches = 2
+    module.zero_grad()
+    for row in (0, 1):
+        loss = module.training_step(Batch(ids[row : row + 1, :-1], targets[row : row + 1], 8), row)
+        (loss / 2).backward()  # Lightning divides by the number of micro-batches
+    found = [parameter.grad.clone() for parameter in module.net.parameters()]
+    module.zero_grad()
+    F.cross_entropy(module.net(ids[:, :-1]).flatten(0, 1), targets.flatten(), ignore_index=IGNORE).backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in module.net.parameters()], atol=1e-12, rtol=0)
+
+
+def test_validation_is_exact_over_the_whole_split(fit):
+    """Against a loop over windows, each token once, and against torchmetrics' perplexity."""
+    module = fit(steps=4, val_check_interval=4, check_val_every_n_epoch=None, precision="64-true")
+    found = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    tokens = torch.from_numpy(module.trainer.datamodule.tokens["val"].astype("int64"))
+    nats, correct, oracle = 0.0, 0, Perplexity()
+    module.net.eval()
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 16):
+            window = tokens[start : start + 17]
+            logits = module.net(window[None, :-1])
+            nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
+            correct += (logits[0].argmax(-1) == window[1:]).sum().item()
+            oracle.update(logits, window[None, 1:])
+    count = len(tokens) - 1
+    text_bytes = len(module.tokenizer.decode(tokens[1:]).encode())
+    assert found["val/loss"] == pytest.approx(nats / count, rel=1e-6)
+    assert found["val/perplexity"] == pytest.approx(oracle.compute().item(), rel=1e-5)
+    assert found["val/bpb"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-6)
+    assert found["val/accuracy"] == pytest.approx(correct / count, rel=1e-6)
+
+
+def test_clipping_and_gradient_norm(fit):
+    """The logged norm is the one before clipping; what the optimizer sees has the clipped norm."""
+    seen = []
+
+    class Look(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            seen.append(torch.cat([p.grad.flatten() for p in module.net.parameters()]).norm().item())
+
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(module.grad_norm.item())
+
+    fit(steps=2, callbacks=[Look()], gradient_clip_val=0.01, limit_val_batches=0)
+    unclipped, logged = seen[::2], seen[1::2]  # the hook comes before clipping
+    assert unclipped == pytest.approx(logged, rel=1e-5)
+    assert min(logged) > 0.01
+    norms = []
+
+    class After(pl.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            gradients = [p.grad.flatten() for p in module.net.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.cat(gradients).norm().item())
+
+    fit(steps=2, callbacks=[After()], gradient_clip_val=0.01, limit_val_batches=0)
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert norms
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_and_infinity_stop_the_run_before_the_weights_move(fit, value, where):
+    kept = []
+
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 2:
+                kept.append(weights(module).clone())
+                module.poison = where == "loss"
+
+        def on_after_backward(self, trainer, module):
+            if trainer.global_step == 2 and where == "gradient":
+                module.net.head.weight.grad[0, 0] = value
+
+    original = LitTransformerLM.training_step
+
+    def step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        if getattr(self, "poison", False):
+            self._step_nll = self._step_nll * value
+            return loss * value
+        return loss
+
+    LitTransformerLM.training_step = step
+    try:
+        with pytest.raises(NumericError, match=f"step 3: the .* is {value}") as caught:
+            fit(callbacks=[Poison()], limit_val_batches=0)
+    finally:
+        LitTransformerLM.training_step = original
+    assert caught.value.exit_code == 70
+    assert len(kept) == 1
+
+
+def test_weights_are_untouched_by_the_step_that_failed(fit):
+    modules, kept = [], []
+
+    class Poison(pl.Callback):
+        def on_after_backward(self, trainer, module):
+            modules[:] = [module]
+            if trainer.global_step == 2:
+                kept.append(weights(module).clone())
+                module.net.head.weight.grad[0, 0] = math.nan
+
+    with pytest.raises(NumericError, match="the gradient norm is nan"):
+        fit(callbacks=[Poison()], limit_val_batches=0)
+    assert torch.equal(weights(modules[0]), kept[0])
+
+
+def test_dropout_depends_on_the_step_and_not_on_what_was_drawn_before(fit):
+    class Draw(pl.Callback):
+        def on_train_batch_start(self, *_):
+            torch.rand(7)
+
+    options = {"network": {"dropout": 0.3}, "limit_val_batches": 0}
+    assert torch.equal(weights(fit(**options)), weights(fit(**options, callbacks=[Draw()])))
+
+
+def test_documents_are_numbered_by_their_separators(fit, corpus):
+    (corpus.parent / "second.txt").write_text(corpus.read_text())
+    module = fit(steps=1, network={"document_mask": True}, limit_val_batches=0)
+    assert module._documents(torch.tensor([[1, 2]])) is None  # one document: no separator
+    end = module.network.vocab_size
+    module.tokenizer.special_tokens["<|endoftext|>"] = end
+    ids = torch.tensor([[5, end, 6, 7, end, end, 8], [end, 1, 2, 3, 4, 5, 6]])
+    expected = torch.tensor([[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1]])
+    assert torch.equal(module._documents(ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer", "message"),
+    [
+        ({"batch_size": 8, "micro_batch_size": 3}, {}, "divisible by data.micro_batch_size, got 8 and 3"),
+        ({"micro_batch_size": 4}, {"accumulate_grad_batches": 3}, "accumulate_grad_batches follows from"),
+        ({"max_seq_len": 100_000}, {}, r"train has \d+ tokens, needs at least 100001"),
+        ({"split": (0.9999, 0.0001)}, {}, "val has . tokens, needs at least 2"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(fit, data, trainer, message):
+    with pytest.raises(ValueError, match=message):
+        fit(data=data, **trainer)
+
+
+def test_epochs_are_whole_passes(fit):
+    module = fit(steps=-1, max_epochs=2, limit_val_batches=0)
+    windows = (len(module.trainer.datamodule.tokens["train"]) - 16) // 16
+    assert module.trainer.global_step == 2 * (windows // 8)
+
+
+def test_min_lr_above_lr_is_refused():
+    with pytest.raises(ConfigError, match="min_lr must not exceed lr, got min_lr=0.1 and lr=0.01"):
+        LitTransformerLM(ModelConfig(vocab_size=5), OptimizerConfig(lr=0.01), ScheduleConfig(min_lr=0.1))
+
+
+def test_another_vocabulary_than_the_tokenizers_is_refused(fit):
+    with pytest.raises(ConfigError, match=r"vocab_size: tokenizer \d+, model 999"):
+        fit(network={"vocab_size": 999})

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.training.optim import Muon, OptimizerConfig, make_optimizer, orthogonalize, parameter_groups
+
+SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
+def test_orthogonalize_maps_singular_values_by_the_quintic_and_keeps_the_vectors(shape):
+    """U p(p(...p(S / |S|)...)) Vᵀ by SVD in float64, with p(s) = a s + b s³ + c s⁵ as published."""
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
+    s = s / (s.square().sum(-1, keepdim=True).sqrt() + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalize(matrices), u @ torch.diag_embed(s) @ vt, atol=1e-9, rtol=0)
+
+
+def test_muon_step_matches_the_formula():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6, 10, dtype=torch.float64))
+    group = {"params": [weight], "weight_decay": 0.1, "name": "muon"}
+    optimizer = Muon([group], lr=0.02, momentum=0.9, betas=(0.9, 0.95), eps=1e-8)
+    expected, mean = weight.detach().clone(), torch.zeros_like(weight)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        mean = 0.9 * mean + 0.1 * weight.grad
+        nesterov = 0.9 * mean + 0.1 * weight.grad
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * 0.2 * 10**0.5 * orthogonalize(nesterov[None])[0]
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-12, rtol=0)
+
+
+def test_muon_adamw_part_matches_torch_adamw():
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(5, 4, dtype=torch.float64)), torch.nn.Parameter(torch.randn(4).double())]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    decays = (0.1, 0.0)
+    groups = [{"params": [p], "weight_decay": w, "name": "rest"} for p, w in zip(ours, decays, strict=True)]
+    muon = Muon(groups, lr=0.01, momentum=0.95, betas=(0.8, 0.9), eps=1e-6)
+    adamw = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": w} for p, w in zip(theirs, decays, strict=True)],
+        lr=0.01, betas=(0.8, 0.9), eps=1e-6,
+    )  # fmt: skip
+    for _ in range(20):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        muon.step()
+        adamw.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=0)
+
+
+def test_muon_state_survives_a_checkpoint_bit_for_bit():
+    torch.manual_seed(0)
+    models = [TransformerLM(SMALL) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [make_optimizer(model, OptimizerConfig(name="muon")) for model in models]
+    ids = torch.randint(0, 11, (2, 8))
+
+    def steps(which: int, count: int) -> None:
+        for _ in range(count):
+            optimizers[which].zero_grad()
+            models[which](ids).square().mean().backward()
+            optimizers[which].step()
+
+    steps(0, 4)
+    steps(1, 2)
+    stored = optimizers[1].state_dict()
+    optimizers[1] = make_optimizer(models[1], OptimizerConfig(name="muon"))
+    optimizers[1].load_state_dict(stored)
+    steps(1, 2)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_parameter_is_in_exactly_one_group_and_vectors_never_decay(name, tie):
+    model = TransformerLM(ModelConfig(**{**SMALL.to_dict(), "tie_embeddings": tie}))
+    groups = parameter_groups(model, OptimizerConfig(name=name, weight_decay=0.3))
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.ndim == 2 else 0.0)
+            if group["name"] == "muon":
+                assert parameter.ndim == 2 and parameter is not model.embedding.weight
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_every_optimizer_fits_one_batch(name):
+    torch.manual_seed(0)
+    model = TransformerLM(SMALL)
+    optimizer = make_optimizer(model, OptimizerConfig(name=name, lr=0.3 if name == "sgd" else 0.02, weight_decay=0.0))
+    ids = torch.randint(0, 11, (1, 8))
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(torch.nn.functional.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:]))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.3 < 2 < losses[0]  # ln 11 = 2.4 at the start
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lr", 0.0, "lr must be positive, got 0.0"),
+        ("weight_decay", -0.1, "weight_decay must not be negative"),
+        ("betas", (0.9, 1.0), r"betas must be in \[0, 1\), got 1.0"),
+        ("betas", (0.9,), "betas must have 2 values"),
+        ("momentum", 1.0, "momentum must be in"),
+        ("name", "mouon", "did you mean 'muon'"),
+    ],
+)
+def test_optimizer_config_refuses(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(**{field: value})
