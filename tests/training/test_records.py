@@ -68,7 +68,7 @@ def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
 def test_unknown_run_names_the_ones_there_are(tmp_path):
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.yaml").touch()
-    with pytest.raises(MissingInputError, match="no such run; .* has small"):
+    with pytest.raises(MissingInputError, match=r"no such run; .* has small"):
         existing_run_folder(RunConfig(dir=str(tmp_path), name="smal"), "x")
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -56,7 +57,7 @@ def test_rate_is_positive_in_warmup_then_never_rises_nor_leaves_its_bounds(name,
     after = found[warmup:]
     assert all(0 < rate <= 1 for rate in found[:warmup])
     assert all(minimum - 1e-12 <= rate <= 1 for rate in after)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(after))
 
 
 @pytest.mark.parametrize("field", ["warmup_steps", "min_lr", "decay_steps"])

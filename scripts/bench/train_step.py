@@ -1,0 +1,110 @@
+"""A training step of tinylm beside nanoGPT's, interleaved: the same shape, batch, precision and kind of optimizer.
+
+    git clone https://github.com/karpathy/nanoGPT
+    python scripts/bench/train_step.py --nanogpt nanoGPT --shape cpu
+
+Shapes are nanoGPT's CPU recipe (4 layers, width 128, context 64, batch 12) and `mid` (6 layers, width 256, 8 heads,
+context 256, batch 32). Ours is timed in GPT-2's form, for which both compute the same, and in the presets' own.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.training import OptimizerConfig
+from tinylm.training.optim import make_optimizer
+
+SHAPES = {"cpu": (4, 4, 128, 64, 12), "mid": (6, 8, 256, 256, 32)}  # layers, heads, width, context, batch
+
+
+def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Callable[[], None]:
+    """A step of nanoGPT's own model and optimizer."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    nanogpt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    layers, heads, width, context, batch = shape
+    config = nanogpt.GPTConfig(context, 65, layers, heads, width, dropout=0.0, bias=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = nanogpt.GPT(config)
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    ids = torch.randint(0, 65, (batch, context + 1))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def step() -> None:
+        with autocast():
+            _, loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def tinylm_step(shape: tuple[int, ...], autocast: Callable, optimizer_name: str, **network) -> Callable[[], None]:
+    """A step of ours."""
+    layers, heads, width, context, batch = shape
+    sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "max_seq_len": context}
+    model = TransformerLM(ModelConfig(vocab_size=65, **sizes, **network))
+    optimizer = make_optimizer(model, OptimizerConfig(name=optimizer_name), fused=True)
+    ids = torch.randint(0, 65, (batch, context + 1))
+
+    def step() -> None:
+        with autocast():
+            logits = model(ids[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main() -> None:
+    """Prints tokens/s of each side and the ratio to nanoGPT."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
+    parser.add_argument("--shape", choices=SHAPES, default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--turns", type=int, default=9)
+    options = parser.parse_args()
+    shape, count = SHAPES[options.shape], 20 if options.shape == "cpu" else 1
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
+
+    gpt2 = dict(positional_encoding="learned", norm="layernorm", activation="gelu", qk_norm=False)
+    steps = {
+        "nanoGPT, AdamW": nanogpt_step(options.nanogpt, shape, autocast),
+        "tinylm as GPT-2, AdamW": tinylm_step(shape, autocast, "adamw", **gpt2),
+        "tinylm as its presets, AdamW": tinylm_step(shape, autocast, "adamw"),
+        "tinylm as its presets, Muon": tinylm_step(shape, autocast, "muon"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(options.turns + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(count):
+                step()
+            if turn:
+                times[name].append((time.perf_counter() - started) / count)
+    tokens = shape[3] * shape[4]
+    base = times["nanoGPT, AdamW"]
+    for name, seconds in times.items():
+        ratio = statistics.median(peer / ours for peer, ours in zip(base, seconds, strict=True))
+        middle = statistics.median(seconds)
+        print(f"{name:30} {middle * 1e3:8.1f} ms a step  {tokens / middle:8,.0f} tokens/s  {ratio:.2f} x nanoGPT")
+
+
+if __name__ == "__main__":
+    main()
