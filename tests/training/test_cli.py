@@ -147,6 +147,14 @@ def test_mistakes_in_a_file_name_the_file(cli, tiny_yaml, tmp_path, text, messag
     assert message is None or result.error == message
 
 
+def test_unknown_command_is_one_line(cli):
+    result = cli("fti")
+    assert (result.code, result.error) == (
+        2,
+        "fti: no such command, did you mean 'fit'? (fit, validate, test, predict)",
+    )
+
+
 def test_unknown_wordings_of_the_parser_pass_through():
     assert plain_error("something new", []) == "something new"
 

@@ -208,7 +208,7 @@ def test_epochs_are_whole_passes(fit):
 
 
 def test_min_lr_above_lr_is_refused():
-    with pytest.raises(ConfigError, match="min_lr must not exceed lr, got min_lr=0.1 and lr=0.01"):
+    with pytest.raises(ConfigError, match=r"min_lr must not exceed lr, got min_lr=0\.1 and lr=0\.01"):
         LitTransformerLM(ModelConfig(vocab_size=5), OptimizerConfig(lr=0.01), ScheduleConfig(min_lr=0.1))
 
 

@@ -76,6 +76,7 @@ class TextDataModule(pl.LightningDataModule):
         self.errors = "surrogateescape" if tokenizer == "byte" and errors == "strict" else errors
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.text = text
+        self._counted: pl.Trainer | None = None  # the trainer whose val_check_interval is in micro-batches by now
 
     # --- resolved when first asked for, before any process group exists
 
@@ -130,9 +131,9 @@ class TextDataModule(pl.LightningDataModule):
                 "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
             )
         self.trainer.accumulate_grad_batches = share // micro
-        if isinstance(self.trainer.val_check_interval, int) and not hasattr(self, "_interval"):
-            # Lightning counts micro-batches; we say steps, whatever the hardware
-            self._interval = self.trainer.val_check_interval = self.trainer.val_check_interval * (share // micro)
+        if isinstance(self.trainer.val_check_interval, int) and self._counted is not self.trainer:
+            self.trainer.val_check_interval *= share // micro  # Lightning counts micro-batches, we count steps
+            self._counted = self.trainer
 
     def _part(self, name: str) -> np.ndarray:
         if name not in self.tokens:

@@ -63,6 +63,9 @@ class Throughput(Callback):
             low = {"bf16": torch.bfloat16, "16-": torch.float16, "64-": torch.float64}
             dtype = next((kind for name, kind in low.items() if str(trainer.precision).startswith(name)), torch.float32)
             self.peak_flops = measure_peak_flops(pl_module.device, dtype)
+            if trainer.is_global_zero:
+                kind = str(dtype).removeprefix("torch.")
+                notice(f"peak: {self.peak_flops / 1e9:,.0f} GFLOP/s, measured by a {kind} matrix product, for the MFU")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts the clock, where it does not run."""

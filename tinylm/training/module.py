@@ -53,7 +53,7 @@ class LitTransformerLM(pl.LightningModule):
         self.net = TransformerLM(network)
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
-        self._step_nll = torch.zeros(())
+        self._step_nll: Tensor | float = 0.0
         self._totals = torch.zeros(4, dtype=torch.float64)
 
     @property
@@ -89,7 +89,7 @@ class LitTransformerLM(pl.LightningModule):
         logits = self(batch.inputs)
         nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
         share = nll / batch.num_targets
-        self._step_nll = self._step_nll.to(share.device) + share.detach()
+        self._step_nll = self._step_nll + share.detach()
         # Lightning divides by the number of micro-batches and averages over devices; the share needs neither
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -108,7 +108,7 @@ class LitTransformerLM(pl.LightningModule):
     ) -> None:
         """Just before the optimizer moves: measures the step, refuses one that is not finite, and clips."""
         self.train_loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
-        self._step_nll = torch.zeros(())
+        self._step_nll = 0.0
         self.lr = optimizer.param_groups[0]["lr"]
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)

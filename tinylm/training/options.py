@@ -58,6 +58,7 @@ class Parser(LightningArgumentParser):
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
+WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
 
 
@@ -78,6 +79,9 @@ def plain_error(message: str, known: list[str]) -> str:
     if wrong := WRONG_CHOICE.match(message):
         name, choices, value = wrong.groups()
         return f"{_source(name)}{name} must be one of {choices.replace(chr(39), '')}, got {value}"
+    if wrong := WRONG_COMMAND.search(message):
+        commands = wrong.group(2).replace("'", "").split(", ")
+        return f"{wrong.group(1)}: no such command{did_you_mean(wrong.group(1), commands)} ({', '.join(commands)})"
     return message[:500]
 
 
