@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     from tinylm.generation import Generator
 
     device = fastest_device() if options.device == "auto" else options.device
+    if device.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"--device must be auto, cpu, cuda or mps, got {device}")
     model, tokenizer = tinylm.load(options.model, device=device)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "truncate")
     pieces = Generator(model, tokenizer).stream(options.prompt, **{name: getattr(options, name) for name in names})

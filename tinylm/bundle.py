@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
-from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, write_json
+from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
@@ -53,9 +54,9 @@ def save_bundle(
     with atomic_folder(folder) as new:
         save_file(weights, new / WEIGHTS)
         tokenizer.save(new / TOKENIZER)
-        checksums = {name: sha256_file(new / name) for name in (WEIGHTS, TOKENIZER)}
-        manifest = {"format": FORMAT, "model": model.config.to_dict(), "info": info or {}, "sha256": checksums}
-        write_json(new / MANIFEST, manifest)
+        manifest = {"format": FORMAT, "model": model.config.to_dict(), "info": info or {}}
+        checksums = {MANIFEST: sha256_json(manifest)} | {name: sha256_file(new / name) for name in (WEIGHTS, TOKENIZER)}
+        write_json(new / MANIFEST, {**manifest, "sha256": checksums})
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TransformerLM, Tokenizer]:
@@ -110,17 +111,37 @@ def _resolve(path: Path) -> Path:
 
 def _read_folder(folder: Path) -> Bundle:
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not {"format", "model", "sha256"} <= manifest.keys():
-        raise DataError(f"{folder / MANIFEST}: is not a tinylm model folder")
-    if manifest["format"] != FORMAT:
-        raise DataError(f"{folder / MANIFEST}: has format {manifest['format']}, this tinylm reads format {FORMAT}")
-    for name, recorded in manifest["sha256"].items():
+    check_entry(manifest, {"model", "info", "sha256"}, source=str(folder / MANIFEST))
+    recorded = manifest.pop("sha256")
+    if not isinstance(recorded, dict) or recorded.keys() != {MANIFEST, WEIGHTS, TOKENIZER}:
+        raise DataError(f"{folder / MANIFEST}: is damaged (its checksums are not those of a model folder)")
+    for name in (WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
             raise MissingInputError(f"{folder / name}: is missing from the model folder")
-        if sha256_file(folder / name) != recorded:
+    found = {name: sha256_file(folder / name) for name in (WEIGHTS, TOKENIZER)} | {MANIFEST: sha256_json(manifest)}
+    for name in found:
+        if found[name] != recorded[name]:
             raise DataError(f"{folder / name}: is damaged (SHA-256 differs from the recorded one); export it again")
-    model = rebuild_model(manifest["model"], load_file(folder / WEIGHTS), source=str(folder))
-    return Bundle(model, load_tokenizer(folder / TOKENIZER), manifest.get("info", {}))
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise DataError(f"{folder / WEIGHTS}: is not a safetensors file ({error})") from error
+    model = rebuild_model(manifest["model"], weights, source=str(folder))
+    return Bundle(model, load_tokenizer(folder / TOKENIZER), manifest["info"])
+
+
+def check_entry(entry: Any, keys: set[str], source: str) -> None:
+    """Checks that what was read from a model folder or a checkpoint has a format of ours and these keys.
+
+    Raises:
+        DataError: if not; `source` is named.
+    """
+    if not isinstance(entry, dict) or "format" not in entry:
+        raise DataError(f"{source}: is not a tinylm model folder or checkpoint")
+    if entry["format"] != FORMAT:
+        raise DataError(f"{source}: has format {entry['format']}, this tinylm reads format {FORMAT}")
+    if not keys <= entry.keys() or not isinstance(entry["model"], dict):
+        raise DataError(f"{source}: is damaged: it should have {', '.join(sorted(keys))}")
 
 
 def rebuild_model(config: dict[str, Any], weights: dict[str, torch.Tensor], source: str) -> TransformerLM:
@@ -135,7 +156,7 @@ def rebuild_model(config: dict[str, Any], weights: dict[str, torch.Tensor], sour
         if model.config.tie_embeddings:
             weights = {**weights, "head.weight": weights["embedding.weight"]}
         model.load_state_dict(weights, assign=True)
-    except (ConfigError, KeyError, RuntimeError) as error:
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{source}: its weights and its config do not fit ({reason})") from error
     if model.config.tie_embeddings:
@@ -168,6 +189,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "tinylm" not in checkpoint:
         raise DataError(f"{path}: is a checkpoint of something else, not of tinylm")
+    check_entry(checkpoint["tinylm"], {"model", "tokenizer"}, source=str(path))
+    if not isinstance(checkpoint.get("state_dict"), dict) or "global_step" not in checkpoint:
+        raise DataError(f"{path}: is incomplete: a checkpoint has weights and a step")
     return checkpoint
 
 

@@ -7,6 +7,7 @@ one and never a part. Temporary names all begin with `.tmp-`, and `sweep` remove
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from tinylm.errors import CannotCreateError, DataError, StorageError
+from tinylm.errors import CannotCreateError, DataError, MissingInputError, StorageError, TinyLMError
 
 TEMPORARY = ".tmp-"
 
@@ -34,18 +35,29 @@ def _storage_errors(path: Path) -> Iterator[None]:
     """Turns an operating-system error while writing `path` into one that names the path and its exit code."""
     try:
         yield
-    except (CannotCreateError, StorageError):
+    except TinyLMError:
         raise
-    except (PermissionError, NotADirectoryError, FileNotFoundError, FileExistsError) as error:
-        raise CannotCreateError(
-            f"{path}: cannot be created ({error.strerror}); choose a folder you can write"
-        ) from error
     except OSError as error:
-        if error.errno == 30:  # EROFS
-            raise CannotCreateError(f"{path}: is on a read-only file system; choose another folder") from error
+        refused = isinstance(error, PermissionError | NotADirectoryError | FileNotFoundError | FileExistsError)
+        if refused or error.errno == errno.EROFS:
+            raise CannotCreateError(
+                f"{path}: cannot be created ({error.strerror}); choose a folder you can write"
+            ) from error
         raise StorageError(
             f"{path}: could not be written ({error.strerror}); what was there before is intact"
         ) from error
+
+
+@contextlib.contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    """As `_storage_errors` around somebody else's code, in which only a disk that fails can be meant."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            with _storage_errors(path):
+                raise
+        raise
 
 
 def make_folder(path: str | Path) -> Path:
@@ -80,13 +92,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = _temporary(path)
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("w+b")
     try:
+        with _full_disk(path), file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         with _storage_errors(path):
-            make_folder(path.parent)
-            with temporary.open("w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:
@@ -125,15 +139,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary, old = _temporary(path), _temporary(path)
+    with _storage_errors(path):
+        temporary.mkdir(parents=True)
     try:
-        with _storage_errors(path):
-            temporary.mkdir(parents=True)
+        with _full_disk(path):
             yield temporary
+        with _storage_errors(path):
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -217,7 +235,7 @@ def _check_crcs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
         raise DataError(f"{path}: is truncated or no checkpoint ({error}); use another one") from error
     if bad is not None:
         raise DataError(f"{path}: is damaged (CRC of {bad} differs from the recorded one); use another checkpoint")
@@ -239,8 +257,13 @@ def locked(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     make_folder(path.parent)
-    with _storage_errors(path), filelock.FileLock(path):
+    lock = filelock.FileLock(path)
+    with _storage_errors(path):
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | None" = None) -> Iterator[str]:
@@ -252,10 +275,13 @@ def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | Non
         digest: is updated with the bytes, where given
 
     Raises:
+        MissingInputError: if there is no such file.
         DataError: for bytes that are not UTF-8 under `errors="strict"`, with their offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0  # of the first byte that is not decoded yet
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
     with path.open("rb") as file:
         while True:
             data = file.read(1 << 20)

@@ -7,9 +7,11 @@ comes out is what went in, character for character.
 
 import glob
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from tinylm.data.download import Download, download
@@ -87,8 +89,8 @@ def open_corpus(
         return TinyStories([download(url, cache_dir) for url in TINYSTORIES], split, errors)
     if "://" in source:
         return FileCorpus(source, [download(Download(source), cache_dir)], split, errors)
-    paths = [Path(source)] if Path(source).is_file() else sorted(Path(p) for p in glob.glob(source, recursive=True))
-    paths = [path for path in paths if path.is_file()]
+    found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH113
+    paths = [Path(path) for path in found if os.path.isfile(path)]  # noqa: PTH113 (a name too long is just not there)
     if not paths:
         hint = did_you_mean(source, NAMES) or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"
         raise MissingInputError(f"data.corpus: {source}: no such corpus or file{hint}")
@@ -102,7 +104,7 @@ def check_split(split: Iterable[float]) -> tuple[float, ...]:
         ConfigError: if they are not two or three positive fractions that sum to 1.
     """
     split = tuple(split)
-    if len(split) not in (2, 3) or min(split) <= 0 or abs(sum(split) - 1) > 1e-9:
+    if len(split) not in (2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
         raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")
     return split
 
@@ -164,7 +166,8 @@ class FileCorpus(Corpus):
     def _range(self, part: str) -> tuple[int, int]:
         """Where a part begins and ends, in characters of all files together; bounds are rounded down."""
         index = self.parts.index(part)
-        bounds = [int(self.num_characters * sum(self.split[:i])) for i in range(len(self.split))]
+        shares = [Fraction(str(share)) for share in self.split]  # 0.6 + 0.3 is 0.9, as it was written
+        bounds = [int(self.num_characters * sum(shares[:i])) for i in range(len(shares))]
         return bounds[index], [*bounds, self.num_characters][index + 1]
 
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tinylm.data.batches import Batch, TrainingWindows, evaluation_starts, gather, gather_evaluation
 from tinylm.data.corpus import Corpus, check_split, open_corpus
-from tinylm.data.tokens import open_tokens, resolve_tokenizer
+from tinylm.data.tokens import is_tokenizer_file, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_chunks
-from tinylm.tokenizer import Tokenizer
+from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 
 def default_cache_dir() -> Path:
@@ -66,14 +66,21 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         if errors not in ("strict", "replace"):
             raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
-        for name, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size or batch_size)):
-            if value < 1:
+        sizes = {"max_seq_len": max_seq_len, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ConfigError(f"data.seed must not be negative, got {seed}")
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers
+        saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
+        if saved is not None:
+            self.use_tokenizer(saved)
         # The byte tokenizer takes any bytes: those that are no UTF-8 travel through the text as lone surrogates.
-        self.errors = "surrogateescape" if tokenizer == "byte" and errors == "strict" else errors
+        takes_bytes = "byte" in (tokenizer, saved and saved.kind)
+        self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.text = text
         self._counted: pl.Trainer | None = None  # the trainer whose val_check_interval is in micro-batches by now

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from tinylm.errors import DataError, MissingInputError, notice
+from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -33,7 +33,10 @@ class Download:
 
     def path(self, cache_dir: Path) -> Path:
         """Where the file is kept, and where it may be put by hand."""
-        name = unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "index"
+        try:
+            name = unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "index"
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: is not a URL ({error})") from error
         return cache_dir / "downloads" / sha256_bytes(self.url.encode())[:8] / name
 
 
@@ -66,7 +69,9 @@ def _fetch(source: Download, path: Path) -> None:
             found = _copy(response, file)
             if expected and found != expected:
                 raise DataError(f"{source.url}: is not the expected file (SHA-256 {found[:16]}...); try again later")
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except TinyLMError:
+        raise
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
         raise MissingInputError(
             f"cannot download {source.url} ({reason}); without a network, put the file at {path} by hand"

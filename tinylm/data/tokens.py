@@ -32,6 +32,11 @@ from tinylm.tokenizer.base import END_OF_TEXT
 FORMAT = 1
 
 
+def is_tokenizer_file(spec: str) -> bool:
+    """Whether `data.tokenizer` means a file, and not a kind: it looks like a path, or is one."""
+    return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or Path(spec).exists())
+
+
 def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names.
 
@@ -43,7 +48,7 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     Raises:
         MissingInputError: if it is neither a kind nor a file.
     """
-    if spec not in Tokenizer.kinds and (Path(spec).suffix or Path(spec).exists()):
+    if is_tokenizer_file(spec):
         return load_tokenizer(spec)
     kind = tokenizer_class(spec)
     special_tokens = [END_OF_TEXT] if corpus.separated else []

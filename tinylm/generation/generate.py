@@ -42,6 +42,8 @@ class Generator:
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """As `generate`, piece by piece; never half a character."""
         truncate = options.pop("truncate", None)
+        if truncate not in (None, "left"):
+            raise ConfigError(f"truncate must be left, got {truncate!r}")
         known = [field.name for field in dataclasses.fields(SamplingConfig)]
         for name in options:
             if name not in known:
@@ -65,7 +67,7 @@ class Generator:
     def _decode(self, prompt: list[int], config: SamplingConfig, generator: torch.Generator) -> Iterator[int]:
         context = self.model.config.max_seq_len
         weight = self.model.embedding.weight
-        if len(prompt) + config.max_new_tokens > context:
+        if len(prompt) + config.max_new_tokens - 1 > context:
             notice(f"beyond {context} tokens the text slides: its newer half is read again and the rest forgotten")
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
         text, unread = list(prompt), list(prompt)

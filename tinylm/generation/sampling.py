@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tinylm.errors import ConfigError
+from tinylm.model.config import check_types
 
 EXCLUDED = float("-inf")
 
@@ -37,7 +38,9 @@ class SamplingConfig:
     """The same text for the same seed. Empty: another one each time."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
         _require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
         _require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
         for name in ("top_p", "min_p"):
@@ -72,7 +75,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
     """Temperature, then the filters that the config asks for. The temperature must not be 0."""
-    logits = logits / config.temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature  # a tiny temperature never overflows
     if config.top_k is not None:
         logits = top_k(logits, config.top_k)
     if config.top_p is not None:
@@ -88,12 +91,13 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
     Args:
         logits: (B, V)
         config: how
-        generator: of the random numbers, on the CPU: a seed then gives the same text on every device
+        generator: of the random numbers, on the CPU, where the rest is computed too, in float64: a seed then gives the
+            same text on every device, and no temperature is too small
 
     Returns:
         token ids, int64 (B,), on the logits' device
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = filtered(logits.float(), config).softmax(dim=-1)
-    return torch.multinomial(probabilities.cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
+    probabilities = filtered(logits.cpu().double(), config).softmax(dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(logits.device)

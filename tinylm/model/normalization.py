@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tinylm.model.config import ModelConfig
 
@@ -42,7 +43,7 @@ class RMSNorm(nn.Module):
         """(..., D) -> (..., D), of x's type"""
         if x.device.type != "cpu":
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one fused kernel
-        wide = x.float() if x.dtype == torch.bfloat16 else x
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return _RMSNormFunction.apply(wide, self.weight.type_as(wide), self.eps).type_as(x)  # pyright: ignore
 
 
@@ -66,6 +67,7 @@ class _RMSNormFunction(torch.autograd.Function):
         return normalized * weight
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused instead of wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (dy,) = gradients
         normalized, scale, weight = ctx.saved_tensors

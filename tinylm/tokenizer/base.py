@@ -38,7 +38,7 @@ class Tokenizer(ABC):
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
         if len(self.special_tokens) != len(special_tokens) or "" in self.special_tokens:
             raise ConfigError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
-        self.token_bytes = token_bytes + [name.encode("utf-8") for name in special_tokens]
+        self.token_bytes = token_bytes + [utf8(name) for name in special_tokens]
 
     def __init_subclass__(cls) -> None:
         cls.kinds[cls.kind] = cls
@@ -84,11 +84,15 @@ class Tokenizer(ABC):
             MissingInputError: if a file is not there.
             DataError: if one is not UTF-8.
         """
-        return cls.train_from_texts((chunk for path in paths for chunk in _read_existing(Path(path))), **options)
+        return cls.train_from_texts((chunk for path in paths for chunk in read_chunks(Path(path))), **options)
 
     @abstractmethod
-    def encode_ordinary(self, text: str) -> np.ndarray:
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """The ids of a text as int64 (n,), special tokens read as plain text.
+
+        Args:
+            text: any text
+            start: where it begins in a longer one, in characters, for positions in errors
 
         Raises:
             DataError: for text that the tokenizer has no ids for.
@@ -107,13 +111,12 @@ class Tokenizer(ABC):
         if not allow_special or not self.special_tokens:
             return self.encode_ordinary(text)
         names = sorted(self.special_tokens, key=len, reverse=True)
-        pieces = regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
-        parts = [
-            np.array([self.special_tokens[piece]]) if piece in self.special_tokens else self.encode_ordinary(piece)
-            for piece in pieces
-            if piece
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        parts, start = [np.empty(0, dtype=np.int64)], 0
+        for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text):
+            special = self.special_tokens.get(piece)
+            parts.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
+            start += len(piece)
+        return np.concatenate(parts)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text, as a list. Arguments and errors as `encode_array`'s."""
@@ -121,8 +124,10 @@ class Tokenizer(ABC):
 
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of one text that arrives in chunks; the same as of the whole, in bounded memory."""
+        start = 0
         for chunk in chunks:
-            yield self.encode_ordinary(chunk)
+            yield self.encode_ordinary(chunk, start)
+            start += len(chunk)
 
     # --- ids -> text
 
@@ -189,7 +194,7 @@ class Tokenizer(ABC):
         options = {name: value for name, value in values.items() if name not in ("format", "kind", "sha256")}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
-        except (ConfigError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:
             raise DataError(f"{source}: is damaged (SHA-256 differs from the recorded one); save it again")
@@ -224,20 +229,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer.from_dict(read_json(path), source=str(path))
 
 
-def _read_existing(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
-    yield from read_chunks(path)
-
-
-def utf8(text: str) -> bytes:
-    """The UTF-8 bytes of a text.
+def utf8(text: str, errors: str = "strict") -> bytes:
+    """The UTF-8 bytes of a text; `errors` as in `str.encode`.
 
     Raises:
         DataError: for a lone surrogate, which is half a character and has no UTF-8 form.
     """
     try:
-        return text.encode("utf-8")
+        return text.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         raise DataError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "

@@ -21,7 +21,7 @@ class ByteTokenizer(Tokenizer):
         """There is nothing to learn: the texts are not read."""
         return cls(special_tokens)
 
-    def encode_ordinary(self, text: str) -> np.ndarray:
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """One id per byte of the text's UTF-8, int64 (n,).
 
         Raises:
@@ -33,7 +33,7 @@ class ByteTokenizer(Tokenizer):
         """As `encode_ordinary`; bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried
         through the text, become themselves again."""
         for chunk in chunks:
-            data = chunk.encode("utf-8", "surrogateescape")
+            data = utf8(chunk, "surrogateescape")
             yield np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
     def options(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One id per character: the smallest vocabulary that keeps letters whole, and the first tokenizer to understand."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -53,35 +53,27 @@ class CharTokenizer(Tokenizer):
         table[points] = np.arange(len(points))
         return table
 
-    def encode_ordinary(self, text: str) -> np.ndarray:
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """One id per character, int64 (n,).
 
         Raises:
-            DataError: for an unseen character, with its code point and place.
+            DataError: for an unseen character, with its code point and place; for a lone surrogate always.
         """
-        return self._encode(text, 0)
-
-    def _encode(self, text: str, start: int) -> np.ndarray:
         points = _code_points(text)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         unseen = np.flatnonzero(ids < 0)
-        if len(unseen) and self.unknown is not None:
-            ids[unseen] = self.unknown
-        elif len(unseen):
-            place = int(unseen[0])
+        if not len(unseen):
+            return ids
+        surrogates = unseen[(points[unseen] & 0xFFFFF800) == 0xD800]
+        if self.unknown is None or len(surrogates):
+            place = int(unseen[0] if self.unknown is None else surrogates[0])
             raise DataError(
                 f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {start + place} is not "
                 f"in the vocabulary of {len(self.characters)} characters; add it to the corpus, or train the tokenizer "
                 f"with the special token {UNKNOWN}"
             )
+        ids[unseen] = self.unknown
         return ids
-
-    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
-        """As `encode_ordinary`; an unseen character's position counts from the start of the stream."""
-        start = 0
-        for chunk in chunks:
-            yield self._encode(chunk, start)
-            start += len(chunk)
 
     def options(self) -> dict[str, Any]:
         """Vocabulary and special tokens."""

@@ -1,0 +1,118 @@
+"""Which tokens make up a step: epochs are permutations, evaluation covers everything once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinylm.data.batches import IGNORE, TrainingWindows, evaluation_starts, gather, gather_evaluation
+from tinylm.errors import DataError
+
+few = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def windows(draw) -> TrainingWindows:
+    context = draw(st.integers(1, 12))
+    num_tokens = context + draw(st.integers(1, 100))
+    return TrainingWindows(num_tokens, context, draw(st.integers(1, 9)), draw(st.integers(0, 2**32)))
+
+
+def samples(windows: TrainingWindows, first: int, count: int) -> np.ndarray:
+    """The starts of samples `first` to `first + count` of the endless sequence."""
+    size = windows.batch_size
+    steps = range(first // size, -(-(first + count) // size))
+    starts = np.concatenate([windows.starts(step) for step in steps])
+    return starts[first % size :][:count]
+
+
+@few
+@given(windows(), st.lists(st.integers(0, 50), min_size=1, max_size=8))
+def test_starts_are_a_pure_function_of_seed_and_step(windows, steps):
+    again = TrainingWindows(windows.num_tokens, windows.context, windows.batch_size, windows.seed)
+    forwards = {step: windows.starts(step).tolist() for step in steps}
+    backwards = {step: again.starts(step).tolist() for step in reversed(steps)}
+    assert forwards == backwards
+
+
+@few
+@given(windows(), st.integers(0, 5))
+def test_every_epoch_is_a_permutation_of_windows_side_by_side(windows, epoch):
+    starts = samples(windows, epoch * windows.num_windows, windows.num_windows)
+    assert (np.diff(np.sort(starts)) == windows.context).all()
+    assert starts.min() >= 0
+    assert starts.max() + windows.context + 1 <= windows.num_tokens  # the last target is a token
+
+
+@few
+@given(windows())
+def test_an_epoch_leaves_out_less_than_two_windows_of_tokens(windows):
+    assert 0 <= windows.num_tokens - 1 - windows.num_windows * windows.context < 2 * windows.context
+    assert windows.steps_per_epoch == max(1, windows.num_windows // windows.batch_size)
+
+
+@few
+@given(windows(), st.integers(0, 40), st.integers(1, 9))
+def test_the_sequence_of_samples_does_not_depend_on_the_batch_size(windows, first, batch_size):
+    other = TrainingWindows(windows.num_tokens, windows.context, batch_size, windows.seed)
+    assert samples(windows, first, 30).tolist() == samples(other, first, 30).tolist()
+
+
+def test_epochs_and_seeds_differ_in_order_and_offset():
+    def epoch(seed: int, number: int) -> tuple[int, tuple[int, ...]]:
+        windows = TrainingWindows(1000, 8, 4, seed)
+        starts = samples(windows, number * windows.num_windows, windows.num_windows)
+        return starts.min(), tuple(starts // 8)
+
+    epochs = [epoch(seed, number) for seed in range(3) for number in range(100)]
+    assert len({order for _, order in epochs}) == 300
+    for seed in range(3):  # with 100 draws of 8 offsets, one is never drawn with probability 1e-5
+        assert {offset for offset, _ in epochs[seed * 100 : seed * 100 + 100]} == set(range(8))
+
+
+def test_windows_and_steps_by_hand():
+    windows = TrainingWindows(num_tokens=100, context=8, batch_size=4)
+    assert (windows.num_windows, windows.steps_per_epoch) == (11, 2)  # 11 * 8 + 7 (the largest offset) + 1 <= 100
+    smallest = TrainingWindows(num_tokens=129, context=128, batch_size=2)
+    assert (smallest.num_windows, smallest.steps_per_epoch) == (1, 1)
+    assert smallest.starts(7).tolist() == [0, 0]
+
+
+def test_a_training_text_without_a_whole_window_is_refused_with_counts():
+    with pytest.raises(DataError, match=r"^train has 90 tokens, needs at least 129$"):
+        TrainingWindows(90, 128, 4)
+    with pytest.raises(DataError, match=r"^train has 128 tokens, needs at least 129$"):
+        TrainingWindows(128, 128, 4)
+
+
+@few
+@given(windows(), st.sampled_from([np.uint16, np.uint32]))
+def test_targets_are_the_inputs_shifted_by_one(windows, dtype):
+    tokens = np.arange(windows.num_tokens, dtype=dtype) + 60_000  # a token tells its place; above int16
+    starts = windows.starts(0)
+    inputs, targets, num_targets = gather(tokens, starts, windows.context, num_targets=17)
+    assert inputs.tolist() == [list(range(60_000 + s, 60_000 + s + windows.context)) for s in starts]
+    assert (targets == inputs + 1).all()
+    assert (str(inputs.dtype), str(targets.dtype), num_targets) == ("torch.int64", "torch.int64", 17)
+
+
+@few
+@given(st.integers(2, 200), st.integers(1, 20), st.integers(1, 7))
+def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, context, batch_size):
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    starts = evaluation_starts(num_tokens, context)
+    seen = []
+    for first in range(0, len(starts), batch_size):
+        inputs, targets, num_targets = gather_evaluation(tokens, starts[first : first + batch_size], context)
+        counts = targets != IGNORE
+        assert inputs.shape == targets.shape == (len(starts[first : first + batch_size]), context)
+        assert num_targets == counts.sum()
+        assert (inputs[counts] + 1 == targets[counts]).all()
+        assert inputs.min() >= 0 and inputs.max() < num_tokens  # also where nothing is to be predicted
+        seen += targets[counts].tolist()
+    assert seen == list(range(1, num_tokens))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_nothing_is_evaluated_where_there_is_nothing_to_predict(num_tokens):
+    assert len(evaluation_starts(num_tokens, 4)) == 0

@@ -1,0 +1,202 @@
+"""Text comes out as it went in, cut at the right characters; what is wrong with a file is said with its place."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tinylm.data.corpus import FileCorpus, TinyStories, check_split, open_corpus, split_documents
+from tinylm.errors import ConfigError, DataError, MissingInputError
+
+few = settings(max_examples=40, deadline=None)
+MEBIBYTE = 1 << 20
+ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff<|endoftext|>"
+
+
+def open_files(source, split=(0.9, 0.1), **options):
+    return open_corpus(str(source), split=split, cache_dir=source.parent / "cache", **options)
+
+
+def documents(corpus, part):
+    return ["".join(chunks) for chunks in corpus.documents(part)]
+
+
+# --- splitting
+
+
+def test_split_by_characters_gives_nanogpts_bounds(tmp_path):
+    alphabet = np.array(list("ab é\n😀"))
+    text = "".join(np.random.default_rng(0).choice(alphabet, 10_007))
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    corpus = open_files(tmp_path / "t.txt")
+    bound = int(len(text) * 0.9)
+    assert documents(corpus, "train") == [text[:bound]]
+    assert documents(corpus, "val") == [text[bound:]]
+
+
+@pytest.mark.parametrize("split", [(0.8, 0.1, 0.1), (0.6, 0.3, 0.1), (0.7, 0.2, 0.1)])
+def test_bounds_of_three_parts_are_those_of_the_decimal_fractions(split, tmp_path):
+    (tmp_path / "t.txt").write_text("0123456789" * 10)
+    corpus = open_files(tmp_path / "t.txt", split)
+    lengths = [len("".join(documents(corpus, part))) for part in corpus.parts]
+    assert lengths == [round(100 * fraction) for fraction in split]
+
+
+@few
+@given(
+    st.lists(st.text(max_size=12), min_size=1, max_size=4).filter(any),
+    st.lists(st.integers(1, 10), min_size=2, max_size=3),
+)
+@example([ODD, ODD], [1, 1, 1])
+def test_parts_join_to_the_whole_text_of_all_files(tmp_path_factory, texts, weights):
+    folder = tmp_path_factory.mktemp("texts")
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_bytes(text.encode())
+    corpus = open_files(folder / "*.txt", tuple(weight / sum(weights) for weight in weights))
+    assert corpus.parts == ("train", "val", "test")[: len(weights)]
+    assert "".join(text for part in corpus.parts for text in documents(corpus, part)) == "".join(texts)
+    assert "".join(corpus.texts()) == "".join(texts)
+    for i, part in enumerate(corpus.parts[:-1]):  # rounded down, within floating point
+        length = sum(map(len, documents(corpus, part)))
+        assert length == pytest.approx(sum(map(len, texts)) * weights[i] / sum(weights), abs=1)
+
+
+def test_each_file_of_a_glob_is_a_document_in_the_order_of_names(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name, text in {"b.txt": "second", "a.txt": "first ", "deep/c.txt": "third!", "d.md": "not this"}.items():
+        (tmp_path / name).write_text(text)
+    corpus = open_files(tmp_path / "**" / "*.txt", (0.5, 0.5))
+    assert documents(corpus, "train") == ["first ", "sec"]  # 18 characters, cut at the ninth
+    assert documents(corpus, "val") == ["ond", "third!"]
+    assert corpus.separated
+    assert not open_files(tmp_path / "a.txt").separated
+
+
+def test_a_file_whose_name_is_a_glob_is_that_file(tmp_path):
+    (tmp_path / "[ab].txt").write_text("right")
+    (tmp_path / "a.txt").write_text("wrong")
+    assert "".join(open_files(tmp_path / "[ab].txt").texts()) == "right"
+
+
+@pytest.mark.parametrize("split", [(0.9, 0.1), (0.8, 0.1, 0.1), [0.5, 0.5]])
+def test_fractions_that_sum_to_one_are_a_split(split):
+    assert check_split(split) == tuple(split)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [(1.0,), (0.9,), (0.9, 0.2), (0.5, 0.4), (1.0, 0.0), (1.5, -0.5), (0.25,) * 4, (),
+     (float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.1)],
+)  # fmt: skip
+def test_other_splits_are_refused(split):
+    with pytest.raises(ConfigError, match=r"data\.split must be two or three positive fractions that sum to 1, got"):
+        check_split(split)
+
+
+# --- characters
+
+
+@pytest.mark.parametrize("before", [0, MEBIBYTE - 1, MEBIBYTE - 2, MEBIBYTE - 3, 2 * MEBIBYTE - 1])
+def test_nothing_is_normalized_at_any_chunk_border(before, tmp_path):
+    text = "x" * before + ODD + "\r\n" + "é"
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    assert "".join(open_files(tmp_path / "t.txt").texts()) == text
+
+
+A, EURO, SMILE = b"a" * (MEBIBYTE - 1), "€".encode(), "😀".encode()  # A leaves room for one byte of a chunk
+BAD_UTF8 = {
+    "first byte": (b"", b"\xff rest"),
+    "after a character of two bytes": ("é".encode(), b"\x80 rest"),
+    "an overlong form": (b"abc", b"\xc0\x80 rest"),
+    "a surrogate": (b"abc", b"\xed\xa0\x80 rest"),
+    "half a character at the end": (b"abc", b"\xe2\x82"),
+    "in the second chunk": (A + b"12345", b"\xff rest"),
+    "straddling the border": (A, b"\xe2A rest"),
+    "straddling the border, found at the third byte": (A, b"\xf0\x9fA rest"),
+    "after a character that straddles the border": (A + EURO, b"\xff rest"),
+    "after two that straddle": (A + EURO + A[:-2] + SMILE, b"\xff rest"),
+    "half a character at the border and the end": (A, b"\xf0\x9f\x98"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad"), BAD_UTF8.values(), ids=BAD_UTF8)
+def test_invalid_utf8_is_named_with_its_byte_offset(good, bad, tmp_path):
+    (tmp_path / "t.txt").write_bytes(good + bad)
+    with pytest.raises(DataError, match=rf"t\.txt: is not UTF-8 at byte {len(good)} \(.*data\.errors=replace"):
+        open_files(tmp_path / "t.txt")
+
+
+def test_invalid_utf8_is_replaced_where_that_is_asked_for(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"a\xffb\xe2\x82")
+    assert "".join(open_files(tmp_path / "t.txt", errors="replace").texts()) == "a\ufffdb\ufffd"
+
+
+def test_fingerprints_differ_where_the_parts_do(tmp_path):
+    for name, text in {"a": "text", "b": "tex", "c": "t"}.items():
+        (tmp_path / name).write_text(text)
+    a, b, c = (tmp_path / name for name in "abc")
+    different = [
+        FileCorpus("x", [a], (0.9, 0.1)), FileCorpus("x", [b], (0.9, 0.1)), FileCorpus("x", [a], (0.8, 0.2)),
+        FileCorpus("x", [a], (0.9, 0.1), "replace"), FileCorpus("x", [b, c], (0.9, 0.1)),
+        FileCorpus("x", [c, b], (0.9, 0.1)),
+    ]  # fmt: skip
+    assert len({corpus.fingerprint for corpus in different}) == len(different)
+    assert FileCorpus("x", [a], (0.9, 0.1)).fingerprint == different[0].fingerprint
+
+
+# --- what is not there
+
+
+def test_a_missing_corpus_is_missing_input_with_the_name_that_was_meant(tmp_path):
+    with pytest.raises(MissingInputError, match=r"data\.corpus: storeis: no such .* did you mean 'stories'") as raised:
+        open_corpus("storeis", split=(0.9, 0.1), cache_dir=tmp_path)
+    assert raised.value.exit_code == 66
+    with pytest.raises(MissingInputError, match=r"nowhere\.txt: no such corpus or file; give a text file, a glob"):
+        open_files(tmp_path / "nowhere.txt")
+    with pytest.raises(MissingInputError, match="no such corpus or file"):
+        open_files(tmp_path)  # a folder is no text
+    with pytest.raises(MissingInputError, match="no such corpus or file"):
+        open_corpus("", split=(0.9, 0.1), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "nul\0.txt"])
+def test_what_cannot_be_a_file_name_is_missing_input_too(source, tmp_path):
+    with pytest.raises(MissingInputError, match="no such corpus or file"):
+        open_corpus(source, split=(0.9, 0.1), cache_dir=tmp_path)
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(b"")
+    for source in ("a.txt", "*.txt"):
+        with pytest.raises(DataError, match=r"data\.corpus: .*txt: is empty"):
+            open_files(tmp_path / source)
+
+
+# --- documents between separators
+
+
+@few
+@given(
+    st.lists(st.text("ab<|>", max_size=6), max_size=6),
+    st.lists(st.integers(0, 100), max_size=8),
+    st.sampled_from(["<|>", "|", "aa"]),
+)
+def test_documents_are_what_stands_between_separators_however_it_is_chunked(texts, cuts, separator):
+    whole = separator.join(texts)
+    bounds = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
+    chunks = [whole[a:b] for a, b in pairwise(bounds)]
+    assert list(split_documents(chunks, separator)) == [text for text in whole.split(separator) if text]
+
+
+def test_tinystories_keeps_its_own_split_and_shares_validation_with_test(tmp_path):
+    train, validation = tmp_path / "train.txt", tmp_path / "valid.txt"
+    train.write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>")
+    validation.write_text("a<|endoftext|>b<|endoftext|>c")
+    two = TinyStories([train, validation], (0.9, 0.1))
+    three = TinyStories([train, validation], (0.8, 0.1, 0.1))
+    assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
+    assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
+    assert two.fingerprint != three.fingerprint

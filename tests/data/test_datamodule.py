@@ -1,0 +1,228 @@
+"""TextDataModule: a text becomes batches, shared out over ranks and micro-steps without changing the global batch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinylm.data import IGNORE, TextDataModule, TrainingWindows
+from tinylm.data.batches import evaluation_starts, gather
+from tinylm.data.datamodule import EvaluationBatches, MicroSteps, TrainingBatches, default_cache_dir
+from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.tokenizer import ByteTokenizer, CharTokenizer
+
+few = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture
+def module(tmp_path):
+    """module(content, **options) is a data module of a text, with its cache in a temporary folder."""
+
+    def make(content: str | bytes, **options) -> TextDataModule:
+        (tmp_path / "t.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return TextDataModule(corpus=str(tmp_path / "t.txt"), cache_dir=str(tmp_path / "cache"), **options)
+
+    return make
+
+
+def trainer(world_size: int = 1, rank: int = 0, **options):
+    """As much of a trainer as the loaders need."""
+    fields = dict(accumulate_grad_batches=1, val_check_interval=None) | options
+    return SimpleNamespace(world_size=world_size, global_rank=rank, **fields)
+
+
+# --- sharing out
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("step", [0, 5])
+def test_ranks_and_micro_steps_together_are_the_global_batch_in_order(world_size, accumulate, step):
+    tokens = np.random.default_rng(0).integers(0, 100, 1000).astype(np.uint16)
+    windows = TrainingWindows(len(tokens), context=8, batch_size=16, seed=3)
+    whole = gather(tokens, windows.starts(step), 8, num_targets=128)
+    shares = [
+        TrainingBatches(tokens, windows, accumulate, world_size, rank)[step * accumulate + micro_step]
+        for rank in range(world_size)
+        for micro_step in range(accumulate)
+    ]
+    assert torch.equal(torch.cat([share.inputs for share in shares]), whole.inputs)
+    assert torch.equal(torch.cat([share.targets for share in shares]), whole.targets)
+    assert {len(share.inputs) for share in shares} == {16 // world_size // accumulate}
+    assert {share.num_targets for share in shares} == {16 * 8}  # of the whole step, on every device
+
+
+@few
+@given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
+def test_ranks_together_evaluate_every_token_but_the_first_once(num_tokens, context, batch_size, world_size):
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    starts = evaluation_starts(num_tokens, context)
+    ranks = [EvaluationBatches(tokens, context, starts, batch_size, world_size, rank) for rank in range(world_size)]
+    batches = [data[i] for data in ranks for i in range(len(data))]
+    targets = torch.cat([batch.targets.flatten() for batch in batches])
+    assert sorted(targets[targets != IGNORE].tolist()) == list(range(1, num_tokens))
+    assert sum(batch.num_targets for batch in batches) == num_tokens - 1
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+def test_micro_steps_go_on_from_where_the_run_stands_to_the_epochs_end():
+    assert list(MicroSteps(6, lambda: 0)) == [0, 1, 2, 3, 4, 5]
+    assert list(MicroSteps(6, lambda: 8)) == [8, 9, 10, 11]
+    assert list(MicroSteps(6, lambda: 12)) == [12, 13, 14, 15, 16, 17]
+
+
+# --- text to tokens
+
+
+def test_a_text_has_the_vocabulary_of_all_its_parts(module):
+    data = module("ab" * 9 + "cd", tokenizer="char")  # c and d are in the validation part only
+    assert data.vocab_size == 4
+    assert {part: ids.tolist() for part, ids in data.tokens.items()} == {"train": [0, 1] * 9, "val": [2, 3]}
+
+
+def test_stories_are_built_in(tmp_path):
+    data = TextDataModule(cache_dir=str(tmp_path), split=(0.8, 0.1, 0.1))
+    assert data.tokenizer.end_of_text == data.vocab_size - 1
+    first = data.tokenizer.decode(data.tokens["train"][:5000]).split("<|endoftext|>")[0]
+    assert first in {"".join(story) for story in data.corpus.documents("train")}
+
+
+def test_the_byte_tokenizer_takes_any_bytes_as_they_are(module):
+    raw = np.random.default_rng(0).bytes((1 << 20) + 1000) + "é\0\r\n😀".encode() + b"\xf0\x9f"
+    data = module(raw, tokenizer="byte", split=(0.5, 0.5))
+    assert bytes(np.concatenate([data.tokens["train"], data.tokens["val"]]).astype(np.uint8)) == raw
+
+
+def test_a_saved_byte_tokenizer_takes_any_bytes_too(module, tmp_path):
+    ByteTokenizer().save(tmp_path / "bytes.json")
+    data = module(b"abc\xff" * 10, tokenizer=str(tmp_path / "bytes.json"))
+    assert bytes(np.concatenate([data.tokens["train"], data.tokens["val"]]).astype(np.uint8)) == b"abc\xff" * 10
+
+
+def test_other_tokenizers_refuse_invalid_utf8_or_replace_it(module):
+    with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 3"):
+        _ = module(b"abc\xff" * 10).tokens
+    data = module(b"abc\xff" * 10, errors="replace", split=(0.5, 0.5))
+    assert data.tokenizer.decode(data.tokens["train"]) == "abc\ufffd" * 5
+    data = module(b"abc\xff" * 10, tokenizer="byte", errors="replace", split=(0.5, 0.5))
+    assert data.tokenizer.decode(data.tokens["train"]) == "abc\ufffd" * 5
+
+
+def test_a_trained_models_tokenizer_can_be_used_instead(module):
+    data = module("abab" * 5)
+    data.use_tokenizer(CharTokenizer("xbya"))
+    assert data.vocab_size == 4
+    assert data.tokens["val"].tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [({"TINYLM_CACHE": "/x"}, "/x"), ({"XDG_CACHE_HOME": "/y"}, "/y/tinylm"), ({}, Path.home() / ".cache/tinylm")],
+)
+def test_the_cache_is_where_the_environment_says(environment, folder, monkeypatch):
+    for name in ("TINYLM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_cache_dir() == TextDataModule().cache_dir == Path(folder)
+
+
+# --- loaders, without a Trainer
+
+
+def test_training_batches_go_on_where_the_run_stands(module):
+    data = module("abcdefgh" * 20, max_seq_len=8, batch_size=4, micro_batch_size=2, seed=7)
+    data.trainer = trainer()
+    data.setup("fit")
+    assert data.trainer.accumulate_grad_batches == 2
+    done = 5  # micro-batches: two steps and a half
+    data.trainer.fit_loop = SimpleNamespace(
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=done)))
+    )
+    windows = TrainingWindows(len(data.tokens["train"]), 8, 4, 7)
+    assert len(data.train_dataloader()) == windows.steps_per_epoch * 2
+    first = next(iter(data.train_dataloader()))
+    expected = gather(data.tokens["train"], windows.starts(2)[2:], 8, num_targets=32)
+    assert torch.equal(first.inputs, expected.inputs) and torch.equal(first.targets, expected.targets)
+    assert first.num_targets == 32
+
+
+def test_validation_test_and_prediction_read_their_text_in_order(module, tmp_path):
+    data = module("abcdefghij" * 4, max_seq_len=3, batch_size=2, split=(0.5, 0.25, 0.25), text=str(tmp_path / "p.txt"))
+    (tmp_path / "p.txt").write_text("jihgfedcba")
+    data.trainer = trainer()
+
+    def read(loader):
+        batches = list(loader)
+        return "".join(data.tokenizer.decode(batch.targets[batch.targets != IGNORE]) for batch in batches)
+
+    assert read(data.val_dataloader()) == "bcdefghij"
+    assert read(data.test_dataloader()) == "bcdefghij"
+    assert read(data.predict_dataloader()) == "ihgfedcba"
+
+
+# --- refusals
+
+REFUSED = {
+    "errors": (dict(errors="x"), "data.errors must be strict or replace, got 'x'"),
+    "escaping errors": (dict(errors="surrogateescape"), "data.errors must be strict or replace"),
+    "no batch": (dict(batch_size=0), "data.batch_size must be at least 1, got 0"),
+    "negative batch": (dict(batch_size=-4), "data.batch_size must be at least 1, got -4"),
+    "no micro-batch": (dict(micro_batch_size=0), "data.micro_batch_size must be at least 1, got 0"),
+    "negative micro-batch": (dict(micro_batch_size=-1), "data.micro_batch_size must be at least 1, got -1"),
+    "split": (dict(split=(0.9, 0.2)), "data.split must be two or three positive fractions"),
+    "negative seed": (dict(seed=-1), "data.seed"),
+    "no context": (dict(max_seq_len=0), "max_seq_len must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("options", "problem"), REFUSED.values(), ids=REFUSED)
+def test_options_without_meaning_are_refused(options, problem, tmp_path):
+    with pytest.raises(ConfigError, match=problem):
+        TextDataModule(cache_dir=str(tmp_path), **options)
+
+
+def test_texts_that_are_too_short_are_refused_with_counts(module):
+    data = module("a" * 100, max_seq_len=128)
+    with pytest.raises(DataError, match=r"^train has 90 tokens, needs at least 129$"):
+        data.setup("fit")
+    with pytest.raises(DataError, match=r"val has 1 tokens, needs at least 2; give it more of data\.split"):
+        module("a" * 10, max_seq_len=4).setup("fit")
+
+
+def test_a_missing_test_part_is_refused(module):
+    with pytest.raises(ConfigError, match=r"data\.split has no test part: give three fractions"):
+        module("a" * 100).test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "running", "problem"),
+    [
+        (dict(batch_size=3), dict(world_size=2), "divisible by the number of devices, got 3 and 2"),
+        (dict(batch_size=8, micro_batch_size=3), dict(world_size=2), "data.micro_batch_size, got 4 and 3"),
+        (dict(batch_size=8, micro_batch_size=8), dict(world_size=2), "data.micro_batch_size, got 4 and 8"),
+        (dict(batch_size=8, micro_batch_size=4), dict(accumulate_grad_batches=3), "accumulate_grad_batches follows"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out_are_refused(options, running, problem, module):
+    data = module("ab" * 100, max_seq_len=4, **options)
+    data.trainer = trainer(**running)
+    with pytest.raises(ConfigError, match=problem):
+        data.setup("fit")
+
+
+def test_a_text_to_predict_must_be_given_there_and_long_enough(module, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.text: missing"):
+        module("ab" * 50).predict_dataloader()
+    with pytest.raises(MissingInputError, match=r"data\.text: .*nowhere\.txt: no such file"):
+        module("ab" * 50, text=str(tmp_path / "nowhere.txt")).predict_dataloader()
+    (tmp_path / "short.txt").write_text("a")
+    with pytest.raises(DataError, match=r"short\.txt: has 1 tokens, needs at least 2"):
+        module("ab" * 50, text=str(tmp_path / "short.txt")).predict_dataloader()
+    (tmp_path / "short.txt").write_text("")
+    with pytest.raises(DataError, match=r"short\.txt: has 0 tokens, needs at least 2"):
+        module("ab" * 50, text=str(tmp_path / "short.txt")).predict_dataloader()

@@ -1,0 +1,272 @@
+"""The token cache: equal to encoding directly, checked each time, built once however many want it."""
+
+import re
+import time
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
+from tinylm.data.corpus import StoriesCorpus
+from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "t.txt").write_bytes("aé\r\nb😀a".encode() * 100)
+    return files(tmp_path / "t.txt")
+
+
+def files(source, split=(0.9, 0.1)):
+    return open_corpus(str(source), split=split, cache_dir=source.parent / "cache")
+
+
+def folders(cache_dir):
+    return [path for path in (cache_dir / "tokens").iterdir() if path.is_dir()]
+
+
+# --- what is in it
+
+
+def test_ids_and_separators_by_hand(tmp_path):
+    (tmp_path / "1.txt").write_text("aab")
+    (tmp_path / "2.txt").write_text("bc")
+    corpus = files(tmp_path / "*.txt", (0.8, 0.2))  # five characters, cut after four
+    tokenizer = resolve_tokenizer("char", corpus, tmp_path)  # a 0, b 1, c 2, END_OF_TEXT 3
+    found = open_tokens(corpus, tokenizer, tmp_path)
+    assert {part: ids.tolist() for part, ids in found.items()} == {"train": [0, 0, 1, 3, 1, 3], "val": [2, 3]}
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_the_cache_equals_direct_encoding_with_a_separator_after_each_document(kind, tmp_path):
+    corpus = StoriesCorpus((0.8, 0.1, 0.1), seed=1, count=60)
+    tokenizer = resolve_tokenizer(kind, corpus, tmp_path)
+    found = open_tokens(corpus, tokenizer, tmp_path)
+    assert list(found) == ["train", "val", "test"]
+    for part, ids in found.items():
+        expected = [[*tokenizer.encode("".join(text)), tokenizer.end_of_text] for text in corpus.documents(part)]
+        assert ids.dtype == np.uint16
+        assert ids.tolist() == list(chain.from_iterable(expected))
+
+
+def test_one_document_has_no_separator(corpus, tmp_path):
+    tokenizer = CharTokenizer.train_from_texts(corpus.texts(), special_tokens=[END_OF_TEXT])
+    found = open_tokens(corpus, tokenizer, tmp_path)
+    assert "".join(tokenizer.decode(found[part]) for part in ("train", "val")) == "".join(corpus.texts())
+    assert all(tokenizer.end_of_text not in ids for ids in found.values())
+
+
+@pytest.mark.parametrize(("num_characters", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_ids_above_65535_need_four_bytes(num_characters, dtype, tmp_path):
+    text = "".join(chr(point) for point in range(80_000) if not 0xD800 <= point < 0xE000)[:num_characters]
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    corpus = files(tmp_path / "t.txt", (0.5, 0.5))
+    found = open_tokens(corpus, resolve_tokenizer("char", corpus, tmp_path), tmp_path)
+    assert found["val"].dtype == dtype
+    assert np.concatenate([found["train"], found["val"]]).tolist() == list(range(num_characters))
+
+
+def test_an_empty_part_is_an_empty_array(tmp_path):
+    (tmp_path / "t.txt").write_text("a")
+    found = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
+    assert {part: ids.tolist() for part, ids in found.items()} == {"train": [], "val": [97]}
+
+
+# --- when it is built
+
+
+def test_a_good_cache_is_opened_and_not_built_again(corpus, tmp_path, monkeypatch, capfd):
+    first = open_tokens(corpus, ByteTokenizer(), tmp_path)
+    assert len(re.findall(r"encoded .*t\.txt into tokens: [\d,]+ train, [\d,]+ val", capfd.readouterr().err)) == 1
+    monkeypatch.setattr(tokens, "_build", lambda *_: pytest.fail("built again"))
+    again = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
+    assert all((first[part] == again[part]).all() for part in first)
+    assert capfd.readouterr().err == ""
+
+
+DAMAGES = {
+    "flipped byte": ("train.bin", lambda path, data: path.write_bytes(bytes([data[0] ^ 1]) + data[1:])),
+    "flipped last byte": ("val.bin", lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))),
+    "truncated": ("val.bin", lambda path, data: path.write_bytes(data[:-2])),
+    "emptied": ("train.bin", lambda path, data: path.write_bytes(b"")),
+    "longer": ("train.bin", lambda path, data: path.write_bytes(data + b"\0\0")),
+    "part deleted": ("val.bin", lambda path, data: path.unlink()),
+    "meta deleted": ("meta.json", lambda path, data: path.unlink()),
+    "meta truncated": ("meta.json", lambda path, data: path.write_bytes(data[:-10])),
+    "meta of something else": ("meta.json", lambda path, data: path.write_text('{"sha256": 3}')),
+    "meta not an object": ("meta.json", lambda path, data: path.write_text("[1]")),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_cache_is_built_again_with_a_notice(name, damage, corpus, tmp_path, capfd):
+    good = {part: ids.tolist() for part, ids in open_tokens(corpus, ByteTokenizer(), tmp_path).items()}
+    [folder] = folders(tmp_path)
+    capfd.readouterr()
+    damage(folder / name, (folder / name).read_bytes())
+    rebuilt = open_tokens(corpus, ByteTokenizer(), tmp_path)
+    err = capfd.readouterr().err
+    assert "t.txt is damaged: encoding again" in err and err.count("encoded") == 1
+    assert {part: ids.tolist() for part, ids in rebuilt.items()} == good
+    open_tokens(corpus, ByteTokenizer(), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_changed_text_has_a_new_cache_with_a_notice(corpus, tmp_path, capfd):
+    open_tokens(corpus, ByteTokenizer(), tmp_path)
+    capfd.readouterr()
+    (tmp_path / "t.txt").write_text("another text")
+    found = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
+    assert bytes(found["train"].astype(np.uint8)) == b"another te"  # int(12 * 0.9) bytes
+    assert "of an earlier text, split or tokenizer: encoding again" in capfd.readouterr().err
+
+
+def test_tokenizers_splits_and_files_do_not_share_a_cache(corpus, tmp_path, capfd):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "t.txt").write_bytes((tmp_path / "t.txt").read_bytes()[:-1])
+    chars = CharTokenizer.train_from_texts(corpus.texts())
+    wanted = [
+        (corpus, ByteTokenizer()), (corpus, chars), (corpus, CharTokenizer(chars.characters[::-1])),
+        (files(tmp_path / "t.txt", (0.5, 0.5)), chars), (files(tmp_path / "copy" / "t.txt"), chars),
+    ]  # fmt: skip
+    for text, tokenizer in wanted * 2:
+        found = open_tokens(text, tokenizer, tmp_path)
+        assert "".join(tokenizer.decode(ids) for ids in found.values()) == "".join(text.texts())
+    assert len(folders(tmp_path)) == capfd.readouterr().err.count("encoded") == len(wanted)
+
+
+def test_text_without_ids_is_refused_and_leaves_no_cache(corpus, tmp_path):
+    with pytest.raises(DataError, match=r"character '\\xe9' \(U\+00E9\) at position 1 "):
+        open_tokens(corpus, CharTokenizer("a"), tmp_path)
+    assert folders(tmp_path) == []
+
+
+def test_a_text_that_vanishes_before_it_is_encoded_is_missing_input(corpus, tmp_path):
+    (tmp_path / "t.txt").unlink()
+    with pytest.raises(MissingInputError, match=r"t\.txt"):
+        open_tokens(corpus, ByteTokenizer(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("blocked", ["cache", "cache/tokens"])
+def test_a_cache_folder_that_cannot_be_made_is_named(blocked, corpus, tmp_path):
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    if blocked == "cache":
+        (tmp_path / "cache").rmdir()
+    (tmp_path / blocked).write_text("a file is in the way")
+    with pytest.raises(CannotCreateError, match=r"cache/tokens.*: cannot be created .*; choose a folder") as raised:
+        open_tokens(corpus, ByteTokenizer(), tmp_path / "cache")
+    assert raised.value.exit_code == 73
+
+
+# --- several processes
+
+BUILD = """
+import time
+from tinylm.data import tokens
+from tinylm.data.corpus import open_corpus
+from tinylm.tokenizer import ByteTokenizer
+
+source, cache, ready, other = map(Path, sys.argv[1:])
+encode_part = tokens.encode_part
+def slow(*arguments):
+    yield from encode_part(*arguments)
+    (cache / "building").touch()
+    time.sleep(PAUSE)
+tokens.encode_part = slow
+corpus = open_corpus(str(source), split=(0.9, 0.1), cache_dir=cache)
+ready.touch()
+while not other.exists():
+    time.sleep(0.01)
+print(sum(len(ids) for ids in tokens.open_tokens(corpus, ByteTokenizer(), cache).values()))
+"""
+
+
+def wait_for(path, process, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+def test_two_processes_that_want_one_cache_build_it_once(corpus, tmp_path, python):
+    code = BUILD.replace("PAUSE", "0.2")
+    (tmp_path / "cache").mkdir()
+    names = [tmp_path / "ready 1", tmp_path / "ready 2"]
+    processes = [python(code, tmp_path / "t.txt", tmp_path / "cache", *pair) for pair in (names, names[::-1])]
+    results = [process.communicate(timeout=30) for process in processes]
+    num_bytes = len("".join(corpus.texts()).encode())
+    assert [(out.strip(), process.returncode) for (out, _), process in zip(results, processes, strict=True)] == [
+        (str(num_bytes), 0),
+        (str(num_bytes), 0),
+    ], results
+    assert sum(err.count("encoded") for _, err in results) == 1
+
+
+def test_a_killed_builder_blocks_nobody_and_leaves_no_half_cache(corpus, tmp_path, python):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    builder = python(BUILD.replace("PAUSE", "600"), tmp_path / "t.txt", cache, tmp_path / "go", tmp_path / "go")
+    wait_for(cache / "building", builder)
+    builder.kill()
+    builder.wait()
+    assert all(folder.name.startswith(".tmp-") for folder in folders(cache))
+    found = open_tokens(corpus, ByteTokenizer(), cache)
+    assert np.concatenate([found["train"], found["val"]]).tolist() == list("".join(corpus.texts()).encode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_memory_does_not_grow_with_the_text(kind, tmp_path, python):
+    code = """
+    from tinylm.data.corpus import open_corpus
+    from tinylm.data.tokens import open_tokens, resolve_tokenizer
+    def peak():  # of this process; getrusage's would begin with its parent's
+        status = Path("/proc/self/status")
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else 0
+    source, cache, kind = sys.argv[1:]
+    before = peak()
+    corpus = open_corpus(source, split=(0.9, 0.1), cache_dir=Path(cache))
+    found = open_tokens(corpus, resolve_tokenizer(kind, corpus, Path(cache)), Path(cache))
+    print(sum(len(ids) for ids in found.values()), peak() - before)
+    """
+    (tmp_path / "t.txt").write_bytes(b"one huge line " * (60_000_000 // 14))
+    out, err = python(code, tmp_path / "t.txt", tmp_path, kind).communicate(timeout=100)
+    count, megabytes = map(float, out.split() or pytest.fail(err))
+    assert count == (tmp_path / "t.txt").stat().st_size
+    assert megabytes < 100  # the text alone has 57, its ids as int64 458
+
+
+# --- which tokenizer
+
+
+def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, monkeypatch):
+    tokenizer = resolve_tokenizer("char", corpus, tmp_path)
+    assert tokenizer == CharTokenizer.train_from_texts(corpus.texts())
+    [path] = (tmp_path / "tokenizers").glob("char-*.json")
+    path.write_text("damaged")
+    assert resolve_tokenizer("char", corpus, tmp_path) == tokenizer
+    monkeypatch.setattr(CharTokenizer, "train_from_texts", lambda *_, **__: pytest.fail("trained again"))
+    assert resolve_tokenizer("char", corpus, tmp_path) == tokenizer
+    assert resolve_tokenizer("byte", corpus, tmp_path) == ByteTokenizer()
+
+
+def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):
+    assert resolve_tokenizer("char", corpus, tmp_path).end_of_text is None
+    assert resolve_tokenizer("byte", StoriesCorpus((0.9, 0.1), 0, 2), tmp_path).end_of_text == 256
+
+
+def test_a_file_is_a_tokenizer_as_it_was_saved(corpus, tmp_path):
+    tokenizer = CharTokenizer("zyx", ["<x>"])
+    tokenizer.save(tmp_path / "t.json")
+    tokenizer.save(tmp_path / "no-suffix")
+    assert resolve_tokenizer(str(tmp_path / "t.json"), corpus, tmp_path) == tokenizer
+    assert resolve_tokenizer(str(tmp_path / "no-suffix"), corpus, tmp_path) == tokenizer
+
+
+def test_neither_kind_nor_file_is_refused(corpus, tmp_path):
+    with pytest.raises(MissingInputError, match=r"nowhere\.json: no such tokenizer file"):
+        resolve_tokenizer(str(tmp_path / "nowhere.json"), corpus, tmp_path)
+    with pytest.raises(ConfigError, match="no kind 'chars', did you mean 'char'"):
+        resolve_tokenizer("chars", corpus, tmp_path)

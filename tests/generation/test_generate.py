@@ -1,0 +1,194 @@
+"""The decoding loop against the slowest ones that are right: no cache, every step a whole forward pass."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.strategies import model_configs, random_model
+from tinylm.errors import ConfigError, DataError
+from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.sampling import choose
+from tinylm.model import ModelConfig
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+
+few = settings(max_examples=40, deadline=None)
+GREEDY = dict(temperature=0)
+LETTERS = CharTokenizer("abcdefghij")
+
+
+def make(max_seq_len: int = 16, seed: int = 0, tokenizer=LETTERS, **changes) -> Generator:
+    shape = dict(d_model=16, num_layers=2, num_heads=2, tie_embeddings=False)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, max_seq_len=max_seq_len, **shape | changes)
+    return Generator(random_model(config, seed), tokenizer)
+
+
+class Scripted(nn.Module):
+    """Says its script, whatever it reads, and remembers what it read."""
+
+    def __init__(self, script: list[int], tokenizer, max_seq_len: int = 64) -> None:
+        super().__init__()
+        shape = dict(d_model=2, num_layers=1, num_heads=1, max_seq_len=max_seq_len)
+        self.config = ModelConfig(vocab_size=tokenizer.vocab_size, **shape)
+        self.embedding = nn.Embedding(1, 1)
+        self.script, self.read = list(script), []
+
+    def hidden(self, ids, cache):
+        self.read += ids[0].tolist()
+        cache.advance(ids.shape[1])
+        return torch.nn.functional.one_hot(torch.tensor([[self.script.pop(0)]]), self.config.vocab_size).float()
+
+    def head(self, x):
+        return x
+
+
+def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
+    return list(generator.stream_ids(prompt, SamplingConfig(**options)))
+
+
+@torch.no_grad()
+def slowly(model, prompt: list[int], config: SamplingConfig) -> list[int]:
+    """The rule in words: read all that stands in the context; when it is full, go on with the newer half of it."""
+    text, window, random = list(prompt), list(prompt), torch.Generator()
+    random.manual_seed(config.seed or 0)
+    for _ in range(config.max_new_tokens):
+        if len(window) > model.config.max_seq_len:
+            window = text[-max(model.config.max_seq_len // 2, 1) :]
+        logits = model(torch.tensor([window]))[:, -1]
+        text.append(int(logits.argmax() if config.temperature == 0 else choose(logits, config, random)))
+        window.append(text[-1])
+    return text[len(prompt) :]
+
+
+# --- against the slow loop
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(1, 9)), st.sampled_from([0.0, 1.0, 3.0]), st.data())
+def test_cached_decoding_equals_whole_forward_passes_also_beyond_the_context(config, temperature, data):
+    model = random_model(config)
+    token = st.integers(0, config.vocab_size - 1)
+    prompt = data.draw(st.lists(token, min_size=1, max_size=config.max_seq_len))
+    tokenizer = CharTokenizer("".join(map(chr, range(97, 97 + config.vocab_size))))
+    options = dict(max_new_tokens=2 * config.max_seq_len + 3, temperature=temperature, seed=9)
+    assert ids_of(Generator(model, tokenizer), prompt, **options) == slowly(model, prompt, SamplingConfig(**options))
+
+
+def test_sampling_draws_from_the_logits_of_whole_forward_passes():
+    generator = make()
+    text = [0, 1, 2]
+    random = torch.Generator().manual_seed(5)
+    for _ in range(12):
+        with torch.no_grad():
+            logits = generator.model(torch.tensor([text]))[0, -1].float() / 0.9
+        logits[logits < logits.sort().values[-6]] = -torch.inf
+        text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=random)))
+    assert ids_of(generator, [0, 1, 2], max_new_tokens=12, seed=5, temperature=0.9, top_k=6) == text[3:]
+
+
+# --- text
+
+
+def test_equal_seeds_give_equal_texts_and_others_differ():
+    generator = make(64, tokenizer=ByteTokenizer())
+    one, again, other, free, free_again = (
+        generator.generate("ab", max_new_tokens=40, seed=seed) for seed in (1, 1, 2, None, None)
+    )
+    assert one == again
+    assert len({one, other, free, free_again}) == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streamed_pieces_join_to_the_generated_text(seed):
+    generator = make(16, tokenizer=ByteTokenizer())  # most of its random bytes are no UTF-8
+    pieces = list(generator.stream("é", max_new_tokens=30, seed=seed))
+    assert "".join(pieces) == generator.generate("é", max_new_tokens=30, seed=seed)
+    assert all(pieces)
+
+
+def test_pieces_are_whole_characters_and_come_as_soon_as_they_are_whole():
+    tokenizer = ByteTokenizer()
+    model = Scripted(list("a€😀b".encode()), tokenizer)
+    pieces, read = [], []
+    for piece in Generator(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
+        pieces.append(piece)
+        read.append(len(model.read))
+        assert not torch.is_inference_mode_enabled()  # the loop's mode does not leak to who listens
+    assert pieces == ["a", "€", "😀", "b"]
+    assert read == [1, 4, 8, 9]  # the prompt and every byte but the last of each piece
+
+
+def test_the_end_of_text_token_stops_and_is_not_said():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    model = Scripted([1, 2, tokenizer.end_of_text, 1], tokenizer)
+    assert Generator(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
+    assert model.script == [1]  # nothing was computed after it
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_without_an_end_there_are_exactly_max_new_tokens(count):
+    assert len(make().generate("ab", max_new_tokens=count)) == count
+
+
+# --- prompts
+
+
+def test_an_empty_prompt_begins_with_the_end_of_text_token_where_there_is_one():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    model = Scripted([1, 2], tokenizer)
+    assert Generator(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
+    assert model.read == [tokenizer.end_of_text, 1]
+    with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no token to begin a text with"):
+        make().stream("")  # at once, not at the first piece
+
+
+def test_special_tokens_in_a_prompt_are_plain_text():
+    tokenizer = ByteTokenizer([END_OF_TEXT])
+    model = Scripted([97], tokenizer)
+    Generator(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
+    assert model.read == list(END_OF_TEXT.encode())
+
+
+def test_a_prompt_that_the_tokenizer_cannot_read_is_refused():
+    with pytest.raises(DataError, match=r"'z' \(U\+007A\) at position 1"):
+        make().stream("az")
+    with pytest.raises(DataError, match="lone surrogate"):
+        make(tokenizer=ByteTokenizer()).stream("a\ud800")
+
+
+def test_a_prompt_beyond_the_context_is_refused_or_cut_on_the_left(capfd):
+    model = Scripted([0, 1], LETTERS, max_seq_len=4)
+    generator = Generator(model, LETTERS)
+    with pytest.raises(ConfigError, match="the prompt has 6 tokens, the context holds 4; use --truncate left"):
+        generator.stream("abcdef")
+    assert capfd.readouterr().err == ""
+    assert generator.generate("abcdef", max_new_tokens=1, truncate="left", **GREEDY) == "a"
+    assert model.read == [2, 3, 4, 5]
+    assert "the prompt has 6 tokens: only the last 4 are read" in capfd.readouterr().err
+    assert generator.generate("cdef", max_new_tokens=1, **GREEDY) == "b"  # one that just fits
+
+
+@pytest.mark.parametrize(("count", "slides"), [(4, False), (5, False), (6, True)])
+def test_sliding_is_announced_exactly_when_it_happens(count, slides, capfd):
+    model = Scripted([0] * count, LETTERS, max_seq_len=8)
+    Generator(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
+    assert (len(model.read) > 4 + count - 1) == slides  # something was read twice
+    assert ("beyond 8 tokens the text slides" in capfd.readouterr().err) == slides
+
+
+# --- options
+
+
+def test_unknown_options_are_refused_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"^max_tokens: no such option of generation, did you mean 'max_new_tokens'"):
+        make().stream("a", max_tokens=5)
+    with pytest.raises(ConfigError, match=r"^temprature: no such option .* did you mean 'temperature'"):
+        make().stream("a", temprature=5)
+
+
+def test_options_are_checked_before_the_first_piece():
+    with pytest.raises(ConfigError, match="temperature must be"):
+        make().stream("a", temperature=-1)
+    with pytest.raises(ConfigError, match="truncate must be"):
+        make().stream("a", truncate="right")

@@ -1,0 +1,64 @@
+"""What many tests draw from: any model config, tokens for it, and a model whose every weight matters."""
+
+import dataclasses
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tinylm.model import ModelConfig, TransformerLM
+
+
+@st.composite
+def model_configs(draw, **overrides: st.SearchStrategy) -> ModelConfig:
+    """Any small ModelConfig, every field drawn; `overrides` are strategies for the fields of that name."""
+    values = {}
+
+    def pick(name, strategy):
+        values[name] = draw(overrides.get(name, strategy))
+        return values[name]
+
+    heads = pick("num_heads", st.sampled_from([1, 2, 4]))
+    positions = pick("positional_encoding", st.sampled_from(["rotary", "learned", "sinusoidal", "none"]))
+    even = positions == "rotary" or (positions == "sinusoidal" and heads == 1)
+    pick(
+        "d_model",
+        st.sampled_from([4, 6] if even else [3, 4, 5] if heads > 1 else [4, 5, 7]).map(lambda width: width * heads),
+    )
+    pick("num_kv_heads", st.sampled_from([None, *(K for K in (1, 2, 4) if heads % K == 0)]))
+    pick("vocab_size", st.integers(2, 20))
+    pick("num_layers", st.integers(1, 3))
+    pick("d_ff", st.sampled_from([None, 1, 7, 16]))
+    pick("max_seq_len", st.integers(1, 12))
+    pick("dropout", st.sampled_from([0.0, 0.2]))
+    pick("norm", st.sampled_from(["rmsnorm", "layernorm"]))
+    pick("norm_placement", st.sampled_from(["pre", "post"]))
+    pick("norm_eps", st.sampled_from([1e-6, 1e-5, 1e-3]))
+    pick("activation", st.sampled_from(["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]))
+    pick("rope_theta", st.sampled_from([100.0, 10000.0, 1e6]))
+    pick("sliding_window", st.none() | st.integers(1, 14))
+    pick("attention_kernel", st.sampled_from(["fused", "plain"]))
+    switches = ("qk_norm", "bias", "tie_embeddings", "document_mask", "zero_init_output", "activation_checkpointing")
+    for name in switches:
+        pick(name, st.booleans())
+    assert values.keys() == {field.name for field in dataclasses.fields(ModelConfig)}, "a field is not drawn"
+    return ModelConfig(**values)
+
+
+def random_model(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> TransformerLM:
+    """A model in eval mode with every weight random: norms away from one, biases and zeroed layers from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    model = TransformerLM(config).to(dtype).eval()
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        if weight.dim() == 2:
+            weight.data.copy_(noise * weight.shape[1] ** -0.5)  # keeps the size of what passes through
+        else:
+            weight.data.copy_(noise * 0.3 + (1.0 if name.endswith("norm.weight") else 0.0))
+    return model
+
+
+def random_ids(config: ModelConfig, batch_size: int = 2, length: int | None = None, seed: int = 0) -> Tensor:
+    """Token ids, (B, T), T by default the whole context."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (batch_size, length or config.max_seq_len), generator=generator)

@@ -1,0 +1,317 @@
+"""Model folders and checkpoints: loaded is what was saved, bit by bit, or an error; nothing is ever executed."""
+
+import hashlib
+import io
+import json
+import pickle
+import re
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinylm
+from tests.strategies import model_configs, random_model
+from tinylm.bundle import checkpoint_entry, load, load_bundle, save_bundle
+from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.files import seal_zip, sha256_json
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+
+TOKENIZER = CharTokenizer("abcdé\n😀", [END_OF_TEXT])
+SHAPE = dict(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=2, num_heads=2, max_seq_len=8)
+FILES = ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")
+ENTRY = checkpoint_entry(ModelConfig(**SHAPE), TOKENIZER)
+IDS = torch.arange(TOKENIZER.vocab_size)[None]
+
+
+def make_model(seed: int = 0, **changes) -> TransformerLM:
+    torch.manual_seed(seed)
+    return TransformerLM(ModelConfig(**SHAPE | changes)).eval()
+
+
+def same_bits(one: TransformerLM, other: TransformerLM) -> bool:
+    with torch.no_grad():
+        return one.config == other.config and torch.equal(one(IDS), other(IDS))
+
+
+def seal(data: bytes) -> bytes:
+    """What `seal_zip` does, for bytes that need not be a zip archive."""
+    data = data[:-2] + (71).to_bytes(2, "little") if data[-22:-18] == b"PK\5\6" else data + (71).to_bytes(2, "little")
+    return data + b"sha256:" + hashlib.sha256(data[:-2]).hexdigest().encode()
+
+
+def torch_bytes(content, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def save_checkpoint(path, model, **changes):
+    weights = {"net." + name: tensor for name, tensor in model.state_dict().items()}
+    content = {"tinylm": checkpoint_entry(model.config, TOKENIZER), "state_dict": weights, "global_step": 3} | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w+b") as file:
+        torch.save(content, file)
+        seal_zip(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_bundle(tmp_path / "model", make_model(), TOKENIZER, {"step": 7, "val/loss": 1.5})
+    return tmp_path / "model"
+
+
+# --- there and back
+
+
+@pytest.mark.parametrize("way", ["folder", "checkpoint"])
+@settings(max_examples=20, deadline=None)
+@given(model_configs(vocab_size=st.just(TOKENIZER.vocab_size), max_seq_len=st.just(8)))
+def test_a_loaded_model_of_any_config_computes_the_same_bits(way, tmp_path_factory, config):
+    model, path = random_model(config, dtype=torch.float32), tmp_path_factory.mktemp("model") / "saved"
+    save_bundle(path, model.train(), TOKENIZER, {"step": 3}) if way == "folder" else save_checkpoint(path, model)
+    bundle = load_bundle(path)
+    assert same_bits(model.eval(), bundle.model)
+    assert not bundle.model.training
+    assert (bundle.tokenizer, bundle.info["step"]) == (TOKENIZER, 3)
+    assert (bundle.model.head.weight is bundle.model.embedding.weight) == config.tie_embeddings
+    assert all(parameter.requires_grad for parameter in bundle.model.parameters())
+
+
+def test_weights_keep_their_type(tmp_path):
+    save_bundle(tmp_path / "b", make_model().to(torch.bfloat16), TOKENIZER)
+    assert {weight.dtype for weight in load(tmp_path / "b")[0].parameters()} == {torch.bfloat16}
+
+
+def test_a_model_folder_replaces_an_earlier_one_whole(folder):
+    (folder / "extra").write_text("of the earlier one")
+    save_bundle(folder, make_model(1), TOKENIZER)
+    assert same_bits(load(folder)[0], make_model(1))
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_the_package_loads_a_folder_or_its_manifest(folder, capfd):
+    for path in (folder, str(folder), folder / "tinylm.json"):
+        model, tokenizer = tinylm.load(path)
+        assert same_bits(model, make_model()) and tokenizer == TOKENIZER
+    assert capfd.readouterr().err == f"tinylm: loading {folder}\n"  # said where the path was another
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=f"vocab_size: tokenizer 256, model {TOKENIZER.vocab_size}"):
+        save_bundle(tmp_path / "b", make_model(), ByteTokenizer())
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_folder_gives_model_then_best_then_last_and_says_which(tmp_path, capfd):
+    run = tmp_path / "run"
+    save_bundle(run / "model", make_model(1), TOKENIZER)
+    save_checkpoint(run / "checkpoints" / "best.ckpt", make_model(2))
+    save_checkpoint(run / "checkpoints" / "last.ckpt", make_model(3))
+    for seed, found in [(1, run / "model"), (2, run / "checkpoints/best.ckpt"), (3, run / "checkpoints/last.ckpt")]:
+        assert same_bits(load(run)[0], make_model(seed))
+        assert capfd.readouterr().err == f"tinylm: loading {found}\n"
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+    with pytest.raises(MissingInputError, match="run: has no model/ and no checkpoint"):
+        load(run)
+
+
+# --- damage
+
+
+def flips(size: int, count: int) -> list[int]:
+    """Places spread over a file, its first and last bytes among them."""
+    inner = torch.randint(size, (count,), generator=torch.Generator().manual_seed(size)).tolist()
+    return sorted({0, 7, 8, 9, size // 2, size - 1, *inner})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_flipped_byte_of_a_model_folder_goes_unnoticed(name, folder):
+    data, whole = (folder / name).read_bytes(), load_bundle(folder)
+    places = flips(len(data), 40) if name == "model.safetensors" else range(len(data))
+    silent = []
+    for place in places:
+        (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            found = load_bundle(folder)
+            if not (same_bits(found.model, whole.model) and (found.tokenizer, found.info) == (TOKENIZER, whole.info)):
+                silent.append(data[max(place - 20, 0) : place + 20])
+        except DataError as error:
+            assert "\n" not in str(error)
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(name, folder):
+    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+    with pytest.raises(DataError, match=re.escape(str(folder / name))):
+        load(folder)
+
+
+def test_a_missing_file_is_named(folder):
+    for name, problem in {FILES[1]: "is missing from the model folder", FILES[2]: "is missing from the model"}.items():
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(MissingInputError, match=rf"{re.escape(name)}: {problem}"):
+            load(folder)
+        (folder / name).write_bytes(data)
+    (folder / FILES[0]).unlink()
+    with pytest.raises(MissingInputError, match="has no model/ and no checkpoint"):
+        load(folder)
+
+
+MANIFESTS = {
+    "a list": ([], r"tinylm\.json: is not of tinylm"),
+    "another program's": ({"model_type": "gpt2"}, r"tinylm\.json: is not of tinylm"),
+    "a newer format": ({"format": 99}, "has format 99, this tinylm reads format 1"),
+    "no checksums": ({"sha256": {}}, r"tinylm\.json: is damaged"),
+    "checksums of another shape": ({"sha256": [1]}, r"tinylm\.json: is damaged"),
+    "changed by hand": ({"info": {"step": 8}}, r"tinylm\.json: is damaged"),
+    "another width": ({"model": SHAPE | {"d_model": 32}}, "weights and its config do not fit"),
+    "an unknown field": ({"model": SHAPE | {"n_layer": 2}}, "did you mean 'num_layers'"),
+    "a field of another type": ({"model": SHAPE | {"num_layers": "two"}}, "num_layers must be int"),
+    "a config of another shape": ({"model": 3}, r"tinylm\.json: is incomplete"),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_fits_nothing_is_refused(change, problem, folder):
+    path = folder / "tinylm.json"
+    manifest = json.loads(path.read_text()) | change if change and "model_type" not in change else change
+    if "model" in change:  # as if it had been saved so
+        checksums = manifest.pop("sha256")
+        manifest["sha256"] = checksums | {"tinylm.json": sha256_json(manifest)}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=problem) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "as Lightning writes it"])
+def test_no_flipped_byte_or_cut_of_a_checkpoint_goes_unnoticed(sealed, tmp_path):
+    path, model = tmp_path / "last.ckpt", make_model()
+    save_checkpoint(path, model)
+    data = path.read_bytes() if sealed else path.read_bytes()[:-73] + b"\0\0"
+    path.write_bytes(data)
+    assert same_bits(load(path)[0], model)
+    damaged = [(i, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]) for i in [*flips(len(data), 40), len(data) - 70]]
+    damaged += [(i, data[:i]) for i in (0, 1, 73, 74, len(data) // 2, len(data) - 74, len(data) - 1)]
+    silent = []
+    for place, content in damaged:
+        path.write_bytes(content)
+        try:
+            assert same_bits(load(path)[0], model)
+            silent.append(place)  # padding between the archive's members, or a seal that is no longer one
+        except DataError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert len(silent) < 0.4 * len(damaged)
+    assert not sealed or all(place >= len(data) - 73 for place in silent)
+
+
+CHECKPOINTS = {
+    "of something else": (dict(state_dict={}), "is a checkpoint of something else"),
+    "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not fit"),
+    "without a state": (dict(tinylm=ENTRY), r"last\.ckpt"),
+    "with half an entry": (dict(tinylm={"format": 1}, state_dict={}, global_step=3), r"last\.ckpt"),
+    "of a newer format": (dict(tinylm=ENTRY | {"format": 99}, state_dict={}, global_step=3), "format 99"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_whole_checkpoint_with_other_contents_is_refused(content, problem, tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(seal(torch_bytes(content)))
+    with pytest.raises(DataError, match=problem):
+        load(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_whose_config_does_not_fit_its_weights_is_refused(tmp_path):
+    save_checkpoint(
+        tmp_path / "last.ckpt", make_model(), tinylm=checkpoint_entry(make_model(d_ff=20).config, TOKENIZER)
+    )
+    with pytest.raises(DataError, match="weights and its config do not fit"):
+        load(tmp_path / "last.ckpt")
+
+
+# --- what is not there
+
+
+@pytest.mark.parametrize("url", ["https://example.com/model", "http://127.0.0.1:9/a.ckpt", "file:///tmp/a", "s3://b/m"])
+def test_urls_are_refused(url):
+    with pytest.raises(ConfigError, match="models are loaded from files only; download it first"):
+        load(url)
+
+
+def test_a_missing_path_names_the_runs_there_are(tmp_path):
+    for name in ("small", "tiny-2"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "notes.txt").write_text("no run")
+    with pytest.raises(MissingInputError, match=r"smal: no such model; .*runs has small, tiny-2$") as raised:
+        load(tmp_path / "runs" / "smal")
+    assert raised.value.exit_code == 66
+    with pytest.raises(MissingInputError, match=r"no such model; train one with scripts/train\.py fit"):
+        load(tmp_path / "nowhere" / "small")
+    with pytest.raises(MissingInputError, match="small: has no model/ and no checkpoint"):
+        load(tmp_path / "runs" / "small")
+
+
+# --- malice
+
+
+class Malice:
+    """Creates a file when it is unpickled the ordinary way."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return open, (str(self.canary), "x")
+
+
+PICKLES = {
+    "pickle": pickle.dumps,
+    "sealed pickle": lambda content: seal(pickle.dumps(content)),
+    "archive": torch_bytes,
+    "sealed archive": lambda content: seal(torch_bytes(content)),
+    "sealed legacy format": lambda content: seal(torch_bytes(content, _use_new_zipfile_serialization=False)),
+}
+
+
+@pytest.mark.parametrize("make", PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("place", ["own path", "run folder"])
+def test_a_malicious_checkpoint_is_refused_and_never_executed(make, place, tmp_path):
+    canary, path = tmp_path / "canary", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(make({"tinylm": ENTRY, "state_dict": {"net.x": Malice(canary)}, "global_step": 3}))
+    with pytest.raises(DataError, match=r"last\.ckpt: "):
+        load(path if place == "own path" else tmp_path / "run")
+    assert not canary.exists()
+
+
+def test_the_malice_of_these_tests_would_work(tmp_path):
+    pickle.loads(pickle.dumps(Malice(tmp_path / "canary"))).close()
+    assert (tmp_path / "canary").exists()
+    torch.load(io.BytesIO(torch_bytes(Malice(tmp_path / "canary 2"))), weights_only=False).close()
+    assert (tmp_path / "canary 2").exists()
+
+
+def test_the_seal_of_these_tests_is_the_real_one(tmp_path):
+    with (tmp_path / "a.ckpt").open("w+b") as file:
+        torch.save({"a": 1}, file)
+        seal_zip(file)
+    content = (tmp_path / "a.ckpt").read_bytes()
+    assert content == seal(content[:-73] + b"\0\0")
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_refused_and_never_executed(folder):
+    evil = pickle.dumps(Malice(folder / "canary"))
+    (folder / "model.safetensors").write_bytes(evil)
+    manifest = json.loads((folder / "tinylm.json").read_text())
+    manifest["sha256"]["model.safetensors"] = hashlib.sha256(evil).hexdigest()
+    (folder / "tinylm.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=re.escape(str(folder))):
+        load(folder)
+    assert not (folder / "canary").exists()

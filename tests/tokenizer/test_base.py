@@ -1,0 +1,273 @@
+"""What every tokenizer promises: the same text back, special tokens only on request, files that are checked."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.tokenizer import END_OF_TEXT, UNKNOWN, ByteTokenizer, CharTokenizer, load_tokenizer, tokenizer_class
+
+KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
+KINDS["byte"] = lambda text, **options: ByteTokenizer.train_from_texts([text], **options)
+every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+# NUL, CRLF and lone CR, combining marks, ZWJ, astral, byte order mark, line separators, the name of a special token
+ODD = "a\0b\r\nc\rd\n é e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff \u2028\x85\x1c 한 \U0010ffff" + END_OF_TEXT
+text = st.text(min_size=1)  # any Unicode but surrogates
+few = settings(max_examples=50, deadline=None)
+
+
+def chunked(whole: str, cuts: list[int]) -> list[str]:
+    bounds = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
+    return [whole[a:b] for a, b in pairwise(bounds)]
+
+
+# --- text -> ids -> text
+
+
+@every_kind
+@few
+@given(text)
+@example(ODD)
+def test_decode_inverts_encode_on_any_text(make, text):
+    tokenizer = make(text, special_tokens=[END_OF_TEXT])
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, errors="strict") == text
+    assert tokenizer.decode(np.array(ids)) == tokenizer.decode(torch.tensor(ids)) == text
+
+
+@every_kind
+@few
+@given(text, st.lists(st.integers(0, 1000), max_size=5))
+@example(ODD, [3, 9, 9, 20])
+def test_encode_encode_array_and_encode_stream_agree(make, text, cuts):
+    tokenizer = make(text, special_tokens=[END_OF_TEXT])
+    array = tokenizer.encode_array(text)
+    assert array.dtype == np.int64
+    assert tokenizer.encode(text) == array.tolist()
+    assert np.concatenate(list(tokenizer.encode_stream(chunked(text, cuts)))).tolist() == array.tolist()
+
+
+@every_kind
+@few
+@given(text)
+@example(ODD)
+def test_byte_lengths_of_the_ids_sum_to_the_utf8_bytes_of_the_text(make, text):
+    tokenizer = make(text, special_tokens=[END_OF_TEXT])
+    assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode("utf-8"))
+    assert tokenizer.byte_lengths[tokenizer.end_of_text] == 0  # it stands for no text
+
+
+@every_kind
+def test_the_empty_text_has_no_ids(make):
+    tokenizer = make("a", special_tokens=[END_OF_TEXT])
+    assert tokenizer.encode("") == tokenizer.encode("", allow_special=True) == []
+    assert tokenizer.decode([]) == ""
+    assert list(tokenizer.decode_stream([])) == []
+
+
+# --- special tokens
+
+
+@every_kind
+@few
+@given(st.lists(st.sampled_from(["<|a|>", "<|a|><|b|>", "<|", "a|>", "<|b|", "é"])))
+def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
+    text = "".join(pieces)
+    tokenizer = make("<|ab>é", special_tokens=["<|a|>", "<|a|><|b|>"])
+    plain = make("<|ab>é")
+    assert tokenizer.encode(text) == plain.encode(text)
+
+    expected, rest = [], text  # the longest name wins
+    while rest:
+        name = next((name for name in ("<|a|><|b|>", "<|a|>") if rest.startswith(name)), None)
+        expected += [tokenizer.special_tokens[name]] if name else plain.encode(rest[0])
+        rest = rest[len(name or rest[0]) :]
+    assert tokenizer.encode(text, allow_special=True) == expected
+    assert tokenizer.decode(expected) == text
+
+
+@every_kind
+def test_special_tokens_follow_the_ordinary_ids_in_their_order(make):
+    tokenizer, plain = make("abc", special_tokens=["<x>", END_OF_TEXT]), make("abc")
+    assert tokenizer.special_tokens == {"<x>": plain.vocab_size, END_OF_TEXT: plain.vocab_size + 1}
+    assert tokenizer.vocab_size == plain.vocab_size + 2
+    assert (tokenizer.end_of_text, plain.end_of_text) == (plain.vocab_size + 1, None)
+
+
+@every_kind
+@pytest.mark.parametrize("names", [["<x>", "<x>"], [""]])
+def test_special_tokens_that_are_equal_or_empty_are_refused(make, names):
+    with pytest.raises(ConfigError, match="special_tokens must be different and not empty"):
+        make("abc", special_tokens=names)
+
+
+# --- ids -> text
+
+
+@few
+@given(st.binary(max_size=20))
+@example("a€😀".encode()[:-1])
+@example(b"\xe2\x82A\xf0\x9f\x98\xff")
+def test_streamed_pieces_join_to_the_decoded_text_for_any_bytes(data):
+    pieces = list(ByteTokenizer().decode_stream(data))
+    assert "".join(pieces) == ByteTokenizer().decode(data) == data.decode("utf-8", "replace")
+    assert all(pieces)
+
+
+@few
+@given(st.text())
+@example(ODD)
+def test_stream_gives_each_character_whole_and_at_its_last_byte(text):
+    assert list(ByteTokenizer().decode_stream(text.encode("utf-8"))) == list(text)
+
+
+@every_kind
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_an_id_outside_the_vocabulary_is_refused(make, token):
+    tokenizer = make("ab")
+    message = f"token id {token} is outside the vocabulary of {tokenizer.vocab_size}"
+    with pytest.raises(DataError, match=message):
+        tokenizer.decode([0, token])
+    with pytest.raises(DataError, match=message):
+        list(tokenizer.decode_stream([0, token]))
+    with pytest.raises(DataError, match="outside"):
+        tokenizer.decode([tokenizer.vocab_size])
+    tokenizer.decode([tokenizer.vocab_size - 1])
+
+
+def test_strict_decoding_refuses_half_a_character():
+    with pytest.raises(DataError, match=r"not UTF-8 \(unexpected end of data at byte 1\)"):
+        ByteTokenizer().decode([97, 0xE2, 0x82], errors="strict")
+
+
+# --- lone surrogates: half a character, with no UTF-8 form
+
+SURROGATES = {
+    "char encode": lambda bad: CharTokenizer("a").encode(bad),
+    "char encode_stream": lambda bad: list(CharTokenizer("a").encode_stream(["a", bad])),
+    "char encode with unk": lambda bad: CharTokenizer("a", [UNKNOWN]).encode(bad),
+    "char train": lambda bad: CharTokenizer.train_from_texts(["a", bad]),
+    "char vocabulary": lambda bad: CharTokenizer(bad),
+    "char special token": lambda bad: CharTokenizer("a", [bad]),
+    "byte encode": lambda bad: ByteTokenizer().encode(bad),
+    "byte encode_array": lambda bad: ByteTokenizer().encode_array(bad, allow_special=True),
+    "byte encode_stream": lambda bad: list(ByteTokenizer().encode_stream([bad])),
+    "byte special token": lambda bad: ByteTokenizer([bad]),
+}
+
+
+@pytest.mark.parametrize("use", SURROGATES.values(), ids=SURROGATES)
+def test_a_lone_surrogate_is_an_error_of_one_line(use):
+    with pytest.raises(DataError, match=r"(?i)U\+D83D") as raised:
+        use("a\ud83d")
+    assert "\n" not in str(raised.value)
+    str(raised.value).encode("utf-8")  # can be printed
+
+
+# --- files
+
+
+@every_kind
+@few
+@given(text=text)
+@example(text=ODD)
+def test_a_saved_tokenizer_loads_as_itself(make, text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "t.json"
+    tokenizer = make(text, special_tokens=[END_OF_TEXT, 'é"\\'])
+    tokenizer.save(path)
+    loaded = load_tokenizer(path)
+    assert loaded == tokenizer and hash(loaded) == hash(tokenizer) and type(loaded) is type(tokenizer)
+    assert loaded.encode(text) == tokenizer.encode(text)
+    assert loaded.token_bytes == tokenizer.token_bytes
+
+
+def test_fingerprints_differ_where_ids_do():
+    different = [
+        CharTokenizer("ab"), CharTokenizer("ba"), CharTokenizer("abc"), CharTokenizer("ab", ["<x>", "<y>"]),
+        CharTokenizer("ab", ["<y>", "<x>"]), ByteTokenizer(), ByteTokenizer(["<x>"]),
+    ]  # fmt: skip
+    assert len({tokenizer.sha256 for tokenizer in different}) == len(set(different)) == len(different)
+
+
+@every_kind
+@pytest.mark.parametrize("mask", [0x01, 0x10, 0x80])
+def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, mask, tmp_path):
+    path = tmp_path / "t.json"
+    tokenizer = make("ab 9é", special_tokens=[END_OF_TEXT])
+    tokenizer.save(path)
+    data, noticed = path.read_bytes(), 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+        try:
+            assert load_tokenizer(path) == tokenizer  # one kind of white space for another
+        except DataError as error:
+            assert "\n" not in str(error)
+            noticed += 1
+    assert noticed > 0.8 * len(data)
+
+
+BROKEN = {
+    "not JSON": ("{", "is not valid JSON"),
+    "not UTF-8": (b"\xff", "is not valid JSON"),
+    "a list": ("[]", "is not a tinylm tokenizer"),
+    "another program's": ('{"version": "1.0", "model": {}}', "is not a tinylm tokenizer"),
+    "another format": ({"format": 99}, "has format 99, this tinylm reads format 1"),
+    "an unknown kind": ({"kind": "chr"}, "no kind 'chr', did you mean 'char'"),
+    "an option too many": ({"colour": 1}, "is not a tinylm tokenizer"),
+    "other characters": ({"characters": "abd"}, "is damaged"),
+    "characters twice": ({"characters": "aa"}, "characters must be different"),
+    "no characters": ({"characters": None}, "is not a tinylm tokenizer"),
+    "half a character": ({"characters": "\ud800"}, "lone surrogate"),
+    "special tokens that are numbers": ({"special_tokens": [1]}, "is not a tinylm tokenizer"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), BROKEN.values(), ids=BROKEN)
+def test_a_file_that_is_no_tokenizer_is_named_with_its_problem(content, problem, tmp_path):
+    path = tmp_path / "t.json"
+    if isinstance(content, dict):
+        content = json.dumps(CharTokenizer("abc").to_dict() | content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=rf"t\.json: .*{problem}"):
+        load_tokenizer(path)
+
+
+def test_a_missing_tokenizer_file_is_missing_input(tmp_path):
+    with pytest.raises(MissingInputError, match=r"nowhere\.json: no such tokenizer file") as raised:
+        load_tokenizer(tmp_path / "nowhere.json")
+    assert raised.value.exit_code == 66
+
+
+@every_kind
+def test_training_on_files_equals_training_on_their_texts(make, tmp_path):
+    texts = [ODD, "é" * (1 << 20) + "zß"]  # the second is longer than a chunk
+    paths = [tmp_path / "1.txt", tmp_path / "2.txt"]
+    for path, content in zip(paths, texts, strict=True):
+        path.write_bytes(content.encode())
+    kind = type(make("a"))
+    assert kind.train([paths[0], str(paths[1])], special_tokens=["<x>"]) == kind.train_from_texts(
+        texts, special_tokens=["<x>"]
+    )
+
+
+def test_training_names_a_file_that_is_missing_or_not_utf8(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
+    with pytest.raises(DataError, match=r"bad\.txt: is not UTF-8 at byte 3"):
+        CharTokenizer.train([tmp_path / "bad.txt"])
+    with pytest.raises(MissingInputError, match=r"nowhere\.txt: no such file"):
+        CharTokenizer.train([tmp_path / "nowhere.txt"])
+
+
+def test_an_unknown_kind_is_refused_with_the_one_that_was_meant():
+    assert tokenizer_class("byte") is ByteTokenizer
+    with pytest.raises(ConfigError, match="no kind 'bytes', did you mean 'byte'"):
+        tokenizer_class("bytes")
+    with pytest.raises(ConfigError, match=r"no kind 'xyz', known are .*char"):
+        tokenizer_class("xyz")
