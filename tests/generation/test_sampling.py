@@ -160,7 +160,8 @@ REFUSED = [
     *[(name, value, r"in \(0, 1\]") for name in ("top_p", "min_p") for value in (0.0, -0.5, 1.01, NAN, INFINITY)],
 ]
 WRONG_TYPES = [
-    ("max_new_tokens", INFINITY), ("max_new_tokens", NAN), ("top_k", NAN), ("max_new_tokens", 2.5), ("max_new_tokens", "5"), ("temperature", "warm"),
+    ("max_new_tokens", INFINITY), ("max_new_tokens", NAN), ("top_k", NAN),
+    ("max_new_tokens", 2.5), ("max_new_tokens", "5"), ("temperature", "warm"),
     ("top_k", 2.5), ("top_p", "0.9"), ("seed", 1.5), ("seed", 1 << 64),
 ]  # fmt: skip
 
