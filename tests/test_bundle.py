@@ -165,8 +165,8 @@ def test_a_missing_file_is_named(folder):
 
 
 MANIFESTS = {
-    "a list": ([], r"tinylm\.json: is not of tinylm"),
-    "another program's": ({"model_type": "gpt2"}, r"tinylm\.json: is not of tinylm"),
+    "a list": ([], r"tinylm\.json: is not a tinylm model folder"),
+    "another program's": ({"model_type": "gpt2"}, r"tinylm\.json: is not a tinylm model folder"),
     "a newer format": ({"format": 99}, "has format 99, this tinylm reads format 1"),
     "no checksums": ({"sha256": {}}, r"tinylm\.json: is damaged"),
     "checksums of another shape": ({"sha256": [1]}, r"tinylm\.json: is damaged"),
@@ -174,14 +174,15 @@ MANIFESTS = {
     "another width": ({"model": SHAPE | {"d_model": 32}}, "weights and its config do not fit"),
     "an unknown field": ({"model": SHAPE | {"n_layer": 2}}, "did you mean 'num_layers'"),
     "a field of another type": ({"model": SHAPE | {"num_layers": "two"}}, "num_layers must be int"),
-    "a config of another shape": ({"model": 3}, r"tinylm\.json: is incomplete"),
+    "a config of another shape": ({"model": 3}, r"tinylm\.json: is damaged"),
 }
 
 
 @pytest.mark.parametrize(("change", "problem"), MANIFESTS.values(), ids=MANIFESTS)
 def test_a_manifest_that_fits_nothing_is_refused(change, problem, folder):
     path = folder / "tinylm.json"
-    manifest = json.loads(path.read_text()) | change if change and "model_type" not in change else change
+    ours = isinstance(change, dict) and "model_type" not in change
+    manifest = json.loads(path.read_text()) | change if ours else change
     if "model" in change:  # as if it had been saved so
         checksums = manifest.pop("sha256")
         manifest["sha256"] = checksums | {"tinylm.json": sha256_json(manifest)}

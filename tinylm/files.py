@@ -82,6 +82,14 @@ def _sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def _sync_files(folder: Path) -> None:
+    """Makes the contents of all files below `folder` survive a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write to that becomes `path` when the block ends, and vanishes if the block fails.
@@ -134,17 +142,21 @@ def read_json(path: str | Path) -> Any:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder to fill that becomes `path` when the block ends; an earlier `path` is replaced whole.
 
-    Two renames are needed where `path` exists, so a kill between them can leave no folder for a moment; it never
-    leaves a mixture.
+    Two renames are needed where `path` exists. A kill between them leaves the old folder as `.old-<name>` beside it,
+    never a mixture, and the next call puts it back first.
     """
     path = Path(path)
-    temporary, old = _temporary(path), _temporary(path)
+    temporary, old = _temporary(path), path.with_name(f".old-{path.name}")
     with _storage_errors(path):
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True)
     try:
         with _full_disk(path):
             yield temporary
         with _storage_errors(path):
+            _sync_files(temporary)
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)

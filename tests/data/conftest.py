@@ -1,5 +1,6 @@
 """For the tests of data: a web server that can fail in every way, and processes that start in half a second."""
 
+import os
 import socket
 import struct
 import subprocess
@@ -76,7 +77,9 @@ def server(monkeypatch):
         def finish(self):
             super().finish()
             if served.pages.get(self.path, Page()).reset:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+                )
                 self.connection.close()
 
         def log_message(self, *arguments):

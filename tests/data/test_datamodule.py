@@ -66,6 +66,7 @@ def test_ranks_together_evaluate_every_token_but_the_first_once(num_tokens, cont
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     assert sorted(targets[targets != IGNORE].tolist()) == list(range(1, num_tokens))
     assert sum(batch.num_targets for batch in batches) == num_tokens - 1
+    assert sum(map(len, ranks)) == -(-len(starts) // batch_size)  # and none is empty
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 

@@ -1,6 +1,7 @@
 """The built-in stories: the same on every machine, and no part shares one with another."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_stories_are_the_same_in_every_process(python):
     from tinylm.data.stories import stories
     print(hashlib.sha256("".join(stories(5, 100)).encode()).hexdigest())
     """
-    processes = [python(code, env={"PYTHONHASHSEED": seed}) for seed in ("1", "2")]
+    processes = [python(code, env=os.environ | {"PYTHONHASHSEED": seed}) for seed in ("1", "2")]
     here = hashlib.sha256("".join(stories(5, 100)).encode()).hexdigest()
     for process in processes:
         out, err = process.communicate()

@@ -155,7 +155,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(blocked, corpus, tmp_path):
     if blocked == "cache":
         (tmp_path / "cache").rmdir()
     (tmp_path / blocked).write_text("a file is in the way")
-    with pytest.raises(CannotCreateError, match=r"cache/tokens.*: cannot be created .*; choose a folder") as raised:
+    with pytest.raises(CannotCreateError, match=r"tokens.*: cannot be created .*; choose a folder") as raised:
         open_tokens(corpus, ByteTokenizer(), tmp_path / "cache")
     assert raised.value.exit_code == 73
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import SamplingConfig
 from tinylm.generation.sampling import choose, filtered, min_p, top_k, top_p
 
@@ -150,6 +150,13 @@ def test_a_tiny_temperature_is_nearly_greedy(temperature):
     assert choose(logits, SamplingConfig(temperature=temperature), generator).tolist() == [1, 0]
 
 
+@pytest.mark.xfail(strict=True, reason="torch.multinomial's own error; greedy says 0")
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_are_a_numeric_error(temperature):
+    with pytest.raises(NumericError, match=r"not (a )?finite"):
+        choose(torch.full((1, 4), torch.nan), SamplingConfig(temperature=temperature), torch.Generator())
+
+
 # --- options
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -162,7 +169,7 @@ REFUSED = [
 WRONG_TYPES = [
     ("max_new_tokens", INFINITY), ("max_new_tokens", NAN), ("top_k", NAN),
     ("max_new_tokens", 2.5), ("max_new_tokens", "5"), ("temperature", "warm"),
-    ("top_k", 2.5), ("top_p", "0.9"), ("seed", 1.5), ("seed", 1 << 64),
+    ("top_k", 2.5), ("top_p", "0.9"), ("seed", 1.5), ("seed", 1 << 64), ("seed", -(1 << 63) - 1),
 ]  # fmt: skip
 
 

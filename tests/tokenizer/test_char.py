@@ -29,7 +29,7 @@ def test_ids_follow_the_given_vocabulary_whatever_its_order():
 
 
 @few
-@given(st.text(min_size=1, max_size=8), st.text(max_size=8), st.integers(0, 8))
+@given(st.text("abc", min_size=1, max_size=4), st.text("abc😀"), st.integers(0, 8))
 def test_exactly_the_unseen_characters_are_refused(seen, text, cut):
     tokenizer = CharTokenizer.train_from_texts([seen])
     place = next((i for i, character in enumerate(text) if character not in seen), None)
@@ -60,12 +60,18 @@ def test_positions_count_the_whole_text_where_special_tokens_are_parsed():
 
 
 @few
-@given(st.text(min_size=1, max_size=8), st.text(max_size=8))
+@given(st.text("abc", min_size=1, max_size=4), st.text("abcé😀"))
 def test_with_unk_unseen_characters_become_that_token(seen, text):
     tokenizer = CharTokenizer.train_from_texts([seen], special_tokens=[UNKNOWN])
     ids = tokenizer.encode(text)
     assert [i == tokenizer.unknown for i in ids] == [character not in seen for character in text]
     assert tokenizer.decode(ids) == "".join(c if c in seen else UNKNOWN for c in text)
+
+
+def test_of_all_of_unicode_only_the_vocabulary_is_known():
+    every = "".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
+    ids = CharTokenizer("zé😀", [UNKNOWN]).encode_array(every)
+    assert {every[place]: ids[place] for place in (ids != 3).nonzero()[0]} == {"z": 0, "é": 1, "😀": 2}
 
 
 def test_a_vocabulary_is_not_empty_and_has_each_character_once():

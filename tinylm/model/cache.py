@@ -13,6 +13,7 @@ class KVCache:
     """Room for the keys and values of up to `max_len` positions of every layer.
 
     Attributes:
+        batch_size: rows
         length: how many positions are filled; the same for every row of the batch.
     """
 
@@ -25,7 +26,8 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_len = max_len or config.max_seq_len
+        self.max_len = config.max_seq_len if max_len is None else max_len
+        self.batch_size = batch_size
         self.length = 0
         shape = (config.num_layers, batch_size, config.kv_heads, self.max_len, config.head_width)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)

@@ -87,7 +87,7 @@ class ModelConfig:
     document_mask: bool = False
     """Whether tokens of different packed documents are hidden from each other."""
     zero_init_output: bool = False
-    """Start the last projection of every sublayer at zero, so that each block begins as the identity."""
+    """Start the last projection of every sublayer at zero, so that each pre-norm block begins as the identity."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
 
@@ -110,11 +110,11 @@ class ModelConfig:
                 f"rotary positions need an even head width, got d_model={self.d_model} / num_heads={self.num_heads} "
                 f"= {self.head_width}",
             )
-            require(self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+            require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
             require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
-        require(self.norm_eps > 0, f"norm_eps must be positive, got {self.norm_eps}")
+        require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
         if self.sliding_window is not None:
             require(self.sliding_window >= 1, f"sliding_window must be at least 1, got {self.sliding_window}")
 
@@ -235,9 +235,9 @@ def parameter_count(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig) -> int:
     """Floating-point operations to train on one token at full context, forward and backward.
 
-    PaLM's convention (Chowdhery et al. 2022, appendix B), which the MFU of most papers follows: six for every weight
-    of a matrix product, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if every
-    query saw the whole context; norms, softmax and recomputation are left out.
+    PaLM's convention (Chowdhery et al. 2022, appendix B), which the MFU of most papers follows: six for every parameter
+    that is not only looked up, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if every
+    query saw the whole context; softmax and recomputation are left out.
     """
     embedding = config.vocab_size * config.d_model
     lookups = embedding if not config.tie_embeddings else 0

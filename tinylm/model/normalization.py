@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tinylm.model.config import ModelConfig
 
@@ -60,21 +59,26 @@ class _RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normalized = x * scale
-        ctx.save_for_backward(normalized, scale, weight)
-        return normalized * weight
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return x * _scale(x, eps) * weight
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused instead of wrong
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (dy,) = gradients
-        normalized, scale, weight = ctx.saved_tensors
-        dweight = (dy * normalized).flatten(0, -2).sum(dim=0)
+        x, weight = ctx.saved_tensors
+        scale = _scale(x, ctx.eps)
+        normalized = x * scale
+        dweight = (dy * normalized).reshape(-1, x.shape[-1]).sum(dim=0)
         g = dy * weight
         along = (g * normalized).mean(dim=-1, keepdim=True)
-        return torch.addcmul(g, normalized, along, value=-1).mul_(scale), dweight, None
+        return torch.addcmul(g, normalized, along, value=-1) * scale, dweight, None
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """1/sqrt(mean(x²) + eps) of each vector, (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

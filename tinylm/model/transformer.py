@@ -106,7 +106,7 @@ class TransformerLM(nn.Module):
         """The last hidden states, (B, T, D), which `head` turns into logits. Arguments as `forward`'s."""
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
-        self._check(start + T, documents, cache)
+        self._check(ids.shape[0], start + T, documents, cache)
         visible = visible_keys(T, start + T, window=self.config.sliding_window, documents=documents, device=ids.device)
         x, rotary = self._embed(ids, start)
         for block in self.blocks:
@@ -132,12 +132,14 @@ class TransformerLM(nn.Module):
                 x = (x + self.positions(x)[start:end]).type_as(x)
         return self.dropout(x), rotary
 
-    def _check(self, length: int, documents: Tensor | None, cache: KVCache | None) -> None:
+    def _check(self, rows: int, length: int, documents: Tensor | None, cache: KVCache | None) -> None:
         limit = self.config.max_seq_len if cache is None else min(self.config.max_seq_len, cache.max_len)
         if length > limit:
             raise ConfigError(f"the context holds {limit} tokens, got {length}; shorten the input")
         if documents is not None and not self.config.document_mask:
             raise ConfigError("documents were given, but document_mask is off in the model's config; turn it on")
+        if cache is not None and cache.batch_size != rows:
+            raise ConfigError(f"the cache is for {cache.batch_size} rows, got {rows}; make one of the batch's size")
         if documents is not None and cache is not None:
             raise ConfigError("documents and a cache cannot be used together; give one document at a time")
 
