@@ -1,6 +1,7 @@
 """Makes a model speak: `python scripts/generate.py --model runs/small --prompt "Once upon a time"`."""
 
 import argparse
+import os
 import sys
 
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean
@@ -53,14 +54,24 @@ def fastest_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError for a device that is unknown or not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {device}: cannot be used ({reason}); try --device cpu") from error
+
+
 def run(options: argparse.Namespace) -> None:
     """Prints the prompt, then its continuation as it comes."""
     import tinylm
     from tinylm.generation import Generator
 
     device = fastest_device() if options.device == "auto" else options.device
-    if device.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"--device must be auto, cpu, cuda or mps, got {device}")
+    check_device(device)
     model, tokenizer = tinylm.load(options.model, device=device)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "truncate")
     pieces = Generator(model, tokenizer).stream(options.prompt, **{name: getattr(options, name) for name in names})
@@ -84,6 +95,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print()
         return 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

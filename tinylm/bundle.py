@@ -5,6 +5,7 @@ run), `model.safetensors` (the weights) and `tokenizer.tinylm.json`. Neither can
 A checkpoint carries the same things beside the state of the training, so `load` takes it as well.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,15 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
 def _resolve(path: Path) -> Path:
     """The model folder or checkpoint that `path` stands for."""
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (a name too long is just not there)
         return path.parent if path.name == MANIFEST else path
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):  # noqa: PTH113
         return path
     for inside in ("model", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         candidate = path / inside
-        if candidate.is_file() or (candidate / MANIFEST).is_file():
+        if os.path.isfile(candidate) or os.path.isfile(candidate / MANIFEST):  # noqa: PTH113
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         raise MissingInputError(f"{path}: has no model/ and no checkpoint; is the run still before its first one?")
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else "; train one with scripts/train.py fit"

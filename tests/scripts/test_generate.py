@@ -118,7 +118,6 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, problem, model,
     assert problem in only_line(err)
 
 
-@pytest.mark.xfail(strict=True, raises=(RuntimeError, AssertionError), reason="PyTorch's own error passes unchanged")
 @pytest.mark.parametrize("device", ["cuda:99", "cpu:x"])
 def test_a_device_that_is_not_there_is_one_line_and_exit_code_2(device, model, run):
     code, out, err = run("--model", model, "--prompt", "a", "--device", device)

@@ -72,6 +72,8 @@ def _fetch(source: Download, path: Path) -> None:
     except TinyLMError:
         raise
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
         raise MissingInputError(
             f"cannot download {source.url} ({reason}); without a network, put the file at {path} by hand"

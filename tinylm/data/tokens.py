@@ -6,6 +6,7 @@ makes one; a damaged cache is found by its checksums and made again. Text stream
 the corpus.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ FORMAT = 1
 
 def is_tokenizer_file(spec: str) -> bool:
     """Whether `data.tokenizer` means a file, and not a kind: it looks like a path, or is one."""
-    return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or Path(spec).exists())
+    return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or os.path.exists(spec))  # noqa: PTH110
 
 
 def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:

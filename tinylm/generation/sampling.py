@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, NumericError
 from tinylm.model.config import check_types
 
 EXCLUDED = float("-inf")
@@ -96,7 +96,12 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
 
     Returns:
         token ids, int64 (B,), on the logits' device
+
+    Raises:
+        NumericError: if a logit is NaN.
     """
+    if torch.isnan(logits).any():
+        raise NumericError("the model's logits are not finite numbers: its weights are ruined; use another checkpoint")
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = filtered(logits.cpu().double(), config).softmax(dim=-1)

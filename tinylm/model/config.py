@@ -236,8 +236,8 @@ def flops_per_token(config: ModelConfig) -> int:
     """Floating-point operations to train on one token at full context, forward and backward.
 
     PaLM's convention (Chowdhery et al. 2022, appendix B), which the MFU of most papers follows: six for every parameter
-    that is not only looked up, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if every
-    query saw the whole context; softmax and recomputation are left out.
+    that is not only looked up, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if
+    every query saw the whole context; softmax and recomputation are left out.
     """
     embedding = config.vocab_size * config.d_model
     lookups = embedding if not config.tie_embeddings else 0
