@@ -196,6 +196,7 @@ class FinishRun(Callback):
         figures = f", validation loss {float(loss):.4f}" if loss is not None else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+        notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "Once upon a time"')
 
 
 def _best_or_last(folder: Path) -> Path:

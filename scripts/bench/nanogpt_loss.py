@@ -1,0 +1,52 @@
+"""The loss that a trained nanoGPT reaches on the whole validation split, as `val/loss` is defined here.
+
+    git clone https://github.com/karpathy/nanoGPT && cd nanoGPT && python data/shakespeare_char/prepare.py
+    python train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 \\
+        --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 \\
+        --dropout=0.0
+    python scripts/bench/nanogpt_loss.py --nanogpt nanoGPT
+
+Windows of one context, side by side, every token but the first a target once.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tinylm.data.batches import evaluation_starts, gather_evaluation
+
+
+def main() -> None:
+    """Prints the loss."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone in which the model was trained")
+    parser.add_argument("--out-dir", default="out-shakespeare-char")
+    folder = parser.parse_args().nanogpt
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    nanogpt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    # nanoGPT's checkpoint holds plain numbers and tensors
+    checkpoint = torch.load(folder / parser.parse_args().out_dir / "ckpt.pt", weights_only=True)
+    model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint["model_args"])).eval()
+    model.load_state_dict(checkpoint["model"])
+    context = checkpoint["model_args"]["block_size"]
+    tokens = np.fromfile(folder / "data/shakespeare_char/val.bin", dtype=np.uint16)
+    starts, nats, count = evaluation_starts(len(tokens), context), 0.0, 0
+    for first in range(0, len(starts), 64):
+        batch = gather_evaluation(tokens, starts[first : first + 64], context)
+        with torch.no_grad():
+            logits, _ = model(
+                batch.inputs.contiguous(), batch.targets.clamp(min=0)
+            )  # with targets nanoGPT gives the logits of all positions
+        nats += F.cross_entropy(logits.transpose(1, 2), batch.targets, reduction="sum").item()
+        count += batch.num_targets
+    print(f"nanoGPT, step {checkpoint['iter_num']}: {nats / count:.4f} nats per token over {count:,} tokens")
+
+
+if __name__ == "__main__":
+    main()
