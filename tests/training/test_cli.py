@@ -118,6 +118,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; run.dir is where it goes"),
+        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
         (["--model.network.max_seq_len", "100000"], 65, None),
@@ -202,6 +203,15 @@ def test_validate_test_and_predict_work_on_the_best_checkpoint(cli, tiny_yaml, f
     assert [row["log_prob"] for row in rows[:32]] == pytest.approx(expected.tolist(), abs=2e-5)
 
 
+def test_a_checkpoint_can_be_validated_without_its_run(cli, tiny_yaml, finished_run, tmp_path):
+    shutil.copy(finished_run / "checkpoints/best.ckpt", tmp_path / "some.ckpt")
+    result = cli("validate", "-c", tiny_yaml, "--ckpt_path", "some.ckpt")
+    assert result.code == 0, result.err
+    printed = {line.split()[0]: float(line.split()[1]) for line in result.out.splitlines()}
+    logged = read_metrics(finished_run / "metrics.csv")["val/loss"][1]
+    assert printed["val/loss"] == pytest.approx(min(logged), abs=1e-5)
+
+
 def test_commands_that_need_a_run_say_which_there_are(cli, tiny_yaml, finished_run):
     result = cli("validate", "-c", tiny_yaml, "--run.dir", finished_run.parent, "--run.name", "mina")
     assert result.code == 66
@@ -264,6 +274,24 @@ def test_nothing_to_resume_is_an_error(cli, tiny_yaml, tmp_path):
     result = cli("fit", "-c", tiny_yaml, "--resume")
     assert result.code == 66
     assert "no checkpoint to resume from" in result.error
+
+
+def test_resuming_a_finished_run_trains_nothing_and_leaves_it_whole(cli, tiny_yaml, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "runs/mini")
+    result = cli("fit", "-c", tiny_yaml, "--resume")
+    assert result.code == 0, result.err
+    assert "trainer.max_steps is 12: there is nothing left to train" in result.err
+    one, other = (read_metrics(folder / "metrics.csv") for folder in (tmp_path / "runs/mini", finished_run))
+    assert one == other
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(tinylm.load(tmp_path / "runs/mini")[0](ids), tinylm.load(finished_run)[0](ids))
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
+    monkeypatch.setattr("tinylm.training.cli.find_spec", lambda name: None)
+    result = cli("fit", "-c", tiny_yaml, "-c", "tensorboard")
+    assert result.code == 2
+    assert result.error == 'trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"'
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ class FinishRun(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Takes the time."""
         self._started = time.perf_counter()
 

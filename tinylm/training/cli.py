@@ -9,16 +9,18 @@ import re
 import sys
 import traceback
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.data import TextDataModule
-from tinylm.errors import MissingInputError, TinyLMError, notice
+from tinylm.errors import ConfigError, MissingInputError, TinyLMError, notice
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.model import ModelConfig
 from tinylm.training.callbacks import (
@@ -82,6 +84,8 @@ class TinyLMCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
+        if self.subcommand == "fit" and config.trainer.max_steps < 0 and (config.trainer.max_epochs or -1) < 0:
+            raise ConfigError("trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends")
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
@@ -90,15 +94,30 @@ class TinyLMCLI(LightningCLI):
         if self.subcommand == "fit" and not config.resume:
             self.folder = self.claimed = new_run_folder(run, stem, self.command)
             self.command = f"{command} --run.name {self.folder.name}" if self.folder.name != stem else command
+        elif config.get("ckpt_path") and self.subcommand != "fit":
+            self.folder = Path(config.ckpt_path).parent  # no run is needed
         else:
             self.folder = existing_run_folder(run, stem)
         self.run = run
-        _fill_in_run_folder(config.trainer.logger, self.folder)
+        _prepare_loggers(config.trainer.logger, self.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds what every run has, unless the config brings its own of the kind."""
-        assert self.folder is not None
+        """Adds our loggers, callbacks and checkpoint files to the config's."""
         config = self._get(self.config_init, "trainer")
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(
+            callbacks=self._callbacks(config),
+            plugins=plugins,
+            logger=self._loggers(config.logger),
+            default_root_dir=config.default_root_dir or str(self.folder),
+            **kwargs,
+        )
+
+    def _callbacks(self, config: Any) -> list[Callback]:
+        """The config's callbacks, and what every run has of the kinds that the config does not bring."""
+        assert self.folder is not None
         callbacks = list(config.callbacks or [])
         throughput = Throughput(self.run.peak_flops)
         metrics = MetricsLog(throughput)
@@ -121,13 +140,7 @@ class TinyLMCLI(LightningCLI):
         for callback in callbacks:
             if _is_checkpoint(callback) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, AtomicCheckpointIO()]
-        root = config.default_root_dir or str(self.folder)
-        return super().instantiate_trainer(
-            callbacks=callbacks, plugins=plugins, logger=self._loggers(config.logger), default_root_dir=root, **kwargs
-        )
+        return callbacks
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:
         """metrics.csv, and behind it what the config names."""
@@ -149,6 +162,8 @@ class TinyLMCLI(LightningCLI):
             step = int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
             MetricsCSV(self.folder).truncate(step)
             notice(f"going on with {self.folder} from step {step:,} ({checkpoint.name})")
+            if 0 < self.trainer.max_steps <= step:
+                notice(f"trainer.max_steps is {self.trainer.max_steps:,}: there is nothing left to train")
         if self.trainer.is_global_zero:
             sweep(make_folder(self.folder / "checkpoints"), older_than=0)
             sweep(self.folder, older_than=0)
@@ -168,7 +183,7 @@ class TinyLMCLI(LightningCLI):
         """What is trained, on what, where."""
         data, net, trainer = self.datamodule, self.model.net, self.trainer
         tokens = len(data.tokens["train"])
-        steps = trainer.max_steps if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs of"
+        length = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs in steps"
         threads = f" ({torch.get_num_threads()} threads)" if self.model.device.type == "cpu" else ""
         notice(f"run: {self.folder}")
         notice(
@@ -176,7 +191,7 @@ class TinyLMCLI(LightningCLI):
             f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
         )
         notice(
-            f"training: {steps} steps of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
+            f"training: {length} of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
             f"{type(trainer.accelerator).__name__.removesuffix('Accelerator')}{threads}, precision {trainer.precision}"
         )
 
@@ -207,9 +222,13 @@ def _is_checkpoint(callback: Any) -> bool:
     return isinstance(callback, BestCheckpoint | LastCheckpoint)
 
 
-def _fill_in_run_folder(loggers: Any, folder: Path) -> None:
-    """`save_dir: "{run}"` of a logger in YAML stands for the run's folder."""
+def _prepare_loggers(loggers: Any, folder: Path) -> None:
+    """Puts the run's folder for `save_dir: "{run}"` of a logger in YAML; refuses one that is not installed."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if "TensorBoardLogger" in str(getattr(logger, "class_path", "")) and not (
+            find_spec("tensorboard") or find_spec("tensorboardX")
+        ):
+            raise ConfigError('trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"')
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and arguments.get("save_dir") == "{run}":
             arguments["save_dir"] = str(folder)
