@@ -171,8 +171,8 @@ class GracefulStop(Callback):
 class FinishRun(Callback):
     """When training ends: the best model as a folder, the curves as a picture, and where they are."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prompt: str) -> None:
+        self.folder, self.prompt = folder, prompt
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Takes the time."""
@@ -196,7 +196,7 @@ class FinishRun(Callback):
         figures = f", validation loss {float(loss):.4f}" if loss is not None else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "Once upon a time"')
+        notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{self.prompt}"')
 
 
 def _best_or_last(folder: Path) -> Path:

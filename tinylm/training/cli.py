@@ -128,7 +128,7 @@ class TinyLMCLI(LightningCLI):
             BestCheckpoint(),
             LastCheckpoint(),
             SampleText(self.folder, self.run.prompts, self.run.sample_tokens),
-            FinishRun(self.folder),
+            FinishRun(self.folder, next(iter(self.run.prompts), "")),
             GracefulStop(self.command),
             PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
         ]
