@@ -16,13 +16,8 @@ from tinylm.bundle import load_bundle, save_bundle
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
 from tinylm.model import flops_per_token
-from tinylm.training.checkpoint import LastCheckpoint
+from tinylm.training.checkpoint import LastCheckpoint, finished_step
 from tinylm.training.module import LitTransformerLM
-
-
-def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether this micro-batch completed an optimizer step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:

@@ -17,6 +17,11 @@ from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import atomic_write, seal_zip
 
 
+def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this micro-batch completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way to disk and back, by `atomic_write` and `read_checkpoint`."""
 
@@ -78,7 +83,7 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves after whole optimizer steps only: inside an accumulation window a state cannot be resumed exactly."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if finished_step(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,8 +97,8 @@ class LastCheckpoint(ModelCheckpoint):
             self._last_global_step_saved = trainer.global_step
 
 
-def newest_good_checkpoint(run_folder: Path) -> Path:
-    """The checkpoint to resume a run from: the newest of `last.ckpt` and `best.ckpt` that is undamaged.
+def newest_good_checkpoint(run_folder: Path) -> tuple[Path, int]:
+    """The checkpoint to resume a run from, and its step: the newest of `last.ckpt` and `best.ckpt` that is undamaged.
 
     Raises:
         MissingInputError: if there is none at all.
@@ -110,7 +115,7 @@ def newest_good_checkpoint(run_folder: Path) -> Path:
         newest = max(steps, key=lambda path: steps[path])
         for problem in problems:
             notice(f"warning: {problem}; going on from {newest} (step {steps[newest]})")
-        return newest
+        return newest, steps[newest]
     if problems:
         raise DataError("; ".join(problems))
     raise MissingInputError(f"{run_folder}: there is no checkpoint to resume from; leave out --resume to start afresh")

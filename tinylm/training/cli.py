@@ -157,9 +157,8 @@ class TinyLMCLI(LightningCLI):
         assert self.folder is not None
         config = self.config[str(self.subcommand)]
         if config.resume:
-            checkpoint = newest_good_checkpoint(self.folder)
+            checkpoint, step = newest_good_checkpoint(self.folder)
             self.config_init[str(self.subcommand)]["ckpt_path"] = str(checkpoint)
-            step = int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
             MetricsCSV(self.folder).truncate(step)
             notice(f"going on with {self.folder} from step {step:,} ({checkpoint.name})")
             if 0 < self.trainer.max_steps <= step:
@@ -201,7 +200,7 @@ class TinyLMCLI(LightningCLI):
         config = self.config_init[str(self.subcommand)]
         if not config.get("ckpt_path"):
             best = self.folder / "checkpoints" / "best.ckpt"
-            config["ckpt_path"] = str(best if best.is_file() else newest_good_checkpoint(self.folder))
+            config["ckpt_path"] = str(best if best.is_file() else newest_good_checkpoint(self.folder)[0])
         if not Path(config["ckpt_path"]).is_file():
             raise MissingInputError(f"--ckpt_path {config['ckpt_path']}: no such checkpoint")
         notice(f"checkpoint: {config['ckpt_path']}")

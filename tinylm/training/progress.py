@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from tinylm.errors import DataError, notice
 from tinylm.generation import Generator
-from tinylm.training.callbacks import MetricsLog, finished_step
+from tinylm.training.callbacks import MetricsLog
+from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
 
 
