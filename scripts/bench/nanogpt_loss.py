@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinylm.data.batches import evaluation_starts, gather_evaluation
+from tinylm.data.batches import gather_rows, window_rows
 
 
 def main() -> None:
@@ -36,9 +36,9 @@ def main() -> None:
     model.load_state_dict(checkpoint["model"])
     context = checkpoint["model_args"]["block_size"]
     tokens = np.fromfile(folder / "data/shakespeare_char/val.bin", dtype=np.uint16)
-    starts, nats, count = evaluation_starts(len(tokens), context), 0.0, 0
-    for first in range(0, len(starts), 64):
-        batch = gather_evaluation(tokens, starts[first : first + 64], context)
+    rows, nats, count = window_rows(len(tokens), context), 0.0, 0
+    for first in range(0, len(rows.begins), 64):
+        batch = gather_rows(tokens, rows, slice(first, first + 64))
         with torch.no_grad():
             logits, _ = model(
                 batch.inputs.contiguous(), batch.targets.clamp(min=0)

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.batches import IGNORE, TrainingWindows, evaluation_starts, gather, gather_evaluation
+from tinylm.data.batches import (
+    IGNORE,
+    DocumentWindows,
+    TrainingWindows,
+    document_begins,
+    document_rows,
+    gather,
+    gather_rows,
+    window_rows,
+)
 from tinylm.errors import DataError
 
 few = settings(max_examples=60, deadline=None)
@@ -90,7 +99,7 @@ def test_a_training_text_without_a_whole_window_is_refused_with_counts():
 def test_targets_are_the_inputs_shifted_by_one(windows, dtype):
     tokens = np.arange(windows.num_tokens, dtype=dtype) + 60_000  # a token tells its place; above int16
     starts = windows.starts(0)
-    inputs, targets, num_targets = gather(tokens, starts, windows.context, num_targets=17)
+    inputs, targets, num_targets, _ = gather(tokens, starts, windows.context, num_targets=17)
     assert inputs.tolist() == [list(range(60_000 + s, 60_000 + s + windows.context)) for s in starts]
     assert (targets == inputs + 1).all()
     assert (str(inputs.dtype), str(targets.dtype), num_targets) == ("torch.int64", "torch.int64", 17)
@@ -100,19 +109,81 @@ def test_targets_are_the_inputs_shifted_by_one(windows, dtype):
 @given(st.integers(2, 200), st.integers(1, 20), st.integers(1, 7))
 def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, context, batch_size):
     tokens = np.arange(num_tokens, dtype=np.uint16)
-    starts = evaluation_starts(num_tokens, context)
+    rows = window_rows(num_tokens, context)
     seen = []
-    for first in range(0, len(starts), batch_size):
-        inputs, targets, num_targets = gather_evaluation(tokens, starts[first : first + batch_size], context)
+    for first in range(0, len(rows.begins), batch_size):
+        inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
-        assert inputs.shape == targets.shape == (len(starts[first : first + batch_size]), context)
+        assert inputs.shape == targets.shape == (len(rows.begins[first : first + batch_size]), min(context, num_tokens - 1))
         assert num_targets == counts.sum()
         assert (inputs[counts] + 1 == targets[counts]).all()
         assert inputs.min() >= 0 and inputs.max() < num_tokens  # also where nothing is to be predicted
+        assert log_prob is None
         seen += targets[counts].tolist()
     assert seen == list(range(1, num_tokens))
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])
 def test_nothing_is_evaluated_where_there_is_nothing_to_predict(num_tokens):
-    assert len(evaluation_starts(num_tokens, 4)) == 0
+    assert len(window_rows(num_tokens, 4).begins) == 0
+
+
+# --- documents
+
+END = 0  # the separator; no other token of a document is 0
+
+
+@st.composite
+def documents(draw) -> list[list[int]]:
+    return [[*draw(st.lists(st.integers(1, 9), max_size=12)), END] for _ in range(draw(st.integers(1, 8)))]
+
+
+@few
+@given(documents(), st.integers(1, 15), st.integers(1, 4))
+def test_evaluation_reads_each_document_from_the_separator_before_it(documents, context, batch_size):
+    """Against a loop over documents in plain Python."""
+    tokens = np.array(sum(documents, []), dtype=np.uint16)
+    log_probs = -np.arange(1.0, len(documents) + 1)
+    rows = document_rows(document_begins(tokens, END), len(tokens), context, log_probs)
+    expected = []
+    for document, log_prob in zip(documents, log_probs, strict=True):
+        text = [END, *document]
+        for first in range(0, len(document), context):
+            piece = text[first : first + context + 1]
+            expected.append((piece[:-1], piece[1:], log_prob if first == 0 else 0))
+    assert len(rows.begins) == len(expected)
+    for first in range(0, len(expected), batch_size):
+        part = expected[first : first + batch_size]
+        inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
+        counts = targets != IGNORE
+        assert [row[keep].tolist() for row, keep in zip(inputs, counts, strict=True)] == [piece for piece, _, _ in part]
+        assert [row[keep].tolist() for row, keep in zip(targets, counts, strict=True)] == [piece for _, piece, _ in part]
+        assert num_targets == counts.sum()
+        assert log_prob == pytest.approx(sum(nats for _, _, nats in part))
+        assert inputs.shape[1] == max(len(piece) for piece, _, _ in expected)  # the same for all batches
+
+
+@few
+@given(documents(), st.integers(1, 10), st.integers(1, 5), st.integers(0, 2**32), st.integers(0, 3))
+def test_every_document_begins_a_training_window_once_an_epoch(documents, context, batch_size, seed, epoch):
+    tokens = np.array(sum(documents, []))
+    if len(tokens) <= context:
+        return
+    begins = document_begins(tokens, END)
+    windows = DocumentWindows(len(tokens), context, batch_size, seed, begins=begins)
+    assert windows.num_windows == len(documents)
+    starts = samples(windows, epoch * len(documents), len(documents))
+    latest = len(tokens) - 1 - context  # a window must have all its targets, so that the last ones begin earlier
+    assert sorted(starts) == sorted(min(begin, latest) for begin in begins)
+    batch = gather(tokens, starts, context, num_targets=1)
+    for start, inputs, targets in zip(starts, batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+        assert inputs[0] == END or start == latest
+        assert targets == tokens[start + 1 : start + 1 + context].tolist()
+
+
+def test_the_order_of_documents_differs_between_epochs_and_seeds():
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        windows = DocumentWindows(100, 3, 4, seed, begins=np.arange(-1, 90, 10))
+        return tuple(samples(windows, epoch * 10, 10))
+
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.data import IGNORE, TextDataModule, TrainingWindows
-from tinylm.data.batches import evaluation_starts, gather
+from tinylm.data.batches import gather, window_rows
 from tinylm.data.datamodule import EvaluationBatches, MicroSteps, TrainingBatches, default_cache_dir
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer
@@ -60,13 +60,13 @@ def test_ranks_and_micro_steps_together_are_the_global_batch_in_order(world_size
 @given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
 def test_ranks_together_evaluate_every_token_but_the_first_once(num_tokens, context, batch_size, world_size):
     tokens = np.arange(num_tokens, dtype=np.uint16)
-    starts = evaluation_starts(num_tokens, context)
-    ranks = [EvaluationBatches(tokens, context, starts, batch_size, world_size, rank) for rank in range(world_size)]
+    rows = window_rows(num_tokens, context)
+    ranks = [EvaluationBatches(tokens, rows, batch_size, world_size, rank) for rank in range(world_size)]
     batches = [data[i] for data in ranks for i in range(len(data))]
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     assert sorted(targets[targets != IGNORE].tolist()) == list(range(1, num_tokens))
     assert sum(batch.num_targets for batch in batches) == num_tokens - 1
-    assert sum(map(len, ranks)) == -(-len(starts) // batch_size)  # and none is empty
+    assert sum(map(len, ranks)) == -(-len(rows.begins) // batch_size)  # and none is empty
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 

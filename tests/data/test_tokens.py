@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
-from tinylm.data.corpus import StoriesCorpus
+from tinylm.data.corpus import GrammarCorpus
+from tinylm.data.stories import story_grammar
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -41,7 +42,7 @@ def test_ids_and_separators_by_hand(tmp_path):
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_the_cache_equals_direct_encoding_with_a_separator_after_each_document(kind, tmp_path):
-    corpus = StoriesCorpus((0.8, 0.1, 0.1), seed=1, count=60)
+    corpus = GrammarCorpus("stories", story_grammar(), (0.8, 0.1, 0.1), seed=1, count=60)
     tokenizer = resolve_tokenizer(kind, corpus, tmp_path)
     found = open_tokens(corpus, tokenizer, tmp_path)
     assert list(found) == ["train", "val", "test"]
@@ -169,12 +170,12 @@ from tinylm.data.corpus import open_corpus
 from tinylm.tokenizer import ByteTokenizer
 
 source, cache, ready, other = map(Path, sys.argv[1:])
-encode_part = tokens.encode_part
+encode_document = tokens.encode_document
 def slow(*arguments):
-    yield from encode_part(*arguments)
+    yield from encode_document(*arguments)
     (cache / "building").touch()
     time.sleep(PAUSE)
-tokens.encode_part = slow
+tokens.encode_document = slow
 corpus = open_corpus(str(source), split=(0.9, 0.1), cache_dir=cache)
 ready.touch()
 while not other.exists():
@@ -254,7 +255,7 @@ def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, 
 
 def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):
     assert resolve_tokenizer("char", corpus, tmp_path).end_of_text is None
-    assert resolve_tokenizer("byte", StoriesCorpus((0.9, 0.1), 0, 2), tmp_path).end_of_text == 256
+    assert resolve_tokenizer("byte", GrammarCorpus("stories", story_grammar(), (0.9, 0.1), 0, 2), tmp_path).end_of_text == 256
 
 
 def test_a_file_is_a_tokenizer_as_it_was_saved(corpus, tmp_path):

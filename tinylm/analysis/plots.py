@@ -42,6 +42,9 @@ def draw_curves(metrics: str | Path, picture: str | Path, title: str) -> None:
         if name in columns:
             steps, values = columns[name]
             loss.plot(steps, values, style, color=color, markersize=4, label=f"{name}  {values[-1]:.3f}")
+    if "val/floor" in columns:
+        floor = columns["val/floor"][1][-1]
+        loss.axhline(floor, linestyle="--", color=GREEN, label=f"best possible  {floor:.3f}")
     loss.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     if loss.lines:
         loss.legend(frameon=False)

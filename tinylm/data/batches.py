@@ -4,9 +4,12 @@ The training tokens are cut into windows of one context each. An epoch is a seed
 seeded offset that differs from epoch to epoch, so that no token always stands at the same place. The samples of all
 epochs form one endless sequence; step s takes the `batch_size` samples from s * batch_size on. Nothing is stored
 between steps, so a resumed run, on any number of processes, sees the same tokens in the same order.
+
+Where the best possible loss is known, windows are documents: each begins with the separator before a document, so that
+nothing has to be guessed that was told before the window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,11 +29,13 @@ class Batch(NamedTuple):
         inputs: token ids, int64 (B, T)
         targets: the ids that follow, int64 (B, T), IGNORE where nothing is to be predicted
         num_targets: how many targets count in the whole optimizer step, over all devices and micro-batches
+        log_prob: in evaluation, where it is known: that of all targets under the text's own source, in nats
     """
 
     inputs: Tensor
     targets: Tensor
     num_targets: int
+    log_prob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +77,45 @@ class TrainingWindows:
         epochs, places = np.divmod(samples, self.num_windows)
         starts = np.empty_like(samples)
         for epoch in np.unique(epochs):
-            order, offset = _epoch(self, int(epoch))
             here = epochs == epoch
-            starts[here] = offset + order[places[here]] * self.context
+            starts[here] = self._epoch_starts(int(epoch), places[here])
         return starts
+
+    def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Where the windows at some places of an epoch begin."""
+        slack = self.num_tokens - 1 - self.num_windows * self.context
+        order, offset = _shuffle(self.seed, epoch, self.num_windows, min(slack, self.context - 1) + 1)
+        return offset + order[places] * self.context
+
+
+@dataclass(frozen=True)
+class DocumentWindows(TrainingWindows):
+    """The order in which a run reads documents: each begins a window once an epoch.
+
+    A window that is longer than its document goes on into the next ones.
+
+    Args:
+        begins: where the separators before the documents are, int64 (documents,); -1 for the first document's
+    """
+
+    begins: np.ndarray = field(kw_only=True, compare=False)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch: the documents."""
+        return len(self.begins)
+
+    def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        order, _ = _shuffle(self.seed, epoch, self.num_windows, 1)
+        return np.minimum(self.begins[order[places]], self.num_tokens - 1 - self.context)  # the last ones begin earlier
 
 
 @lru_cache(maxsize=4)
-def _epoch(windows: TrainingWindows, epoch: int) -> tuple[np.ndarray, int]:
+def _shuffle(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[np.ndarray, int]:
     """The permutation of an epoch's windows and the offset of the first."""
-    generator = np.random.Generator(np.random.PCG64([windows.seed, epoch]))
-    slack = windows.num_tokens - 1 - windows.num_windows * windows.context
-    offset = int(generator.integers(min(slack, windows.context - 1) + 1))
-    return generator.permutation(windows.num_windows), offset
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    offset = int(generator.integers(num_offsets))
+    return generator.permutation(num_windows), offset
 
 
 def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
@@ -93,15 +124,57 @@ def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: in
     return Batch(windows[:, :-1], windows[:, 1:], num_targets)
 
 
-def evaluation_starts(num_tokens: int, context: int) -> np.ndarray:
-    """Where the windows of an evaluation begin: side by side, so that every token but the first is a target once."""
-    return np.arange(0, max(num_tokens - 1, 0), context)
+# --- evaluation: rows that together have every token as a target once
 
 
-def gather_evaluation(tokens: np.ndarray, starts: np.ndarray, context: int) -> Batch:
-    """As `gather`, where the last window may be cut short: what is missing is IGNOREd."""
-    places = starts[:, None] + np.arange(context + 1)
-    present = places < len(tokens)
-    windows = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
-    targets = torch.from_numpy(np.where(present, windows, IGNORE)[:, 1:])
-    return Batch(torch.from_numpy(windows[:, :-1]), targets, int(present[:, 1:].sum()))
+class Rows(NamedTuple):
+    """The rows of an evaluation.
+
+    Attributes:
+        begins: the first input of each, int64 (rows,); -1 is the last token of all, which is a separator like any other
+        ends: the last target of each, int64 (rows,)
+        log_probs: of the targets of each under the text's own source, in nats, (rows,); None if it is not known
+    """
+
+    begins: np.ndarray
+    ends: np.ndarray
+    log_probs: np.ndarray | None = None
+
+
+def window_rows(num_tokens: int, context: int) -> Rows:
+    """Windows side by side: every token but the first is a target once."""
+    begins = np.arange(0, max(num_tokens - 1, 0), context)
+    return Rows(begins, np.minimum(begins + context, num_tokens - 1))
+
+
+def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray) -> Rows:
+    """Each document from its start, its separator included; one that is longer than the context in several rows.
+
+    Args:
+        begins: where the separators before the documents are, -1 for the first document's
+        num_tokens: of all documents, each of which ends with a separator
+        context: the most targets in a row
+        log_probs: of the documents, which those of several rows count in the first
+    """
+    ends = np.append(begins[1:], num_tokens - 1)
+    pieces = -(-(ends - begins) // context)
+    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the row in its document
+    starts = np.repeat(begins, pieces) + number * context
+    stops = np.minimum(starts + context, np.repeat(ends, pieces))
+    return Rows(starts, stops, np.where(number == 0, np.repeat(log_probs, pieces), 0.0))
+
+
+def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:
+    """Where the separators before the documents are, int64 (documents,): -1 for the first, each one's end otherwise."""
+    return np.append(-1, np.flatnonzero(tokens == separator)[:-1])
+
+
+def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
+    """The batch of some rows, all as long as the longest of all rows: what is missing is IGNOREd."""
+    begins, ends = rows.begins[part, None], rows.ends[part, None]
+    width = int((rows.ends - rows.begins).max())
+    places = begins + np.arange(width + 1)
+    windows = tokens[np.minimum(places, ends)].astype(np.int64)
+    targets = torch.from_numpy(np.where(places <= ends, windows, IGNORE)[:, 1:])
+    log_prob = None if rows.log_probs is None else float(rows.log_probs[part].sum())
+    return Batch(torch.from_numpy(windows[:, :-1]), targets, int((ends - begins).sum()), log_prob)

@@ -1,4 +1,4 @@
-"""Where text comes from: the built-in stories, files, globs and URLs, by name.
+"""Where text comes from: the built-in stories, other grammars, files, globs and URLs, by name.
 
 A corpus is split into parts (`train`, `val` and, with three fractions, `test`) and gives each part as documents, each
 document as chunks of text, so that a file may be larger than memory. Text is UTF-8 and nothing is normalized: what
@@ -8,6 +8,7 @@ comes out is what went in, character for character.
 import glob
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from fractions import Fraction
 from pathlib import Path
 
 from tinylm.data.download import Download, download
-from tinylm.data.stories import VERSION, stories
+from tinylm.data.grammar import Grammar, load_grammar
+from tinylm.data.stories import COUNT, story_grammar, write_text
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from tinylm.files import read_chunks, sha256_json
 
 PARTS = ("train", "val", "test")
 NAMES = ("stories", "tinyshakespeare", "tinystories")
-STORY_COUNT = 8000  # 4 MB
 
 TINYSHAKESPEARE = Download(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -43,11 +44,13 @@ class Corpus(ABC):
         name: what the user calls it
         parts: `("train", "val")` or `("train", "val", "test")`
         separated: whether there are several documents, so that a token between them is wanted
+        has_floor: whether `log_prob` is known, and with it the best loss that any model could reach
     """
 
     name: str
     parts: tuple[str, ...]
     separated: bool
+    has_floor = False
 
     @property
     @abstractmethod
@@ -58,11 +61,20 @@ class Corpus(ABC):
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The documents of a part, in order; each as chunks, to be read before the next document is asked for."""
 
-    def texts(self) -> Iterator[str]:
-        """All chunks of all parts: what a vocabulary is taken from."""
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """All documents with their parts, those of a part in order; to be read as `documents` says."""
         for part in self.parts:
             for document in self.documents(part):
-                yield from document
+                yield part, document
+
+    def texts(self) -> Iterator[str]:
+        """All chunks of all parts: what a vocabulary is taken from."""
+        for _, document in self.items():
+            yield from document
+
+    def log_prob(self, document: str) -> float:
+        """The log probability of a document under what wrote it, in nats; only where `has_floor`."""
+        raise NotImplementedError(f"{self.name} does not know its own probabilities")
 
 
 def open_corpus(
@@ -71,7 +83,8 @@ def open_corpus(
     """The corpus of a name, path, glob or URL.
 
     Args:
-        source: `stories`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL
+        source: `stories`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL; also a grammar
+            in YAML, `*.grammar.yaml`. `stories:20000` and `my.grammar.yaml:20000` say how many texts to generate
         split: fractions of two or three parts
         cache_dir: where downloads are kept
         seed: of the generated stories
@@ -81,8 +94,11 @@ def open_corpus(
         MissingInputError: if there is no such file, or a download cannot happen.
         DataError: if the text is empty or not UTF-8.
     """
-    if source == "stories":
-        return StoriesCorpus(split, seed)
+    generated = re.fullmatch(r"(stories|.*\.grammar\.ya?ml)(?::(\d+))?", source)
+    if generated:
+        name, count = generated.groups()
+        grammar = story_grammar() if name == "stories" else load_grammar(name)
+        return GrammarCorpus(name, grammar, split, seed, COUNT if count is None else int(count))
     if source == "tinyshakespeare":
         return FileCorpus(source, [download(TINYSHAKESPEARE, cache_dir)], split, errors)
     if source == "tinystories":
@@ -109,24 +125,33 @@ def check_split(split: Iterable[float]) -> tuple[float, ...]:
     return split
 
 
-class StoriesCorpus(Corpus):
-    """The built-in stories. A story's text decides its part, so no two parts share a story."""
+class GrammarCorpus(Corpus):
+    """Generated texts, each a document. A text decides its part, so no two parts share one."""
 
-    name = "stories"
-    separated = True
+    separated = has_floor = True
 
-    def __init__(self, split: tuple[float, ...], seed: int, count: int = STORY_COUNT) -> None:
-        self.parts = PARTS[: len(split)]
+    def __init__(self, name: str, grammar: Grammar, split: tuple[float, ...], seed: int, count: int = COUNT) -> None:
+        self.name, self.grammar, self.parts = name, grammar, PARTS[: len(split)]
         self.split, self.seed, self.count = split, seed, count
 
     @property
     def fingerprint(self) -> str:
         """As `Corpus`."""
-        return sha256_json(["stories", VERSION, self.seed, self.count, self.split])
+        return sha256_json(["grammar", self.grammar.fingerprint, self.seed, self.count, self.split])
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """As `Corpus`."""
-        return ([text] for text in stories(self.seed, self.count) if self._part_of(text) == part)
+        return (document for home, document in self.items() if home == part)
+
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """As `Corpus`: every text is generated once, and parts alternate."""
+        for number in range(self.count):
+            text, _ = write_text(self.grammar, self.seed, number)
+            yield self._part_of(text), [text]
+
+    def log_prob(self, document: str) -> float:
+        """As `Corpus`: exact."""
+        return self.grammar.log_prob(document)
 
     def _part_of(self, text: str) -> str:
         fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 256**7

@@ -16,9 +16,20 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tinylm.data.batches import Batch, TrainingWindows, evaluation_starts, gather, gather_evaluation
+from tinylm.data.batches import (
+    Batch,
+    DocumentWindows,
+    Rows,
+    TrainingWindows,
+    document_begins,
+    document_rows,
+    gather,
+    gather_rows,
+    window_rows,
+)
 from tinylm.data.corpus import Corpus, check_split, open_corpus
-from tinylm.data.tokens import is_tokenizer_file, open_tokens, resolve_tokenizer
+from tinylm.data.floor import Floor
+from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_chunks
 from tinylm.tokenizer import Tokenizer, load_tokenizer
@@ -51,7 +62,8 @@ class TextDataModule(pl.LightningDataModule):
         """A text to train on.
 
         Args:
-            corpus: stories, tinyshakespeare, tinystories, or a text file, a glob of them, a URL
+            corpus: stories, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a *.grammar.yaml.
+                stories:20000 generates 20,000 stories instead of 8,000
             tokenizer: char or byte, or the file of a saved tokenizer
             max_seq_len: tokens in a sequence; in a training run it is the network's
             batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches
@@ -107,6 +119,19 @@ class TextDataModule(pl.LightningDataModule):
         """The ids of each part."""
         return open_tokens(self.corpus, self.tokenizer, self.cache_dir)
 
+    @cached_property
+    def floors(self) -> dict[str, Floor]:
+        """The best possible loss on each part that is evaluated; empty where the corpus does not know it.
+
+        It needs a tokenizer with an `<|endoftext|>`, which tells the documents apart.
+        """
+        end = self.tokenizer.end_of_text
+        if not self.corpus.has_floor or end is None:
+            return {}
+        log_probs = open_log_probs(self.corpus, self.tokenizer, self.cache_dir)
+        lengths = self.tokenizer.byte_lengths
+        return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in log_probs.items()}
+
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Takes a trained model's tokenizer instead of the one that the corpus would give."""
         self.__dict__["tokenizer"] = tokenizer
@@ -117,8 +142,16 @@ class TextDataModule(pl.LightningDataModule):
         """Checks the text and the batch against the trainer, and sets accumulation."""
         if stage == "fit":
             self._part("val")
-            TrainingWindows(len(self._part("train")), self.context, self.batch_size, self.seed)
+            self._windows()
             self._set_accumulation()
+
+    def _windows(self) -> TrainingWindows:
+        """The order of the training tokens: by document where the loss is to be compared with a floor."""
+        tokens, end = self._part("train"), self.tokenizer.end_of_text
+        if self.corpus.has_floor and end is not None:
+            begins = document_begins(tokens, end)
+            return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=begins)
+        return TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
 
     def _set_accumulation(self) -> None:
         assert self.trainer is not None
@@ -155,10 +188,9 @@ class TextDataModule(pl.LightningDataModule):
         """Micro-batches in the order of `TrainingWindows`, from where the run stands."""
         trainer = self.trainer
         assert trainer is not None
-        tokens = self._part("train")
-        windows = TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
+        windows = self._windows()
         accumulate = int(trainer.accumulate_grad_batches)
-        dataset = TrainingBatches(tokens, windows, accumulate, trainer.world_size, trainer.global_rank)
+        dataset = TrainingBatches(self._part("train"), windows, accumulate, trainer.world_size, trainer.global_rank)
 
         def position() -> int:  # micro-batches done by all epochs; `.ready` would be one ahead after an exception
             done: Any = trainer.fit_loop.epoch_loop.batch_progress.total
@@ -168,7 +200,7 @@ class TextDataModule(pl.LightningDataModule):
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The whole validation part, in order."""
+        """The whole validation part, in order; each document from its start where there is a floor."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -184,18 +216,23 @@ class TextDataModule(pl.LightningDataModule):
         ids = np.concatenate(list(self.tokenizer.encode_stream(read_chunks(Path(self.text), self.errors))) or [[]])
         if len(ids) < 2:
             raise DataError(f"data.text: {self.text}: has {len(ids)} tokens, needs at least 2")
-        return self._evaluation_loader(ids)
+        return self._evaluation_loader(ids, window_rows(len(ids), self.context))
 
     def _evaluation(self, part: str) -> DataLoader:
-        return self._evaluation_loader(self._part(part))
+        tokens = self._part(part)
+        if part not in self.floors:
+            return self._evaluation_loader(tokens, window_rows(len(tokens), self.context))
+        floor = self.floors[part]
+        return self._evaluation_loader(
+            tokens, document_rows(floor.begins, len(tokens), self.context, floor.log_probs)
+        )
 
-    def _evaluation_loader(self, tokens: np.ndarray) -> DataLoader:
-        """Each process takes every world_size-th batch: no window is read twice to even things out."""
+    def _evaluation_loader(self, tokens: np.ndarray, rows: Rows) -> DataLoader:
+        """Each process takes every world_size-th batch: no row is read twice to even things out."""
         trainer = self.trainer
         assert trainer is not None
-        starts = evaluation_starts(len(tokens), self.context)
         size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)
-        dataset = EvaluationBatches(tokens, self.context, starts, size, trainer.world_size, trainer.global_rank)
+        dataset = EvaluationBatches(tokens, rows, size, trainer.world_size, trainer.global_rank)
         return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=self.num_workers)
 
 
@@ -218,22 +255,21 @@ class TrainingBatches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class EvaluationBatches(Dataset[Batch]):
-    """Item i is this process's i-th batch of evaluation windows."""
+    """Item i is this process's i-th batch of evaluation rows."""
 
     tokens: np.ndarray
-    context: int
-    starts: np.ndarray
+    rows: Rows
     batch_size: int
     world_size: int
     rank: int
 
     def __len__(self) -> int:
-        batches = -(-len(self.starts) // self.batch_size)
+        batches = -(-len(self.rows.begins) // self.batch_size)
         return len(range(self.rank, batches, self.world_size))
 
     def __getitem__(self, index: int) -> Batch:
         first = (index * self.world_size + self.rank) * self.batch_size
-        return gather_evaluation(self.tokens, self.starts[first : first + self.batch_size], self.context)
+        return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
 
 
 class MicroSteps(Sampler[int]):

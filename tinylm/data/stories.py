@@ -1,56 +1,46 @@
-"""stories: a seeded generator of short English children's stories, the corpus that needs no download.
+"""stories: the built-in corpus of short English children's stories, whose true entropy is known.
 
-A story is a fixed course of events (someone has a friend, wants a thing, loses it, finds it again) filled with drawn
-names, things and places; who owns the thing and where it was lost matter again at the end. Story i depends only on
-(seed, i), and Python's `random.Random` gives the same numbers on every platform.
+The grammar beside this file writes them; every choice in it has a known probability, and each story can have come about
+in one way only. So the probability of a story is known exactly, and with it the best loss that any model could reach.
+Story i depends only on the grammar, the seed and i, and is the same on every platform.
 """
 
-import random
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from random import Random
 
-VERSION = 1
-NAMES = ("Lily", "Ben", "Mia", "Tom", "Sara", "Max", "Anna", "Leo", "Zoe", "Sam", "Ella", "Jack", "Nora", "Finn")
-ANIMALS = ("cat", "dog", "rabbit", "bear", "duck", "mouse", "fox", "bird", "frog", "pony", "hen", "owl")
-SIZES = ("little", "big", "brave", "shy", "happy", "kind", "sleepy", "clever")
-COLORS = ("red", "blue", "green", "yellow", "pink", "white", "brown", "golden")
-THINGS = ("ball", "kite", "hat", "boat", "drum", "book", "doll", "cup", "bell", "scarf", "lamp", "wagon")
-PLACES = ("garden", "forest", "park", "barn", "river", "kitchen", "hill", "school", "beach", "old tower")
-HIDING = ("under a bush", "behind a tree", "in the tall grass", "inside a box", "near a rock", "under a bench")
-MISHAPS = ("the wind took it away", "it rolled away", "a crow picked it up", "it slipped and was gone")
-FEELINGS = ("sad", "worried", "cross", "upset")
-THANKS = ("hugged", "thanked", "kissed", "smiled at")
-MEALS = ("cake", "soup", "an apple", "bread and jam", "cookies", "warm milk")
-LESSONS = (
-    "a good friend helps you look",
-    "it is good to share",
-    "you should take care of your things",
-    "asking for help is brave",
-)
+from tinylm.data.grammar import Derivation, Grammar, load_grammar
+
+COUNT = 8000  # 4 MB
+
+
+@lru_cache(maxsize=1)
+def story_grammar() -> Grammar:
+    """The grammar of the built-in stories."""
+    return load_grammar(Path(__file__).with_name("stories.grammar.yaml"))
+
+
+def write_text(grammar: Grammar, seed: int, number: int) -> tuple[str, Derivation]:
+    """Text `number` of a seed, and the choices that made it."""
+    return grammar.generate(Random(f"tinylm-{grammar.fingerprint}-{seed}-{number}"))
 
 
 def story(seed: int, number: int) -> str:
     """The text of one story, which ends with a newline."""
-    draw = random.Random(f"tinylm-stories-{VERSION}-{seed}-{number}").choice
-    name, animal, size, color = draw(NAMES), draw(ANIMALS), draw(SIZES), draw(COLORS)
-    thing, place, hiding, mishap = draw(THINGS), draw(PLACES), draw(HIDING), draw(MISHAPS)
-    friend = draw([other for other in NAMES if other != name])
-    helper = draw((f"{friend}", f"the {animal}"))
-    sentences = [
-        draw(("Once upon a time there was", "One day there was", "Long ago there lived"))
-        + f" a {size} {animal}. The {animal} lived with {name}.",
-        f"{name} had a {color} {thing} and loved it very much.",
-        f'One morning {name} and the {animal} went to the {place}. "{draw(("Let us play", "Look what I have"))}!" '
-        f"said {name} to {friend}.",
-        f"They played with the {color} {thing}, but {mishap}.",
-        f'{name} was very {draw(FEELINGS)}. "Where is my {thing}?" asked {name}.',
-        f"They looked all over the {place}. At last {helper} found the {color} {thing} {hiding}.",
-        f"{name} {draw(THANKS)} {helper}.",
-        f"Then they all went home and had {draw(MEALS)}.",
-        f"{name} learned that {draw(LESSONS)}.",
-    ]
-    return " ".join(sentences) + "\n"
+    return write_text(story_grammar(), seed, number)[0]
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
     """The first `count` stories of a seed."""
     return (story(seed, number) for number in range(count))
+
+
+def parse(text: str) -> list[Derivation]:
+    """All derivations of a story: exactly one, or none if the grammar cannot have written it."""
+    return story_grammar().parse(text)
+
+
+def log_prob(text: str) -> float:
+    """The exact log probability of a story, in nats; -inf if the grammar cannot have written it."""
+    return story_grammar().log_prob(text)

@@ -1,6 +1,7 @@
 """The token cache: a corpus encoded once, as memory-mapped arrays of ids that are checked each time they are opened.
 
-A cache is a folder with one file of ids for each part (`train.bin` ...) and `meta.json`. Its name holds a key, the
+A cache is a folder with one file of ids for each part (`train.bin` ...), the log probabilities of the documents that are
+evaluated on, where the corpus knows them (`val.log_probs`), and `meta.json`. Its name holds a key, the
 SHA-256 of what decides the ids: text, tokenizer and this format. So a changed text or tokenizer finds no cache and
 makes one; a damaged cache is found by its checksums and made again. Text streams through: memory does not grow with
 the corpus.
@@ -9,7 +10,8 @@ the corpus.
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from tinylm.files import (
 from tinylm.tokenizer import Tokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
 
-FORMAT = 1
+FORMAT = 2
 
 
 def is_tokenizer_file(spec: str) -> bool:
@@ -79,6 +81,26 @@ def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[s
         DataError: for text that the tokenizer has no ids for.
         CannotCreateError: if the cache folder cannot be written.
     """
+    folder = _open_folder(corpus, tokenizer, cache_dir)
+    return {part: _memmap(folder / f"{part}.bin", _dtype(tokenizer)) for part in corpus.parts}
+
+
+def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
+    """The log probabilities of the documents under the corpus's own source. Arguments and errors as `open_tokens`'s.
+
+    Returns:
+        part -> nats, float64 (documents,), of all parts but the training one; empty where the corpus does not know
+    """
+    folder = _open_folder(corpus, tokenizer, cache_dir)
+    return {part: np.fromfile(folder / f"{part}.log_probs") for part in _known_parts(corpus)}
+
+
+def _known_parts(corpus: Corpus) -> tuple[str, ...]:
+    return corpus.parts[1:] if corpus.has_floor else ()
+
+
+def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
+    """The folder of a good cache, made now if there is none."""
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
     family = f"{_slug(corpus.name)}-{tokenizer.kind}"
     folder = make_folder(cache_dir / "tokens") / f"{family}-{key[:16]}"
@@ -92,7 +114,7 @@ def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[s
                 notice(f"the token cache of {corpus.name} is {problem}: encoding again")
             sweep(folder.parent)
             _build(folder, corpus, tokenizer)
-    return {part: _memmap(folder / f"{part}.bin", _dtype(tokenizer)) for part in corpus.parts}
+    return folder
 
 
 def _memmap(path: Path, dtype: np.dtype) -> np.ndarray:
@@ -118,24 +140,32 @@ def _problem(folder: Path, corpus: Corpus) -> str | None:
         return "missing"
     try:
         recorded = read_json(folder / "meta.json")["sha256"]
-        good = all(recorded[part] == sha256_file(folder / f"{part}.bin") for part in corpus.parts)
+        good = all(recorded[name] == sha256_file(folder / name) for name in _file_names(corpus))
     except (OSError, DataError, KeyError, TypeError):
         good = False
     return None if good else "damaged"
 
 
+def _file_names(corpus: Corpus) -> list[str]:
+    return [f"{part}.bin" for part in corpus.parts] + [f"{part}.log_probs" for part in _known_parts(corpus)]
+
+
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     """Encodes all parts into a new cache folder, which appears whole."""
     started = time.monotonic()
-    counts, checksums = {}, {}
+    counts = dict.fromkeys(corpus.parts, 0)
+    known = _known_parts(corpus)
     with atomic_folder(folder) as new:
-        for part in corpus.parts:
-            counts[part] = 0
-            with (new / f"{part}.bin").open("wb") as file:
-                for ids in encode_part(corpus, part, tokenizer):
-                    file.write(ids.astype(_dtype(tokenizer)).data)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context((new / name).open("wb")) for name in _file_names(corpus)}
+            for part, document in corpus.items():
+                if part in known:
+                    document = ["".join(document)]
+                    files[f"{part}.log_probs"].write(np.float64(corpus.log_prob(document[0])).tobytes())
+                for ids in encode_document(document, tokenizer, corpus.separated):
+                    files[f"{part}.bin"].write(ids.astype(_dtype(tokenizer)).data)
                     counts[part] += len(ids)
-            checksums[part] = sha256_file(new / f"{part}.bin")
+        checksums = {name: sha256_file(new / name) for name in files}
         meta = {"format": FORMAT, "corpus": corpus.name, "tokens": counts, "sha256": checksums}
         write_json(new / "meta.json", meta)
     seconds = time.monotonic() - started
@@ -143,10 +173,8 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     notice(f"encoded {corpus.name} into tokens: {sizes} ({seconds:.1f} s)")
 
 
-def encode_part(corpus: Corpus, part: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The ids of one part in order, chunk by chunk; where there are several documents, each ends with END_OF_TEXT."""
-    end = tokenizer.end_of_text if corpus.separated else None
-    for document in corpus.documents(part):
-        yield from tokenizer.encode_stream(document)
-        if end is not None:
-            yield np.array([end])
+def encode_document(document: Iterable[str], tokenizer: Tokenizer, separated: bool) -> Iterator[np.ndarray]:
+    """The ids of one document, chunk by chunk; where there are several, each ends with END_OF_TEXT."""
+    yield from tokenizer.encode_stream(document)
+    if separated and tokenizer.end_of_text is not None:
+        yield np.array([tokenizer.end_of_text])

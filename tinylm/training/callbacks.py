@@ -183,15 +183,25 @@ class FinishRun(Callback):
             info, model = {"step": trainer.global_step}, pl_module.net
         else:
             info, model = best.info, best.model
-        loss = trainer.callback_metrics.get("val/loss")
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
-        figures = f", validation loss {float(loss):.4f}" if loss is not None else ""
+        figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
         notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{self.prompt}"')
+
+
+def loss_and_floor(metrics: dict[str, float]) -> str:
+    """`validation loss 0.4120, floor 0.3870, 6.5% above the best possible`, or without the floor where none is known."""
+    text = f"validation loss {metrics['val/loss']:.4f}"
+    if "val/floor" not in metrics:
+        return text
+    excess = metrics["val/excess"]
+    side = "above" if excess >= 0 else "below"  # below: by luck, within a few standard errors
+    return f"{text}, floor {metrics['val/floor']:.4f}, {abs(excess):.1%} {side} the best possible"
 
 
 def _best_or_last(folder: Path) -> Path:

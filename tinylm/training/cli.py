@@ -189,6 +189,12 @@ class TinyLMCLI(LightningCLI):
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
             f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
         )
+        if "val" in data.floors:
+            floor = data.floors["val"]
+            notice(
+                f"best possible: {floor.nats_per_token:.4f} nats per token ({floor.bits_per_byte:.4f} bits per byte), "
+                f"standard error {floor.standard_error:.4f}: exact for the {len(floor.log_probs):,} validation texts"
+            )
         notice(
             f"training: {length} of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
             f"{type(trainer.accelerator).__name__.removesuffix('Accelerator')}{threads}, precision {trainer.precision}"

@@ -54,7 +54,7 @@ class LitTransformerLM(pl.LightningModule):
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
         self._step_nll: Tensor | float = 0.0
-        self._totals = torch.zeros(4, dtype=torch.float64)
+        self._totals = torch.zeros(5, dtype=torch.float64)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -137,14 +137,14 @@ class LitTransformerLM(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts the totals."""
-        self._totals = torch.zeros(4, dtype=torch.float64)
+        self._totals = torch.zeros(5, dtype=torch.float64)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the totals."""
         self._totals += self._sums(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss, perplexity, bits per byte and accuracy."""
+        """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
         self._log_totals("val")
 
     def on_test_epoch_start(self) -> None:
@@ -156,7 +156,7 @@ class LitTransformerLM(pl.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Logs loss, perplexity, bits per byte and accuracy."""
+        """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
         self._log_totals("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class LitTransformerLM(pl.LightningModule):
         return batch.targets[counts], log_probs[counts]
 
     def _sums(self, batch: Batch) -> Tensor:
-        """Nats, targets, correct guesses and bytes of a batch, float64 (4,) on the CPU."""
+        """Nats, targets, correct guesses, bytes and the best possible nats of a batch, float64 (5,) on the CPU."""
         logits = self(batch.inputs)  # (B, T, V)
         counts = batch.targets != IGNORE
         nats = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
@@ -174,13 +174,14 @@ class LitTransformerLM(pl.LightningModule):
         lengths = torch.from_numpy(self.tokenizer.byte_lengths)
         sums = [nats.sum(dtype=torch.float64 if nats.device.type != "mps" else None), counts.sum(), correct]
         num_bytes = lengths[batch.targets[counts].cpu()].sum()
-        return torch.tensor([*(float(value) for value in sums), float(num_bytes)], dtype=torch.float64)
+        best = -batch.log_prob if batch.log_prob is not None else math.nan
+        return torch.tensor([*(float(value) for value in sums), float(num_bytes), best], dtype=torch.float64)
 
     def _log_totals(self, part: str) -> None:
         totals = self._totals
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum").cpu()
-        nats, tokens, correct, num_bytes = totals.tolist()
+        nats, tokens, correct, num_bytes, best = totals.tolist()
         loss = nats / max(tokens, 1)
         metrics = {
             f"{part}/loss": loss,
@@ -189,6 +190,8 @@ class LitTransformerLM(pl.LightningModule):
             f"{part}/accuracy": correct / max(tokens, 1),
             "step": float(self.trainer.global_step),  # Lightning takes it as the row's step
         }
+        if math.isfinite(best):
+            metrics |= {f"{part}/floor": best / tokens, f"{part}/excess": nats / best - 1}
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
 
     # --- checkpoints

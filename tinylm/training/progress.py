@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tinylm.errors import DataError, notice
 from tinylm.generation import Generator
-from tinylm.training.callbacks import MetricsLog
+from tinylm.training.callbacks import MetricsLog, loss_and_floor
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
 
@@ -82,8 +82,7 @@ class Progress(ProgressBar):
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.print(
-                f"step {trainer.global_step:,} | validation loss {found['val/loss']:.4f}, "
-                f"perplexity {found['val/perplexity']:.2f}, {found['val/bpb']:.3f} bits per byte, "
+                f"step {trainer.global_step:,} | {loss_and_floor(found)}, perplexity {found['val/perplexity']:.2f}, {found['val/bpb']:.3f} bits per byte, "
                 f"accuracy {found['val/accuracy']:.1%}"
             )
 
