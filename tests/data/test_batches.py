@@ -165,20 +165,23 @@ def test_evaluation_reads_each_document_from_the_separator_before_it(documents, 
 
 @few
 @given(documents(), st.integers(1, 10), st.integers(1, 5), st.integers(0, 2**32), st.integers(0, 3))
-def test_every_document_begins_a_training_window_once_an_epoch(documents, context, batch_size, seed, epoch):
+def test_an_epoch_reads_every_token_of_every_document_aligned(documents, context, batch_size, seed, epoch):
     tokens = np.array(sum(documents, []))
     if len(tokens) <= context:
         return
-    begins = document_begins(tokens, END)
-    windows = DocumentWindows(len(tokens), context, batch_size, seed, begins=begins)
-    assert windows.num_windows == len(documents)
-    starts = samples(windows, epoch * len(documents), len(documents))
+    rows = document_rows(document_begins(tokens, END), len(tokens), context)
+    windows = DocumentWindows(len(tokens), context, batch_size, seed, begins=rows.begins)
+    starts = samples(windows, epoch * windows.num_windows, windows.num_windows)
     latest = len(tokens) - 1 - context  # a window must have all its targets, so that the last ones begin earlier
-    assert sorted(starts) == sorted(min(begin, latest) for begin in begins)
+    ends = np.cumsum([0, *map(len, documents)]) - 1  # of the documents, before the first one -1
+    aligned = [first for i, end in enumerate(ends[:-1]) for first in range(end, ends[i + 1], context)]
+    assert sorted(starts) == sorted(min(first, latest) for first in aligned)
     batch = gather(tokens, starts, context, num_targets=1)
     for start, inputs, targets in zip(starts, batch.inputs.tolist(), batch.targets.tolist(), strict=True):
-        assert inputs[0] == END or start == latest
+        assert inputs == ([END] if start == -1 else []) + tokens[max(start, 0) : start + context].tolist()
         assert targets == tokens[start + 1 : start + 1 + context].tolist()
+    read = {start + 1 + i for start in starts for i in range(context)}
+    assert read == set(range(len(tokens)))  # every token is a target
 
 
 def test_the_order_of_documents_differs_between_epochs_and_seeds():

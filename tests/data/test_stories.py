@@ -1,12 +1,133 @@
-"""The built-in stories: the same on every machine, and no part shares one with another."""
+"""The built-in stories: exactly one derivation each, exact probabilities, the same on every machine, parts apart."""
 
 import hashlib
+import math
 import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tinylm.data.corpus import StoriesCorpus
-from tinylm.data.stories import stories, story
+import tinylm.data.stories
+from tests.data.test_grammar import chi_square_p, probabilities
+from tinylm.data.corpus import GrammarCorpus, open_corpus
+from tinylm.data.grammar import Draw, Grammar, Recall, log_prob_of
+from tinylm.data.stories import log_prob, parse, stories, story, story_grammar, write_text
+from tinylm.model.config import PRESETS
+
+COUNT = 10_000
+RULES = yaml.safe_load(
+    Path(tinylm.data.stories.__file__).with_name("stories.grammar.yaml").read_text(encoding="utf-8")
+)
+
+
+@pytest.fixture(scope="module")
+def written() -> list:
+    """(text, derivation) of the first stories of a seed."""
+    return [write_text(story_grammar(), 7, number) for number in range(COUNT)]
+
+
+# --- probabilities
+
+
+@pytest.mark.slow
+def test_ten_thousand_stories_have_exactly_one_derivation_each(written):
+    for text, derivation in written:
+        assert parse(text) == [derivation]
+
+
+def test_log_prob_is_the_sum_of_the_log_probabilities_recorded_while_writing(written):
+    for text, derivation in written[:500]:
+        assert log_prob(text) == pytest.approx(sum(math.log(choice.probability) for choice in derivation), abs=1e-9)
+
+
+def test_frequencies_of_choices_follow_their_probabilities(written):
+    """Chi-square for each rule, over the choices in which nothing that was drawn before had a part."""
+    grammar = story_grammar()
+    shares = {rule: {each.text: each.probability for each in group} for rule, group in grammar.rules.items()}
+    shares |= {rule: {entry.text: entry.probability for entry in group} for rule, group in grammar.entries.items()}
+    found = defaultdict(Counter)
+    for _, derivation in written:
+        for choice in derivation:
+            if choice.probability == shares[choice.rule][choice.text]:  # else a renormalized one
+                found[choice.rule][choice.text] += 1
+    tested = [rule for rule in found if len(shares[rule]) > 1]
+    assert len(tested) > 30
+    for rule in tested:
+        total = found[rule].total()
+        statistic = sum((found[rule][text] - total * p) ** 2 / (total * p) for text, p in shares[rule].items())
+        assert chi_square_p(statistic, len(shares[rule]) - 1) > 1e-6, rule
+
+
+@pytest.mark.parametrize(
+    ("plot", "kept"),
+    [
+        ("errand", {"child": 2, "food": 3, "errand_end": 3, "said": 2}),
+        ("boxes", {"child": 2, "toy": 3, "color": 3, "boxes_end": 2}),
+        ("race", {"child": 2, "animal": 3, "race_end": 2, "trait": 2}),
+    ],
+)
+def test_the_probabilities_of_all_texts_of_a_small_part_of_the_grammar_sum_to_one(plot, kept):
+    """The grammar's own rules, most lists cut to what must be there, enumerated by an oracle of the tests."""
+    needed = {"trait": 3, "food": 3, "toy": 3, "animal": 2, "color": 2, "nook": 2, "preposition": 1, "object": 2}
+    rules = {rule: _first(group, kept.get(rule, needed.get(rule, 1))) for rule, group in RULES.items()}
+    rules["plot"] = [f"<{plot}>"]
+    grammar, expected = Grammar(rules), probabilities(rules, "story")
+    assert len(expected) > 200
+    assert math.fsum(expected.values()) == pytest.approx(1, abs=1e-9)
+    assert math.fsum(math.exp(grammar.log_prob(text)) for text in expected) == pytest.approx(1, abs=1e-9)
+
+
+def _first(group: list | dict, count: int) -> list | dict:
+    return {text: group[text] for text in list(group)[:count]} if isinstance(group, dict) else group[:count]
+
+
+def test_what_is_told_early_matters_late(written):
+    """A story in which one later mention is changed to another word of the same list is no story."""
+    names = sorted({name for rule in ("girl", "boy") for name in RULES[rule]})
+    for text, _ in written[:200]:
+        hero = next(word for word in re.findall(r"\w+", text) if word in names)
+        last = text.rindex(hero)
+        other = next(name for name in names if name not in text)
+        assert parse(text[:last] + other + text[last + len(hero) :]) == []
+
+
+# --- what stories are like
+
+
+def test_stories_are_of_the_promised_kind(written):
+    texts = [text for text, _ in written]
+    lengths = [len(text.split()) for text in texts]
+    assert min(lengths) >= 60 and max(lengths) <= 150
+    assert len({word.lower() for text in texts for word in re.findall(r"[A-Za-z-]+", text)}) >= 400
+    assert len({derivation[1].text for _, derivation in written}) == len(RULES["plot"]) >= 12
+    nats = -sum(log_prob_of(derivation) for _, derivation in written)
+    assert 0 < nats / sum(map(len, texts)) <= 0.6
+    assert all(text.isascii() and text.index("\n") == len(text) - 1 for text in texts)
+
+
+def test_the_longest_story_that_can_be_fits_into_the_context_of_small():
+    grammar, longest = story_grammar(), {}
+
+    def length(symbol) -> int:  # an upper bound, in characters
+        if isinstance(symbol, str):
+            return len(symbol)
+        if isinstance(symbol, Recall):
+            texts = [entry for source in grammar.sources[symbol.variable] for entry in grammar.entries[source]]
+            return max(len(each.attributes[symbol.attribute] if symbol.attribute else each.text) for each in texts)
+        if symbol.rule not in longest:
+            longest[symbol.rule] = max(sum(map(length, each.symbols)) for each in grammar.rules[symbol.rule])
+        return longest[symbol.rule] if symbol.rule not in grammar.entries else longest_entry(symbol.rule)
+
+    def longest_entry(rule: str) -> int:
+        return max(len(entry.text) for entry in grammar.entries[rule])
+
+    assert length(Draw(grammar.start, None, False)) + 1 <= PRESETS["small"]["max_seq_len"]  # one more: the separator
+
+
+# --- the same everywhere
 
 
 def test_stories_are_the_same_in_every_process(python):
@@ -27,21 +148,42 @@ def test_a_story_depends_only_on_seed_and_number():
     assert len({story(seed, number) for seed in range(3) for number in range(100)}) == 300
 
 
-def test_stories_are_ascii_and_end_with_their_only_newline():
-    for text in stories(0, 1000):
-        assert text.isascii() and text.index("\n") == len(text) - 1
+# --- parts
+
+
+def corpus(split=(0.9, 0.1), seed=0, count=2000) -> GrammarCorpus:
+    return GrammarCorpus("stories", story_grammar(), split, seed, count)
 
 
 @pytest.mark.parametrize("split", [(0.9, 0.1), (0.7, 0.2, 0.1)])
 def test_parts_share_no_story_and_together_have_all(split):
-    corpus = StoriesCorpus(split, seed=0, count=2000)
-    parts = [["".join(document) for document in corpus.documents(part)] for part in corpus.parts]
+    found = corpus(split)
+    parts = [["".join(document) for document in found.documents(part)] for part in found.parts]
     assert sorted(text for part in parts for text in part) == sorted(stories(0, 2000))
     assert sum(len(set(part)) for part in parts) == len({text for part in parts for text in part})
     for part, fraction in zip(parts, split, strict=True):  # five standard deviations of a binomial
         assert abs(len(part) - 2000 * fraction) < 5 * (2000 * fraction * (1 - fraction)) ** 0.5
 
 
+def test_equal_texts_go_to_the_same_part(tmp_path):
+    """A grammar of few texts: each is in one part only, however often it is written."""
+    grammar = Grammar({"story": ["<a><a>"], "a": [*"abcdef"]})
+    found = GrammarCorpus("few", grammar, (0.5, 0.5), seed=0, count=500)
+    parts = [{text for document in found.documents(part) for text in document} for part in found.parts]
+    assert parts[0] and parts[1] and not parts[0] & parts[1]
+
+
 def test_fingerprints_differ_where_the_parts_do():
-    different = [StoriesCorpus(split, seed, 10) for split in ((0.9, 0.1), (0.8, 0.2)) for seed in (0, 1)]
-    assert len({corpus.fingerprint for corpus in different}) == 4
+    different = [corpus(split, seed, 10) for split in ((0.9, 0.1), (0.8, 0.2)) for seed in (0, 1)]
+    different += [GrammarCorpus("stories", Grammar({"a": {"b": 1, "c": weight}}), (0.9, 0.1), 0, 10) for weight in (1, 2)]
+    assert len({each.fingerprint for each in different}) == 6
+
+
+def test_corpora_by_name_say_how_many_texts(tmp_path):
+    (tmp_path / "my.grammar.yaml").write_text("story: [a <b>]\nb: [c, d]\n")
+    options = dict(split=(0.5, 0.5), cache_dir=tmp_path)
+    assert open_corpus("stories", **options).count == 8000
+    assert open_corpus("stories:12", **options).count == 12
+    mine = open_corpus(f"{tmp_path / 'my.grammar.yaml'}:7", **options)
+    assert mine.count == 7 and mine.log_prob("a c") == pytest.approx(math.log(1 / 2))
+    assert sum(1 for _ in mine.items()) == 7

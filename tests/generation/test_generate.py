@@ -134,7 +134,18 @@ def test_without_an_end_there_are_exactly_max_new_tokens(count):
 # --- prompts
 
 
-def test_an_empty_prompt_begins_with_the_end_of_text_token_where_there_is_one():
+def test_a_prompt_begins_with_the_end_of_text_token_where_there_is_one():
+    """As every document that the model has read."""
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    model = Scripted([1, 2], tokenizer)
+    assert Generator(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
+    assert model.read == [tokenizer.end_of_text, 2, 0, 1]
+    model = Scripted([1], CharTokenizer("abc"))
+    Generator(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
+    assert model.read == [2, 0]
+
+
+def test_an_empty_prompt_is_just_the_end_of_text_token():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
     assert Generator(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
@@ -147,7 +158,7 @@ def test_special_tokens_in_a_prompt_are_plain_text():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = Scripted([97], tokenizer)
     Generator(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
-    assert model.read == list(END_OF_TEXT.encode())
+    assert model.read == [tokenizer.end_of_text, *END_OF_TEXT.encode()]  # one before the text, none in it
 
 
 def test_a_prompt_that_the_tokenizer_cannot_read_is_refused():

@@ -16,7 +16,7 @@ from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 def fit(corpus, tmp_path):
     """Trains a tiny model by a plain Trainer, as a Python user would, and gives it back."""
 
-    def call(*, steps=5, network=None, data=None, optimizer=None, callbacks=(), **trainer):
+    def call(*, corpus=corpus, steps=5, network=None, data=None, optimizer=None, callbacks=(), **trainer):
         data = {"cache_dir": str(tmp_path / "cache"), "max_seq_len": 16, "batch_size": 8, **(data or {})}
         datamodule = TextDataModule(str(corpus), **data)
         torch.manual_seed(0)
@@ -215,3 +215,72 @@ def test_min_lr_above_lr_is_refused():
 def test_another_vocabulary_than_the_tokenizers_is_refused(fit):
     with pytest.raises(ConfigError, match=r"vocab_size: tokenizer \d+, model 999"):
         fit(network={"vocab_size": 999})
+
+
+# --- the floor
+
+DICE = """
+story:
+  - <hero=name> and <friend=name> rolled <number>, said <hero>.
+name: [al, bo, cy]
+number: {one: 3, two: 1}
+"""
+
+
+def test_floor_and_excess_are_the_sums_over_documents_under_the_grammar(fit, tmp_path):
+    """Against the grammar's meaning by hand: names 1/3 and 1/2, numbers 3/4 and 1/4; each text from its start."""
+    (tmp_path / "dice.grammar.yaml").write_text(DICE)
+    spec = f"{tmp_path / 'dice.grammar.yaml'}:400"
+    options = {"steps": 3, "val_check_interval": 3, "check_val_every_n_epoch": None, "precision": "64-true"}
+    module = fit(corpus=spec, network={"max_seq_len": 48}, data={"max_seq_len": 48, "split": (0.5, 0.5)}, **options)
+    data = module.trainer.datamodule
+    texts = ["".join(document) for document in data.corpus.documents("val")]
+    best = -sum(math.log(1 / 3 * 1 / 2 * (3 / 4 if "one" in text else 1 / 4)) for text in texts)
+    nats, count = 0.0, 0
+    module.net.eval()
+    with torch.no_grad():
+        for text in texts:
+            end = data.tokenizer.end_of_text
+            ids = torch.tensor([end, *data.tokenizer.encode(text), end])
+            nats += F.cross_entropy(module.net(ids[None, :-1])[0], ids[1:], reduction="sum").item()
+            count += len(ids) - 1
+    found = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    assert found["val/loss"] == pytest.approx(nats / count, rel=1e-6)
+    assert found["val/floor"] == pytest.approx(best / count, rel=1e-6)
+    assert found["val/excess"] == pytest.approx(nats / best - 1, rel=1e-5)
+    assert data.floors["val"].nats_per_token == pytest.approx(best / count, rel=1e-12)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert data.floors["val"].bits_per_byte == pytest.approx(best / math.log(2) / num_bytes, rel=1e-12)
+
+
+def test_a_part_of_the_validation_is_compared_with_its_own_floor(fit, tmp_path):
+    (tmp_path / "dice.grammar.yaml").write_text(DICE)
+    options = {"steps": 1, "val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    module = fit(
+        corpus=f"{tmp_path / 'dice.grammar.yaml'}:400", network={"max_seq_len": 48},
+        data={"max_seq_len": 48, "split": (0.5, 0.5), "batch_size": 4}, **options,
+    )  # fmt: skip
+    data = module.trainer.datamodule
+    texts = ["".join(document) for document in data.corpus.documents("val")][:4]
+    best = -sum(data.corpus.log_prob(text) for text in texts)
+    found = float(module.trainer.callback_metrics["val/floor"])
+    assert found == pytest.approx(best / sum(len(text) + 1 for text in texts), rel=1e-6)
+
+
+def test_a_trained_model_comes_close_to_the_floor_and_not_below(fit, tmp_path):
+    """Dice that are all there is to know: what is left is within the luck of the validation texts."""
+    (tmp_path / "dice.grammar.yaml").write_text(DICE)
+    module = fit(
+        corpus=f"{tmp_path / 'dice.grammar.yaml'}:2000", steps=250, val_check_interval=250, check_val_every_n_epoch=None,
+        network={"d_model": 32, "num_heads": 4, "max_seq_len": 48}, data={"max_seq_len": 48, "split": (0.7, 0.3)},
+        optimizer=OptimizerConfig(name="muon", lr=0.01), gradient_clip_val=1.0,
+    )  # fmt: skip
+    found = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    floor = module.trainer.datamodule.floors["val"]
+    assert -3 * floor.standard_error < found["val/loss"] - found["val/floor"] < 0.15 * found["val/floor"]
+
+
+def test_files_have_no_floor(fit):
+    module = fit(steps=1, val_check_interval=1, check_val_every_n_epoch=None)
+    assert "val/floor" not in module.trainer.callback_metrics and "val/loss" in module.trainer.callback_metrics
+    assert module.trainer.datamodule.floors == {}

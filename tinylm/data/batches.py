@@ -5,8 +5,8 @@ seeded offset that differs from epoch to epoch, so that no token always stands a
 epochs form one endless sequence; step s takes the `batch_size` samples from s * batch_size on. Nothing is stored
 between steps, so a resumed run, on any number of processes, sees the same tokens in the same order.
 
-Where the best possible loss is known, windows are documents: each begins with the separator before a document, so that
-nothing has to be guessed that was told before the window.
+Where the best possible loss is known, windows begin with documents, so that nothing has to be guessed that was told
+before the window.
 """
 
 from dataclasses import dataclass, field
@@ -90,19 +90,19 @@ class TrainingWindows:
 
 @dataclass(frozen=True)
 class DocumentWindows(TrainingWindows):
-    """The order in which a run reads documents: each begins a window once an epoch.
+    """The order in which a run reads documents: each begins a window, one that is longer than the context several.
 
-    A window that is longer than its document goes on into the next ones.
+    A window that is longer than what is left of its document goes on into the next one.
 
     Args:
-        begins: where the separators before the documents are, int64 (documents,); -1 for the first document's
+        begins: of the windows, int64 (windows,), as `document_rows` gives them; -1 is the last token, a separator
     """
 
     begins: np.ndarray = field(kw_only=True, compare=False)
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch: the documents."""
+        """Windows in an epoch."""
         return len(self.begins)
 
     def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def window_rows(num_tokens: int, context: int) -> Rows:
     return Rows(begins, np.minimum(begins + context, num_tokens - 1))
 
 
-def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray) -> Rows:
+def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray | None = None) -> Rows:
     """Each document from its start, its separator included; one that is longer than the context in several rows.
 
     Args:
@@ -161,7 +161,7 @@ def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: 
     number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the row in its document
     starts = np.repeat(begins, pieces) + number * context
     stops = np.minimum(starts + context, np.repeat(ends, pieces))
-    return Rows(starts, stops, np.where(number == 0, np.repeat(log_probs, pieces), 0.0))
+    return Rows(starts, stops, None if log_probs is None else np.where(number == 0, np.repeat(log_probs, pieces), 0.0))
 
 
 def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:

@@ -149,8 +149,8 @@ class TextDataModule(pl.LightningDataModule):
         """The order of the training tokens: by document where the loss is to be compared with a floor."""
         tokens, end = self._part("train"), self.tokenizer.end_of_text
         if self.corpus.has_floor and end is not None:
-            begins = document_begins(tokens, end)
-            return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=begins)
+            rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
+            return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)
         return TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
 
     def _set_accumulation(self) -> None:

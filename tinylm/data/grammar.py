@@ -113,6 +113,7 @@ class Grammar:
         start: the rule that a whole text is made by
         rules: rule -> its alternatives
         entries: rule of plain text -> all that it can write
+        sources: variable -> the rules that it is drawn from
         fingerprint: SHA-256 of all that decides texts and probabilities
     """
 
@@ -137,7 +138,7 @@ class Grammar:
         self.entries: dict[str, tuple[Entry, ...]] = {}
         for rule in self.rules:
             self._find_entries(rule, ())
-        self._sources: dict[str, set[str]] = {}  # variable -> the rules that it is drawn from
+        self.sources: dict[str, set[str]] = {}
         self._check_references()
         self._check_memory(self.start, frozenset(), frozenset(), {})
         self._shares = {rule: tuple(each.probability for each in group) for rule, group in self.rules.items()} | {
@@ -357,13 +358,13 @@ class Grammar:
                     f"capitalized, not {symbol.rule!r}"
                 )
             if isinstance(symbol, Draw) and symbol.variable:
-                self._sources.setdefault(symbol.variable, set()).add(symbol.rule)
+                self.sources.setdefault(symbol.variable, set()).add(symbol.rule)
         for rule, symbol in symbols:
             if isinstance(symbol, Recall):
-                if symbol.variable not in self._sources:
-                    hint = did_you_mean(symbol.variable, [*self.rules, *self._sources])
+                if symbol.variable not in self.sources:
+                    hint = did_you_mean(symbol.variable, [*self.rules, *self.sources])
                     self._fail(f"{rule}: <{symbol.variable}> is neither a rule nor remembered anywhere{hint}")
-                for source in self._sources[symbol.variable] if symbol.attribute else ():
+                for source in self.sources[symbol.variable] if symbol.attribute else ():
                     lacking = [each.text for each in self.entries[source] if symbol.attribute not in each.attributes]
                     if lacking:
                         self._fail(f"{rule}: <{symbol.variable}.{symbol.attribute}>: {lacking[0]!r} of {source} has none")
@@ -383,7 +384,7 @@ class Grammar:
                     if isinstance(symbol, Draw) and symbol.variable:
                         if symbol.variable in maybe:
                             self._fail(f"{rule}: <{symbol.variable}={symbol.rule}>: it is remembered already")
-                        at_once = 1 + sum(symbol.rule in self._sources[variable] for variable in maybe)
+                        at_once = 1 + sum(symbol.rule in self.sources[variable] for variable in maybe)
                         if (there := len(self.entries[symbol.rule])) < at_once:
                             self._fail(
                                 f"{symbol.rule}: has {there} alternatives, and up to {at_once} are remembered at once"

@@ -31,7 +31,7 @@ class Generator:
         """The continuation of a prompt, without the prompt.
 
         Args:
-            prompt: where the text begins
+            prompt: where the text begins; the end-of-text token, if the tokenizer has one, is put before it
             options: fields of `SamplingConfig`, and `truncate="left"` to cut a prompt that is too long
 
         Raises:
@@ -84,8 +84,8 @@ class Generator:
 
     def _prompt_ids(self, prompt: str, truncate: Literal["left"] | None) -> list[int]:
         ids = self.tokenizer.encode(prompt)
-        if not ids and self.tokenizer.end_of_text is not None:
-            ids = [self.tokenizer.end_of_text]  # what precedes every document
+        if self.tokenizer.end_of_text is not None:
+            ids = [self.tokenizer.end_of_text, *ids]  # it stands before every document that the model has read
         if not ids:
             raise ConfigError(
                 "the prompt is empty, and this tokenizer has no token to begin a text with; give a prompt"

@@ -1,0 +1,102 @@
+"""How far from the best possible: n-gram models and trained runs on the built-in stories, each story from its start.
+
+    python scripts/bench/floor.py runs/small runs/small-64 ...
+
+Prints nats per token on the validation stories of `small.yaml`, what that is above the floor, and the standard error of
+the difference, from the spread over stories (each story's loss is compared with its own log probability).
+"""
+
+import argparse
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import tinylm
+from tinylm.data import IGNORE, TextDataModule
+from tinylm.data.batches import document_rows, gather_rows
+from tinylm.model import TransformerLM
+
+
+def ngram_nats(train: np.ndarray, text: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
+    """Nats of each token of a text under an interpolated n-gram model (Witten and Bell 1991), (tokens,).
+
+    p(w | h) = (count(h w) + kinds(h) p(w | shorter h)) / (count(h) + kinds(h)), down to 1 / vocab_size. The separator
+    stands before the first token.
+    """
+    padded = [np.concatenate([np.full(order - 1, train[-1]), ids]).astype(np.int64) for ids in (train, text)]
+    probs = np.full(len(text), 1 / vocab_size)
+    for n in range(1, order + 1):
+        grams, seen = (pack(ids, order, n, vocab_size) for ids in padded)
+        kinds, counts = np.unique(grams, return_counts=True)
+        contexts, first, of = np.unique(kinds // vocab_size, return_index=True, return_inverse=True)
+        totals, types = np.bincount(of, counts), np.bincount(of)
+        here = look_up(kinds, counts, seen)
+        total, variety = look_up(contexts, totals, seen // vocab_size), look_up(contexts, types, seen // vocab_size)
+        known = total > 0
+        probs[known] = (here + variety * probs)[known] / (total + variety)[known]
+    return -np.log(probs)
+
+
+def pack(padded: np.ndarray, order: int, n: int, vocab_size: int) -> np.ndarray:
+    """The n-gram that ends at each token, as one number."""
+    count = len(padded) - order + 1
+    number = np.zeros(count, dtype=np.int64)
+    for back in range(n - 1, -1, -1):
+        number = number * vocab_size + padded[order - 1 - back : order - 1 - back + count]
+    return number
+
+
+def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The value of each wanted key, 0 where it is missing; keys are sorted."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)
+
+
+@torch.inference_mode()
+def model_nats(model: TransformerLM, tokens: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Nats of each token of the documents, each from its start, (tokens,)."""
+    rows = document_rows(begins, len(tokens), model.config.max_seq_len)
+    nats = []
+    for first in range(0, len(rows.begins), 16):
+        batch = gather_rows(tokens, rows, slice(first, first + 16))
+        loss = F.cross_entropy(model(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+        nats.append(loss[batch.targets != IGNORE])
+    return torch.cat(nats).double().numpy()
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories by character")
+    parser.add_argument("--corpus", default="stories", help="stories, stories:20000, or a grammar")
+    parser.add_argument("--orders", type=int, nargs="*", default=[1, 3, 5, 7], help="of the n-gram models")
+    options = parser.parse_args()
+    data = TextDataModule(options.corpus, split=(0.96, 0.02, 0.02))
+    train, text, floor = data.tokens["train"], data.tokens["val"], data.floors["val"]
+    story = np.repeat(np.arange(len(floor.begins)), np.diff(np.append(floor.begins, len(text) - 1)))
+    print(
+        f"floor {floor.nats_per_token:.4f} nats per token, {floor.bits_per_byte:.4f} bits per byte, standard error "
+        f"{floor.standard_error:.4f} ({len(floor.begins)} texts, {len(text):,} tokens)"
+    )
+
+    def report(name: str, nats: np.ndarray) -> None:
+        difference = np.bincount(story, nats) + floor.log_probs  # of each story, in nats
+        error = math.sqrt(len(difference)) * difference.std(ddof=1) / len(text)
+        excess = difference.sum() / len(text)
+        print(
+            f"{name:30} {nats.mean():.4f} nats per token, {excess / floor.nats_per_token:+8.1%}, "
+            f"difference {excess:+.4f} +/- {error:.4f}"
+        )
+
+    for order in options.orders:
+        report(f"{order}-gram", ngram_nats(train, text, order, data.vocab_size))
+    for run in options.runs:
+        model, tokenizer = tinylm.load(run)
+        assert tokenizer.sha256 == data.tokenizer.sha256, f"{run}: was trained with another vocabulary"
+        report(f"{run} (context {model.config.max_seq_len})", model_nats(model.eval(), text, floor.begins))
+
+
+if __name__ == "__main__":
+    main()
