@@ -30,7 +30,7 @@ def ngram_nats(train: np.ndarray, text: np.ndarray, order: int, vocab_size: int)
     for n in range(1, order + 1):
         grams, seen = (pack(ids, order, n, vocab_size) for ids in padded)
         kinds, counts = np.unique(grams, return_counts=True)
-        contexts, first, of = np.unique(kinds // vocab_size, return_index=True, return_inverse=True)
+        contexts, of = np.unique(kinds // vocab_size, return_inverse=True)
         totals, types = np.bincount(of, counts), np.bincount(of)
         here = look_up(kinds, counts, seen)
         total, variety = look_up(contexts, totals, seen // vocab_size), look_up(contexts, types, seen // vocab_size)
@@ -69,7 +69,9 @@ def model_nats(model: TransformerLM, tokens: np.ndarray, begins: np.ndarray) -> 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories by character")
+    parser.add_argument(
+        "runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories by character"
+    )
     parser.add_argument("--corpus", default="stories", help="stories, stories:20000, or a grammar")
     parser.add_argument("--orders", type=int, nargs="*", default=[1, 3, 5, 7], help="of the n-gram models")
     options = parser.parse_args()

@@ -1,5 +1,7 @@
 """Which tokens make up a step: epochs are permutations, evaluation covers everything once."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,7 +116,11 @@ def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, co
     for first in range(0, len(rows.begins), batch_size):
         inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
-        assert inputs.shape == targets.shape == (len(rows.begins[first : first + batch_size]), min(context, num_tokens - 1))
+        assert (
+            inputs.shape
+            == targets.shape
+            == (len(rows.begins[first : first + batch_size]), min(context, num_tokens - 1))
+        )
         assert num_targets == counts.sum()
         assert (inputs[counts] + 1 == targets[counts]).all()
         assert inputs.min() >= 0 and inputs.max() < num_tokens  # also where nothing is to be predicted
@@ -142,7 +148,7 @@ def documents(draw) -> list[list[int]]:
 @given(documents(), st.integers(1, 15), st.integers(1, 4))
 def test_evaluation_reads_each_document_from_the_separator_before_it(documents, context, batch_size):
     """Against a loop over documents in plain Python."""
-    tokens = np.array(sum(documents, []), dtype=np.uint16)
+    tokens = np.array(list(chain.from_iterable(documents)), dtype=np.uint16)
     log_probs = -np.arange(1.0, len(documents) + 1)
     rows = document_rows(document_begins(tokens, END), len(tokens), context, log_probs)
     expected = []
@@ -157,7 +163,9 @@ def test_evaluation_reads_each_document_from_the_separator_before_it(documents, 
         inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
         assert [row[keep].tolist() for row, keep in zip(inputs, counts, strict=True)] == [piece for piece, _, _ in part]
-        assert [row[keep].tolist() for row, keep in zip(targets, counts, strict=True)] == [piece for _, piece, _ in part]
+        assert [row[keep].tolist() for row, keep in zip(targets, counts, strict=True)] == [
+            piece for _, piece, _ in part
+        ]
         assert num_targets == counts.sum()
         assert log_prob == pytest.approx(sum(nats for _, _, nats in part))
         assert inputs.shape[1] == max(len(piece) for piece, _, _ in expected)  # the same for all batches
@@ -166,7 +174,7 @@ def test_evaluation_reads_each_document_from_the_separator_before_it(documents, 
 @few
 @given(documents(), st.integers(1, 10), st.integers(1, 5), st.integers(0, 2**32), st.integers(0, 3))
 def test_an_epoch_reads_every_token_of_every_document_aligned(documents, context, batch_size, seed, epoch):
-    tokens = np.array(sum(documents, []))
+    tokens = np.array(list(chain.from_iterable(documents)))
     if len(tokens) <= context:
         return
     rows = document_rows(document_begins(tokens, END), len(tokens), context)

@@ -18,9 +18,7 @@ from tinylm.data.stories import log_prob, parse, stories, story, story_grammar, 
 from tinylm.model.config import PRESETS
 
 COUNT = 10_000
-RULES = yaml.safe_load(
-    Path(tinylm.data.stories.__file__).with_name("stories.grammar.yaml").read_text(encoding="utf-8")
-)
+RULES = yaml.safe_load(Path(tinylm.data.stories.__file__).with_name("stories.grammar.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +156,9 @@ def test_equal_texts_go_to_the_same_part(tmp_path):
 
 def test_fingerprints_differ_where_the_parts_do():
     different = [corpus(split, seed, 10) for split in ((0.9, 0.1), (0.8, 0.2)) for seed in (0, 1)]
-    different += [GrammarCorpus("stories", Grammar({"a": {"b": 1, "c": weight}}), (0.9, 0.1), 0, 10) for weight in (1, 2)]
+    different += [
+        GrammarCorpus("stories", Grammar({"a": {"b": 1, "c": weight}}), (0.9, 0.1), 0, 10) for weight in (1, 2)
+    ]
     assert len({each.fingerprint for each in different}) == 6
 
 

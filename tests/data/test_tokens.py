@@ -255,7 +255,10 @@ def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, 
 
 def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):
     assert resolve_tokenizer("char", corpus, tmp_path).end_of_text is None
-    assert resolve_tokenizer("byte", GrammarCorpus("stories", story_grammar(), (0.9, 0.1), 0, 2), tmp_path).end_of_text == 256
+    assert (
+        resolve_tokenizer("byte", GrammarCorpus("stories", story_grammar(), (0.9, 0.1), 0, 2), tmp_path).end_of_text
+        == 256
+    )
 
 
 def test_a_file_is_a_tokenizer_as_it_was_saved(corpus, tmp_path):

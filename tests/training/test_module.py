@@ -271,7 +271,8 @@ def test_a_trained_model_comes_close_to_the_floor_and_not_below(fit, tmp_path):
     """Dice that are all there is to know: what is left is within the luck of the validation texts."""
     (tmp_path / "dice.grammar.yaml").write_text(DICE)
     module = fit(
-        corpus=f"{tmp_path / 'dice.grammar.yaml'}:2000", steps=250, val_check_interval=250, check_val_every_n_epoch=None,
+        corpus=f"{tmp_path / 'dice.grammar.yaml'}:2000", steps=250,
+        val_check_interval=250, check_val_every_n_epoch=None,
         network={"d_model": 32, "num_heads": 4, "max_seq_len": 48}, data={"max_seq_len": 48, "split": (0.7, 0.3)},
         optimizer=OptimizerConfig(name="muon", lr=0.01), gradient_clip_val=1.0,
     )  # fmt: skip

@@ -223,9 +223,7 @@ class TextDataModule(pl.LightningDataModule):
         if part not in self.floors:
             return self._evaluation_loader(tokens, window_rows(len(tokens), self.context))
         floor = self.floors[part]
-        return self._evaluation_loader(
-            tokens, document_rows(floor.begins, len(tokens), self.context, floor.log_probs)
-        )
+        return self._evaluation_loader(tokens, document_rows(floor.begins, len(tokens), self.context, floor.log_probs))
 
     def _evaluation_loader(self, tokens: np.ndarray, rows: Rows) -> DataLoader:
         """Each process takes every world_size-th batch: no row is read twice to even things out."""

@@ -289,7 +289,9 @@ class Grammar:
             return Give(*given.groups())
         found = re.fullmatch(r"(\w+)(?:=(\w+)|\.(\w+))?", part)
         if not found:
-            self._fail(f"{rule}: <{part}> is no reference; write <rule>, <variable=rule>, <variable>, <variable.attribute>")
+            self._fail(
+                f"{rule}: <{part}> is no reference; write <rule>, <variable=rule>, <variable>, <variable.attribute>"
+            )
         name, source, attribute = found.groups()
         name, capital = name[:1].lower() + name[1:], name[:1].isupper()
         if source is None and attribute is None and name in rules:
@@ -367,7 +369,9 @@ class Grammar:
                 for source in self.sources[symbol.variable] if symbol.attribute else ():
                     lacking = [each.text for each in self.entries[source] if symbol.attribute not in each.attributes]
                     if lacking:
-                        self._fail(f"{rule}: <{symbol.variable}.{symbol.attribute}>: {lacking[0]!r} of {source} has none")
+                        self._fail(
+                            f"{rule}: <{symbol.variable}.{symbol.attribute}>: {lacking[0]!r} of {source} has none"
+                        )
 
     def _check_memory(self, rule: str, certain: frozenset, possible: frozenset, known: dict) -> tuple:
         """What is remembered after a rule, certainly and possibly, given what is before it. Nothing is asked for too
@@ -400,7 +404,10 @@ class Grammar:
         return known[rule, certain, possible]
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there
+
+
+class _Loader(_SafeLoader):
     """YAML in which a key that is there twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -424,7 +431,7 @@ def load_grammar(path: str | Path) -> Grammar:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such grammar")
     try:
-        rules = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a safe loader)
+        rules = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.constructor.ConstructorError as error:
         raise DataError(f"{path}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -195,7 +195,7 @@ class FinishRun(Callback):
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:
-    """`validation loss 0.4120, floor 0.3870, 6.5% above the best possible`, or without the floor where none is known."""
+    """`validation loss 0.412, floor 0.387, 6% above the best possible`; without a floor where none is known."""
     text = f"validation loss {metrics['val/loss']:.4f}"
     if "val/floor" not in metrics:
         return text

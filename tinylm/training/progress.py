@@ -82,8 +82,8 @@ class Progress(ProgressBar):
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.print(
-                f"step {trainer.global_step:,} | {loss_and_floor(found)}, perplexity {found['val/perplexity']:.2f}, {found['val/bpb']:.3f} bits per byte, "
-                f"accuracy {found['val/accuracy']:.1%}"
+                f"step {trainer.global_step:,} | {loss_and_floor(found)}, perplexity {found['val/perplexity']:.2f}, "
+                f"{found['val/bpb']:.3f} bits per byte, accuracy {found['val/accuracy']:.1%}"
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
