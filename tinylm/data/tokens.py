@@ -1,9 +1,9 @@
 """The token cache: a corpus encoded once, as memory-mapped arrays of ids that are checked each time they are opened.
 
 A cache is a folder with one file of ids for each part (`train.bin` ...), the log probabilities of the documents for
-evaluation where the corpus knows them (`val.log_probs`), and `meta.json`. Its name holds a key, the SHA-256 of what decides the ids: text, tokenizer and this format. So a changed text or tokenizer finds no cache and
-makes one; a damaged cache is found by its checksums and made again. Text streams through: memory does not grow with
-the corpus.
+evaluation where the corpus knows them (`val.log_probs`), and `meta.json`. Its name holds a key, the SHA-256 of what
+decides the ids: text, tokenizer and this format. So a changed text or tokenizer finds no cache and makes one; a damaged
+cache is found by its checksums and made again. Text streams through: memory does not grow with the corpus.
 """
 
 import os
