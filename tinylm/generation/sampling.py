@@ -24,7 +24,7 @@ class SamplingConfig:
         ConfigError: for a value without meaning.
     """
 
-    max_new_tokens: int = 200
+    max_new_tokens: int = 500
     """The most tokens to generate."""
     temperature: float = 1.0
     """Divides the logits: below 1 the likely becomes likelier, 0 is greedy."""
