@@ -20,7 +20,7 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
     parser.add_argument("--prompt", default="", help="where the text begins")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="the most tokens to generate (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens of total probability p")

@@ -216,6 +216,9 @@ def test_files_are_read_and_refused_by_name(tmp_path):
     path.write_text("story: [a\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):
         load_grammar(path)
+    path.write_text("? [a, b]\n: [c]\n")
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: "):
+        load_grammar(path)
     path.write_bytes(b"story: [\xff]\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):
         load_grammar(path)
