@@ -11,7 +11,7 @@ from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
 from tinylm.data.corpus import GrammarCorpus
 from tinylm.data.stories import story_grammar
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
-from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_ids_and_separators_by_hand(tmp_path):
     assert {part: ids.tolist() for part, ids in found.items()} == {"train": [0, 0, 1, 3, 1, 3], "val": [2, 3]}
 
 
-@pytest.mark.parametrize("kind", ["char", "byte"])
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe:300"])
 def test_the_cache_equals_direct_encoding_with_a_separator_after_each_document(kind, tmp_path):
     corpus = GrammarCorpus("stories", story_grammar(), (0.8, 0.1, 0.1), seed=1, count=60)
     tokenizer = resolve_tokenizer(kind, corpus, tmp_path)
@@ -248,9 +248,25 @@ def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, 
     [path] = (tmp_path / "tokenizers").glob("char-*.json")
     path.write_text("damaged")
     assert resolve_tokenizer("char", corpus, tmp_path) == tokenizer
-    monkeypatch.setattr(CharTokenizer, "train_from_texts", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(CharTokenizer, "train_from_streams", lambda *_, **__: pytest.fail("trained again"))
     assert resolve_tokenizer("char", corpus, tmp_path) == tokenizer
     assert resolve_tokenizer("byte", corpus, tmp_path) == ByteTokenizer()
+
+
+def test_bpe_learns_from_the_training_part_alone_and_has_the_size_that_is_asked_for(corpus, tmp_path):
+    tokenizer = resolve_tokenizer("bpe:260", corpus, tmp_path)
+    train = ["".join(document) for document in corpus.documents("train")]
+    assert tokenizer == BPETokenizer.train_from_texts(train, vocab_size=260)
+    assert tokenizer != resolve_tokenizer("bpe:261", corpus, tmp_path)
+    (tmp_path / "other.txt").write_text("b" * 90 + "zyzyzyzyzy")
+    unseen = resolve_tokenizer("bpe:262", files(tmp_path / "other.txt"), tmp_path)
+    assert b"zy" not in unseen.token_bytes
+
+
+@pytest.mark.parametrize("spec", ["char:100", "byte:300", "bpe:many", "bpe:-1"])
+def test_a_size_where_there_is_none_is_refused(spec, corpus, tmp_path):
+    with pytest.raises(ConfigError, match=rf"data\.tokenizer: {spec}: only bpe has a size, written as bpe:2048"):
+        resolve_tokenizer(spec, corpus, tmp_path)
 
 
 def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):

@@ -1,6 +1,7 @@
 """What every tokenizer promises: the same text back, special tokens only on request, files that are checked."""
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.tokenizer import END_OF_TEXT, UNKNOWN, ByteTokenizer, CharTokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer import (
+    END_OF_TEXT,
+    UNKNOWN,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    load_tokenizer,
+    tokenizer_class,
+)
 
 KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
 KINDS["byte"] = lambda text, **options: ByteTokenizer.train_from_texts([text], **options)
+KINDS["bpe"] = lambda text, **options: BPETokenizer.train_from_texts([text], vocab_size=280, **options)
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 # NUL, CRLF and lone CR, combining marks, ZWJ, astral, byte order mark, line separators, the name of a special token
@@ -84,11 +94,10 @@ def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
     plain = make("<|ab>é")
     assert tokenizer.encode(text) == plain.encode(text)
 
-    expected, rest = [], text  # the longest name wins
-    while rest:
-        name = next((name for name in ("<|a|><|b|>", "<|a|>") if rest.startswith(name)), None)
-        expected += [tokenizer.special_tokens[name]] if name else plain.encode(rest[0])
-        rest = rest[len(name or rest[0]) :]
+    expected = []
+    for piece in re.split(r"(<\|a\|><\|b\|>|<\|a\|>)", text):  # the longest name wins
+        name = tokenizer.special_tokens.get(piece)
+        expected += plain.encode(piece) if name is None else [name]
     assert tokenizer.encode(text, allow_special=True) == expected
     assert tokenizer.decode(expected) == text
 
@@ -160,6 +169,9 @@ SURROGATES = {
     "byte encode_array": lambda bad: ByteTokenizer().encode_array(bad, allow_special=True),
     "byte encode_stream": lambda bad: list(ByteTokenizer().encode_stream([bad])),
     "byte special token": lambda bad: ByteTokenizer([bad]),
+    "bpe encode": lambda bad: BPETokenizer([]).encode(bad),
+    "bpe encode_stream": lambda bad: list(BPETokenizer([]).encode_stream(["a", bad])),
+    "bpe train": lambda bad: BPETokenizer.train_from_texts(["a", bad]),
 }
 
 

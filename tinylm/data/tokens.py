@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from tinylm.data.corpus import NAMES, Corpus
-from tinylm.errors import DataError, TinyLMError, notice
+from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import (
     atomic_folder,
     locked,
@@ -43,25 +44,40 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names.
 
     Args:
-        spec: a kind, whose vocabulary is then taken from the corpus, or a tokenizer's file
+        spec: a kind, whose vocabulary is then learned from the corpus, `bpe:2048` with its size; or a tokenizer's file
         corpus: the text
         cache_dir: where a trained tokenizer is kept, so that every process of a job has the same one
 
     Raises:
-        MissingInputError: if it is neither a kind nor a file.
+        ConfigError: for an unknown kind, or a size where it has none.
+        MissingInputError: if there is no such file.
     """
     if is_tokenizer_file(spec):
         return load_tokenizer(spec)
-    kind = tokenizer_class(spec)
-    special_tokens = [END_OF_TEXT] if corpus.separated else []
-    key = sha256_json(["tokenizer", FORMAT, spec, corpus.fingerprint, special_tokens])
-    path = cache_dir / "tokenizers" / f"{spec}-{key[:16]}.json"
+    name, _, size = spec.partition(":")
+    kind = tokenizer_class(name)
+    if size and (name != "bpe" or not size.isdecimal()):
+        raise ConfigError(f"data.tokenizer: {spec}: only bpe has a size, written as bpe:2048")
+    options = {"special_tokens": [END_OF_TEXT] if corpus.separated else []} | (
+        {"vocab_size": int(size)} if size else {}
+    )
+    key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
+    path = cache_dir / "tokenizers" / f"{name}-{key[:16]}.json"
     with locked(path.with_suffix(".lock")):
         try:
             return load_tokenizer(path)
         except TinyLMError:  # none yet, or a damaged one
-            tokenizer = kind.train_from_texts(corpus.texts(), special_tokens=special_tokens)
+            # What to merge is learned from the training text alone; which characters there are must be known of all.
+            parts = corpus.parts if name == "char" else ("train",)
+            started = time.monotonic()
+            tokenizer = kind.train_from_streams(
+                chain.from_iterable(corpus.documents(part) for part in parts), **options
+            )
             tokenizer.save(path)
+            if time.monotonic() - started > 1:
+                notice(
+                    f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({time.monotonic() - started:.1f} s)"
+                )
             return tokenizer
 
 

@@ -1,12 +1,14 @@
 """Text to token ids and back. Standard library, NumPy and `regex` only."""
 
 from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 
 __all__ = [
     "END_OF_TEXT",
     "UNKNOWN",
+    "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "Tokenizer",

@@ -73,8 +73,13 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], **options: Any) -> Self:
+        """A tokenizer whose vocabulary comes from these texts, each of which arrives in chunks."""
+
+    @classmethod
     def train_from_texts(cls, texts: Iterable[str], **options: Any) -> Self:
-        """A tokenizer whose vocabulary comes from these texts."""
+        """A tokenizer whose vocabulary comes from these texts. Options and errors as `train_from_streams`'s."""
+        return cls.train_from_streams(([text] for text in texts), **options)
 
     @classmethod
     def train(cls, paths: Iterable[str | Path], **options: Any) -> Self:
@@ -84,7 +89,7 @@ class Tokenizer(ABC):
             MissingInputError: if a file is not there.
             DataError: if one is not UTF-8.
         """
-        return cls.train_from_texts((chunk for path in paths for chunk in read_chunks(Path(path))), **options)
+        return cls.train_from_streams((read_chunks(Path(path)) for path in paths), **options)
 
     @abstractmethod
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__([bytes([value]) for value in range(256)], special_tokens)
 
     @classmethod
-    def train_from_texts(cls, texts: Iterable[str] = (), *, special_tokens: Sequence[str] = ()) -> Self:
+    def train_from_streams(cls, streams: Iterable[Iterable[str]] = (), *, special_tokens: Sequence[str] = ()) -> Self:
         """There is nothing to learn: the texts are not read."""
         return cls(special_tokens)
 

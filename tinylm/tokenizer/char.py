@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -32,14 +33,14 @@ class CharTokenizer(Tokenizer):
         self.unknown = self.special_tokens.get(UNKNOWN)
 
     @classmethod
-    def train_from_texts(cls, texts: Iterable[str], *, special_tokens: Sequence[str] = ()) -> Self:
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, special_tokens: Sequence[str] = ()) -> Self:
         """The tokenizer of all characters that occur, in code point order.
 
         Raises:
             DataError: if there is no text.
         """
         seen = np.zeros(sys.maxunicode + 1, dtype=bool)
-        for text in texts:
+        for text in chain.from_iterable(streams):
             seen[_code_points(text)] = True
         if not seen.any():
             raise DataError("the corpus is empty: there is no character to make a vocabulary of")

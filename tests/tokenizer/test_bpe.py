@@ -1,0 +1,237 @@
+"""BPETokenizer: merges and ids as Hugging Face's tokenizers, OpenAI's tiktoken and the textbook give them."""
+
+import json
+import random
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
+
+from tinylm.data.stories import stories
+from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer
+from tinylm.tokenizer.bpe import BYTE_IDS, BYTES, learn_merges, merge_word
+from tinylm.tokenizer.pretokenize import PATTERNS
+
+few = settings(max_examples=50, deadline=None)
+H, E, L, O, SPACE = (BYTES.index(sign) for sign in b"helo ")  # noqa: E741
+
+MIXED = (
+    "It's 2024, they'll say; we've   12345 reasons!\n\n\tdef f(x):\n        return x**2  # naïve — “quoted”\r\n"
+    "我喜欢语言模型。日本語のテキスト 한국어 Русский язык العربية 👩\u200d👩\u200d👧 🇫🇷 e\u0301 \U0001d518  \u3000 end"
+)
+
+
+def hugging_face(text: str, vocab_size: int) -> tokenizers.Tokenizer:
+    """The same tokenizer by the oracle: GPT-2's bytes, its pattern, no minimal count."""
+    other = tokenizers.Tokenizer(models.BPE())
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    other.train_from_iterator(
+        [text], trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return other
+
+
+@pytest.fixture(scope="module")
+def tale() -> str:
+    return "".join(stories(seed=7, count=300)) + MIXED * 3
+
+
+@pytest.fixture(scope="module")
+def trained(tale) -> BPETokenizer:
+    return BPETokenizer.train_from_texts([tale], vocab_size=900)
+
+
+# --- encoding
+
+
+def test_a_word_is_merged_in_the_order_of_learning_by_hand():
+    tokenizer = BPETokenizer([(H, E), (L, O), (256, L)])  # he, lo, hel
+    assert [tokenizer.token_bytes[token] for token in tokenizer.encode("hello")] == [b"hel", b"lo"]
+    assert tokenizer.encode("hello hell") == [258, 257, SPACE, 258, L]
+    assert tokenizer.vocab_size == 259
+
+
+def test_a_pair_whose_bytes_are_a_token_becomes_that_token():
+    tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel once more
+    assert tokenizer.vocab_size == 256 + 3
+    assert merge_word([H, 258], tokenizer._merged) == [257]
+
+
+@few
+@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8))
+def test_merging_by_heap_equals_merging_by_the_book(word, pairs):
+    merges, size = [], 4
+    for left, right in dict.fromkeys(pairs):
+        if left < size and right < size:
+            merges.append((left, right))
+            size += 1
+    merged = {pair: (rank, 4 + rank) for rank, pair in enumerate(merges)}
+    expected = list(word)
+    while found := [merged[pair] for pair in pairwise(expected) if pair in merged]:
+        expected = replaced(expected, merges[min(found)[0]], min(found)[1])
+    assert merge_word(list(word), merged) == expected
+
+
+def replaced(word, pair, token):
+    """Every occurrence of a pair, from the left, by the token."""
+    out = []
+    while word:
+        found = tuple(word[:2]) == pair
+        out.append(token if found else word[0])
+        word = word[2 if found else 1 :]
+    return out
+
+
+@few
+@given(st.text())
+def test_ids_equal_those_of_tokenizers_and_tiktoken_on_any_text(trained, oracles, text):
+    by_tokenizers, by_tiktoken = oracles
+    ids = trained.encode(text)
+    assert ids == by_tokenizers.encode(text).ids
+    assert ids == by_tiktoken.encode_ordinary(text)
+    assert trained.decode(ids, errors="strict") == text
+
+
+def test_ids_equal_those_of_tokenizers_and_tiktoken_on_prose_code_and_scripts(trained, oracles, tale):
+    by_tokenizers, by_tiktoken = oracles
+    assert trained.encode(tale) == by_tokenizers.encode(tale).ids == by_tiktoken.encode_ordinary(tale)
+
+
+@pytest.fixture(scope="module")
+def oracles(trained, tale):
+    """The same merges in the two other libraries."""
+    ranks = {piece: token for token, piece in enumerate(trained.token_bytes)}
+    by_tiktoken = tiktoken.Encoding("t", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    return hugging_face(tale, 900), by_tiktoken
+
+
+def test_the_gpt4_pattern_equals_tiktokens(tale):
+    tokenizer = BPETokenizer.train_from_texts([tale], vocab_size=700, pattern="gpt4")
+    ranks = {piece: token for token, piece in enumerate(tokenizer.token_bytes)}
+    other = tiktoken.Encoding("t", pat_str=PATTERNS["gpt4"], mergeable_ranks=ranks, special_tokens={})
+    assert tokenizer.encode(tale) == other.encode_ordinary(tale)
+
+
+@pytest.mark.parametrize("text", ["a", "ab", None], ids=["one letter", "two letters", "random bytes"])
+def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
+    """Pops of the heap, counted, for two lengths: a loop over all pairs for each merge would take 16 times as many."""
+    letters = random.Random(0).choices("abcdefgh", k=40_000)
+    tokenizer = BPETokenizer.train_from_texts(
+        ["".join(letters[:5000])] if text is None else [text * 500], vocab_size=300
+    )
+    pops, pop = [], bpe.heappop
+    for length in (10_000, 40_000):
+        word = "".join(letters[:length]) if text is None else (text * length)[:length]
+        calls = Counter()
+        monkeypatch.setattr(bpe, "heappop", lambda heap, calls=calls: (calls.update("p"), pop(heap))[1])
+        assert tokenizer.decode(tokenizer.encode(word)) == word
+        pops.append(calls["p"])
+    assert pops[0] > 1000
+    assert pops[1] < 5 * pops[0]
+
+
+# --- training
+
+
+def test_merges_equal_those_of_tokenizers(tale, trained):
+    other = json.loads(hugging_face(tale, 900).to_str())["model"]
+    names = {token: name for name, token in other["vocab"].items()}
+    assert [[names[left], names[right]] for left, right in trained.merges] == [list(pair) for pair in other["merges"]]
+    assert len(trained.merges) == 900 - 256
+
+
+@few
+@given(st.text("abc é\n'", min_size=1, max_size=60), st.integers(0, 30))
+def test_merges_equal_those_of_tokenizers_and_of_the_book_on_any_text(text, num_merges):
+    words = Counter(word for word, _ in pre_tokenizers.Split(tokenizers.Regex(PATTERNS["gpt2"]), "isolated")
+                    .pre_tokenize_str(text))  # fmt: skip
+    merges = learn_merges(words, 256 + num_merges)
+    assert merges == by_the_book(words, num_merges)
+    other = json.loads(hugging_face(text, 256 + num_merges).to_str())["model"]
+    names = {token: name for name, token in other["vocab"].items()}
+    assert [[names[left], names[right]] for left, right in merges] == [list(pair) for pair in other["merges"]]
+
+
+def by_the_book(counts: dict[str, int], num_merges: int) -> list[tuple[int, int]]:
+    """Counts all pairs anew for each merge."""
+    words = {tuple(word.encode().translate(BYTE_IDS)): count for word, count in counts.items()}
+    pieces, merges = [bytes([byte]) for byte in BYTES], []
+    while len(pieces) < 256 + num_merges:
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        piece = b"".join(pieces[token] for token in merges[-1])
+        if piece not in pieces:
+            pieces.append(piece)
+        words = Counter()  # no two words become the same one
+        for word in list(counts):
+            ids = list(word.encode().translate(BYTE_IDS))
+            for pair in merges:
+                ids = replaced(ids, pair, pieces.index(b"".join(pieces[token] for token in pair)))
+            words[tuple(ids)] += counts[word]
+    return merges
+
+
+def test_training_ends_where_every_word_is_one_token():
+    tokenizer = BPETokenizer.train_from_texts(["hello hello"], vocab_size=5000, special_tokens=[END_OF_TEXT])
+    assert tokenizer.encode("hello hello") == [token for token, piece in enumerate(tokenizer.token_bytes)
+                                               if piece in (b"hello", b" hello")]  # fmt: skip
+    assert tokenizer.vocab_size == len(tokenizer.merges) + 257 < 300
+
+
+def test_texts_are_apart_and_chunks_of_one_text_are_not():
+    apart = BPETokenizer.train_from_texts(["he", "lo"] * 9, vocab_size=259)
+    whole = BPETokenizer.train_from_streams([["he", "lo"]] * 9, vocab_size=259)
+    assert [apart.token_bytes[token] for token in apart.encode("helo")] == [b"he", b"lo"]
+    assert [whole.token_bytes[token] for token in whole.encode("helo")] == [b"helo"]
+
+
+def test_the_size_counts_bytes_merges_and_special_tokens():
+    tokenizer = BPETokenizer.train_from_texts(["hello " * 9], vocab_size=260, special_tokens=[END_OF_TEXT])
+    assert (tokenizer.vocab_size, len(tokenizer.merges), tokenizer.end_of_text) == (260, 3, 259)
+    with pytest.raises(ConfigError, match="vocab_size must be at least 257, the bytes and special tokens, got 256"):
+        BPETokenizer.train_from_texts(["a"], vocab_size=256, special_tokens=[END_OF_TEXT])
+
+
+def test_nothing_to_learn_from_is_an_error():
+    for texts in ([], [""]):
+        with pytest.raises(DataError, match="the corpus is empty"):
+            BPETokenizer.train_from_texts(texts)
+
+
+# --- what is given
+
+
+@pytest.mark.parametrize("merges", [[(256, H)], [(H, -1)], [(H, E), (H, E)], [(H, E), (257, H)]])
+def test_merges_of_what_is_not_there_are_refused(merges):
+    with pytest.raises(ConfigError, match=f"merges: number {len(merges) - 1} is of ids that are not there yet"):
+        BPETokenizer(merges)
+
+
+def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
+    values = BPETokenizer([(H, E)]).to_dict()
+    for merges in ([[1]], [["a", "b"]], 3, None):
+        (tmp_path / "t.json").write_text(json.dumps(values | {"merges": merges}))
+        with pytest.raises(DataError, match=r"t\.json: is not a tinylm tokenizer"):
+            load_tokenizer(tmp_path / "t.json")
+
+
+def test_remembered_words_are_forgotten_before_they_are_too_many(monkeypatch):
+    monkeypatch.setattr(bpe, "MAX_REMEMBERED", 10)
+    tokenizer = BPETokenizer([(H, E)])
+    for number in range(100):
+        assert tokenizer.decode(tokenizer.encode(f"word{number} he")) == f"word{number} he"
+        assert len(tokenizer._remembered) < 20
+    assert np.array_equal(tokenizer.encode_array("he"), [256])
