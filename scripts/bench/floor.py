@@ -2,8 +2,9 @@
 
     python scripts/bench/floor.py runs/small runs/small-64 ...
 
-Prints nats per token on the validation stories of `small.yaml`, what that is above the floor, and the standard error of
-the difference, from the spread over stories (each story's loss is compared with its own log probability).
+Prints bits per byte on the validation stories of `small.yaml`, what that is above the floor, and the standard error of
+the difference, from the spread over stories (each story's loss is compared with its own log probability). Bits per byte
+are the same measure for all tokenizers.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 import tinylm
 from tinylm.data import IGNORE, TextDataModule
-from tinylm.data.batches import document_rows, gather_rows
+from tinylm.data.batches import document_lengths, document_rows, gather_rows
 from tinylm.model import TransformerLM
 
 
@@ -66,38 +67,49 @@ def model_nats(model: TransformerLM, tokens: np.ndarray, begins: np.ndarray) -> 
     return torch.cat(nats).double().numpy()
 
 
+def report(name: str, data: TextDataModule, nats: np.ndarray) -> None:
+    """Prints what a model pays for the validation stories, token by token, beside the best possible."""
+    floor = data.floors["val"]
+    story = np.repeat(np.arange(len(floor.begins)), document_lengths(floor.begins, floor.num_tokens))
+    difference = np.bincount(story, nats) + floor.log_probs  # of each story, in nats
+    error = math.sqrt(len(difference)) * difference.std(ddof=1)
+    bits = 1 / math.log(2) / floor.num_bytes
+    print(
+        f"{name:42} {nats.sum() * bits:.4f} bits per byte, {difference.sum() / -floor.log_probs.sum():+8.1%}, "
+        f"difference {difference.sum() * bits:+.4f} +/- {error * bits:.4f}"
+    )
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories by character"
-    )
+    parser.add_argument("runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories")
     parser.add_argument("--corpus", default="stories", help="stories, stories:20000, or a grammar")
+    parser.add_argument("--tokenizers", nargs="*", default=["char", "bpe:2048"], help="of the n-gram models")
     parser.add_argument("--orders", type=int, nargs="*", default=[1, 3, 5, 7], help="of the n-gram models")
     options = parser.parse_args()
-    data = TextDataModule(options.corpus, split=(0.96, 0.02, 0.02))
-    train, text, floor = data.tokens["train"], data.tokens["val"], data.floors["val"]
-    story = np.repeat(np.arange(len(floor.begins)), np.diff(np.append(floor.begins, len(text) - 1)))
+
+    def open_data(tokenizer: str = "char") -> TextDataModule:
+        return TextDataModule(options.corpus, tokenizer, split=(0.96, 0.02, 0.02))
+
+    floor = open_data().floors["val"]
     print(
-        f"floor {floor.nats_per_token:.4f} nats per token, {floor.bits_per_byte:.4f} bits per byte, standard error "
-        f"{floor.standard_error:.4f} ({len(floor.begins)} texts, {len(text):,} tokens)"
+        f"floor {floor.bits_per_byte:.4f} bits per byte, standard error "
+        f"{floor.standard_error * floor.bits_per_byte / floor.nats_per_token:.4f} ({len(floor.begins)} texts, "
+        f"{floor.num_bytes:,} bytes)"
     )
-
-    def report(name: str, nats: np.ndarray) -> None:
-        difference = np.bincount(story, nats) + floor.log_probs  # of each story, in nats
-        error = math.sqrt(len(difference)) * difference.std(ddof=1) / len(text)
-        excess = difference.sum() / len(text)
-        print(
-            f"{name:30} {nats.mean():.4f} nats per token, {excess / floor.nats_per_token:+8.1%}, "
-            f"difference {excess:+.4f} +/- {error:.4f}"
-        )
-
-    for order in options.orders:
-        report(f"{order}-gram", ngram_nats(train, text, order, data.vocab_size))
+    for spec in options.tokenizers:
+        data = open_data(spec)
+        for order in options.orders:
+            if data.vocab_size**order < 1 << 62:  # an n-gram is packed into one number
+                nats = ngram_nats(data.tokens["train"], data.tokens["val"], order, data.vocab_size)
+                report(f"{order}-gram of {spec} tokens", data, nats)
     for run in options.runs:
         model, tokenizer = tinylm.load(run)
-        assert tokenizer.sha256 == data.tokenizer.sha256, f"{run}: was trained with another vocabulary"
-        report(f"{run} (context {model.config.max_seq_len})", model_nats(model.eval(), text, floor.begins))
+        data = open_data()
+        data.use_tokenizer(tokenizer)
+        nats = model_nats(model.eval(), data.tokens["val"], data.floors["val"].begins)
+        report(f"{run} ({tokenizer.kind}, context {model.config.max_seq_len})", data, nats)
 
 
 if __name__ == "__main__":

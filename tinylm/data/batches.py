@@ -156,17 +156,22 @@ def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: 
         context: the most targets in a row
         log_probs: of the documents, which those of several rows count in the first
     """
-    ends = np.append(begins[1:], num_tokens - 1)
-    pieces = -(-(ends - begins) // context)
+    lengths = document_lengths(begins, num_tokens)
+    pieces = -(-lengths // context)
     number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the row in its document
     starts = np.repeat(begins, pieces) + number * context
-    stops = np.minimum(starts + context, np.repeat(ends, pieces))
+    stops = np.minimum(starts + context, np.repeat(begins + lengths, pieces))
     return Rows(starts, stops, None if log_probs is None else np.where(number == 0, np.repeat(log_probs, pieces), 0.0))
 
 
 def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:
     """Where the separators before the documents are, int64 (documents,): -1 for the first, each one's end otherwise."""
     return np.append(-1, np.flatnonzero(tokens == separator)[:-1])
+
+
+def document_lengths(begins: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Tokens of each document, its separator included, int64 (documents,)."""
+    return np.diff(np.append(begins, num_tokens - 1))
 
 
 def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:

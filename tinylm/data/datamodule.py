@@ -64,7 +64,7 @@ class TextDataModule(pl.LightningDataModule):
         Args:
             corpus: stories, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a *.grammar.yaml.
                 stories:20000 generates 20,000 stories instead of 8,000
-            tokenizer: char or byte, or the file of a saved tokenizer
+            tokenizer: char, byte, or bpe (bpe:2048 with its size), learned from the corpus; or the file of a saved one
             max_seq_len: tokens in a sequence; in a training run it is the network's
             batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches
             micro_batch_size: sequences that one device takes at once. Empty: its whole share of the batch

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinylm.data.batches import document_begins
+from tinylm.data.batches import document_begins, document_lengths
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Floor:
             log_probs: of the documents, in nats
         """
         begins = document_begins(tokens, separator)
-        counts = np.diff(np.append(begins, len(tokens) - 1))
+        counts = document_lengths(begins, len(tokens))
         # the ratio of two sums, nats and tokens: its error comes from what the ratio leaves unexplained
         residuals = -log_probs + log_probs.sum() / len(tokens) * counts
         error = math.sqrt(float((residuals**2).sum())) / len(tokens)

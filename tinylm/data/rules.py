@@ -244,29 +244,34 @@ class Rules:
         if rule in self.entries:
             return certain, possible
         if (rule, certain, possible) not in known:
-            ends = []
-            for each in self.rules[rule]:
-                sure, maybe = certain, possible
-                for symbol in each.symbols:
-                    if isinstance(symbol, Recall) and symbol.variable not in sure:
-                        self._fail(f"{rule}: <{symbol.variable}> may not be remembered yet, in {each.text!r}")
-                    if isinstance(symbol, Draw) and symbol.variable:
-                        if symbol.variable in maybe:
-                            self._fail(f"{rule}: <{symbol.variable}={symbol.rule}>: it is remembered already")
-                        at_once = 1 + sum(symbol.rule in self.sources[variable] for variable in maybe)
-                        if (there := len(self.entries[symbol.rule])) < at_once:
-                            self._fail(
-                                f"{symbol.rule}: has {there} alternatives, and up to {at_once} are remembered at once"
-                            )
-                        sure, maybe = sure | {symbol.variable}, maybe | {symbol.variable}
-                    elif isinstance(symbol, Draw):
-                        sure, maybe = self._check_memory(symbol.rule, sure, maybe, known)
-                ends.append((sure, maybe))
+            ends = [self._check_alternative(rule, each, certain, possible, known) for each in self.rules[rule]]
             known[rule, certain, possible] = (
                 frozenset.intersection(*(sure for sure, _ in ends)),
                 frozenset.union(*(maybe for _, maybe in ends)),
             )
         return known[rule, certain, possible]
+
+    def _check_alternative(
+        self, rule: str, alternative: Alternative, sure: frozenset, maybe: frozenset, known
+    ) -> tuple:
+        """What is remembered after one alternative."""
+        for symbol in alternative.symbols:
+            if isinstance(symbol, Recall) and symbol.variable not in sure:
+                self._fail(f"{rule}: <{symbol.variable}> may not be remembered yet, in {alternative.text!r}")
+            if isinstance(symbol, Draw) and symbol.variable:
+                self._check_drawing(rule, symbol.rule, symbol.variable, maybe)
+                sure, maybe = sure | {symbol.variable}, maybe | {symbol.variable}
+            elif isinstance(symbol, Draw):
+                sure, maybe = self._check_memory(symbol.rule, sure, maybe, known)
+        return sure, maybe
+
+    def _check_drawing(self, rule: str, source: str, variable: str, maybe: frozenset) -> None:
+        """A variable is drawn once, and there is always something left to draw."""
+        if variable in maybe:
+            self._fail(f"{rule}: <{variable}={source}>: it is remembered already")
+        at_once = 1 + sum(source in self.sources[other] for other in maybe)
+        if (there := len(self.entries[source])) < at_once:
+            self._fail(f"{source}: has {there} alternatives, and up to {at_once} are remembered at once")
 
 
 def capitalized(text: str, capital: bool) -> str:
