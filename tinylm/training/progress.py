@@ -114,7 +114,8 @@ class SampleText(Callback):
         for prompt in self.prompts:
             try:
                 options = {"temperature": self.temperature, "seed": 1, "truncate": "left"}
-                text = prompt + generator.generate(prompt, max_new_tokens=self._length(pl_module), **options)
+                length = self._length(pl_module, prompt)
+                text = prompt + generator.generate(prompt, max_new_tokens=length, **options)
             except DataError as error:  # a prompt with characters that this text does not have
                 notice(f"no sample for {prompt!r}: {error}")
                 self.prompts = tuple(other for other in self.prompts if other != prompt)
@@ -124,8 +125,10 @@ class SampleText(Callback):
             with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
                 file.write(f"=== step {trainer.global_step}\n{text}\n\n")
 
-    def _length(self, pl_module: LitTransformerLM) -> int:
-        return min(self.num_tokens, max(1, pl_module.network.max_seq_len - 32))
+    def _length(self, pl_module: LitTransformerLM, prompt: str) -> int:
+        """As many tokens as are asked for and fit into the context."""
+        room = pl_module.network.max_seq_len - 1 - len(pl_module.tokenizer.encode(prompt))
+        return min(self.num_tokens, max(1, room))
 
 
 def _indent(text: str) -> str:
