@@ -77,4 +77,14 @@ def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None
 
 def notice(message: str) -> None:
     """Tells the user something in passing, on stderr, so that it never mixes with a program's output."""
-    print(f"tinylm: {message}", file=sys.stderr, flush=True)
+    if not _silenced:
+        print(f"tinylm: {message}", file=sys.stderr, flush=True)
+
+
+def silence_notices() -> None:
+    """From now on this process gives no notices: of several that do the same, one speaks."""
+    global _silenced
+    _silenced = True
+
+
+_silenced = False

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -192,9 +191,8 @@ class TextDataModule(pl.LightningDataModule):
         accumulate = int(trainer.accumulate_grad_batches)
         dataset = TrainingBatches(self._part("train"), windows, accumulate, trainer.world_size, trainer.global_rank)
 
-        def position() -> int:  # micro-batches done by all epochs; `.ready` would be one ahead after an exception
-            done: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-            return done.processed
+        def position() -> int:  # micro-batches in all steps so far: runs are saved after whole steps only
+            return trainer.global_step * accumulate
 
         sampler = MicroSteps(windows.steps_per_epoch * accumulate, position)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)

@@ -188,9 +188,9 @@ def check_types(config: Any) -> None:
 
 # The sizes that configs/*.yaml use. Parameter counts depend on the vocabulary: `parameter_count` computes them.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(d_model=96, num_layers=2, num_heads=4, max_seq_len=512, rope_theta=100_000.0),
-    "small": dict(d_model=128, num_layers=3, num_heads=4, max_seq_len=512, rope_theta=100_000.0),
-    "medium": dict(d_model=192, num_layers=4, num_heads=6, max_seq_len=512, rope_theta=100_000.0),
+    "tiny": dict(d_model=96, num_layers=2, num_heads=4, max_seq_len=128),
+    "small": dict(d_model=128, num_layers=3, num_heads=4, max_seq_len=128),
+    "medium": dict(d_model=192, num_layers=4, num_heads=6, max_seq_len=128),
     "large": dict(d_model=768, num_layers=12, num_heads=12, max_seq_len=1024),
     "gpt2": dict(
         d_model=768, num_layers=12, num_heads=12, max_seq_len=1024, positional_encoding="learned", norm="layernorm",

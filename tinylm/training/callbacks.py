@@ -122,38 +122,42 @@ class MetricsLog(Callback):
 
 
 class GracefulStop(Callback):
-    """On SIGINT or SIGTERM: finishes the optimizer step, saves, and says how to go on. A second signal quits at once.
+    """On a signal to any process: all finish the optimizer step, save, and say how to go on.
 
-    Exit codes are 130 for SIGINT and 75 for SIGTERM.
+    SIGINT is the user's and ends with exit code 130; SIGTERM and SIGUSR1 (SLURM's, before the time is up) are the
+    system's, 75. A second signal quits at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self._received: int | None = None
         self._earlier: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Takes the signals over; Lightning's own handlers come back when training ends."""
-        self._earlier = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
-    def _receive(self, number: int, frame: Any) -> None:
-        self._received = number
-        for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+        def receive(number: int, frame: Any) -> None:
+            by_user, by_system = pl_module.stop_wanted
+            pl_module.stop_wanted = (by_user or number == signal.SIGINT, by_system or number != signal.SIGINT)
+            for each in self.SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            if trainer.is_global_zero:
+                os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+
+        self._earlier = {number: signal.signal(number, receive) for number in self.SIGNALS}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves and leaves, if a signal came during the step."""
-        if self._received is None or not finished_step(trainer, batch_idx):
+        """Saves and leaves, if a signal came to any process before the step was computed."""
+        by_user, by_system = pl_module.stop_agreed
+        if not (by_user or by_system) or not finished_step(trainer, batch_idx):
             return
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
-        kind = Interrupted if self._received == signal.SIGINT else Preempted
+        kind = Interrupted if by_user else Preempted
         raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to go on: {self.command} --resume")
 
     def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tinylm.bundle import read_checkpoint
@@ -95,6 +95,41 @@ class LastCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
             self._last_global_step_saved = trainer.global_step
+
+
+class ConfigRecord(Callback):
+    """Keeps the run's whole config in every checkpoint, and tells what is different where a run goes on."""
+
+    KEY = "tinylm_config"
+    PARTS = ("model.", "data.", "trainer.", "seed_everything")
+    WITHOUT = ("data.cache_dir", "data.num_workers", "trainer.logger", "trainer.callbacks", "trainer.enable_")
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds it."""
+        checkpoint[self.KEY] = self.config
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Tells the differences in one line."""
+        if changes := self.differences(checkpoint.get(self.KEY, self.config)):
+            notice(f"changed since the checkpoint: {'; '.join(changes)}")
+
+    def differences(self, earlier: dict[str, Any]) -> list[str]:
+        """`model.optimizer.lr 0.01 -> 0.02`, for everything that decides what the run computes."""
+        before, now = _flat(earlier), _flat(self.config)
+        names = [name for name in before | now if name.startswith(self.PARTS) and not name.startswith(self.WITHOUT)]
+        pairs = [(name, before.get(name), now.get(name)) for name in names]
+        return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def newest_good_checkpoint(run_folder: Path) -> tuple[Path, int]:

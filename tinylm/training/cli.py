@@ -5,6 +5,7 @@ exit codes, and the run folder.
 """
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -14,13 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.data import TextDataModule
-from tinylm.errors import ConfigError, MissingInputError, TinyLMError, notice
+from tinylm.errors import (
+    ConfigError,
+    Interrupted,
+    MissingInputError,
+    Preempted,
+    TinyLMError,
+    notice,
+    silence_notices,
+)
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.model import ModelConfig
 from tinylm.training.callbacks import (
@@ -30,11 +41,25 @@ from tinylm.training.callbacks import (
     PredictionWriter,
     Throughput,
 )
-from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, newest_good_checkpoint
+from tinylm.training.checkpoint import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    ConfigRecord,
+    LastCheckpoint,
+    newest_good_checkpoint,
+)
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, Parser
 from tinylm.training.progress import Progress, SampleText
-from tinylm.training.records import MetricsCSV, RunConfig, discard_unused, existing_run_folder, new_run_folder
+from tinylm.training.records import (
+    MetricsCSV,
+    RunConfig,
+    discard_unused,
+    existing_run_folder,
+    new_run_folder,
+    process_rank,
+    started_from_outside,
+)
 
 
 class TinyLMCLI(LightningCLI):
@@ -92,7 +117,8 @@ class TinyLMCLI(LightningCLI):
         command = f"python {sys.argv[0]} fit --config {config.config[0]}" if config.config else "the same command"
         self.command = f"{command} --run.name {run.name}" if run.name and run.name != stem else command
         if self.subcommand == "fit" and not config.resume:
-            self.folder = self.claimed = new_run_folder(run, stem, self.command)
+            self.folder = new_run_folder(run, stem, self.command)
+            self.claimed = self.folder if process_rank() == 0 else None
             self.command = f"{command} --run.name {self.folder.name}" if self.folder.name != stem else command
         elif config.get("ckpt_path") and self.subcommand != "fit":
             self.folder = Path(config.ckpt_path).parent  # no run is needed
@@ -107,6 +133,8 @@ class TinyLMCLI(LightningCLI):
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
+        if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh does it, from our checkpoint
         return super().instantiate_trainer(
             callbacks=self._callbacks(config),
             plugins=plugins,
@@ -131,6 +159,7 @@ class TinyLMCLI(LightningCLI):
             FinishRun(self.folder, next(iter(self.run.prompts), "")),
             GracefulStop(self.command),
             PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
+            ConfigRecord(yaml.safe_load(self._config_text())),
         ]
         for callback in ours:
             wanted = config.enable_progress_bar is not False or not isinstance(callback, Progress)
@@ -156,6 +185,8 @@ class TinyLMCLI(LightningCLI):
         """Writes the config, says what is about to happen, and finds the checkpoint to resume from."""
         assert self.folder is not None
         config = self.config[str(self.subcommand)]
+        if config.ckpt_path and not Path(config.ckpt_path).is_file():
+            raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint")
         if config.resume:
             checkpoint, step = newest_good_checkpoint(self.folder)
             self.config_init[str(self.subcommand)]["ckpt_path"] = str(checkpoint)
@@ -183,7 +214,9 @@ class TinyLMCLI(LightningCLI):
         data, net, trainer = self.datamodule, self.model.net, self.trainer
         tokens = len(data.tokens["train"])
         length = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs in steps"
-        threads = f" ({torch.get_num_threads()} threads)" if self.model.device.type == "cpu" else ""
+        kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+        devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
+        devices += f" ({torch.get_num_threads()} threads)" if kind == "CPU" and trainer.world_size == 1 else ""
         notice(f"run: {self.folder}")
         notice(
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
@@ -197,7 +230,7 @@ class TinyLMCLI(LightningCLI):
             )
         notice(
             f"training: {length} of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
-            f"{type(trainer.accelerator).__name__.removesuffix('Accelerator')}{threads}, precision {trainer.precision}"
+            f"{devices}, precision {trainer.precision}"
         )
 
     def _use_checkpoint(self) -> None:
@@ -247,6 +280,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/batches.py
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # sums are shared
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
 
@@ -260,6 +294,8 @@ def main() -> int:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     quiet_lightning()
+    if process_rank() > 0:
+        silence_notices()
     cli = TinyLMCLI.__new__(TinyLMCLI)  # its __init__ runs the command; what it has done by then counts in an error
     cli.claimed = None
     try:
@@ -275,7 +311,21 @@ def main() -> int:
         code, message = 70, f"{type(error).__name__}: {error}; --debug shows where"
         if debug:
             traceback.print_exc()
-    print(f"tinylm: error: {' '.join(message.split())}", file=sys.stderr)
     if cli.claimed is not None:
         discard_unused(cli.claimed)
-    return code
+    return report_error(message, code)
+
+
+def report_error(message: str, code: int) -> int:
+    """Prints an error of this process on one line.
+
+    Returns:
+        the exit code of the process
+    """
+    stopped = code in (Interrupted.exit_code, Preempted.exit_code)  # all processes agreed to, and rank 0 says it
+    rank = process_rank()
+    if rank == 0 or not stopped:
+        where = f"rank {rank}: " if rank else ""
+        print(f"tinylm: error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    # Lightning kills rank 0 within seconds of a failure of a process that it started, which this is not
+    return 0 if rank and stopped and not started_from_outside() else code

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from tinylm.bundle import checkpoint_entry
 from tinylm.data import IGNORE, Batch, TextDataModule
@@ -29,6 +30,8 @@ class LitTransformerLM(pl.LightningModule):
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
         grad_norm: of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
+        stop_wanted: whether this process was asked to stop: by the user, by the system
+        stop_agreed: whether any process had been, as of the last optimizer step
     """
 
     def __init__(
@@ -53,7 +56,10 @@ class LitTransformerLM(pl.LightningModule):
         self.net = TransformerLM(network)
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
+        self.stop_wanted: tuple[bool, bool] = (False, False)
+        self.stop_agreed = self.stop_wanted
         self._step_nll: Tensor | float = 0.0
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as the config has them
         self._totals = torch.zeros(5, dtype=torch.float64)
 
     @property
@@ -107,8 +113,7 @@ class LitTransformerLM(pl.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Just before the optimizer moves: measures the step, refuses one that is not finite, and clips."""
-        self.train_loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
-        self._step_nll = 0.0
+        self._share_among_processes()
         self.lr = optimizer.param_groups[0]["lr"]
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -121,6 +126,15 @@ class LitTransformerLM(pl.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def _share_among_processes(self) -> None:
+        """The loss of the whole step, and whether to stop after it: one exchange for both, so that all agree."""
+        assert isinstance(self._step_nll, Tensor)
+        self.train_loss, self._step_nll, self.stop_agreed = self._step_nll, 0.0, self.stop_wanted
+        if self.trainer.world_size > 1:
+            mine = torch.stack([self.train_loss, *self.train_loss.new_tensor(self.stop_wanted)])
+            self.train_loss, *wanted = self.trainer.strategy.reduce(mine, reduce_op="sum")
+            self.stop_agreed = (bool(wanted[0]), bool(wanted[1]))
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and, stepped with it, the schedule."""
         fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses fused kernels with clipping there
@@ -130,8 +144,21 @@ class LitTransformerLM(pl.LightningModule):
         def factor(step: int) -> float:
             return learning_rate(step, total, lr, self.schedule) / lr
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, factor)
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A resumed run goes on with today's learning rate, weight decay ... and not with the checkpoint's."""
+        if not self._settings:  # a subclass has an optimizer of its own
+            return
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
+        for group, settings, factor in zip(optimizer.param_groups, self._settings, scheduler.lr_lambdas, strict=True):
+            group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
 
     # --- evaluation: exact sums over the whole part, every token once
 
@@ -201,7 +228,7 @@ class LitTransformerLM(pl.LightningModule):
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another architecture or tokenizer, before any weight is touched."""
+        """Refuses another architecture, tokenizer or kind of optimizer, before any weight is touched."""
         entry = checkpoint.get("tinylm")
         if entry is None:
             raise ConfigError("the checkpoint is not of tinylm: it names no architecture")
@@ -214,7 +241,25 @@ class LitTransformerLM(pl.LightningModule):
             "tokenizer: the checkpoint's differs from the config's (SHA-256 "
             f"{entry['tokenizer']['sha256'][:12]} and {self.tokenizer.sha256[:12]})",
         )
+        if self.trainer.state.fn == "fit":
+            theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
+            require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
+            rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
 
 # What may differ between a checkpoint and the config that goes on with it: the weights mean the same.
 FREE_TO_CHANGE = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
+
+
+def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Lightning counts micro-batches. A run that goes on with more or fewer of them in a step counts on in its own.
+
+    Args:
+        checkpoint: of a whole optimizer step; its count of micro-batches is changed
+        accumulate: micro-batches in a step from now on
+    """
+    steps, progress = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    before = progress["total"]["ready"] // max(steps, 1)
+    for counts in (progress["total"], progress["current"]) if before not in (0, accumulate) else ():
+        more = counts["ready"] // before * accumulate - counts["ready"]
+        counts.update({name: count + more for name, count in counts.items()})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -52,16 +53,24 @@ class RunConfig:
 def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
     """Creates the folder of a new run: `<dir>/<name>`, or the first free `<dir>/<name>-2`, `-3` ...
 
+    Processes that this one starts find the folder in the environment. Where something else starts them all (torchrun,
+    SLURM) nobody could tell the others of a number, so the name is taken as it is and must be free.
+
     Args:
         config: name and place
         stem: the name where the config gives none
         command: how to go on with an earlier run, for the announcement
 
     Raises:
-        CannotCreateError: if it cannot be made.
+        CannotCreateError: if it cannot be made, or is there already and cannot be another.
     """
     if RUN_FOLDER in os.environ:
         return Path(os.environ[RUN_FOLDER])
+    if started_from_outside():
+        folder = Path(config.dir) / (config.name or stem)
+        if process_rank() == 0 and not _claim(folder):
+            raise CannotCreateError(f"{folder}: exists; go on with it by --resume, or give another --run.name")
+        return folder
     base = config.name or stem
     earlier = None
     for number in range(1, 10_000):
@@ -74,6 +83,21 @@ def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
             return folder
         earlier = folder
     raise CannotCreateError(f"{config.dir}/{base}: too many runs of this name; choose another run.name")
+
+
+def started_from_outside() -> bool:
+    """Whether torchrun or SLURM's srun started this process as one of several."""
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        return True
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def process_rank() -> int:
+    """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
 
 
 def _claim(folder: Path) -> bool:
