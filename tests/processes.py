@@ -1,0 +1,67 @@
+"""Real processes that start quickly: forked from a server that has imported torch and Lightning already."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tinylm.training.cli"])
+
+
+def start(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
+    """Starts a process that calls a function of a module, under some environment variables."""
+    process = _context.Process(target=_call, args=(function, arguments, environment))
+    process.start()
+    return process
+
+
+def _call(function: Any, arguments: tuple, environment: dict[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith(("TINYLM_RUN", "PL_", "SLURM", "TORCHELASTIC"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def command_line(arguments: list[str], folder: Path, errors: Path) -> None:
+    """`train.py ARGUMENTS` in a folder; what it says goes into a file."""
+    from tinylm.training.cli import main
+
+    os.chdir(folder)
+    with errors.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        os.dup2(file.fileno(), 1)
+    sys.argv = ["train.py", *arguments]
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of this process's parent is to be cleaned up
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_ranks(world_size: int, function: Any, *arguments: Any, out: Path) -> list[Any]:
+    """Calls `function(*arguments, path)` in all processes of a job; each writes its result to its `path`, as JSON.
+
+    Lightning finds their ranks in the environment, as if something else had started them.
+    """
+    port = str(free_port())
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
+    paths = [out / f"rank-{rank}.json" for rank in range(world_size)]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    ours = [shared | {"LOCAL_RANK": str(rank)} if world_size > 1 else {} for rank in range(world_size)]
+    processes = [start(function, *arguments, path, **ours[rank]) for rank, path in enumerate(paths)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * world_size
+    return [json.loads(path.read_text()) for path in paths]

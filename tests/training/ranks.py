@@ -1,0 +1,71 @@
+"""What the processes of test_distributed.py do: each function is called in every process of a job."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from tinylm.data import TextDataModule
+from tinylm.model import ModelConfig
+from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
+from tinylm.training.cli import quiet_lightning
+
+
+def build(corpus: str, cache: str, world_size: int, precision: str, data: dict, trainer: dict) -> tuple[Any, Any, Any]:
+    """Module, data module and trainer, the same on every process."""
+    quiet_lightning()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    datamodule = TextDataModule(corpus, "char", cache_dir=cache, **data)
+    torch.manual_seed(0)
+    network = ModelConfig(
+        vocab_size=datamodule.vocab_size, d_model=16, num_layers=2, num_heads=2, max_seq_len=data["max_seq_len"]
+    )
+    module = LitTransformerLM(network, OptimizerConfig(name="adamw", lr=0.01), ScheduleConfig(warmup_steps=5))
+    options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    options |= dict(accelerator="cpu", devices=world_size, num_sanity_val_steps=0, use_distributed_sampler=False)
+    strategy = "ddp" if world_size > 1 else "auto"
+    return module, datamodule, pl.Trainer(**options | trainer, strategy=strategy, precision=precision)
+
+
+class Recorder(pl.Callback):
+    """Keeps the loss of every step, and the first token of every window that this process read."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.windows: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.windows.append(batch.inputs[:, :4].tolist())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.losses.append(float(pl_module.train_loss))
+
+
+def fit(corpus: str, cache: str, world_size: int, precision: str, path: Path) -> None:
+    """100 steps."""
+    recorder = Recorder()
+    data = dict(max_seq_len=16, batch_size=8, micro_batch_size=2)
+    limits = dict(max_steps=100, limit_val_batches=0, gradient_clip_val=1.0, callbacks=[recorder])
+    module, datamodule, trainer = build(corpus, cache, world_size, precision, data, limits)
+    trainer.fit(module, datamodule=datamodule)
+    path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
+
+
+def validate(corpus: str, cache: str, world_size: int, path: Path) -> None:
+    """The sums of a validation over eleven windows, as all processes have them after sharing."""
+    data = dict(max_seq_len=16, batch_size=world_size, micro_batch_size=1, split=(0.9, 0.1))
+    module, datamodule, trainer = build(corpus, cache, world_size, "32-true", data, {})
+    seen = []
+    log = module._log_totals
+
+    def record(part: str) -> None:
+        totals = module._totals
+        seen.append(trainer.strategy.reduce(totals, reduce_op="sum").tolist() if world_size > 1 else totals.tolist())
+        log(part)
+
+    module._log_totals = record  # type: ignore[method-assign]
+    metrics = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
+    path.write_text(json.dumps({"totals": seen[0], "metrics": metrics}))

@@ -1,0 +1,155 @@
+"""Several processes compute what one would: real ones, which talk over gloo on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import processes
+from tests.training import ranks
+from tinylm.analysis.plots import read_metrics
+from tinylm.tokenizer import BPETokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-12)])
+def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path, precision, tolerance):
+    arguments = (str(corpus), str(tmp_path / "cache"))
+    [alone] = processes.run_ranks(1, ranks.fit, *arguments, 1, precision, out=tmp_path)
+    first, second = processes.run_ranks(2, ranks.fit, *arguments, 2, precision, out=tmp_path)
+    assert len(alone["losses"]) == 100 and alone["losses"][-1] < 0.5 * alone["losses"][0]
+    assert first["losses"] == second["losses"]  # each has the whole step's loss
+    torch.testing.assert_close(torch.tensor(first["losses"]).double(), torch.tensor(alone["losses"]).double(),
+                               atol=tolerance, rtol=0)  # fmt: skip
+    # two micro-batches of two windows each and step here, four there: in the same global order
+    for step in range(100):
+        whole = [window for batch in alone["windows"][4 * step : 4 * step + 4] for window in batch]
+        parts = [
+            window for rank in (first, second) for batch in rank["windows"][2 * step : 2 * step + 2] for window in batch
+        ]
+        assert parts == whole
+    assert first["windows"] != second["windows"]
+
+
+def test_validation_over_eleven_windows_has_the_same_sums_on_any_number_of_ranks(tmp_path):
+    text = "".join(f"{n * 7919 % 1000:03d} " for n in range(500))[: 10 * 176]  # the last tenth: 11 windows of 16
+    (tmp_path / "t.txt").write_text(text)
+    results = {}
+    for world_size in (1, 2, 3, 4):
+        found = processes.run_ranks(
+            world_size, ranks.validate, str(tmp_path / "t.txt"), str(tmp_path / "cache"), world_size, out=tmp_path
+        )
+        assert all(each == found[0] for each in found)
+        results[world_size] = found[0]
+    nats, tokens, correct, num_bytes, _ = results[1]["totals"]
+    assert tokens == 175 and num_bytes == 175  # every token of 176 but the first, once
+    for world_size in (2, 3, 4):
+        others = results[world_size]["totals"]
+        assert others[1:4] == [tokens, correct, num_bytes]
+        assert others[0] == pytest.approx(nats, abs=1e-6)
+        assert results[world_size]["metrics"]["val/loss"] == pytest.approx(nats / tokens, rel=1e-6)
+
+
+# --- the command line, as people start it
+
+
+def environment(**values: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("TINYLM_RUN", "PL_"))}
+    return ours | {"PYTHONPATH": str(ROOT), **values}
+
+
+def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess.Popen]:
+    """torchrun on as many "nodes" of one process each, all of them this machine."""
+    port = str(processes.free_port())
+    common = ["--nnodes", str(count), "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *common, "--node-rank", str(rank),
+             str(ROOT / "scripts/train.py"), *arguments],
+            cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
+    """What each process said, after all have ended."""
+    try:
+        return [process.communicate(timeout=timeout)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_path):
+    arguments = ["fit", "-c", str(tiny_yaml), "-c", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    arguments += ["--model.network.dropout", "0", "--data.micro_batch_size", "2"]
+    said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[0].count("tinylm: run:") == 1 and "2 x CPU" in said[0]
+    assert "tinylm: run:" not in said[1]  # one speaks
+    assert not (tmp_path / "runs/mini-2").exists()
+
+    said = finish(started := nodes(arguments, tmp_path))
+    assert all(process.returncode for process in started)
+    assert "runs/mini: exists; go on with it by --resume, or give another --run.name" in said[0]
+
+    said = finish(started := nodes([*arguments, "--resume"], tmp_path))
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "going on with runs/mini from step 6" in said[0]
+    assert "trainer.max_steps 6 -> 12" in said[0]
+    columns = read_metrics(tmp_path / "runs/mini/metrics.csv")
+    assert columns["train/loss"][0] == list(range(1, 13))
+    assert (tmp_path / "runs/mini/model/tinylm.json").is_file()
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path):
+    """Lightning starts the second process; only that one gets the signal."""
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", "ddp"]
+    command += ["--trainer.devices", "2", "--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs/mini/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    assert err.count("tinylm: error:") == 1
+    step = int(err.rsplit("stopped after step ", 1)[1].split(", which")[0].replace(",", ""))
+    assert torch.load(tmp_path / "runs/mini/checkpoints/last.ckpt")["global_step"] == step
+
+
+def test_a_tokenizer_is_learned_once_by_two_ranks_and_the_same_on_both(corpus, tmp_path):
+    found = processes.run_ranks(2, learn, str(corpus), str(tmp_path), out=tmp_path)
+    assert found[0]["sha256"] == found[1]["sha256"]
+    assert sorted(each["learned"] for each in found) == [0, 1]
+    text = corpus.read_text()
+    assert found[0]["sha256"] == BPETokenizer.train_from_texts([text[: int(0.9 * len(text))]], vocab_size=300).sha256
+
+
+def learn(corpus: str, cache: str, path: Path) -> None:
+    """Resolves a BPE, slowly, so that the other process comes meanwhile."""
+    from tinylm.data import TextDataModule
+
+    calls, slow = [], BPETokenizer.train_from_streams.__func__
+
+    def train(cls, *args, **options):
+        calls.append(1)
+        time.sleep(1)
+        return slow(cls, *args, **options)
+
+    BPETokenizer.train_from_streams = classmethod(train)
+    tokenizer = TextDataModule(corpus, "bpe:300", cache_dir=cache).tokenizer
+    path.write_text(json.dumps({"sha256": tokenizer.sha256, "learned": len(calls)}))
