@@ -131,6 +131,88 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path
     assert torch.load(tmp_path / "runs/mini/checkpoints/last.ckpt")["global_step"] == step
 
 
+# --- SLURM, as far as one machine can play it
+
+SRUN = """#!{python}
+import os, signal, subprocess, sys
+from pathlib import Path
+count = int(os.environ["SLURM_NTASKS"])
+command = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exit")]
+places = [{{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_NODEID": "0"}} for i in range(count)]
+tasks = [subprocess.Popen(command, env=os.environ | place) for place in places]
+Path("tasks").write_text(" ".join(str(task.pid) for task in tasks))
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, tiny_yaml):
+    """slurm(*arguments) is a job of two tasks, with srun and scontrol played by scripts."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "srun").write_text(SRUN.format(python=sys.executable))
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.txt\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    port = str(processes.free_port())
+    variables = dict(
+        SLURM_JOB_ID="4711", SLURM_JOB_NAME="tinylm", SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2",
+        SLURM_JOB_NUM_NODES="1", SLURM_NNODES="1", SLURM_NODELIST="127.0.0.1", SLURM_SUBMIT_DIR=str(tmp_path),
+        SLURM_CPUS_PER_TASK="1", MASTER_PORT=port, PYTHON=sys.executable, PATH=f"{tools}:{os.environ['PATH']}",
+    )  # fmt: skip
+    started = []
+
+    def submit(*arguments: str) -> subprocess.Popen:
+        command = ["bash", str(ROOT / "scripts/slurm.sh"), "-c", str(tiny_yaml), *arguments]
+        started.append(
+            subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield submit
+    for process in started:
+        process.kill()
+
+
+def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path):
+    long = ["--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000"]
+    job = slurm("--run.name", "mine", *long)
+    last = tmp_path / "runs/mine/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for task in (tmp_path / "tasks").read_text().split():
+        os.kill(int(task), signal.SIGUSR1)  # as --signal=SIGUSR1@90 does: to every task of the step
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 75, err
+    assert err.count("tinylm: error: stopped after step") == 1
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"
+    step = torch.load(last)["global_step"]
+
+    _, err = (again := slurm("--run.name=mine", "--trainer.max_steps", str(step + 2))).communicate(timeout=100)
+    assert again.returncode == 0, err
+    assert f"going on with runs/mine from step {step:,} (last.ckpt)" in err
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"  # it came to its end
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+
+
+def test_slurm_needs_a_name(slurm):
+    _, err = (job := slurm()).communicate(timeout=60)
+    assert (job.returncode, err.count("\n")) == (2, 1)
+    assert "tinylm: error: --run.name: missing" in err
+
+
+def test_the_slurm_script_asks_for_what_it_relies_on():
+    lines = (ROOT / "scripts/slurm.sh").read_text().splitlines()
+    asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
+    assert asked["signal"] == "SIGUSR1@90" and "requeue" in asked
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"]
+
+
+# --- what is resolved before the processes talk
+
+
 def test_a_tokenizer_is_learned_once_by_two_ranks_and_the_same_on_both(corpus, tmp_path):
     found = processes.run_ranks(2, learn, str(corpus), str(tmp_path), out=tmp_path)
     assert found[0]["sha256"] == found[1]["sha256"]

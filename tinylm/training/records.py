@@ -69,7 +69,7 @@ def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
     if started_from_outside():
         folder = Path(config.dir) / (config.name or stem)
         if process_rank() == 0 and not _claim(folder):
-            raise CannotCreateError(f"{folder}: exists; go on with it by --resume, or give another --run.name")
+            _take_over(folder)
         return folder
     base = config.name or stem
     earlier = None
@@ -110,6 +110,14 @@ def _claim(folder: Path) -> bool:
     except OSError as error:
         raise CannotCreateError(f"{folder}: cannot be created ({error.strerror}); set run.dir") from error
     return True
+
+
+def _take_over(folder: Path) -> None:
+    """Starts a run afresh that was killed before its first checkpoint; a run that has one is not touched."""
+    if list((folder / "checkpoints").glob("*.ckpt")):
+        raise CannotCreateError(f"{folder}: exists; go on with it by --resume, or give another --run.name")
+    notice(f"{folder} has no checkpoint yet: it starts afresh")
+    (folder / "metrics.csv").unlink(missing_ok=True)
 
 
 def existing_run_folder(config: RunConfig, stem: str) -> Path:
