@@ -55,6 +55,7 @@ class TextDataModule(pl.LightningDataModule):
         seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
+        train_tokens: int | None = None,
         cache_dir: str | None = None,
         text: str | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class TextDataModule(pl.LightningDataModule):
             seed: of the order of the training windows, and of the generated stories
             errors: bytes that are not UTF-8 are an error (strict) or become U+FFFD (replace)
             num_workers: processes that gather batches. 0: the training process itself
+            train_tokens: train on this many tokens from the beginning only. Empty: on all
             cache_dir: for encoded texts and downloads. Empty: $TINYLM_CACHE or ~/.cache/tinylm
             text: a text file, for `predict`
         """
@@ -78,6 +80,7 @@ class TextDataModule(pl.LightningDataModule):
         if errors not in ("strict", "replace"):
             raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
         sizes = {"max_seq_len": max_seq_len, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
+        sizes["train_tokens"] = train_tokens
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {value}")
@@ -86,6 +89,7 @@ class TextDataModule(pl.LightningDataModule):
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers
+        self.train_tokens = train_tokens
         saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
         if saved is not None:
             self.use_tokenizer(saved)
@@ -116,7 +120,8 @@ class TextDataModule(pl.LightningDataModule):
     @cached_property
     def tokens(self) -> dict[str, np.ndarray]:
         """The ids of each part."""
-        return open_tokens(self.corpus, self.tokenizer, self.cache_dir)
+        tokens = open_tokens(self.corpus, self.tokenizer, self.cache_dir)
+        return tokens | {"train": tokens["train"][: self.train_tokens]}
 
     @cached_property
     def floors(self) -> dict[str, Floor]:

@@ -39,6 +39,7 @@ class LitTransformerLM(pl.LightningModule):
         network: ModelConfig,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        compile: bool = False,
     ) -> None:
         """A training run's model.
 
@@ -46,6 +47,7 @@ class LitTransformerLM(pl.LightningModule):
             network: the architecture
             optimizer: which optimizer, and how
             schedule: the learning rate over the run
+            compile: translate the training step's network by torch.compile, which takes a minute at the start
         """
         super().__init__()
         if schedule.min_lr > optimizer.lr:
@@ -54,6 +56,8 @@ class LitTransformerLM(pl.LightningModule):
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
         self.net = TransformerLM(network)
+        # a function and no submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
+        self._compiled = torch.compile(self.net.forward) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
         self.stop_wanted: tuple[bool, bool] = (False, False)
@@ -77,7 +81,8 @@ class LitTransformerLM(pl.LightningModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of the next tokens, (B, T) -> (B, T, V)."""
-        return self.net(ids, documents=self._documents(ids))
+        forward = self._compiled if self._compiled is not None and self.training else self.net
+        return forward(ids, documents=self._documents(ids))
 
     def _documents(self, ids: Tensor) -> Tensor | None:
         """The number of the document that each token is in, (B, T); the separator ends its own document."""
