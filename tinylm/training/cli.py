@@ -236,6 +236,8 @@ def _prepare_loggers(loggers: Any, folder: Path) -> None:
             find_spec("tensorboard") or find_spec("tensorboardX")
         ):
             raise ConfigError('trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"')
+        if "WandbTracker" in str(getattr(logger, "class_path", "")) and not find_spec("wandb"):
+            raise ConfigError("trainer.logger: W&B is not installed; pip install wandb")
     _set_save_dir(loggers, "{run}", str(folder))
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import uuid
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,8 @@ from tinylm.files import read_json, write_json
 
 STATE = "wandb.json"  # in the run's folder: the id over there, and the samples so far
 INIT_SECONDS = 30.0  # wandb's own patience is 90
+FLUSH_SECONDS = 0.5  # what a SIGKILL may cost of an offline run; wandb's own is 15
+EMPTY_BYTES = 7  # of a log that was killed before its first record
 BINS = 64
 
 
@@ -77,10 +78,6 @@ class WandbTracker(WandbLogger, Tracker):
             watch_every: steps between two histograms; they fall on steps that are logged (trainer.log_every_n_steps)
             log_model: keep the finished model folder as an artifact
         """
-        if not find_spec("wandb"):
-            raise ConfigError("trainer.logger: W&B is not installed; pip install wandb")
-        if watch_every < 1:
-            raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {watch_every}")
         self.folder = Path(save_dir)
         super().__init__(
             name=name or os.environ.get("WANDB_NAME") or self.folder.resolve().name,
@@ -94,6 +91,7 @@ class WandbTracker(WandbLogger, Tracker):
         self._mode, self._watch, self._watch_every, self._keep_model = mode, watch, watch_every, log_model
         self._module: pl.LightningModule | None = None
         self._watched = 0  # the last step with histograms
+        self._logged = False
         self._variables: dict[str, str] = {}  # of the environment, while the run lasts
 
     # --- beginning and end
@@ -114,6 +112,8 @@ class WandbTracker(WandbLogger, Tracker):
     def _begin(self) -> None:
         import wandb
 
+        if self._watch_every < 1:
+            raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
         _forget_empty_variables()
         if "WANDB_DATA_DIR" not in os.environ:  # what awaits its upload stays with the run, and not in the home folder
             self._variables["WANDB_DATA_DIR"] = str((self.folder / "wandb").resolve())
@@ -158,7 +158,7 @@ class WandbTracker(WandbLogger, Tracker):
         run.finish(exit_code=0 if status == "success" else 1)
         for name in self._variables:
             os.environ.pop(name, None)
-        if run.settings.mode == "offline":
+        if run.settings.mode == "offline" and self._logged:
             notice(f"to upload it to W&B: {sync_command(self.folder, run.id)}")
 
     # --- what is recorded
@@ -187,6 +187,7 @@ class WandbTracker(WandbLogger, Tracker):
             self._watched = step
             metrics = {**metrics, **self._histograms()}
         super().log_metrics(metrics, step)
+        self._logged = True
 
     def _histograms(self) -> dict[str, Any]:
         found = {}
@@ -226,8 +227,11 @@ def _quiet_settings() -> Any:
     """Nothing of wandb's on the console; what is wrong comes as an exception."""
     import wandb
 
-    seconds = os.environ.get("WANDB_INIT_TIMEOUT")
-    return wandb.Settings(silent=True, console="off", init_timeout=float(seconds or INIT_SECONDS))
+    settings = wandb.Settings(silent=True, console="off")
+    settings.init_timeout = float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_SECONDS)
+    if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # in older ones every record is flushed
+        settings.x_transaction_log_flush_interval = FLUSH_SECONDS
+    return settings
 
 
 def _forget_empty_variables() -> None:
@@ -238,11 +242,11 @@ def _forget_empty_variables() -> None:
 
 def _plain(error: Exception) -> ConfigError | StorageError:
     """wandb's error in one line, with what to do."""
-    import wandb
+    from wandb.errors import AuthenticationError, UsageError
 
     remedy = "or add --trainer.logger.mode offline"
     text = re.sub(r"\s+", " ", str(error)).strip()
-    refused = isinstance(error, wandb.errors.AuthenticationError | wandb.errors.UsageError)
+    refused = isinstance(error, AuthenticationError | UsageError)
     if refused or re.search(r"\b(40[013]|api key|permission|not logged in)\b", text, re.IGNORECASE):
         return ConfigError(
             f"trainer.logger: W&B refuses the run ({text}); wandb login with a key that is good, {remedy}"
@@ -260,13 +264,14 @@ def histogram(values: torch.Tensor) -> Any:
     if low == high:
         low, high = low - 0.5, high + 0.5  # as NumPy does
     counts = torch.histc(flat, BINS, low, high)
-    return wandb.Histogram(np_histogram=(counts.tolist(), torch.linspace(low, high, BINS + 1).tolist()))
+    return wandb.Histogram(np_histogram=(counts.cpu().numpy(), torch.linspace(low, high, BINS + 1).numpy()))
 
 
 def sync_command(folder: Path, run_id: str) -> str:
-    """The line that uploads all that a run has written offline."""
-    segments = sorted(folder.glob(f"wandb/offline-run-*-{run_id}"))
-    return shlex.join(["wandb", "sync", *map(str, segments)])
+    """The line that uploads all that a run has written offline, oldest first."""
+    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the latest is still being written
+    logs = [*(log for log in earlier if log.stat().st_size > EMPTY_BYTES), latest]
+    return shlex.join(["wandb", "sync", *(str(log.parent) for log in logs)])
 
 
 def model_metadata(folder: Path) -> dict[str, Any]:
