@@ -4,6 +4,7 @@ from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.optim import Muon, OptimizerConfig
 from tinylm.training.schedule import ScheduleConfig
+from tinylm.training.tracking import WandbTracker
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -13,4 +14,5 @@ __all__ = [
     "Muon",
     "OptimizerConfig",
     "ScheduleConfig",
+    "WandbTracker",
 ]

@@ -18,6 +18,7 @@ from tinylm.files import make_folder
 from tinylm.model import flops_per_token
 from tinylm.training.checkpoint import LastCheckpoint, finished_step
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.tracking import trackers
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
@@ -191,6 +192,8 @@ class FinishRun(Callback):
         save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
+        for tracker in trackers(trainer):
+            tracker.log_files(self.folder)
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")

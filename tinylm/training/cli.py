@@ -4,6 +4,7 @@ LightningCLI does the work. Added are: configs found by name from any folder, er
 exit codes, and the run folder.
 """
 
+import copy
 import logging
 import os
 import re
@@ -202,9 +203,10 @@ class TinyLMCLI(LightningCLI):
 
     def _config_text(self) -> str:
         """The whole resolved config, runnable as it is; the two links are named in a comment."""
-        dump = self._parser(self.subcommand).dump(
-            self.config[str(self.subcommand)], skip_unset=False, skip_link_targets=True
-        )
+        assert self.folder is not None
+        config = copy.deepcopy(self.config[str(self.subcommand)])
+        _set_save_dir(config.trainer.logger, str(self.folder), "{run}")  # or a rerun would log into this folder
+        dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
         dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
         size = self.model.network.vocab_size
         return f"# tinylm fit --config config.yaml\n# model.network.vocab_size: {size} (from the tokenizer)\n{dump}"
@@ -267,9 +269,17 @@ def _prepare_loggers(loggers: Any, folder: Path) -> None:
             find_spec("tensorboard") or find_spec("tensorboardX")
         ):
             raise ConfigError('trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"')
+        if "WandbTracker" in str(getattr(logger, "class_path", "")) and not find_spec("wandb"):
+            raise ConfigError("trainer.logger: W&B is not installed; pip install wandb")
+    _set_save_dir(loggers, "{run}", str(folder))
+
+
+def _set_save_dir(loggers: Any, old: str, new: str) -> None:
+    """Gives another `save_dir` to the loggers that have this one."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
-        if arguments is not None and arguments.get("save_dir") == "{run}":
-            arguments["save_dir"] = str(folder)
+        if arguments is not None and arguments.get("save_dir") == old:
+            arguments["save_dir"] = new
 
 
 def quiet_lightning() -> None:

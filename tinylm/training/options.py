@@ -61,6 +61,8 @@ WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: 
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
 
+WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*?) - Expected")
+
 
 def plain_error(message: str, known: list[str]) -> str:
     """One line for a jsonargparse error: the file or option, what is wrong, and what was probably meant.
@@ -79,6 +81,8 @@ def plain_error(message: str, known: list[str]) -> str:
     if wrong := WRONG_CHOICE.match(message):
         name, choices, value = wrong.groups()
         return f"{_source(name)}{name} must be one of {choices.replace(chr(39), '')}, got {value}"
+    if wrong := WRONG_IN_LIST.match(message):
+        return ": ".join(wrong.groups())
     if wrong := WRONG_COMMAND.search(message):
         commands = wrong.group(2).replace("'", "").split(", ")
         return f"{wrong.group(1)}: no such command{did_you_mean(wrong.group(1), commands)} ({', '.join(commands)})"

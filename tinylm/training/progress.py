@@ -14,6 +14,7 @@ from tinylm.generation import Generator
 from tinylm.training.callbacks import MetricsLog, loss_and_floor
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.tracking import trackers
 
 
 class Progress(ProgressBar):
@@ -111,6 +112,7 @@ class SampleText(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
             return
         generator = Generator(pl_module.net, pl_module.tokenizer)
+        samples = []
         for prompt in self.prompts:
             try:
                 options = {"temperature": self.temperature, "seed": 1, "truncate": "left"}
@@ -124,6 +126,9 @@ class SampleText(Callback):
                 trainer.progress_bar_callback.print(_indent(text))
             with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
                 file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+            samples.append((prompt, text))
+        for tracker in trackers(trainer):
+            tracker.log_samples(trainer.global_step, samples)
 
     def _length(self, pl_module: LitTransformerLM, prompt: str) -> int:
         """As many tokens as are asked for and fit into the context."""

@@ -1,0 +1,361 @@
+"""W&B, offline: what a run records is read back from its .wandb file by wandb's own protocol buffers."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import wandb
+import yaml
+
+from tinylm.analysis.plots import read_metrics
+from tinylm.files import read_json
+from tinylm.training.records import RUN_FOLDER
+from tinylm.training.tracking import WandbTracker, histogram, model_metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAY = ROOT / "configs/overlays/wandb.yaml"
+KEY = "0123456789" * 4  # has the form of an API key
+
+
+def without_account(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """No key, and no file of the user's is read or written."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        patch.delenv(name)
+    patch.setenv("NETRC", str(folder / "netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        patch.setenv(name, str(folder / "wandb-home"))
+    patch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.fixture(autouse=True)
+def _without_account(monkeypatch, tmp_path) -> Iterator[None]:
+    without_account(monkeypatch, tmp_path)
+    yield
+    wandb.teardown()  # waits for wandb's service process
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny_yaml, tmp_path_factory) -> Iterator[Path]:
+    """The folder of a finished run that was tracked with all histograms; nobody may change it."""
+    from tinylm.training.cli import main
+
+    folder = tmp_path_factory.mktemp("tracked")
+    with pytest.MonkeyPatch.context() as patch:
+        without_account(patch, folder)
+        patch.setenv("WANDB_SILENT", "")  # crashes wandb where it is left as it is
+        patch.delenv(RUN_FOLDER, raising=False)
+        arguments = ["fit", "-c", str(tiny_yaml), "-c", str(OVERLAY), "--run.dir", str(folder)]
+        arguments += ["--trainer.logger.watch", "all", "--trainer.logger.watch_every", "4"]
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        assert main() == 0
+        os.environ.pop(RUN_FOLDER, None)
+        assert "WANDB_DATA_DIR" not in os.environ
+        wandb.teardown()
+    return folder / "mini"
+
+
+def segments(run: Path) -> list[Path]:
+    return sorted(run.glob("wandb/offline-run-*"))
+
+
+def records(segment: Path) -> list:
+    """What a segment holds: protocol buffers in a LevelDB log (blocks of 32 KiB; CRC, length and kind before each)."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = segment.glob("*.wandb")
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    found, parts, place = [], b"", 7
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def values(items) -> dict:
+    """Items of a config or a row, nested as they were logged."""
+    found: dict = {}
+    for item in items:
+        *path, last = item.nested_key or [item.key]
+        place = found
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return found
+
+
+def history(found: list) -> list[dict]:
+    return [values(record.history.item) for record in found if record.WhichOneof("record_type") == "history"]
+
+
+def column(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
+    pairs = [(row["trainer/global_step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def only(found: list, kind: str) -> list:
+    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def test_a_run_is_named_as_its_folder_and_has_the_id_that_the_folder_keeps(tracked):
+    (segment,) = segments(tracked)
+    (run,) = only(records(segment), "run")
+    assert (run.display_name, run.project, run.resume) == ("mini", "tinylm", True)
+    assert run.run_id == read_json(tracked / "wandb.json")["id"]
+    assert segment.name.endswith(run.run_id)
+
+
+def test_the_whole_config_is_recorded(tracked):
+    recorded: dict = {}
+    for config in only(records(segments(tracked)[0]), "config"):
+        recorded |= values(config.update)
+    recorded.pop("_wandb", None)
+    weights = torch.load(tracked / "checkpoints/last.ckpt")["state_dict"]
+    shared = weights["net.head.weight"].numel()  # tied to the embedding
+    assert recorded.pop("parameters") == sum(tensor.numel() for tensor in weights.values()) - shared
+    assert recorded.pop("vocab_size") == weights["net.embedding.weight"].shape[0]
+    assert recorded == yaml.safe_load((tracked / "config.yaml").read_text())
+
+
+def test_metrics_are_those_of_metrics_csv_at_the_same_steps(tracked):
+    rows = history(records(segments(tracked)[0]))
+    expected = read_metrics(tracked / "metrics.csv")
+    assert {"train/loss", "val/loss", "lr", "perf/tokens_per_sec"} <= expected.keys()
+    for name, (steps, numbers) in expected.items():
+        assert column(rows, name) == (steps, pytest.approx(numbers, rel=1e-7)), name
+    axes = {metric.glob_name: metric.step_metric for metric in only(records(segments(tracked)[0]), "metric")}
+    assert axes["*"] == "trainer/global_step"
+
+
+def test_histograms_are_of_the_weights_and_gradients_at_their_steps(tracked):
+    rows = [row for row in history(records(segments(tracked)[0])) if any(name.startswith("gradients/") for name in row)]
+    assert [row["trainer/global_step"] for row in rows] == [4, 8, 12]
+    weights = torch.load(tracked / "checkpoints/last.ckpt")["state_dict"]
+    name = "net.blocks.1.attention.query.weight"
+    counts, edges = np.histogram(weights[name].numpy(), 64)
+    recorded = rows[-1][f"parameters/{name}"]
+    assert recorded["_type"] == "histogram"
+    np.testing.assert_allclose(recorded["bins"], edges, atol=1e-6)
+    assert np.abs(np.array(recorded["values"]) - counts).sum() <= 4  # values at an edge may fall to either side
+    for name, tensor in weights.items():
+        if name != "net.head.weight":
+            assert sum(rows[0][f"gradients/{name}"]["values"]) == tensor.numel()
+
+
+def test_samples_are_one_table_of_step_prompt_and_text(tracked):
+    rows = [row for row in history(records(segments(tracked)[0])) if "samples" in row]
+    assert [row["trainer/global_step"] for row in rows] == [4, 8, 12]
+    table = json.loads((segments(tracked)[0] / "files" / rows[-1]["samples"]["path"]).read_text())
+    written = [part.split("\n", 1) for part in (tracked / "samples.txt").read_text().split("=== step ")[1:]]
+    assert table["columns"] == ["step", "prompt", "text"]
+    assert table["data"] == [[int(step), "the ", text.removesuffix("\n\n")] for step, text in written]
+
+
+def test_curves_and_model_folder_are_kept_with_the_models_figures(tracked):
+    found = records(segments(tracked)[0])
+    (row,) = [row for row in history(found) if "curves" in row]
+    picture = segments(tracked)[0] / "files" / row["curves"]["path"]
+    assert picture.read_bytes() == (tracked / "curves.png").read_bytes()
+    (model,) = [artifact for artifact in only(found, "artifact") if artifact.type == "model"]
+    files = {entry.path: Path(entry.local_path).read_bytes() for entry in model.manifest.contents}
+    assert files == {path.name: path.read_bytes() for path in (tracked / "model").iterdir()}
+    metadata = json.loads(model.metadata)
+    assert (metadata["step"], metadata["run"], metadata["model"]["d_model"]) == (12, "mini", 32)
+    assert metadata["val/loss"] == read_metrics(tracked / "metrics.csv")["val/loss"][1][-1]
+    assert metadata == model_metadata(tracked)
+    assert all(Path(entry.local_path).is_relative_to(tracked) for entry in model.manifest.contents)
+
+
+def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_path, monkeypatch):
+    """Under the id of a sweep's agent, and with an empty project variable, which must not count."""
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    (tmp_path / "tracking_failer.py").write_text(
+        "import lightning.pytorch as pl\n\nclass Fail(pl.Callback):\n    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_step == 2:\n            raise RuntimeError('pulled the plug')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = cli("fit", "-c", tiny_yaml, "-c", "wandb", "--trainer.callbacks+=tracking_failer.Fail")
+    assert (result.code, result.error) == (70, "RuntimeError: pulled the plug; --debug shows where")
+    (segment,) = segments(tmp_path / "runs/mini")
+    assert segment.name.endswith("-fromagent")
+    assert [exit.exit_code for exit in only(records(segment), "exit")] == [1]
+    lines = [line for line in result.err.splitlines() if "W&B" in line]
+    assert lines == [
+        "tinylm: W&B: offline, for there is no API key (WANDB_API_KEY, or wandb login)",
+        f"tinylm: to upload it to W&B: wandb sync {segment.relative_to(tmp_path)}",
+    ]
+    assert "wandb:" not in result.err + result.out  # wandb itself says nothing
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", str(OVERLAY)]
+    command += ["--trainer.max_steps", "100000"]
+    environment = {name: value for name, value in os.environ.items() if name != RUN_FOLDER}
+    environment["PYTHONPATH"] = str(ROOT)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    run, deadline = tmp_path / "runs/mini", time.monotonic() + 120
+    while not (run / "samples.txt").exists() or sum(map(size_of_log, segments(run))) < 10_000:  # and on the disk
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    step = torch.load(run / "checkpoints/last.ckpt")["global_step"]
+
+    stop = 4 * (step // 4 + 1)  # the next validation
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, "--resume", "--trainer.max_steps", stop)
+    assert result.code == 0, result.err
+    first, second = segments(run)
+    assert f"to upload it to W&B: wandb sync {first.relative_to(tmp_path)} {second.relative_to(tmp_path)}" in result.err
+    (one,), (two,) = (only(records(segment), "run") for segment in (first, second))
+    assert one.run_id == two.run_id == read_json(run / "wandb.json")["id"]
+    rows = history(records(second))
+    assert column(rows, "train/loss")[0] == list(range(step + 1, stop + 1))
+    losses = dict(zip(*read_metrics(run / "metrics.csv")["train/loss"], strict=True))
+    for segment in (history(records(first)), rows):  # the first may lack the last half second, and go beyond the step
+        steps, numbers = column(segment, "train/loss")
+        assert len(steps) == steps[-1] - steps[0] + 1
+        shared = [(losses[step], number) for step, number in zip(steps, numbers, strict=True) if step in losses]
+        assert shared and all(number == pytest.approx(loss, rel=1e-7) for loss, number in shared)
+    (table,) = [row["samples"] for row in rows if "samples" in row]
+    samples = json.loads((second / "files" / table["path"]).read_text())["data"]
+    assert [row[0] for row in samples] == list(range(4, stop + 1, 4))  # those before the kill too
+    assert not any(name.startswith(("gradients/", "parameters/")) for row in rows for name in row)
+
+
+def size_of_log(segment: Path) -> int:
+    return sum(path.stat().st_size for path in segment.glob("*.wandb"))
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    """A W&B server that knows no key of ours."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_refused_key_is_one_line(cli, tiny_yaml, tmp_path, monkeypatch, refusing_server):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
+    assert result.code == 2
+    assert result.error.startswith("trainer.logger: W&B refuses the run (")
+    assert result.error.endswith("; wandb login with a key that is good, or add --trainer.logger.mode offline")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_network_that_is_not_there_is_one_line_after_a_short_time(cli, tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    started = time.monotonic()
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
+    assert time.monotonic() - started < 20
+    assert result.code == 74
+    assert result.error.startswith("trainer.logger: W&B cannot be reached (")
+    assert result.error.endswith("; try again when the network is back, or add --trainer.logger.mode offline")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--trainer.logger.watch", "foo"], {}, "watch must be one of none, gradients, weights, all, got foo"),
+        (["--trainer.logger.watch_every", "0"], {}, "watch_every must be at least 1, got 0"),
+        ([], {"WANDB_API_KEY": "abc"}, "W&B refuses the run (WANDB_API_KEY invalid: "),
+        (["--trainer.logger.projekt", "x"], {}, "projekt"),
+    ],
+)
+def test_mistakes_are_one_line(cli, tiny_yaml, tmp_path, monkeypatch, arguments, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, *arguments)
+    assert result.code == 2
+    assert message in result.error
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_wandb_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
+    monkeypatch.setattr("tinylm.training.cli.find_spec", lambda name: None)
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
+    assert (result.code, result.error) == (2, "trainer.logger: W&B is not installed; pip install wandb")
+
+
+@pytest.mark.parametrize(
+    ("argument", "environment", "expected"),
+    [
+        (None, {}, "offline"),
+        (None, {"WANDB_API_KEY": KEY}, "online"),
+        (None, {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        (None, {"WANDB_MODE": "dryrun"}, "offline"),
+        ("online", {"WANDB_MODE": "offline"}, "online"),
+        ("offline", {"WANDB_API_KEY": KEY}, "offline"),
+        (None, {"NETRC": "with a key"}, "online"),
+    ],
+)
+def test_mode_is_online_only_where_there_is_a_key_and_nothing_else_is_asked(
+    tmp_path, monkeypatch, argument, environment, expected
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "NETRC" in environment:
+        (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+        (tmp_path / "netrc").chmod(0o600)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    wandb.setup(wandb.Settings(silent=True))
+    mode, _ = WandbTracker(save_dir=str(tmp_path), mode=argument)._choose_mode()
+    assert mode == expected
+
+
+def test_histogram_is_numpys_and_leaves_out_what_is_not_finite():
+    numbers = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    counts, edges = np.histogram(numbers.numpy(), 64)
+    ours = histogram(torch.cat([numbers, torch.tensor([torch.nan, torch.inf])]).reshape(2, -1))
+    assert list(ours.histogram) == counts.tolist()
+    np.testing.assert_allclose(ours.bins, edges, atol=1e-6)
+    constant = histogram(torch.full((7,), 3.0))
+    assert sum(constant.histogram) == 7 and (constant.bins[0], constant.bins[-1]) == (2.5, 3.5)
+
+
+@pytest.mark.slow
+def test_wandb_is_imported_only_when_it_is_asked_for():
+    code = "import sys, tinylm.training.cli; sys.exit('wandb' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
