@@ -3,6 +3,7 @@
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.optim import Muon, OptimizerConfig
+from tinylm.training.profiling import StepProfile
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.tracking import WandbTracker
 
@@ -14,5 +15,6 @@ __all__ = [
     "Muon",
     "OptimizerConfig",
     "ScheduleConfig",
+    "StepProfile",
     "WandbTracker",
 ]

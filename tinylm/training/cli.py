@@ -126,7 +126,7 @@ class TinyLMCLI(LightningCLI):
         else:
             self.folder = existing_run_folder(run, stem)
         self.run = run
-        _prepare_loggers(config.trainer.logger, self.folder)
+        _prepare_loggers(config.trainer, self.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds our loggers, callbacks and checkpoint files to the config's."""
@@ -205,7 +205,7 @@ class TinyLMCLI(LightningCLI):
         """The whole resolved config, runnable as it is; the two links are named in a comment."""
         assert self.folder is not None
         config = copy.deepcopy(self.config[str(self.subcommand)])
-        _set_save_dir(config.trainer.logger, str(self.folder), "{run}")  # or a rerun would log into this folder
+        _set_folder(config.trainer, str(self.folder), "{run}")  # or a rerun would write into this folder
         dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
         dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
         size = self.model.network.vocab_size
@@ -262,24 +262,28 @@ def _is_checkpoint(callback: Any) -> bool:
     return isinstance(callback, BestCheckpoint | LastCheckpoint)
 
 
-def _prepare_loggers(loggers: Any, folder: Path) -> None:
-    """Puts the run's folder for `save_dir: "{run}"` of a logger in YAML; refuses one that is not installed."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if "TensorBoardLogger" in str(getattr(logger, "class_path", "")) and not (
-            find_spec("tensorboard") or find_spec("tensorboardX")
-        ):
+def _prepare_loggers(trainer: Any, folder: Path) -> None:
+    """Gives loggers and callbacks the run's folder for "{run}"; refuses a logger that is not installed."""
+    for logger in _as_list(trainer.logger):
+        kind = str(getattr(logger, "class_path", ""))
+        if "TensorBoardLogger" in kind and not (find_spec("tensorboard") or find_spec("tensorboardX")):
             raise ConfigError('trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"')
-        if "WandbTracker" in str(getattr(logger, "class_path", "")) and not find_spec("wandb"):
+        if "WandbTracker" in kind and not find_spec("wandb"):
             raise ConfigError("trainer.logger: W&B is not installed; pip install wandb")
-    _set_save_dir(loggers, "{run}", str(folder))
+    _set_folder(trainer, "{run}", str(folder))
 
 
-def _set_save_dir(loggers: Any, old: str, new: str) -> None:
-    """Gives another `save_dir` to the loggers that have this one."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        arguments = getattr(logger, "init_args", None)
-        if arguments is not None and arguments.get("save_dir") == old:
-            arguments["save_dir"] = new
+def _set_folder(trainer: Any, old: str, new: str) -> None:
+    """Gives another folder to the loggers and callbacks that have this one."""
+    for part in [*_as_list(trainer.logger), *_as_list(trainer.callbacks)]:
+        arguments = getattr(part, "init_args", None) or {}
+        for name in ("save_dir", "dirpath", "folder"):
+            if arguments.get(name) == old:
+                arguments[name] = new
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def quiet_lightning() -> None:

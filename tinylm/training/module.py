@@ -56,7 +56,7 @@ class LitTransformerLM(pl.LightningModule):
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
         self.net = TransformerLM(network)
-        # a function and no submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
+        # no submodule, so that the weights keep their names; evaluation, which has other shapes, is not compiled
         self._compiled = torch.compile(self.net.forward) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
