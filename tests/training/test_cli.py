@@ -227,6 +227,24 @@ def test_tensorboard_by_one_flag(cli, tiny_yaml, tmp_path):
     assert (tmp_path / "runs/mini/metrics.csv").is_file()
 
 
+def test_overfit_learns_its_tokens_by_heart(cli, tiny_yaml, tmp_path):
+    result = cli("fit", "-c", tiny_yaml, "-c", "overfit", "--data.train_tokens", "129", "--trainer.max_steps", "120")
+    assert result.code == 0, result.err
+    losses = columns(tmp_path / "runs/mini")["train/loss"][1]
+    assert losses[-1] < 0.1 < losses[0]
+    assert "129 to train on" in result.err
+
+
+def test_profile_leaves_a_table_and_a_trace(cli, tiny_yaml, tmp_path):
+    result = cli("fit", "-c", tiny_yaml, "-c", "profile")
+    assert result.code == 0, result.err
+    assert "aten::mm" in (tmp_path / "runs/mini/profile.txt").read_text()
+    events = json.loads((tmp_path / "runs/mini/profile.trace.json").read_text())["traceEvents"]
+    steps = [event for event in events if event.get("name") == "Optimizer.step#Muon.step" and event.get("ph") == "X"]
+    assert len(steps) == 5
+    assert "{run}" in (tmp_path / "runs/mini/config.yaml").read_text()  # and not this folder, for a run of this config
+
+
 # --- stopping and going on
 
 
@@ -266,6 +284,71 @@ def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(cli, tiny_yaml
     assert "warning:" in result.err and "is damaged" in result.err and "best.ckpt (step 12)" in result.err
     result = cli("validate", "-c", tiny_yaml, "--ckpt_path", last.with_name("nosuch.ckpt"))
     assert result.code == 66
+
+
+@pytest.fixture
+def half_run(cli, tiny_yaml, tmp_path):
+    """A run of twelve steps that was stopped after six, without dropout; what its resumption has to be given."""
+    arguments = ["fit", "-c", tiny_yaml, "--model.network.dropout", "0"]
+    result = cli(*arguments, "--trainer.max_steps", "6", "--model.schedule.name", "constant")
+    assert result.code == 0, result.err
+    return [*arguments, "--resume"]
+
+
+def columns(folder: Path) -> dict:
+    return read_metrics(folder / "metrics.csv")
+
+
+def test_todays_learning_rate_and_decay_are_honoured_and_told(cli, half_run, tmp_path):
+    result = cli(*half_run, "--model.schedule.name", "constant", "--model.optimizer.lr", "0.004",
+                 "--model.optimizer.weight_decay", "0.5", "--model.optimizer.momentum", "0.8")  # fmt: skip
+    assert result.code == 0, result.err
+    [line] = [line for line in result.err.splitlines() if "changed since the checkpoint" in line]
+    changes = ["model.optimizer.lr 0.01 -> 0.004", "model.optimizer.weight_decay 0.1 -> 0.5"]
+    changes += ["model.optimizer.momentum 0.95 -> 0.8", "trainer.max_steps 6 -> 12"]
+    assert sorted(line.removeprefix("tinylm: changed since the checkpoint: ").split("; ")) == sorted(changes)
+    steps, rates = columns(tmp_path / "runs/mini")["lr"]
+    assert steps == list(range(1, 13))
+    assert rates == pytest.approx([0.01 / 3, 0.02 / 3] + [0.01] * 4 + [0.004] * 6)  # two steps of warmup
+    groups = torch.load(tmp_path / "runs/mini/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert {group["momentum"] for group in groups} == {0.8}
+
+
+def test_nothing_is_told_where_nothing_changed(cli, half_run):
+    result = cli(*half_run, "--trainer.max_steps", "6", "--model.schedule.name", "constant")
+    assert result.code == 0, result.err
+    assert "changed since" not in result.err
+
+
+def test_another_kind_of_optimizer_is_refused(cli, half_run):
+    result = cli(*half_run, "--model.optimizer.name", "adamw")
+    assert (result.code, result.error) == (2, "optimizer.name: checkpoint muon, config adamw")
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(cli, half_run, tiny_yaml, tmp_path, micro_batch_size):
+    constant = ["--model.schedule.name", "constant"]
+    result = cli(*half_run, *constant, "--data.micro_batch_size", str(micro_batch_size))
+    assert result.code == 0, result.err
+    assert f"data.micro_batch_size 4 -> {micro_batch_size}" in result.err
+    whole = cli("fit", "-c", tiny_yaml, "--model.network.dropout", "0", *constant, "--run.name", "whole")
+    assert whole.code == 0, whole.err
+    ours, uninterrupted = columns(tmp_path / "runs/mini"), columns(tmp_path / "runs/whole")
+    assert ours["train/loss"][0] == uninterrupted["train/loss"][0] == list(range(1, 13))
+    assert ours["val/loss"][0] == [4, 8, 12]
+    assert ours["train/loss"][1] == pytest.approx(uninterrupted["train/loss"][1], abs=2e-4)  # Muon amplifies rounding
+
+
+def test_a_new_run_can_start_from_any_checkpoint(cli, half_run, tiny_yaml, tmp_path):
+    checkpoint = tmp_path / "runs/mini/checkpoints/last.ckpt"
+    arguments = [*half_run[:-1], "--run.name", "next", "--trainer.max_steps", "8"]
+    result = cli(*arguments, "--ckpt_path", checkpoint)
+    assert result.code == 0, result.err
+    assert columns(tmp_path / "runs/next")["train/loss"][0] == [7, 8]
+    assert columns(tmp_path / "runs/mini")["train/loss"][0] == list(range(1, 7))
+    result = cli(*arguments, "--ckpt_path", checkpoint.with_name("nosuch.ckpt"))
+    assert result.code == 66 and "nosuch.ckpt: no such checkpoint" in result.error
 
 
 def test_nothing_to_resume_is_an_error(cli, tiny_yaml, tmp_path):

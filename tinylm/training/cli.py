@@ -295,6 +295,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/batches.py
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # sums are shared
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
 
