@@ -122,13 +122,15 @@ class WandbTracker(WandbLogger, Tracker):
             wandb.setup(wandb.Settings(silent=True))
             mode, reason = self._choose_mode()
             self._wandb_init |= {"id": self._run_id(), "mode": mode, "settings": _quiet_settings()}
+            earlier = self._state().get("id")
             run = super().experiment
         except (wandb.Error, TimeoutError) as error:
             raise _plain(error) from error
         if mode == "disabled":
             return
         write_json(self.folder / STATE, {"samples": [], **self._state(), "id": run.id})
-        notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}")
+        same = f" (going on with run {run.id})" if run.id == earlier else ""
+        notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}{same}")
 
     def _choose_mode(self) -> tuple[str, str]:
         """The mode, and for the notice the reason if it was not asked for; never a prompt."""
@@ -215,6 +217,7 @@ class WandbTracker(WandbLogger, Tracker):
 
         if self.experiment.disabled:
             return
+        self._logged = True
         if (folder / "curves.png").is_file():
             self.experiment.log({"curves": wandb.Image(str(folder / "curves.png"))})
         if self._keep_model and (folder / "model" / MANIFEST).is_file():
