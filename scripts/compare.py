@@ -57,7 +57,7 @@ def count(number: float) -> str:
 
 
 FORMATS = {
-    "parameters": "{:,}".format,
+    "parameters": "{:,.0f}".format,
     "tokens": count,
     "steps": "{:,.0f}".format,
     "val_loss": "{:.4f}".format,

@@ -106,6 +106,7 @@ def test_runs_that_differ_by_seed_alone_are_one_line(tmp_path):
     assert group.val_loss == 2.25
     assert group.spread["val_loss"] == pytest.approx(math.sqrt((0.5**2 + 0 + 0.5**2) / 2))
     assert (group.bpb, group.spread["seconds"], group.steps) == (3.25, 0, 30)
+    assert group.parameters == 20 * 16 + 16 and group.spread.keys() == {"val_loss", "bpb", "excess", "seconds"}
 
 
 def test_a_group_in_which_one_has_no_floor_has_no_excess(tmp_path):

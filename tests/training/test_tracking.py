@@ -72,6 +72,7 @@ def records(segment: Path) -> list:
     """What a segment holds: protocol buffers in a LevelDB log (blocks of 32 KiB; CRC, length and kind before each)."""
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # waits for the service, which writes on for a moment after a run is finished
     (path,) = segment.glob("*.wandb")
     data = path.read_bytes()
     assert data[:4] == b":W&B"
@@ -244,6 +245,21 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
 
 def size_of_log(segment: Path) -> int:
     return sum(path.stat().st_size for path in segment.glob("*.wandb"))
+
+
+def test_disabled_leaves_nothing_and_says_nothing(cli, tiny_yaml, tmp_path):
+    options = [
+        "--trainer.logger.mode",
+        "disabled",
+        "--trainer.logger.watch",
+        "all",
+        "--trainer.logger.watch_every",
+        "1",
+    ]
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, *options, "--trainer.max_steps", "4")
+    assert result.code == 0, result.err
+    assert "W&B" not in result.err and not (tmp_path / "runs/mini/wandb.json").exists()
+    assert not list(tmp_path.rglob("*.wandb"))
 
 
 @pytest.fixture

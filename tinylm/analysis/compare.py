@@ -33,7 +33,7 @@ class Row:
     finished: bool
     planned: int | None
     """Steps that the run was to take."""
-    parameters: int | None
+    parameters: float | None
     tokens: float
     """Trained on, repeated ones counted each time."""
     steps: float
@@ -172,11 +172,11 @@ def average(rows: Sequence[Row]) -> Row:
     """Means, and sample standard deviations, of what all the rows have."""
     means: dict[str, Any] = {}
     spread = {}
-    for name in ("tokens", "steps", "val_loss", "bpb", "excess", "seconds"):
+    for name in ("parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds"):
         values = [getattr(row, name) for row in rows]
         known = None not in values
         means[name] = statistics.fmean(values) if known else None
-        if known and name not in ("tokens", "steps"):
+        if known and name not in ("parameters", "tokens", "steps"):
             spread[name] = statistics.stdev(values)
     first = rows[0]
     letters = zip(*(row.name for row in rows), strict=False)
@@ -187,7 +187,6 @@ def average(rows: Sequence[Row]) -> Row:
         runs=len(rows),
         finished=True,
         planned=first.planned,
-        parameters=first.parameters,
         spread=spread,
         **means,
     )
