@@ -239,7 +239,8 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
         assert shared and all(number == pytest.approx(loss, rel=1e-7) for loss, number in shared)
     (table,) = [row["samples"] for row in rows if "samples" in row]
     samples = json.loads((second / "files" / table["path"]).read_text())["data"]
-    assert [row[0] for row in samples] == list(range(4, stop + 1, 4))  # those before the kill too
+    steps = [row[0] for row in samples]  # a kill before the last one was made leaves it out
+    assert steps[0] == 4 and steps[-1] == stop and set(range(4, stop + 1, 4)) - set(steps) <= {4 * (step // 4)}
     assert not any(name.startswith(("gradients/", "parameters/")) for row in rows for name in row)
 
 
@@ -315,6 +316,7 @@ def test_a_network_that_is_not_there_is_one_line_after_a_short_time(cli, tiny_ya
         (["--trainer.logger.watch", "foo"], {}, "watch must be one of none, gradients, weights, all, got foo"),
         (["--trainer.logger.watch_every", "0"], {}, "watch_every must be at least 1, got 0"),
         ([], {"WANDB_API_KEY": "abc"}, "W&B refuses the run (WANDB_API_KEY invalid: "),
+        ([], {"WANDB_MODE": "foo"}, "WANDB_MODE: Input should be 'online', 'offline', "),
         (["--trainer.logger.projekt", "x"], {}, "projekt"),
     ],
 )
