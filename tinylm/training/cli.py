@@ -67,6 +67,7 @@ class TinyLMCLI(LightningCLI):
     """LightningCLI with run folders."""
 
     def __init__(self) -> None:
+        ConfigFile.read.clear()  # of an earlier command in this process
         self.folder: Path | None = None
         self.claimed: Path | None = None  # the folder, if this process made it
         super().__init__(

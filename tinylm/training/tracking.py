@@ -111,6 +111,7 @@ class WandbTracker(WandbLogger, Tracker):
 
     def _begin(self) -> None:
         import wandb
+        from pydantic import ValidationError  # which wandb's settings raise
 
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
@@ -122,13 +123,16 @@ class WandbTracker(WandbLogger, Tracker):
             wandb.setup(wandb.Settings(silent=True))
             mode, reason = self._choose_mode()
             self._wandb_init |= {"id": self._run_id(), "mode": mode, "settings": _quiet_settings()}
+            earlier = self._state().get("id")
             run = super().experiment
-        except (wandb.Error, TimeoutError) as error:
+        except (wandb.Error, TimeoutError, ValidationError) as error:
+            self._give_variables_back()
             raise _plain(error) from error
         if mode == "disabled":
             return
         write_json(self.folder / STATE, {"samples": [], **self._state(), "id": run.id})
-        notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}")
+        same = f" (going on with run {run.id})" if run.id == earlier else ""
+        notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}{same}")
 
     def _choose_mode(self) -> tuple[str, str]:
         """The mode, and for the notice the reason if it was not asked for; never a prompt."""
@@ -156,10 +160,13 @@ class WandbTracker(WandbLogger, Tracker):
             return
         run, self._experiment = self._experiment, None
         run.finish(exit_code=0 if status == "success" else 1)
-        for name in self._variables:
-            os.environ.pop(name, None)
+        self._give_variables_back()
         if run.settings.mode == "offline" and self._logged:
             notice(f"to upload it to W&B: {sync_command(self.folder, run.id)}")
+
+    def _give_variables_back(self) -> None:
+        for name in self._variables:
+            os.environ.pop(name, None)
 
     # --- what is recorded
 
@@ -215,6 +222,7 @@ class WandbTracker(WandbLogger, Tracker):
 
         if self.experiment.disabled:
             return
+        self._logged = True
         if (folder / "curves.png").is_file():
             self.experiment.log({"curves": wandb.Image(str(folder / "curves.png"))})
         if self._keep_model and (folder / "model" / MANIFEST).is_file():
@@ -242,8 +250,12 @@ def _forget_empty_variables() -> None:
 
 def _plain(error: Exception) -> ConfigError | StorageError:
     """wandb's error in one line, with what to do."""
+    from pydantic import ValidationError
     from wandb.errors import AuthenticationError, UsageError
 
+    if isinstance(error, ValidationError):
+        (name, *_), wrong = error.errors()[0]["loc"], error.errors()[0]
+        return ConfigError(f"WANDB_{str(name).upper()}: {wrong['msg']}, got {wrong['input']!r}; correct or unset it")
     remedy = "or add --trainer.logger.mode offline"
     text = re.sub(r"\s+", " ", str(error)).strip()
     refused = isinstance(error, AuthenticationError | UsageError)

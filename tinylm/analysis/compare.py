@@ -1,0 +1,197 @@
+"""Runs beside each other: what each cost and reached, and how far a result moves with the seed.
+
+All is read from the run folders (config.yaml, metrics.csv, model/), so it needs neither the network nor, for finished
+runs, PyTorch.
+"""
+
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinylm.analysis.plots import read_metrics
+from tinylm.errors import DataError, MissingInputError, notice
+
+FREE = ("seed_everything", "data.seed", "data.cache_dir", "run", "trainer.logger", "weights_only")
+"""What may differ between runs that are the same but for the seed: nothing of it changes what is being compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run, or the mean of several that differ only by their seed. None: not known (yet)."""
+
+    name: str
+    runs: int = 1
+    """How many this is the mean of."""
+    finished: bool
+    planned: int | None
+    """Steps that the run was to take."""
+    parameters: float | None
+    tokens: float
+    """Trained on, repeated ones counted each time."""
+    steps: float
+    val_loss: float | None
+    """The lowest on the whole validation split, in nats per token."""
+    bpb: float | None
+    """Bits per byte, at the same step."""
+    excess: float | None
+    """Over the best possible loss, as a fraction, at the same step."""
+    seconds: float | None
+    """Of training alone, without validation and saving."""
+    spread: dict[str, float]
+    """Sample standard deviations; empty for a single run."""
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders among paths, or inside them where a path is a folder of runs; the rest is skipped with a notice.
+
+    Raises:
+        MissingInputError: if none is a run.
+    """
+    found, others = [], []
+    for path in map(Path, paths):
+        inside = sorted(config.parent for config in path.glob("*/config.yaml"))
+        runs = [path] if (path / "config.yaml").is_file() else inside
+        found += runs
+        others += [] if runs else [path]
+    if not found:
+        named = ", ".join(map(str, others[:3])) or "nothing"
+        raise MissingInputError(
+            f"{named}: no run (a run's folder has a config.yaml); train one with scripts/train.py fit"
+        )
+    for path in others:
+        notice(f"{path}: no run (it has no config.yaml); left out")
+    return list(dict.fromkeys(found))
+
+
+def read_run(folder: Path) -> Row:
+    """Reads a run's figures.
+
+    Raises:
+        DataError: if its files are not what a run leaves.
+    """
+    try:
+        config = read_config(folder)
+        columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
+        batch_tokens = config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
+        planned = config["trainer"]["max_steps"]
+        steps = columns.get("train/loss", ([0], []))[0][-1]
+        return Row(
+            name=folder.name,
+            finished=(folder / "model" / "tinylm.json").is_file(),
+            planned=planned if planned > 0 else None,
+            parameters=count_parameters(folder, config),
+            tokens=steps * batch_tokens,
+            steps=steps,
+            seconds=training_seconds(*columns.get("perf/tokens_per_sec", ([], [])), batch_tokens),
+            spread={},
+            **best_validation(columns),
+        )
+    except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{folder}: is damaged, or no run of this version ({reason}); leave it out") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's resolved config."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+    """Loss, bits per byte and excess (None where unknown) at the step of the lowest validation loss."""
+    steps, losses = columns.get("val/loss", ([], []))
+    best = steps[losses.index(min(losses))] if losses else None
+    names = {"val_loss": "val/loss", "bpb": "val/bpb", "excess": "val/excess"}
+    tables = {name: dict(zip(*columns.get(key, ([], [])), strict=True)) for name, key in names.items()}
+    return {name: None if best is None else table.get(best) for name, table in tables.items()}
+
+
+def training_seconds(steps: Sequence[int], rates: Sequence[float], batch_tokens: int) -> float | None:
+    """The time of all steps, from the speed that each row of metrics.csv found since the row before.
+
+    Validation, saving and whatever lay between a stop and `--resume` are left out, as they are of the speed itself.
+
+    Args:
+        steps: of the rows
+        rates: tokens per second since the row before
+        batch_tokens: of one step
+    """
+    if not steps:
+        return None
+    lengths = [step - before for before, step in zip([0, *steps[:-1]], steps, strict=True)]
+    return sum(length * batch_tokens / rate for length, rate in zip(lengths, rates, strict=True))
+
+
+def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
+    """The number of weights: of the finished model as stored (tied ones once), else computed from the config."""
+    weights = folder / "model" / "model.safetensors"
+    if weights.is_file():
+        with weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    vocabulary = re.search(r"^# model\.network\.vocab_size: (\d+)", (folder / "config.yaml").read_text("utf-8"), re.M)
+    if vocabulary is None:
+        return None
+    from tinylm.model import ModelConfig, parameter_count  # PyTorch takes a second
+
+    return parameter_count(ModelConfig(**{**config["model"]["network"], "vocab_size": int(vocabulary.group(1))}))
+
+
+def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
+    """The mean and spread of every two or more finished runs whose configs differ in nothing but `FREE`.
+
+    A run that was never validated, or went on beyond the steps of its config, is not among them.
+    """
+    groups: dict[str, list[Row]] = {}
+    for folder, row in zip(folders, rows, strict=True):
+        as_planned = row.planned is None or row.steps <= row.planned
+        if row.finished and row.val_loss is not None and as_planned:
+            groups.setdefault(_without_free(read_config(folder)), []).append(row)
+    return [average(group) for group in groups.values() if len(group) > 1]
+
+
+def _without_free(config: dict[str, Any]) -> str:
+    config = json.loads(json.dumps(config))
+    for name in FREE:
+        *path, last = name.split(".")
+        place = config
+        for key in path:
+            place = place.get(key) or {}
+        place.pop(last, None)
+    return json.dumps(config, sort_keys=True)
+
+
+def average(rows: Sequence[Row]) -> Row:
+    """Means, and sample standard deviations, of what all the rows have."""
+    means: dict[str, Any] = {}
+    spread = {}
+    for name in ("parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds"):
+        values = [getattr(row, name) for row in rows]
+        known = None not in values
+        means[name] = statistics.fmean(values) if known else None
+        if known and name not in ("parameters", "tokens", "steps"):
+            spread[name] = statistics.stdev(values)
+    first = rows[0]
+    letters = zip(*(row.name for row in rows), strict=False)
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, letters)))
+    stem = first.name[:shared].rstrip("-_. ") or first.name
+    return Row(
+        name=f"{stem} (mean of {len(rows)})",
+        runs=len(rows),
+        finished=True,
+        planned=first.planned,
+        spread=spread,
+        **means,
+    )
+
+
+def sort_rows(rows: Iterable[Row], column: str) -> list[Row]:
+    """By a field, the least first; those that do not have it last."""
+    return sorted(rows, key=lambda row: (getattr(row, column) is None, getattr(row, column)))
