@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig
@@ -14,7 +15,9 @@ from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
 
 
-def build(corpus: str, cache: str, world_size: int, precision: str, data: dict, trainer: dict) -> tuple[Any, Any, Any]:
+def build(
+    corpus: str, cache: str, world_size: int, precision: str, data: dict, trainer: dict, shard: bool = False
+) -> tuple[Any, Any, Any]:
     """Module, data module and trainer, the same on every process."""
     quiet_lightning()
     warnings.filterwarnings("ignore")
@@ -27,7 +30,9 @@ def build(corpus: str, cache: str, world_size: int, precision: str, data: dict, 
     module = LitTransformerLM(network, OptimizerConfig(name="adamw", lr=0.01), ScheduleConfig(warmup_steps=5))
     options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     options |= dict(accelerator="cpu", devices=world_size, num_sanity_val_steps=0, use_distributed_sampler=False)
-    strategy = "ddp" if world_size > 1 else "auto"
+    strategy: Any = "ddp" if world_size > 1 else "auto"
+    if shard:
+        strategy = ModelParallelStrategy(data_parallel_size=world_size, tensor_parallel_size=1)
     return module, datamodule, pl.Trainer(**options | trainer, strategy=strategy, precision=precision)
 
 
@@ -44,12 +49,12 @@ class Recorder(pl.Callback):
             self.losses.append(float(pl_module.train_loss))
 
 
-def fit(corpus: str, cache: str, world_size: int, precision: str, path: Path) -> None:
+def fit(corpus: str, cache: str, world_size: int, precision: str, shard: bool, path: Path) -> None:
     """100 steps."""
     recorder = Recorder()
     data = dict(max_seq_len=16, batch_size=8, micro_batch_size=2)
     limits = dict(max_steps=100, limit_val_batches=0, gradient_clip_val=1.0, callbacks=[recorder])
-    module, datamodule, trainer = build(corpus, cache, world_size, precision, data, limits)
+    module, datamodule, trainer = build(corpus, cache, world_size, precision, data, limits, shard)
     trainer.fit(module, datamodule=datamodule)
     path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
 

@@ -1,5 +1,6 @@
 """Several processes compute what one would: real ones, which talk over gloo on this machine."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tinylm
 from tests import processes
 from tests.training import ranks
 from tinylm.analysis.plots import read_metrics
@@ -20,11 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-12)])
-def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path, precision, tolerance):
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "shard"), [("32-true", 1e-5, False), ("64-true", 1e-12, False), ("32-true", 1e-5, True)]
+)
+def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path, precision, tolerance, shard):
+    """Weights on both (DDP), or in halves (FSDP)."""
     arguments = (str(corpus), str(tmp_path / "cache"))
-    [alone] = processes.run_ranks(1, ranks.fit, *arguments, 1, precision, out=tmp_path)
-    first, second = processes.run_ranks(2, ranks.fit, *arguments, 2, precision, out=tmp_path)
+    [alone] = processes.run_ranks(1, ranks.fit, *arguments, 1, precision, False, out=tmp_path)
+    first, second = processes.run_ranks(2, ranks.fit, *arguments, 2, precision, shard, out=tmp_path)
     assert len(alone["losses"]) == 100 and alone["losses"][-1] < 0.5 * alone["losses"][0]
     assert first["losses"] == second["losses"]  # each has the whole step's loss
     torch.testing.assert_close(torch.tensor(first["losses"]).double(), torch.tensor(alone["losses"]).double(),
@@ -75,6 +80,7 @@ def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess
             [sys.executable, "-m", "torch.distributed.run", *common, "--node-rank", str(rank),
              str(ROOT / "scripts/train.py"), *arguments],
             cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
         )
         for rank in range(count)
     ]  # fmt: skip
@@ -85,8 +91,9 @@ def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
     try:
         return [process.communicate(timeout=timeout)[1] for process in started]
     finally:
-        for process in started:
-            process.kill()
+        for process in started:  # and what it started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_path):
@@ -109,6 +116,35 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
     columns = read_metrics(tmp_path / "runs/mini/metrics.csv")
     assert columns["train/loss"][0] == list(range(1, 13))
     assert (tmp_path / "runs/mini/model/tinylm.json").is_file()
+
+
+def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_path, cli):
+    arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    arguments += ["--model.network.dropout", "0", "--trainer.strategy.init_args.data_parallel_size", "2"]
+    arguments += ["--trainer.strategy.init_args.process_group_backend", "gloo"]
+    said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
+    assert [process.returncode for process in started] == [0, 0], said
+    said = finish(started := nodes([*arguments, "--resume"], tmp_path))
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "going on with runs/mini from step 6" in said[0]
+    alone = cli("fit", "-c", tiny_yaml, "--model.network.dropout", "0", "--model.optimizer.name", "adamw",
+                "--run.name", "alone", "--trainer.max_steps", "6")  # fmt: skip
+    assert alone.code == 0, alone.err
+    assert cli("fit", "-c", tiny_yaml, "--model.network.dropout", "0", "--model.optimizer.name", "adamw",
+               "--run.name", "alone", "--resume").code == 0  # fmt: skip
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        ours, theirs = (read_metrics(tmp_path / "runs" / run / "metrics.csv")[name] for run in ("mini", "alone"))
+        assert ours[0] == theirs[0]
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
+    model, _ = tinylm.load(tmp_path / "runs/mini")
+    other, _ = tinylm.load(tmp_path / "runs/alone")
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), atol=1e-4, rtol=0)
+
+
+def test_muon_is_refused_where_matrices_are_sharded(cli, tiny_yaml):
+    result = cli("fit", "-c", tiny_yaml, "-c", "fsdp", "--model.optimizer.name", "muon", "--trainer.devices", "1",
+                 "--trainer.strategy.init_args.process_group_backend", "gloo")  # fmt: skip
+    assert (result.code, "muon needs whole matrices" in result.error) == (2, True)
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path):

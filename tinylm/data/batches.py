@@ -183,3 +183,9 @@ def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
     targets = torch.from_numpy(np.where(places <= ends, windows, IGNORE)[:, 1:])
     log_prob = None if rows.log_probs is None else float(rows.log_probs[part].sum())
     return Batch(torch.from_numpy(windows[:, :-1]), targets, int((ends - begins).sum()), log_prob)
+
+
+def without_targets(batch: Batch) -> Batch:
+    """A batch with nothing to predict."""
+    log_prob = None if batch.log_prob is None else 0.0
+    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE), 0, log_prob)

@@ -25,6 +25,7 @@ from tinylm.data.batches import (
     gather,
     gather_rows,
     window_rows,
+    without_targets,
 )
 from tinylm.data.corpus import Corpus, check_split, open_corpus
 from tinylm.data.floor import Floor
@@ -229,7 +230,7 @@ class TextDataModule(pl.LightningDataModule):
         return self._evaluation_loader(tokens, document_rows(floor.begins, len(tokens), self.context, floor.log_probs))
 
     def _evaluation_loader(self, tokens: np.ndarray, rows: Rows) -> DataLoader:
-        """Each process takes every world_size-th batch: no row is read twice to even things out."""
+        """Each process takes every world_size-th batch: no row is counted twice to even things out."""
         trainer = self.trainer
         assert trainer is not None
         size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)
@@ -256,7 +257,11 @@ class TrainingBatches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class EvaluationBatches(Dataset[Batch]):
-    """Item i is this process's i-th batch of evaluation rows."""
+    """Item i is this process's i-th batch of evaluation rows.
+
+    All processes have as many batches, since those that hold parts of one model compute together. One that has run out
+    of rows gets one without targets.
+    """
 
     tokens: np.ndarray
     rows: Rows
@@ -265,12 +270,13 @@ class EvaluationBatches(Dataset[Batch]):
     rank: int
 
     def __len__(self) -> int:
-        batches = -(-len(self.rows.begins) // self.batch_size)
-        return len(range(self.rank, batches, self.world_size))
+        return -(-len(self.rows.begins) // (self.batch_size * self.world_size))
 
     def __getitem__(self, index: int) -> Batch:
         first = (index * self.world_size + self.rank) * self.batch_size
-        return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
+        if first < len(self.rows.begins):
+            return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
+        return without_targets(gather_rows(self.tokens, self.rows, slice(1)))
 
 
 class MicroSteps(Sampler[int]):

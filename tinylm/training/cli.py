@@ -8,6 +8,7 @@ import copy
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -116,12 +117,12 @@ class TinyLMCLI(LightningCLI):
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
-        command = f"python {sys.argv[0]} fit --config {config.config[0]}" if config.config else "the same command"
-        self.command = f"{command} --run.name {run.name}" if run.name and run.name != stem else command
+        self.command = shlex.join(["python", *(word for word in sys.argv if word != "--resume")])
         if self.subcommand == "fit" and not config.resume:
             self.folder = new_run_folder(run, stem, self.command)
             self.claimed = self.folder if process_rank() == 0 else None
-            self.command = f"{command} --run.name {self.folder.name}" if self.folder.name != stem else command
+            if self.folder.name != (run.name or stem):
+                self.command += f" --run.name {self.folder.name}"
         elif config.get("ckpt_path") and self.subcommand != "fit":
             self.folder = Path(config.ckpt_path).parent  # no run is needed
         else:

@@ -8,8 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from tinylm.bundle import checkpoint_entry
@@ -91,6 +94,16 @@ class LitTransformerLM(pl.LightningModule):
         ends = ids == self.tokenizer.end_of_text
         return ends.cumsum(dim=1) - ends.long()
 
+    def configure_model(self) -> None:
+        """Shards the weights where the strategy says so (overlays/fsdp.yaml): each block gathers its own to compute."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
+            return
+        muon = self.optimizer.name == "muon"
+        require(not muon, "optimizer.name: muon needs whole matrices, and fsdp shards them; take adamw")
+        assert self.device_mesh is not None
+        for part in (*self.net.blocks, self.net):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
     # --- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -121,13 +134,14 @@ class LitTransformerLM(pl.LightningModule):
         self._share_among_processes()
         self.lr = optimizer.param_groups[0]["lr"]
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
         if str(self.trainer.precision) == "16-mixed":
             del values["gradient norm"]  # its loss scaler meets infinite gradients by design, and skips them
         check_finite(self.trainer.global_step + 1, **values)
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, self.grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

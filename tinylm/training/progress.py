@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ProgressBar
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from tinylm.errors import DataError, notice
@@ -110,6 +111,8 @@ class SampleText(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Generates with a fixed seed, so that samples of different steps differ by the model alone."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
+            return
+        if isinstance(pl_module.net, FSDPModule):  # no process has all weights
             return
         generator = Generator(pl_module.net, pl_module.tokenizer)
         samples = []
