@@ -24,6 +24,7 @@ def _call(function: Any, arguments: tuple, environment: dict[str, str]) -> None:
     for name in [name for name in os.environ if name.startswith(("TINYLM_RUN", "PL_", "SLURM", "TORCHELASTIC"))]:
         del os.environ[name]
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # as where nothing forked this process from a server
     function(*arguments)
 
 

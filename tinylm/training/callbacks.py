@@ -16,7 +16,7 @@ from tinylm.bundle import load_bundle, save_bundle
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
 from tinylm.model import flops_per_token
-from tinylm.training.checkpoint import LastCheckpoint, finished_step
+from tinylm.training.checkpoint import LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
 
@@ -152,13 +152,21 @@ class GracefulStop(Callback):
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves and leaves, if a signal came to any process before the step was computed."""
-        by_user, by_system = pl_module.stop_agreed
-        if not (by_user or by_system) or not finished_step(trainer, batch_idx):
-            return
+        if any(pl_module.stop_agreed) and finished_step(trainer, batch_idx) and not validation_follows(trainer):
+            self._stop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """The same after the validation that belongs to the step, which a resumed run would not do again."""
+        if any(pl_module.stop_agreed) and not trainer.sanity_checking:
+            for callback in trainer.checkpoint_callbacks:  # whose turn would be after this
+                callback.on_validation_end(trainer, pl_module)
+            self._stop(trainer, pl_module)
+
+    def _stop(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
-        kind = Interrupted if by_user else Preempted
+        kind = Interrupted if pl_module.stop_agreed[0] else Preempted
         raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to go on: {self.command} --resume")
 
     def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:

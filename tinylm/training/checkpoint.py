@@ -22,6 +22,12 @@ def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether this micro-batch is the last before a validation. (Lightning decides it by what is asked here.)"""
+    fit_loop: Any = trainer.fit_loop
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way to disk and back, by `atomic_write` and `read_checkpoint`."""
 
@@ -82,9 +88,17 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves after whole optimizer steps only: inside an accumulation window a state cannot be resumed exactly."""
-        if finished_step(trainer, batch_idx):
+        """Saves after whole optimizer steps only: inside an accumulation window a state cannot be resumed exactly.
+
+        Where a validation follows, it saves after that: a run that is killed in it does it again.
+        """
+        if finished_step(trainer, batch_idx) and not validation_follows(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves, if it was time to when the validation began."""
+        if not trainer.sanity_checking and trainer.global_step % self._every_n_train_steps == 0:
+            self.save_now(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the end of the run."""
