@@ -16,6 +16,7 @@ from tinylm.data.corpus import GrammarCorpus, open_corpus
 from tinylm.data.grammar import Grammar, log_prob_of
 from tinylm.data.stories import log_prob, parse, stories, story, story_grammar, write_text
 from tinylm.model.config import PRESETS
+from tinylm.tokenizer import BPETokenizer
 
 COUNT = 10_000
 RULES = yaml.safe_load(Path(tinylm.data.stories.__file__).with_name("stories.grammar.yaml").read_text(encoding="utf-8"))
@@ -105,7 +106,8 @@ def test_stories_are_of_the_promised_kind(written):
     nats = -sum(log_prob_of(derivation) for _, derivation in written)
     assert 0 < nats / sum(map(len, texts)) <= 0.6
     assert all(text.isascii() and text.index("\n") == len(text) - 1 for text in texts)
-    assert max(map(len, texts)) + 1 <= PRESETS["small"]["max_seq_len"]  # one more: the separator
+    tokenizer = BPETokenizer.train_from_texts(texts[:2000], vocab_size=2048)
+    assert max(len(tokenizer.encode(text)) for text in texts) + 1 <= PRESETS["small"]["max_seq_len"]  # the separator
 
 
 # --- the same everywhere

@@ -177,7 +177,10 @@ def test_every_config_parses_and_its_model_is_the_preset(cli, path, capfd):
 def test_names_count_up_and_the_unfinished_run_is_pointed_at(cli, tiny_yaml, tmp_path):
     (tmp_path / "runs/mini").mkdir(parents=True)
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
-    assert f"runs{os.sep}mini exists (unfinished; to go on with it: python train.py fit --config" in result.err
+    assert (
+        f"runs{os.sep}mini exists (unfinished; to go on with it: python train.py fit -c {tiny_yaml} --trainer.max_steps 1 --resume"
+        in result.err
+    )
     assert (tmp_path / "runs/mini-2/model").is_dir()
 
 

@@ -210,7 +210,8 @@ def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_pa
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml, tmp_path):
     command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", str(OVERLAY)]
-    command += ["--trainer.max_steps", "100000"]
+    constant = ["--model.schedule.name", "constant"]  # the same rates, however many steps are planned
+    command += ["--trainer.max_steps", "100000", *constant]
     environment = {name: value for name, value in os.environ.items() if name != RUN_FOLDER}
     environment["PYTHONPATH"] = str(ROOT)
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
@@ -223,7 +224,7 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
     step = torch.load(run / "checkpoints/last.ckpt")["global_step"]
 
     stop = 4 * (step // 4 + 1)  # the next validation
-    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, "--resume", "--trainer.max_steps", stop)
+    result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, "--resume", "--trainer.max_steps", stop, *constant)
     assert result.code == 0, result.err
     first, second = segments(run)
     assert f"to upload it to W&B: wandb sync {first.relative_to(tmp_path)} {second.relative_to(tmp_path)}" in result.err
