@@ -67,12 +67,13 @@ class Generator:
     def _decode(self, prompt: list[int], config: SamplingConfig, generator: torch.Generator) -> Iterator[int]:
         context = self.model.config.max_seq_len
         weight = self.model.embedding.weight
-        if len(prompt) + config.max_new_tokens - 1 > context:
-            notice(f"beyond {context} tokens the text slides: its newer half is read again and the rest forgotten")
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
-        text, unread = list(prompt), list(prompt)
+        text, unread, slid = list(prompt), list(prompt), False
         for _ in range(config.max_new_tokens):
             if cache.length + len(unread) > context:
+                if not slid:
+                    notice(f"beyond {context} tokens the text slides: its newer half is read again, the rest forgotten")
+                slid = True
                 cache.clear()
                 unread = text[-max(context // 2, 1) :]
             ids = torch.tensor([unread], device=weight.device)
