@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import tinylm
+from tests import processes
 from tinylm.analysis.plots import read_metrics
 from tinylm.training.options import find_config, plain_error
 
@@ -236,6 +237,22 @@ def test_overfit_learns_its_tokens_by_heart(cli, tiny_yaml, tmp_path):
     losses = columns(tmp_path / "runs/mini")["train/loss"][1]
     assert losses[-1] < 0.1 < losses[0]
     assert "129 to train on" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_has_the_losses_and_weights_of_eager_training(tiny_yaml, tmp_path):
+    losses, names = {}, {}
+    for name, overlays in {"eager": [], "compiled": ["-c", "compile"]}.items():
+        arguments = ["fit", "-c", str(tiny_yaml), *overlays, "--run.name", name, "--trainer.max_steps", "3"]
+        arguments += ["--model.network.dropout", "0", "--trainer.val_check_interval", "3"]
+        process = processes.start(processes.command_line, arguments, tmp_path, tmp_path / f"{name}.txt")
+        process.join(300)
+        assert process.exitcode == 0, (tmp_path / f"{name}.txt").read_text()
+        losses[name] = columns(tmp_path / "runs" / name)["train/loss"][1]
+        names[name] = set(torch.load(tmp_path / "runs" / name / "checkpoints/last.ckpt")["state_dict"])
+    assert losses["compiled"] == pytest.approx(losses["eager"], abs=1e-4)
+    assert names["compiled"] == names["eager"]
 
 
 def test_profile_leaves_a_table_and_a_trace(cli, tiny_yaml, tmp_path):
