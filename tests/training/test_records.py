@@ -63,6 +63,9 @@ def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
     assert "unfinished; to go on with it: train --resume" in capfd.readouterr().err
     # a process that rank 0 starts gets the same folder
     assert new_run_folder(config, "small", "train") == tmp_path / "small-2"
+    monkeypatch.delenv(RUN_FOLDER)
+    assert new_run_folder(config, "small", "train") == tmp_path / "small-3"
+    assert "small-2 exists (unfinished; to go on with it: train --run.name small-2 --resume)" in capfd.readouterr().err
 
 
 def test_unknown_run_names_the_ones_there_are(tmp_path):

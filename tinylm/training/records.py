@@ -77,7 +77,8 @@ def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
         folder = Path(config.dir) / (base if number == 1 else f"{base}-{number}")
         if not folder.exists() and _claim(folder):
             if earlier is not None:
-                state = "finished" if is_finished(earlier) else f"unfinished; to go on with it: {command} --resume"
+                way_on = command if earlier.name == base else f"{command} --run.name {earlier.name}"
+                state = "finished" if is_finished(earlier) else f"unfinished; to go on with it: {way_on} --resume"
                 notice(f"{earlier} exists ({state}); this run is {folder}")
             os.environ[RUN_FOLDER] = str(folder)
             return folder
