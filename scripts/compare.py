@@ -6,11 +6,11 @@ Runs that differ only by their seed are summed up in a line of their own: mean a
 import argparse
 import csv
 import glob
-import os
 import sys
 
 from tinylm.analysis.compare import Row, find_runs, group_by_seed, read_run, sort_rows
-from tinylm.errors import ConfigError, TinyLMError, did_you_mean
+from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.errors import ConfigError, did_you_mean
 
 COLUMNS = ("name", "parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds")
 TITLES = ("run", "parameters", "tokens", "steps", "val loss", "bits/byte", "excess", "time", "")
@@ -18,17 +18,9 @@ SHOWN_AS = {"run": "name", "loss": "val_loss", "bits": "bpb", "time": "seconds"}
 SPREAD = ("val_loss", "bpb", "excess", "seconds")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        """Raises instead of printing the usage."""
-        raise ConfigError(message)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (%(default)s)")
     parser.add_argument("--sort", default="val_loss", help=f"one of {', '.join(COLUMNS)} (%(default)s)")
     parser.add_argument("--csv", action="store_true", help="plain numbers, separated by commas")
@@ -113,18 +105,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    try:
-        run(parse(arguments))
-        return 0
-    except TinyLMError as error:
-        print(f"tinylm: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code(lambda words: run(parse(words)), arguments)
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles
-    sys.exit(main(sys.argv[1:]))
+    run_as_script(main)

@@ -1,23 +1,14 @@
 """Makes a model speak: `python scripts/generate.py --model runs/small --prompt "Once upon a time"`."""
 
 import argparse
-import os
-import sys
 
-from tinylm.errors import ConfigError, TinyLMError, did_you_mean
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        """Raises instead of printing the usage."""
-        raise ConfigError(message)
+from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.errors import ConfigError, did_you_mean
 
 
 def make_parser() -> Parser:
     """The options; each of several words may be written with `-` or `_`."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
     parser.add_argument("--prompt", default="", help="where the text begins")
     parser.add_argument("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
@@ -83,24 +74,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    debug = "--debug" in arguments
-    try:
-        run(parse([word for word in arguments if word != "--debug"]))
-        return 0
-    except TinyLMError as error:
-        if debug:
-            raise
-        print(f"tinylm: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code(lambda words: run(parse(words)), arguments)
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles
-    sys.exit(main(sys.argv[1:]))
+    run_as_script(main)

@@ -157,15 +157,18 @@ def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
     return [average(group) for group in groups.values() if len(group) > 1]
 
 
+def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's nested dicts as one, with dotted names."""
+    flat = {}
+    for name, value in config.items():
+        flat |= flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def _without_free(config: dict[str, Any]) -> str:
-    config = json.loads(json.dumps(config))
-    for name in FREE:
-        *path, last = name.split(".")
-        place = config
-        for key in path:
-            place = place.get(key) or {}
-        place.pop(last, None)
-    return json.dumps(config, sort_keys=True)
+    flat = flat_config(config)
+    kept = {name: flat[name] for name in flat if not any(f"{name}.".startswith(f"{free}.") for free in FREE)}
+    return json.dumps(kept, sort_keys=True)
 
 
 def average(rows: Sequence[Row]) -> Row:

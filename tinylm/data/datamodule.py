@@ -42,6 +42,16 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinylm"
 
 
+def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
+    if errors not in ("strict", "replace"):
+        raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"data.{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ConfigError(f"data.seed must not be negative, got {seed}")
+
+
 class TextDataModule(pl.LightningDataModule):
     """Batches of tokens from a text."""
 
@@ -78,15 +88,8 @@ class TextDataModule(pl.LightningDataModule):
             text: a text file, for `predict`
         """
         super().__init__()
-        if errors not in ("strict", "replace"):
-            raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
-        sizes = {"max_seq_len": max_seq_len, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
-        sizes["train_tokens"] = train_tokens
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {value}")
-        if seed < 0:
-            raise ConfigError(f"data.seed must not be negative, got {seed}")
+        sizes = dict(max_seq_len=max_seq_len, batch_size=batch_size)
+        _check_options(errors, seed, **sizes, micro_batch_size=micro_batch_size, train_tokens=train_tokens)
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers

@@ -11,8 +11,8 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from tinylm.files import (
     sweep,
     write_json,
 )
-from tinylm.tokenizer import Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
 
 FORMAT = 2
@@ -58,27 +58,31 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     kind = tokenizer_class(name)
     if size and (name != "bpe" or not size.isdecimal()):
         raise ConfigError(f"data.tokenizer: {spec}: only bpe has a size, written as bpe:2048")
-    options = {"special_tokens": [END_OF_TEXT] if corpus.separated else []} | (
-        {"vocab_size": int(size)} if size else {}
-    )
+    options: dict[str, Any] = {"special_tokens": [END_OF_TEXT] if corpus.separated else []}
+    if size:
+        options["vocab_size"] = int(size)
     key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
     path = cache_dir / "tokenizers" / f"{name}-{key[:16]}.json"
     with locked(path.with_suffix(".lock")):
         try:
             return load_tokenizer(path)
         except TinyLMError:  # none yet, or a damaged one
-            # What to merge is learned from the training text alone; which characters there are must be known of all.
-            parts = corpus.parts if name == "char" else ("train",)
-            started = time.monotonic()
-            tokenizer = kind.train_from_streams(
-                chain.from_iterable(corpus.documents(part) for part in parts), **options
-            )
+            tokenizer = _learn(kind, corpus, options)
             tokenizer.save(path)
-            if time.monotonic() - started > 1:
-                notice(
-                    f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({time.monotonic() - started:.1f} s)"
-                )
             return tokenizer
+
+
+def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> Tokenizer:
+    """What to merge is learned from the training text alone; which characters there are must be known of all."""
+    started = time.monotonic()
+    if kind is CharTokenizer:
+        tokenizer = kind.train_from_texts(corpus.texts(), **options)
+    else:
+        tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
+    seconds = time.monotonic() - started
+    if seconds > 1:
+        notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s)")
+    return tokenizer
 
 
 def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:

@@ -59,11 +59,7 @@ class BPETokenizer(Tokenizer):
         for rank, (left, right) in enumerate(self.merges):
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
                 raise ConfigError(f"merges: number {rank} is of ids that are not there yet, or a repetition")
-            piece = token_bytes[left] + token_bytes[right]
-            if piece not in ids:
-                ids[piece] = len(token_bytes)
-                token_bytes.append(piece)
-            self._merged[left, right] = rank, ids[piece]
+            self._merged[left, right] = rank, add_token((left, right), token_bytes, ids)
         super().__init__(token_bytes, special_tokens)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
@@ -129,6 +125,21 @@ class BPETokenizer(Tokenizer):
         }
 
 
+def add_token(pair: Pair, pieces: list[bytes], ids: dict[bytes, int]) -> int:
+    """The id of what a pair is merged into: the next one, or that of the token that has these bytes already.
+
+    Args:
+        pair: ids of its two parts
+        pieces: id -> bytes; a new token is added
+        ids: bytes -> id, likewise
+    """
+    piece = pieces[pair[0]] + pieces[pair[1]]
+    if piece not in ids:
+        ids[piece] = len(pieces)
+        pieces.append(piece)
+    return ids[piece]
+
+
 def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
     """Merges neighbours, those that were learned first before others, from left to right, until none is left to merge.
 
@@ -191,13 +202,10 @@ def learn_merges(counts: dict[str, int], num_tokens: int) -> list[Pair]:
         if -count != pair_counts[pair] or not count:
             continue  # it has another count by now, and another entry
         merges.append(pair)
-        piece = pieces[pair[0]] + pieces[pair[1]]
-        if piece not in ids:
-            ids[piece] = len(pieces)
-            pieces.append(piece)
+        token = add_token(pair, pieces, ids)
         changed: Counter[Pair] = Counter()
         for number in homes.pop(pair):
-            old, new = words[number], _merge_pair(words[number], pair, ids[piece])
+            old, new = words[number], _merge_pair(words[number], pair, token)
             for each in pairwise(old):
                 changed[each] -= weights[number]
             for each in pairwise(new):

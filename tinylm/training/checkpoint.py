@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from tinylm.analysis.compare import flat_config
 from tinylm.bundle import read_checkpoint
 from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import atomic_write, seal_zip
@@ -132,18 +133,10 @@ class ConfigRecord(Callback):
 
     def differences(self, earlier: dict[str, Any]) -> list[str]:
         """`model.optimizer.lr 0.01 -> 0.02`, for everything that decides what the run computes."""
-        before, now = _flat(earlier), _flat(self.config)
+        before, now = flat_config(earlier), flat_config(self.config)
         names = [name for name in before | now if name.startswith(self.PARTS) and not name.startswith(self.WITHOUT)]
         pairs = [(name, before.get(name), now.get(name)) for name in names]
         return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def newest_good_checkpoint(run_folder: Path) -> tuple[Path, int]:

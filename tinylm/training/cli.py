@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,9 @@ class TinyLMCLI(LightningCLI):
             FinishRun(self.folder, next(iter(self.run.prompts), "")),
             GracefulStop(self.command),
             PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
-            ConfigRecord(yaml.safe_load(self._config_text())),
         ]
+        if self.subcommand == "fit":
+            ours.append(ConfigRecord(yaml.safe_load(self._config_text)))
         for callback in ours:
             wanted = config.enable_progress_bar is not False or not isinstance(callback, Progress)
             wanted = wanted and (config.enable_checkpointing is not False or not _is_checkpoint(callback))
@@ -200,9 +202,10 @@ class TinyLMCLI(LightningCLI):
         if self.trainer.is_global_zero:
             sweep(make_folder(self.folder / "checkpoints"), older_than=0)
             sweep(self.folder, older_than=0)
-            write_text(self.folder / "config.yaml", self._config_text())
+            write_text(self.folder / "config.yaml", self._config_text)
         self._introduce()
 
+    @cached_property
     def _config_text(self) -> str:
         """The whole resolved config, runnable as it is; the two links are named in a comment."""
         assert self.folder is not None

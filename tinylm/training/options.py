@@ -60,7 +60,6 @@ UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept opti
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
-
 WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*?) - Expected")
 
 
