@@ -9,8 +9,10 @@ cache is found by its checksums and made again. Text streams through: memory doe
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from tinylm.data.corpus import NAMES, Corpus
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import (
+    JournaledFiles,
     atomic_folder,
     locked,
     make_folder,
@@ -30,7 +33,8 @@ from tinylm.files import (
     write_json,
 )
 from tinylm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, tokenizer_class
-from tinylm.tokenizer.base import END_OF_TEXT
+from tinylm.tokenizer.base import END_OF_TEXT, Block, Packer
+from tinylm.workers import map_in_order
 
 FORMAT = 2
 
@@ -101,7 +105,7 @@ def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[s
         CannotCreateError: if the cache folder cannot be written.
     """
     folder = _open_folder(corpus, tokenizer, cache_dir)
-    return {part: _memmap(folder / f"{part}.bin", _dtype(tokenizer)) for part in corpus.parts}
+    return {part: _memmap(folder / f"{part}.bin", tokenizer.dtype) for part in corpus.parts}
 
 
 def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
@@ -149,10 +153,6 @@ def _slug(name: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', Path(name).stem)[:40]}-{sha256_bytes(whole.encode('utf-8', 'replace'))[:8]}"
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-
-
 def _problem(folder: Path, corpus: Corpus) -> str | None:
     """What is wrong with a cache, or None: `missing` or `damaged`."""
     if not folder.is_dir():
@@ -170,30 +170,46 @@ def _file_names(corpus: Corpus) -> list[str]:
 
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Encodes all parts into a new cache folder, which appears whole."""
+    """Encodes all parts into a new cache folder, which appears whole; goes on where a killed process was."""
     started = time.monotonic()
-    counts = dict.fromkeys(corpus.parts, 0)
-    known = _known_parts(corpus)
-    with atomic_folder(folder) as new:
-        with ExitStack() as stack:
-            files = {name: stack.enter_context((new / name).open("wb")) for name in _file_names(corpus)}
-            for part, document in corpus.items():
-                if part in known:
-                    document = ["".join(document)]
-                    files[f"{part}.log_probs"].write(np.float64(corpus.log_prob(document[0])).tobytes())
-                for ids in encode_document(document, tokenizer, corpus.separated):
-                    files[f"{part}.bin"].write(ids.astype(_dtype(tokenizer)).data)
-                    counts[part] += len(ids)
-        checksums = {name: sha256_file(new / name) for name in files}
-        meta = {"format": FORMAT, "corpus": corpus.name, "tokens": counts, "sha256": checksums}
-        write_json(new / "meta.json", meta)
+    with atomic_folder(folder, resumable=True) as new, closing(JournaledFiles(new, _file_names(corpus))) as files:
+        if files.entries:
+            notice(f"{corpus.name}: {sum(files.sizes.values()) / 1e6:,.0f} MB of tokens are there already: going on")
+        being_encoded: deque[tuple[str, list[float]]] = deque()
+
+        def blocks() -> Iterator[Block]:
+            for part, block, log_probs in islice(_blocks(corpus, tokenizer), files.entries, None):
+                being_encoded.append((part, log_probs))
+                yield block
+
+        for ids in map_in_order(tokenizer.encode_packed, blocks(), processes=None):
+            part, log_probs = being_encoded.popleft()
+            known = {f"{part}.log_probs": np.array(log_probs).tobytes()} if log_probs else {}
+            files.add({f"{part}.bin": ids.tobytes()} | known)
+        files.finish()
+        counts = {part: files.sizes[f"{part}.bin"] // tokenizer.dtype.itemsize for part in corpus.parts}
+        checksums = {name: sha256_file(new / name) for name in files.sizes}
+        write_json(new / "meta.json", {"format": FORMAT, "corpus": corpus.name, "tokens": counts, "sha256": checksums})
     seconds = time.monotonic() - started
     sizes = ", ".join(f"{count:,} {part}" for part, count in counts.items())
     notice(f"encoded {corpus.name} into tokens: {sizes} ({seconds:.1f} s)")
 
 
-def encode_document(document: Iterable[str], tokenizer: Tokenizer, separated: bool) -> Iterator[np.ndarray]:
-    """The ids of one document, chunk by chunk; where there are several, each ends with END_OF_TEXT."""
-    yield from tokenizer.encode_stream(document)
-    if separated and tokenizer.end_of_text is not None:
-        yield np.array([tokenizer.end_of_text])
+def _blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[str, Block, list[float]]]:
+    """What is to be encoded, always in the same order: part, block, and the log probabilities of the documents that
+    came since that part's last block, where they are wanted."""
+    packers = {part: Packer(tokenizer.safe_cut) for part in corpus.parts}
+    log_probs: dict[str, list[float]] = {part: [] for part in corpus.parts}
+
+    def packed(part: str, blocks: Iterable[Block]) -> Iterator[tuple[str, Block, list[float]]]:
+        for block in blocks:
+            yield part, block, log_probs[part]
+            log_probs[part] = []
+
+    for part, document in corpus.items():
+        if part in _known_parts(corpus):
+            document = ["".join(document)]
+            log_probs[part].append(corpus.log_prob(document[0]))
+        yield from packed(part, packers[part].add(document))
+    for part in corpus.parts:
+        yield from packed(part, packers[part].rest(end=corpus.separated))

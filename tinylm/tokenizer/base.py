@@ -7,7 +7,8 @@ as `<|endoftext|>`, have ids but are never found in text unless it is asked for:
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,9 +18,78 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from tinylm.files import read_chunks, read_json, sha256_json, write_json
+from tinylm.workers import map_in_order
 
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+
+
+BLOCK = 1 << 20  # characters that are encoded at once: little memory, and the work for a call does not count
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a corpus that can be encoded by itself.
+
+    Attributes:
+        texts: between two of them a document ends; the first may be the rest of one, the last its beginning
+        start: where the first one begins in its document, in characters, for positions in errors
+    """
+
+    texts: list[str]
+    start: int = 0
+
+
+class Packer:
+    """Cuts documents, or packs them together, into blocks of about a megabyte.
+
+    Args:
+        safe_cut: where a text may be cut, as `Tokenizer.safe_cut`
+    """
+
+    def __init__(self, safe_cut: Callable[[str], int]) -> None:
+        self._safe_cut = safe_cut
+        self._texts: list[str] = []  # documents that have ended
+        self._parts: list[str] = []  # chunks of the one that has not
+        self._start = self._next_start = 0  # of the first text, and of `_parts`, in their documents
+        self._held, self._enough = 0, BLOCK  # characters
+
+    def add(self, document: Iterable[str]) -> Iterator[Block]:
+        """Takes a document, in chunks; gives the blocks that become full."""
+        if self._held >= self._enough:
+            yield from self.rest(end=True)
+        for chunk in document:
+            for begin in range(0, len(chunk), BLOCK):
+                self._parts.append(chunk[begin : begin + BLOCK])
+                self._held += len(self._parts[-1])
+                if self._held >= self._enough:
+                    yield from self._cut()
+        self._texts.append("".join(self._parts))
+        self._parts, self._next_start = [], 0
+
+    def rest(self, end: bool) -> Iterator[Block]:
+        """The last block; with `end` the last document's end is in it."""
+        if self._texts:
+            yield Block([*self._texts, ""] if end else self._texts, self._start)
+        self._texts, self._start, self._held, self._enough = [], 0, 0, BLOCK
+
+    def _cut(self) -> Iterator[Block]:
+        text = "".join(self._parts)
+        cut = self._safe_cut(text)
+        if cut or self._texts:
+            yield Block([*self._texts, text[:cut]], self._start)
+            self._texts, text = [], text[cut:]
+            self._start = self._next_start = self._next_start + cut
+        self._parts, self._held = [text], len(text)
+        self._enough = max(BLOCK, 2 * len(text))  # where there is no place to cut, it is looked for now and then only
+
+
+def blocks(documents: Iterable[Iterable[str]], safe_cut: Callable[[str], int]) -> Iterator[Block]:
+    """The blocks of some documents, each in chunks; the last one's end is not in them."""
+    packer = Packer(safe_cut)
+    for document in documents:
+        yield from packer.add(document)
+    yield from packer.rest(end=False)
 
 
 class Tokenizer(ABC):
@@ -52,10 +122,18 @@ class Tokenizer(ABC):
     def __hash__(self) -> int:
         return hash(self.sha256)
 
+    def __reduce__(self) -> tuple[Callable, tuple]:  # what was remembered while encoding does not travel
+        return Tokenizer.from_dict, (self.to_dict(),)
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return len(self.token_bytes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest numbers for the ids: uint16 or uint32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     @property
     def end_of_text(self) -> int | None:
@@ -127,12 +205,45 @@ class Tokenizer(ABC):
         """The ids of a text, as a list. Arguments and errors as `encode_array`'s."""
         return self.encode_array(text, allow_special=allow_special).tolist()
 
-    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of one text that arrives in chunks; the same as of the whole, in bounded memory."""
-        start = 0
-        for chunk in chunks:
-            yield self.encode_ordinary(chunk, start)
-            start += len(chunk)
+    def encode_stream(self, chunks: Iterable[str], processes: int | None = 1) -> Iterator[np.ndarray]:
+        """The ids of one text that arrives in chunks; the same as of the whole, in bounded memory.
+
+        Args:
+            chunks: of the text
+            processes: as in `map_in_order`: how many encode, None for one on each core
+        """
+        for ids in map_in_order(self.encode_packed, blocks([chunks], self.safe_cut), processes):
+            yield ids.astype(np.int64)
+
+    def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:
+        """The ids of a UTF-8 file, `dtype` (n,). Processes as in `encode_stream`.
+
+        Raises:
+            MissingInputError: if the file is not there.
+            DataError: if it is not UTF-8, or the tokenizer has no ids for it.
+        """
+        ids = map_in_order(self.encode_packed, blocks([read_chunks(Path(path))], self.safe_cut), processes)
+        return np.concatenate([np.empty(0, dtype=self.dtype), *ids])
+
+    def encode_packed(self, block: Block) -> np.ndarray:
+        """As `encode_block`, in the `dtype` in which ids are stored."""
+        return self.encode_block(block).astype(self.dtype)
+
+    def encode_block(self, block: Block) -> np.ndarray:
+        """The ids of texts, one after the other, with `end_of_text` between them if there is such a token, int64 (n,).
+
+        Raises:
+            DataError: for text that the tokenizer has no ids for.
+        """
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
+        parts = [self.encode_ordinary(block.texts[0], block.start)]
+        for text in block.texts[1:]:
+            parts += [end, self.encode_ordinary(text)]
+        return np.concatenate(parts)
+
+    def safe_cut(self, text: str) -> int:
+        """A late place where a text can be cut and its parts encoded by themselves, whatever follows; 0 for none."""
+        return len(text)
 
     # --- ids -> text
 

@@ -6,32 +6,38 @@ Encoding takes a word's bytes and merges neighbours in the order in which the pa
     merges        1. h e      2. l o      3. he l
     "hello"       h e l l o > he l l o > he l lo > hel lo
 
-Words are merged apart from each other (pretokenize.py), so it is enough to learn from each different word once, with
-its count. Any text can be encoded, since all bytes are tokens. The ids are GPT-2's wherever the merges are.
+`textbook.py` does this in thirty lines. What makes it fast is that words are merged apart from each other, so that each
+different word is looked at once: `pretokenize.py` cuts the text into words, `words.py` knows a word again,
+`learning.py` learns merges from words and their counts, `merging.py` merges. Any text can be encoded, since all bytes
+are tokens. The ids are GPT-2's wherever the merges are.
 
 Left out: dropout of merges, a normalization of the text, tokens that reach over words.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Tokenizer, utf8
-from tinylm.tokenizer.pretokenize import WordSplitter
-
-Pair = tuple[int, int]
+from tinylm.tokenizer.arrays import slices
+from tinylm.tokenizer.base import Block, Tokenizer, blocks, utf8
+from tinylm.tokenizer.learning import MergeLearner, Pair
+from tinylm.tokenizer.merging import MergeTable
+from tinylm.tokenizer.pretokenize import SEPARATOR, WordSplitter
+from tinylm.tokenizer.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
+from tinylm.workers import map_in_order
 
 # GPT-2's order of the bytes: those that are printable in Latin-1 first. A byte's id is its place here.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTES = bytes([*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)])
 BYTE_IDS = bytes(BYTES.index(byte) for byte in range(256))  # for bytes.translate: a word's bytes as ids
+_BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8).astype(np.int32)
 
-MAX_REMEMBERED = 1 << 18  # words whose ids are kept
+MAX_REMEMBERED = 1 << 18  # words of short texts whose tokens are kept
+SHORT = 1500  # characters; for a longer text NumPy's way pays
 
 
 class BPETokenizer(Tokenizer):
@@ -54,16 +60,26 @@ class BPETokenizer(Tokenizer):
     ) -> None:
         token_bytes = [bytes([byte]) for byte in BYTES]
         ids = {piece: token for token, piece in enumerate(token_bytes)}
-        self.merges = [(left, right) for left, right in merges]
-        self._merged: dict[Pair, Pair] = {}  # pair -> (rank, id); the pair with the lowest rank is merged first
-        for rank, (left, right) in enumerate(self.merges):
+        self._merged: dict[Pair, int] = {}  # pair -> what it becomes
+        for left, right in merges:
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
+                rank = len(self._merged)
                 raise ConfigError(f"merges: number {rank} is of ids that are not there yet, or a repetition")
-            self._merged[left, right] = rank, add_token((left, right), token_bytes, ids)
+            piece = token_bytes[left] + token_bytes[right]
+            self._merged[left, right] = ids.setdefault(piece, len(token_bytes))
+            if len(ids) > len(token_bytes):
+                token_bytes.append(piece)
         super().__init__(token_bytes, special_tokens)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
-        self._remembered: dict[str, list[int]] = {}
+        self._forget()
+
+    @property
+    def merges(self) -> list[Pair]:
+        """The pairs of ids, in the order in which they were learned."""
+        return [*self._merged]
+
+    # --- training
 
     @classmethod
     def train_from_streams(
@@ -73,14 +89,18 @@ class BPETokenizer(Tokenizer):
         vocab_size: int = 4096,
         pattern: str = "gpt2",
         special_tokens: Sequence[str] = (),
+        processes: int | None = 1,
+        progress: Callable[[str, int], None] = lambda stage, done: None,
     ) -> Self:
-        """Learns merges.
+        """Learns merges. Memory grows with the number of different words, not with the text.
 
         Args:
             streams: texts, each in chunks
             vocab_size: bytes, merges and special tokens together; fewer where every word is one token before that
             pattern: as for the class
             special_tokens: as for the class
+            processes: how many count words, as in `map_in_order`: None for one on each core
+            progress: is called with ("counting", characters read so far), later with ("merging", merges so far)
 
         Raises:
             ConfigError: if vocab_size has no room for bytes and special tokens.
@@ -89,13 +109,30 @@ class BPETokenizer(Tokenizer):
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
-        splitter, counts = WordSplitter(pattern), Counter[str]()
-        for stream in streams:
-            for words in splitter.words_of_stream(stream):
-                counts.update(words)
-        if not counts:
+        count, total, characters = BlockCounter(pattern), WordCounter(), 0
+        for length, *counted in map_in_order(count, blocks(streams, WordSplitter(pattern).safe_cut), processes):
+            total.add(*counted)
+            characters += length
+            progress("counting", characters)
+        words, sizes, counts = total.take()
+        if not len(counts):
             raise DataError("the corpus is empty: there is no word to learn from")
-        return cls(learn_merges(counts, vocab_size - len(special_tokens)), pattern, special_tokens)
+        learner = MergeLearner(_BYTE_IDS[words], sizes, counts, [bytes([byte]) for byte in BYTES])
+        merges: list[Pair] = []
+        for pair in learner.learn(vocab_size - len(special_tokens)):
+            merges.append(pair)
+            progress("merging", len(merges))
+        return cls(list(dict.fromkeys(merges)), pattern, special_tokens)
+
+    # --- encoding
+
+    @cached_property
+    def _table(self) -> MergeTable:
+        return MergeTable(self._merged)
+
+    def _forget(self) -> None:
+        self._remembered: dict[str, list[int]] = {}  # the tokens of words of single texts
+        self._words = WordTable(np.int32)  # and of blocks
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """The ids of a text, int64 (n,).
@@ -103,18 +140,64 @@ class BPETokenizer(Tokenizer):
         Raises:
             DataError: for a lone surrogate.
         """
-        return self._encode_words(self._splitter.words(text))
+        if len(text) > SHORT:
+            return np.concatenate([self.encode_block(block) for block in blocks([[text]], self.safe_cut)])
+        return np.array(self._encode_short(text), dtype=np.int64)
 
-    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
-        """As `Tokenizer`: words are not cut where chunks end."""
-        return map(self._encode_words, self._splitter.words_of_stream(chunks))
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """As `Tokenizer`."""
+        if allow_special or len(text) > SHORT:
+            return super().encode(text, allow_special=allow_special)
+        return self._encode_short(text)
 
-    def _encode_words(self, words: list[str]) -> np.ndarray:
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.clear()
-        for word in set(words) - self._remembered.keys():
-            self._remembered[word] = merge_word(list(utf8(word).translate(BYTE_IDS)), self._merged)
-        return np.fromiter(chain.from_iterable(map(self._remembered.__getitem__, words)), dtype=np.int64)
+    def _encode_short(self, text: str) -> list[int]:
+        words = self._splitter.words(text)
+        try:
+            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
+        except KeyError:
+            if len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.clear()
+            for word in words:
+                if word not in self._remembered:
+                    ids = list(utf8(word).translate(BYTE_IDS))
+                    self._remembered[word] = self._table.merge_word(ids)
+            return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
+
+    def safe_cut(self, text: str) -> int:
+        """As `Tokenizer`."""
+        return self._splitter.safe_cut(text)
+
+    def encode_block(self, block: Block) -> np.ndarray:
+        """As `Tokenizer`: all words at once."""
+        if self._words.size > MAX_KNOWN:
+            self._words = WordTable(np.int32)
+        data, starts = self._splitter.word_starts(block.texts)
+        numbers = self._words.numbers(data, starts)
+        new, places = self._words.new_words(numbers)
+        self._merge_new_words(data, starts[places], np.diff(starts, append=len(data))[places], new)
+        return self._words.lists.take(numbers).astype(np.int64)
+
+    def _merge_new_words(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
+        """Finds the tokens of words for the first time.
+
+        Args:
+            data: a text, uint8 (bytes,)
+            starts: of the words in it, (words,)
+            sizes: in bytes, (words,)
+            numbers: of the words in `_words`, (words,)
+        """
+        lists = self._words.lists
+        edge = data[starts] == SEPARATOR
+        if self.end_of_text is not None:
+            lists.put(numbers[edge], np.full(edge.sum(), self.end_of_text), np.ones(edge.sum(), dtype=np.int64))
+        short = (sizes <= SPELLED) & ~edge
+        ids = _BYTE_IDS[slices(data, starts[short], sizes[short])]
+        for done, tokens, counts in self._table.merge_words(ids, sizes[short]):
+            lists.put(numbers[short][done], tokens, counts)
+        for place in np.flatnonzero(sizes > SPELLED):
+            word = data[starts[place] : starts[place] + sizes[place]]
+            tokens = self._table.merge_word(_BYTE_IDS[word].tolist())
+            lists.put(numbers[[place]], np.array(tokens), np.array([len(tokens)]))
 
     def options(self) -> dict[str, Any]:
         """Merges, pattern and special tokens."""
@@ -123,107 +206,3 @@ class BPETokenizer(Tokenizer):
             "pattern": self.pattern,
             "special_tokens": list(self.special_tokens),
         }
-
-
-def add_token(pair: Pair, pieces: list[bytes], ids: dict[bytes, int]) -> int:
-    """The id of what a pair is merged into: the next one, or that of the token that has these bytes already.
-
-    Args:
-        pair: ids of its two parts
-        pieces: id -> bytes; a new token is added
-        ids: bytes -> id, likewise
-    """
-    piece = pieces[pair[0]] + pieces[pair[1]]
-    if piece not in ids:
-        ids[piece] = len(pieces)
-        pieces.append(piece)
-    return ids[piece]
-
-
-def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
-    """Merges neighbours, those that were learned first before others, from left to right, until none is left to merge.
-
-    A heap of (rank, place) over a linked list: n log n steps for n bytes, whatever they are.
-
-    Args:
-        ids: of a word's bytes; changed in place
-        merged: pair -> (rank, id)
-
-    Returns:
-        the word's tokens
-    """
-    after = [*range(1, len(ids)), -1]  # the place of the next token, -1 at the end
-    before = list(range(-1, len(ids) - 1))
-    todo = [(merged[pair][0], place) for place, pair in enumerate(pairwise(ids)) if pair in merged]
-    heapify(todo)
-    while todo:
-        rank, place = heappop(todo)
-        following = after[place]
-        if ids[place] < 0 or following < 0 or merged.get((ids[place], ids[following]), (-1,))[0] != rank:
-            continue  # one of the two was merged otherwise meanwhile
-        ids[place] = merged[ids[place], ids[following]][1]
-        ids[following] = -1
-        after[place] = after[following]
-        if after[place] >= 0:
-            before[after[place]] = place
-        for left in (before[place], place):
-            if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
-                heappush(todo, (merged[ids[left], ids[after[left]]][0], left))
-    return [token for token in ids if token >= 0]
-
-
-def learn_merges(counts: dict[str, int], num_tokens: int) -> list[Pair]:
-    """The merges of a text, most frequent first; of equally frequent pairs the one of smaller ids.
-
-    After a merge only the words that had the pair are looked at again.
-
-    Args:
-        counts: word -> how often it occurs
-        num_tokens: bytes and merges together, at most
-
-    Returns:
-        pairs of ids in the order in which they were learned
-    """
-    words = [list(utf8(word).translate(BYTE_IDS)) for word in counts]
-    weights = list(counts.values())
-    pair_counts: Counter[Pair] = Counter()
-    homes: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> the words that have, or had, it
-    for number, (word, weight) in enumerate(zip(words, weights, strict=True)):
-        for pair in pairwise(word):
-            pair_counts[pair] += weight
-            homes[pair].add(number)
-    best = [(-count, pair) for pair, count in pair_counts.items()]
-    heapify(best)
-    pieces = [bytes([byte]) for byte in BYTES]
-    ids = {piece: token for token, piece in enumerate(pieces)}
-    merges: list[Pair] = []
-    while best and len(pieces) < num_tokens:
-        count, pair = heappop(best)
-        if -count != pair_counts[pair] or not count:
-            continue  # it has another count by now, and another entry
-        merges.append(pair)
-        token = add_token(pair, pieces, ids)
-        changed: Counter[Pair] = Counter()
-        for number in homes.pop(pair):
-            old, new = words[number], _merge_pair(words[number], pair, token)
-            for each in pairwise(old):
-                changed[each] -= weights[number]
-            for each in pairwise(new):
-                changed[each] += weights[number]
-                homes[each].add(number)
-            words[number] = new
-        for each, difference in changed.items():
-            if difference:
-                pair_counts[each] += difference
-                heappush(best, (-pair_counts[each], each))
-    return merges
-
-
-def _merge_pair(word: list[int], pair: Pair, token: int) -> list[int]:
-    """A word with every occurrence of a pair replaced by a token, from left to right."""
-    merged, place = [], 0
-    while place < len(word):
-        found = (word[place], word[place + 1]) == pair if place + 1 < len(word) else False
-        merged.append(token if found else word[place])
-        place += 2 if found else 1
-    return merged

@@ -1,11 +1,11 @@
 """One id per byte of UTF-8: 256 ids, no training, and nothing that it cannot read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from tinylm.tokenizer.base import Tokenizer, utf8
+from tinylm.tokenizer.base import Block, Tokenizer, utf8
 
 
 class ByteTokenizer(Tokenizer):
@@ -29,12 +29,14 @@ class ByteTokenizer(Tokenizer):
         """
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
 
-    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
-        """As `encode_ordinary`; bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried
-        through the text, become themselves again."""
-        for chunk in chunks:
-            data = utf8(chunk, "surrogateescape")
-            yield np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    def encode_block(self, block: Block) -> np.ndarray:
+        """As `Tokenizer`; bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried through
+        the text, become themselves again."""
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
+        parts: list[np.ndarray] = []
+        for text in block.texts:
+            parts += [np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8), end]
+        return np.concatenate(parts[:-1]).astype(np.int64)
 
     def options(self) -> dict[str, Any]:
         """Special tokens."""

@@ -2,13 +2,21 @@
 
 A word takes the space before it along (" cat"), so that spaces cost no tokens of their own. Which characters make up a
 word is a regular expression; GPT-2's and GPT-4's are known by name.
+
+A regular expression takes about 80 nanoseconds for a byte of text. GPT-2's asks so little of a character (letter,
+digit, white space or other sign?) that the same cuts can be found by NumPy for a whole text at once, in 3: a word
+begins where the kind changes, and a few exceptions are mended. `word_starts_gpt2` does that, and the tests hold it to
+the expression.
 """
 
-from collections.abc import Iterable, Iterator
+import sys
+from functools import cache
 
+import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer.base import utf8
 
 PATTERNS = {
     # contractions | letters | digits | other signs | white space, the last of it only where no word follows
@@ -20,19 +28,25 @@ PATTERNS = {
     ),
 }
 
+WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE stands between two texts
+SEPARATOR = 0xFF  # the byte between two texts: no UTF-8 has it
+SPACE, APOSTROPHE = ord(" "), ord("'")
+SHORT = [ord(letter) for letter in "sdmt"]  # what follows the apostrophe of a contraction
+LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
+
 
 class WordSplitter:
     """Cuts text into words that join to the text.
 
     Args:
-        pattern: `gpt2`, `gpt4`, or a regular expression of the `regex` package that matches one word
+        pattern: a name of `PATTERNS`, or a regular expression of the `regex` package that matches one word
 
     Raises:
         ConfigError: if the pattern is none, or has groups other than (?:...).
     """
 
     def __init__(self, pattern: str) -> None:
-        self.named = pattern in PATTERNS
+        self.pattern, self.named = pattern, pattern in PATTERNS
         try:
             compiled = regex.compile(PATTERNS.get(pattern, pattern))
         except regex.error as error:
@@ -42,6 +56,9 @@ class WordSplitter:
         if compiled.groups:
             raise ConfigError(f"pattern: {pattern!r} has groups; write (?:...) instead of (...)")
         self._find_words = compiled.findall
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return WordSplitter, (self.pattern,)
 
     def words(self, text: str) -> list[str]:
         """The words of a text.
@@ -54,25 +71,123 @@ class WordSplitter:
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
         return words
 
-    def words_of_stream(self, chunks: Iterable[str]) -> Iterator[list[str]]:
-        """The words of a text that arrives in chunks: the same as of the whole, list by list.
+    def word_starts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The words of many texts at once.
 
-        What may still change with the next chunk is kept back, which is little where words are parted by spaces. With
-        a pattern of one's own nothing is known of it, and the whole text is kept until its end.
+        Args:
+            texts: each is cut by itself
+
+        Returns:
+            the UTF-8 of all texts, with `SEPARATOR` between them, uint8 (bytes,); and where words begin in it, int64
+            (words,): those of `words`, and the separators
+
+        Raises:
+            DataError: for a lone surrogate; as `words`.
         """
-        rest = ""
-        for chunk in chunks:
-            rest += chunk
-            if self.named and (cut := _safe_cut(rest)):
-                yield self.words(rest[:cut])
-                rest = rest[cut:]
-        yield self.words(rest)
+        data = np.frombuffer(bytes([SEPARATOR]).join(map(utf8, texts)), dtype=np.uint8)
+        if self.pattern == "gpt2":
+            return data, word_starts_gpt2(data)
+        lengths = [0]
+        for text in texts:
+            lengths += [len(word) if word.isascii() else len(utf8(word)) for word in self.words(text)]
+            lengths.append(1)  # of the separator
+        return data, np.cumsum(lengths[:-2])
+
+    def safe_cut(self, text: str) -> int:
+        """A late place where cutting a text changes none of its words, whatever follows; 0 if there is none.
+
+        That is before a space that follows anything but white space: no named pattern has a word across such a place,
+        or looks across it for what ends there. Where there is no such space (Chinese), it is before the last four
+        words, since a pattern looks no further than that: three that white space gives, and a contraction.
+        With a pattern of one's own nothing is known.
+        """
+        if not self.named:
+            return 0
+        cut = text.rfind(" ")
+        while cut > 0 and text[cut - 1].isspace():
+            cut = text.rfind(" ", 0, cut)
+        return cut if cut > 0 else len(text) - sum(map(len, self.words(text)[-4:]))
 
 
-def _safe_cut(text: str) -> int:
-    """The last place where cutting a text changes none of its words: before a space that follows anything but white
-    space. No named pattern has a word across such a place, or looks across it for what ends there."""
-    cut = text.rfind(" ")
-    while cut > 0 and text[cut - 1].isspace():
-        cut = text.rfind(" ", 0, cut)
-    return max(cut, 0)
+def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
+    """Where the words of GPT-2's pattern begin.
+
+    Args:
+        data: UTF-8, uint8 (n,), with `SEPARATOR` between texts
+
+    Returns:
+        int64 (words,)
+    """
+    kinds = character_kinds(data)
+    changes = kinds[1:] != kinds[:-1]
+    starts = kinds == EDGE
+    starts[:1] = True
+    # a run of one kind is a word, and takes the one space before it along
+    starts[1:] |= changes & ((data[:-1] != SPACE) | (kinds[1:] == EDGE))
+    # of white space before a word the last character is apart: by itself, or it is that one space
+    last_white = changes & (kinds[:-1] == WHITE) & (kinds[1:] != EDGE)
+    starts[:-1] |= last_white
+    wide = np.flatnonzero(last_white & (data[:-1] >= 0x80))  # its last byte was found: it begins earlier
+    starts[wide] = False
+    while len(wide):
+        wide = wide - 1
+        starts[wide[data[wide] >= 0xC0]] = True
+        wide = wide[data[wide] < 0xC0]
+    _join_contractions(data, starts)
+    return np.flatnonzero(starts)
+
+
+def _join_contractions(data: np.ndarray, starts: np.ndarray) -> None:
+    """Makes 's 't 'd 'm 'll 've 're words, where the apostrophe begins one. Changes `starts`, bool (n,)."""
+    quotes = np.flatnonzero(data == APOSTROPHE)
+    quotes = quotes[starts[quotes]]
+    first, second = (data.take(quotes + i, mode="clip").astype(np.int64) for i in (1, 2))
+    second[quotes + 2 >= len(data)] = 0
+    for letters, size in ((np.isin(first, SHORT), 2), (np.isin(first << 8 | second, LONG), 3)):
+        found = quotes[letters]
+        starts[found + 1] = False
+        ends = found + size
+        starts[ends[ends < len(data)]] = True
+
+
+def character_kinds(data: np.ndarray) -> np.ndarray:
+    """The kind of the character that each byte belongs to.
+
+    Args:
+        data: UTF-8, uint8 (n,), with `SEPARATOR` between texts
+
+    Returns:
+        uint8 (n,)
+    """
+    kinds = np.frombuffer(bytearray(data.tobytes().translate(_byte_kinds())), dtype=np.uint8)
+    if not len(data) or data.max() < 0x80:
+        return kinds
+    of_point = _point_kinds()
+    for size, low, high in ((2, 0xC0, 0xE0), (3, 0xE0, 0xF0), (4, 0xF0, 0xF8)):  # by the first byte
+        leads = np.flatnonzero((data >= low) & (data < high))
+        points = data[leads] & np.int32(0x7F >> size)
+        for i in range(1, size):
+            points = points << 6 | data[leads + i] & 0x3F
+        for i in range(size):
+            kinds[leads + i] = of_point[points]
+    return kinds
+
+
+@cache
+def _point_kinds() -> np.ndarray:
+    """Code point -> kind, as `regex` has them, uint8 (1,114,112,)."""
+    kinds = np.full(sys.maxunicode + 1, OTHER, dtype=np.uint8)
+    every_character = np.arange(len(kinds), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    for kind, pattern in ((WHITE, r"\s+"), (LETTER, r"\p{L}+"), (DIGIT, r"\p{N}+")):
+        for run in regex.finditer(pattern, every_character):
+            kinds[run.start() : run.end()] = kind
+    return kinds
+
+
+@cache
+def _byte_kinds() -> bytes:
+    """Byte -> kind of an ASCII character, or EDGE: for `bytes.translate`."""
+    kinds = np.full(256, OTHER, dtype=np.uint8)
+    kinds[:128] = _point_kinds()[:128]
+    kinds[SEPARATOR] = EDGE
+    return kinds.tobytes()

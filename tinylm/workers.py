@@ -1,0 +1,124 @@
+"""Other Python processes that help: one function, many values, results in order.
+
+`multiprocessing` would start each of them with the caller's whole program (PyTorch and Lightning, some seconds, and
+scripts without `if __name__ == "__main__"` would start themselves over and over). These import only what the function
+needs, which takes a tenth of a second.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from tinylm.errors import ConfigError, TinyLMError
+
+Value, Result = TypeVar("Value"), TypeVar("Result")
+ALONE = 4  # values that are done before helpers are called: few are not worth it
+_PROGRAM = (
+    "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); from tinylm import workers; workers.serve()"
+)
+
+
+def map_in_order(
+    function: Callable[[Value], Result], values: Iterable[Value], processes: int | None = 1
+) -> Iterator[Result]:
+    """`map(function, values)`, with the help of other processes where there are many values.
+
+    Args:
+        function: of a module (or a method of an object) that other processes can import; has no side effects
+        values: are taken one by one, at most one a process ahead of the results
+        processes: how many work; 1 is this one alone, None one for each core
+
+    Raises:
+        ConfigError: if `processes` is less than 1.
+        TinyLMError: if a process dies. What the function raises is raised here.
+    """
+    processes = num_cores() if processes is None else processes
+    if processes < 1:
+        raise ConfigError(f"processes must be at least 1, got {processes}")
+    values = iter(values)
+    yield from map(function, values if processes == 1 else islice(values, ALONE))
+    yield from _map_with_helpers(function, values, processes)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> Iterator:
+    helpers: list[_Helper] = []
+    at_work: deque[_Helper] = deque()  # in the order of their values
+    try:
+        for value in values:
+            if len(helpers) < processes:
+                helpers.append(_Helper(function))
+                at_work.append(helpers[-1])
+                at_work[-1].send(value)
+            else:
+                at_work.rotate(-1)
+                result = at_work[-1].receive()
+                at_work[-1].send(value)
+                yield result
+        for helper in at_work:
+            yield helper.receive()
+    finally:
+        for helper in helpers:
+            helper.stop()
+
+
+class _Helper:
+    """Another process, which applies a function to one value at a time."""
+
+    def __init__(self, function: Callable) -> None:
+        command = [sys.executable, "-c", _PROGRAM]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.send([path for path in sys.path if path] or sys.path)
+        self.send(function)
+
+    def send(self, value: Any) -> None:
+        try:
+            pickle.dump(value, self._process.stdin, pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it is dead, and `receive` tells
+
+    def receive(self) -> Any:
+        try:
+            failed, result = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError) as error:
+            code = self._process.wait()
+            raise TinyLMError(
+                f"a helper process died (exit code {code}), maybe for lack of memory; try processes=1"
+            ) from error
+        if failed:
+            raise result
+        return result
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve() -> None:
+    """What a helper does: reads a function, then values, and answers each with (failed, result)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever called
+    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the function prints must not get among the answers
+    try:
+        function = pickle.load(source)
+        while True:
+            value = pickle.load(source)
+            try:
+                answer = False, function(value)
+            except Exception as error:
+                answer = True, error
+            pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
+            target.flush()
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # whoever called has gone
