@@ -39,7 +39,21 @@ def test_words_by_hand(text, gpt2, gpt4):
     assert WordSplitter("gpt4").words(text) == gpt4
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", r"\w+|\W"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a  cat, (the 2nd)", ["a", " ", " cat", ",", " (", "the", " 2nd", ")"]),
+        ("don't 'tis dogs' l\u2019eau x''y", ["don't", " '", "tis", " dogs", "'", " l\u2019eau", " x", "'", "'", "y"]),
+        ("nai\u0308ve \u0939\u093f\u0928\u094d\u0926\u0940", ["nai\u0308ve", " \u0939\u093f\u0928\u094d\u0926\u0940"]),
+        ("...\n\n\tx \n", [".", ".", ".", "\n\n", "\t", "x", " \n"]),
+        ("\u2764\ufe0fs", ["\u2764", "\ufe0f", "s"]),  # a mark that belongs to a sign does not begin a word
+    ],
+)
+def test_words_of_words_by_hand(text, words):
+    assert WordSplitter("words").words(text) == words
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
 @few
 @given(signs, st.lists(st.integers(0, 30), max_size=5))
 @example("x're", [2, 3])

@@ -4,14 +4,17 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, load_tokenizer, tokeni
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
+from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 __all__ = [
     "END_OF_TEXT",
     "UNKNOWN",
+    "UNKNOWN_WORD",
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "Tokenizer",
+    "WordTokenizer",
     "load_tokenizer",
     "tokenizer_class",
 ]

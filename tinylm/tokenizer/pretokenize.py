@@ -1,7 +1,7 @@
 """Cutting a text into words, before anything is merged: no token of a BPE reaches over the edge of such a word.
 
 A word takes the space before it along (" cat"), so that spaces cost no tokens of their own. Which characters make up a
-word is a regular expression; GPT-2's and GPT-4's are known by name.
+word is a regular expression; GPT-2's, GPT-4's and that of `WordTokenizer` are known by name.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +18,11 @@ PATTERNS = {
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
+    # letters and digits with their marks and inner apostrophes | any other sign for itself | white space as in gpt2
+    "words": (
+        r" ?[\p{L}\p{N}][\p{L}\p{N}\p{M}]*(?:['\u2019][\p{L}\p{N}][\p{L}\p{N}\p{M}]*)*| ?[^\s\p{L}\p{N}]"
+        r"|\s+(?!\S)|\s+"
+    ),
 }
 
 
@@ -25,7 +30,7 @@ class WordSplitter:
     """Cuts text into words that join to the text.
 
     Args:
-        pattern: `gpt2`, `gpt4`, or a regular expression of the `regex` package that matches one word
+        pattern: `gpt2`, `gpt4`, `words`, or a regular expression of the `regex` package that matches one word
 
     Raises:
         ConfigError: if the pattern is none, or has groups other than (?:...).
