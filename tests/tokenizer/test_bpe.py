@@ -220,6 +220,70 @@ def test_merges_of_what_is_not_there_are_refused(merges):
         BPETokenizer(merges)
 
 
+# --- other numbers
+
+
+@few
+@given(st.text(), st.randoms(use_true_random=False), st.integers(0, 50))
+def test_ids_are_the_counted_ones_in_another_numbering(trained, text, random, holes):
+    specials = ["<x>", END_OF_TEXT]
+    counted = BPETokenizer(trained.merges, special_tokens=specials)
+    ids = random.sample(range(counted.vocab_size + holes), counted.vocab_size)
+    other = BPETokenizer(trained.merges, special_tokens=specials, ids=ids)
+
+    text = f"<x>{text}{END_OF_TEXT}{text}"
+    for special in (False, True):
+        found = other.encode(text, allow_special=special)
+        assert found == [ids[token] for token in counted.encode(text, allow_special=special)]
+        assert other.decode(found) == "".join(other.decode_stream(found)) == text
+    assert np.concatenate(list(other.encode_stream([text[:7], text[7:]]))).tolist() == other.encode(text)
+
+    assert other.vocab_size == max(ids) + 1
+    assert other.end_of_text == ids[counted.end_of_text]
+    assert other.special_tokens == {name: ids[token] for name, token in counted.special_tokens.items()}
+    tokens = dict(zip(ids, zip(counted.token_bytes, counted.byte_lengths, strict=True), strict=True))
+    found = list(zip(other.token_bytes, other.byte_lengths, strict=True))
+    assert found == [tokens.get(token, (b"", 0)) for token in range(other.vocab_size)]
+
+
+def test_a_tokenizer_with_ids_is_saved_with_them_and_counted_ones_are_not(trained, tmp_path):
+    ids = [*range(1, trained.vocab_size), 0]
+    other = BPETokenizer(trained.merges, ids=ids)
+    other.save(tmp_path / "t.json")
+    loaded = load_tokenizer(tmp_path / "t.json")
+    assert loaded == other != trained
+    assert (loaded.ids, loaded.encode("hello")) == (ids, other.encode("hello"))
+
+    counted = BPETokenizer(trained.merges, ids=range(trained.vocab_size))
+    assert counted == trained
+    assert counted.ids is None and "ids" not in counted.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda ids: ids[1:], "got 257, 257 of them different, from 1 to 257"),
+        (lambda ids: [*ids, 300], "got 259, 259 of them different"),
+        (lambda ids: [7, *ids[1:]], "got 258, 257 of them different"),
+        (lambda ids: [-1, *ids[1:]], "from -1 to 257"),
+        (lambda ids: [1 << 24, *ids[1:]], "below 16777216, .* to 16777216"),
+        (lambda ids: [], "whole numbers"),
+        (lambda ids: [0.0, *ids[1:]], "whole numbers"),
+        (lambda ids: [1 << 80, *ids[1:]], "whole numbers"),
+        (lambda ids: list(map(str, ids)), "whole numbers"),
+        (lambda ids: [ids], "whole numbers"),
+    ],
+)
+def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
+    ids = change(list(range(258)))
+    with pytest.raises(ConfigError, match=f"ids must be .*{got}"):
+        BPETokenizer([(H, E)], special_tokens=["<x>"], ids=ids)
+    values = BPETokenizer([(H, E)], special_tokens=["<x>"]).to_dict() | {"ids": ids}
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"t\.json: is not a tinylm tokenizer \(ids must be"):
+        load_tokenizer(tmp_path / "t.json")
+
+
 def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
     values = BPETokenizer([(H, E)]).to_dict()
     for merges in ([[1]], [["a", "b"]], 3, None):

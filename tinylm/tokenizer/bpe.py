@@ -32,38 +32,60 @@ BYTES = bytes([*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABL
 BYTE_IDS = bytes(BYTES.index(byte) for byte in range(256))  # for bytes.translate: a word's bytes as ids
 
 MAX_REMEMBERED = 1 << 18  # words whose ids are kept
+MAX_IDS = 1 << 24  # beyond it a damaged file would ask for a vocabulary of holes
 
 
 class BPETokenizer(Tokenizer):
-    """Bytes, what is merged of them, then the special tokens.
+    """Bytes, what is merged of them, then the special tokens: numbered in this order, or as `ids` says.
 
     Args:
         merges: pairs of ids in the order in which they were learned. Each makes the next new id, or, where its bytes
             are a token already, that one.
         pattern: what a word is, as `WordSplitter` takes it
         special_tokens: their ids follow
+        ids: other numbers for all of these, as files of other tools have them: `ids[i]` instead of i. Numbers that are
+            left out become tokens without bytes, which no text contains. The merges keep the numbers of their own.
 
     Raises:
-        ConfigError: if a merge is of ids that are not there yet, or the pattern is none.
+        ConfigError: if a merge is of ids that are not there yet, the pattern is none, or ids are not different numbers.
     """
 
     kind = "bpe"
 
     def __init__(
-        self, merges: Sequence[Sequence[int]], pattern: str = "gpt2", special_tokens: Sequence[str] = ()
+        self,
+        merges: Sequence[Sequence[int]],
+        pattern: str = "gpt2",
+        special_tokens: Sequence[str] = (),
+        ids: Sequence[int] | None = None,
     ) -> None:
         token_bytes = [bytes([byte]) for byte in BYTES]
-        ids = {piece: token for token, piece in enumerate(token_bytes)}
+        index = {piece: token for token, piece in enumerate(token_bytes)}
         self.merges = [(left, right) for left, right in merges]
         self._merged: dict[Pair, Pair] = {}  # pair -> (rank, id); the pair with the lowest rank is merged first
         for rank, (left, right) in enumerate(self.merges):
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
                 raise ConfigError(f"merges: number {rank} is of ids that are not there yet, or a repetition")
-            self._merged[left, right] = rank, add_token((left, right), token_bytes, ids)
+            self._merged[left, right] = rank, add_token((left, right), token_bytes, index)
         super().__init__(token_bytes, special_tokens)
+        self._ids = None if ids is None else check_ids(ids, len(self.token_bytes))
+        if self._ids is not None:
+            self._renumber(self._ids)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
         self._remembered: dict[str, list[int]] = {}
+
+    def _renumber(self, ids: np.ndarray) -> None:
+        token_bytes = [b""] * (int(ids.max()) + 1)
+        for token, piece in zip(ids.tolist(), self.token_bytes, strict=True):
+            token_bytes[token] = piece
+        self.token_bytes = token_bytes
+        self.special_tokens = {name: int(ids[token]) for name, token in self.special_tokens.items()}
+
+    @property
+    def ids(self) -> list[int] | None:
+        """The ids of bytes, merges and special tokens, or None where they are counted."""
+        return None if self._ids is None else self._ids.tolist()
 
     @classmethod
     def train_from_streams(
@@ -114,15 +136,35 @@ class BPETokenizer(Tokenizer):
             self._remembered.clear()
         for word in set(words) - self._remembered.keys():
             self._remembered[word] = merge_word(list(utf8(word).translate(BYTE_IDS)), self._merged)
-        return np.fromiter(chain.from_iterable(map(self._remembered.__getitem__, words)), dtype=np.int64)
+        ids = np.fromiter(chain.from_iterable(map(self._remembered.__getitem__, words)), dtype=np.int64)
+        return ids if self._ids is None else self._ids[ids]
 
     def options(self) -> dict[str, Any]:
-        """Merges, pattern and special tokens."""
-        return {
+        """Merges, pattern and special tokens; ids where they are not counted."""
+        options = {
             "merges": [list(pair) for pair in self.merges],
             "pattern": self.pattern,
             "special_tokens": list(self.special_tokens),
         }
+        return options if self.ids is None else options | {"ids": self.ids}
+
+
+def check_ids(ids: Sequence[int], count: int) -> np.ndarray | None:
+    """The ids of `count` tokens as int64 (count,), or None where they are 0, 1, 2 ...
+
+    Raises:
+        ConfigError: if they are not as many different numbers.
+    """
+    array = np.asarray(ids)
+    if array.dtype.kind != "i" or array.ndim != 1:
+        raise ConfigError("ids must be whole numbers")
+    different = len(np.unique(array))
+    if not different == len(array) == count or array.min() < 0 or array.max() >= MAX_IDS:
+        raise ConfigError(
+            f"ids must be {count} different numbers below {MAX_IDS}, not negative, one for each token, "
+            f"got {len(array)}, {different} of them different, from {array.min()} to {array.max()}"
+        )
+    return None if np.array_equal(array, np.arange(count)) else array.astype(np.int64)
 
 
 def add_token(pair: Pair, pieces: list[bytes], ids: dict[bytes, int]) -> int:
