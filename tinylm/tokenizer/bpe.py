@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -74,6 +75,13 @@ class BPETokenizer(Tokenizer):
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
         self._remembered: dict[str, list[int]] = {}
+
+    @staticmethod
+    def from_gpt2(vocab: str | Path, merges: str | Path) -> "BPETokenizer":
+        """Reads GPT-2's vocab.json and merges.txt. Errors as `read_gpt2`'s, in formats.py."""
+        from tinylm.tokenizer.formats import read_gpt2  # it knows this file
+
+        return read_gpt2(vocab, merges)
 
     def _renumber(self, ids: np.ndarray) -> None:
         token_bytes = [b""] * (int(ids.max()) + 1)
