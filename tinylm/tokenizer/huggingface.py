@@ -23,7 +23,7 @@ from tinylm.tokenizer.bpe import BYTE_IDS, BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 from tinylm.tokenizer.merges import ALPHABET, MergeTable, names_and_ids, reading, require, vocabulary, with_ids
-from tinylm.tokenizer.pretokenize import PATTERNS
+from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 # --- patterns
@@ -42,7 +42,7 @@ ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
 FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
 ALIKE = regex.compile(
     rf"(?:[^\\\[\](){{}}?*+^$]|{ESCAPE}|\[\^?(?:[^\\\[\]&-]|-(?!-)|{ESCAPE})+\]|\(\?i:{FOLDED}(?:\|{FOLDED})*\)"
-    r"|\(\?:|\(\?!|\)|[?*+][?+]?|\{\d+(?:,\d*)?\}(?![?+]))+"
+    r"|\(\?:|\(\?!|\)|[?*+][?+]?+|\{\d+(?:,\d*)?\}(?![?+]))++"
 )
 
 
@@ -50,9 +50,10 @@ def spelling(pattern: str) -> str:
     """The regular expression to write for a pattern.
 
     Raises:
-        ConfigError: if it may mean something else there.
+        ConfigError: if it may mean something else there, or is none.
     """
     expression = SPELLINGS.get(pattern, pattern)
+    WordSplitter(expression)
     if not ALIKE.fullmatch(expression) or regex.match(expression, ""):
         raise ConfigError(
             rf"pattern: {pattern!r} may cut otherwise in Hugging Face's regular expressions; take letters, sets, \s, "
