@@ -561,9 +561,12 @@ def tiktoken_of(path, tokenizer):
     return tiktoken.Encoding("t", pat_str=pattern, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens)
 
 
-@pytest.fixture(autouse=True)
-def no_tiktoken_cache(monkeypatch):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+@pytest.fixture(scope="module", autouse=True)
+def no_tiktoken_cache():
+    """It keeps what it read by the path's name, and would take a file of an earlier test for this one's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")
+        yield
 
 
 @pytest.fixture(scope="module")
