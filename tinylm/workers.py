@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from tinylm.errors import ConfigError, TinyLMError
 
-Value, Result = TypeVar("Value"), TypeVar("Result")
+Value = TypeVar("Value")
+Result = TypeVar("Result")
 ALONE = 4  # values that are done before helpers are called: few are not worth it
 _PROGRAM = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); from tinylm import workers; workers.serve()"
@@ -78,19 +79,21 @@ class _Helper:
     def __init__(self, function: Callable) -> None:
         command = [sys.executable, "-c", _PROGRAM]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         self.send([path for path in sys.path if path] or sys.path)
         self.send(function)
 
     def send(self, value: Any) -> None:
         try:
-            pickle.dump(value, self._process.stdin, pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.flush()
+            pickle.dump(value, self._requests, pickle.HIGHEST_PROTOCOL)
+            self._requests.flush()
         except BrokenPipeError:
             pass  # it is dead, and `receive` tells
 
     def receive(self) -> Any:
         try:
-            failed, result = pickle.load(self._process.stdout)
+            failed, result = pickle.load(self._answers)
         except (EOFError, pickle.UnpicklingError) as error:
             code = self._process.wait()
             raise TinyLMError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
+from tinylm.data.tokens import open_log_probs
 from tinylm.data.corpus import GrammarCorpus
 from tinylm.data.stories import story_grammar
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
@@ -170,12 +171,12 @@ from tinylm.data.corpus import open_corpus
 from tinylm.tokenizer import ByteTokenizer
 
 source, cache, ready, other = map(Path, sys.argv[1:])
-encode_document = tokens.encode_document
+add = tokens.JournaledFiles.add
 def slow(*arguments):
-    yield from encode_document(*arguments)
+    add(*arguments)
     (cache / "building").touch()
     time.sleep(PAUSE)
-tokens.encode_document = slow
+tokens.JournaledFiles.add = slow
 corpus = open_corpus(str(source), split=(0.9, 0.1), cache_dir=cache)
 ready.touch()
 while not other.exists():
@@ -212,14 +213,73 @@ def test_a_killed_builder_blocks_nobody_and_leaves_no_half_cache(corpus, tmp_pat
     wait_for(cache / "building", builder)
     builder.kill()
     builder.wait()
-    assert all(folder.name.startswith(".tmp-") for folder in folders(cache))
+    assert all(folder.name.startswith(".part-") for folder in folders(cache))
     found = open_tokens(corpus, ByteTokenizer(), cache)
     assert np.concatenate([found["train"], found["val"]]).tolist() == list("".join(corpus.texts()).encode())
 
 
+RESUME = """
+import os
+import signal
+from tinylm import files
+from tinylm.data import tokens
+from tinylm.data.corpus import open_corpus
+from tinylm.tokenizer import base, load_tokenizer
+
+source, cache, tokenizer, until = sys.argv[1:]
+base.BLOCK = 1000
+files.JOURNAL_EVERY = 2500
+add = tokens.JournaledFiles.add
+def dying(files, entry):
+    add(files, entry)
+    print(files.entries)
+    if files.entries == int(until):
+        os.kill(os.getpid(), signal.SIGKILL)
+tokens.JournaledFiles.add = dying
+tokens.open_tokens(
+    open_corpus(source, split=(0.8, 0.1, 0.1), cache_dir=Path(cache)), load_tokenizer(tokenizer), Path(cache)
+)
+"""
+
+
+@pytest.mark.parametrize("harm", [None, "journal", "file"])
+def test_a_killed_builder_is_gone_on_with_and_the_result_is_the_same(harm, tmp_path, python, capfd):
+    source = "stories:120" if harm is None else str(tmp_path / "*.txt")
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"It's {number} o'clock, said the clock.\n" * 300)
+    corpus = open_corpus(source, split=(0.8, 0.1, 0.1), cache_dir=tmp_path)
+    tokenizer = resolve_tokenizer("bpe:300", corpus, tmp_path)
+    tokenizer.save(tmp_path / "t.json")
+    expected = open_tokens(corpus, tokenizer, tmp_path / "whole")
+    added = []
+    for until in (12, 20, 0):
+        builder = python(RESUME, source, tmp_path / "cache", tmp_path / "t.json", until)
+        out, err = builder.communicate(timeout=60)
+        assert builder.returncode == (-9 if until else 0), err
+        added.append([int(line) for line in out.split()])
+        if until == 20 and harm:
+            [part] = (path for path in folders(tmp_path / "cache") if path.name.startswith(".part-"))
+            name = "journal.json" if harm == "journal" else "train.bin"
+            (part / name).write_bytes((part / name).read_bytes()[3:])
+    assert added[0] == list(range(1, 13))
+    assert 1 < added[1][0] <= 13 and added[1][-1] == 20  # not from the beginning
+    assert 1 < added[2][0] <= 21 if harm is None else added[2][0] == 1
+    assert ("are there already: going on" in err) == (harm is None)
+    [folder] = folders(tmp_path / "cache")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in folders(tmp_path / "whole")[0].iterdir()
+    )
+    found = open_tokens(corpus, tokenizer, tmp_path / "cache")
+    assert all((found[part] == expected[part]).all() and len(found[part]) for part in expected)
+    known = open_log_probs(corpus, tokenizer, tmp_path / "cache")
+    assert all(
+        (known[part] == ids).all() for part, ids in open_log_probs(corpus, tokenizer, tmp_path / "whole").items()
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["char", "byte"])
-def test_memory_does_not_grow_with_the_text(kind, tmp_path, python):
+@pytest.mark.parametrize(("kind", "tokens"), [("char", 14), ("byte", 14), ("word", 3), ("bpe:300", 3)])  # of 14 bytes
+def test_memory_does_not_grow_with_the_text(kind, tokens, tmp_path, python):
     code = """
     from tinylm.data.corpus import open_corpus
     from tinylm.data.tokens import open_tokens, resolve_tokenizer
@@ -235,7 +295,7 @@ def test_memory_does_not_grow_with_the_text(kind, tmp_path, python):
     (tmp_path / "t.txt").write_bytes(b"one huge line " * (60_000_000 // 14))
     out, err = python(code, tmp_path / "t.txt", tmp_path, kind).communicate(timeout=100)
     count, megabytes = map(float, out.split() or pytest.fail(err))
-    assert count == (tmp_path / "t.txt").stat().st_size
+    assert count == 60_000_000 // 14 * tokens + (tokens == 3)  # the last space
     assert megabytes < 100  # the text alone has 57, its ids as int64 458
 
 
@@ -263,10 +323,21 @@ def test_bpe_learns_from_the_training_part_alone_and_has_the_size_that_is_asked_
     assert b"zy" not in unseen.token_bytes
 
 
-@pytest.mark.parametrize("spec", ["char:100", "byte:300", "bpe:many", "bpe:-1"])
+@pytest.mark.parametrize("spec", ["char:100", "byte:300", "bpe:many", "word:-1"])
 def test_a_size_where_there_is_none_is_refused(spec, corpus, tmp_path):
-    with pytest.raises(ConfigError, match=rf"data\.tokenizer: {spec}: only bpe has a size, written as bpe:2048"):
+    with pytest.raises(
+        ConfigError, match=rf"data\.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048"
+    ):
         resolve_tokenizer(spec, corpus, tmp_path)
+
+
+def test_words_are_of_the_training_part_and_others_unknown(tmp_path):
+    (tmp_path / "t.txt").write_text("a cat, a cat, a dog, a cat, a bird")
+    tokenizer = resolve_tokenizer("word", files(tmp_path / "t.txt"), tmp_path)
+    found = open_tokens(files(tmp_path / "t.txt"), tokenizer, tmp_path)
+    assert tokenizer.decode(found["train"]) == "a cat, a cat, a dog, a cat, a "[:30]
+    assert tokenizer.decode(found["val"]) == "<unk>"
+    assert resolve_tokenizer("word:6", files(tmp_path / "t.txt"), tmp_path).vocab_size == 6
 
 
 def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):

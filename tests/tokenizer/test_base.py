@@ -17,6 +17,7 @@ from tinylm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
+    WordTokenizer,
     load_tokenizer,
     tokenizer_class,
 )
@@ -24,7 +25,9 @@ from tinylm.tokenizer import (
 KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
 KINDS["byte"] = lambda text, **options: ByteTokenizer.train_from_texts([text], **options)
 KINDS["bpe"] = lambda text, **options: BPETokenizer.train_from_texts([text], vocab_size=280, **options)
+KINDS["word"] = lambda text, special_tokens=(): WordTokenizer.train_from_texts([text], special_tokens=special_tokens)
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+kinds_of_pieces = pytest.mark.parametrize("make", [KINDS[kind] for kind in ("char", "byte", "bpe")])
 
 # NUL, CRLF and lone CR, combining marks, ZWJ, astral, byte order mark, line separators, the name of a special token
 ODD = "a\0b\r\nc\rd\n é e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff \u2028\x85\x1c 한 \U0010ffff" + END_OF_TEXT
@@ -85,7 +88,7 @@ def test_the_empty_text_has_no_ids(make):
 # --- special tokens
 
 
-@every_kind
+@kinds_of_pieces  # for words, which are known as a whole only: test_word.py
 @few
 @given(st.lists(st.sampled_from(["<|a|>", "<|a|><|b|>", "<|", "a|>", "<|b|", "é"])))
 def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
@@ -172,6 +175,12 @@ SURROGATES = {
     "bpe encode": lambda bad: BPETokenizer([]).encode(bad),
     "bpe encode_stream": lambda bad: list(BPETokenizer([]).encode_stream(["a", bad])),
     "bpe train": lambda bad: BPETokenizer.train_from_texts(["a", bad]),
+    "word encode": lambda bad: WordTokenizer(["a"], []).encode(bad),
+    "word encode_stream": lambda bad: list(WordTokenizer(["a"]).encode_stream(["a", bad])),
+    "word encode with unk": lambda bad: WordTokenizer(["a"]).encode(bad),
+    "word train": lambda bad: WordTokenizer.train_from_texts(["a", bad]),
+    "word vocabulary": lambda bad: WordTokenizer([bad[1:]]),
+    "word special token": lambda bad: WordTokenizer(["a"], [bad]),
 }
 
 

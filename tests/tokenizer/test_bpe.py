@@ -3,20 +3,23 @@
 import json
 import random
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
+from tinylm import workers
 from tinylm.data.stories import stories
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer
-from tinylm.tokenizer.bpe import BYTE_IDS, BYTES, learn_merges, merge_word
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, base, bpe, load_tokenizer, merging, textbook
+from tinylm.tokenizer.base import Block
+from tinylm.tokenizer.bpe import BYTE_IDS, BYTES
+from tinylm.tokenizer.merging import merge_word
 from tinylm.tokenizer.pretokenize import PATTERNS
 
 few = settings(max_examples=50, deadline=None)
@@ -66,31 +69,6 @@ def test_a_pair_whose_bytes_are_a_token_becomes_that_token():
 
 
 @few
-@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8))
-def test_merging_by_heap_equals_merging_by_the_book(word, pairs):
-    merges, size = [], 4
-    for left, right in dict.fromkeys(pairs):
-        if left < size and right < size:
-            merges.append((left, right))
-            size += 1
-    merged = {pair: (rank, 4 + rank) for rank, pair in enumerate(merges)}
-    expected = list(word)
-    while found := [merged[pair] for pair in pairwise(expected) if pair in merged]:
-        expected = replaced(expected, merges[min(found)[0]], min(found)[1])
-    assert merge_word(list(word), merged) == expected
-
-
-def replaced(word, pair, token):
-    """Every occurrence of a pair, from the left, by the token."""
-    out = []
-    while word:
-        found = tuple(word[:2]) == pair
-        out.append(token if found else word[0])
-        word = word[2 if found else 1 :]
-    return out
-
-
-@few
 @given(st.text())
 def test_ids_equal_those_of_tokenizers_and_tiktoken_on_any_text(trained, oracles, text):
     by_tokenizers, by_tiktoken = oracles
@@ -120,6 +98,60 @@ def test_the_gpt4_pattern_equals_tiktokens(tale):
     assert tokenizer.encode(tale) == other.encode_ordinary(tale)
 
 
+# --- short texts, long texts, blocks and streams: the same ids
+
+
+@few
+@given(text=st.text(), cuts=st.lists(st.integers(0, 50), max_size=4), pattern=st.sampled_from(["gpt2", "gpt4"]))
+@example(text="hello  hellö\n\n 'tis 1234 " * 3, cuts=[9], pattern="gpt2")
+def test_blocks_of_texts_have_the_ids_of_each_text_with_separators_between(trained, text, cuts, pattern):
+    merges = trained.merges[:300]
+    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    texts = [text[a:b] for a, b in pairwise(bounds)]
+    for special in ([], [END_OF_TEXT]):
+        tokenizer = BPETokenizer(merges, pattern, special)
+        end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        expected = [tokenizer._encode_short(part) for part in texts]
+        joined = list(chain.from_iterable([*ids, *end] for ids in expected))
+        for _ in range(2):  # new words, and known ones
+            found = tokenizer.encode_block(Block(texts)).tolist()
+            assert found == (joined[:-1] if end else joined)
+
+
+def test_the_textbook_has_the_same_ids(trained, tale):
+    merged = {pair: token for pair, (_, token) in trained._merged.items()}
+    words = [list(word.encode().translate(BYTE_IDS)) for word in trained._splitter.words(tale[-3000:])]
+    expected = list(chain.from_iterable(textbook.merge_word(word, merged) for word in words))
+    assert trained.encode(tale[-3000:]) == expected
+    assert trained.encode_block(Block([tale[-3000:]])).tolist() == expected
+
+
+def test_long_words_and_words_of_each_length_have_the_same_ids_in_blocks(trained):
+    letters = "".join(random.Random(1).choices("helo thand", k=400)).replace(" ", "")
+    text = " ".join(letters[:length] for length in range(1, 300))
+    assert trained.encode_block(Block([text])).tolist() == trained._encode_short(text)
+
+
+def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BLOCK", 1000)
+    monkeypatch.setattr(workers, "ALONE", 2)
+    (tmp_path / "t.txt").write_bytes(tale.encode())
+    expected = trained._encode_short(tale)
+    for processes in (1, 2):
+        found = trained.encode_file(tmp_path / "t.txt", processes)
+        assert (found.dtype, found.tolist()) == (np.uint16, expected)
+    assert np.concatenate(list(trained.encode_stream([tale[:5000], tale[5000:]]))).tolist() == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary())
+def test_any_bytes_come_back(trained, data):
+    text = data.decode("latin-1")
+    assert trained.decode(trained.encode(text), errors="strict") == text
+    pieces = trained.encode(data.decode("utf-8", "replace"))
+    assert b"".join(trained.token_bytes[token] for token in pieces) == data.decode("utf-8", "replace").encode()
+
+
 @pytest.mark.parametrize("text", ["a", "ab", None], ids=["one letter", "two letters", "random bytes"])
 def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
     """Pops of the heap, counted, for two lengths: a loop over all pairs for each merge would take 16 times as many."""
@@ -127,11 +159,11 @@ def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
     tokenizer = BPETokenizer.train_from_texts(
         ["".join(letters[:5000])] if text is None else [text * 500], vocab_size=300
     )
-    pops, pop = [], bpe.heappop
+    pops, pop = [], merging.heappop
     for length in (10_000, 40_000):
         word = "".join(letters[:length]) if text is None else (text * length)[:length]
         calls = Counter()
-        monkeypatch.setattr(bpe, "heappop", lambda heap, calls=calls: (calls.update("p"), pop(heap))[1])
+        monkeypatch.setattr(merging, "heappop", lambda heap, calls=calls: (calls.update("p"), pop(heap))[1])
         assert tokenizer.decode(tokenizer.encode(word)) == word
         pops.append(calls["p"])
     assert pops[0] > 1000
@@ -150,38 +182,25 @@ def test_merges_equal_those_of_tokenizers(tale, trained):
 
 @few
 @given(st.text("abc é\n'", min_size=1, max_size=60), st.integers(0, 30))
-def test_merges_equal_those_of_tokenizers_and_of_the_book_on_any_text(text, num_merges):
-    words = Counter(word for word, _ in pre_tokenizers.Split(tokenizers.Regex(PATTERNS["gpt2"]), "isolated")
-                    .pre_tokenize_str(text))  # fmt: skip
-    merges = learn_merges(words, 256 + num_merges)
-    assert merges == by_the_book(words, num_merges)
+@example("atat at" + "at" * 9 + " bat aat", 20)
+def test_merges_equal_those_of_tokenizers_on_any_text(text, num_merges):
+    merges = BPETokenizer.train_from_texts([text], vocab_size=256 + num_merges).merges
     other = json.loads(hugging_face(text, 256 + num_merges).to_str())["model"]
     names = {token: name for name, token in other["vocab"].items()}
     assert [[names[left], names[right]] for left, right in merges] == [list(pair) for pair in other["merges"]]
 
 
-def by_the_book(counts: dict[str, int], num_merges: int) -> list[tuple[int, int]]:
-    """Counts all pairs anew for each merge."""
-    words = {tuple(word.encode().translate(BYTE_IDS)): count for word, count in counts.items()}
-    pieces, merges = [bytes([byte]) for byte in BYTES], []
-    while len(pieces) < 256 + num_merges:
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
-        piece = b"".join(pieces[token] for token in merges[-1])
-        if piece not in pieces:
-            pieces.append(piece)
-        words = Counter()  # no two words become the same one
-        for word in list(counts):
-            ids = list(word.encode().translate(BYTE_IDS))
-            for pair in merges:
-                ids = replaced(ids, pair, pieces.index(b"".join(pieces[token] for token in pair)))
-            words[tuple(ids)] += counts[word]
-    return merges
+def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
+    monkeypatch.setattr(base, "BLOCK", 2000)
+    monkeypatch.setattr(workers, "ALONE", 2)
+    told = []
+    parallel = BPETokenizer.train_from_texts(
+        [tale], vocab_size=900, processes=2, progress=lambda stage, done: told.append((stage, done))
+    )
+    assert parallel == trained
+    counted = [done for stage, done in told if stage == "counting"]
+    assert len(counted) > 10 and counted == sorted(counted) and counted[-1] == len(tale)
+    assert [done for stage, done in told if stage == "merging"] == list(range(1, 900 - 256 + 1))
 
 
 def test_training_ends_where_every_word_is_one_token():
@@ -220,6 +239,70 @@ def test_merges_of_what_is_not_there_are_refused(merges):
         BPETokenizer(merges)
 
 
+# --- other numbers
+
+
+@few
+@given(st.text(), st.randoms(use_true_random=False), st.integers(0, 50))
+def test_ids_are_the_counted_ones_in_another_numbering(trained, text, random, holes):
+    specials = ["<x>", END_OF_TEXT]
+    counted = BPETokenizer(trained.merges, special_tokens=specials)
+    ids = random.sample(range(counted.vocab_size + holes), counted.vocab_size)
+    other = BPETokenizer(trained.merges, special_tokens=specials, ids=ids)
+
+    text = f"<x>{text}{END_OF_TEXT}{text}"
+    for special in (False, True):
+        found = other.encode(text, allow_special=special)
+        assert found == [ids[token] for token in counted.encode(text, allow_special=special)]
+        assert other.decode(found) == "".join(other.decode_stream(found)) == text
+    assert np.concatenate(list(other.encode_stream([text[:7], text[7:]]))).tolist() == other.encode(text)
+
+    assert other.vocab_size == max(ids) + 1
+    assert other.end_of_text == ids[counted.end_of_text]
+    assert other.special_tokens == {name: ids[token] for name, token in counted.special_tokens.items()}
+    tokens = dict(zip(ids, zip(counted.token_bytes, counted.byte_lengths, strict=True), strict=True))
+    found = list(zip(other.token_bytes, other.byte_lengths, strict=True))
+    assert found == [tokens.get(token, (b"", 0)) for token in range(other.vocab_size)]
+
+
+def test_a_tokenizer_with_ids_is_saved_with_them_and_counted_ones_are_not(trained, tmp_path):
+    ids = [*range(1, trained.vocab_size), 0]
+    other = BPETokenizer(trained.merges, ids=ids)
+    other.save(tmp_path / "t.json")
+    loaded = load_tokenizer(tmp_path / "t.json")
+    assert loaded == other != trained
+    assert (loaded.ids, loaded.encode("hello")) == (ids, other.encode("hello"))
+
+    counted = BPETokenizer(trained.merges, ids=range(trained.vocab_size))
+    assert counted == trained
+    assert counted.ids is None and "ids" not in counted.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda ids: ids[1:], "got 257, 257 of them different, from 1 to 257"),
+        (lambda ids: [*ids, 300], "got 259, 259 of them different"),
+        (lambda ids: [7, *ids[1:]], "got 258, 257 of them different"),
+        (lambda ids: [-1, *ids[1:]], "from -1 to 257"),
+        (lambda ids: [1 << 24, *ids[1:]], "below 16777216, .* to 16777216"),
+        (lambda ids: [], "whole numbers"),
+        (lambda ids: [0.0, *ids[1:]], "whole numbers"),
+        (lambda ids: [1 << 80, *ids[1:]], "whole numbers"),
+        (lambda ids: list(map(str, ids)), "whole numbers"),
+        (lambda ids: [ids], "whole numbers"),
+    ],
+)
+def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
+    ids = change(list(range(258)))
+    with pytest.raises(ConfigError, match=f"ids must be .*{got}"):
+        BPETokenizer([(H, E)], special_tokens=["<x>"], ids=ids)
+    values = BPETokenizer([(H, E)], special_tokens=["<x>"]).to_dict() | {"ids": ids}
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"t\.json: is not a tinylm tokenizer \(ids must be"):
+        load_tokenizer(tmp_path / "t.json")
+
+
 def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
     values = BPETokenizer([(H, E)]).to_dict()
     for merges in ([[1]], [["a", "b"]], 3, None):
@@ -230,8 +313,11 @@ def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
 
 def test_remembered_words_are_forgotten_before_they_are_too_many(monkeypatch):
     monkeypatch.setattr(bpe, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(bpe, "MAX_KNOWN", 10)
     tokenizer = BPETokenizer([(H, E)])
     for number in range(100):
         assert tokenizer.decode(tokenizer.encode(f"word{number} he")) == f"word{number} he"
         assert len(tokenizer._remembered) < 20
+        assert np.array_equal(tokenizer.encode_block(Block([f"word{number} he"]))[-2:], tokenizer.encode(" he"))
+        assert tokenizer._words.size < 30
     assert np.array_equal(tokenizer.encode_array("he"), [256])

@@ -2,13 +2,15 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.pretokenize import WordSplitter
+from tinylm.tokenizer.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitter, character_kinds
 
 few = settings(max_examples=100, deadline=None)
 # what patterns tell apart: letters, digits, other signs, contractions, white space of several kinds
@@ -39,23 +41,72 @@ def test_words_by_hand(text, gpt2, gpt4):
     assert WordSplitter("gpt4").words(text) == gpt4
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", r"\w+|\W"])
-@few
-@given(signs, st.lists(st.integers(0, 30), max_size=5))
-@example("x're", [2, 3])
-@example("a  b", [2])
-@example("a. \n b", [3])
-def test_words_do_not_depend_on_how_the_text_arrives(pattern, text, cuts):
-    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a  cat, (the 2nd)", ["a", " ", " cat", ",", " (", "the", " 2nd", ")"]),
+        ("don't 'tis dogs' l\u2019eau x''y", ["don't", " '", "tis", " dogs", "'", " l\u2019eau", " x", "'", "'", "y"]),
+        ("nai\u0308ve \u0939\u093f\u0928\u094d\u0926\u0940", ["nai\u0308ve", " \u0939\u093f\u0928\u094d\u0926\u0940"]),
+        ("...\n\n\tx \n", [".", ".", ".", "\n\n", "\t", "x", " \n"]),
+        ("\u2764\ufe0fs", ["\u2764", "\ufe0f", "s"]),  # a mark that belongs to a sign does not begin a word
+    ],
+)
+def test_words_of_words_by_hand(text, words):
+    assert WordSplitter("words").words(text) == words
+
+
+every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
+
+
+@every_pattern
+@settings(max_examples=300, deadline=None)
+@given(st.lists(signs, min_size=1, max_size=4))
+@example(["a ", "b"])
+@example(["  ", "", "\u3000\u3000a", "a\u3000"])
+@example(["'s's 'll'", "ve", "'", "'r"])
+def test_the_starts_of_words_are_where_the_expression_has_them(pattern, texts):
     splitter = WordSplitter(pattern)
-    lists = list(splitter.words_of_stream(text[a:b] for a, b in pairwise(bounds)))
-    assert [word for words in lists for word in words] == splitter.words(text)
-    assert "".join(splitter.words(text)) == text
+    data, starts = splitter.word_starts(texts)
+    bounds = [*starts.tolist(), len(data)]
+    expected = [word.encode() for text in texts for word in splitter.words(text)]
+    found = [data[a:b].tobytes() for a, b in pairwise(bounds)]
+    assert [word for word in found if word != b"\xff"] == expected
+    assert found.count(b"\xff") == len(texts) - 1
+    assert data.tobytes() == b"\xff".join(text.encode() for text in texts)
 
 
-def test_of_a_long_stream_only_the_last_word_is_kept_back():
-    given_out = WordSplitter("gpt2").words_of_stream(iter(["one two", " three fo", "ur five"]))
-    assert list(given_out) == [["one"], [" two", " three"], [" four"], [" five"]]
+def test_every_character_has_the_kind_that_regex_says():
+    points = np.array([point for point in range(0x110000) if not 0xD800 <= point < 0xE000])
+    text = "".join(map(chr, points.tolist()))
+    data = np.frombuffer(text.encode(), dtype=np.uint8)
+    kinds = character_kinds(data)[(data & 0xC0) != 0x80]
+    for kind, pattern in ((WHITE, r"\s"), (LETTER, r"\p{L}"), (DIGIT, r"\p{N}"), (OTHER, r"[^\s\p{L}\p{N}]")):
+        assert "".join(regex.findall(pattern, text)) == "".join(map(chr, points[kinds == kind].tolist()))
+
+
+# --- where a text can be cut
+
+
+@every_pattern
+@settings(max_examples=300, deadline=None)
+@given(signs, signs)
+@example("x'", "re")
+@example("a ", " b")
+@example("a. \n ", "\n b")
+@example("12", "345")
+@example("don", "'t")
+def test_a_safe_cut_changes_no_words_whatever_follows(pattern, text, more):
+    splitter = WordSplitter(pattern)
+    cut = splitter.safe_cut(text)
+    assert 0 <= cut <= len(text)
+    assert splitter.words(text[:cut]) + splitter.words(text[cut:] + more) == splitter.words(text + more)
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words"])
+def test_a_text_without_spaces_can_be_cut_too(pattern):
+    text = "我喜欢语言模型。日本語、한국어「Русский」" * 20
+    assert len(text) - 40 < WordSplitter(pattern).safe_cut(text) < len(text)
+    assert WordSplitter(pattern).safe_cut("x" * 100) == 0
 
 
 @pytest.mark.parametrize("pattern", ["(a|b)", "[", "gpt5"])

@@ -32,7 +32,7 @@ from tinylm.files import (
     sweep,
     write_json,
 )
-from tinylm.tokenizer import CharTokenizer, Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT, Block, Packer
 from tinylm.workers import map_in_order
 
@@ -48,7 +48,8 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names.
 
     Args:
-        spec: a kind, whose vocabulary is then learned from the corpus, `bpe:2048` with its size; or a tokenizer's file
+        spec: a kind, whose vocabulary is then learned from the corpus (`bpe:2048` and `word:5000` with its size); or a
+            tokenizer's file
         corpus: the text
         cache_dir: where a trained tokenizer is kept, so that every process of a job has the same one
 
@@ -60,9 +61,11 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
         return load_tokenizer(spec)
     name, _, size = spec.partition(":")
     kind = tokenizer_class(name)
-    if size and (name != "bpe" or not size.isdecimal()):
-        raise ConfigError(f"data.tokenizer: {spec}: only bpe has a size, written as bpe:2048")
+    if size and (name not in ("bpe", "word") or not size.isdecimal()):
+        raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
     options: dict[str, Any] = {"special_tokens": [END_OF_TEXT] if corpus.separated else []}
+    if kind is WordTokenizer:
+        options = {}  # it has special tokens of its own, for words that are not in the training text too
     if size:
         options["vocab_size"] = int(size)
     key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
@@ -81,6 +84,8 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     started = time.monotonic()
     if kind is CharTokenizer:
         tokenizer = kind.train_from_texts(corpus.texts(), **options)
+    elif kind is BPETokenizer:
+        tokenizer = kind.train_from_streams(corpus.documents("train"), processes=None, **options)
     else:
         tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
     seconds = time.monotonic() - started

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import regex
 
-from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.files import read_chunks, read_json, sha256_json, write_json
 from tinylm.workers import map_in_order
 
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+READABLE = ", nor a tokenizer.json; a folder with vocab.json and merges.txt, or a .tiktoken file, can be read too"
 
 
 BLOCK = 1 << 20  # characters that are encoded at once: little memory, and the work for a call does not count
@@ -304,7 +305,7 @@ class Tokenizer(ABC):
             DataError: if the values are no tokenizer's, or not those that were saved.
         """
         if not isinstance(values, dict) or not {"format", "kind", "sha256"} <= values.keys():
-            raise DataError(f"{source}: is not a tinylm tokenizer")
+            raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this tinylm reads format {FORMAT}")
         options = {name: value for name, value in values.items() if name not in ("format", "kind", "sha256")}
@@ -334,15 +335,27 @@ def tokenizer_class(kind: str) -> type[Tokenizer]:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a tokenizer that was saved with `Tokenizer.save`.
+    """Reads a tokenizer from whatever holds one.
+
+    That is a file of `Tokenizer.save`; Hugging Face's tokenizer.json; tiktoken's ranks, if the name ends in .tiktoken;
+    a folder with one of the first two (the former as tokenizer.tinylm.json), or with GPT-2's vocab.json and merges.txt.
 
     Raises:
         MissingInputError: if there is no such file.
         DataError: if it is damaged or something else.
     """
-    if not Path(path).is_file():
-        raise MissingInputError(f"{path}: no such tokenizer file")
-    return Tokenizer.from_dict(read_json(path), source=str(path))
+    from tinylm.tokenizer import formats  # it knows all tokenizers, which know this file
+
+    path = Path(path)
+    if path.is_dir():
+        return formats.read_folder(path)
+    if path.suffix == ".tiktoken":
+        notice(f"{path} does not say how it cuts words: taking gpt2's way; read_tiktoken takes another pattern")
+        return formats.read_tiktoken(path)
+    values = read_json(formats.require(path))
+    if formats.is_tokenizer_json(values):
+        return formats.from_tokenizer_json(values, source=str(path))
+    return Tokenizer.from_dict(values, source=str(path))
 
 
 def utf8(text: str, errors: str = "strict") -> bytes:

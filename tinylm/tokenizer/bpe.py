@@ -17,6 +17,7 @@ Left out: dropout of merges, a normalization of the text, tokens that reach over
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +26,7 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.arrays import slices
 from tinylm.tokenizer.base import Block, Tokenizer, blocks, utf8
 from tinylm.tokenizer.learning import MergeLearner, Pair
-from tinylm.tokenizer.merging import MergeTable
+from tinylm.tokenizer.merging import MergeTable, merge_word
 from tinylm.tokenizer.pretokenize import SEPARATOR, WordSplitter
 from tinylm.tokenizer.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
 from tinylm.workers import map_in_order
@@ -37,47 +38,73 @@ BYTE_IDS = bytes(BYTES.index(byte) for byte in range(256))  # for bytes.translat
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8).astype(np.int32)
 
 MAX_REMEMBERED = 1 << 18  # words of short texts whose tokens are kept
+MAX_IDS = 1 << 24  # beyond it a damaged file would ask for a vocabulary of holes
 SHORT = 1500  # characters; for a longer text NumPy's way pays
 
 
 class BPETokenizer(Tokenizer):
-    """Bytes, what is merged of them, then the special tokens.
+    """Bytes, what is merged of them, then the special tokens: numbered in this order, or as `ids` says.
 
     Args:
         merges: pairs of ids in the order in which they were learned. Each makes the next new id, or, where its bytes
             are a token already, that one.
         pattern: what a word is, as `WordSplitter` takes it
         special_tokens: their ids follow
+        ids: other numbers for all of these, as files of other tools have them: `ids[i]` instead of i. Numbers that are
+            left out become tokens without bytes, which no text contains. The merges keep the numbers of their own.
 
     Raises:
-        ConfigError: if a merge is of ids that are not there yet, or the pattern is none.
+        ConfigError: if a merge is of ids that are not there yet, the pattern is none, or ids are not different numbers.
     """
 
     kind = "bpe"
 
     def __init__(
-        self, merges: Sequence[Sequence[int]], pattern: str = "gpt2", special_tokens: Sequence[str] = ()
+        self,
+        merges: Sequence[Sequence[int]],
+        pattern: str = "gpt2",
+        special_tokens: Sequence[str] = (),
+        ids: Sequence[int] | None = None,
     ) -> None:
         token_bytes = [bytes([byte]) for byte in BYTES]
-        ids = {piece: token for token, piece in enumerate(token_bytes)}
-        self._merged: dict[Pair, int] = {}  # pair -> what it becomes
-        for left, right in merges:
+        index = {piece: token for token, piece in enumerate(token_bytes)}
+        self.merges = [(left, right) for left, right in merges]
+        self._merged: dict[Pair, Pair] = {}  # pair -> (rank, token)
+        for rank, (left, right) in enumerate(self.merges):
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
-                rank = len(self._merged)
                 raise ConfigError(f"merges: number {rank} is of ids that are not there yet, or a repetition")
             piece = token_bytes[left] + token_bytes[right]
-            self._merged[left, right] = ids.setdefault(piece, len(token_bytes))
-            if len(ids) > len(token_bytes):
+            token = index.setdefault(piece, len(token_bytes))
+            self._merged[left, right] = rank, token
+            if token == len(token_bytes):
                 token_bytes.append(piece)
         super().__init__(token_bytes, special_tokens)
+        self._ids = None if ids is None else check_ids(ids, len(self.token_bytes))
+        if self._ids is not None:
+            self._renumber(self._ids)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
-        self._forget()
+        self._remembered: dict[str, list[int]] = {}  # the ids of words of short texts
+        self._words = WordTable(np.int32)  # and of blocks
+
+    @staticmethod
+    def from_gpt2(vocab: str | Path, merges: str | Path) -> "BPETokenizer":
+        """Reads GPT-2's vocab.json and merges.txt. Errors as `read_gpt2`'s, in formats.py."""
+        from tinylm.tokenizer.formats import read_gpt2  # it knows this file
+
+        return read_gpt2(vocab, merges)
+
+    def _renumber(self, ids: np.ndarray) -> None:
+        token_bytes = [b""] * (int(ids.max()) + 1)
+        for token, piece in zip(ids.tolist(), self.token_bytes, strict=True):
+            token_bytes[token] = piece
+        self.token_bytes = token_bytes
+        self.special_tokens = {name: int(ids[token]) for name, token in self.special_tokens.items()}
 
     @property
-    def merges(self) -> list[Pair]:
-        """The pairs of ids, in the order in which they were learned."""
-        return [*self._merged]
+    def ids(self) -> list[int] | None:
+        """The ids of bytes, merges and special tokens, or None where they are counted."""
+        return None if self._ids is None else self._ids.tolist()
 
     # --- training
 
@@ -130,9 +157,9 @@ class BPETokenizer(Tokenizer):
     def _table(self) -> MergeTable:
         return MergeTable(self._merged)
 
-    def _forget(self) -> None:
-        self._remembered: dict[str, list[int]] = {}  # the tokens of words of single texts
-        self._words = WordTable(np.int32)  # and of blocks
+    def _outer(self, tokens: np.ndarray) -> np.ndarray:
+        """The ids of tokens, where they are numbered otherwise."""
+        return tokens if self._ids is None else self._ids[tokens]
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """The ids of a text, int64 (n,).
@@ -159,8 +186,8 @@ class BPETokenizer(Tokenizer):
                 self._remembered.clear()
             for word in words:
                 if word not in self._remembered:
-                    ids = list(utf8(word).translate(BYTE_IDS))
-                    self._remembered[word] = self._table.merge_word(ids)
+                    tokens = merge_word(list(utf8(word).translate(BYTE_IDS)), self._merged)
+                    self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
 
     def safe_cut(self, text: str) -> int:
@@ -193,16 +220,35 @@ class BPETokenizer(Tokenizer):
         short = (sizes <= SPELLED) & ~edge
         ids = _BYTE_IDS[slices(data, starts[short], sizes[short])]
         for done, tokens, counts in self._table.merge_words(ids, sizes[short]):
-            lists.put(numbers[short][done], tokens, counts)
+            lists.put(numbers[short][done], self._outer(tokens), counts)
         for place in np.flatnonzero(sizes > SPELLED):
             word = data[starts[place] : starts[place] + sizes[place]]
-            tokens = self._table.merge_word(_BYTE_IDS[word].tolist())
-            lists.put(numbers[[place]], np.array(tokens), np.array([len(tokens)]))
+            tokens = np.array(merge_word(_BYTE_IDS[word].tolist(), self._merged))
+            lists.put(numbers[[place]], self._outer(tokens), np.array([len(tokens)]))
 
     def options(self) -> dict[str, Any]:
-        """Merges, pattern and special tokens."""
-        return {
+        """Merges, pattern and special tokens; ids where they are not counted."""
+        options = {
             "merges": [list(pair) for pair in self.merges],
             "pattern": self.pattern,
             "special_tokens": list(self.special_tokens),
         }
+        return options if self.ids is None else options | {"ids": self.ids}
+
+
+def check_ids(ids: Sequence[int], count: int) -> np.ndarray | None:
+    """The ids of `count` tokens as int64 (count,), or None where they are 0, 1, 2 ...
+
+    Raises:
+        ConfigError: if they are not as many different numbers.
+    """
+    array = np.asarray(ids)
+    if array.dtype.kind != "i" or array.ndim != 1:
+        raise ConfigError("ids must be whole numbers")
+    different = len(np.unique(array))
+    if not different == len(array) == count or array.min() < 0 or array.max() >= MAX_IDS:
+        raise ConfigError(
+            f"ids must be {count} different numbers below {MAX_IDS}, not negative, one for each token, "
+            f"got {len(array)}, {different} of them different, from {array.min()} to {array.max()}"
+        )
+    return None if np.array_equal(array, np.arange(count)) else array.astype(np.int64)

@@ -20,12 +20,14 @@ boundary tags, The Art of Computer Programming 1, section 2.5):
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 
 Pair = tuple[int, int]
+Places = Any  # list[int] where there are few, an int32 array where there are many
 NOTHING, TAG = -1, -2
 SLICE = 1 << 22  # cells that are sorted at once, which takes memory
 FEW = 32  # places, for which Python's own loops are faster than NumPy's calls
@@ -53,8 +55,8 @@ class MergeLearner:
         self._token_bytes = token_bytes
         self._ids = {piece: token for token, piece in enumerate(token_bytes)}
         self._lengths = np.array([len(piece) for piece in token_bytes], dtype=np.int32)
-        self._cell, self._weight = memoryview(self._cells), memoryview(self._weights)  # for one at a time
-        self._places: dict[int, Sequence[int]] = {}  # pair -> the first cells of where it is, or was
+        self._cell, self._weight = self._cells.data, self._weights.data  # for one at a time
+        self._places: dict[int, Places] = {}  # pair -> the first cells of where it is, or was
         self._queue: list[tuple[int, int]] = []  # (-count, pair)
 
     def learn(self, num_tokens: int) -> Iterator[Pair]:
@@ -84,32 +86,33 @@ class MergeLearner:
             left, right = pair >> 32, pair & 0xFFFFFFFF
             places = self._places.pop(pair)
             few = len(places) <= FEW
-            places, total = (self._still_few if few else self._still_many)(left, right, places)
+            still, merge = (self._still_few, self._merge_few) if few else (self._still_many, self._merge_many)
+            places, total = still(left, right, places)
             if total == -count:
                 yield left, right
                 known = len(self._token_bytes)
-                (self._merge_few if few else self._merge_many)(left, right, places, limit)
+                merge(left, right, places, limit)
                 if len(self._token_bytes) == known:
                     return
             elif total >= limit:
                 self._places[pair] = places
                 heappush(self._queue, (-total, pair))
 
-    def _still_many(self, left: int, right: int, places: np.ndarray) -> tuple[np.ndarray, int]:
+    def _still_many(self, left: int, right: int, places: Places) -> tuple[Places, int]:
         """The places where a pair still is, and their count."""
         still = self._cells.take(places) == left
         still &= self._cells.take(places + len(self._token_bytes[left])) == right
         places = places.compress(still)
         return places, int(np.add.reduce(self._weights.take(places), dtype=np.int64))
 
-    def _still_few(self, left: int, right: int, places: Sequence[int]) -> tuple[list[int], int]:
+    def _still_few(self, left: int, right: int, places: Places) -> tuple[Places, int]:
         cells, length = self._cell, len(self._token_bytes[left])
         still = [place for place in places if cells[place] == left and cells[place + length] == right]
         return still, sum([self._weight[place] for place in still])
 
-    def _all_pairs(self) -> dict[int, tuple[int, np.ndarray]]:
+    def _all_pairs(self) -> dict[int, tuple[int, Places]]:
         """Pair -> (count, places), of all that there are now."""
-        found: dict[int, tuple[int, Sequence[int]]] = {}
+        found: dict[int, tuple[int, Places]] = {}
         for begin in range(0, len(self._cells), SLICE):
             places = (self._cells[begin : begin + SLICE] >= 0).nonzero()[0] + begin
             left = self._cells.take(places).astype(np.int64)
@@ -121,7 +124,7 @@ class MergeLearner:
                 found[pair] = count + before[0], np.concatenate([before[1], where]) if before[0] else where
         return found
 
-    def _by_pair(self, pairs: np.ndarray, places: np.ndarray, limit: int) -> Iterator[tuple[int, int, Sequence[int]]]:
+    def _by_pair(self, pairs: np.ndarray, places: np.ndarray, limit: int) -> Iterator[tuple[int, int, Places]]:
         """(pair, count, places) of each pair that occurs often enough.
 
         Args:
@@ -142,7 +145,7 @@ class MergeLearner:
             where = places[begins[i] : ends[i]]
             yield pair, count, where.tolist() if len(where) <= FEW else where
 
-    def _merge_many(self, left: int, right: int, places: np.ndarray, limit: int) -> None:
+    def _merge_many(self, left: int, right: int, places: Places, limit: int) -> None:
         """Makes a pair one token wherever it is, and enters the pairs that come into being by that."""
         length = len(self._token_bytes[left])
         places = np.sort(places)
@@ -171,7 +174,7 @@ class MergeLearner:
             for pair, count, where in self._by_pair(pairs, places, limit):
                 self._enter(pair, count, where)
 
-    def _merge_few(self, left: int, right: int, places: list[int], limit: int) -> None:
+    def _merge_few(self, left: int, right: int, places: Places, limit: int) -> None:
         """As `_merge_many`, place by place: a call of NumPy takes as long as Python takes for twenty places."""
         cells, token_bytes, token = self._cell, self._token_bytes, self._token_of(left, right)
         length, width = len(token_bytes[left]), len(token_bytes[token])
@@ -195,7 +198,7 @@ class MergeLearner:
             if count >= limit:
                 self._enter(pair, count, where)
 
-    def _enter(self, pair: int, count: int, places: Sequence[int]) -> None:
+    def _enter(self, pair: int, count: int, places: Places) -> None:
         self._places[pair] = places
         heappush(self._queue, (-count, pair))
 

@@ -1,8 +1,8 @@
 """Merging the bytes of words into tokens: the encoding half of byte pair encoding.
 
-As long as two neighbours are a pair that was learned, the pair that was learned first (of its occurrences the leftmost)
-becomes one token. `textbook.merge_word` says just that. Here are the two fast ways, which tests hold to it: for one word
-of any length, and for thousands of short words at once.
+As long as two neighbours are a pair that was learned, the pair that was learned first (of its occurrences the
+leftmost) becomes one token. `textbook.merge_word` says just that. Here are the two fast ways, which tests hold to it:
+for one word of any length, and for thousands of short words at once.
 """
 
 from collections.abc import Iterable
@@ -17,45 +17,45 @@ Pair = tuple[int, int]
 NEVER = 2**31 - 1  # the rank of a pair that is not merged
 
 
-class MergeTable:
-    """Pairs of tokens -> (rank, token that they become).
+def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
+    """The tokens of one word, in n log n steps for n bytes: a heap of (rank, place) over a linked list.
 
     Args:
-        merges: pair -> token, in the order of their ranks
+        ids: of the word's bytes; changed in place
+        merged: pair -> (rank, token that it becomes)
+    """
+    after = [*range(1, len(ids)), -1]  # the place of the next token, -1 at the end
+    before = list(range(-1, len(ids) - 1))
+    todo = [(merged[pair][0], place) for place, pair in enumerate(pairwise(ids)) if pair in merged]
+    heapify(todo)
+    while todo:
+        rank, place = heappop(todo)
+        following = after[place]
+        if ids[place] < 0 or following < 0 or merged.get((ids[place], ids[following]), (-1,))[0] != rank:
+            continue  # one of the two was merged otherwise meanwhile
+        ids[place] = merged[ids[place], ids[following]][1]
+        ids[following] = -1
+        after[place] = after[following]
+        if after[place] >= 0:
+            before[after[place]] = place
+        for left in (before[place], place):
+            if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
+                heappush(todo, (merged[ids[left], ids[after[left]]][0], left))
+    return [token for token in ids if token >= 0]
+
+
+class MergeTable:
+    """What `merge_word` does, for many words at once.
+
+    Args:
+        merged: pair -> (rank, token that it becomes), in the order of the ranks 0, 1, 2 ...
     """
 
-    def __init__(self, merges: dict[Pair, int]) -> None:
-        self.merged: dict[Pair, Pair] = {pair: (rank, token) for rank, (pair, token) in enumerate(merges.items())}
-        pairs = np.array([*merges], dtype=np.uint64).reshape(-1, 2)
+    def __init__(self, merged: dict[Pair, Pair]) -> None:
+        pairs = np.array([*merged], dtype=np.uint64).reshape(-1, 2)
         self._table = KeyTable()
         self._table.add(pairs[:, 0] << np.uint64(32) | pairs[:, 1])
-        self._tokens = np.array([*merges.values()], dtype=np.int32)
-
-    def merge_word(self, ids: list[int]) -> list[int]:
-        """The tokens of one word, in n log n steps for n bytes: a heap of (rank, place) over a linked list.
-
-        Args:
-            ids: of the word's bytes; changed in place
-        """
-        merged = self.merged
-        after = [*range(1, len(ids)), -1]  # the place of the next token, -1 at the end
-        before = list(range(-1, len(ids) - 1))
-        todo = [(merged[pair][0], place) for place, pair in enumerate(pairwise(ids)) if pair in merged]
-        heapify(todo)
-        while todo:
-            rank, place = heappop(todo)
-            following = after[place]
-            if ids[place] < 0 or following < 0 or merged.get((ids[place], ids[following]), (-1,))[0] != rank:
-                continue  # one of the two was merged otherwise meanwhile
-            ids[place] = merged[ids[place], ids[following]][1]
-            ids[following] = -1
-            after[place] = after[following]
-            if after[place] >= 0:
-                before[after[place]] = place
-            for left in (before[place], place):
-                if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
-                    heappush(todo, (merged[ids[left], ids[after[left]]][0], left))
-        return [token for token in ids if token >= 0]
+        self._tokens = np.array([token for _, token in merged.values()], dtype=np.int32)
 
     def merge_words(self, ids: np.ndarray, sizes: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The tokens of many words: in each round one pair of each word is merged, in all words together.

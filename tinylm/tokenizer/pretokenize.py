@@ -1,12 +1,12 @@
 """Cutting a text into words, before anything is merged: no token of a BPE reaches over the edge of such a word.
 
 A word takes the space before it along (" cat"), so that spaces cost no tokens of their own. Which characters make up a
-word is a regular expression; GPT-2's and GPT-4's are known by name.
+word is a regular expression; GPT-2's, GPT-4's and that of `WordTokenizer` are known by name.
 
 A regular expression takes about 80 nanoseconds for a byte of text. GPT-2's asks so little of a character (letter,
 digit, white space or other sign?) that the same cuts can be found by NumPy for a whole text at once, in 3: a word
-begins where the kind changes, and a few exceptions are mended. `word_starts_gpt2` does that, and the tests hold it to
-the expression.
+begins where the kind changes, and a few exceptions are mended. `word_starts_gpt2` does that, and tests hold it to the
+expression.
 """
 
 import sys
@@ -26,6 +26,11 @@ PATTERNS = {
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
+    # letters and digits with their marks and inner apostrophes | any other sign for itself | white space as in gpt2
+    "words": (
+        r" ?[\p{L}\p{N}][\p{L}\p{N}\p{M}]*(?:['\u2019][\p{L}\p{N}][\p{L}\p{N}\p{M}]*)*| ?[^\s\p{L}\p{N}]"
+        r"|\s+(?!\S)|\s+"
+    ),
 }
 
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE stands between two texts
@@ -39,7 +44,7 @@ class WordSplitter:
     """Cuts text into words that join to the text.
 
     Args:
-        pattern: a name of `PATTERNS`, or a regular expression of the `regex` package that matches one word
+        pattern: `gpt2`, `gpt4`, `words`, or a regular expression of the `regex` package that matches one word
 
     Raises:
         ConfigError: if the pattern is none, or has groups other than (?:...).
@@ -91,14 +96,14 @@ class WordSplitter:
         for text in texts:
             lengths += [len(word) if word.isascii() else len(utf8(word)) for word in self.words(text)]
             lengths.append(1)  # of the separator
-        return data, np.cumsum(lengths[:-2])
+        return data, np.cumsum(lengths[:-2], dtype=np.int64)
 
     def safe_cut(self, text: str) -> int:
         """A late place where cutting a text changes none of its words, whatever follows; 0 if there is none.
 
         That is before a space that follows anything but white space: no named pattern has a word across such a place,
         or looks across it for what ends there. Where there is no such space (Chinese), it is before the last four
-        words, since a pattern looks no further than that: three that white space gives, and a contraction.
+        words, since a pattern looks no further than that: white space makes three words, a contraction two.
         With a pattern of one's own nothing is known.
         """
         if not self.named:
@@ -106,7 +111,14 @@ class WordSplitter:
         cut = text.rfind(" ")
         while cut > 0 and text[cut - 1].isspace():
             cut = text.rfind(" ", 0, cut)
-        return cut if cut > 0 else len(text) - sum(map(len, self.words(text)[-4:]))
+        if cut > 0:
+            return cut
+        data, starts = self.word_starts([text])
+        for start in starts[-4:0:-1].tolist() if len(starts) > 4 else []:
+            cut = len(data[:start].tobytes().decode())
+            if not text[cut - 1].isspace():  # white space at the end of a text would be cut otherwise
+                return cut
+        return 0
 
 
 def word_starts_gpt2(data: np.ndarray) -> np.ndarray:

@@ -1,0 +1,275 @@
+"""Hugging Face's tokenizer.json: a file that says step by step what to do with a text.
+
+    text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
+
+Read is what comes to the same as a BPETokenizer, and what was written from another tokenizer of ours; a step that would
+change ids and that we do not have is refused by the name of its field. The added tokens are our special tokens. There
+they are found in every text, here if `allow_special` asks for it.
+
+Left out: normalizers, tokens put around a text, models other than byte level BPE, added tokens that are ordinary text.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from tinylm.errors import ConfigError
+from tinylm.files import read_json, write_json
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.bpe import BYTE_IDS, BPETokenizer
+from tinylm.tokenizer.byte import ByteTokenizer
+from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
+from tinylm.tokenizer.merges import ALPHABET, NamedMerges, names_and_ids, reading, require, vocabulary, with_ids
+from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
+
+# --- patterns
+
+CHARACTER, ALL = r"[\s\S]", r"[\s\S]+"  # what a "word" is to CharTokenizer and to ByteTokenizer
+# GPT-4's pattern in the spelling of Llama 3's file: the same words as ours, without possessive quantifiers
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPELLINGS = PATTERNS | {"gpt4": GPT4}
+
+# The regular expressions that Hugging Face's engine (Oniguruma) reads as ours does, sign by sign. Not among them: \w,
+# which has ² only there; possessive {1,3}+; sets in sets; and, under (?i:, pairs that are one letter there, as ß is ss.
+ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
+FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
+ALIKE = regex.compile(
+    rf"(?:[^\\\[\](){{}}?*+^$]|{ESCAPE}|\[\^?(?:[^\\\[\]&-]|-(?!-)|{ESCAPE})+\]|\(\?i:{FOLDED}(?:\|{FOLDED})*\)"
+    r"|\(\?:|\(\?!|\)|[?*+][?+]?+|\{\d+(?:,\d*)?\}(?![?+]))++"
+)
+
+
+def spelling(pattern: str) -> str:
+    """The regular expression to write for a pattern.
+
+    Raises:
+        ConfigError: if it may mean something else there, or is none.
+    """
+    expression = SPELLINGS.get(pattern, pattern)
+    WordSplitter(expression)
+    if not ALIKE.fullmatch(expression) or regex.match(expression, ""):
+        raise ConfigError(
+            rf"pattern: {pattern!r} may cut otherwise in Hugging Face's regular expressions; take letters, sets, \s, "
+            r"\d, \p{L}, (?:...), (?!...), ?, * and + only, and match no empty word"
+        )
+    return expression
+
+
+def _pattern(pre_tokenizer: Any) -> str:
+    """The pattern of a pre_tokenizer, by name if it has one."""
+    steps = pre_tokenizer["pretokenizers"] if _type(pre_tokenizer) == "Sequence" else [pre_tokenizer]
+    match steps:
+        case [{"type": "ByteLevel", "add_prefix_space": False, **more}]:
+            return "gpt2" if more.get("use_regex", True) else ALL
+        case [
+            {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            names = {SPELLINGS[name]: name for name in PATTERNS} | {PATTERNS[name]: name for name in PATTERNS}
+            return names.get(expression) or spelling(expression)
+    raise _unknown("pre_tokenizer", pre_tokenizer)
+
+
+# --- writing
+
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+NO_OPTIONS = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+NO_OPTIONS |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+
+
+def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Writes any of our tokenizers for `tokenizers.Tokenizer.from_file` and `PreTrainedTokenizerFast(tokenizer_file=)`.
+
+    Raises:
+        ConfigError: if ids or decoded text might differ there: for a pattern of one's own that may be read otherwise,
+            for a special token with the name of an ordinary one, or with a name that would be decoded as other text.
+    """
+    write_json(path, to_tokenizer_json(tokenizer))
+
+
+def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `write_tokenizer_json` writes. Errors as there."""
+    match tokenizer:
+        case BPETokenizer():
+            names, ids = names_and_ids(tokenizer)
+            merges = [[names[left], names[right]] for left, right in tokenizer.merges]
+            steps = _byte_level(names, tokenizer, ids, merges, tokenizer.pattern)
+        case ByteTokenizer():
+            names = [ALPHABET[token] for token in BYTE_IDS]
+            steps = _byte_level(names, tokenizer, range(tokenizer.vocab_size), [], ALL)
+        case CharTokenizer():
+            steps = _word_level(list(tokenizer.characters), tokenizer, CHARACTER, UNKNOWN)
+        case WordTokenizer():
+            steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
+        case _:
+            raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no form in Hugging Face's tokenizer.json")
+    added = [{"id": token, "content": name, **FLAGS} for name, token in tokenizer.special_tokens.items()]
+    nothing = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor"])
+    return {"version": "1.0", **nothing, "added_tokens": added, **steps}
+
+
+def _byte_level(names: list[str], tokenizer: Tokenizer, ids: Sequence[int], merges: list, pattern: str) -> dict:
+    """Byte pair encoding. Special tokens are in its vocabulary as well: outside, their ids would be counted."""
+    _check_special(tokenizer.special_tokens)
+    byte_level = BYTE_LEVEL | {"add_prefix_space": False, "use_regex": pattern == "gpt2"}
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    if pattern not in ("gpt2", ALL):
+        split["pattern"] = {"Regex": spelling(pattern)}
+        byte_level = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    vocab = vocabulary(names, list(tokenizer.special_tokens), ids)
+    model = {"type": "BPE", **NO_OPTIONS, "vocab": vocab, "merges": merges}
+    return {"pre_tokenizer": byte_level, "decoder": BYTE_LEVEL, "model": model}
+
+
+def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: str) -> dict:
+    """A table of words. Without the special token `unknown`, unknown words are an error there as here."""
+    vocab = vocabulary(words, list(tokenizer.special_tokens), range(tokenizer.vocab_size))
+    return {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": unknown},
+    }
+
+
+def _check_special(names: Sequence[str] | dict[str, int]) -> None:
+    for name in names:
+        if set(name) <= set(ALPHABET) and not name.isascii():
+            raise ConfigError(f"special_tokens: {name!r} is decoded there as the bytes that its characters stand for")
+
+
+# --- reading
+
+# Values of fields with which no id changes. A byte level model meets no unknown characters, so unk_token means nothing.
+HARMLESS = {
+    "version": ("1.0",),
+    "truncation": (None,),
+    "padding": (None,),
+    "normalizer": (None,),
+    "model.dropout": (None, 0),
+    "model.continuing_subword_prefix": (None, ""),
+    "model.end_of_word_suffix": (None, ""),
+    "model.byte_fallback": (None, False),
+}
+FIELDS = HARMLESS.keys() | {"added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"}
+FIELDS |= {f"model.{name}" for name in ("type", "vocab", "merges", "unk_token", "fuse_unk", "ignore_merges")}
+
+
+def is_tokenizer_json(values: Any) -> bool:
+    """Whether this looks like the content of a tokenizer.json."""
+    return isinstance(values, dict) and isinstance(values.get("model"), dict) and "vocab" in values["model"]
+
+
+def read_tokenizer_json(path: str | Path) -> Tokenizer:
+    """Reads byte level BPE, and what `write_tokenizer_json` wrote. All added tokens must be special ones.
+
+    Raises:
+        MissingInputError: if there is no such file.
+        DataError: if it is damaged, something else, or has a step that would change ids, with the field.
+    """
+    return from_tokenizer_json(read_json(require(path)), source=str(path))
+
+
+def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
+    """The tokenizer of the content of a tokenizer.json. `source` is its name; errors as `read_tokenizer_json`'s."""
+    with reading(source, "a tokenizer.json of Hugging Face's"):
+        kind = values["model"].get("type", "BPE" if "merges" in values["model"] else None)  # old files do not say
+        if kind == "WordLevel":
+            return _from_word_level(values)
+        if kind != "BPE":
+            raise _unknown("model.type", kind)
+        return _from_byte_level(values)
+
+
+def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
+    _check_fields(values)
+    model, pattern, table = values["model"], _pattern(values.get("pre_tokenizer")), NamedMerges()
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        table.add(left, right)
+    table.finish()
+    special = _special_tokens(values.get("added_tokens") or [], model["vocab"])
+    for name in model["vocab"] | special:
+        if (name in table) == (name in special):
+            problem = "an added token and an ordinary one" if name in special else "neither merged nor an added token"
+            raise ConfigError(f"model.vocab: {name!r} is {problem}")
+    for name in table.names if model.get("ignore_merges") else ():
+        if not table.is_whole(name):
+            raise ConfigError(f"model.ignore_merges is true, and {name!r} is not what its bytes are merged to")
+    tokenizer = with_ids(table, model["vocab"] | special, list(special), pattern)
+    same = ByteTokenizer(list(special))
+    found = (pattern, tokenizer.token_bytes, tokenizer.special_tokens)
+    return same if found == (ALL, same.token_bytes, same.special_tokens) else tokenizer
+
+
+def _special_tokens(added: list[dict[str, Any]], vocab: dict[str, int]) -> dict[str, int]:
+    """Name -> id of the added tokens. Those outside the vocabulary are counted there, whatever the file says."""
+    following = len(vocab)
+    for token in added:
+        expected = vocab.get(token["content"], following)
+        following = max(following, expected + 1)
+        wrong = [flag for flag in ("single_word", "lstrip", "rstrip", "special") if token[flag] != FLAGS[flag]]
+        if wrong:
+            raise _unknown(f"added_tokens: {token['content']!r}: {wrong[0]}", token[wrong[0]])
+        if token["id"] != expected:
+            raise ConfigError(f"added_tokens: {token['content']!r}: id is {token['id']}, which would become {expected}")
+        if token["normalized"] != added[0]["normalized"]:
+            raise ConfigError("added_tokens: normalized must be the same for all, or they are not found in one search")
+    _check_special([token["content"] for token in added])
+    return {token["content"]: token["id"] for token in added}
+
+
+def _check_fields(values: dict[str, Any]) -> None:
+    """Checks every step but the pre_tokenizer and the added tokens."""
+    found = values | {f"model.{name}": value for name, value in values["model"].items()}
+    for name, harmless in HARMLESS.items():
+        if found.get(name) not in harmless:
+            raise _unknown(name, found.get(name))
+    for name in found:
+        if name not in FIELDS:
+            raise _unknown(name, found[name])
+    if not _adds_nothing(values.get("post_processor")):
+        raise _unknown("post_processor", values["post_processor"])
+    if _type(values.get("decoder")) not in (None, "ByteLevel"):
+        raise _unknown("decoder", values["decoder"])
+
+
+def _adds_nothing(post_processor: Any) -> bool:
+    """Whether a post_processor leaves the ids as they are."""
+    match post_processor:
+        case {"type": "Sequence", "processors": list(steps)}:
+            return all(map(_adds_nothing, steps))
+        case {"type": "TemplateProcessing", "single": list(parts)}:
+            return all("Sequence" in part for part in parts)
+    return _type(post_processor) in (None, "ByteLevel")
+
+
+def _from_word_level(values: dict[str, Any]) -> Tokenizer:
+    """Of tables of words, only what was written here: it must come out the same if it is written again."""
+    vocab, special = values["model"]["vocab"], [token["content"] for token in values["added_tokens"]]
+    words = sorted(vocab.keys() - set(special), key=vocab.__getitem__)
+    if values["pre_tokenizer"]["pattern"] == {"Regex": CHARACTER}:
+        tokenizer = CharTokenizer("".join(words), special)
+    else:
+        tokenizer = WordTokenizer(words, special)
+    for field, value in to_tokenizer_json(tokenizer).items():
+        if values.get(field) != value:
+            raise ConfigError(f"{field}: a WordLevel model is read only as tinylm writes it, and here it differs")
+    return tokenizer
+
+
+def _type(step: Any) -> str | None:
+    """The type of a step, or None if there is none."""
+    return None if step is None else step["type"]
+
+
+def _unknown(field: str, value: Any) -> ConfigError:
+    shown = regex.sub(r'("(?:[^"\\]|\\.){30})(?:[^"\\]|\\.)+"', r'\1..."', json.dumps(value))  # a long pattern is cut
+    return ConfigError(f"{field} is {shown if len(shown) < 400 else shown[:400] + '...'}; tinylm has no such step")

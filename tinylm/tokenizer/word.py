@@ -1,0 +1,126 @@
+"""One id per word: the vocabulary of the first neural language models, whose price is words that it does not know.
+
+A text is cut into words, punctuation signs and white space (`words` in pretokenize.py), and a word takes the one space
+before it along: " cat" and "cat" are two entries. So the pieces join to the text again, and what is known comes back
+exactly; what is not becomes `<unk>`, and is lost.
+
+Left out: lower case, stems, or any other change of the text.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, repeat
+from typing import Any, Self
+
+import numpy as np
+
+from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer.base import Tokenizer, blocks, utf8
+from tinylm.tokenizer.pretokenize import WordSplitter
+
+UNKNOWN_WORD = "<unk>"
+END = "<eos>"
+SPECIAL_TOKENS = ("<pad>", UNKNOWN_WORD, "<bos>", END)
+
+
+class WordTokenizer(Tokenizer):
+    """The words of a corpus, then the special tokens.
+
+    Args:
+        words: the vocabulary, each word once, as the pattern `words` cuts it: "cat", " cat", ",", " "
+        special_tokens: their ids follow the words'. With `<unk>` among them, unknown words become that token; without
+            it they are an error.
+
+    Raises:
+        ConfigError: if a word is there twice, or is not one word.
+        DataError: if one has a lone surrogate.
+    """
+
+    kind = "word"
+
+    def __init__(self, words: Sequence[str], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
+        super().__init__([utf8(word) for word in words], special_tokens)
+        self.words = list(words)
+        self.unknown = self.special_tokens.get(UNKNOWN_WORD)
+        self._ids = {word: token for token, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            raise ConfigError("words must be different from each other")
+        self._splitter = WordSplitter("words")
+        for word in self.words:
+            if (cut := self._splitter.words(word)) != [word]:
+                raise ConfigError(f"words: {word!a} is {len(cut)} words; give each for itself")
+
+    @classmethod
+    def train_from_streams(
+        cls,
+        streams: Iterable[Iterable[str]],
+        *,
+        vocab_size: int | None = None,
+        min_frequency: int = 1,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    ) -> Self:
+        """The tokenizer of the most frequent words; of equally frequent ones the first in code point order.
+
+        Args:
+            streams: texts, each in chunks
+            vocab_size: words and special tokens together, at most; None: all words
+            min_frequency: how often a word must occur
+            special_tokens: as for the class
+
+        Raises:
+            ConfigError: if vocab_size has no room for a word, or no word occurs min_frequency times.
+            DataError: if there is no text, or it has a lone surrogate.
+        """
+        if vocab_size is not None and vocab_size <= len(special_tokens):
+            least = len(special_tokens) + 1
+            raise ConfigError(f"vocab_size must be at least {least}, the special tokens and a word, got {vocab_size}")
+        splitter, counts = WordSplitter("words"), Counter[str]()
+        for block in blocks(streams, splitter.safe_cut):
+            for text in block.texts:
+                counts.update(splitter.words(text))
+        if not counts:
+            raise DataError("the corpus is empty: there is no word to make a vocabulary of")
+        if not 1 <= min_frequency <= max(counts.values()):
+            raise ConfigError(
+                f"min_frequency must be from 1 to {max(counts.values())}, how often the most frequent word occurs, "
+                f"got {min_frequency}"
+            )
+        frequent = [word for word, count in counts.items() if count >= min_frequency]
+        frequent.sort(key=lambda word: (-counts[word], word))
+        return cls(frequent[: vocab_size and vocab_size - len(special_tokens)], special_tokens)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of `<|endoftext|>`, or else of `<eos>`, or None where the tokenizer has neither."""
+        end = super().end_of_text
+        return self.special_tokens.get(END) if end is None else end
+
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
+        """One id per word, int64 (n,).
+
+        Raises:
+            DataError: for an unknown word, with its place, where there is no `<unk>`; for a lone surrogate always.
+        """
+        words = self._splitter.words(text)
+        ids = np.fromiter(map(self._ids.get, words, repeat(-1)), dtype=np.int64, count=len(words))
+        unknown = np.flatnonzero(ids < 0)
+        if not len(unknown):
+            return ids
+        utf8(text)  # a lone surrogate is an error and no unknown word
+        if self.unknown is None:
+            begins = list(accumulate(map(len, words), initial=start))
+            raise DataError(
+                f"word {words[unknown[0]][:40]!a} at position {begins[unknown[0]]} is not in the vocabulary of "
+                f"{len(self.words)} words; add it to the corpus, or train the tokenizer with the special token "
+                f"{UNKNOWN_WORD}"
+            )
+        ids[unknown] = self.unknown
+        return ids
+
+    def safe_cut(self, text: str) -> int:
+        """As `Tokenizer`."""
+        return self._splitter.safe_cut(text)
+
+    def options(self) -> dict[str, Any]:
+        """Vocabulary and special tokens."""
+        return {"words": self.words, "special_tokens": list(self.special_tokens)}
