@@ -17,7 +17,7 @@ from tinylm.workers import map_in_order, num_cores
 
 @pytest.fixture(autouse=True)
 def few_alone(monkeypatch):
-    monkeypatch.setattr(workers, "ALONE", 2)
+    monkeypatch.setattr(workers, "ALONE", 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -28,17 +28,16 @@ def test_results_are_those_of_map_in_order(processes, length):
 
 
 def test_other_processes_do_the_work_after_the_first_values():
-    ids = list(map_in_order(operator.methodcaller("__call__"), [os.getpid] * 8, 2))
+    ids = list(map_in_order(operator.methodcaller("__call__"), [os.getpid] * 40, 2))
     assert ids[:2] == [os.getpid()] * 2
-    assert len(set(ids[2:])) == 2 and os.getpid() not in ids[2:]
-    assert ids[2::2] == [ids[2]] * 3 and ids[3::2] == [ids[3]] * 3
+    assert os.getpid() not in ids[2:] and len(set(ids[2:])) <= 2
 
 
 def test_values_are_taken_only_as_they_are_needed():
     taken = []
     values = (taken.append(value) or value for value in count())
     assert list(islice(map_in_order(abs, values, 2), 5)) == [0, 1, 2, 3, 4]
-    assert len(taken) <= 5 + 2 + 1
+    assert len(taken) <= 5 + 2 * 2 + 1
 
 
 def test_an_error_of_ours_arrives_as_itself():
@@ -48,10 +47,11 @@ def test_an_error_of_ours_arrives_as_itself():
         list(map_in_order(encode, blocks, 2))
 
 
-def test_a_process_that_dies_is_an_error_that_names_its_code(monkeypatch):
-    monkeypatch.setattr(workers, "ALONE", 0)
+def test_a_process_that_dies_is_an_error_that_names_its_code():
+    results = map_in_order(eval, ["1", "2", "3", "__import__('os')._exit(3)"], 2)
+    assert [next(results), next(results)] == [1, 2]
     with pytest.raises(TinyLMError, match=r"a helper process died \(exit code 3\).*try processes=1"):
-        list(map_in_order(os._exit, [3] * 5, 2))
+        list(results)
 
 
 @pytest.mark.parametrize("processes", [0, -1])
@@ -71,11 +71,10 @@ def test_helpers_import_no_more_than_they_need_and_not_the_callers_program(tmp_p
         "from tinylm import workers\n"
         "from tinylm.tokenizer import ByteTokenizer\n"
         "print('once')\n"  # without `if __name__ == '__main__'`
-        "workers.ALONE = 0\n"
-        'print(list(workers.map_in_order(eval, [\'"torch" in __import__("sys").modules\'] * 3, 2)))\n'
+        'print(list(workers.map_in_order(eval, [\'"torch" in __import__("sys").modules\'] * 5, 2)))\n'
     )
     run = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=60)
-    assert run.stdout == "once\n[False, False, False]\n", run.stderr
+    assert run.stdout == "once\n[False, False, False, False, False]\n", run.stderr
 
 
 def test_no_helper_is_left_when_the_caller_stops_early():

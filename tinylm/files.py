@@ -364,6 +364,48 @@ def locked(path: str | Path) -> Iterator[None]:
         lock.release()
 
 
+def file_size(path: Path) -> int:
+    """The size of a file in bytes.
+
+    Raises:
+        MissingInputError: if there is no such file.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
+    return path.stat().st_size
+
+
+def read_range(path: Path, begin: int, end: int) -> bytes:
+    """The bytes of a file from `begin` to `end`."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
+
+
+def decode(data: bytes, path: Path, offset: int = 0) -> str:
+    """The text of UTF-8.
+
+    Args:
+        data: whole characters
+        path: the file that they are from
+        offset: and where in it
+
+    Raises:
+        DataError: if it is not UTF-8, with the place.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, offset + error.start, error) from error
+
+
+def _not_utf8(path: Path, place: int, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}: is not UTF-8 at byte {place} ({error.reason}); "
+        f"repair the file, set data.errors=replace, or use the byte tokenizer"
+    )
+
+
 def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | None" = None) -> Iterator[str]:
     """The text of a file in chunks of about a megabyte, characters whole, newlines as they are.
 
@@ -378,8 +420,7 @@ def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | Non
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0  # of the first byte that is not decoded yet
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
+    file_size(path)
     with path.open("rb") as file:
         while True:
             data = file.read(1 << 20)
@@ -389,10 +430,7 @@ def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | Non
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: is not UTF-8 at byte {offset + error.start} ({error.reason}); "
-                    f"repair the file, set data.errors=replace, or use the byte tokenizer"
-                ) from error
+                raise _not_utf8(path, offset + error.start, error) from error
             if text:
                 yield text
             if not data:

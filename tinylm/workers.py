@@ -12,17 +12,23 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from tinylm.errors import ConfigError, TinyLMError
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-ALONE = 4  # values that are done before helpers are called: few are not worth it
-_PROGRAM = (
-    "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); from tinylm import workers; workers.serve()"
-)
+ALONE = 2  # values that are done while helpers start
+_PROGRAM = """
+import importlib, pickle, sys
+sys.path[:], module = pickle.load(sys.stdin.buffer)
+importlib.import_module(module)
+from tinylm.workers import serve
+serve()
+"""
 
 
 def map_in_order(
@@ -43,8 +49,12 @@ def map_in_order(
     if processes < 1:
         raise ConfigError(f"processes must be at least 1, got {processes}")
     values = iter(values)
-    yield from map(function, values if processes == 1 else islice(values, ALONE))
-    yield from _map_with_helpers(function, values, processes)
+    if processes == 1:
+        yield from map(function, values)
+        return
+    yield from map(function, islice(values, 1))
+    for second in values:
+        yield from _map_with_helpers(function, chain([second], values), processes)
 
 
 def num_cores() -> int:
@@ -53,24 +63,33 @@ def num_cores() -> int:
 
 
 def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> Iterator:
-    helpers: list[_Helper] = []
-    at_work: deque[_Helper] = deque()  # in the order of their values
-    try:
-        for value in values:
-            if len(helpers) < processes:
-                helpers.append(_Helper(function))
-                at_work.append(helpers[-1])
-                at_work[-1].send(value)
-            else:
-                at_work.rotate(-1)
-                result = at_work[-1].receive()
-                at_work[-1].send(value)
-                yield result
-        for helper in at_work:
-            yield helper.receive()
-    finally:
-        for helper in helpers:
-            helper.stop()
+    helpers = [_Helper(function) for _ in range(processes)]
+    idle: SimpleQueue[_Helper] = SimpleQueue()
+    for helper in helpers:
+        idle.put(helper)
+
+    def call(value: Any) -> Any:
+        helper = idle.get()
+        try:
+            return helper.call(value)
+        finally:
+            idle.put(helper)
+
+    values, pending = iter(values), deque[Future]()
+    with ThreadPoolExecutor(processes) as threads:  # they only wait: for a helper to read, and to answer
+        try:
+            yield from map(function, islice(values, ALONE))  # until they are there
+            for value in values:
+                pending.append(threads.submit(call, value))
+                if len(pending) > 2 * processes:  # so that nobody has to wait for us
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            for helper in helpers:
+                helper.stop()
 
 
 class _Helper:
@@ -81,17 +100,26 @@ class _Helper:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin and self._process.stdout
         self._requests, self._answers = self._process.stdin, self._process.stdout
-        self.send([path for path in sys.path if path] or sys.path)
-        self.send(function)
+        self._function: Callable | None = function  # goes along with the first value: it may be too large not to wait
+        owner = getattr(function, "__self__", function)
+        self._send((sys.path, getattr(owner, "__module__", None) or type(owner).__module__))
 
-    def send(self, value: Any) -> None:
+    def call(self, value: Any) -> Any:
+        """The function's result for a value."""
+        if self._function is not None:
+            self._send(self._function)
+            self._function = None
+        self._send(value)
+        return self._receive()
+
+    def _send(self, value: Any) -> None:
         try:
             pickle.dump(value, self._requests, pickle.HIGHEST_PROTOCOL)
             self._requests.flush()
         except BrokenPipeError:
-            pass  # it is dead, and `receive` tells
+            pass  # it is dead, and `_receive` tells
 
-    def receive(self) -> Any:
+    def _receive(self) -> Any:
         try:
             failed, result = pickle.load(self._answers)
         except (EOFError, pickle.UnpicklingError) as error:

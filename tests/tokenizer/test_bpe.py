@@ -141,6 +141,30 @@ def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp
         found = trained.encode_file(tmp_path / "t.txt", processes)
         assert (found.dtype, found.tolist()) == (np.uint16, expected)
     assert np.concatenate(list(trained.encode_stream([tale[:5000], tale[5000:]]))).tolist() == expected
+    assert BPETokenizer.train([tmp_path / "t.txt"], vocab_size=900, processes=2) == trained
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
+def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BLOCK", 300)
+    tokenizer = BPETokenizer([], pattern)
+    for text in ("我喜欢语言模型。日本語、한국어" * 50, "x" * 5000, "x \n\n " * 90, "\u3000 \u3000a" * 200, "", "a"):
+        (tmp_path / "t.txt").write_bytes(text.encode())
+        words = []
+        for block in base.file_blocks(tmp_path / "t.txt", tokenizer.safe_cut):
+            words += [word for part in block.texts for word in tokenizer._splitter.words(part)]
+        assert words == tokenizer._splitter.words(text)
+        assert tokenizer.encode_file(tmp_path / "t.txt").tolist() == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_that_is_no_utf8_is_refused_with_the_place(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BLOCK", 1000)
+    (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
+    with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 10000 \(invalid start byte\); repair"):
+        BPETokenizer([]).encode_file(tmp_path / "t.txt", processes)
+    with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 10000"):
+        BPETokenizer.train([tmp_path / "t.txt"], processes=processes)
 
 
 @settings(max_examples=300, deadline=None)
@@ -199,7 +223,7 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     )
     assert parallel == trained
     counted = [done for stage, done in told if stage == "counting"]
-    assert len(counted) > 10 and counted == sorted(counted) and counted[-1] == len(tale)
+    assert len(counted) > 10 and counted == sorted(counted) and counted[-1] == len(tale.encode())
     assert [done for stage, done in told if stage == "merging"] == list(range(1, 900 - 256 + 1))
 
 

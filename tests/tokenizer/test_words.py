@@ -110,8 +110,8 @@ def test_a_counter_of_blocks_gives_each_blocks_words_and_may_forget(limit, monke
     monkeypatch.setattr(words_module, "MAX_KNOWN", limit)
     count, total = BlockCounter("gpt2"), WordCounter()
     for texts in (["a b", "a"], ["b", "", "a cat"], ["a cat"]):
-        characters, data, starts, counts = count(Block(texts))
-        assert characters == sum(map(len, texts))
+        num_bytes, data, starts, counts = count(Block(texts))
+        assert num_bytes == len("|".join(texts))
         total.add(data, starts, counts)
     data, sizes, counts = total.take()
     bounds = [0, *np.cumsum(sizes).tolist()]

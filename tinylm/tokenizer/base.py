@@ -8,7 +8,6 @@ as `<|endoftext|>`, have ids but are never found in text unless it is asked for:
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
-from tinylm.files import read_chunks, read_json, sha256_json, write_json
+from tinylm.files import decode, file_size, read_chunks, read_range, read_json, sha256_json, write_json
 from tinylm.workers import map_in_order
 
 FORMAT = 1
@@ -25,20 +24,99 @@ END_OF_TEXT = "<|endoftext|>"
 READABLE = ", nor a tokenizer.json; a folder with vocab.json and merges.txt, or a .tiktoken file, can be read too"
 
 
+SEPARATOR = b"\xff"  # between two texts: no UTF-8 has this byte
 BLOCK = 1 << 20  # characters that are encoded at once: little memory, and the work for a call does not count
 
 
-@dataclass(frozen=True)
 class Block:
-    """A part of a corpus that can be encoded by itself.
+    """A part of a corpus that can be encoded by itself: some texts, between which documents end.
 
-    Attributes:
-        texts: between two of them a document ends; the first may be the rest of one, the last its beginning
+    Args:
+        texts: the first may be the rest of a document, the last its beginning
         start: where the first one begins in its document, in characters, for positions in errors
     """
 
-    texts: list[str]
-    start: int = 0
+    def __init__(self, texts: list[str], start: int = 0) -> None:
+        self.__dict__["texts"] = texts
+        self.start = start
+
+    @cached_property
+    def data(self) -> bytes:
+        """The texts as UTF-8, with `SEPARATOR` between them.
+
+        Raises:
+            DataError: for a lone surrogate.
+        """
+        return SEPARATOR.join(map(utf8, self.texts))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts, decoded when they are wanted where the block comes from another process."""
+        return [text.decode() for text in self.data.split(SEPARATOR)]
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        try:
+            return Block._of_data, (self.data, self.start)
+        except DataError:
+            return Block, (self.texts, self.start)
+
+    @staticmethod
+    def _of_data(data: bytes, start: int) -> "Block":
+        block = Block.__new__(Block)
+        block.__dict__["data"], block.start = data, start
+        return block
+
+
+class FileBlock(Block):
+    """A block that is a part of a UTF-8 file, read by the process that encodes it.
+
+    Args:
+        path: the file
+        begin: where the part begins in it, in bytes
+        end: where it ends
+    """
+
+    def __init__(self, path: Path, begin: int, end: int) -> None:
+        self.path, self.begin, self.end, self.start = path, begin, end, begin
+
+    @cached_property
+    def data(self) -> bytes:
+        """As `Block`.
+
+        Raises:
+            DataError: if it is not UTF-8, with the place.
+        """
+        data = read_range(self.path, self.begin, self.end)
+        decode(data, self.path, self.begin)
+        return data
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return FileBlock, (self.path, self.begin, self.end)
+
+
+def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
+    """The blocks of a file, of which hardly anything is read yet: they end before a space, if there is one.
+
+    Raises:
+        MissingInputError: if there is no such file.
+    """
+    size, begin, length = file_size(path), 0, BLOCK
+    if not safe_cut("a a"):  # nothing is known of where this text can be cut
+        length = max(size, 1)
+    while begin + length < size:
+        end = begin + length
+        tail = read_range(path, max(begin, end - 4096), end)
+        cut = max((found.start() + 1 for found in regex.finditer(rb"[!-~](?= )", tail)), default=0)
+        if cut:
+            end -= len(tail) - cut
+        else:
+            text = read_range(path, begin, end).decode(errors="ignore")
+            end = begin + len(text[: safe_cut(text)].encode())
+        if end > begin:
+            yield FileBlock(path, begin, end)
+        begin, length = end, BLOCK if end > begin else 2 * length
+    if begin < size:
+        yield FileBlock(path, begin, size)
 
 
 class Packer:
@@ -122,9 +200,6 @@ class Tokenizer(ABC):
 
     def __hash__(self) -> int:
         return hash(self.sha256)
-
-    def __reduce__(self) -> tuple[Callable, tuple]:  # what was remembered while encoding does not travel
-        return Tokenizer.from_dict, (self.to_dict(),)
 
     @property
     def vocab_size(self) -> int:
@@ -223,7 +298,7 @@ class Tokenizer(ABC):
             MissingInputError: if the file is not there.
             DataError: if it is not UTF-8, or the tokenizer has no ids for it.
         """
-        ids = map_in_order(self.encode_packed, blocks([read_chunks(Path(path))], self.safe_cut), processes)
+        ids = map_in_order(self.encode_packed, file_blocks(Path(path), self.safe_cut), processes)
         return np.concatenate([np.empty(0, dtype=self.dtype), *ids])
 
     def encode_packed(self, block: Block) -> np.ndarray:

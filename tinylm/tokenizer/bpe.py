@@ -24,10 +24,10 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.arrays import slices
-from tinylm.tokenizer.base import Block, Tokenizer, blocks, utf8
+from tinylm.tokenizer.base import Block, Tokenizer, blocks, file_blocks, utf8
 from tinylm.tokenizer.learning import MergeLearner, Pair
 from tinylm.tokenizer.merging import MergeTable, merge_word
-from tinylm.tokenizer.pretokenize import SEPARATOR, WordSplitter
+from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
 from tinylm.tokenizer.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
 from tinylm.workers import map_in_order
 
@@ -127,20 +127,42 @@ class BPETokenizer(Tokenizer):
             pattern: as for the class
             special_tokens: as for the class
             processes: how many count words, as in `map_in_order`: None for one on each core
-            progress: is called with ("counting", characters read so far), later with ("merging", merges so far)
+            progress: is called with ("counting", bytes read so far), later with ("merging", merges so far)
 
         Raises:
             ConfigError: if vocab_size has no room for bytes and special tokens.
             DataError: if there is no text, or it has a lone surrogate.
         """
+        found = blocks(streams, WordSplitter(pattern).safe_cut)
+        return cls._train_from_blocks(found, vocab_size, pattern, special_tokens, processes, progress)
+
+    @classmethod
+    def train(
+        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options
+    ) -> Self:
+        """As `Tokenizer`, by one process for each core; options as `train_from_streams`'s."""
+        safe_cut = WordSplitter(pattern).safe_cut
+        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
+        return cls._train_from_blocks(found, pattern=pattern, processes=processes, **options)
+
+    @classmethod
+    def _train_from_blocks(
+        cls,
+        found: Iterable[Block],
+        vocab_size: int = 4096,
+        pattern: str = "gpt2",
+        special_tokens: Sequence[str] = (),
+        processes: int | None = 1,
+        progress: Callable[[str, int], None] = lambda stage, done: None,
+    ) -> Self:
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
-        count, total, characters = BlockCounter(pattern), WordCounter(), 0
-        for length, *counted in map_in_order(count, blocks(streams, WordSplitter(pattern).safe_cut), processes):
+        count, total, num_bytes = BlockCounter(pattern), WordCounter(), 0
+        for length, *counted in map_in_order(count, found, processes):
             total.add(*counted)
-            characters += length
-            progress("counting", characters)
+            num_bytes += length
+            progress("counting", num_bytes)
         words, sizes, counts = total.take()
         if not len(counts):
             raise DataError("the corpus is empty: there is no word to learn from")
@@ -198,7 +220,7 @@ class BPETokenizer(Tokenizer):
         """As `Tokenizer`: all words at once."""
         if self._words.size > MAX_KNOWN:
             self._words = WordTable(np.int32)
-        data, starts = self._splitter.word_starts(block.texts)
+        data, starts = self._splitter.word_starts(block)
         numbers = self._words.numbers(data, starts)
         new, places = self._words.new_words(numbers)
         self._merge_new_words(data, starts[places], np.diff(starts, append=len(data))[places], new)
@@ -214,7 +236,7 @@ class BPETokenizer(Tokenizer):
             numbers: of the words in `_words`, (words,)
         """
         lists = self._words.lists
-        edge = data[starts] == SEPARATOR
+        edge = data[starts] == BETWEEN
         if self.end_of_text is not None:
             lists.put(numbers[edge], np.full(edge.sum(), self.end_of_text), np.ones(edge.sum(), dtype=np.int64))
         short = (sizes <= SPELLED) & ~edge

@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import utf8
+from tinylm.tokenizer.base import SEPARATOR, Block, utf8
 
 PATTERNS = {
     # contractions | letters | digits | other signs | white space, the last of it only where no word follows
@@ -34,8 +34,7 @@ PATTERNS = {
 }
 
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE stands between two texts
-SEPARATOR = 0xFF  # the byte between two texts: no UTF-8 has it
-SPACE, APOSTROPHE = ord(" "), ord("'")
+SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
 SHORT = [ord(letter) for letter in "sdmt"]  # what follows the apostrophe of a contraction
 LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
 
@@ -76,11 +75,8 @@ class WordSplitter:
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
         return words
 
-    def word_starts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The words of many texts at once.
-
-        Args:
-            texts: each is cut by itself
+    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The words of many texts at once; each text is cut by itself.
 
         Returns:
             the UTF-8 of all texts, with `SEPARATOR` between them, uint8 (bytes,); and where words begin in it, int64
@@ -89,11 +85,11 @@ class WordSplitter:
         Raises:
             DataError: for a lone surrogate; as `words`.
         """
-        data = np.frombuffer(bytes([SEPARATOR]).join(map(utf8, texts)), dtype=np.uint8)
+        data = np.frombuffer(block.data, dtype=np.uint8)
         if self.pattern == "gpt2":
             return data, word_starts_gpt2(data)
         lengths = [0]
-        for text in texts:
+        for text in block.texts:
             lengths += [len(word) if word.isascii() else len(utf8(word)) for word in self.words(text)]
             lengths.append(1)  # of the separator
         return data, np.cumsum(lengths[:-2], dtype=np.int64)
@@ -113,7 +109,7 @@ class WordSplitter:
             cut = text.rfind(" ", 0, cut)
         if cut > 0:
             return cut
-        data, starts = self.word_starts([text])
+        data, starts = self.word_starts(Block([text]))
         for start in starts[-4:0:-1].tolist() if len(starts) > 4 else []:
             cut = len(data[:start].tobytes().decode())
             if not text[cut - 1].isspace():  # white space at the end of a text would be cut otherwise
@@ -201,5 +197,5 @@ def _byte_kinds() -> bytes:
     """Byte -> kind of an ASCII character, or EDGE: for `bytes.translate`."""
     kinds = np.full(256, OTHER, dtype=np.uint8)
     kinds[:128] = _point_kinds()[:128]
-    kinds[SEPARATOR] = EDGE
+    kinds[BETWEEN] = EDGE
     return kinds.tobytes()

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinylm.tokenizer.arrays import KeyTable, Ragged, slices
 from tinylm.tokenizer.base import Block
-from tinylm.tokenizer.pretokenize import SEPARATOR, WordSplitter
+from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
 
 PIECE = 7  # bytes
 MAX_KNOWN = 1 << 20  # words and pieces; a table that would grow larger begins anew, where that is possible
@@ -118,7 +118,7 @@ class WordCounter:
         if self._table.size > len(self._counts):
             self._counts = np.pad(self._counts, (0, 2 * self._table.size - len(self._counts)))
         if counts is None:
-            self._counts += np.bincount(numbers[data[starts] != SEPARATOR], minlength=len(self._counts))
+            self._counts += np.bincount(numbers[data[starts] != BETWEEN], minlength=len(self._counts))
         else:
             self._counts[numbers] += counts  # each is there once
 
@@ -145,9 +145,9 @@ class BlockCounter:
         return BlockCounter, (self._splitter.pattern,)
 
     def __call__(self, block: Block) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        """Characters read; then different words as `WordCounter.add` takes them."""
+        """Bytes read; then different words as `WordCounter.add` takes them."""
         if self._counter.size > MAX_KNOWN:
             self._counter = WordCounter()
-        self._counter.add(*self._splitter.word_starts(block.texts))
+        self._counter.add(*self._splitter.word_starts(block))
         words, sizes, counts = self._counter.take()
-        return sum(map(len, block.texts)), words, np.cumsum(sizes) - sizes, counts
+        return len(block.data), words, np.cumsum(sizes) - sizes, counts
