@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
-from tinylm.data.tokens import open_log_probs
 from tinylm.data.corpus import GrammarCorpus
 from tinylm.data.stories import story_grammar
+from tinylm.data.tokens import open_log_probs
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import (
     END_OF_TEXT,
     UNKNOWN,
+    UNKNOWN_WORD,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     WordTokenizer,
     load_tokenizer,
     tokenizer_class,
+    write_tokenizer_json,
 )
 
 KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
@@ -292,3 +295,45 @@ def test_an_unknown_kind_is_refused_with_the_one_that_was_meant():
         tokenizer_class("bytes")
     with pytest.raises(ConfigError, match=r"no kind 'xyz', known are .*char"):
         tokenizer_class("xyz")
+
+
+# --- offsets
+
+
+@every_kind
+@few
+@given(text)
+@example(ODD)
+def test_offsets_say_which_characters_each_token_stands_for(make, text):
+    tokenizer = make(text, special_tokens=[END_OF_TEXT, *([UNKNOWN_WORD] if "Word" in repr(make("a")) else [])])
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids.tolist() == tokenizer.encode(text)
+    place = 0
+    for token, (begin, end) in zip(ids.tolist(), offsets.tolist(), strict=True):
+        piece = tokenizer.token_bytes[token]
+        whole = text[begin:end].encode()
+        assert piece in whole and (whole == piece or len(text[begin:end]) <= len(piece) + 2)
+        assert len(text[:begin].encode()) <= place < place + len(piece) <= len(text[:end].encode())
+        place += len(piece)
+    assert place == len(text.encode())
+
+
+def test_offsets_of_unknown_and_special_tokens_by_hand():
+    char = CharTokenizer("ab", [UNKNOWN, END_OF_TEXT])
+    ids, offsets = char.encode_with_offsets("aéb")
+    assert (ids.tolist(), offsets.tolist()) == ([0, 2, 1], [[0, 1], [1, 2], [2, 3]])
+    ids, offsets = char.encode_with_offsets(f"é{END_OF_TEXT}b", allow_special=True)
+    assert (ids.tolist(), offsets.tolist()) == ([2, 3, 1], [[0, 1], [1, 14], [14, 15]])
+    ids, offsets = WordTokenizer(["a"]).encode_with_offsets("a naïve a")
+    assert (ids.tolist(), offsets.tolist()) == ([0, 2, 2], [[0, 1], [1, 7], [7, 9]])
+
+
+def test_offsets_equal_those_of_tokenizers(tmp_path):
+    tokenizer = BPETokenizer.train_from_texts(["naïve cafés, naïve cafés"], vocab_size=262)
+    write_tokenizer_json(tokenizer, tmp_path / "t.json")
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    other.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    text = "a naïve  café: 日本, 👩 cafés"
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert [tuple(pair) for pair in offsets.tolist()] == other.encode(text).offsets
+    assert ids.tolist() == other.encode(text).ids

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from itertools import chain, pairwise
 
@@ -225,6 +226,17 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     counted = [done for stage, done in told if stage == "counting"]
     assert len(counted) > 10 and counted == sorted(counted) and counted[-1] == len(tale.encode())
     assert [done for stage, done in told if stage == "merging"] == list(range(1, 900 - 256 + 1))
+
+
+def test_a_memory_limit_forgets_rare_words_with_a_notice(monkeypatch, capfd):
+    monkeypatch.setattr(bpe, "WORDS_PER_MEGABYTE", 10)
+    text = "the cat " * 200 + " ".join(f"rare{number}" for number in range(500))
+    limited = BPETokenizer.train_from_texts([text], vocab_size=262, memory_limit=2)
+    assert re.search(r"more words than 2 MB can hold: forgot rare ones, \d+ occurrences", capfd.readouterr().err)
+    assert {b" the", b" cat"} <= set(limited.token_bytes)
+    unlimited = BPETokenizer.train_from_texts([text], vocab_size=262, memory_limit=1000)
+    assert unlimited == BPETokenizer.train_from_texts([text], vocab_size=262)
+    assert capfd.readouterr().err == ""
 
 
 def test_training_ends_where_every_word_is_one_token():

@@ -117,3 +117,18 @@ def test_a_counter_of_blocks_gives_each_blocks_words_and_may_forget(limit, monke
     bounds = [0, *np.cumsum(sizes).tolist()]
     found = dict(zip([data[a:b].tobytes() for a, b in pairwise(bounds)], counts.tolist(), strict=True))
     assert found == {b"a": 4, b" b": 1, b"b": 1, b" cat": 2}
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_of_too_many_words_the_rarest_are_forgotten(most):
+    counter = WordCounter(most)
+    parts = [b"often"] * 50 + [b"rare%d" % number for number in range(20)]
+    for _ in range(3):
+        counter.add(*cut(parts))
+    data, sizes, counts = counter.take()
+    assert len(counts) <= most
+    assert counter.size <= most
+    assert int(counts.sum()) + counter.forgotten == 3 * len(parts)
+    place = int(np.argmax(counts))
+    begin = int(sizes[:place].sum())
+    assert data[begin : begin + sizes[place]].tobytes() == b"often" and counts[place] == 150

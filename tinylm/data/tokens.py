@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinylm.data.corpus import NAMES, Corpus
+from tinylm.data.pretrained import pretrained_tokenizer
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import (
     JournaledFiles,
@@ -48,18 +49,20 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names.
 
     Args:
-        spec: a kind, whose vocabulary is then learned from the corpus (`bpe:2048` and `word:5000` with its size); or a
-            tokenizer's file
+        spec: a kind, whose vocabulary is then learned from the corpus (`bpe:2048` and `word:5000` with its size); a
+            tokenizer's file; or `tiktoken:gpt2`, a vocabulary of `pretrained.py`
         corpus: the text
         cache_dir: where a trained tokenizer is kept, so that every process of a job has the same one
 
     Raises:
         ConfigError: for an unknown kind, or a size where it has none.
-        MissingInputError: if there is no such file.
+        MissingInputError: if there is no such file, or a download cannot happen.
     """
     if is_tokenizer_file(spec):
         return load_tokenizer(spec)
     name, _, size = spec.partition(":")
+    if name == "tiktoken":
+        return pretrained_tokenizer(size, cache_dir)
     kind = tokenizer_class(name)
     if size and (name not in ("bpe", "word") or not size.isdecimal()):
         raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")

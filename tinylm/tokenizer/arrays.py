@@ -54,7 +54,7 @@ class KeyTable:
         if 4 * self.size > len(self._keys):
             taken = self._numbers >= 0
             keys, numbers = np.concatenate([self._keys[taken], keys]), np.concatenate([self._numbers[taken], numbers])
-            self._make_slots((8 * self.size).bit_length())
+            self._make_slots((4 * self.size).bit_length())
         slots = self._home(keys)
         while len(keys):
             free = self._numbers[slots] < 0
@@ -86,14 +86,15 @@ class Ragged:
     def reserve(self, count: int) -> None:
         """Makes room for the numbers below `count`; their lists are empty at first."""
         if count > len(self._sizes):
-            more = 2 * count - len(self._sizes)
+            more = 3 * count // 2 - len(self._sizes)
             self._begins, self._sizes = np.pad(self._begins, (0, more)), np.pad(self._sizes, (0, more))
 
     def put(self, numbers: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> None:
         """Gives numbers (n,) their lists, which lie one after the other in `values`, and whose lengths are `sizes`."""
         end = self._end + len(values)
         if end > len(self._values):
-            self._values = np.concatenate([self._values, np.empty(end, dtype=self._values.dtype)])
+            more = 3 * end // 2 - len(self._values)
+            self._values = np.concatenate([self._values, np.empty(more, dtype=self._values.dtype)])
         self._values[self._end : end] = values
         self._begins[numbers] = self._end + np.cumsum(sizes) - sizes
         self._sizes[numbers] = sizes

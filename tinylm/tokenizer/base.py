@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
-from tinylm.files import decode, file_size, read_chunks, read_range, read_json, sha256_json, write_json
+from tinylm.files import decode, file_size, read_chunks, read_json, read_range, sha256_json, write_json
 from tinylm.workers import map_in_order
 
 FORMAT = 1
@@ -269,13 +269,38 @@ class Tokenizer(ABC):
         """
         if not allow_special or not self.special_tokens:
             return self.encode_ordinary(text)
-        names = sorted(self.special_tokens, key=len, reverse=True)
-        parts, start = [np.empty(0, dtype=np.int64)], 0
-        for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text):
-            special = self.special_tokens.get(piece)
+        parts = [np.empty(0, dtype=np.int64)]
+        for piece, special, start in self._split_special(text):
             parts.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
-            start += len(piece)
         return np.concatenate(parts)
+
+    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text and which of its characters each stands for. Arguments and errors as `encode_array`'s.
+
+        Returns:
+            ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` holds the token's characters. A token that is
+            a part of a character's bytes has the whole character.
+        """
+        ids, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
+            ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
+            sizes.append(self._sizes(piece, ids[-1]) if special is None else np.array([len(utf8(piece))]))
+        ends = np.cumsum(np.concatenate(sizes))
+        character = np.cumsum((np.frombuffer(utf8(text), dtype=np.uint8) & 0xC0) != 0x80) - 1  # that a byte belongs to
+        begins = character[ends - np.concatenate(sizes)]
+        return np.concatenate(ids), np.stack([begins, character[ends - 1] + 1], axis=1)
+
+    def _split_special(self, text: str) -> Iterator[tuple[str, int | None, int]]:
+        """The parts of a text that are, and that are not, special tokens' names: (part, id or None, where)."""
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        start = 0
+        for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text) if names else [text]:
+            yield piece, self.special_tokens.get(piece), start
+            start += len(piece)
+
+    def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """How many bytes of a text each of its ids stands for, int64 (n,)."""
+        return self.byte_lengths[ids]
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text, as a list. Arguments and errors as `encode_array`'s."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinylm.errors import ConfigError, DataError
+from tinylm.errors import ConfigError, DataError, notice
 from tinylm.tokenizer.arrays import slices
 from tinylm.tokenizer.base import Block, Tokenizer, blocks, file_blocks, utf8
 from tinylm.tokenizer.learning import MergeLearner, Pair
@@ -35,10 +35,11 @@ from tinylm.workers import map_in_order
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTES = bytes([*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)])
 BYTE_IDS = bytes(BYTES.index(byte) for byte in range(256))  # for bytes.translate: a word's bytes as ids
-_BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8).astype(np.int32)
+_BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
 MAX_REMEMBERED = 1 << 18  # words of short texts whose tokens are kept
 MAX_IDS = 1 << 24  # beyond it a damaged file would ask for a vocabulary of holes
+WORDS_PER_MEGABYTE = 5000  # of memory, while they are counted and merged
 SHORT = 1500  # characters; for a longer text NumPy's way pays
 
 
@@ -117,6 +118,7 @@ class BPETokenizer(Tokenizer):
         pattern: str = "gpt2",
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,
+        memory_limit: int | None = None,
         progress: Callable[[str, int], None] = lambda stage, done: None,
     ) -> Self:
         """Learns merges. Memory grows with the number of different words, not with the text.
@@ -127,6 +129,8 @@ class BPETokenizer(Tokenizer):
             pattern: as for the class
             special_tokens: as for the class
             processes: how many count words, as in `map_in_order`: None for one on each core
+            memory_limit: megabytes for the words, beside some 200 for the rest. If there are more words, the rarest are
+                forgotten, with a notice, and rare merges may be others.
             progress: is called with ("counting", bytes read so far), later with ("merging", merges so far)
 
         Raises:
@@ -134,7 +138,7 @@ class BPETokenizer(Tokenizer):
             DataError: if there is no text, or it has a lone surrogate.
         """
         found = blocks(streams, WordSplitter(pattern).safe_cut)
-        return cls._train_from_blocks(found, vocab_size, pattern, special_tokens, processes, progress)
+        return cls._train_from_blocks(found, vocab_size, pattern, special_tokens, processes, memory_limit, progress)
 
     @classmethod
     def train(
@@ -153,20 +157,26 @@ class BPETokenizer(Tokenizer):
         pattern: str = "gpt2",
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,
+        memory_limit: int | None = None,
         progress: Callable[[str, int], None] = lambda stage, done: None,
     ) -> Self:
+        if memory_limit is not None and memory_limit < 1:
+            raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
-        count, total, num_bytes = BlockCounter(pattern), WordCounter(), 0
+        count, total, num_bytes = BlockCounter(pattern), WordCounter((memory_limit or 0) * WORDS_PER_MEGABYTE), 0
         for length, *counted in map_in_order(count, found, processes):
             total.add(*counted)
             num_bytes += length
             progress("counting", num_bytes)
+        if total.forgotten:
+            notice(f"more words than {memory_limit} MB can hold: forgot rare ones, {total.forgotten:,} occurrences")
         words, sizes, counts = total.take()
         if not len(counts):
             raise DataError("the corpus is empty: there is no word to learn from")
         learner = MergeLearner(_BYTE_IDS[words], sizes, counts, [bytes([byte]) for byte in BYTES])
+        del count, total, words, sizes, counts  # much memory
         merges: list[Pair] = []
         for pair in learner.learn(vocab_size - len(special_tokens)):
             merges.append(pair)
@@ -240,7 +250,7 @@ class BPETokenizer(Tokenizer):
         if self.end_of_text is not None:
             lists.put(numbers[edge], np.full(edge.sum(), self.end_of_text), np.ones(edge.sum(), dtype=np.int64))
         short = (sizes <= SPELLED) & ~edge
-        ids = _BYTE_IDS[slices(data, starts[short], sizes[short])]
+        ids = _BYTE_IDS[slices(data, starts[short], sizes[short])].astype(np.int32)
         for done, tokens, counts in self._table.merge_words(ids, sizes[short]):
             lists.put(numbers[short][done], self._outer(tokens), counts)
         for place in np.flatnonzero(sizes > SPELLED):

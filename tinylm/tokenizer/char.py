@@ -76,6 +76,9 @@ class CharTokenizer(Tokenizer):
         ids[unseen] = self.unknown
         return ids
 
+    def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
+        return np.array([len(utf8(character)) for character in text], dtype=np.int64)
+
     def options(self) -> dict[str, Any]:
         """Vocabulary and special tokens."""
         return {"characters": self.characters, "special_tokens": list(self.special_tokens)}

@@ -29,7 +29,7 @@ import numpy as np
 Pair = tuple[int, int]
 Places = Any  # list[int] where there are few, an int32 array where there are many
 NOTHING, TAG = -1, -2
-SLICE = 1 << 22  # cells that are sorted at once, which takes memory
+SLICE = 1 << 20  # cells that are sorted at once, which takes memory
 FEW = 32  # places, for which Python's own loops are faster than NumPy's calls
 
 

@@ -121,6 +121,9 @@ class WordTokenizer(Tokenizer):
         """As `Tokenizer`."""
         return self._splitter.safe_cut(text)
 
+    def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
+        return np.array([len(utf8(word)) for word in self._splitter.words(text)], dtype=np.int64)
+
     def options(self) -> dict[str, Any]:
         """Vocabulary and special tokens."""
         return {"words": self.words, "special_tokens": list(self.special_tokens)}

@@ -17,7 +17,7 @@ from tinylm.tokenizer.base import Block
 from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
 
 PIECE = 7  # bytes
-MAX_KNOWN = 1 << 20  # words and pieces; a table that would grow larger begins anew, where that is possible
+MAX_KNOWN = 1 << 19  # words and pieces; a table that would grow larger begins anew, where that is possible
 SPELLED = 8 * PIECE  # bytes; longer words are rare, and Python's dict numbers them
 _LENGTHS = np.arange(PIECE + 1, dtype=np.uint64) << np.uint64(56)
 _MASKS = (np.uint64(1) << np.arange(PIECE + 1, dtype=np.uint64) * np.uint64(8)) - np.uint64(1)
@@ -92,9 +92,20 @@ def _piece_keys(eights: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class WordCounter:
-    """Counts words, of which text may come again and again."""
+    """Counts words, of which text may come again and again.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many words and pieces of words to know at most; of more the rarest are forgotten. 0: all
+
+    Attributes:
+        forgotten: how often words occurred that were forgotten
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most, self.forgotten = most, 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._table = WordTable(np.uint8)  # the list of a word: its bytes
         self._counts = np.zeros(0, dtype=np.int64)
 
@@ -111,16 +122,30 @@ class WordCounter:
             starts: where words begin in it, as in `WordTable.numbers`; separators are not counted
             counts: how often each occurs, where not once, int64 (words,)
         """
+        self._count(data, starts, counts)
+        if self._most and self.size > self._most:
+            self._forget()
+
+    def _count(self, data: np.ndarray, starts: np.ndarray, counts: np.ndarray | None) -> None:
         numbers = self._table.numbers(data, starts)
         new, places = self._table.new_words(numbers)
         sizes = np.diff(starts, append=len(data))[places]
         self._table.lists.put(new, slices(data, starts[places], sizes), sizes)
         if self._table.size > len(self._counts):
-            self._counts = np.pad(self._counts, (0, 2 * self._table.size - len(self._counts)))
+            self._counts = np.pad(self._counts, (0, 3 * self._table.size // 2 - len(self._counts)))
         if counts is None:
             self._counts += np.bincount(numbers[data[starts] != BETWEEN], minlength=len(self._counts))
         else:
             self._counts[numbers] += counts  # each is there once
+
+    def _forget(self) -> None:
+        """Keeps those words that occurred most often, half as many as there may be."""
+        words, sizes, counts = self.take()
+        often = np.zeros(len(counts), dtype=bool)
+        often[np.argsort(-counts, kind="stable")[: max(1, self._most // 2)]] = True
+        self.forgotten += int(counts[~often].sum())
+        self._begin()
+        self._count(words[np.repeat(often, sizes)], np.cumsum(sizes[often]) - sizes[often], counts[often])
 
     def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The words that were counted: their bytes one after the other, their sizes in bytes, and their counts, which
@@ -146,7 +171,7 @@ class BlockCounter:
 
     def __call__(self, block: Block) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         """Bytes read; then different words as `WordCounter.add` takes them."""
-        if self._counter.size > MAX_KNOWN:
+        if self._counter.size > MAX_KNOWN // 2:
             self._counter = WordCounter()
         self._counter.add(*self._splitter.word_starts(block))
         words, sizes, counts = self._counter.take()
