@@ -24,7 +24,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from tinylm.tokenizer import BPETokenizer, write_tokenizer_json
-from tinylm.tokenizer.base import file_blocks
+from tinylm.tokenizer.blocks import file_blocks
 from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
 from tinylm.workers import map_in_order, num_cores
 

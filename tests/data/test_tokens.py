@@ -224,10 +224,10 @@ import signal
 from tinylm import files
 from tinylm.data import tokens
 from tinylm.data.corpus import open_corpus
-from tinylm.tokenizer import base, load_tokenizer
+from tinylm.tokenizer import blocks, load_tokenizer
 
 source, cache, tokenizer, until = sys.argv[1:]
-base.BLOCK = 1000
+blocks.BLOCK = 1000
 files.JOURNAL_EVERY = 2500
 add = tokens.JournaledFiles.add
 def dying(files, entry):

@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from tinylm import workers
 from tinylm.data.stories import stories
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, base, bpe, load_tokenizer, merging, textbook
-from tinylm.tokenizer.base import Block
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, blocks, bpe, load_tokenizer, merging, textbook
+from tinylm.tokenizer.blocks import Block
 from tinylm.tokenizer.bpe import BYTE_IDS, BYTES
 from tinylm.tokenizer.merging import merge_word
 from tinylm.tokenizer.pretokenize import PATTERNS
@@ -134,7 +134,7 @@ def test_long_words_and_words_of_each_length_have_the_same_ids_in_blocks(trained
 
 
 def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BLOCK", 1000)
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
     monkeypatch.setattr(workers, "ALONE", 2)
     (tmp_path / "t.txt").write_bytes(tale.encode())
     expected = trained._encode_short(tale)
@@ -147,12 +147,12 @@ def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp
 
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
 def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BLOCK", 300)
+    monkeypatch.setattr(blocks, "BLOCK", 300)
     tokenizer = BPETokenizer([], pattern)
     for text in ("我喜欢语言模型。日本語、한국어" * 50, "x" * 5000, "x \n\n " * 90, "\u3000 \u3000a" * 200, "", "a"):
         (tmp_path / "t.txt").write_bytes(text.encode())
         words = []
-        for block in base.file_blocks(tmp_path / "t.txt", tokenizer.safe_cut):
+        for block in blocks.file_blocks(tmp_path / "t.txt", tokenizer.safe_cut):
             words += [word for part in block.texts for word in tokenizer._splitter.words(part)]
         assert words == tokenizer._splitter.words(text)
         assert tokenizer.encode_file(tmp_path / "t.txt").tolist() == tokenizer.encode(text)
@@ -160,7 +160,7 @@ def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_pa
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_file_that_is_no_utf8_is_refused_with_the_place(processes, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BLOCK", 1000)
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
     (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
     with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 10000 \(invalid start byte\); repair"):
         BPETokenizer([]).encode_file(tmp_path / "t.txt", processes)
@@ -216,7 +216,7 @@ def test_merges_equal_those_of_tokenizers_on_any_text(text, num_merges):
 
 
 def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
-    monkeypatch.setattr(base, "BLOCK", 2000)
+    monkeypatch.setattr(blocks, "BLOCK", 2000)
     monkeypatch.setattr(workers, "ALONE", 2)
     told = []
     parallel = BPETokenizer.train_from_texts(
@@ -230,7 +230,7 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
 
 def test_a_memory_limit_forgets_rare_words_with_a_notice(monkeypatch, capfd):
     monkeypatch.setattr(bpe, "WORDS_PER_MEGABYTE", 10)
-    text = "the cat " * 200 + " ".join(f"rare{number}" for number in range(500))
+    text = "the cat " * 200 + " ".join(map("".join, product("zyxwvu", repeat=3)))
     limited = BPETokenizer.train_from_texts([text], vocab_size=262, memory_limit=2)
     assert re.search(r"more words than 2 MB can hold: forgot rare ones, \d+ occurrences", capfd.readouterr().err)
     assert {b" the", b" cat"} <= set(limited.token_bytes)

@@ -24,16 +24,8 @@ from tinylm.tokenizer import (
     load_tokenizer,
 )
 from tinylm.tokenizer.bpe import BYTES
-from tinylm.tokenizer.formats import (
-    read_gpt2,
-    read_tiktoken,
-    read_tokenizer_json,
-    to_tokenizer_json,
-    write_gpt2,
-    write_tiktoken,
-    write_tokenizer_json,
-)
-from tinylm.tokenizer.huggingface import GPT4, spelling
+from tinylm.tokenizer.formats import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
+from tinylm.tokenizer.huggingface import GPT4, read_tokenizer_json, spelling, to_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.merges import ALPHABET
 from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Block
+from tinylm.tokenizer.blocks import Block
 from tinylm.tokenizer.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitter, character_kinds
 
 few = settings(max_examples=100, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinylm.tokenizer import words as words_module
 from tinylm.tokenizer.arrays import MULTIPLIER, KeyTable, Ragged, slices
-from tinylm.tokenizer.base import Block
+from tinylm.tokenizer.blocks import Block
 from tinylm.tokenizer.words import BlockCounter, WordCounter, WordTable
 
 few = settings(max_examples=100, deadline=None)

@@ -34,7 +34,8 @@ from tinylm.files import (
     write_json,
 )
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
-from tinylm.tokenizer.base import END_OF_TEXT, Block, Packer
+from tinylm.tokenizer.base import END_OF_TEXT
+from tinylm.tokenizer.blocks import Block, Packer
 from tinylm.workers import map_in_order
 
 FORMAT = 2

@@ -24,7 +24,8 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.tokenizer.arrays import slices
-from tinylm.tokenizer.base import Block, Tokenizer, blocks, file_blocks, utf8
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.learning import MergeLearner, Pair
 from tinylm.tokenizer.merging import MergeTable, merge_word
 from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter

@@ -5,7 +5,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinylm.tokenizer.base import Block, Tokenizer, utf8
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.blocks import Block, utf8
 
 
 class ByteTokenizer(Tokenizer):

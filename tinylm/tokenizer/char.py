@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Tokenizer, utf8
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.blocks import utf8
 
 UNKNOWN = "<|unk|>"
 

@@ -10,17 +10,11 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tinylm.errors import ConfigError, MissingInputError
+from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.files import read_json, write_json, write_text
-from tinylm.tokenizer.base import Tokenizer, load_tokenizer
+from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
-from tinylm.tokenizer.huggingface import (
-    from_tokenizer_json,
-    is_tokenizer_json,
-    read_tokenizer_json,
-    to_tokenizer_json,
-    write_tokenizer_json,
-)
+from tinylm.tokenizer.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.merges import (
     ALPHABET,
     NamedMerges,
@@ -32,18 +26,19 @@ from tinylm.tokenizer.merges import (
     with_ids,
 )
 
-__all__ = [
-    "from_tokenizer_json",
-    "is_tokenizer_json",
-    "read_folder",
-    "read_gpt2",
-    "read_tiktoken",
-    "read_tokenizer_json",
-    "to_tokenizer_json",
-    "write_gpt2",
-    "write_tiktoken",
-    "write_tokenizer_json",
-]
+
+def read_any(path: str | Path) -> Tokenizer:
+    """What `load_tokenizer` promises."""
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix == ".tiktoken":
+        notice(f"{path} does not say how it cuts words: taking gpt2's way; read_tiktoken takes another pattern")
+        return read_tiktoken(path)
+    values = read_json(require(path))
+    if is_tokenizer_json(values):
+        return from_tokenizer_json(values, source=str(path))
+    return Tokenizer.from_dict(values, source=str(path))
 
 
 def read_folder(folder: str | Path) -> Tokenizer:
@@ -56,7 +51,7 @@ def read_folder(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     for name in ("tokenizer.tinylm.json", "tokenizer.json"):
         if (folder / name).is_file():
-            return load_tokenizer(folder / name)
+            return read_any(folder / name)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return read_gpt2(folder / "vocab.json", folder / "merges.txt")
     raise MissingInputError(f"{folder}: has no tokenizer.tinylm.json, no tokenizer.json, no vocab.json with merges.txt")

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Tokenizer, blocks, utf8
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.blocks import blocks, utf8
 from tinylm.tokenizer.pretokenize import WordSplitter
 
 UNKNOWN_WORD = "<unk>"

@@ -13,7 +13,7 @@ So two words have the same number exactly if they have the same bytes: nothing i
 import numpy as np
 
 from tinylm.tokenizer.arrays import KeyTable, Ragged, slices
-from tinylm.tokenizer.base import Block
+from tinylm.tokenizer.blocks import Block
 from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
 
 PIECE = 7  # bytes
