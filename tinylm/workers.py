@@ -5,6 +5,7 @@ scripts without `if __name__ == "__main__"` would start themselves over and over
 needs, which takes a tenth of a second.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -100,6 +101,11 @@ class _Helper:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin and self._process.stdout
         self._requests, self._answers = self._process.stdin, self._process.stdout
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux: 64 KB would mean many waits
+            import fcntl
+
+            for pipe in (self._requests, self._answers):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._function: Callable | None = function  # goes along with the first value: it may be too large not to wait
         owner = getattr(function, "__self__", function)
         self._send((sys.path, getattr(owner, "__module__", None) or type(owner).__module__))

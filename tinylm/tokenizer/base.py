@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
-from tinylm.files import read_chunks, sha256_json, write_json
+from tinylm.files import file_size, read_chunks, sha256_json, write_json
 from tinylm.tokenizer.blocks import Block, blocks, file_blocks, utf8
 from tinylm.workers import map_in_order
 
@@ -177,8 +177,14 @@ class Tokenizer(ABC):
             MissingInputError: if the file is not there.
             DataError: if it is not UTF-8, or the tokenizer has no ids for it.
         """
-        ids = map_in_order(self.encode_packed, file_blocks(Path(path), self.safe_cut), processes)
-        return np.concatenate([np.empty(0, dtype=self.dtype), *ids])
+        ids, count = (
+            np.empty(file_size(Path(path)), dtype=self.dtype),
+            0,
+        )  # no more than bytes; memory comes as it is used
+        for part in map_in_order(self.encode_packed, file_blocks(Path(path), self.safe_cut), processes):
+            ids[count : count + len(part)] = part
+            count += len(part)
+        return ids[:count]
 
     def encode_packed(self, block: Block) -> np.ndarray:
         """As `encode_block`, in the `dtype` in which ids are stored."""
