@@ -17,7 +17,7 @@ from tinylm.workers import map_in_order, num_cores
 
 @pytest.fixture(autouse=True)
 def few_alone(monkeypatch):
-    monkeypatch.setattr(workers, "ALONE", 1)
+    monkeypatch.setattr(workers, "WHILE_STARTING", 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

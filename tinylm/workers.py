@@ -22,7 +22,7 @@ from tinylm.errors import ConfigError, TinyLMError
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-ALONE = 2  # values that are done while helpers start
+WHILE_STARTING = 2  # values that are done here meanwhile
 _PROGRAM = """
 import importlib, pickle, sys
 sys.path[:], module = pickle.load(sys.stdin.buffer)
@@ -33,14 +33,15 @@ serve()
 
 
 def map_in_order(
-    function: Callable[[Value], Result], values: Iterable[Value], processes: int | None = 1
+    function: Callable[[Value], Result], values: Iterable[Value], processes: int | None = 1, alone: int = 1
 ) -> Iterator[Result]:
     """`map(function, values)`, with the help of other processes where there are many values.
 
     Args:
         function: of a module (or a method of an object) that other processes can import; has no side effects
-        values: are taken one by one, at most one a process ahead of the results
+        values: are taken one by one, two for each process ahead of the results at most
         processes: how many work; 1 is this one alone, None one for each core
+        alone: values of which fewer are not worth the start of other processes
 
     Raises:
         ConfigError: if `processes` is less than 1.
@@ -53,9 +54,9 @@ def map_in_order(
     if processes == 1:
         yield from map(function, values)
         return
-    yield from map(function, islice(values, 1))
-    for second in values:
-        yield from _map_with_helpers(function, chain([second], values), processes)
+    yield from map(function, islice(values, alone))
+    for following in values:
+        yield from _map_with_helpers(function, chain([following], values), processes)
 
 
 def num_cores() -> int:
@@ -79,7 +80,7 @@ def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> I
     values, pending = iter(values), deque[Future]()
     with ThreadPoolExecutor(processes) as threads:  # they only wait: for a helper to read, and to answer
         try:
-            yield from map(function, islice(values, ALONE))  # until they are there
+            yield from map(function, islice(values, WHILE_STARTING))  # until they are there
             for value in values:
                 pending.append(threads.submit(call, value))
                 if len(pending) > 2 * processes:  # so that nobody has to wait for us

@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--tokenizer", choices=["char", "byte"], default="char")
+    parser.add_argument("--tokenizer", default="char", help="as data.tokenizer (%(default)s)")
     options = parser.parse_args()
     if not options.text.exists():
         make_text(options.text, options.megabytes)

@@ -20,6 +20,7 @@ from tinylm.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     WordTokenizer,
+    blocks,
     load_tokenizer,
     tokenizer_class,
     write_tokenizer_json,
@@ -295,6 +296,34 @@ def test_an_unknown_kind_is_refused_with_the_one_that_was_meant():
         tokenizer_class("bytes")
     with pytest.raises(ConfigError, match=r"no kind 'xyz', known are .*char"):
         tokenizer_class("xyz")
+
+
+# --- files
+
+
+@every_kind
+def test_a_file_has_the_ids_of_its_text(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 100)
+    text = (ODD + " and so on. ") * 30
+    tokenizer = make(text)
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    ids = tokenizer.encode_file(tmp_path / "t.txt")
+    assert ids.dtype == tokenizer.dtype == np.uint16
+    assert ids.tolist() == tokenizer.encode(text)
+    with pytest.raises(MissingInputError, match=r"no\.txt: no such file"):
+        tokenizer.encode_file(tmp_path / "no.txt")
+
+
+def test_the_place_of_an_unseen_character_of_a_file_is_counted_in_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 10)
+    (tmp_path / "t.txt").write_bytes(("é " * 50 + "x").encode())
+    with pytest.raises(DataError, match="at position 100 "):
+        CharTokenizer("é ").encode_file(tmp_path / "t.txt")
+
+
+def test_the_byte_tokenizer_takes_any_file(tmp_path):
+    (tmp_path / "t.bin").write_bytes(bytes(range(256)) * 3)
+    assert ByteTokenizer().encode_file(tmp_path / "t.bin").tolist() == list(range(256)) * 3
 
 
 # --- offsets

@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from tinylm import workers
 from tinylm.data.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, blocks, bpe, load_tokenizer, merging, textbook
@@ -135,7 +134,7 @@ def test_long_words_and_words_of_each_length_have_the_same_ids_in_blocks(trained
 
 def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
-    monkeypatch.setattr(workers, "ALONE", 2)
+    monkeypatch.setattr(bpe, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(tale.encode())
     expected = trained._encode_short(tale)
     for processes in (1, 2):
@@ -161,6 +160,7 @@ def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_pa
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_file_that_is_no_utf8_is_refused_with_the_place(processes, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
+    monkeypatch.setattr(bpe, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
     with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 10000 \(invalid start byte\); repair"):
         BPETokenizer([]).encode_file(tmp_path / "t.txt", processes)
@@ -217,7 +217,7 @@ def test_merges_equal_those_of_tokenizers_on_any_text(text, num_merges):
 
 def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 2000)
-    monkeypatch.setattr(workers, "ALONE", 2)
+    monkeypatch.setattr(bpe, "ALONE", 1)
     told = []
     parallel = BPETokenizer.train_from_texts(
         [tale], vocab_size=900, processes=2, progress=lambda stage, done: told.append((stage, done))

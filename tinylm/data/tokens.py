@@ -8,6 +8,7 @@ cache is found by its checksums and made again. Text streams through: memory doe
 
 import os
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tinylm.data.corpus import NAMES, Corpus
 from tinylm.data.pretrained import pretrained_tokenizer
@@ -89,13 +91,25 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     if kind is CharTokenizer:
         tokenizer = kind.train_from_texts(corpus.texts(), **options)
     elif kind is BPETokenizer:
-        tokenizer = kind.train_from_streams(corpus.documents("train"), processes=None, **options)
+        with _bar("counting words", "B") as counting, _bar("merging", " merges") as merging:
+            bars = {"counting": counting, "merging": merging}
+            tokenizer = kind.train_from_streams(
+                corpus.documents("train"),
+                processes=None,
+                progress=lambda stage, done: bars[stage].update(done - bars[stage].n),
+                **options,
+            )
     else:
         tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
     seconds = time.monotonic() - started
     if seconds > 1:
         notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s)")
     return tokenizer
+
+
+def _bar(description: str, unit: str) -> tqdm:
+    """A progress bar for whoever sits at a terminal and has to wait."""
+    return tqdm(desc=description, unit=unit, unit_scale=True, delay=2, leave=False, disable=not sys.stderr.isatty())
 
 
 def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
@@ -191,10 +205,12 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
                 being_encoded.append((part, log_probs))
                 yield block
 
-        for ids in map_in_order(tokenizer.encode_packed, blocks(), processes=None):
-            part, log_probs = being_encoded.popleft()
-            known = {f"{part}.log_probs": np.array(log_probs).tobytes()} if log_probs else {}
-            files.add({f"{part}.bin": ids.tobytes()} | known)
+        with _bar(f"encoding {corpus.name}", " tokens") as bar:
+            for ids in map_in_order(tokenizer.encode_packed, blocks(), processes=None, alone=8):
+                part, log_probs = being_encoded.popleft()
+                known = {f"{part}.log_probs": np.array(log_probs).tobytes()} if log_probs else {}
+                files.add({f"{part}.bin": ids.tobytes()} | known)
+                bar.update(len(ids))
         files.finish()
         counts = {part: files.sizes[f"{part}.bin"] // tokenizer.dtype.itemsize for part in corpus.parts}
         checksums = {name: sha256_file(new / name) for name in files.sizes}

@@ -17,7 +17,7 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size, read_chunks, sha256_json, write_json
-from tinylm.tokenizer.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.blocks import Block, blocks, utf8
 from tinylm.workers import map_in_order
 
 FORMAT = 1
@@ -181,10 +181,13 @@ class Tokenizer(ABC):
             np.empty(file_size(Path(path)), dtype=self.dtype),
             0,
         )  # no more than bytes; memory comes as it is used
-        for part in map_in_order(self.encode_packed, file_blocks(Path(path), self.safe_cut), processes):
+        for part in map_in_order(self.encode_packed, self._file_blocks(Path(path)), processes):
             ids[count : count + len(part)] = part
             count += len(part)
         return ids[:count]
+
+    def _file_blocks(self, path: Path) -> Iterator[Block]:
+        return blocks([read_chunks(path)], self.safe_cut)
 
     def encode_packed(self, block: Block) -> np.ndarray:
         """As `encode_block`, in the `dtype` in which ids are stored."""

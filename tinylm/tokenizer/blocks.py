@@ -57,7 +57,7 @@ class Block:
 
 
 class FileBlock(Block):
-    """A block that is a part of a UTF-8 file, read by the process that encodes it.
+    """A block that is a part of a UTF-8 file, read by the process that encodes it. (Its `start` is not known.)
 
     Args:
         path: the file
@@ -66,7 +66,7 @@ class FileBlock(Block):
     """
 
     def __init__(self, path: Path, begin: int, end: int) -> None:
-        self.path, self.begin, self.end, self.start = path, begin, end, begin
+        self.path, self.begin, self.end, self.start = path, begin, end, 0
 
     @cached_property
     def data(self) -> bytes:

@@ -14,7 +14,7 @@ are tokens. The ids are GPT-2's wherever the merges are.
 Left out: dropout of merges, a normalization of the text, tokens that reach over words.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 MAX_REMEMBERED = 1 << 18  # words of short texts whose tokens are kept
 MAX_IDS = 1 << 24  # beyond it a damaged file would ask for a vocabulary of holes
 WORDS_PER_MEGABYTE = 5000  # of memory, while they are counted and merged
+ALONE = 30  # blocks; words of so little text are counted before other processes know enough words
 SHORT = 1500  # characters; for a longer text NumPy's way pays
 
 
@@ -167,7 +168,7 @@ class BPETokenizer(Tokenizer):
         if vocab_size < smallest:
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
         count, total, num_bytes = BlockCounter(pattern), WordCounter((memory_limit or 0) * WORDS_PER_MEGABYTE), 0
-        for length, *counted in map_in_order(count, found, processes):
+        for length, *counted in map_in_order(count, found, processes, alone=ALONE):
             total.add(*counted)
             num_bytes += length
             progress("counting", num_bytes)
@@ -226,6 +227,9 @@ class BPETokenizer(Tokenizer):
     def safe_cut(self, text: str) -> int:
         """As `Tokenizer`."""
         return self._splitter.safe_cut(text)
+
+    def _file_blocks(self, path: Path) -> Iterator[Block]:
+        return file_blocks(path, self.safe_cut)
 
     def encode_block(self, block: Block) -> np.ndarray:
         """As `Tokenizer`: all words at once."""

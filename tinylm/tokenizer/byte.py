@@ -1,10 +1,12 @@
 """One id per byte of UTF-8: 256 ids, no training, and nothing that it cannot read."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from tinylm.files import file_size, read_range
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.blocks import Block, utf8
 
@@ -38,6 +40,14 @@ class ByteTokenizer(Tokenizer):
         for text in block.texts:
             parts += [np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8), end]
         return np.concatenate(parts[:-1]).astype(np.int64)
+
+    def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:
+        """The bytes of any file, `dtype` (n,).
+
+        Raises:
+            MissingInputError: if the file is not there.
+        """
+        return np.frombuffer(read_range(Path(path), 0, file_size(Path(path))), dtype=np.uint8).astype(self.dtype)
 
     def options(self) -> dict[str, Any]:
         """Special tokens."""
