@@ -60,6 +60,8 @@ def test_a_file_put_there_by_hand_is_used(ranks, tmp_path, monkeypatch):
 def test_an_unknown_name_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tiktoken:gpt3: no such vocabulary, did you mean 'gpt2'"):
         resolve_tokenizer("tiktoken:gpt3", None, tmp_path)
+    with pytest.raises(ConfigError, match=r"tiktoken:cl100k_base: no such vocabulary, did you mean 'cl100k'"):
+        resolve_tokenizer("tiktoken:cl100k_base", None, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("gpt2", "r50k_base"), ("cl100k", "cl100k_base")])

@@ -42,6 +42,7 @@ VOCABULARIES = {
         | {"<|endofprompt|>": 100276},
     ),
 }
+OTHER_NAMES = {"r50k_base": "gpt2", "cl100k_base": "cl100k", "gpt4": "cl100k"}
 
 
 def pretrained_tokenizer(name: str, cache_dir: Path) -> BPETokenizer:
@@ -52,7 +53,7 @@ def pretrained_tokenizer(name: str, cache_dir: Path) -> BPETokenizer:
         MissingInputError: if its file is not in the cache and cannot be fetched, with the place to put it by hand.
     """
     if name not in VOCABULARIES:
-        hint = did_you_mean(name, VOCABULARIES) or f", known are {', '.join(VOCABULARIES)}"
+        hint = did_you_mean(name, VOCABULARIES, OTHER_NAMES) or f", known are {', '.join(VOCABULARIES)}"
         raise ConfigError(f"data.tokenizer: tiktoken:{name}: no such vocabulary{hint}")
     vocabulary = VOCABULARIES[name]
     path = download(vocabulary.ranks, cache_dir)
