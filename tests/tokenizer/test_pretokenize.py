@@ -56,7 +56,7 @@ def test_words_of_words_by_hand(text, words):
     assert WordSplitter("words").words(text) == words
 
 
-every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W"])
+every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\w+|\W", r"\w*|\W"])
 
 
 @every_pattern

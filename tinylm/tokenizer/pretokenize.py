@@ -71,9 +71,11 @@ class WordSplitter:
             DataError: if a pattern of one's own leaves a part of the text out.
         """
         words = self._find_words(text)
-        if not self.named and sum(map(len, words)) < len(text):
+        if self.named:
+            return words
+        if sum(map(len, words)) < len(text):
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
-        return words
+        return [*filter(None, words)]  # a pattern may match nothing, too
 
     def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """The words of many texts at once; each text is cut by itself.
