@@ -121,7 +121,7 @@ class BPETokenizer(Tokenizer):
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,
         memory_limit: int | None = None,
-        progress: Callable[[str, int], None] = lambda stage, done: None,
+        progress: Callable[[str, int], object] = lambda stage, done: None,
     ) -> Self:
         """Learns merges. Memory grows with the number of different words, not with the text.
 
@@ -160,7 +160,7 @@ class BPETokenizer(Tokenizer):
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,
         memory_limit: int | None = None,
-        progress: Callable[[str, int], None] = lambda stage, done: None,
+        progress: Callable[[str, int], object] = lambda stage, done: None,
     ) -> Self:
         if memory_limit is not None and memory_limit < 1:
             raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
