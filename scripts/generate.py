@@ -16,6 +16,14 @@ def make_parser() -> Parser:
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens of total probability p")
     parser.add_argument("--min-p", type=float, help="keep tokens at least this fraction as likely as the likeliest")
+    parser.add_argument("--typical-p", type=float, help="keep the most typical tokens of total probability p")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: say it once (%(default)s)")
+    parser.add_argument(
+        "--presence-penalty", type=float, default=0.0, help="off the logit of what was said (%(default)s)"
+    )
+    parser.add_argument("--frequency-penalty", type=float, default=0.0, help="the same, each time (%(default)s)")
+    parser.add_argument("--min-new-tokens", type=int, default=0, help="do not end before (%(default)s)")
+    parser.add_argument("--stop", nargs="+", default=[], help="end before the first of these strings")
     parser.add_argument("--seed", type=int, help="the same text for the same seed")
     parser.add_argument("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
@@ -64,7 +72,8 @@ def run(options: argparse.Namespace) -> None:
     device = fastest_device() if options.device == "auto" else options.device
     check_device(device)
     model, tokenizer = tinylm.load(options.model, device=device)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "truncate")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+             "presence_penalty", "frequency_penalty", "min_new_tokens", "stop", "seed", "truncate")  # fmt: skip
     pieces = Generator(model, tokenizer).stream(options.prompt, **{name: getattr(options, name) for name in names})
     print(options.prompt, end="", flush=True)
     for piece in pieces:

@@ -9,6 +9,7 @@ from torch import nn
 from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.generate import until
 from tinylm.generation.sampling import choose
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -129,6 +130,57 @@ def test_the_end_of_text_token_stops_and_is_not_said():
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_without_an_end_there_are_exactly_max_new_tokens(count):
     assert len(make().generate("ab", max_new_tokens=count)) == count
+
+
+def test_the_text_does_not_end_before_min_new_tokens():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    end = tokenizer.end_of_text
+    for least, expected in ((0, ""), (2, "aa"), (3, "aaa")):  # where the end may not come, the first of equals does
+        model = Scripted([end] * 4, tokenizer)
+        options = dict(max_new_tokens=4, min_new_tokens=least, **GREEDY)
+        assert Generator(model, tokenizer).generate("b", **options) == expected
+
+
+def test_penalties_see_what_was_read_and_said():
+    def said(**options):
+        return Generator(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate("c", max_new_tokens=4, **GREEDY, **options)
+
+    assert said() == "bbbb"
+    assert said(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: another each time, the first that was not said yet
+    assert said(frequency_penalty=0.6) == "bbac"  # 1, 0.4, then b has -0.2 and a 0, then a -0.6 and c 0
+    assert said(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
+
+
+# --- stop strings
+
+
+@few
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=8),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, stops):
+    text = "".join(pieces)
+    expected = text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
+    taken = []
+    found = []
+    for piece in until((taken.append(piece) or piece for piece in pieces), stops):
+        found.append(piece)
+        whole = "".join(found)
+        read = "".join(taken)
+        assert piece and expected.startswith(whole)
+        # no more is kept back than what may become a stop string
+        if not any(stop in read for stop in stops):
+            rest = read[len(whole) :]
+            assert not rest or any(stop.startswith(rest) for stop in stops)
+    assert "".join(found) == expected
+
+
+def test_stop_strings_that_straddle_tokens_end_the_text_and_what_would_follow_is_not_computed():
+    model = Scripted([LETTERS.encode(letter)[0] for letter in "abcdefgh"], LETTERS)
+    generator = Generator(model, LETTERS)
+    assert generator.generate("a", max_new_tokens=8, stop=["xyz", "cde"], **GREEDY) == "ab"
+    assert len(model.script) == 3
 
 
 # --- prompts

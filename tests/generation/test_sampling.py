@@ -1,15 +1,18 @@
 """Each filter keeps the set that its definition says, and tokens are drawn with the probabilities that are left."""
 
 import math
+import re
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TypicalLogitsWarper
 
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import SamplingConfig
-from tinylm.generation.sampling import choose, filtered, min_p, top_k, top_p
+from tinylm.generation.sampling import adjusted, choose, filtered, min_p, top_k, top_p, typical
 
 few = settings(max_examples=60, deadline=None)
 logit_lists = st.lists(st.integers(-80, 80).map(lambda n: n / 8), min_size=1, max_size=12)
@@ -60,7 +63,26 @@ def test_min_p_keeps_what_is_at_least_that_fraction_as_likely_as_the_likeliest(l
     assert kept(min_p(torch.tensor(logits, dtype=torch.float64), p), logits) == expected
 
 
-@pytest.mark.parametrize("keep", [lambda x: top_k(x, 3), lambda x: top_p(x, 0.7), lambda x: min_p(x, 0.3)])
+@few
+@given(distinct, st.floats(0.01, 0.999))
+def test_typical_keeps_what_transformers_keeps(logits, p):
+    rows = torch.tensor([logits], dtype=torch.float64)
+    probabilities = softmax(logits)
+    entropy = -sum(q * math.log(q) for q in probabilities)
+    nearness = sorted(range(len(logits)), key=lambda i: abs(-math.log(probabilities[i]) - entropy))
+    distances = [abs(-math.log(probabilities[i]) - entropy) for i in nearness]
+    assume(all(b - a > 1e-9 for a, b in pairwise(distances)))  # where rounding decides
+    sums = list(accumulate(probabilities[i] for i in nearness))
+    assume(all(abs(total - p) > 1e-9 for total in sums))
+    expected = {i for i, before in zip(nearness, [0.0, *sums], strict=False) if before < p}
+    assert kept(typical(rows, p)[0], logits) == expected
+    theirs = TypicalLogitsWarper(mass=p)(None, rows.clone())
+    assert kept(theirs[0], logits) == expected
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda x: top_k(x, 3), lambda x: top_p(x, 0.7), lambda x: min_p(x, 0.3), lambda x: typical(x, 0.6)]
+)
 def test_filters_treat_every_row_alone(keep):
     logits = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(0))
     expected = torch.stack([torch.stack([keep(row) for row in rows]) for rows in logits])
@@ -98,11 +120,62 @@ def test_the_temperature_divides_the_logits(logits, temperature):
     assert found.softmax(-1).tolist() == pytest.approx(softmax([logit / temperature for logit in logits]), abs=1e-12)
 
 
+# --- what the text changes
+
+texts = st.lists(st.integers(0, 4), max_size=8)
+
+
+def counts_of(ids: list[int]) -> torch.Tensor:
+    return torch.tensor([[ids.count(token) for token in range(5)]])
+
+
+@few
+@given(st.lists(st.floats(-9, 9), min_size=5, max_size=5), texts, texts, st.floats(0.1, 3))
+def test_the_repetition_penalty_is_that_of_transformers(logits, prompt, said, penalty):
+    rows = torch.tensor([logits], dtype=torch.float64)
+    found = adjusted(rows, counts_of(prompt), counts_of(said), SamplingConfig(repetition_penalty=penalty))
+    if prompt + said:
+        ids = torch.tensor([prompt + said])
+        assert torch.allclose(found, RepetitionPenaltyLogitsProcessor(penalty)(ids, rows.clone()), rtol=1e-12)
+    else:
+        assert torch.equal(found, rows)
+
+
+@few
+@given(texts, texts, st.floats(-2, 2), st.floats(-2, 2))
+def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt(prompt, said, presence, frequency):
+    config = SamplingConfig(presence_penalty=presence, frequency_penalty=frequency)
+    found = adjusted(torch.zeros(1, 5, dtype=torch.float64), counts_of(prompt), counts_of(said), config)
+    expected = [-(presence * (token in said)) - frequency * said.count(token) for token in range(5)]
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_bias_is_added_and_banned_tokens_never_come():
+    nothing = torch.zeros(1, 5, dtype=torch.int64)
+    logits = torch.arange(5.0)[None]
+    config = SamplingConfig(logit_bias={1: 2.5, 4: -9}, banned_tokens=[3, 0])
+    assert adjusted(logits, nothing, nothing, config).tolist() == [[-math.inf, 3.5, 2.0, -math.inf, -5.0]]
+    assert logits.tolist() == [[0, 1, 2, 3, 4]]  # what came in is as it was
+    assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), None).tolist() == [1]
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    SamplingConfig(logit_bias={4: 1.0}, banned_tokens=[0]).check_tokens(5)
+    with pytest.raises(ConfigError, match="logit_bias must be of ids below 5, got 5"):
+        SamplingConfig(logit_bias={5: 1.0}).check_tokens(5)
+    with pytest.raises(ConfigError, match="banned_tokens must be of ids below 5, got -1"):
+        SamplingConfig(banned_tokens=[-1]).check_tokens(5)
+    with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens"):
+        SamplingConfig(banned_tokens=[0, 1]).check_tokens(2)
+
+
 # --- drawing
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(temperature=0.7), dict(temperature=2.0, top_k=4), dict(top_p=0.8), dict(min_p=0.2)], ids=str
+    "options",
+    [{}, dict(temperature=0.7), dict(temperature=2.0, top_k=4), dict(top_p=0.8), dict(min_p=0.2), dict(typical_p=0.5)],
+    ids=str,
 )
 def test_draws_have_the_probabilities_of_the_softmax(options):
     logits = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75, 0.0, -2.0]
@@ -117,6 +190,8 @@ def test_draws_have_the_probabilities_of_the_softmax(options):
         candidates = set(order[: next(n for n in range(1, 9) if sum(sorted(softmax(scaled))[-n:]) >= 0.8)])
     if "min_p" in options:
         candidates = {i for i in range(8) if scaled[i] >= max(scaled) + math.log(0.2)}
+    if "typical_p" in options:
+        candidates = kept(typical(torch.tensor(logits), 0.5), logits)
     assert {i for i in range(8) if counts[i]} <= candidates
     total = sum(math.exp(scaled[i]) for i in candidates)
     expected = {i: 40_000 * math.exp(scaled[i]) / total for i in candidates}
@@ -159,13 +234,29 @@ def test_logits_that_are_no_numbers_are_a_numeric_error(temperature):
 # --- options
 
 NAN, INFINITY = float("nan"), float("inf")
+FRACTIONS = ("top_p", "min_p", "typical_p")
 REFUSED = [
+    *[("repetition_penalty", value, "positive") for value in (0.0, -1.0, NAN, INFINITY)],
+    *[
+        (name, value, "a finite number")
+        for name in ("presence_penalty", "frequency_penalty")
+        for value in (NAN, INFINITY)
+    ],
+    ("logit_bias", {1: NAN}, "finite numbers by token id"),
+    ("logit_bias", {"a": 1.0}, "finite numbers by token id"),
+    ("min_new_tokens", -1, "at least 0"),
+    ("min_new_tokens", 501, "at most max_new_tokens, 500"),
     *[("max_new_tokens", value, "at least 1") for value in (0, -1)],
     *[("temperature", value, r"0 \(greedy\) or positive") for value in (-0.1, NAN, INFINITY, -INFINITY)],
     *[("top_k", value, "at least 1") for value in (0, -3)],
-    *[(name, value, r"in \(0, 1\]") for name in ("top_p", "min_p") for value in (0.0, -0.5, 1.01, NAN, INFINITY)],
+    *[
+        (name, value, r"in \(0, 1\]")
+        for name in ("top_p", "min_p", "typical_p")
+        for value in (0.0, -0.5, 1.01, NAN, INFINITY)
+    ],
 ]
 WRONG_TYPES = [
+    ("stop", "end"), ("stop", [3]), ("banned_tokens", 3), ("banned_tokens", ["a"]), ("logit_bias", [1]),
     ("max_new_tokens", INFINITY), ("max_new_tokens", NAN), ("top_k", NAN),
     ("max_new_tokens", 2.5), ("max_new_tokens", "5"), ("temperature", "warm"),
     ("top_k", 2.5), ("top_p", "0.9"), ("seed", 1.5), ("seed", 1 << 64), ("seed", -(1 << 63) - 1),
@@ -174,13 +265,13 @@ WRONG_TYPES = [
 
 @pytest.mark.parametrize(("name", "value", "rule"), REFUSED)
 def test_a_value_without_meaning_is_refused(name, value, rule):
-    with pytest.raises(ConfigError, match=rf"^{name} must be {rule}, got {value}$"):
+    with pytest.raises(ConfigError, match=rf"^{name} must be {rule}, got {re.escape(str(value))}$"):
         SamplingConfig(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
 def test_a_value_of_another_kind_is_refused(name, value):
-    with pytest.raises(ConfigError, match=rf"^{name} must be .*{value}"):
+    with pytest.raises(ConfigError, match=rf"^{name} must be .*{re.escape(str(value))}"):
         SamplingConfig(**{name: value})
 
 

@@ -5,13 +5,13 @@ slides: the newer half of it is read again as a fresh start, which costs one pro
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 
 from tinylm.errors import ConfigError, did_you_mean, notice
-from tinylm.generation.sampling import SamplingConfig, choose
+from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, choose
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
 
@@ -48,8 +48,11 @@ class Generator:
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: no such option of generation{did_you_mean(name, known)}")
+        config = SamplingConfig(**options)
         ids = self._prompt_ids(prompt, truncate)
-        return self.tokenizer.decode_stream(self.stream_ids(ids, SamplingConfig(**options)))
+        config.check_tokens(self.model.config.vocab_size)
+        pieces = self.tokenizer.decode_stream(self.stream_ids(ids, config))
+        return until(pieces, config.stop) if config.stop else pieces
 
     def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
         """The ids that follow `prompt`, which is not empty and fits the context; ends at the end-of-text token."""
@@ -69,7 +72,9 @@ class Generator:
         weight = self.model.embedding.weight
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
         text, unread, slid = list(prompt), list(prompt), False
-        for _ in range(config.max_new_tokens):
+        read = torch.bincount(torch.tensor(prompt, device=weight.device), minlength=self.model.config.vocab_size)[None]
+        said = torch.zeros_like(read)  # how often each token was in the prompt, and since, (1, V)
+        for number in range(config.max_new_tokens):
             if cache.length + len(unread) > context:
                 if not slid:
                     notice(f"beyond {context} tokens the text slides: its newer half is read again, the rest forgotten")
@@ -78,9 +83,15 @@ class Generator:
                 unread = text[-max(context // 2, 1) :]
             ids = torch.tensor([unread], device=weight.device)
             last = self.model.hidden(ids, cache=cache)[:, -1]  # (1, D)
-            token = int(choose(self.model.head(last), config, generator))
+            logits = self.model.head(last)
+            if config.adjusts:
+                logits = adjusted(logits, read, said, config)
+            if number < config.min_new_tokens and self.tokenizer.end_of_text is not None:
+                logits[:, self.tokenizer.end_of_text] = EXCLUDED
+            token = int(choose(logits, config, generator))
             yield token
             text.append(token)
+            said[0, token] += 1
             unread = [token]
 
     def _prompt_ids(self, prompt: str, truncate: Literal["left"] | None) -> list[int]:
@@ -98,3 +109,26 @@ class Generator:
             notice(f"the prompt has {len(ids)} tokens: only the last {context} are read")
             ids = ids[-context:]
         return ids
+
+
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The pieces of a text up to the first of some strings, wherever pieces end.
+
+    What may be the beginning of such a string is kept back until it is known.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for place in map(held.find, stops) if place >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        longest = max(len(stop) for stop in stops) - 1
+        begun = (n for n in range(min(longest, len(held)), 0, -1) if any(stop.startswith(held[-n:]) for stop in stops))
+        safe = len(held) - next(begun, 0)
+        if safe:
+            yield held[:safe]
+        held = held[safe:]
+    if held:
+        yield held

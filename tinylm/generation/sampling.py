@@ -1,7 +1,9 @@
 """From logits to one token: one pure function per idea.
 
-Each filter takes logits (..., V) and gives logits of the same shape in which what it excludes is -inf, so filters
-compose in any order; the usual one, temperature, top-k, top-p, min-p, is `filtered`.
+First logits are changed by what stands in the text already (`adjusted`), then come the temperature and the filters
+(`filtered`), then a token is drawn (`choose`). Each filter takes logits (..., V) and gives logits of the same shape in
+which what it excludes is -inf, so filters compose in any order; the usual one is temperature, top-k, top-p, min-p,
+typical.
 """
 
 import math
@@ -34,6 +36,22 @@ class SamplingConfig:
     """Keep the likeliest tokens that together have probability p (nucleus sampling)."""
     min_p: float | None = None
     """Keep tokens at least this fraction as likely as the likeliest."""
+    typical_p: float | None = None
+    """Keep the tokens whose information is nearest to what is expected, that together have probability p."""
+    repetition_penalty: float = 1.0
+    """Divides the odds of what stands in the prompt or the text: above 1 it comes less often."""
+    presence_penalty: float = 0.0
+    """Is subtracted from the logits of what was generated already."""
+    frequency_penalty: float = 0.0
+    """Is subtracted for each time that it was generated."""
+    logit_bias: dict[int, float] | None = None
+    """Token id -> what is added to its logit."""
+    banned_tokens: tuple[int, ...] = ()
+    """Ids of tokens that never come."""
+    min_new_tokens: int = 0
+    """The text does not end before so many tokens."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these strings."""
     seed: int | None = None
     """The same text for the same seed. Empty: another one each time."""
 
@@ -43,9 +61,35 @@ class SamplingConfig:
         _require(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
         _require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
         _require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
-        for name in ("top_p", "min_p"):
+        for name in ("top_p", "min_p", "typical_p"):
             value = getattr(self, name)
             _require(value is None or 0 < value <= 1, name, "in (0, 1]", value)
+        _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "positive", self.repetition_penalty)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(math.isfinite(getattr(self, name)), name, "a finite number", getattr(self, name))
+        finite = all(type(token) is int and math.isfinite(bias) for token, bias in (self.logit_bias or {}).items())
+        _require(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
+        _require(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
+        rule = f"at most max_new_tokens, {self.max_new_tokens}"
+        _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", rule, self.min_new_tokens)
+        _require("" not in self.stop, "stop", "strings that are not empty", list(self.stop))
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjusted` changes anything."""
+        penalties = (self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty)
+        return any((*penalties, self.logit_bias, self.banned_tokens))
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """Checks the ids against a vocabulary.
+
+        Raises:
+            ConfigError: for an id outside of it, or if all are banned.
+        """
+        for name, ids in (("logit_bias", self.logit_bias or {}), ("banned_tokens", self.banned_tokens)):
+            for token in ids:
+                _require(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
+        _require(len(set(self.banned_tokens)) < vocab_size, "banned_tokens", "fewer than all tokens", "all")
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -73,6 +117,40 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), EXCLUDED)
 
 
+def typical(logits: Tensor, p: float) -> Tensor:
+    """Keeps the smallest set of typical tokens whose probability is at least p (Meister et al. 2023).
+
+    How typical a token is: how near its information -log q is to the mean one, the entropy.
+    """
+    probabilities = logits.softmax(dim=-1)
+    entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
+    _, order = (-logits.log_softmax(dim=-1) - entropy).abs().sort(dim=-1, stable=True)
+    ordered = probabilities.gather(-1, order)
+    before = ordered.cumsum(dim=-1) - ordered
+    excluded = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
+    return logits.masked_fill(excluded, EXCLUDED)
+
+
+def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
+    """Bias, bans and the penalties for what stands in the text, before any temperature.
+
+    Args:
+        logits: (B, V)
+        prompt: how often each token is in the prompt, int64 (B, V)
+        generated: and in what was generated, int64 (B, V)
+        config: how
+    """
+    if config.repetition_penalty != 1:  # Keskar et al. 2019: a positive logit is divided, a negative one multiplied
+        penalized = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
+        logits = torch.where(prompt + generated > 0, penalized, logits)
+    times = generated.to(logits.dtype)
+    logits = logits - config.presence_penalty * times.clamp(max=1) - config.frequency_penalty * times
+    if config.logit_bias:
+        logits[:, list(config.logit_bias)] += logits.new_tensor(list(config.logit_bias.values()))
+    logits[:, list(config.banned_tokens)] = EXCLUDED
+    return logits
+
+
 def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
     """Temperature, then the filters that the config asks for. The temperature must not be 0."""
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature  # a tiny temperature never overflows
@@ -82,6 +160,8 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
         logits = top_p(logits, config.top_p)
     if config.min_p is not None:
         logits = min_p(logits, config.min_p)
+    if config.typical_p is not None:
+        logits = typical(logits, config.typical_p)
     return logits
 
 

@@ -175,10 +175,16 @@ def check_types(config: Any) -> None:
             hint = did_you_mean(str(value), choices)
             require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
             continue
+        if get_origin(expected) is tuple and Ellipsis in get_args(expected):
+            kind = get_args(expected)[0]
+            good = isinstance(value, list | tuple) and all(type(each) is kind for each in value)
+            require(good, f"{name} must be a list of {kind.__name__}, got {value!r}")
+            object.__setattr__(config, name, tuple(value))
+            continue
         if get_origin(expected) is tuple:
             require(len(value) == len(get_args(expected)), f"{name} must have {len(get_args(expected))} values")
             continue
-        allowed = get_args(expected) or (expected,)
+        allowed = [get_origin(kind) or kind for kind in get_args(expected) or (expected,)]
         if float in allowed and type(value) is int:
             object.__setattr__(config, name, float(value))
             continue
