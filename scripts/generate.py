@@ -2,8 +2,7 @@
 
 import argparse
 
-from tinylm.console import Parser, exit_code, run_as_script
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.console import Parser, exit_code, pick_device, run_as_script
 
 
 def make_parser() -> Parser:
@@ -30,48 +29,12 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Reads the options."""
-    parser = make_parser()
-    dashed = [
-        word.split("=")[0].replace("_", "-") + word[len(word.split("=")[0]) :] if word.startswith("--") else word
-        for word in arguments
-    ]
-    options, unknown = parser.parse_known_args(dashed)
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        raise ConfigError(f"{unknown[0]}: no such option{did_you_mean(unknown[0], known) or '; --help lists all'}")
-    return options
-
-
-def fastest_device() -> str:
-    """cuda, else mps, else cpu."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def check_device(device: str) -> None:
-    """Raises ConfigError for a device that is unknown or not there."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {device}: cannot be used ({reason}); try --device cpu") from error
-
-
 def run(options: argparse.Namespace) -> None:
     """Prints the prompt, then its continuation as it comes."""
     import tinylm
     from tinylm.generation import Generator
 
-    device = fastest_device() if options.device == "auto" else options.device
-    check_device(device)
-    model, tokenizer = tinylm.load(options.model, device=device)
+    model, tokenizer = tinylm.load(options.model, device=pick_device(options.device))
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
              "presence_penalty", "frequency_penalty", "min_new_tokens", "stop", "seed", "truncate")  # fmt: skip
     pieces = Generator(model, tokenizer).stream(options.prompt, **{name: getattr(options, name) for name in names})
@@ -83,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    return exit_code(lambda words: run(parse(words)), arguments)
+    return exit_code(lambda words: run(make_parser().parse(words)), arguments)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def train_parser() -> Parser:
 
 def train(arguments: list[str]) -> None:
     """Trains a tokenizer and writes it."""
-    options = train_parser().parse_args(arguments)
+    options = train_parser().parse(arguments)
     wanted = {name: value for name, value in vars(options).items() if name in ALL_OPTIONS and value is not None}
     for name in wanted.keys() - OPTIONS.get(options.kind, set()):
         raise ConfigError(f"--{name.replace('_', '-')}: kind {options.kind} has no such option; leave it out")
@@ -104,7 +104,7 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("tokenizer", help="a tokenizer's file or folder, of any format")
     parser.add_argument("text", help="the text, or - to read it from standard input")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if options.text == "-" else options.text
     if not text:
         raise DataError("text: is empty; give some")
@@ -120,7 +120,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("tokenizer", help="a tokenizer's file or folder, of any format")
     parser.add_argument("--to", choices=[*WRITERS], required=True, help="the format")
     parser.add_argument("--out", type=Path, required=True, help="the file to write; of gpt2 a folder")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer)
     WRITERS[options.to](tokenizer, options.out)
     print(f"{options.out}: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, for {options.to}")

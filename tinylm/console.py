@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from tinylm.errors import ConfigError, TinyLMError
+from tinylm.errors import ConfigError, TinyLMError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,9 +14,45 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, allow_abbrev=False)
 
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Reads the options, which of several words may be written with `-` or `_`.
+
+        Raises:
+            ConfigError: for one that is unknown or wrong.
+        """
+        options, unknown = self.parse_known_args([_dashed(word) for word in arguments])
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            raise ConfigError(f"{unknown[0]}: no such option{did_you_mean(unknown[0], known) or '; --help lists all'}")
+        return options
+
     def error(self, message: str):
         """Raises instead of printing the usage."""
         raise ConfigError(message)
+
+
+def _dashed(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def pick_device(name: str) -> str:
+    """The device of a name; of `auto` the fastest: cuda, else mps, else cpu.
+
+    Raises:
+        ConfigError: if it is unknown or not there.
+    """
+    import torch  # which scripts that need no network do without
+
+    if name == "auto":
+        fast = [(torch.cuda.is_available, "cuda"), (torch.backends.mps.is_available, "mps")]
+        return next((device for is_there, device in fast if is_there()), "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
+    return name
 
 
 def exit_code(run: Callable[[list[str]], None], arguments: list[str]) -> int:

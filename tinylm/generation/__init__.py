@@ -1,6 +1,7 @@
-"""From a model to text."""
+"""From a model to text, and what a model makes of one."""
 
 from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import SamplingConfig
+from tinylm.generation.score import Score, score_text
 
-__all__ = ["Generator", "SamplingConfig"]
+__all__ = ["Generator", "SamplingConfig", "Score", "score_text"]
