@@ -59,6 +59,22 @@ def test_decode_inverts_encode_on_any_text(make, text):
     assert tokenizer.decode(np.array(ids)) == tokenizer.decode(torch.tensor(ids)) == text
 
 
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+@settings(max_examples=2000, deadline=None)
+@given(text)
+@example(ODD)
+def test_bytes_and_pieces_decode_to_any_text_whatever_they_were_trained_on(kind, trained_on_odd, text):
+    tokenizer = trained_on_odd[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, errors="strict") == text
+    assert b"".join(tokenizer.token_bytes[token] for token in ids) == text.encode()
+
+
+@pytest.fixture(scope="module")
+def trained_on_odd():
+    return {"byte": ByteTokenizer(), "bpe": BPETokenizer.train_from_texts([ODD * 9], vocab_size=330)}
+
+
 @every_kind
 @few
 @given(text, st.lists(st.integers(0, 1000), max_size=5))

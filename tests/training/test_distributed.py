@@ -96,6 +96,7 @@ def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_path):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
     arguments += ["--model.network.dropout", "0", "--data.micro_batch_size", "2"]
@@ -118,6 +119,7 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
     assert (tmp_path / "runs/mini/model/tinylm.json").is_file()
 
 
+@pytest.mark.slow
 def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_path, cli):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
     arguments += ["--model.network.dropout", "0", "--trainer.strategy.init_args.data_parallel_size", "2"]
