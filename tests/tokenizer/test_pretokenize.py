@@ -15,7 +15,7 @@ from tinylm.tokenizer.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitt
 
 few = settings(max_examples=100, deadline=None)
 # what patterns tell apart: letters, digits, other signs, contractions, white space of several kinds
-signs = st.text("aÉ9² .'!sRelLtdmv\n\r\t\u00a0\u3000\x1c\x85日👧\u0301", max_size=30)
+signs = st.text("aÉ9²٣\u017fV .'!sRelLtdmv\n\r\t\u00a0\u3000\x1c\x85日👧\u0301", max_size=30)
 
 
 @few
@@ -65,6 +65,7 @@ every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\
 @example(["a ", "b"])
 @example(["  ", "", "\u3000\u3000a", "a\u3000"])
 @example(["'s's 'll'", "ve", "'", "'r"])
+@example(["12345 ٣٣٣٣1", "(word ((word (\t(a", ".\n\n \n x", "'\u017fa'Va 'LL"])
 def test_the_starts_of_words_are_where_the_expression_has_them(pattern, texts):
     splitter = WordSplitter(pattern)
     data, starts = splitter.word_starts(Block(texts))

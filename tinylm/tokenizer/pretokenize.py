@@ -3,10 +3,10 @@
 A word takes the space before it along (" cat"), so that spaces cost no tokens of their own. Which characters make up a
 word is a regular expression; GPT-2's, GPT-4's and that of `WordTokenizer` are known by name.
 
-A regular expression takes about 80 nanoseconds for a byte of text. GPT-2's asks so little of a character (letter,
-digit, white space or other sign?) that the same cuts can be found by NumPy for a whole text at once, in 3: a word
-begins where the kind changes, and a few exceptions are mended. `word_starts_gpt2` does that, and tests hold it to the
-expression.
+A regular expression takes about 80 nanoseconds for a byte of text. These two ask so little of a character (letter,
+digit, white space or other sign?) that the same cuts can be found by NumPy for a whole text at once, in 5: a word
+begins where the kind changes, and the exceptions are mended. `word_starts_gpt2` and `word_starts_gpt4` do that, and
+tests hold them to the expressions.
 """
 
 import sys
@@ -37,6 +37,11 @@ WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE stands
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
 SHORT = [ord(letter) for letter in "sdmt"]  # what follows the apostrophe of a contraction
 LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
+SHORT_ANY = [ord(letter) for letter in "sdmtSDMT"]
+LONG_ANY = [
+    ord(a) << 8 | ord(b) for first, second in (("lL", "lL"), ("vV", "eE"), ("rR", "eE")) for a in first for b in second
+]
+LONG_ANY.append(0xC5BF)  # the long s, which is an s in another case
 
 
 class WordSplitter:
@@ -88,8 +93,8 @@ class WordSplitter:
             DataError: for a lone surrogate; as `words`.
         """
         data = np.frombuffer(block.data, dtype=np.uint8)
-        if self.pattern == "gpt2":
-            return data, word_starts_gpt2(data)
+        if self.pattern in WORD_STARTS:
+            return data, WORD_STARTS[self.pattern](data)
         lengths = [0]
         for text in block.texts:
             lengths += [len(word) if word.isascii() else len(utf8(word)) for word in self.words(text)]
@@ -139,21 +144,71 @@ def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
     starts[:-1] |= last_white
     wide = np.flatnonzero(last_white & (data[:-1] >= 0x80))  # its last byte was found: it begins earlier
     starts[wide] = False
-    while len(wide):
-        wide = wide - 1
-        starts[wide[data[wide] >= 0xC0]] = True
-        wide = wide[data[wide] < 0xC0]
+    starts[_first_bytes(data, wide)] = True
     _join_contractions(data, starts)
     return np.flatnonzero(starts)
 
 
-def _join_contractions(data: np.ndarray, starts: np.ndarray) -> None:
+def word_starts_gpt4(data: np.ndarray) -> np.ndarray:
+    """Where the words of GPT-4's pattern begin. Arguments as `word_starts_gpt2`'s."""
+    kinds = character_kinds(data)
+    starts = kinds == EDGE
+    starts[:1] = True
+    starts[1:] |= kinds[1:] != kinds[:-1]
+    _cut_white_space(data, kinds, starts)
+    # one sign that begins a word takes the letters after it along
+    letters = np.flatnonzero((kinds[1:] == LETTER) & (kinds[:-1] == OTHER)) + 1
+    signs = _first_bytes(data, letters - 1)
+    starts[letters[starts[signs]]] = False
+    _join_contractions(data, starts, any_case=True)
+    # three digits are a word
+    digits = np.flatnonzero((kinds == DIGIT) & ((data & 0xC0) != 0x80))
+    index = np.arange(len(digits))
+    in_run = index - np.maximum.accumulate(np.where(starts[digits], index, 0))
+    starts[digits] = in_run % 3 == 0
+    return np.flatnonzero(starts)
+
+
+def _cut_white_space(data: np.ndarray, kinds: np.ndarray, starts: np.ndarray) -> None:
+    """Cuts runs of white space as GPT-4's pattern does: up to the last line end, then up to the last character, which
+    letters take along, and other signs too if it is a space. Changes `starts`, bool (n,)."""
+    white = np.concatenate([[False], kinds == WHITE, [False]])
+    begins, ends = np.flatnonzero(white[1:] > white[:-1]), np.flatnonzero(white[1:] < white[:-1])
+    line_end = (data == 10) | (data == 13)
+    # signs take the line ends after them along
+    taken = np.flatnonzero(line_end[begins] & (begins > 0) & (kinds[begins - 1] == OTHER))
+    starts[begins[taken]] = False
+    others = np.append(np.flatnonzero(~line_end), len(data))
+    begins[taken] = np.minimum(others[np.searchsorted(others, begins[taken])], ends[taken])
+    starts[begins[begins < ends]] = True
+    # a word ends with the last line end
+    last = np.append(-1, np.flatnonzero(line_end))[np.cumsum(line_end)[ends - 1]]
+    rest = np.where(last >= begins, last + 1, begins)
+    starts[rest[rest < ends]] = True
+    # the last character is apart where something follows, and may be joined by it
+    follows = (rest < ends) & (ends < len(data)) & (kinds.take(ends, mode="clip") != EDGE)
+    ends = ends[follows]
+    last = _first_bytes(data, ends - 1)
+    starts[last] = True
+    joined = (kinds[ends] == LETTER) | ((kinds[ends] == OTHER) & (data[last] == SPACE))
+    starts[ends[joined]] = False
+
+
+def _first_bytes(data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Where the characters begin that have their bytes at some places, int64 (n,)."""
+    while (inside := (data[places] & 0xC0) == 0x80).any():
+        places = places - inside
+    return places
+
+
+def _join_contractions(data: np.ndarray, starts: np.ndarray, any_case: bool = False) -> None:
     """Makes 's 't 'd 'm 'll 've 're words, where the apostrophe begins one. Changes `starts`, bool (n,)."""
+    short, long = (SHORT_ANY, LONG_ANY) if any_case else (SHORT, LONG)
     quotes = np.flatnonzero(data == APOSTROPHE)
     quotes = quotes[starts[quotes]]
     first, second = (data.take(quotes + i, mode="clip").astype(np.int64) for i in (1, 2))
     second[quotes + 2 >= len(data)] = 0
-    for letters, size in ((np.isin(first, SHORT), 2), (np.isin(first << 8 | second, LONG), 3)):
+    for letters, size in ((np.isin(first, short), 2), (np.isin(first << 8 | second, long), 3)):
         found = quotes[letters]
         starts[found + 1] = False
         ends = found + size
@@ -201,3 +256,6 @@ def _byte_kinds() -> bytes:
     kinds[:128] = _point_kinds()[:128]
     kinds[BETWEEN] = EDGE
     return kinds.tobytes()
+
+
+WORD_STARTS = {"gpt2": word_starts_gpt2, "gpt4": word_starts_gpt4}
