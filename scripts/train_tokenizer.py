@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -71,19 +71,16 @@ def train(arguments: list[str]) -> None:
     elif options.kind != "word":
         wanted["special_tokens"] = [END_OF_TEXT]
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
-    with progress_bars(size) if options.kind == "bpe" else no_bars() as bars:
+    if not size:
+        raise DataError(f"{options.corpus[0]}: is empty; give a text")
+    with progress_bars(size) if options.kind == "bpe" else nullcontext({}) as bars:
         tokenizer = tokenizer_class(options.kind).train(options.corpus, **wanted, **bars)
     seconds = time.monotonic() - started
     tokenizer.save(options.out)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
-    sample = next(file_blocks(options.corpus[0], tokenizer.safe_cut)).texts[0]
-    print(f"the first megabyte of it: {figures(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
-
-
-@contextmanager
-def no_bars() -> Iterator[dict]:
-    """For kinds that are trained in a moment."""
-    yield {}
+    largest = max(options.corpus, key=file_size)
+    sample = next(file_blocks(largest, tokenizer.safe_cut)).texts[0][: 1 << 20]
+    print(f"the first megabyte of {largest}: {figures(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def test_options_reach_the_kind_that_has_them(run):
 
 ERRORS = {
     "no such file": (["no.txt", "--out", "t"], 66, "no.txt: no such file"),
+    "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a text"),
     "no corpus": (["--out", "t"], 2, "the following arguments are required: corpus"),
     "an option of another kind": (["a.txt", "--kind", "char", "--vocab-size", "9", "--out", "t"], 2,
                                   "--vocab-size: kind char has no such option; leave it out"),
@@ -78,6 +79,7 @@ ERRORS = {
 @pytest.mark.parametrize(("arguments", "code", "message"), ERRORS.values(), ids=ERRORS)
 def test_errors_are_one_line(arguments, code, message, run):
     WordTokenizer(["a"]).save("w.json")
+    Path("empty.txt").touch()
     found, out, err = run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
