@@ -1,13 +1,10 @@
 """scripts/compare.py as a user meets it."""
 
 import csv
-import importlib.util
 import io
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare.py"
 CONFIG = """# model.network.vocab_size: 20 (from the tokenizer)
 seed_everything: {seed}
 trainer: {{max_steps: 1200}}
@@ -21,12 +18,8 @@ METRICS = """step,train/loss,perf/tokens_per_sec,val/loss,val/bpb,val/excess
 
 
 @pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
+def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in a folder with three runs: exit code, stdout, stderr."""
-    spec = importlib.util.spec_from_file_location("compare_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
     for name, seed, loss in (("one", 1, 2.5), ("two", 2, 1.5), ("half", 3, 3.5)):
         folder = tmp_path / "runs" / name
@@ -39,11 +32,7 @@ def run(capfd, tmp_path, monkeypatch):
             header = b'{"weight":{"dtype":"F32","shape":[1000,1200],"data_offsets":[0,4800000]}}'
             (folder / "model/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (tmp_path / "runs/half/config.yaml").write_text(CONFIG.format(seed=3).split("\n", 1)[1])  # vocabulary not known
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        return script.main(list(arguments)), *capfd.readouterr()
-
-    return call
+    return load("compare")
 
 
 EXPECTED = """\

@@ -1,6 +1,5 @@
 """scripts/generate.py as a user meets it: text on stdout; one line on stderr and an exit code if something is wrong."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -26,18 +25,9 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(capfd):
+def run(load):
     """run(*arguments) calls the script's main inside this process: exit code, stdout, stderr."""
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
+    return load("generate")
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen:

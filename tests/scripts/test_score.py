@@ -1,8 +1,6 @@
 """scripts/score.py as a user meets it."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +9,10 @@ from tinylm.bundle import save_bundle
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "score.py"
-
 
 @pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
+def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in a folder with a model that finds all bytes equally likely."""
-    spec = importlib.util.spec_from_file_location("score_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = TransformerLM(ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=1, max_seq_len=8))
@@ -28,12 +20,7 @@ def run(capfd, tmp_path, monkeypatch):
         torch.nn.init.zeros_(parameter)
     save_bundle(tmp_path / "model", model, tokenizer)
     (tmp_path / "t.txt").write_bytes("naïve text, longer than the context\n".encode())
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
+    return load("score")
 
 
 @pytest.mark.parametrize("options", [[], ["--stride", 3, "--batch_size", 2, "--device=cpu"]])

@@ -1,6 +1,5 @@
 """scripts/train_tokenizer.py as a user meets it."""
 
-import importlib.util
 import io
 import json
 import sys
@@ -13,26 +12,14 @@ import tokenizers
 from tinylm.data.stories import stories
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, WordTokenizer, load_tokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_tokenizer.py"
-
 
 @pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
+def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in a folder with two texts: exit code, stdout, stderr."""
-    spec = importlib.util.spec_from_file_location("train_tokenizer_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("".join(stories(seed=1, count=60)))
     (tmp_path / "b.txt").write_text("a naïve cat\n")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+    return load("train_tokenizer")
 
 
 def test_bpe_is_trained_on_files_each_a_document(run):

@@ -112,9 +112,24 @@ class BPETokenizer(Tokenizer):
     # --- training
 
     @classmethod
-    def train_from_streams(
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
+        """As `Tokenizer`; options as `train_from_blocks`'s."""
+        found = blocks(streams, WordSplitter(pattern).safe_cut)
+        return cls.train_from_blocks(found, pattern=pattern, **options)
+
+    @classmethod
+    def train(
+        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
+    ) -> Self:
+        """As `Tokenizer`, by one process for each core; options as `train_from_blocks`'s."""
+        safe_cut = WordSplitter(pattern).safe_cut
+        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
+        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+
+    @classmethod
+    def train_from_blocks(
         cls,
-        streams: Iterable[Iterable[str]],
+        found: Iterable[Block],
         *,
         vocab_size: int = 4096,
         pattern: str = "gpt2",
@@ -126,7 +141,7 @@ class BPETokenizer(Tokenizer):
         """Learns merges. Memory grows with the number of different words, not with the text.
 
         Args:
-            streams: texts, each in chunks
+            found: the text
             vocab_size: bytes, merges and special tokens together; fewer where every word is one token before that
             pattern: as for the class
             special_tokens: as for the class
@@ -139,29 +154,6 @@ class BPETokenizer(Tokenizer):
             ConfigError: if vocab_size has no room for bytes and special tokens.
             DataError: if there is no text, or it has a lone surrogate.
         """
-        found = blocks(streams, WordSplitter(pattern).safe_cut)
-        return cls._train_from_blocks(found, vocab_size, pattern, special_tokens, processes, memory_limit, progress)
-
-    @classmethod
-    def train(
-        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options
-    ) -> Self:
-        """As `Tokenizer`, by one process for each core; options as `train_from_streams`'s."""
-        safe_cut = WordSplitter(pattern).safe_cut
-        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
-        return cls._train_from_blocks(found, pattern=pattern, processes=processes, **options)
-
-    @classmethod
-    def _train_from_blocks(
-        cls,
-        found: Iterable[Block],
-        vocab_size: int = 4096,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = (),
-        processes: int | None = 1,
-        memory_limit: int | None = None,
-        progress: Callable[[str, int], object] = lambda stage, done: None,
-    ) -> Self:
         if memory_limit is not None and memory_limit < 1:
             raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
         smallest = 256 + len(special_tokens)
