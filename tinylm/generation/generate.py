@@ -73,7 +73,10 @@ class Generator:
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
         text, unread, slid = list(prompt), list(prompt), False
         read = torch.bincount(torch.tensor(prompt, device=weight.device), minlength=self.model.config.vocab_size)[None]
-        said = torch.zeros_like(read)  # how often each token was in the prompt, and since, (1, V)
+        adjusts, said = (
+            config.adjusts,
+            torch.zeros_like(read),
+        )  # how often each token was in the prompt, and since, (1, V)
         for number in range(config.max_new_tokens):
             if cache.length + len(unread) > context:
                 if not slid:
@@ -84,14 +87,15 @@ class Generator:
             ids = torch.tensor([unread], device=weight.device)
             last = self.model.hidden(ids, cache=cache)[:, -1]  # (1, D)
             logits = self.model.head(last)
-            if config.adjusts:
+            if adjusts:
                 logits = adjusted(logits, read, said, config)
             if number < config.min_new_tokens and self.tokenizer.end_of_text is not None:
                 logits[:, self.tokenizer.end_of_text] = EXCLUDED
             token = int(choose(logits, config, generator))
             yield token
             text.append(token)
-            said[0, token] += 1
+            if adjusts:
+                said[0, token] += 1
             unread = [token]
 
     def _prompt_ids(self, prompt: str, truncate: Literal["left"] | None) -> list[int]:

@@ -106,8 +106,12 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 def top_p(logits: Tensor, p: float) -> Tensor:
     """Keeps the smallest set of likeliest tokens whose probability is at least p (Holtzman et al. 2020)."""
     ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # of all likelier tokens; 0 for the first, which stays
+    return _first_of(logits, order, ordered.softmax(dim=-1), p)
+
+
+def _first_of(logits: Tensor, order: Tensor, probabilities: Tensor, p: float) -> Tensor:
+    """Keeps the first tokens of an order that together have probability p; `probabilities` are in that order."""
+    before = probabilities.cumsum(dim=-1) - probabilities  # of all earlier tokens; 0 for the first, which stays
     excluded = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
     return logits.masked_fill(excluded, EXCLUDED)
 
@@ -125,10 +129,7 @@ def typical(logits: Tensor, p: float) -> Tensor:
     probabilities = logits.softmax(dim=-1)
     entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
     _, order = (-logits.log_softmax(dim=-1) - entropy).abs().sort(dim=-1, stable=True)
-    ordered = probabilities.gather(-1, order)
-    before = ordered.cumsum(dim=-1) - ordered
-    excluded = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
-    return logits.masked_fill(excluded, EXCLUDED)
+    return _first_of(logits, order, probabilities.gather(-1, order), p)
 
 
 def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:

@@ -177,10 +177,8 @@ class Tokenizer(ABC):
             MissingInputError: if the file is not there.
             DataError: if it is not UTF-8, or the tokenizer has no ids for it.
         """
-        ids, count = (
-            np.empty(file_size(Path(path)), dtype=self.dtype),
-            0,
-        )  # no more than bytes; memory comes as it is used
+        ids = np.empty(file_size(Path(path)), dtype=self.dtype)  # no more than bytes; memory comes as it is used
+        count = 0
         for part in map_in_order(self.encode_packed, self._file_blocks(Path(path)), processes):
             ids[count : count + len(part)] = part
             count += len(part)
@@ -200,10 +198,13 @@ class Tokenizer(ABC):
             DataError: for text that the tokenizer has no ids for.
         """
         end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
-        parts = [self.encode_ordinary(block.texts[0], block.start)]
+        parts = [self._encode_part(block.texts[0], block.start)]
         for text in block.texts[1:]:
-            parts += [end, self.encode_ordinary(text)]
+            parts += [end, self._encode_part(text)]
         return np.concatenate(parts)
+
+    def _encode_part(self, text: str, start: int = 0) -> np.ndarray:
+        return self.encode_ordinary(text, start)
 
     def safe_cut(self, text: str) -> int:
         """A late place where a text can be cut and its parts encoded by themselves, whatever follows; 0 for none."""

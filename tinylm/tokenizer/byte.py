@@ -8,7 +8,7 @@ import numpy as np
 
 from tinylm.files import file_size, read_range
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.blocks import Block, utf8
+from tinylm.tokenizer.blocks import utf8
 
 
 class ByteTokenizer(Tokenizer):
@@ -32,14 +32,10 @@ class ByteTokenizer(Tokenizer):
         """
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
 
-    def encode_block(self, block: Block) -> np.ndarray:
-        """As `Tokenizer`; bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried through
-        the text, become themselves again."""
-        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
-        parts: list[np.ndarray] = []
-        for text in block.texts:
-            parts += [np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8), end]
-        return np.concatenate(parts[:-1]).astype(np.int64)
+    def _encode_part(self, text: str, start: int = 0) -> np.ndarray:
+        """Bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried through the text, become
+        themselves again."""
+        return np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8).astype(np.int64)
 
     def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:
         """The bytes of any file, `dtype` (n,).
