@@ -221,14 +221,13 @@ def test_a_killed_builder_blocks_nobody_and_leaves_no_half_cache(corpus, tmp_pat
 RESUME = """
 import os
 import signal
-from tinylm import files
-from tinylm.data import tokens
+from tinylm.data import journal, tokens
 from tinylm.data.corpus import open_corpus
 from tinylm.tokenizer import blocks, load_tokenizer
 
 source, cache, tokenizer, until = sys.argv[1:]
 blocks.BLOCK = 1000
-files.JOURNAL_EVERY = 2500
+journal.JOURNAL_EVERY = 2500
 add = tokens.JournaledFiles.add
 def dying(files, entry):
     add(files, entry)

@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tinylm.data.corpus import NAMES, Corpus
+from tinylm.data.journal import JournaledFiles
 from tinylm.data.pretrained import pretrained_tokenizer
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import (
-    JournaledFiles,
     atomic_folder,
     locked,
     make_folder,

@@ -73,10 +73,8 @@ class Generator:
         cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
         text, unread, slid = list(prompt), list(prompt), False
         read = torch.bincount(torch.tensor(prompt, device=weight.device), minlength=self.model.config.vocab_size)[None]
-        adjusts, said = (
-            config.adjusts,
-            torch.zeros_like(read),
-        )  # how often each token was in the prompt, and since, (1, V)
+        said = torch.zeros_like(read)  # how often each token was in the prompt, and since, (1, V)
+        adjusts = config.adjusts
         for number in range(config.max_new_tokens):
             if cache.length + len(unread) > context:
                 if not slid:
