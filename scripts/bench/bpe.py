@@ -3,8 +3,9 @@
     python scripts/bench/bpe.py TEXT... --vocab gpt2_vocab.json --merges gpt2_merges.txt
 
 Without GPT-2's vocabulary, one of 10,000 tokens trained on the texts is encoded with. All sides run in turn, several
-times over, and each side's best time counts. Peers get the texts in whichever pieces they are fastest with (cut where
-no word is); `tokenizers` trains with all cores and encodes with one, as tiktoken and this library do.
+times over; ratios are of each side's median time, and the best one stands beside it. Peers get the texts in whichever
+pieces they are fastest with (cut where no word is); `tokenizers` trains with all cores and encodes with one, as
+tiktoken and this library do.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of encoding; training sets it
 import numpy as np
@@ -37,15 +39,23 @@ SCRIPTS = (
 ) * 300
 
 
-def best(turns: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """The shortest time of each side in seconds, run in turn."""
-    times: dict[str, float] = dict.fromkeys(sides, float("inf"))
-    for _ in range(turns):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            times[name] = min(times[name], time.perf_counter() - started)
-    return times
+class Times:
+    """How long each side takes, in seconds, when all run in turn.
+
+    Attributes:
+        median: name -> the median time
+        best: name -> the shortest time
+    """
+
+    def __init__(self, turns: int, sides: dict[str, Callable[[], object]]) -> None:
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(turns):
+            for name, side in sides.items():
+                started = time.perf_counter()
+                side()
+                seconds[name].append(time.perf_counter() - started)
+        self.median = {name: median(times) for name, times in seconds.items()}
+        self.best = {name: min(times) for name, times in seconds.items()}
 
 
 def pieces_of(text: str, size: int) -> list[str]:
@@ -95,10 +105,10 @@ def bench_training(paths: list[Path], texts: list[str], turns: int) -> BPETokeni
         )
     except ImportError:
         print("rustbpe is not installed")
-    times = best(turns, **sides)
-    peer = min(seconds for name, seconds in times.items() if name.startswith("tokenizers"))
-    for name, seconds in times.items():
-        print(f"  {name:30} {seconds:6.2f} s   {peer / seconds:5.2f} x tokenizers")
+    times = Times(turns, sides)
+    peer = min(seconds for name, seconds in times.median.items() if name.startswith("tokenizers"))
+    for name, seconds in times.median.items():
+        print(f"  {name:30} {seconds:6.2f} s (best {times.best[name]:5.2f})   {peer / seconds:5.2f} x tokenizers")
     return ours
 
 
@@ -147,12 +157,14 @@ def bench_encoding(path: Path, text: str, tokenizer: BPETokenizer, peers: Peers,
     }
     if size > 50:  # of less, starting the others takes longer than the work
         sides["tinylm, two processes"] = lambda: new.pop().encode_file(path, processes=2)
-    times = best(turns, **sides)
-    speeds = {name: (size if "tinylm" in name else part_size) / seconds for name, seconds in times.items()}
+    times = Times(turns, sides)
+    sizes = {name: size if "tinylm" in name else part_size for name in sides}
+    speeds = {name: sizes[name] / seconds for name, seconds in times.median.items()}
     first = speeds["tinylm, words not known yet"]
     for name, speed in speeds.items():
         ratios = f"{speed / speeds['tiktoken']:5.2f} x tiktoken   {speed / speeds['tokenizers']:6.2f} x tokenizers"
-        print(f"  {name:30} {speed:6.1f} MB/s   {ratios}   {speed / first:5.2f} x the first")
+        most = sizes[name] / times.best[name]
+        print(f"  {name:30} {speed:6.1f} MB/s (best {most:5.1f})   {ratios}   {speed / first:5.2f} x the first")
 
 
 def bench_short(tokenizer: BPETokenizer, peers: Peers, turns: int) -> None:
@@ -169,9 +181,10 @@ def bench_short(tokenizer: BPETokenizer, peers: Peers, turns: int) -> None:
     def thousand(encode: Callable[[str], object]) -> Callable[[], object]:
         return lambda: [encode(CHAT) for _ in range(1000)]
 
-    times = best(5 * turns, **{name: thousand(encode) for name, encode in sides.items()})
-    for name, seconds in times.items():
-        print(f"  {name:30} {1e3 * seconds:6.1f} microseconds   {times['tokenizers'] / seconds:5.2f} x tokenizers")
+    times = Times(5 * turns, {name: thousand(encode) for name, encode in sides.items()})
+    for name, seconds in times.median.items():
+        ratio = f"{times.median['tokenizers'] / seconds:5.2f} x tokenizers"
+        print(f"  {name:30} {1e3 * seconds:6.1f} microseconds (best {1e3 * times.best[name]:5.1f})   {ratio}")
 
 
 # --- memory
@@ -208,7 +221,7 @@ def main() -> None:
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT")
     parser.add_argument("--vocab", type=Path, help="GPT-2's vocab.json")
     parser.add_argument("--merges", type=Path, help="GPT-2's merges.txt")
-    parser.add_argument("--turns", type=int, default=3, help="runs of each side (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="runs of each side (%(default)s)")
     parser.add_argument("--train-on", type=int, default=2, help="train on the first so many texts (%(default)s)")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

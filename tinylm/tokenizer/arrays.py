@@ -4,6 +4,7 @@ Both exist for speed alone. Python's `dict` and `list` would do, at a hundred na
 """
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys end far apart
 EMPTY = np.uint64(2**64 - 1)  # what a slot without key holds; nobody may ask for it
@@ -79,7 +80,7 @@ class Ragged:
         dtype: of the lists' values
     """
 
-    def __init__(self, dtype: type) -> None:
+    def __init__(self, dtype: DTypeLike) -> None:
         self._values, self._end = np.empty(1 << 12, dtype=dtype), 0
         self._begins, self._sizes = np.zeros(1 << 12, dtype=np.int64), np.zeros(1 << 12, dtype=np.int32)
 

@@ -189,7 +189,7 @@ class Tokenizer(ABC):
 
     def encode_packed(self, block: Block) -> np.ndarray:
         """As `encode_block`, in the `dtype` in which ids are stored."""
-        return self.encode_block(block).astype(self.dtype)
+        return self.encode_block(block).astype(self.dtype, copy=False)
 
     def encode_block(self, block: Block) -> np.ndarray:
         """The ids of texts, one after the other, with `end_of_text` between them if there is such a token, int64 (n,).

@@ -95,9 +95,8 @@ def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
     while begin + length < size:
         end = begin + length
         tail = read_range(path, max(begin, end - 4096), end)
-        cut = max((found.start() + 1 for found in regex.finditer(rb"[!-~](?= )", tail)), default=0)
-        if cut:
-            end -= len(tail) - cut
+        if found := regex.search(rb"(?r)[!-~](?= )", tail):  # (?r): the last one
+            end -= len(tail) - found.start() - 1
         else:
             text = read_range(path, begin, end).decode(errors="ignore")
             end = begin + len(text[: safe_cut(text)].encode())

@@ -88,7 +88,7 @@ class BPETokenizer(Tokenizer):
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
         self._remembered: dict[str, list[int]] = {}  # the ids of words of short texts
-        self._words = WordTable(np.int32)  # and of blocks
+        self._words = WordTable(self.dtype)  # and of blocks
 
     @staticmethod
     def from_gpt2(vocab: str | Path, merges: str | Path) -> "BPETokenizer":
@@ -224,14 +224,18 @@ class BPETokenizer(Tokenizer):
         return file_blocks(path, self.safe_cut)
 
     def encode_block(self, block: Block) -> np.ndarray:
+        """As `Tokenizer`."""
+        return self.encode_packed(block).astype(np.int64)
+
+    def encode_packed(self, block: Block) -> np.ndarray:
         """As `Tokenizer`: all words at once."""
         if self._words.size > MAX_KNOWN:
-            self._words = WordTable(np.int32)
+            self._words = WordTable(self.dtype)
         data, starts = self._splitter.word_starts(block)
         numbers = self._words.numbers(data, starts)
         new, places = self._words.new_words(numbers)
         self._merge_new_words(data, starts[places], np.diff(starts, append=len(data))[places], new)
-        return self._words.lists.take(numbers).astype(np.int64)
+        return self._words.lists.take(numbers)
 
     def _merge_new_words(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
         """Finds the tokens of words for the first time.

@@ -11,6 +11,7 @@ So two words have the same number exactly if they have the same bytes: nothing i
 """
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from tinylm.tokenizer.arrays import KeyTable, Ragged, slices
 from tinylm.tokenizer.blocks import Block
@@ -34,7 +35,7 @@ class WordTable:
         lists: the lists of numbers; that of a new word is empty
     """
 
-    def __init__(self, dtype: type) -> None:
+    def __init__(self, dtype: DTypeLike) -> None:
         self._table = KeyTable()
         self._long: dict[bytes, int] = {}
         self.lists = Ragged(dtype)
