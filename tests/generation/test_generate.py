@@ -26,7 +26,7 @@ def make(max_seq_len: int = 16, seed: int = 0, tokenizer=LETTERS, **changes) -> 
 
 
 class Scripted(nn.Module):
-    """Says its script, whatever it reads, and remembers what it read."""
+    """Model and decoder in one: says its script, whatever it reads, and remembers what it read."""
 
     def __init__(self, script: list[int], tokenizer, max_seq_len: int = 64) -> None:
         super().__init__()
@@ -35,13 +35,18 @@ class Scripted(nn.Module):
         self.embedding = nn.Embedding(1, 1)
         self.script, self.read = list(script), []
 
-    def hidden(self, ids, cache):
+    def hidden(self, ids, cache, counts):
         self.read += ids[0].tolist()
         cache.advance(ids.shape[1])
-        return torch.nn.functional.one_hot(torch.tensor([[self.script.pop(0)]]), self.config.vocab_size).float()
 
-    def head(self, x):
-        return x
+    def step(self, ids, cache):
+        self.read += ids.tolist()
+        cache.advance(1)
+        return torch.nn.functional.one_hot(torch.tensor([self.script.pop(0)]), self.config.vocab_size).float()
+
+
+def saying(model: Scripted, tokenizer) -> Generator:
+    return Generator(model, tokenizer, decoder=model)
 
 
 def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
@@ -57,7 +62,7 @@ def slowly(model, prompt: list[int], config: SamplingConfig) -> list[int]:
         if len(window) > model.config.max_seq_len:
             window = text[-max(model.config.max_seq_len // 2, 1) :]
         logits = model(torch.tensor([window]))[:, -1]
-        text.append(int(logits.argmax() if config.temperature == 0 else choose(logits, config, random)))
+        text.append(int(logits.argmax() if config.temperature == 0 else choose(logits, config, [random])))
         window.append(text[-1])
     return text[len(prompt) :]
 
@@ -112,7 +117,7 @@ def test_pieces_are_whole_characters_and_come_as_soon_as_they_are_whole():
     tokenizer = ByteTokenizer()
     model = Scripted(list("a€😀b".encode()), tokenizer)
     pieces, read = [], []
-    for piece in Generator(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
+    for piece in saying(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
         pieces.append(piece)
         read.append(len(model.read))
         assert not torch.is_inference_mode_enabled()  # the loop's mode does not leak to who listens
@@ -123,7 +128,7 @@ def test_pieces_are_whole_characters_and_come_as_soon_as_they_are_whole():
 def test_the_end_of_text_token_stops_and_is_not_said():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2, tokenizer.end_of_text, 1], tokenizer)
-    assert Generator(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
+    assert saying(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
     assert model.script == [1]  # nothing was computed after it
 
 
@@ -138,12 +143,12 @@ def test_the_text_does_not_end_before_min_new_tokens():
     for least, expected in ((0, ""), (2, "aa"), (3, "aaa")):  # where the end may not come, the first of equals does
         model = Scripted([end] * 4, tokenizer)
         options = dict(max_new_tokens=4, min_new_tokens=least, **GREEDY)
-        assert Generator(model, tokenizer).generate("b", **options) == expected
+        assert saying(model, tokenizer).generate("b", **options) == expected
 
 
 def test_penalties_see_what_was_read_and_said():
     def said(**options):
-        return Generator(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate("c", max_new_tokens=4, **GREEDY, **options)
+        return saying(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate("c", max_new_tokens=4, **GREEDY, **options)
 
     assert said() == "bbbb"
     assert said(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: another each time, the first that was not said yet
@@ -178,7 +183,7 @@ def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, 
 
 def test_stop_strings_that_straddle_tokens_end_the_text_and_what_would_follow_is_not_computed():
     model = Scripted([LETTERS.encode(letter)[0] for letter in "abcdefgh"], LETTERS)
-    generator = Generator(model, LETTERS)
+    generator = saying(model, LETTERS)
     assert generator.generate("a", max_new_tokens=8, stop=["xyz", "cde"], **GREEDY) == "ab"
     assert len(model.script) == 3
 
@@ -190,17 +195,17 @@ def test_a_prompt_begins_with_the_end_of_text_token_where_there_is_one():
     """As every document that the model has read."""
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert Generator(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
+    assert saying(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 2, 0, 1]
     model = Scripted([1], CharTokenizer("abc"))
-    Generator(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
+    saying(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
     assert model.read == [2, 0]
 
 
 def test_an_empty_prompt_is_just_the_end_of_text_token():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert Generator(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
+    assert saying(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 1]
     with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no token to begin a text with"):
         make().stream("")  # at once, not at the first piece
@@ -209,7 +214,7 @@ def test_an_empty_prompt_is_just_the_end_of_text_token():
 def test_special_tokens_in_a_prompt_are_plain_text():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = Scripted([97], tokenizer)
-    Generator(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
+    saying(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
     assert model.read == [tokenizer.end_of_text, *END_OF_TEXT.encode()]  # one before the text, none in it
 
 
@@ -222,7 +227,7 @@ def test_a_prompt_that_the_tokenizer_cannot_read_is_refused():
 
 def test_a_prompt_beyond_the_context_is_refused_or_cut_on_the_left(capfd):
     model = Scripted([0, 1], LETTERS, max_seq_len=4)
-    generator = Generator(model, LETTERS)
+    generator = saying(model, LETTERS)
     with pytest.raises(ConfigError, match="the prompt has 6 tokens, the context holds 4; use --truncate left"):
         generator.stream("abcdef")
     assert capfd.readouterr().err == ""
@@ -235,9 +240,9 @@ def test_a_prompt_beyond_the_context_is_refused_or_cut_on_the_left(capfd):
 @pytest.mark.parametrize(("count", "slides"), [(4, False), (5, False), (6, True)])
 def test_sliding_is_announced_exactly_when_it_happens(count, slides, capfd):
     model = Scripted([0] * count, LETTERS, max_seq_len=8)
-    Generator(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
+    saying(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
     assert (len(model.read) > 4 + count - 1) == slides  # something was read twice
-    assert ("beyond 8 tokens the text slides" in capfd.readouterr().err) == slides
+    assert ("beyond 8 tokens a text slides" in capfd.readouterr().err) == slides
 
 
 # --- options

@@ -156,7 +156,7 @@ def test_bias_is_added_and_banned_tokens_never_come():
     config = SamplingConfig(logit_bias={1: 2.5, 4: -9}, banned_tokens=[3, 0])
     assert adjusted(logits, nothing, nothing, config).tolist() == [[-math.inf, 3.5, 2.0, -math.inf, -5.0]]
     assert logits.tolist() == [[0, 1, 2, 3, 4]]  # what came in is as it was
-    assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), None).tolist() == [1]
+    assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), []).tolist() == [1]
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -180,7 +180,7 @@ def test_ids_outside_the_vocabulary_are_refused():
 def test_draws_have_the_probabilities_of_the_softmax(options):
     logits = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75, 0.0, -2.0]
     config = SamplingConfig(**options)
-    draws = choose(torch.tensor(logits).expand(40_000, -1), config, torch.Generator().manual_seed(0))
+    draws = choose(torch.tensor(logits).expand(40_000, -1), config, [torch.Generator().manual_seed(0)] * 40_000)
     counts = draws.bincount(minlength=8).tolist()
 
     scaled = [logit / config.temperature for logit in logits]
@@ -203,8 +203,8 @@ def test_draws_have_the_probabilities_of_the_softmax(options):
 def test_each_row_is_drawn_from_its_own_distribution():
     logits = torch.full((5, 5), -100.0).fill_diagonal_(100.0)
     generator = torch.Generator().manual_seed(0)
-    assert choose(logits, SamplingConfig(), generator).tolist() == [0, 1, 2, 3, 4]
-    assert choose(logits.bfloat16(), SamplingConfig(), generator).tolist() == [0, 1, 2, 3, 4]
+    assert choose(logits, SamplingConfig(), [generator] * 5).tolist() == [0, 1, 2, 3, 4]
+    assert choose(logits.bfloat16(), SamplingConfig(), [generator] * 5).tolist() == [0, 1, 2, 3, 4]
 
 
 @few
@@ -213,7 +213,7 @@ def test_temperature_zero_is_the_argmax_whatever_the_filters(logits):
     generator = torch.Generator()
     before = generator.get_state()
     for options in ({}, dict(top_k=2), dict(top_p=0.1, min_p=0.9)):
-        token = choose(torch.tensor([logits]), SamplingConfig(temperature=0, **options), generator)
+        token = choose(torch.tensor([logits]), SamplingConfig(temperature=0, **options), [generator])
         assert token.tolist() == [logits.index(max(logits))]
     assert torch.equal(generator.get_state(), before)  # nothing is drawn
 
@@ -222,13 +222,13 @@ def test_temperature_zero_is_the_argmax_whatever_the_filters(logits):
 def test_a_tiny_temperature_is_nearly_greedy(temperature):
     logits = torch.tensor([[1.0, 3.0, -2.0], [-5.0, -7.0, -6.0]])
     generator = torch.Generator().manual_seed(0)
-    assert choose(logits, SamplingConfig(temperature=temperature), generator).tolist() == [1, 0]
+    assert choose(logits, SamplingConfig(temperature=temperature), [generator] * 2).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_are_a_numeric_error(temperature):
     with pytest.raises(NumericError, match=r"not (a )?finite"):
-        choose(torch.full((1, 4), torch.nan), SamplingConfig(temperature=temperature), torch.Generator())
+        choose(torch.full((1, 4), torch.nan), SamplingConfig(temperature=temperature), [torch.Generator()])
 
 
 # --- options

@@ -117,7 +117,7 @@ def test_cached_decode_matches_full_forward(config, data):
         full = model(ids)
         scale = max(1.0, full.abs().max().item())
         torch.testing.assert_close(decode(model, ids, chunks, cache), full, rtol=0.0, atol=atol * scale)
-        assert cache.length == config.max_seq_len
+        assert cache.lengths == [config.max_seq_len] * 2
         cache.clear()  # and what is left in memory must not matter
         again = model(ids.flip(1))
         torch.testing.assert_close(decode(model, ids.flip(1), chunks, cache), again, rtol=0.0, atol=atol * scale)

@@ -1,31 +1,89 @@
-"""The decoding loop: read the prompt, then one token after the other, each from the logits of the last.
+"""The decoding loop: read the prompts, then one token of each text after the other, each from the logits of the last.
 
-The keys and values of what was read stay in a cache, so a token costs one position. When the context is full the text
-slides: the newer half of it is read again as a fresh start, which costs one prompt per half context and nothing else.
+The keys and values of what was read stay in a cache, so a token costs one position. When the context is full a text
+slides: its newer half is read again as a fresh start, which costs one prompt per half context and nothing else.
+
+Texts that are written together share the work of bringing the weights from memory. Each has a row of the cache, a
+length and random numbers of its own, so what else is in the batch changes its logits by rounding alone; where one ends,
+the next that waits takes its row.
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from tinylm.errors import ConfigError, did_you_mean, notice
+from tinylm.generation.decoder import CompiledDecoder, Decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, choose
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
+from tinylm.tokenizer.blocks import utf8
+
+
+@dataclass(eq=False)
+class Text:
+    """A prompt and what follows it, as it grows.
+
+    Attributes:
+        prompt: token ids, at least one
+        ids: those that were generated
+        log_probs: of each of these, what the model gave it before any temperature or filter; in nats
+        finished: why it ended: "end" (the end-of-text token, which is not in `ids`), "length", "stop" (a stop string,
+            of which a part may be in `ids`); empty as long as it grows. Whoever reads it may end it.
+    """
+
+    prompt: list[int]
+    seed: int | None = None
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finished: str = ""
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator()
+        if self.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated after a prompt.
+
+    Attributes:
+        prompt: the text that it follows
+        text: it, without the prompt
+        ids: its tokens
+        log_probs: of each token, in nats, as in `Text`
+        finished: as in `Text`
+    """
+
+    prompt: str
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+    finished: str
 
 
 class Generator:
     """Continues texts with a model.
 
     Args:
-        model: the network; it is used as it is, so put it in evaluation mode (`tinylm.load` does)
+        model: the network, in evaluation mode (`tinylm.load` does that); its weights are taken as they are now
         tokenizer: of the model
+        decoder: what reads single tokens; None: a `Decoder` of the model
     """
 
-    def __init__(self, model: TransformerLM, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: TransformerLM, tokenizer: Tokenizer, decoder: Decoder | CompiledDecoder | None = None
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.decoder = Decoder(model) if decoder is None else decoder
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The continuation of a prompt, without the prompt.
@@ -41,62 +99,148 @@ class Generator:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """As `generate`, piece by piece; never half a character."""
+        config, truncate = self._config(options)
+        return self.pieces(Text(self.prompt_ids(prompt, truncate), config.seed), config)
+
+    def complete(
+        self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 16, **options: Any
+    ) -> list[Completion]:
+        """The continuations of many prompts, several of them at a time.
+
+        Args:
+            prompts: where texts begin
+            num_samples: how many for each prompt; the i-th, from 0, is drawn with the seed + i
+            batch_size: how many texts at a time
+            options: as `generate`'s
+
+        Returns:
+            the samples of the first prompt, then those of the second, and so on
+        """
+        config, truncate = self._config(options)
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        seeds = [None if config.seed is None else config.seed + i for i in range(num_samples)]
+        texts = [Text(ids, seed) for ids in [self.prompt_ids(p, truncate) for p in prompts] for seed in seeds]
+        longest = max((len(utf8(stop)) for stop in config.stop), default=0)  # so it begins at most as many tokens ago
+        for text in self.decode(texts, config, batch_size, log_probs=True):
+            if config.stop and any(stop in self.tokenizer.decode(text.ids[-longest:]) for stop in config.stop):
+                text.finished = "stop"
+        said = ["".join(until([self.tokenizer.decode(text.ids)], config.stop)) for text in texts]
+        return [
+            Completion(prompts[i // num_samples], said[i], text.ids, text.log_probs, text.finished)
+            for i, text in enumerate(texts)
+        ]
+
+    def pieces(self, text: Text, config: SamplingConfig, *, log_probs: bool = False) -> Iterator[str]:
+        """The pieces of one text as they come; it is finished when they end."""
+        ids = self._new_ids(text, config, log_probs)
+        yield from until(self.tokenizer.decode_stream(ids), config.stop)
+        text.finished = text.finished or "stop"
+
+    def _new_ids(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[int]:
+        for _ in self.decode([text], config, log_probs=log_probs):
+            if text.finished != "end":
+                yield text.ids[-1]
+
+    def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
+        """The ids that follow `prompt`, which is not empty and fits the context; ends at the end-of-text token."""
+        return self._new_ids(Text(prompt, config.seed), config, log_probs=False)
+
+    # --- the loop
+
+    @torch.inference_mode()
+    def decode(
+        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
+    ) -> Iterator[Text]:
+        """Lets texts grow until they are finished, some of them at a time.
+
+        Args:
+            texts: with prompts that fit the context
+            config: how tokens are chosen; its seed and its stop strings are the caller's affair
+            batch_size: how many texts at a time
+            log_probs: whether to note those, too
+
+        Yields:
+            each text when it has one more token, or has ended; the caller may set `finished`
+        """
+        waiting, slid = iter(texts), False
+        rows = list(islice(waiting, batch_size))
+        weight, context = self.model.embedding.weight, self.model.config.max_seq_len
+        cache = KVCache(self.model.config, len(rows), dtype=weight.dtype, device=weight.device)
+        self._read(cache, [text.prompt[:-1] for text in rows])
+        while rows:
+            last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=weight.device)
+            logits = self.decoder.step(last, cache)
+            self._extend(rows, logits, config, log_probs)
+            yield from rows
+            for row, text in enumerate(rows):
+                following = next(waiting, None) if text.finished else None
+                if following is not None:
+                    rows[row] = following
+                    self._read(cache, [following.prompt[:-1]], row)
+                elif cache.lengths[row] == context and not text.finished:
+                    if not slid:
+                        notice(
+                            f"beyond {context} tokens a text slides: its newer half is read again, the rest forgotten"
+                        )
+                    slid = True
+                    self._read(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
+            going = [row for row, text in enumerate(rows) if not text.finished]
+            if len(going) < len(rows):
+                rows = [rows[row] for row in going]
+                cache.select(going)
+
+    def _read(self, cache: KVCache, parts: list[list[int]], row: int | None = None) -> None:
+        """Reads the beginning of each text, or of one in a row, in place of what the cache held."""
+        cache.truncate([0 if row in (None, i) else length for i, length in enumerate(cache.lengths)])
+        counts = [len(part) for part in parts]
+        if not max(counts, default=0):
+            return
+        ids = torch.tensor([part + [0] * (max(counts) - len(part)) for part in parts])  # padded at the right end
+        target = cache if row is None else cache.row(row)
+        self.model.hidden(ids.to(cache.keys[0].device), cache=target, counts=counts)
+        if row is not None:
+            cache.lengths[row] = counts[0]
+
+    def _extend(self, rows: list[Text], logits: Tensor, config: SamplingConfig, log_probs: bool) -> None:
+        """Chooses the next token of each text."""
+        scores, end = logits, self.tokenizer.end_of_text
+        if config.adjusts:
+            read, said = (_counts(ids, logits) for ids in zip(*((text.prompt, text.ids) for text in rows), strict=True))
+            scores = adjusted(logits, read, said, config)
+        if config.min_new_tokens and end is not None:
+            short = torch.tensor([len(text.ids) < config.min_new_tokens for text in rows], device=logits.device)
+            scores = scores.clone()
+            scores[short, end] = EXCLUDED
+        tokens = choose(scores, config, [text.random for text in rows])
+        found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist() if log_probs else []
+        for i, (text, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            if token == end:
+                text.finished = "end"
+                continue
+            text.ids.append(token)
+            text.log_probs.extend(found[i : i + 1])
+            if len(text.ids) == config.max_new_tokens:
+                text.finished = "length"
+
+    # --- what is asked for
+
+    def _config(self, options: dict[str, Any]) -> tuple[SamplingConfig, Literal["left"] | None]:
+        """The checked options."""
         truncate = options.pop("truncate", None)
         if truncate not in (None, "left"):
             raise ConfigError(f"truncate must be left, got {truncate!r}")
-        known = [field.name for field in dataclasses.fields(SamplingConfig)]
+        known = [each.name for each in dataclasses.fields(SamplingConfig)]
         for name in options:
             if name not in known:
                 raise ConfigError(f"{name}: no such option of generation{did_you_mean(name, known)}")
         config = SamplingConfig(**options)
-        ids = self._prompt_ids(prompt, truncate)
         config.check_tokens(self.model.config.vocab_size)
-        pieces = self.tokenizer.decode_stream(self.stream_ids(ids, config))
-        return until(pieces, config.stop) if config.stop else pieces
+        return config, truncate
 
-    def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
-        """The ids that follow `prompt`, which is not empty and fits the context; ends at the end-of-text token."""
-        generator = torch.Generator()
-        if config.seed is not None:
-            generator.manual_seed(config.seed)
-        else:
-            generator.seed()
-        for token in self._decode(prompt, config, generator):
-            if token == self.tokenizer.end_of_text:
-                return
-            yield token
-
-    @torch.inference_mode()
-    def _decode(self, prompt: list[int], config: SamplingConfig, generator: torch.Generator) -> Iterator[int]:
-        context = self.model.config.max_seq_len
-        weight = self.model.embedding.weight
-        cache = KVCache(self.model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
-        text, unread, slid = list(prompt), list(prompt), False
-        read = torch.bincount(torch.tensor(prompt, device=weight.device), minlength=self.model.config.vocab_size)[None]
-        said = torch.zeros_like(read)  # how often each token was in the prompt, and since, (1, V)
-        adjusts = config.adjusts
-        for number in range(config.max_new_tokens):
-            if cache.length + len(unread) > context:
-                if not slid:
-                    notice(f"beyond {context} tokens the text slides: its newer half is read again, the rest forgotten")
-                slid = True
-                cache.clear()
-                unread = text[-max(context // 2, 1) :]
-            ids = torch.tensor([unread], device=weight.device)
-            last = self.model.hidden(ids, cache=cache)[:, -1]  # (1, D)
-            logits = self.model.head(last)
-            if adjusts:
-                logits = adjusted(logits, read, said, config)
-            if number < config.min_new_tokens and self.tokenizer.end_of_text is not None:
-                logits[:, self.tokenizer.end_of_text] = EXCLUDED
-            token = int(choose(logits, config, generator))
-            yield token
-            text.append(token)
-            if adjusts:
-                said[0, token] += 1
-            unread = [token]
-
-    def _prompt_ids(self, prompt: str, truncate: Literal["left"] | None) -> list[int]:
+    def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
+        """The ids of a prompt, after the end-of-text token if there is one. Errors as `generate`'s."""
         ids = self.tokenizer.encode(prompt)
         if self.tokenizer.end_of_text is not None:
             ids = [self.tokenizer.end_of_text, *ids]  # it stands before every document that the model has read
@@ -113,12 +257,21 @@ class Generator:
         return ids
 
 
+def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
+    """How often each token is in each list, int64 like logits, (B, V)."""
+    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=logits.shape[1]) for ids in lists]
+    return torch.stack(counts).to(logits.device)
+
+
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """The pieces of a text up to the first of some strings, wherever pieces end.
 
     What may be the beginning of such a string is kept back until it is known.
     """
     held = ""
+    if not stops:
+        yield from pieces
+        return
     for piece in pieces:
         held += piece
         found = [place for place in map(held.find, stops) if place >= 0]

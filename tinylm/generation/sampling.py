@@ -7,6 +7,7 @@ typical.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,14 +167,14 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
+def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Draws one token for each row of logits.
 
     Args:
         logits: (B, V)
         config: how
-        generator: of the random numbers, on the CPU, where the rest is computed too, in float64: a seed then gives the
-            same text on every device, and no temperature is too small
+        generators: of each row's random numbers, on the CPU, where the rest is computed too, in float64: a seed then
+            gives the same text on every device, and no temperature is too small
 
     Returns:
         token ids, int64 (B,), on the logits' device
@@ -186,4 +187,5 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = filtered(logits.cpu().double(), config).softmax(dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(logits.device)
+    drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(probabilities, generators, strict=True)]
+    return torch.cat(drawn).to(logits.device)

@@ -51,6 +51,24 @@ def visible_keys(
     return visible
 
 
+def visible_places(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """`visible_keys` for rows whose positions differ.
+
+    Args:
+        queries: their positions, (B, T)
+        keys: theirs, (B, S), negative where there is no key
+        window: as above
+
+    Returns:
+        True where the key is seen, (B, 1, T, S)
+    """
+    query, key = queries[:, :, None], keys[:, None, :]  # (B, T, 1), (B, 1, S)
+    visible = (key >= 0) & (key <= query)
+    if window is not None:
+        visible &= key > query - window
+    return visible[:, None]
+
+
 def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √E) v over the visible keys, in grouped form: query head h reads key/value head h // (H/K).
 
@@ -111,7 +129,7 @@ class Attention(nn.Module):
         Args:
             x: (B, T, D)
             visible: as `visible_keys` gives it
-            rotary: rows of the rotary table for these positions, (2, T, E/2)
+            rotary: rows of the rotary table for these positions, (2, T, E/2) or (2, B, T, E/2)
             cache: where earlier keys and values are, and these go
 
         Returns:

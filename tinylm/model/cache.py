@@ -1,7 +1,16 @@
 """KVCache: the keys and values of the tokens read so far, so that the next token costs one position and not all.
 
-Memory is taken once, when the cache is made: 2 * layers * B * K * S * E numbers.
+Memory is taken once, when the cache is made: 2 * layers * B * K * C * E numbers, for C places in each row. Position p
+lies in place p mod C, so a network with a sliding window needs no more places than the window is long: what no query
+sees any more is written over (a ring buffer). Without a window there is a place for every position.
+
+Rows may have different lengths: which position a place holds follows from its row's length alone,
+
+    C = 4, length 6      place      0  1  2  3
+                         position   4  5  2  3
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +21,18 @@ from tinylm.model.config import ModelConfig
 class KVCache:
     """Room for the keys and values of up to `max_len` positions of every layer.
 
-    Attributes:
+    Args:
+        config: of the network
         batch_size: rows
-        length: how many positions are filled; the same for every row of the batch.
+        max_len: the most positions of a row; None: the context
+        spare: how many positions `truncate` may take back though a window has moved on
+        dtype: of the keys and values
+        device: where they are
+
+    Attributes:
+        lengths: how many positions of each row are filled
+        keys: of each layer, (B, K, C, E)
+        values: of each layer, (B, K, C, E)
     """
 
     def __init__(
@@ -23,18 +41,65 @@ class KVCache:
         batch_size: int,
         max_len: int | None = None,
         *,
+        spare: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.max_len = config.max_seq_len if max_len is None else max_len
-        self.batch_size = batch_size
-        self.length = 0
-        shape = (config.num_layers, batch_size, config.kv_heads, self.max_len, config.head_width)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        places = self.max_len if config.sliding_window is None else min(self.max_len, config.sliding_window + spare)
+        self.lengths = [0] * batch_size
+        shape = (batch_size, config.kv_heads, places, config.head_width)
+        layers = range(config.num_layers)  # zeros: NaN would come through any mask
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return len(self.lengths)
+
+    @property
+    def places(self) -> int:
+        """C, how many positions a row holds at once."""
+        return self.keys[0].shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def place(self, num_new: int, counts: Sequence[int] | None = None) -> tuple[slice | Tensor, Tensor | None]:
+        """Decides where the next positions of every row go, before the layers `append` them.
+
+        Args:
+            num_new: T, how many positions
+            counts: how many of each row's are real, where the rest is padding at the right end; None: all
+
+        Returns:
+            the new positions, a slice where all rows are equally long, else int64 (B, T); and the position of every key
+            that `append` will return, int64 (B, S), negative where there is none; None: 0, 1, 2 ...
+        """
+        first, last = min(self.lengths), max(self.lengths)
+        if first == last and last + num_new <= self.places:  # the common case, without any index
+            self._new, self._end = slice(last, last + num_new), last + num_new
+            return self._new, None
+        device = self.keys[0].device
+        lengths = torch.tensor(self.lengths, device=device)[:, None]
+        positions = lengths + torch.arange(num_new, device=device)  # (B, T)
+        if num_new == 1:
+            self._new, self._end = positions % self.places, min(last + 1, self.places)
+            return positions, self._held(lengths + 1)[:, : self._end]
+        real = num_new if counts is None else torch.tensor(counts, device=device)[:, None]
+        self._new = self._held(lengths + real) - lengths  # (B, C): which of the new ones a place takes; negative: none
+        return positions, torch.cat((self._held(lengths), positions), dim=1)
+
+    def _held(self, lengths: Tensor) -> Tensor:
+        """The position in each place of rows of some lengths, (B, 1) -> (B, C); negative in an empty place."""
+        last = lengths - 1
+        return last - (last - torch.arange(self.places, device=lengths.device)) % self.places
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new positions of one layer; `length` moves only with `advance`, when all layers have stored.
+        """Stores the new positions of one layer where `place` decided.
 
         Args:
             layer: which layer, from 0
@@ -42,17 +107,68 @@ class KVCache:
             value: (B, K, T, E)
 
         Returns:
-            all keys and all values up to the new ones: (B, K, length + T, E) each, views
+            all keys and all values that may be seen, the new ones included: (B, K, S, E) each
         """
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return self._append(self.keys[layer], key), self._append(self.values[layer], value)
 
-    def advance(self, num_positions: int) -> None:
-        """Counts the positions that every layer has just stored."""
-        self.length += num_positions
+    def _append(self, stored: Tensor, new: Tensor) -> Tensor:
+        if isinstance(self._new, slice):
+            stored[:, :, self._new] = new
+            return stored[:, :, : self._end]
+        if new.shape[2] == 1:
+            rows = torch.arange(len(stored), device=stored.device)[:, None]  # (B, 1)
+            heads = torch.arange(stored.shape[1], device=stored.device)  # (K,)
+            stored.index_put_((rows, heads, self._new), new[:, :, 0])
+            return stored[:, :, : self._end]
+        everything = torch.cat((stored, new), dim=2)
+        took = self._new[:, None, :, None].expand_as(stored)
+        stored.copy_(torch.where(took >= 0, new.gather(2, took.clamp(min=0)), stored))
+        return everything
+
+    def advance(self, num_new: int, counts: Sequence[int] | None = None) -> None:
+        """Counts the positions that every layer has just stored; arguments as `place`'s."""
+        new = [num_new] * self.batch_size if counts is None else counts
+        self.lengths = [length + count for length, count in zip(self.lengths, new, strict=True)]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forgets the positions from these lengths on, one for each row; at most `spare` where there is a window."""
+        self.lengths = list(lengths)
 
     def clear(self) -> None:
         """Forgets everything; the memory stays."""
-        self.length = 0
+        self.lengths = [0] * self.batch_size
+
+    def row(self, index: int) -> "KVCache":
+        """One row as a cache of its own, in the same memory; its length is its own."""
+        cache = KVCache.__new__(KVCache)
+        cache.max_len, cache.lengths = self.max_len, [self.lengths[index]]
+        cache.keys = [keys[index : index + 1] for keys in self.keys]
+        cache.values = [values[index : index + 1] for values in self.values]
+        return cache
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, in this order; a row may come several times."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.keys[0].device)
+        self.keys = [keys.index_select(0, index) for keys in self.keys]
+        self.values = [values.index_select(0, index) for values in self.values]
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class StaticCache(KVCache):
+    """The memory of a cache for one more position of each row, in shapes that do not depend on the lengths.
+
+    It is made anew for each token, out of tensors alone: what a compiled step needs.
+
+    Args:
+        keys: of a `KVCache`
+        values: of the same
+        lengths: of its rows, int64 (B, 1): the new positions
+
+    Attributes:
+        held: the position of every key once the new ones are there, (B, C); negative where there is none
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self._new, self._end = lengths % self.places, self.places
+        self.held = self._held(lengths + 1)

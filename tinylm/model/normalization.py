@@ -43,6 +43,8 @@ class RMSNorm(nn.Module):
         if x.device.type != "cpu":
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one fused kernel
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        if not torch.is_grad_enabled():
+            return rms_norm(wide, self.weight.type_as(wide), self.eps).type_as(x)
         return _RMSNormFunction.apply(wide, self.weight.type_as(wide), self.eps).type_as(x)  # pyright: ignore
 
 
@@ -61,7 +63,7 @@ class _RMSNormFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return x * _scale(x, eps) * weight
+        return rms_norm(x, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -73,6 +75,11 @@ class _RMSNormFunction(torch.autograd.Function):
         g = dy * weight
         along = (g * normalized).mean(dim=-1, keepdim=True)
         return torch.addcmul(g, normalized, along, value=-1) * scale, dweight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of (..., D) by a weight (D,), in x's type and as few operations as can be, without a gradient."""
+    return x * _scale(x, eps) * weight
 
 
 def _scale(x: Tensor, eps: float) -> Tensor:

@@ -56,11 +56,11 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, T, heads, E)
-        table: the rows of `rotary_table` for these T positions, (2, T, E/2)
+        table: the rows of `rotary_table` for these positions, (2, T, E/2) or (2, B, T, E/2)
 
     Returns:
         (B, T, heads, E), of x's type
     """
-    cos, sin = table.unsqueeze(2)  # (T, 1, E/2) each
+    cos, sin = table.unsqueeze(-2)  # (T, 1, E/2) each, or (B, T, 1, E/2)
     first, second = x.chunk(2, dim=-1)  # (B, T, heads, E/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

@@ -6,13 +6,14 @@ field of `ModelConfig`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinylm.errors import ConfigError
-from tinylm.model.attention import Attention, visible_keys
+from tinylm.model.attention import Attention, visible_keys, visible_places
 from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig, parameter_count
 from tinylm.model.feedforward import make_feedforward
@@ -102,38 +103,63 @@ class TransformerLM(nn.Module):
         logits = self.head(x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def hidden(self, ids: Tensor, *, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The last hidden states, (B, T, D), which `head` turns into logits. Arguments as `forward`'s."""
-        T = ids.shape[1]
-        start = cache.length if cache is not None else 0
-        self._check(ids.shape[0], start + T, documents, cache)
-        visible = visible_keys(T, start + T, window=self.config.sliding_window, documents=documents, device=ids.device)
-        x, rotary = self._embed(ids, start)
+    def hidden(
+        self,
+        ids: Tensor,
+        *,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The last hidden states, (B, T, D), which `head` turns into logits.
+
+        Args:
+            ids: as `forward`'s
+            documents: as `forward`'s
+            cache: as `forward`'s
+            counts: with a cache: how many of each row's tokens are real, where the rest is padding at the right end
+        """
+        T, window = ids.shape[1], self.config.sliding_window
+        self._check(ids, documents, cache)
+        positions, places = (slice(T), None) if cache is None else cache.place(T, counts)
+        if isinstance(positions, slice):
+            visible = visible_keys(T, positions.stop, window=window, documents=documents, device=ids.device)
+        else:
+            assert places is not None
+            visible = visible_places(positions, places, window)
+        x = self.read(ids, positions, visible, cache)
+        if cache is not None:
+            cache.advance(T, counts)
+        return x
+
+    def read(self, ids: Tensor, positions: slice | Tensor, visible: Tensor | None, cache: KVCache | None) -> Tensor:
+        """`hidden` where it is known already at which positions the tokens stand and which keys they see."""
+        x, rotary = self._embed(ids, positions)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, visible, rotary, cache, use_reentrant=False)
             else:
                 x = block(x, visible, rotary, cache)
-        if cache is not None:
-            cache.advance(T)
         return self.final_norm(x)
 
-    def _embed(self, ids: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
-        """Embedded tokens, (B, T, D), with positions added or else as rotary angles, (2, T, E/2)."""
+    def _embed(self, ids: Tensor, positions: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embedded tokens, (B, T, D), with positions added or else as rotary angles: (2, T, E/2), (2, B, T, E/2)."""
         x = self.embedding(ids)  # (B, T, D)
-        end = start + ids.shape[1]
         rotary = None
         match self.positions:
             case nn.Embedding():
-                x = x + self.positions.weight[start:end]
+                x = x + self.positions.weight[positions]
             case PositionTable() if self.config.positional_encoding == "rotary":
-                rotary = self.positions(x)[:, start:end]
+                rotary = self.positions(x)[:, positions]
             case PositionTable():
-                x = (x + self.positions(x)[start:end]).type_as(x)
+                x = (x + self.positions(x)[positions]).type_as(x)
         return self.dropout(x), rotary
 
-    def _check(self, rows: int, length: int, documents: Tensor | None, cache: KVCache | None) -> None:
-        limit = self.config.max_seq_len if cache is None else min(self.config.max_seq_len, cache.max_len)
+    def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
+        rows, length = ids.shape
+        limit = self.config.max_seq_len
+        if cache is not None:
+            limit, length = min(limit, cache.max_len), length + max(cache.lengths)
         if length > limit:
             raise ConfigError(f"the context holds {limit} tokens, got {length}; shorten the input")
         if documents is not None and not self.config.document_mask:

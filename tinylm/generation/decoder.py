@@ -1,0 +1,235 @@
+"""The network once more, rearranged to read one token of each text quickly.
+
+A decoding step multiplies a few vectors by every matrix. What it costs is bringing the weights from memory and, in a
+small network, the work around each operation. So, compared with the modules of `tinylm.model`, here
+
+- queries, keys and values are one product, and so are the two inputs of SwiGLU;
+- matrices lie transposed and, on a CPU, cut into as many parts as there are threads: its library shares a product out
+  by rows of x, of which there are few, but a batch of products one by one;
+- queries and keys are normalized and rotated together;
+- there is no dropout, no gradient and no module around an operation.
+
+Numbers differ from the modules' by rounding alone. The weights are copied: what is changed in the model later is not
+seen. Prompts are read by the modules, into the same cache.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch._inductor.config as inductor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinylm.model import KVCache, TransformerLM
+from tinylm.model.attention import visible_places
+from tinylm.model.cache import StaticCache
+from tinylm.model.feedforward import SwiGLU
+from tinylm.model.normalization import LayerNorm, rms_norm
+from tinylm.model.positional import PositionTable
+from tinylm.model.transformer import Block
+
+
+class Decoder:
+    """Reads one token of each row.
+
+    Args:
+        model: the network, in evaluation mode
+    """
+
+    def __init__(self, model: TransformerLM) -> None:
+        config, device = model.config, model.embedding.weight.device
+        parts = torch.get_num_threads() if device.type == "cpu" else 1
+        self.embedding = model.embedding
+        self.positions = _position_rows(model)
+        self.rotary = config.positional_encoding == "rotary"
+        self.window = config.sliding_window
+        self.layers = [_Layer(block, parts) for block in model.blocks if isinstance(block, Block)]
+        self.final_norm = _norm(model.final_norm)
+        self.head = _Product([model.head], parts)
+
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """The logits of what follows. To be called where no gradients are recorded.
+
+        Args:
+            ids: the next token of each row, int64 (B,)
+            cache: what the rows have read so far; the tokens are added to it
+
+        Returns:
+            (B, V), in float32 at least
+        """
+        positions, places = cache.place(1)
+        mask = None
+        if isinstance(positions, Tensor) and places is not None:
+            visible = visible_places(positions, places, self.window)  # (B, 1, 1, S)
+            mask = torch.zeros(visible.shape, dtype=self.embedding.weight.dtype, device=ids.device)
+            mask.masked_fill_(~visible, float("-inf"))
+            positions = positions[:, 0]
+        x = F.embedding(ids, self.embedding.weight)  # (B, D)
+        rows = None if self.positions is None else self.positions[positions]  # (B, ...), or (1, ...) for all
+        if rows is not None and not self.rotary:
+            x = (x + rows).type_as(x)
+        for layer in self.layers:
+            x = layer.forward(x, rows, mask, cache)
+        logits = self.head.forward(self.final_norm(x))
+        cache.advance(1)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _position_rows(model: TransformerLM) -> Tensor | None:
+    """What belongs to each position: a vector to add, (positions, D), or for rotary ones the cosines and the signed
+    sines of each coordinate, (positions, 2, 1, E)."""
+    match model.positions:
+        case nn.Embedding():
+            return model.positions.weight
+        case PositionTable() if model.config.positional_encoding == "rotary":
+            cos, sin = model.positions(model.embedding.weight)  # (positions, E/2) each
+            return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)[:, :, None]
+        case PositionTable():
+            return model.positions(model.embedding.weight)
+    return None
+
+
+def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a norm computes."""
+    if isinstance(module, LayerNorm):
+        shape, weight, bias, eps = module.weight.shape, module.weight, module.bias, module.eps
+        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    return module.forward
+
+
+class _Layer:
+    """A `Block` for one token of each row."""
+
+    def __init__(self, block: Block, parts: int) -> None:
+        attention, feedforward = block.attention, block.feedforward
+        self.pre_norm, self.index, self.head_width = block.pre_norm, attention.layer, attention.head_width
+        self.attention_norm, self.feedforward_norm = _norm(block.attention_norm), _norm(block.feedforward_norm)
+        self.heads = attention.query.out_features // self.head_width
+        self.kv_heads = attention.key.out_features // self.head_width
+        self.qk_weight = None
+        if attention.query_norm is not None and attention.key_norm is not None:
+            weights = (attention.query_norm.weight.expand(self.heads, -1), attention.key_norm.weight)
+            self.qk_weight = torch.cat((weights[0], weights[1].expand(self.kv_heads, -1))).detach()  # (H + K, E)
+            self.eps = attention.query_norm.eps
+        self.query_key_value = _Product([attention.query, attention.key, attention.value], parts)
+        self.attention_output = _Product([attention.output], parts)
+        self.gated = isinstance(feedforward, SwiGLU)
+        inputs = [feedforward.gate, feedforward.input] if isinstance(feedforward, SwiGLU) else [feedforward.input]
+        self.activation = None if isinstance(feedforward, SwiGLU) else feedforward.activation
+        self.input, self.output = _Product(inputs, parts), _Product([feedforward.output], parts)
+
+    def forward(self, x: Tensor, rows: Tensor | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        """(B, D) -> (B, D); rows of the rotary table, and what is added to the scores of keys, (B, 1, 1, S)."""
+        if self.pre_norm:
+            x = x + self._attend(self.attention_norm(x), rows, mask, cache)
+            return x + self._feed(self.feedforward_norm(x))
+        x = self.attention_norm(x + self._attend(x, rows, mask, cache))
+        return self.feedforward_norm(x + self._feed(x))
+
+    def _attend(self, x: Tensor, rows: Tensor | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        B, H, K, E = len(x), self.heads, self.kv_heads, self.head_width
+        heads = self.query_key_value.forward(x).view(B, H + 2 * K, E)
+        both, value = heads[:, : H + K], heads[:, H + K :, None]  # (B, H + K, E), (B, K, 1, E)
+        if self.qk_weight is not None:
+            wide = both.float() if both.dtype in (torch.bfloat16, torch.float16) else both
+            both = rms_norm(wide, self.qk_weight.type_as(wide), self.eps).type_as(both)
+        if rows is not None and rows.dim() == 4:
+            both = torch.addcmul(both * rows[:, 0], both.roll(E // 2, dims=-1), rows[:, 1]).type_as(x)
+        query = both[:, :H].view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
+        keys, values = cache.append(self.index, both[:, H:, None], value)  # (B, K, S, E) each
+        if B == 1:
+            return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
+        query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
+        mask = query.new_zeros(()) if mask is None else mask.expand(-1, K, -1, -1).reshape(B * K, 1, -1)
+        weights = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=E**-0.5).softmax(dim=-1)  # (B K, H/K, S)
+        return self.attention_output.forward(torch.bmm(weights, values).view(B, H * E))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        inside = self.input.forward(x)
+        if self.gated:
+            gate, inside = inside.chunk(2, dim=-1)
+            return self.output.forward(F.silu(gate) * inside)
+        assert self.activation is not None
+        return self.output.forward(self.activation(inside))
+
+
+class _Product:
+    """Linear layers of the same input as one product: (B, inputs) -> (B, all outputs).
+
+    Args:
+        layers: what to put together; if one is not a plain `nn.Linear`, each computes for itself
+        parts: into how many the outputs are cut, if they can be
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], parts: int) -> None:
+        plain = [layer for layer in layers if type(layer) is nn.Linear]
+        self.layers = None if len(plain) == len(layers) else list(layers)
+        if self.layers is not None:
+            return
+        weight = torch.cat([layer.weight.detach() for layer in plain])  # (O, I)
+        biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
+        outputs, inputs = weight.shape
+        self.parts = parts if outputs % parts == 0 else 1
+        weight = weight.view(self.parts, -1, inputs).transpose(1, 2).contiguous()  # (G, I, O/G)
+        bias = torch.cat(biases).view(self.parts, 1, -1) if biases else None
+        self.weight = weight if self.parts > 1 else weight[0]
+        self.bias = bias if bias is None or self.parts > 1 else bias.flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (B, outputs)"""
+        if self.layers is not None:
+            return torch.cat([layer(x) for layer in self.layers], dim=-1)
+        if self.parts == 1:
+            return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        x = x.expand(self.parts, *x.shape)  # (G, B, I)
+        y = torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        rows = x.shape[1]
+        return y.view(1, -1) if rows == 1 else y.transpose(0, 1).reshape(rows, -1)
+
+
+class CompiledDecoder:
+    """`torch.compile`'s program of a step, of the modules as they are, with the weights as constants.
+
+    All places of the cache take part in each step, so that no shape depends on the lengths: it pays for few and short
+    texts. The first step for each number of rows takes half a minute and more, and needs a C++ compiler.
+
+    Args:
+        model: the network, in evaluation mode
+    """
+
+    OPTIONS: ClassVar = {
+        "freezing": True,  # weights are constants, so they can lie as the kernels want them
+        "max_autotune": True,  # kernels of its own for the products, where they are faster
+        "max_autotune_gemm_backends": "CPP,ATEN",
+        "autotune_num_choices_displayed": 0,
+    }
+
+    def __init__(self, model: TransformerLM) -> None:
+        self._run = torch.compile(_Step(model), dynamic=False, fullgraph=True)
+        self._ready: set[int] = set()  # numbers of rows
+
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """As `Decoder.step`."""
+        lengths = torch.tensor(cache.lengths, device=ids.device)[:, None]
+        if len(ids) in self._ready:  # the network and the cache are those that were compiled: no need to look again
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                logits = self._run(ids, lengths, cache.keys, cache.values)
+        else:
+            with inductor.patch(self.OPTIONS):
+                logits = self._run(ids, lengths, cache.keys, cache.values)
+            self._ready.add(len(ids))
+        cache.advance(1)
+        return logits
+
+
+class _Step(nn.Module):
+    def __init__(self, model: TransformerLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        cache = StaticCache(keys, values, lengths)
+        visible = visible_places(lengths, cache.held, self.model.config.sliding_window)
+        logits = self.model.head(self.model.read(ids[:, None], lengths, visible, cache))[:, -1]
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
