@@ -13,6 +13,9 @@ Numbers differ from the modules' by rounding alone. The weights are copied: what
 seen. Prompts are read by the modules, into the same cache.
 """
 
+import statistics
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -216,7 +219,8 @@ class CompiledDecoder:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
                 logits = self._run(ids, lengths, cache.keys, cache.values)
         else:
-            with inductor.patch(self.OPTIONS):
+            with inductor.patch(self.OPTIONS), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own, of its own code
                 logits = self._run(ids, lengths, cache.keys, cache.values)
             self._ready.add(len(ids))
         cache.advance(1)
@@ -233,3 +237,35 @@ class _Step(nn.Module):
         visible = visible_places(lengths, cache.held, self.model.config.sliding_window)
         logits = self.model.head(self.model.read(ids[:, None], lengths, visible, cache))[:, -1]
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@torch.inference_mode()
+def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
+    """Sets PyTorch's number of threads to the one with which a step is fastest here and now, and gives it.
+
+    Small networks decode best on few threads, and where another process wants a core, threads that wait for each other
+    can take ten times as long. So powers of two up to the number set before are tried in turn, for a fraction of a
+    second. On other devices than a CPU nothing is tried.
+    """
+    most, device = torch.get_num_threads(), model.embedding.weight.device
+    if device.type != "cpu" or most == 1:
+        return most
+    counts = [*(1 << n for n in range((most - 1).bit_length())), most]
+    ids, decoders = torch.zeros(rows, dtype=torch.long), {}
+    for count in counts:
+        torch.set_num_threads(count)
+        decoders[count] = Decoder(model)
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    begun = time.perf_counter()
+    while len(seconds[1]) < 3 or (len(seconds[1]) < 10 and time.perf_counter() - begun < 0.5):
+        for count in counts:
+            torch.set_num_threads(count)
+            cache = KVCache(model.config, rows, dtype=model.embedding.weight.dtype)
+            decoders[count].step(ids, cache)  # wakes the threads up
+            cache.clear()
+            started = time.perf_counter()
+            decoders[count].step(ids, cache)
+            seconds[count].append(time.perf_counter() - started)
+    best = min(counts, key=lambda count: statistics.median(seconds[count]))
+    torch.set_num_threads(best)
+    return best

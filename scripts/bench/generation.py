@@ -1,0 +1,210 @@
+"""Decoding beside transformers' cached `generate`: the same weights, the same greedy tokens first, then times.
+
+    python scripts/bench/generation.py [--no-compile]
+
+6 layers, width 256, 8 heads, context 256, vocabulary 65, float32, a prompt of 8 tokens, 200 new ones; in GPT-2's form
+and in the presets' own (Qwen3's). All sides run in turn, several times over; ratios are of medians. transformers gets
+the number of threads that is better for it, ours the one that `fastest_threads` measures. `uncached` is nanoGPT's way,
+a whole forward pass for every token. The floor is the products of the matrices with as many vectors alone, by the
+fastest of three ways to call them.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads
+from tinylm.generation.generate import Text
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import CharTokenizer
+
+NEW, PROMPT, V = 200, 8, 65
+SHAPE = dict(vocab_size=V, d_model=256, num_layers=6, num_heads=8, max_seq_len=256)
+GPT2 = dict(positional_encoding="learned", norm="layernorm", activation="gelu_tanh", qk_norm=False, bias=True)
+TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + V))))
+
+
+def new_model(**changes: object) -> TransformerLM:
+    """Weights large enough that the greedy tokens do not repeat themselves at once."""
+    torch.manual_seed(0)
+    model = TransformerLM(ModelConfig.from_dict(SHAPE | changes)).eval()
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.08)
+    return model
+
+
+def gpt2() -> tuple[TransformerLM, torch.nn.Module]:
+    """A model of ours in GPT-2's form, and transformers' with the same weights."""
+    config = transformers.GPT2Config(vocab_size=V, n_embd=256, n_layer=6, n_head=8, n_positions=256)
+    ours, theirs = new_model(**GPT2), transformers.GPT2LMHeadModel(config).eval()
+    pairs = {"wte": ours.embedding.weight, "wpe": ours.positions.weight}
+    for i, block in enumerate(ours.blocks):
+        attention, feed = block.attention, block.feedforward
+        parts = (attention.query, attention.key, attention.value)
+        layers = {
+            "attn.c_attn": (torch.cat([each.weight for each in parts]), torch.cat([each.bias for each in parts])),
+            "attn.c_proj": (attention.output.weight, attention.output.bias),
+            "mlp.c_fc": (feed.input.weight, feed.input.bias),
+            "mlp.c_proj": (feed.output.weight, feed.output.bias),
+        }
+        for name, (weight, bias) in layers.items():
+            pairs |= {f"h.{i}.{name}.weight": weight.T, f"h.{i}.{name}.bias": bias}
+    state = {f"transformer.{name}" + ("" if "." in name else ".weight"): weight for name, weight in pairs.items()}
+    missing, unknown = theirs.load_state_dict(state, strict=False)
+    assert not unknown
+    assert all("ln_" in name or name == "lm_head.weight" for name in missing)  # norms are ones and zeros on both sides
+    return ours, theirs
+
+
+def qwen3() -> tuple[TransformerLM, torch.nn.Module]:
+    """A model of ours in the presets' form, and transformers' with the same weights."""
+    config = transformers.Qwen3Config(
+        vocab_size=V, hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
+        intermediate_size=704, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    )  # fmt: skip
+    ours, theirs = new_model(), transformers.Qwen3ForCausalLM(config).eval()
+    state = {"model.embed_tokens.weight": ours.embedding.weight}
+    for i, block in enumerate(ours.blocks):
+        attention, feed = block.attention, block.feedforward
+        layers = {
+            "self_attn.q_proj": attention.query, "self_attn.k_proj": attention.key,
+            "self_attn.v_proj": attention.value, "self_attn.o_proj": attention.output,
+            "mlp.gate_proj": feed.gate, "mlp.up_proj": feed.input, "mlp.down_proj": feed.output,
+        }  # fmt: skip
+        state |= {f"model.layers.{i}.{name}.weight": layer.weight for name, layer in layers.items()}
+    missing, unknown = theirs.load_state_dict(state, strict=False)
+    assert not unknown
+    assert all("norm" in name or name == "lm_head.weight" for name in missing)
+    return ours, theirs
+
+
+# --- the sides; each gives the new tokens, (B, NEW)
+
+
+def by_transformers(model: torch.nn.Module, prompts: torch.Tensor) -> torch.Tensor:
+    """Their `generate`, with its cache."""
+    found = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return found[:, PROMPT:]
+
+
+def by_us(generator: Generator, prompts: torch.Tensor) -> torch.Tensor:
+    """The loop that everything goes through."""
+    texts = [Text(prompt) for prompt in prompts.tolist()]
+    config = SamplingConfig(max_new_tokens=NEW, temperature=0)
+    for _ in generator.decode(texts, config, len(texts)):
+        pass
+    return torch.tensor([text.ids for text in texts])
+
+
+@torch.inference_mode()
+def uncached(model: TransformerLM, prompts: torch.Tensor) -> torch.Tensor:
+    """A forward pass over all that was said, for each token."""
+    ids = prompts
+    for _ in range(NEW):
+        ids = torch.cat((ids, model(ids[:, -256:])[:, -1].argmax(dim=-1, keepdim=True)), dim=1)
+    return ids[:, PROMPT:]
+
+
+@torch.inference_mode()
+def floor(model: TransformerLM, rows: int) -> float:
+    """Seconds for the products of a step: of the fastest way, the median."""
+    weights = [weight for block in model.blocks for weight in block.parameters() if weight.dim() == 2]
+    x = {size: torch.randn(rows, size) for size in {weight.shape[1] for weight in weights}}
+    transposed = [weight.T.contiguous() for weight in weights]
+    halves = [weight.view(2, len(weight) // 2, -1).transpose(1, 2).contiguous() for weight in weights]
+    ways: list[Callable[[], object]] = [
+        lambda: [F.linear(x[w.shape[1]], w) for w in weights],
+        lambda: [x[w.shape[0]] @ w for w in transposed],
+        lambda: [torch.bmm(x[w.shape[1]].expand(2, -1, -1), w) for w in halves],
+    ]
+    medians = []
+    for way in ways:
+        times = []
+        for _ in range(50):
+            started = time.perf_counter()
+            way()
+            times.append(time.perf_counter() - started)
+        medians.append(statistics.median(times))
+    return min(medians)
+
+
+# --- the table
+
+
+def bench(name: str, rows: int, turns: int, compiled: bool, most: int) -> None:
+    """Prints the table of one form and batch; `most` threads may be used."""
+    ours, theirs = {"gpt2": gpt2, "qwen3": qwen3}[name]()
+    torch.set_num_threads(most)
+    threads = fastest_threads(ours, rows)
+    prompts = torch.randint(V, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
+    eager = Generator(ours, TOKENIZER, Decoder(ours))
+    sides: dict[str, tuple[int, Callable[[], torch.Tensor]]] = {
+        "tinylm, eager": (threads, lambda: by_us(eager, prompts)),
+        **{f"transformers, {n} threads": (n, lambda: by_transformers(theirs, prompts)) for n in sorted({1, most})},
+    }
+    if rows == 1:
+        sides["uncached"] = threads, lambda: uncached(ours, prompts)
+    if compiled:
+        program = Generator(ours, TOKENIZER, CompiledDecoder(ours))
+        started = time.perf_counter()
+        by_us(program, prompts)
+        print(f"compiled in {time.perf_counter() - started:.0f} s")
+        sides["tinylm, compiled"] = threads, lambda: by_us(program, prompts)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    floors = []
+    expected = sides["tinylm, eager"][1]()
+    for side, (count, run) in sides.items():
+        torch.set_num_threads(count)
+        assert torch.equal(run(), expected), f"{side}: other tokens"
+    for _ in range(turns):
+        for side, (count, run) in sides.items():
+            torch.set_num_threads(count)
+            started = time.perf_counter()
+            run()
+            times[side].append(time.perf_counter() - started)
+        torch.set_num_threads(threads)
+        floors.append(floor(ours, rows))
+    medians = {side: statistics.median(seconds) for side, seconds in times.items()}
+    peer = min(seconds for side, seconds in medians.items() if side.startswith("transformers"))
+    print(f"\n{name}, batch {rows}: {NEW} tokens each, the same on all sides; tinylm on {threads} of {most} threads")
+    for side, seconds in medians.items():
+        speed, best = rows * NEW / seconds, rows * NEW / min(times[side])
+        share = NEW * statistics.median(floors) / seconds
+        print(f"  {side:26} {speed:7.0f} tokens/s (best {best:6.0f})   {peer / seconds:5.2f} x transformers   "
+              f"{share:4.0%} of the floor")  # fmt: skip
+    if "uncached" in medians:
+        ratios = {side: medians["uncached"] / seconds for side, seconds in medians.items() if "tinylm" in side}
+        print("  " + ", ".join(f"{side}: {ratio:.1f} x uncached" for side, ratio in ratios.items()))
+    print(f"  the floor: {rows / statistics.median(floors):.0f} tokens/s, the products alone")
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7, help="runs of each side (%(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled side out")
+    parser.add_argument("--forms", nargs="+", default=["gpt2", "qwen3"], choices=["gpt2", "qwen3"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    most = torch.get_num_threads()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}")
+    for name in options.forms:
+        for rows in options.batches:
+            bench(name, rows, options.turns, not options.no_compile, most)
+
+
+if __name__ == "__main__":
+    main()

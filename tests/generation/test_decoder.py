@@ -1,0 +1,190 @@
+"""The rearranged network against the network itself, rows of a cache against texts alone, batches against each text."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import model_configs, random_ids, random_model
+from tinylm.errors import ConfigError
+from tinylm.generation import Generator
+from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads
+from tinylm.model import KVCache, ModelConfig
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+
+few = settings(max_examples=40, deadline=None)
+SMALL = dict(vocab_size=11, d_model=16, num_layers=2, num_heads=4, max_seq_len=12)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Matrices are cut into as many parts as there are threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def prefixes(data, config: ModelConfig, rows: int) -> list[int]:
+    """How many tokens each row reads first; one token more than the longest fits the context."""
+    return data.draw(st.lists(st.integers(0, config.max_seq_len - 1), min_size=rows, max_size=rows))
+
+
+# --- single tokens
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(1, 9)), st.integers(1, 3), st.sampled_from([1, 2]), st.data())
+@torch.no_grad()
+def test_the_decoder_gives_the_networks_logits(config, rows, threads, data):
+    """Float32 to 1e-5 with the same argmax where it is clear, float64 to 1e-10; rows as long as each other."""
+    ids = random_ids(config, rows)
+    begun = data.draw(st.integers(0, config.max_seq_len - 1))
+    torch.set_num_threads(threads)
+    for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        model = random_model(config, dtype=dtype)
+        decoder, cache, full = Decoder(model), KVCache(config, rows, dtype=dtype), model(ids)
+        scale = max(1.0, full.abs().max().item())
+        if begun:
+            model.hidden(ids[:, :begun], cache=cache)
+        for t in range(begun, config.max_seq_len):
+            found = decoder.step(ids[:, t], cache)
+            torch.testing.assert_close(found, full[:, t], rtol=0.0, atol=atol * scale)
+            first, second = full[:, t].topk(2).values.unbind(dim=-1)
+            clear = first - second > 1e-4 * scale
+            assert torch.equal(found.argmax(-1)[clear], full[:, t].argmax(-1)[clear])
+    torch.set_num_threads(1)
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(2, 9)), st.data())
+@torch.no_grad()
+def test_rows_of_different_lengths_are_each_as_alone(config, data):
+    """By the network and by the decoder; a padded prompt first, then single tokens, beyond any sliding window."""
+    model, ids, rows = random_model(config), random_ids(config, 3), range(3)
+    counts = prefixes(data, config, 3)
+    full = model(ids)
+    for step in (Decoder(model).step, lambda last, cache: model(last[:, None], cache=cache)[:, -1]):
+        cache = KVCache(config, 3, dtype=torch.float64)
+        if max(counts):
+            padded = torch.stack(
+                [torch.where(torch.arange(max(counts)) < counts[i], ids[i, : max(counts)], 0) for i in rows]
+            )
+            model.hidden(padded, cache=cache, counts=counts)
+        for t in range(config.max_seq_len - max(counts)):
+            last = torch.stack([ids[i, counts[i] + t] for i in rows])
+            expected = torch.stack([full[i, counts[i] + t] for i in rows])
+            torch.testing.assert_close(step(last, cache), expected, rtol=0.0, atol=1e-10)
+        assert cache.lengths == [count + config.max_seq_len - max(counts) for count in counts]
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(4, 12)), st.data())
+@torch.no_grad()
+def test_what_is_taken_back_leaves_no_trace(config, data):
+    """`spare` positions may be, in a ring buffer too."""
+    model, ids, other = random_model(config), random_ids(config, 2), random_ids(config, 2, seed=1)
+    full, t = model(ids), 0
+    cache = KVCache(config, 2, spare=3, dtype=torch.float64)
+    while t < config.max_seq_len:
+        wrong = min(data.draw(st.integers(0, 3)), config.max_seq_len - t)
+        if wrong:
+            model.hidden(other[:, t : t + wrong], cache=cache)
+            cache.truncate([t, t])
+        right = min(data.draw(st.integers(1, 4)), config.max_seq_len - t)
+        found = model(ids[:, t : t + right], cache=cache)
+        torch.testing.assert_close(found, full[:, t : t + right], rtol=0.0, atol=1e-10)
+        t += right
+
+
+@torch.no_grad()
+def test_rows_can_be_read_alone_and_put_in_another_order():
+    config = ModelConfig(**SMALL)
+    model, ids = random_model(config), random_ids(config, 3)
+    full, cache = model(ids), KVCache(config, 3, dtype=torch.float64)
+    for row, count in enumerate((2, 5, 3)):
+        model.hidden(ids[row : row + 1, :count], cache=cache.row(row))
+        cache.lengths[row] = count
+    cache.select([2, 0, 2])
+    found = Decoder(model).step(torch.stack([ids[2, 3], ids[0, 2], ids[2, 3]]), cache)
+    torch.testing.assert_close(found, torch.stack([full[2, 3], full[0, 2], full[2, 3]]), rtol=0.0, atol=1e-10)
+
+
+def test_a_window_needs_no_more_places_than_it_is_long():
+    config = ModelConfig(**SMALL, sliding_window=5)
+    assert KVCache(config, 1).places == 5
+    assert KVCache(config, 1, spare=2).places == 7
+    assert KVCache(config, 1, max_len=3).places == 3
+    everything = KVCache(ModelConfig(**SMALL), 2)
+    assert everything.places == 12
+    assert everything.num_bytes == 2 * 2 * 2 * 12 * 16 * 4  # keys and values, layers, rows, positions, width, bytes
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("changes", [{}, dict(sliding_window=5, num_kv_heads=2, positional_encoding="learned")])
+@torch.inference_mode()
+def test_the_compiled_decoder_gives_the_networks_logits(changes):
+    config = ModelConfig(**SMALL, **changes)
+    model = random_model(config, dtype=torch.float32)
+    ids = torch.stack(random_ids(config, 2).unbind())  # made here, in inference mode
+    full, decoder, cache = model(ids), CompiledDecoder(model), KVCache(config, 2)
+    model.hidden(ids[:, :4], cache=cache, counts=[4, 2])
+    for t in range(2, 8):
+        found = decoder.step(torch.stack([ids[0, t + 2], ids[1, t]]), cache)
+        torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
+
+
+def test_the_number_of_threads_is_one_of_those_that_were_allowed(threads):
+    count = fastest_threads(random_model(ModelConfig(**SMALL)))
+    assert count == torch.get_num_threads()
+    assert 1 <= count <= threads
+
+
+# --- texts
+
+LETTERS = CharTokenizer("abcdefghij", [END_OF_TEXT])
+
+
+def talker(**changes) -> Generator:
+    config = ModelConfig(**SMALL | dict(vocab_size=LETTERS.vocab_size, tie_embeddings=False) | changes)
+    return Generator(random_model(config), LETTERS)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(sliding_window=4), dict(positional_encoding="learned", max_seq_len=8)])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_what_else_is_in_the_batch_changes_no_text(batch_size, changes):
+    """Unequal prompts, texts that end early and texts that slide."""
+    generator = talker(**changes)
+    options = dict(max_new_tokens=25, temperature=1.5, seed=3, logit_bias={LETTERS.end_of_text: -1.5})
+    prompts = ["", "abc", "jihgf", "a", "bb"]
+    found = generator.complete(prompts, num_samples=2, batch_size=batch_size, **options)
+    alone = [generator.generate(prompt, **options | {"seed": 3 + i}) for prompt in prompts for i in range(2)]
+    assert [each.text for each in found] == alone
+    assert [each.prompt for each in found] == [prompt for prompt in prompts for _ in range(2)]
+    assert {each.finished for each in found} == {"end", "length"}
+    assert len({each.text for each in found}) > 5
+
+
+@torch.no_grad()
+def test_log_probs_are_the_models_whatever_the_sampling():
+    generator = talker()
+    found = generator.complete(["abc", "d"], max_new_tokens=6, seed=0, temperature=0.5, top_k=3, repetition_penalty=1.3)
+    for each in found:
+        ids = [LETTERS.end_of_text, *LETTERS.encode(each.prompt), *each.ids]
+        expected = generator.model(torch.tensor([ids]))[0].log_softmax(-1)[range(-len(each.ids) - 1, -1), each.ids]
+        assert each.log_probs == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_stop_strings_end_each_text_of_a_batch_where_its_stream_ends():
+    generator = talker()
+    options = dict(max_new_tokens=40, temperature=1.5, seed=1, stop=["ab", "c", "hij"])
+    found = generator.complete(["a", "b", "ca", "d"], num_samples=3, **options)
+    alone = [generator.generate(p, **options | {"seed": 1 + i}) for p in ("a", "b", "ca", "d") for i in range(3)]
+    assert [each.text for each in found] == alone
+    assert "stop" in {each.finished for each in found}
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size"])
+def test_numbers_of_texts_are_checked(name):
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        talker().complete(["a"], **{name: 0})
