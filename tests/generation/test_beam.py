@@ -1,0 +1,331 @@
+"""Beam search against trying every text there is, one whole forward pass for each, and against transformers."""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.strategies import model_configs, random_model
+from tinylm.errors import ConfigError, NumericError
+from tinylm.generation import BeamConfig, Generator, beam_search
+from tinylm.model import ModelConfig
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+
+PENALTIES = [-1.5, 0.0, 0.5, 1.0, 2.0]
+penalties = pytest.mark.parametrize("penalty", PENALTIES)
+
+
+def tokenizer_of(letters: int, end: bool) -> CharTokenizer:
+    return CharTokenizer("abcdefghijklmnopqrstuvwxyz"[:letters], [END_OF_TEXT] if end else [])
+
+
+def make(letters: int = 3, end: bool = True, seed: int = 0, max_seq_len: int = 16, sharpness: float = 1.0) -> Generator:
+    tokenizer = tokenizer_of(letters, end)
+    shape = dict(d_model=16, num_layers=2, num_heads=2, tie_embeddings=False)
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, max_seq_len=max_seq_len, **shape)
+    model = random_model(config, seed)
+    model.head.weight.data *= sharpness
+    return Generator(model, tokenizer)
+
+
+class Found(NamedTuple):
+    ids: list[int]
+    finished: str
+    score: float
+
+
+@torch.no_grad()
+def log_probs(generator: Generator, prompt: list[int], ids: list[int]) -> list[float]:
+    """Of each of the ids after a prompt, by one forward pass without a cache."""
+    logits = generator.model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(ids)), ids].tolist()
+
+
+def exhaustive(generator: Generator, prompt: str, count: int, penalty: float) -> list[Found]:
+    """Every text that can be generated in `count` tokens, best first."""
+    before, end, found = generator.prompt_ids(prompt), generator.tokenizer.end_of_text, []
+    letters = [token for token in range(generator.model.config.vocab_size) if token != end]
+    for length in range(count + 1):
+        for text in itertools.product(letters, repeat=length):
+            if length < count and end is None:
+                continue
+            finished = "length" if length == count else "end"
+            ids = list(text) if finished == "length" else [*text, end]
+            score = sum(log_probs(generator, before, ids)) / len(ids) ** penalty
+            found.append(Found(list(text), finished, score))
+    return sorted(found, key=lambda each: -each.score)
+
+
+def as_found(completions) -> list[Found]:
+    return [Found(each.ids, each.finished, each.score) for each in completions]
+
+
+def assert_same(found: list[Found], expected: list[Found], tolerance: float = 1e-9) -> None:
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=tolerance)
+
+
+# --- against every text
+
+
+@penalties
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_enough_beams_the_n_best_are_those_of_all_texts(end, penalty, seed):
+    generator = make(3, end, seed)
+    expected = exhaustive(generator, "ab", 3, penalty)
+    assert len(expected) == (40 if end else 27)
+    for num_return in (1, 5, 40):
+        options = dict(num_beams=40, num_return=num_return, max_new_tokens=3, length_penalty=penalty)
+        assert_same(as_found(beam_search(generator, "ab", **options)), expected[:num_return])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    model_configs(vocab_size=st.integers(2, 4), max_seq_len=st.integers(5, 7)),
+    st.booleans(),
+    st.sampled_from(PENALTIES),
+)
+def test_any_network_and_more_beams_than_texts(config, end, penalty):
+    """Windows narrower than the text too, and a vocabulary of one letter and the end."""
+    generator = Generator(random_model(config), tokenizer_of(config.vocab_size - end, end))
+    expected = exhaustive(generator, "a", 3, penalty)
+    found = beam_search(generator, "a", num_beams=90, num_return=90, max_new_tokens=3, length_penalty=penalty)
+    assert sorted(each[:2] for each in as_found(found)) == sorted(each[:2] for each in expected)
+    scores = [each.score for each in found]  # some networks find texts equally likely: the order of those is open
+    assert scores == pytest.approx([each.score for each in expected], abs=1e-9)
+
+
+# --- few beams
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_beam_is_greedy(seed):
+    generator = make(10, end=False, seed=seed)
+    (found,) = beam_search(generator, "abc", num_beams=1, max_new_tokens=12)
+    (expected,) = generator.complete(["abc"], max_new_tokens=12, temperature=0)
+    assert (found.prompt, found.text, found.ids, found.finished) == ("abc", expected.text, expected.ids, "length")
+    assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-9)
+
+
+def test_one_beam_that_stops_early_is_greedy_up_to_the_end():
+    ends = 0
+    for seed in range(12):
+        generator = make(3, seed=seed)
+        (found,) = beam_search(generator, "abc", num_beams=1, max_new_tokens=8, early_stop=True)
+        (expected,) = generator.complete(["abc"], max_new_tokens=8, temperature=0)
+        assert (found.ids, found.finished) == (expected.ids, expected.finished)
+        ends += found.finished == "end"
+    assert 0 < ends < 12
+
+
+@penalties
+def test_scores_and_log_probs_are_those_of_whole_forward_passes(penalty):
+    """The end-of-text token counts, in the sum and in the length."""
+    generator, kinds = make(6), set()
+    end, before = generator.tokenizer.end_of_text, generator.prompt_ids("fab")
+    options = dict(num_beams=6, num_return=6, max_new_tokens=9, length_penalty=penalty)
+    for found in beam_search(generator, "fab", **options):
+        ids = [*found.ids, end] if found.finished == "end" else found.ids
+        expected = log_probs(generator, before, ids)
+        assert found.log_probs == pytest.approx(expected[: len(found.ids)], abs=1e-9)
+        assert found.score == pytest.approx(sum(expected) / len(ids) ** penalty, abs=1e-9)
+        assert found.text == generator.tokenizer.decode(found.ids)
+        kinds.add((found.finished, len(found.ids) == 9))
+    assert kinds <= {("end", False), ("length", True)}
+
+
+class Scripted(nn.Module):
+    """Model and decoder in one: probabilities by the last token alone, and a count of the rows of every step."""
+
+    def __init__(self, probabilities: list[list[float]], max_seq_len: int = 64) -> None:
+        super().__init__()
+        shape = dict(d_model=2, num_layers=1, num_heads=1, max_seq_len=max_seq_len)
+        self.config = ModelConfig(vocab_size=len(probabilities), **shape)
+        self.embedding = nn.Embedding(1, 1)
+        self.logits, self.rows = torch.tensor(probabilities, dtype=torch.float64).log(), []
+
+    def hidden(self, ids, cache):
+        cache.advance(ids.shape[1])
+
+    def step(self, ids, cache):
+        assert cache.lengths == [cache.lengths[0]] * len(ids)
+        cache.advance(1)
+        self.rows.append(len(ids))
+        return self.logits[ids]
+
+
+def search(model: Scripted, prompt: str, end: bool = True, **options):
+    return beam_search(Generator(model, tokenizer_of(len(model.logits) - end, end), decoder=model), prompt, **options)
+
+
+def test_two_beams_find_what_greedy_misses():
+    """The example of the header: a, then c or d; b, then d."""
+    model = Scripted([[0, 0, 0.5, 0.5], [0, 0, 0.1, 0.9], [1, 0, 0, 0], [0.6, 0.4, 0, 0]])  # after d comes a or b
+    (greedy,) = search(model, "d", end=False, num_beams=1, max_new_tokens=2)
+    (found,) = search(model, "d", end=False, num_beams=2, max_new_tokens=2)
+    assert greedy.text in ("ac", "ad") and math.exp(2 * greedy.score) == pytest.approx(0.3)
+    assert found.text == "bd" and math.exp(2 * found.score) == pytest.approx(0.36)
+    assert model.rows == [1, 1, 1, 2]
+
+
+HALF = [[0.5, 0.5], [0.6, 0.4]]  # a or the end after a, a or the end at first
+
+
+def test_early_stop_stops_when_as_many_have_ended_as_there_are_beams():
+    """Texts of n letters a have probability 0.6 * 0.5^n: of each step's two candidates one ends and one goes on."""
+    for num_beams, steps in ((2, 2), (3, 3), (5, 5)):
+        model = Scripted(HALF)
+        options = dict(num_beams=num_beams, num_return=num_beams, max_new_tokens=30, early_stop=True)
+        found = search(model, "", length_penalty=0.0, **options)
+        assert len(model.rows) == steps
+        expected = [0.4, *(0.6 * 0.5**n for n in range(1, num_beams))]
+        assert [math.exp(each.score) for each in found] == pytest.approx(expected)
+        assert [each.text for each in found] == ["a" * n for n in range(num_beams)]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "steps"),
+    [
+        (0.0, 2),  # after "" (0.4) the running "a" has 0.6 > 0.4; then "aa" has 0.3 < 0.4
+        (-1.0, 1),  # log 0.4 = -0.92; whatever goes on from "a" has at most 2 log 0.6 = -1.02
+        (-0.5, 2),  # log 0.4 = -0.92; "a" can still come to 2^0.5 log 0.6 = -0.72, "aa" to -2.09
+        (0.5, 4),  # "a" with its end has -0.85; "aaa" can still come to -1.90 / 8^0.5 = -0.67, "aaaa" to -0.92
+        (1.0, 8),  # "a" with its end has -0.60; "aaaaaaa" can still come to -4.67 / 8 = -0.58
+    ],
+)
+def test_otherwise_the_search_ends_when_no_running_text_can_win(penalty, steps):
+    """With at most 8 tokens: after n steps the running text has S = log 0.6 + (n - 1) log 0.5."""
+    model = Scripted(HALF)
+    options = dict(num_beams=2, max_new_tokens=8, length_penalty=penalty)
+    (found,) = search(model, "", **options)
+    assert_same([Found(found.ids, found.finished, found.score)], [best_of_half(penalty)])
+    ended, running = -math.inf, 0.0
+    for n in range(1, 9):  # the same rule, said once more: what has ended at best against what may come
+        ended = max(ended, (running + math.log(0.5 if n > 1 else 0.4)) / n**penalty)
+        running += math.log(0.5 if n > 1 else 0.6)
+        if max((running / length**penalty for length in range(n + 1, 9)), default=-math.inf) <= ended:
+            break
+    assert len(model.rows) == n == steps
+
+
+def best_of_half(penalty: float) -> Found:
+    """Of all texts of `HALF` up to 8 tokens."""
+    texts = []
+    for n in range(9):
+        log_prob = math.log(0.4) if n == 0 else math.log(0.6) + (n - 1) * math.log(0.5)
+        log_prob += math.log(0.5) if 0 < n < 8 else 0.0
+        texts.append(Found([0] * n, "end" if n < 8 else "length", log_prob / min(n + 1, 8) ** penalty))
+    return max(texts, key=lambda each: each.score)
+
+
+@pytest.mark.parametrize("penalty", [-1.5, 0.0, 0.5, 1.0])  # more hardly ever stops
+@pytest.mark.parametrize("num_return", [1, 3])
+def test_stopping_when_no_text_can_win_changes_nothing(penalty, num_return, monkeypatch):
+    """Against the same search that never stops, with ends likely enough for it to matter."""
+    shorter = 0
+    for seed in range(8):
+        generator = make(4, seed=seed, sharpness=2.0)
+        options = dict(num_beams=3, num_return=num_return, max_new_tokens=12, length_penalty=penalty)
+        steps = []
+        step = generator.decoder.step
+        monkeypatch.setattr(generator.decoder, "step", lambda *a, step=step, steps=steps: steps.append(1) or step(*a))
+        found = beam_search(generator, "ab", **options)
+        shorter += len(steps) < 12
+        with monkeypatch.context() as patch:
+            patch.setattr("tinylm.generation.beam._is_over", lambda running, ended, config: not running)
+            expected = beam_search(generator, "ab", **options)
+        assert found == expected
+    assert shorter > 0
+
+
+# --- against transformers
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+@penalties
+def test_texts_match_transformers(penalty, early_stop):
+    pytest.importorskip("transformers", reason="the oracle is transformers itself")
+    from tests.model.test_transformers_oracle import V, both_models, llama
+
+    theirs, ours, _ = both_models(llama)
+    theirs, ours = theirs.double(), ours.double()
+    for head in (theirs.lm_head, ours.head):
+        head.weight.data[V - 1] *= 3  # so that some texts end
+    generator = Generator(ours, CharTokenizer("".join(map(chr, range(97, 97 + V - 1))), [END_OF_TEXT]))
+    end, kinds = generator.tokenizer.end_of_text, set()
+    for prompt in ("a", "bc", "xyz", "hello", "fghij", "q"):
+        ids = generator.prompt_ids(prompt)
+        options = dict(num_beams=4, max_new_tokens=10, length_penalty=penalty)
+        found = beam_search(generator, prompt, num_return=3, early_stop=early_stop, **options)
+        expected = theirs.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, num_return_sequences=3,
+            early_stopping=early_stop or "never", eos_token_id=end, pad_token_id=end, return_dict_in_generate=True,
+            output_scores=True, **options,
+        )  # fmt: skip
+        rows = expected.sequences[:, len(ids) :].tolist()
+        assert [each.ids for each in found] == [row[: row.index(end)] if end in row else row for row in rows]
+        scores = expected.sequences_scores.tolist()
+        assert [each.score for each in found] == pytest.approx(scores, rel=1e-6)  # theirs are float32
+        kinds |= {each.finished for each in found}
+    assert kinds >= ({"end", "length"} if penalty > 1 else {"end"})
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_beams=0), "num_beams must be at least 1, got 0"),
+        (dict(num_return=0), "num_return must be at least 1, got 0"),
+        (dict(num_return=5), "num_return must be at most num_beams, 4, got 5"),
+        (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (dict(length_penalty=-10.5), "length_penalty must be from -10 to 10, got -10.5"),
+        (dict(length_penalty=float("nan")), "length_penalty must be from -10 to 10, got nan"),
+        (dict(num_beams=2.0), "num_beams must be int, got 2.0"),
+        (dict(early_stop="never"), "early_stop must be bool, got 'never'"),
+    ],
+)
+def test_values_without_meaning_are_refused(options, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        BeamConfig(**options)
+
+
+def test_options_change_the_config_and_unknown_ones_are_refused():
+    generator, config = make(), BeamConfig(num_beams=3, num_return=2, max_new_tokens=4)
+    assert beam_search(generator, "a", config) == beam_search(
+        generator, "a", num_beams=3, num_return=2, max_new_tokens=4
+    )
+    assert len(beam_search(generator, "a", config, num_return=3)) == 3
+    with pytest.raises(ConfigError, match=r"^beams: no such option of beam search, did you mean 'num_beams'"):
+        beam_search(generator, "a", beams=3)
+    with pytest.raises(ConfigError, match=r"^truncate must be left, got 'right'$"):
+        beam_search(generator, "a", truncate="right")
+
+
+def test_what_does_not_fit_the_context_is_refused_or_cut_on_the_left(capfd):
+    generator = make(end=False, max_seq_len=8)
+    assert len(beam_search(generator, "abc", max_new_tokens=5)[0].ids) == 5  # just fits
+    rule = "the prompt and max_new_tokens must fit the context of 8 tokens together, for beams do not slide"
+    with pytest.raises(ConfigError, match=f"^{rule}, got 4 and 5; lower max_new_tokens or use --truncate left$"):
+        beam_search(generator, "cabc", max_new_tokens=5)
+    with pytest.raises(ConfigError, match=f"^{rule}, got 1 and 8; lower max_new_tokens$"):
+        beam_search(generator, "a", max_new_tokens=8, truncate="left")
+    assert capfd.readouterr().err == ""
+    (cut,) = beam_search(generator, "cabc", max_new_tokens=5, truncate="left")
+    assert "the prompt has 4 tokens: only the last 3 are read" in capfd.readouterr().err
+    (expected,) = beam_search(generator, "abc", max_new_tokens=5)
+    assert (cut.ids, cut.score) == (expected.ids, expected.score)
+
+
+def test_ruined_weights_are_a_numeric_error():
+    generator = make()
+    generator.model.embedding.weight.data.fill_(math.nan)
+    with pytest.raises(NumericError, match="the model's logits are not finite numbers: its weights are ruined"):
+        beam_search(Generator(generator.model, generator.tokenizer), "a", max_new_tokens=3)
