@@ -9,7 +9,9 @@ def make_parser() -> Parser:
     """The options; each of several words may be written with `-` or `_`."""
     parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
-    parser.add_argument("--prompt", default="", help="where the text begins")
+    begins = parser.add_mutually_exclusive_group()
+    begins.add_argument("--prompt", default="", help="where the text begins")
+    begins.add_argument("--interactive", action="store_true", help="ask for prompts, with these options to begin with")
     parser.add_argument("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
@@ -30,14 +32,18 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the prompt, then its continuation as it comes."""
+    """Prints the prompt, then its continuation as it comes; or asks for prompts."""
     import tinylm
     from tinylm.generation import Generator
+    from tinylm.generation.interactive import converse
 
     model, tokenizer = tinylm.load(options.model, device=pick_device(options.device))
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
              "presence_penalty", "frequency_penalty", "min_new_tokens", "stop", "seed", "truncate")  # fmt: skip
-    pieces = Generator(model, tokenizer).stream(options.prompt, **{name: getattr(options, name) for name in names})
+    generator, settings = Generator(model, tokenizer), {name: getattr(options, name) for name in names}
+    if options.interactive:
+        return converse(generator, settings)
+    pieces = generator.stream(options.prompt, **settings)
     print(options.prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -34,6 +34,13 @@ from tinylm.errors import (
 TEMPORARY = ".tmp-"
 
 
+def default_cache_dir() -> Path:
+    """`$TINYLM_CACHE`, else `tinylm` in the user's cache folder."""
+    if "TINYLM_CACHE" in os.environ:
+        return Path(os.environ["TINYLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinylm"
+
+
 def _temporary(target: Path) -> Path:
     return target.with_name(f"{TEMPORARY}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 

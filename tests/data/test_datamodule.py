@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tinylm.data import IGNORE, TextDataModule, TrainingWindows
 from tinylm.data.batches import gather, window_rows
-from tinylm.data.datamodule import EvaluationBatches, MicroSteps, TrainingBatches, default_cache_dir
+from tinylm.data.datamodule import EvaluationBatches, MicroSteps, TrainingBatches
 from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.files import default_cache_dir
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)

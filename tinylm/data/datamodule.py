@@ -5,7 +5,6 @@ one device takes at once is `micro_batch_size`, and accumulation follows from th
 results do not change with the hardware.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,15 +30,8 @@ from tinylm.data.corpus import Corpus, check_split, open_corpus
 from tinylm.data.floor import Floor
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.files import read_chunks
+from tinylm.files import default_cache_dir, read_chunks
 from tinylm.tokenizer import Tokenizer, load_tokenizer
-
-
-def default_cache_dir() -> Path:
-    """`$TINYLM_CACHE`, else `tinylm` in the user's cache folder."""
-    if "TINYLM_CACHE" in os.environ:
-        return Path(os.environ["TINYLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinylm"
 
 
 def _check_options(errors: str, seed: int, **sizes: int | None) -> None:

@@ -68,7 +68,8 @@ class SamplingConfig:
         _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "positive", self.repetition_penalty)
         for name in ("presence_penalty", "frequency_penalty"):
             _require(math.isfinite(getattr(self, name)), name, "a finite number", getattr(self, name))
-        finite = all(type(token) is int and math.isfinite(bias) for token, bias in (self.logit_bias or {}).items())
+        biases = (self.logit_bias or {}).items()
+        finite = all(type(i) is int and type(bias) in (int, float) and math.isfinite(bias) for i, bias in biases)
         _require(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
         _require(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
         rule = f"at most max_new_tokens, {self.max_new_tokens}"

@@ -1,0 +1,264 @@
+"""scripts/generate.py --interactive as a user meets it: at a real terminal, and with lines that come through a pipe."""
+
+import io
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tinylm
+from tinylm.bundle import save_bundle
+from tinylm.errors import ConfigError
+from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.interactive import converse
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import CharTokenizer
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
+TOKENIZER = CharTokenizer("abcdefghé\n 😀")
+SETTINGS = dict(max_new_tokens=9, temperature=0.8, seed=1)
+# the terminal becomes that of the process, so that Ctrl-C reaches it
+AT_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_bundle(folder, TransformerLM(config), TOKENIZER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(model) -> Generator:
+    return Generator(*tinylm.load(model, device="cpu"))
+
+
+# --- at a terminal
+
+
+class Terminal:
+    """The script at a terminal of its own."""
+
+    def __init__(self, model: Path, cache: Path) -> None:
+        self.master, slave = os.openpty()
+        words = ["--model", str(model), "--interactive", "--device", "cpu", "--max-new-tokens", "9", "--seed", "1"]
+        environment = os.environ | {"TINYLM_CACHE": str(cache), "TERM": "dumb"}
+        command = [sys.executable, "-c", AT_TERMINAL, str(SCRIPT), *words]
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+        os.close(slave)
+        self.unread = b""
+
+    def until(self, end: str, timeout: float = 60) -> str:
+        """What is shown up to an `end`, which is left out."""
+        deadline = time.monotonic() + timeout
+        while end.encode() not in self.unread:
+            ready, _, _ = select.select([self.master], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"no {end!r} within {timeout} seconds, but {self.unread.decode(errors='replace')!r}"
+            self.unread += os.read(self.master, 1 << 16).replace(b"\r\n", b"\n")
+        shown, _, self.unread = self.unread.partition(end.encode())
+        return shown.decode()
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def answer(self, line: str) -> str:
+        """What is shown after a line, up to the next prompt."""
+        self.type(line + "\n")
+        shown = self.until("\n> ")
+        assert shown.startswith(line + "\n"), shown
+        return shown[len(line) + 1 :]
+
+    def exit_code(self) -> int:
+        return self.process.wait(timeout=60)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def terminals(model, cache) -> Iterator[tuple[Terminal, Terminal]]:
+    """Two that start side by side; the second cannot keep a history."""
+    no_folder = cache / "file"
+    no_folder.write_text("")
+    both = Terminal(model, cache / "new"), Terminal(model, no_folder)
+    yield both
+    for terminal in both:
+        terminal.close()
+
+
+@needs_terminal
+def test_a_conversation_at_a_terminal(terminals, generator, cache):
+    terminal, _ = terminals
+    banner = terminal.until("> ")
+    assert banner.startswith("tinylm: the model is ready; /help") and banner.count("\n") == 1
+
+    # a text, the same as in Python
+    assert terminal.answer("ab é") == generator.generate("ab é", **SETTINGS)
+    assert terminal.answer("/set temperature 0.5") == "tinylm: temperature: 0.5"
+    assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
+
+    # what is wrong is one line, and changes nothing
+    for line, problem in [
+        ("/set temperature -1", "temperature must be 0 (greedy) or positive, got -1.0"),
+        ("/set temprature 1", "temprature: no such option of generation, did you mean 'temperature'?"),
+        ("/sett", "/sett: no such command, did you mean '/set'?"),
+        ("abz", "'z' (U+007A) at position 2"),
+        ("a" * 20, "the prompt has 20 tokens, the context holds 16"),
+    ]:
+        shown = terminal.answer(line)
+        assert shown.startswith("tinylm: error: ") and problem in shown and "\n" not in shown
+    assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
+
+    # Ctrl-C while a text comes stops it alone
+    assert terminal.answer("/set max_new_tokens 100000000") == "tinylm: max_new_tokens: 100000000"
+    terminal.type("ab\n")
+    terminal.until("the rest forgotten\n")  # so it has begun, and gone beyond the context
+    terminal.type("\x03")
+    terminal.until("\n> ")
+    terminal.answer("/set max_new_tokens 9")
+    assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
+
+    # Ctrl-C at the prompt clears the line
+    terminal.type("zzz")
+    terminal.until("zzz")
+    terminal.type("\x03")
+    assert "(Ctrl-D or /quit leaves)" in terminal.until("\n> ")
+    assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
+
+    # the line before comes back
+    terminal.type("\x1b[A\n")
+    assert terminal.until("\n> ").endswith("ab\n" + generator.generate("ab", **SETTINGS | {"temperature": 0.5}))
+
+    terminal.type("/quit\n")
+    assert terminal.exit_code() == 0
+    assert "/set temprature 1" in (cache / "new" / "history").read_text().replace(r"\040", " ")
+
+
+@needs_terminal
+def test_ctrl_d_ends_and_a_history_that_cannot_be_kept_is_no_matter(terminals, generator):
+    _, terminal = terminals
+    terminal.until("> ")
+    assert terminal.answer("ab") == generator.generate("ab", **SETTINGS)
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+    terminal.process.wait()
+    assert "error" not in terminal.unread.decode()
+
+
+# --- through a pipe
+
+
+@pytest.fixture
+def talk(generator, monkeypatch, capfd):
+    """talk(*lines) is what they make of stdout and stderr."""
+
+    def talk(*lines: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        converse(generator, SETTINGS)
+        return capfd.readouterr()
+
+    return talk
+
+
+def test_lines_through_a_pipe_give_their_texts_and_nothing_else(talk, generator):
+    expected = [generator.generate(prompt, **SETTINGS) + "\n" for prompt in ("ab", " c")]
+    assert talk("ab", " c") == ("".join(expected), "")
+    assert talk("ab", " /quit ", " c") == (expected[0], "")
+    assert talk() == ("", "")
+
+
+def test_the_script_takes_its_options_as_the_first_settings(model, load, generator, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
+    words = ["--model", model, "--interactive", "--device", "cpu"]
+    run = load("generate")
+    assert run(*words, "--max-new-tokens", 9, "--seed", 1) == (0, generator.generate("ab", **SETTINGS) + "\n", "")
+    code, out, err = run(*words, "--temperature", "-1")
+    assert (code, out) == (2, "") and "temperature must be" in err
+    code, out, err = run(*words, "--prompt", "a")
+    assert (code, out) == (2, "") and "not allowed with argument" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        ('stop ["b", "\\n"]', "stop", ["b", "\n"]),
+        ("stop [b, 'c d']", "stop", ["b", "c d"]),
+        ("top_k 3", "top_k", 3),
+        ("top-k null", "top_k", None),
+        ("temperature 1e-3", "temperature", 1e-3),
+        ("logit_bias {3: 1.5}", "logit_bias", {3: 1.5}),
+        ("banned_tokens [1, 2]", "banned_tokens", [1, 2]),
+        ("truncate left", "truncate", "left"),
+    ],
+)
+def test_a_setting_holds_for_what_follows_and_is_shown_as_it_was_typed(typed, name, value, talk, generator):
+    out, err = talk(f"/set {typed}", "abc")
+    assert out == generator.generate("abc", **SETTINGS | {name: value}) + "\n"
+    assert yaml.safe_load(err.removeprefix("tinylm: ")) == {name: value}
+
+    shown, _ = talk(f"/set {typed}", "/settings")
+    assert yaml.safe_load(shown)[name] == value
+    assert set(yaml.safe_load(shown)) == {"truncate", *SamplingConfig.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/set", "/set stop", "/set stop .", "/set stop [", "/set top_k many", "/set seed 2020-01-01", "/set nothing 1",
+        "/set truncate right", "/set banned_tokens [99]", "/set logit_bias {1: x}", "/", "/xyz", "/quit now",
+        "/set seed 1" + "0" * 5000,
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_and_leaves_the_settings_as_they_were(line, talk, generator):
+    out, err = talk(line, "ab")
+    assert out == generator.generate("ab", **SETTINGS) + "\n"
+    assert err.startswith("tinylm: error: ") and err.count("\n") == 1
+
+
+def test_settings_that_mean_nothing_are_refused_before_the_first_prompt(generator):
+    with pytest.raises(ConfigError, match="top_k must be at least 1, got 0"):
+        converse(generator, {"top_k": 0})
+
+
+def test_help_tells_commands_and_every_setting(talk):
+    out, err = talk("/help")
+    assert err == ""
+    for name, text in [("/quit", "leave"), ("top_k", "Keep the k likeliest tokens."), ("truncate", "left: cut")]:
+        assert f"\n  {name:20}{text}" in out
+    assert all(f"\n  {name} " in out for name in SamplingConfig.__dataclass_fields__)
+
+
+def test_what_is_no_utf8_does_not_end_the_loop(generator, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\nab\n"), encoding="utf-8"))
+    converse(generator, SETTINGS)
+    out, err = capfd.readouterr()
+    assert out == generator.generate("ab", **SETTINGS) + "\n"
+    assert "U+FFFD" in err
+
+
+def test_ctrl_c_ends_what_reads_from_a_pipe(generator, monkeypatch):
+    def stream(prompt: str, **options):
+        yield "a"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generator, "stream", stream)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    with pytest.raises(KeyboardInterrupt):
+        converse(generator, SETTINGS)
