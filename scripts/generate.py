@@ -1,8 +1,16 @@
 """Makes a model speak: `python scripts/generate.py --model runs/small --prompt "Once upon a time"`."""
 
 import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tinylm.console import Parser, exit_code, pick_device, run_as_script
+from tinylm.errors import ConfigError, notice
+
+if TYPE_CHECKING:
+    from tinylm.generation import Completion, Generator
 
 
 def make_parser() -> Parser:
@@ -11,43 +19,130 @@ def make_parser() -> Parser:
     parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
     begins = parser.add_mutually_exclusive_group()
     begins.add_argument("--prompt", default="", help="where the text begins")
+    begins.add_argument("--prompts-file", type=Path, help="a prompt on each line, or .jsonl with a field `prompt`")
     begins.add_argument("--interactive", action="store_true", help="ask for prompts, with these options to begin with")
-    parser.add_argument("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
-    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens of total probability p")
-    parser.add_argument("--min-p", type=float, help="keep tokens at least this fraction as likely as the likeliest")
-    parser.add_argument("--typical-p", type=float, help="keep the most typical tokens of total probability p")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: say it once (%(default)s)")
-    parser.add_argument(
-        "--presence-penalty", type=float, default=0.0, help="off the logit of what was said (%(default)s)"
-    )
-    parser.add_argument("--frequency-penalty", type=float, default=0.0, help="the same, each time (%(default)s)")
-    parser.add_argument("--min-new-tokens", type=int, default=0, help="do not end before (%(default)s)")
-    parser.add_argument("--stop", nargs="+", default=[], help="end before the first of these strings")
-    parser.add_argument("--seed", type=int, help="the same text for the same seed")
-    parser.add_argument("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
+    sampling = parser.add_argument_group("how tokens are chosen")
+    add = sampling.add_argument
+    add("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
+    add("--min-new-tokens", type=int, default=0, help="do not end before (%(default)s)")
+    add("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
+    add("--top-k", type=int, help="keep the k likeliest tokens")
+    add("--top-p", type=float, help="keep the likeliest tokens of total probability p")
+    add("--min-p", type=float, help="keep tokens at least this fraction as likely as the likeliest")
+    add("--typical-p", type=float, help="keep the most typical tokens of total probability p")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: say it once (%(default)s)")
+    add("--presence-penalty", type=float, default=0.0, help="off the logit of what was said (%(default)s)")
+    add("--frequency-penalty", type=float, default=0.0, help="the same, each time (%(default)s)")
+    add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="ids that never come")
+    add("--stop", nargs="+", default=[], help="end before the first of these strings")
+    add("--seed", type=int, help="the same text for the same seed; sample i has the seed + i")
+    add("--num-beams", type=int, help="the likeliest text by beam search; of the others only these two count then:")
+    add("--length-penalty", type=float, default=1.0, help="of beams: above 1 favours long texts (%(default)s)")
+    add("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
+    output = parser.add_argument_group("what becomes of it")
+    add = output.add_argument
+    add("--num-samples", type=int, default=1, help="texts for each prompt; of beams, the best so many (%(default)s)")
+    add("--stream", action=argparse.BooleanOptionalAction, default=True, help="print one text as it comes (yes)")
+    add("--out", type=Path, help="write texts to a file; to .jsonl with tokens and their log probabilities")
+    add("--show-probs", action="store_true", help="each token coloured by its probability")
+    add("--stats", action="store_true", help="speeds and memory, on stderr")
+    speed = parser.add_argument_group("speed")
+    add = speed.add_argument
+    add("--batch-size", type=int, default=16, help="texts at a time (%(default)s)")
+    add("--threads", type=int, help="of the CPU; without it they are measured at the start")
+    add("--compile", action="store_true", help="one compiled program for a token: a minute at the start, then faster")
+    add("--draft", help="a small model of the same tokenizer that guesses ahead: the same texts, fewer steps")
+    add("--lookup", action="store_true", help="guess ahead by what followed the same words before")
+    add("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Prints the prompt, then its continuation as it comes; or asks for prompts."""
-    import tinylm
-    from tinylm.generation import Generator
-    from tinylm.generation.interactive import converse
+SAMPLING = (
+    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "banned_tokens", "stop", "seed", "truncate",
+)  # fmt: skip
 
-    model, tokenizer = tinylm.load(options.model, device=pick_device(options.device))
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-             "presence_penalty", "frequency_penalty", "min_new_tokens", "stop", "seed", "truncate")  # fmt: skip
-    generator, settings = Generator(model, tokenizer), {name: getattr(options, name) for name in names}
+
+def run(options: argparse.Namespace) -> None:
+    """Prints prompts and their continuations; or asks for prompts."""
+    from tinylm.generation import output
+
+    prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
+    generator, threads = make_generator(options, min(options.batch_size, len(prompts) * options.num_samples))
+    settings = {name: getattr(options, name) for name in SAMPLING}
     if options.interactive:
+        from tinylm.generation.interactive import converse
+
         return converse(generator, settings)
-    pieces = generator.stream(options.prompt, **settings)
-    print(options.prompt, end="", flush=True)
+    single = len(prompts) * options.num_samples == 1 and options.num_beams is None
+    if single and options.stream and not options.show_probs:
+        completions = [stream(generator, options.prompt if options.prompts_file is None else prompts[0], settings)]
+    else:
+        completions = complete(generator, prompts, options, settings)
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        if options.show_probs:
+            print(output.legend(color))
+        for number, each in enumerate(completions):
+            shown = output.show_probabilities(each, generator.tokenizer, color) if options.show_probs else each.text
+            print(*([output.BETWEEN] if number else []), each.prompt + shown, sep="\n")
+    if options.out:
+        output.write_completions(options.out, completions, generator.tokenizer)
+    if options.stats:
+        notice(output.show_stats(generator.stats, threads))
+
+
+def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, int | None]":
+    """What the options ask for, and the number of threads it works on."""
+    import torch
+
+    import tinylm
+    from tinylm.generation import Generator, SpeculativeGenerator
+    from tinylm.generation.decoder import CompiledDecoder, fastest_threads
+
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {options.threads}")
+    device = pick_device(options.device)
+    model, tokenizer = tinylm.load(options.model, device=device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    threads = None if device != "cpu" else options.threads or fastest_threads(model, max(rows, 1))
+    if options.draft or options.lookup:
+        draft = tinylm.load(options.draft, device=device)[0] if options.draft else None
+        return SpeculativeGenerator(model, tokenizer, draft), threads
+    if not options.compile:
+        return Generator(model, tokenizer), threads
+    notice("compiling: about a minute")
+    return Generator(model, tokenizer, CompiledDecoder(model)), threads
+
+
+def stream(generator: "Generator", prompt: str, settings: dict[str, Any]) -> "Completion":
+    """Prints one text as it comes."""
+    text, pieces = generator.begin(prompt, **settings)
+    print(prompt, end="", flush=True)
+    said = []
     for piece in pieces:
         print(piece, end="", flush=True)
+        said.append(piece)
     print()
+    return generator.completion(prompt, text, "".join(said))
+
+
+def complete(
+    generator: "Generator", prompts: list[str], options: argparse.Namespace, settings: dict[str, Any]
+) -> "list[Completion]":
+    """All texts, several at a time."""
+    if options.num_beams is None:
+        sizes = {"num_samples": options.num_samples, "batch_size": options.batch_size}
+        return generator.complete(prompts, **sizes, **settings)
+    from tinylm.generation import BeamConfig, beam_search
+
+    config = BeamConfig(
+        num_beams=options.num_beams,
+        num_return=options.num_samples,
+        max_new_tokens=options.max_new_tokens,
+        length_penalty=options.length_penalty,
+    )
+    return [each for p in prompts for each in beam_search(generator, p, config, truncate=options.truncate)]
 
 
 def main(arguments: list[str]) -> int:

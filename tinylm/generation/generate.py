@@ -9,6 +9,7 @@ the next that waits takes its row.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -70,6 +71,25 @@ class Completion:
     finished: str
 
 
+@dataclass
+class Stats:
+    """What a generator did so far.
+
+    Attributes:
+        prompt_tokens: read many at once: prompts, and texts that slid
+        prompt_seconds: for these
+        new_tokens: generated
+        decode_seconds: for these, one after the other, from logits to tokens included
+        cache_bytes: of the last cache
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    decode_seconds: float = 0.0
+    cache_bytes: int = 0
+
+
 class Generator:
     """Continues texts with a model.
 
@@ -77,6 +97,9 @@ class Generator:
         model: the network, in evaluation mode (`tinylm.load` does that); its weights are taken as they are now
         tokenizer: of the model
         decoder: what reads single tokens; None: a `Decoder` of the model
+
+    Attributes:
+        stats: counts and times of all its texts
     """
 
     def __init__(
@@ -84,6 +107,7 @@ class Generator:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.decoder = Decoder(model) if decoder is None else decoder
+        self.stats = Stats()
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The continuation of a prompt, without the prompt.
@@ -99,8 +123,13 @@ class Generator:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """As `generate`, piece by piece; never half a character."""
-        config, truncate = self._config(options)
-        return self.pieces(Text(self.prompt_ids(prompt, truncate), config.seed), config)
+        return self.begin(prompt, **options)[1]
+
+    def begin(self, prompt: str, **options: Any) -> tuple[Text, Iterator[str]]:
+        """As `stream`, with the text that grows while its pieces are taken."""
+        config, truncate = self.check_options(options)
+        text = Text(self.prompt_ids(prompt, truncate), config.seed)
+        return text, self.pieces(text, config)
 
     def complete(
         self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 16, **options: Any
@@ -116,7 +145,7 @@ class Generator:
         Returns:
             the samples of the first prompt, then those of the second, and so on
         """
-        config, truncate = self._config(options)
+        config, truncate = self.check_options(options)
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -127,14 +156,15 @@ class Generator:
             if config.stop and any(stop in self.tokenizer.decode(text.ids[-longest:]) for stop in config.stop):
                 text.finished = "stop"
         said = ["".join(until([self.tokenizer.decode(text.ids)], config.stop)) for text in texts]
-        return [
-            Completion(prompts[i // num_samples], said[i], text.ids, text.log_probs, text.finished)
-            for i, text in enumerate(texts)
-        ]
+        return [self.completion(prompts[i // num_samples], text, said[i]) for i, text in enumerate(texts)]
 
-    def pieces(self, text: Text, config: SamplingConfig, *, log_probs: bool = False) -> Iterator[str]:
-        """The pieces of one text as they come; it is finished when they end."""
-        ids = self._new_ids(text, config, log_probs)
+    def completion(self, prompt: str, text: Text, said: str) -> Completion:
+        """What became of a prompt."""
+        return Completion(prompt, said, text.ids, text.log_probs, text.finished)
+
+    def pieces(self, text: Text, config: SamplingConfig) -> Iterator[str]:
+        """The pieces of one text as they come, with their log probabilities; it is finished when they end."""
+        ids = self._new_ids(text, config, log_probs=True)
         yield from until(self.tokenizer.decode_stream(ids), config.stop)
         text.finished = text.finished or "stop"
 
@@ -168,11 +198,15 @@ class Generator:
         rows = list(islice(waiting, batch_size))
         weight, context = self.model.embedding.weight, self.model.config.max_seq_len
         cache = KVCache(self.model.config, len(rows), dtype=weight.dtype, device=weight.device)
+        self.stats.cache_bytes = cache.num_bytes
         self._read(cache, [text.prompt[:-1] for text in rows])
         while rows:
             last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=weight.device)
+            started = time.perf_counter()
             logits = self.decoder.step(last, cache)
             self._extend(rows, logits, config, log_probs)
+            self.stats.decode_seconds += time.perf_counter() - started
+            self.stats.new_tokens += len(rows)
             yield from rows
             for row, text in enumerate(rows):
                 following = next(waiting, None) if text.finished else None
@@ -197,11 +231,14 @@ class Generator:
         counts = [len(part) for part in parts]
         if not max(counts, default=0):
             return
+        started = time.perf_counter()
         ids = torch.tensor([part + [0] * (max(counts) - len(part)) for part in parts])  # padded at the right end
         target = cache if row is None else cache.row(row)
         self.model.hidden(ids.to(cache.keys[0].device), cache=target, counts=counts)
         if row is not None:
             cache.lengths[row] = counts[0]
+        self.stats.prompt_tokens += sum(counts)
+        self.stats.prompt_seconds += time.perf_counter() - started
 
     def _extend(self, rows: list[Text], logits: Tensor, config: SamplingConfig, log_probs: bool) -> None:
         """Chooses the next token of each text."""
@@ -226,8 +263,13 @@ class Generator:
 
     # --- what is asked for
 
-    def _config(self, options: dict[str, Any]) -> tuple[SamplingConfig, Literal["left"] | None]:
-        """The checked options."""
+    def check_options(self, options: dict[str, Any]) -> tuple[SamplingConfig, Literal["left"] | None]:
+        """The options of `generate`, checked, and `truncate`.
+
+        Raises:
+            ConfigError: for one without meaning.
+        """
+        options = dict(options)
         truncate = options.pop("truncate", None)
         if truncate not in (None, "left"):
             raise ConfigError(f"truncate must be left, got {truncate!r}")

@@ -39,7 +39,7 @@ def converse(generator: Generator, settings: dict[str, Any]) -> None:
     Raises:
         ConfigError: if these have no meaning. What is wrong with a line is printed, and the loop goes on.
     """
-    _check(generator, settings)
+    generator.check_options(settings)
     settings = dict(settings)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
@@ -107,7 +107,7 @@ def _set(arguments: list[str], generator: Generator, settings: dict[str, Any]) -
         raise ConfigError("/set takes a name and a value, as in: /set temperature 0.5")
     name = arguments[0].replace("-", "_")
     changed = settings | {name: _value(name, arguments[1])}
-    _check(generator, changed)
+    generator.check_options(changed)
     settings.update(changed)
     notice(_shown({name: changed[name]}))
 
@@ -124,10 +124,6 @@ def _value(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f'{name} must be YAML, such as 0.5, null or ["."], got {text}') from error
-
-
-def _check(generator: Generator, settings: dict[str, Any]) -> None:
-    generator._config(dict(settings))
 
 
 def _shown(settings: dict[str, Any]) -> str:
