@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.strategies import model_configs, random_model
+from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.decoder import Decoder
 from tinylm.generation.generate import until
 from tinylm.generation.sampling import choose
-from tinylm.model import ModelConfig
+from tinylm.model import KVCache, ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -91,6 +92,16 @@ def test_sampling_draws_from_the_logits_of_whole_forward_passes():
         logits[logits < logits.sort().values[-6]] = -torch.inf
         text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=random)))
     assert ids_of(generator, [0, 1, 2], max_new_tokens=12, seed=5, temperature=0.9, top_k=6) == text[3:]
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(2, 9), sliding_window=st.integers(1, 9)), st.integers(0, 9))
+@torch.no_grad()
+def test_the_decoder_sees_no_more_than_the_window_where_the_cache_has_spare_places(config, spare):
+    model, decoder = random_model(config), Decoder(random_model(config))
+    cache, ids = KVCache(config, 2, spare=spare, dtype=torch.float64), random_ids(config)
+    logits = [decoder.step(ids[:, t], cache) for t in range(config.max_seq_len)]
+    torch.testing.assert_close(torch.stack(logits, dim=1), model(ids), rtol=1e-9, atol=1e-9)
 
 
 # --- text

@@ -4,5 +4,15 @@ from tinylm.generation.beam import BeamConfig, beam_search
 from tinylm.generation.generate import Completion, Generator
 from tinylm.generation.sampling import SamplingConfig
 from tinylm.generation.score import Score, score_text
+from tinylm.generation.speculative import SpeculativeGenerator
 
-__all__ = ["BeamConfig", "Completion", "Generator", "SamplingConfig", "Score", "beam_search", "score_text"]
+__all__ = [
+    "BeamConfig",
+    "Completion",
+    "Generator",
+    "SamplingConfig",
+    "Score",
+    "SpeculativeGenerator",
+    "beam_search",
+    "score_text",
+]

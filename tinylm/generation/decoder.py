@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.model import KVCache, TransformerLM
-from tinylm.model.attention import visible_places
+from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.feedforward import SwiGLU
 from tinylm.model.normalization import LayerNorm, rms_norm
@@ -62,12 +62,17 @@ class Decoder:
             (B, V), in float32 at least
         """
         positions, places = cache.place(1)
-        mask = None
-        if isinstance(positions, Tensor) and places is not None:
+        if isinstance(positions, slice):
+            visible = visible_keys(1, positions.stop, window=self.window, device=ids.device)  # (1, S)
+            visible = None if visible is None else visible[None, None]
+        else:
+            assert places is not None
             visible = visible_places(positions, places, self.window)  # (B, 1, 1, S)
+            positions = positions[:, 0]
+        mask = None
+        if visible is not None:
             mask = torch.zeros(visible.shape, dtype=self.embedding.weight.dtype, device=ids.device)
             mask.masked_fill_(~visible, float("-inf"))
-            positions = positions[:, 0]
         x = F.embedding(ids, self.embedding.weight)  # (B, D)
         rows = None if self.positions is None else self.positions[positions]  # (B, ...), or (1, ...) for all
         if rows is not None and not self.rotary:
@@ -144,7 +149,7 @@ class _Layer:
         if B == 1:
             return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
-        mask = query.new_zeros(()) if mask is None else mask.expand(-1, K, -1, -1).reshape(B * K, 1, -1)
+        mask = query.new_zeros(()) if mask is None else mask.expand(B, K, -1, -1).reshape(B * K, 1, -1)
         weights = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=E**-0.5).softmax(dim=-1)  # (B K, H/K, S)
         return self.attention_output.forward(torch.bmm(weights, values).view(B, H * E))
 

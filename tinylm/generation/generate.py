@@ -215,9 +215,7 @@ class Generator:
                     self._read(cache, [following.prompt[:-1]], row)
                 elif cache.lengths[row] == context and not text.finished:
                     if not slid:
-                        notice(
-                            f"beyond {context} tokens a text slides: its newer half is read again, the rest forgotten"
-                        )
+                        announce_sliding(context)
                     slid = True
                     self._read(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
             going = [row for row, text in enumerate(rows) if not text.finished]
@@ -242,24 +240,32 @@ class Generator:
 
     def _extend(self, rows: list[Text], logits: Tensor, config: SamplingConfig, log_probs: bool) -> None:
         """Chooses the next token of each text."""
-        scores, end = logits, self.tokenizer.end_of_text
-        if config.adjusts:
-            read, said = (_counts(ids, logits) for ids in zip(*((text.prompt, text.ids) for text in rows), strict=True))
-            scores = adjusted(logits, read, said, config)
-        if config.min_new_tokens and end is not None:
-            short = torch.tensor([len(text.ids) < config.min_new_tokens for text in rows], device=logits.device)
-            scores = scores.clone()
-            scores[short, end] = EXCLUDED
+        scores = self._scores(logits, [text.prompt for text in rows], [text.ids for text in rows], config)
         tokens = choose(scores, config, [text.random for text in rows])
         found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist() if log_probs else []
         for i, (text, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            if token == end:
-                text.finished = "end"
-                continue
-            text.ids.append(token)
-            text.log_probs.extend(found[i : i + 1])
-            if len(text.ids) == config.max_new_tokens:
-                text.finished = "length"
+            self._say(text, token, found[i : i + 1], config)
+
+    def _scores(self, logits: Tensor, read: list[list[int]], said: list[list[int]], config: SamplingConfig) -> Tensor:
+        """The logits (B, V) after what depends on each prompt and what was said since, before any temperature."""
+        scores, end = logits, self.tokenizer.end_of_text
+        if config.adjusts:
+            scores = adjusted(logits, _counts(read, logits), _counts(said, logits), config)
+        if config.min_new_tokens and end is not None:
+            short = torch.tensor([len(ids) < config.min_new_tokens for ids in said], device=logits.device)
+            scores = scores.clone()
+            scores[short, end] = EXCLUDED
+        return scores
+
+    def _say(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
+        """Adds a token, with its log probability or none, to a text, which may end by it."""
+        if token == self.tokenizer.end_of_text:
+            text.finished = "end"
+            return
+        text.ids.append(token)
+        text.log_probs.extend(log_probs)
+        if len(text.ids) == config.max_new_tokens:
+            text.finished = "length"
 
     # --- what is asked for
 
@@ -297,6 +303,11 @@ class Generator:
             notice(f"the prompt has {len(ids)} tokens: only the last {context} are read")
             ids = ids[-context:]
         return ids
+
+
+def announce_sliding(context: int) -> None:
+    """Says once what becomes of a text that is longer than the context."""
+    notice(f"beyond {context} tokens a text slides: its newer half is read again, the rest forgotten")
 
 
 def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:

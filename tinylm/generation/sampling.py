@@ -168,14 +168,34 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
+def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """How likely each token is to be drawn; at temperature 0 the likeliest is certain.
+
+    Args:
+        logits: (..., V)
+        config: how
+
+    Returns:
+        (..., V), on the CPU and in float64: a seed then gives the same text on every device, and no temperature is too
+        small
+
+    Raises:
+        NumericError: if a logit is NaN.
+    """
+    _check_numbers(logits)
+    logits = logits.cpu().double()
+    if config.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return filtered(logits, config).softmax(dim=-1)
+
+
 def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Draws one token for each row of logits.
 
     Args:
         logits: (B, V)
         config: how
-        generators: of each row's random numbers, on the CPU, where the rest is computed too, in float64: a seed then
-            gives the same text on every device, and no temperature is too small
+        generators: of each row's random numbers, on the CPU
 
     Returns:
         token ids, int64 (B,), on the logits' device
@@ -183,10 +203,14 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
     Raises:
         NumericError: if a logit is NaN.
     """
+    if config.temperature == 0:
+        _check_numbers(logits)
+        return logits.argmax(dim=-1)
+    rows = probabilities(logits, config)
+    drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(rows, generators, strict=True)]
+    return torch.cat(drawn).to(logits.device)
+
+
+def _check_numbers(logits: Tensor) -> None:
     if torch.isnan(logits).any():
         raise NumericError("the model's logits are not finite numbers: its weights are ruined; use another checkpoint")
-    if config.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = filtered(logits.cpu().double(), config).softmax(dim=-1)
-    drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(probabilities, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)

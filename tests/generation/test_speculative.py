@@ -1,0 +1,285 @@
+"""Speculative decoding against the distribution of plain decoding: the rule by itself, then whole texts."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import model_configs, random_model
+from tinylm.errors import ConfigError
+from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator
+from tinylm.generation.generate import Text
+from tinylm.generation.sampling import adjusted, filtered
+from tinylm.generation.speculative import acceptance, residual, verify
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+
+few = settings(max_examples=40, deadline=None)
+GREEDY = dict(temperature=0)
+LETTERS = CharTokenizer("abcdefghij")
+V = 10
+
+
+def chi_square_p(counts: dict, probabilities: dict, draws: int) -> float:
+    """How likely counts are to lie at least so far from what is expected; what comes less than 8 times is one class."""
+    assert counts.keys() <= probabilities.keys(), "what is impossible came"
+    rare = [key for key, p in probabilities.items() if p * draws < 8]
+    classes = [(counts.get(key, 0), p * draws) for key, p in probabilities.items() if p * draws >= 8]
+    if rare:
+        classes.append((sum(counts.get(key, 0) for key in rare), sum(probabilities[key] for key in rare) * draws))
+    distance = torch.tensor(sum((seen - due) ** 2 / due for seen, due in classes), dtype=torch.float64)
+    assert len(classes) > 1
+    return float(torch.special.gammaincc(torch.tensor((len(classes) - 1) / 2, dtype=torch.float64), distance / 2))
+
+
+def counting(length: int = 64) -> TransformerLM:
+    """After each letter it says the next one, and a after j."""
+    shape = dict(d_model=V, num_layers=1, num_heads=1, positional_encoding="none", tie_embeddings=False)
+    model = TransformerLM(ModelConfig(vocab_size=V, max_seq_len=length, zero_init_output=True, **shape)).eval()
+    model.embedding.weight.data = torch.eye(V)
+    model.head.weight.data = torch.eye(V).roll(1, dims=0)  # the zeroed blocks add nothing to the embedding
+    return model
+
+
+def letters(vocab_size: int) -> CharTokenizer:
+    return CharTokenizer("".join(map(chr, range(97, 97 + vocab_size))))
+
+
+def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
+    return list(generator.stream_ids(prompt, SamplingConfig(**options)))
+
+
+def passes(generator: Generator, monkeypatch) -> list[int]:
+    """Grows by the number of tokens of each pass of the big model."""
+    sizes, hidden, step = [], generator.model.hidden, generator.decoder.step
+
+    def counted(ids, **rest):
+        sizes.append(ids.shape[1])
+        return hidden(ids, **rest)
+
+    def counted_step(ids, cache):
+        sizes.append(1)
+        return step(ids, cache)
+
+    monkeypatch.setattr(generator.model, "hidden", counted)
+    monkeypatch.setattr(generator.decoder, "step", counted_step)
+    return sizes
+
+
+# --- the rule
+
+
+@st.composite
+def distributions(draw, count: int) -> list[torch.Tensor]:
+    size = draw(st.integers(1, 8))
+    weights = st.lists(st.integers(0, 9), min_size=size, max_size=size).filter(any)
+    found = [torch.tensor(draw(weights), dtype=torch.float64) for _ in range(count)]
+    return [each / each.sum() for each in found]
+
+
+@few
+@given(distributions(2))
+def test_what_is_accepted_and_what_is_drawn_instead_add_up_to_the_models_distribution(both):
+    p, q = both
+    accepted = q * acceptance(p, q)
+    torch.testing.assert_close(accepted + (1 - accepted.sum()) * residual(p, q), p, rtol=0, atol=1e-12)
+    torch.testing.assert_close(residual(p, q).sum(), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_verified_drafts_have_the_models_distribution_and_so_has_what_follows(certain):
+    p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.0, 0.5]], dtype=torch.float64)
+    q = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    if certain:
+        q = torch.eye(4, dtype=torch.float64)[[1, 3]]
+    random, draws = torch.Generator().manual_seed(1), 8000
+    found = []
+    for _ in range(draws):
+        draft = [int(torch.multinomial(row, 1, generator=random)) for row in q]
+        found.append(verify(draft, p, list(q), random))
+    for place in range(3):  # whether a token comes at all depends on those before it, what it is does not
+        counts = Counter(tokens[place] for tokens in found if len(tokens) > place)
+        possible = {token: chance for token, chance in enumerate(p[place].tolist()) if chance}
+        assert chi_square_p(counts, possible, counts.total()) > 1e-6
+    accepted = torch.minimum(p[0], q[0]).sum().item()
+    longer = {True: sum(len(tokens) > 1 for tokens in found)}
+    assert chi_square_p(longer | {False: draws - longer[True]}, {True: accepted, False: 1 - accepted}, draws) > 1e-6
+
+
+def test_a_rejection_by_rounding_alone_still_draws_a_possible_token():
+    p = torch.tensor([0.5, 0.4, 0.0], dtype=torch.float64)
+    q = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)  # p <= q everywhere, more so than by rounding
+    assert torch.equal(residual(p, q), p)
+
+
+# --- whole texts
+
+
+@torch.no_grad()
+def exactly(model, prompt: list[int], config: SamplingConfig, end: int, said: tuple[int, ...] = ()) -> dict:
+    """The probability of every text, by whole forward passes."""
+    if len(said) == config.max_new_tokens or end in said:
+        return {said: 1.0}
+    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=4)[None] for ids in (prompt, said)]
+    logits = adjusted(model(torch.tensor([[*prompt, *said]]))[:, -1], *counts, config)
+    if len(said) < config.min_new_tokens:
+        logits[0, end] = -torch.inf
+    texts = {}
+    for token, p in enumerate(filtered(logits, config).softmax(dim=-1)[0].tolist()):
+        if p:
+            texts |= {text: p * rest for text, rest in exactly(model, prompt, config, end, (*said, token)).items()}
+    return texts
+
+
+OPTIONS = {
+    "plain": dict(),
+    "filters": dict(temperature=1.5, top_k=3, top_p=0.95, min_p=0.05),
+    "typical": dict(temperature=2.0, typical_p=0.9),
+    "penalties": dict(repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=-0.7, logit_bias={1: 0.5}),
+    "bans": dict(min_new_tokens=2, banned_tokens=(2,)),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("by", ["model", "lookup"])
+def test_texts_are_as_likely_as_whole_forward_passes_say(by, options):
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    shape = dict(vocab_size=4, d_model=8, num_layers=1, num_heads=2, tie_embeddings=False)
+    model = random_model(ModelConfig(max_seq_len=8, **shape), 3)
+    draft = random_model(ModelConfig(max_seq_len=6, **shape), 4) if by == "model" else None
+    config, prompt, draws = SamplingConfig(max_new_tokens=3, **options), [0, 1, 2, 1, 0], 1000
+    generator = SpeculativeGenerator(model, tokenizer, draft, num_draft=3, lookup=1)
+    texts = [Text(prompt, seed) for seed in range(draws)]
+    assert sum(1 for _ in generator.decode(texts, config)) >= draws
+    end = tokenizer.end_of_text
+    counts = Counter((*text.ids, end) if text.finished == "end" else tuple(text.ids) for text in texts)
+    assert chi_square_p(counts, exactly(model, prompt, config, end), draws) > 1e-6
+    assert 0 < generator.accepted < generator.drafted  # both ways of the rule were taken
+
+
+@st.composite
+def pairs(draw):
+    """A model, and a draft of the same vocabulary or none."""
+    config = draw(model_configs(max_seq_len=st.integers(1, 9)))
+    vocabulary = st.just(config.vocab_size)
+    other = draw(st.none() | st.just(config) | model_configs(max_seq_len=st.integers(1, 12), vocab_size=vocabulary))
+    return random_model(config), None if other is None else random_model(other, draw(st.integers(0, 1)))
+
+
+@few
+@given(pairs(), st.integers(1, 5), st.integers(1, 3), st.sampled_from([{}, dict(frequency_penalty=0.4)]), st.data())
+def test_greedy_texts_equal_those_of_plain_decoding_also_beyond_the_context(both, num_draft, lookup, options, data):
+    model, draft = both
+    size, context = model.config.vocab_size, model.config.max_seq_len
+    prompt = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=context))
+    options = dict(max_new_tokens=2 * context + 5, **GREEDY, **options)
+    generator = SpeculativeGenerator(model, letters(size), draft, num_draft=num_draft, lookup=lookup)
+    assert ids_of(generator, prompt, **options) == ids_of(Generator(model, letters(size)), prompt, **options)
+
+
+@few
+@given(model_configs(max_seq_len=st.integers(1, 9)), st.integers(1, 4), st.sampled_from([{}, dict(top_k=3)]))
+def test_a_draft_that_is_the_model_is_always_accepted(config, num_draft, options):
+    model = random_model(config)
+    generator = SpeculativeGenerator(model, letters(config.vocab_size), model, num_draft=num_draft)
+    assert len(ids_of(generator, [0], max_new_tokens=20, seed=1, **options)) == 20
+    assert generator.accepted == generator.drafted
+    assert generator.drafted > 0 or config.max_seq_len == 1  # where the context is one token, none may be drafted
+
+
+@pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
+def test_equal_seeds_give_equal_texts_and_others_differ(draft):
+    generator = SpeculativeGenerator(counting(), LETTERS, draft, lookup=1)
+    one, again, other, free = (generator.generate("ab", max_new_tokens=40, seed=seed) for seed in (1, 1, 2, None))
+    assert one == again
+    assert len({one, other, free}) == 3
+
+
+# --- how many passes
+
+
+@pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
+def test_what_repeats_itself_takes_one_pass_for_a_draft_and_one_token_more(draft, monkeypatch):
+    generator = SpeculativeGenerator(counting(), LETTERS, draft, num_draft=4)
+    sizes = passes(generator, monkeypatch)
+    assert generator.generate("abcdefghijabc", max_new_tokens=40, **GREEDY) == "defghijabc" * 4
+    assert sizes == [13 + 4] + [5] * 7
+    assert generator.drafted == generator.accepted == 32
+
+
+def test_where_nothing_stood_before_each_token_takes_a_pass(monkeypatch):
+    generator = SpeculativeGenerator(counting(), LETTERS, num_draft=4)
+    sizes = passes(generator, monkeypatch)
+    assert generator.generate("a", max_new_tokens=9, **GREEDY) == "bcdefghij"
+    assert sizes == [1] * 9
+    assert generator.drafted == 0
+
+
+def test_no_more_is_drafted_than_the_text_may_have(monkeypatch):
+    generator = SpeculativeGenerator(counting(), LETTERS, counting(), num_draft=4)
+    sizes = passes(generator, monkeypatch)
+    assert generator.generate("a", max_new_tokens=3, **GREEDY) == "bcd"
+    assert sizes == [3]
+
+
+def test_a_draft_of_the_last_tokens_goes_on_with_what_followed_them_the_last_time(monkeypatch):
+    generator = SpeculativeGenerator(counting(), LETTERS, num_draft=2, lookup=2)
+    generator.generate("abdabcab", max_new_tokens=3, **GREEDY)  # after "ab" came d, then c: "ca" is drafted
+    assert (generator.drafted, generator.accepted) == (2, 1)
+
+
+# --- as `Generator`
+
+
+def test_stop_strings_log_probs_and_reasons_are_those_of_plain_decoding():
+    tokenizer = CharTokenizer("abcdefghi", [END_OF_TEXT])  # the last of ten, so it follows i
+    prompts, options = ["ab", "f", "fghiabc"], dict(max_new_tokens=6, stop=["xyz", "ef"], num_samples=2, **GREEDY)
+    expected = Generator(counting(), tokenizer).complete(prompts, **options)
+    assert [each.finished for each in expected] == ["stop", "stop", "end", "end", "stop", "stop"]
+    for draft in (None, counting()):
+        found = SpeculativeGenerator(counting(), tokenizer, draft, lookup=1).complete(prompts, **options)
+        for one, other in zip(found, expected, strict=True):
+            assert (one.text, one.ids, one.finished) == (other.text, other.ids, other.finished)
+            torch.testing.assert_close(torch.tensor(one.log_probs), torch.tensor(other.log_probs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
+@pytest.mark.parametrize("least", [0, 4, 6])
+def test_the_text_does_not_end_before_min_new_tokens(draft, least):
+    tokenizer = CharTokenizer("abcdefghi", [END_OF_TEXT])
+    options = dict(max_new_tokens=7, min_new_tokens=least, **GREEDY)
+    found = SpeculativeGenerator(counting(), tokenizer, draft, lookup=1).complete(["gh"], **options)[0]
+    expected = Generator(counting(), tokenizer).complete(["gh"], **options)[0]
+    assert (found.text, found.finished) == (expected.text, expected.finished)
+    assert len(found.ids) >= least
+
+
+def test_a_text_that_its_reader_ends_within_a_draft_has_no_more_and_the_next_begins_anew():
+    generator = SpeculativeGenerator(counting(), LETTERS, counting(), num_draft=4)
+    texts = [Text([0]), Text([5])]
+    for text in generator.decode(texts, SamplingConfig(**GREEDY)):
+        if len(text.ids) == 3:
+            text.finished = "enough"
+        assert not (text is texts[1] and not texts[0].finished)
+    assert [text.ids for text in texts] == [[1, 2, 3], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(("count", "times"), [(5, 0), (6, 1), (30, 1)])
+def test_sliding_is_announced_once_and_only_when_it_happens(count, times, capfd):
+    generator = SpeculativeGenerator(counting(8), LETTERS, counting(), num_draft=2)
+    assert len(generator.generate("abcd", max_new_tokens=count, **GREEDY)) == count
+    assert capfd.readouterr().err.count("beyond 8 tokens a text slides") == times
+
+
+def test_refusals_name_the_value_and_the_remedy():
+    model = counting()
+    for name in ("num_draft", "lookup"):
+        with pytest.raises(ConfigError, match=f"^{name} must be at least 1, got 0"):
+            SpeculativeGenerator(model, LETTERS, **{name: 0})
+    other = TransformerLM(ModelConfig(vocab_size=7, d_model=4, num_layers=1, num_heads=1, max_seq_len=4))
+    with pytest.raises(ConfigError, match=r"got 7 tokens for the model's 10; use one .* the same tokenizer"):
+        SpeculativeGenerator(model, LETTERS, other)
+    with pytest.raises(ConfigError, match="one text at a time, got batch_size=2; use 1"):
+        SpeculativeGenerator(model, LETTERS).complete(["a", "b"], batch_size=2)
