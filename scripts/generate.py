@@ -36,7 +36,7 @@ def make_parser() -> Parser:
     add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="ids that never come")
     add("--stop", nargs="+", default=[], help="end before the first of these strings")
     add("--seed", type=int, help="the same text for the same seed; sample i has the seed + i")
-    add("--num-beams", type=int, help="the likeliest text by beam search; of the others only these two count then:")
+    add("--num-beams", type=int, help="the likeliest text by beam search, without sampling")
     add("--length-penalty", type=float, default=1.0, help="of beams: above 1 favours long texts (%(default)s)")
     add("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
     output = parser.add_argument_group("what becomes of it")
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         return converse(generator, settings)
     single = len(prompts) * options.num_samples == 1 and options.num_beams is None
     if single and options.stream and not options.show_probs:
-        completions = [stream(generator, options.prompt if options.prompts_file is None else prompts[0], settings)]
+        completions = [stream(generator, prompts[0], settings)]
     else:
         completions = complete(generator, prompts, options, settings)
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -107,7 +107,12 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
         torch.set_num_threads(options.threads)
     threads = None if device != "cpu" else options.threads or fastest_threads(model, max(rows, 1))
     if options.draft or options.lookup:
-        draft = tinylm.load(options.draft, device=device)[0] if options.draft else None
+        draft, other = tinylm.load(options.draft, device=device) if options.draft else (None, tokenizer)
+        if other != tokenizer:
+            raise ConfigError(
+                f"--draft {options.draft}: has another tokenizer than {options.model}; give one that has it"
+            )
+        options.batch_size = 1  # such texts are written one by one
         return SpeculativeGenerator(model, tokenizer, draft), threads
     if not options.compile:
         return Generator(model, tokenizer), threads

@@ -1,5 +1,7 @@
 """scripts/generate.py as a user meets it: text on stdout; one line on stderr and an exit code if something is wrong."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tinylm
 from tinylm.bundle import save_bundle
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
@@ -118,3 +121,99 @@ def test_a_damaged_model_is_one_line_and_exit_code_65(model, run, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
     code, out, err = run("--model", tmp_path / "last.ckpt", "--prompt", "a")
     assert (code, out) == (65, "") and "last.ckpt: is " in only_line(err)
+
+
+# --- many texts, files, figures
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    (tmp_path / "prompts.txt").write_text("ab\n\ncab\n", encoding="utf-8")
+    return tmp_path / "prompts.txt"
+
+
+def test_a_file_of_prompts_gives_the_texts_that_each_gives_alone(model, run, prompts):
+    """Several samples of each, with seeds that count up, separated by a line."""
+    words = ["--model", model, "--max-new-tokens", 20, "--top-p", 0.9]
+    code, out, _ = run(*words, "--prompts-file", prompts, "--num-samples", 2, "--seed", 5)
+    alone = [run(*words, "--prompt", p, "--seed", seed)[1][:-1] for p in ("ab", "cab") for seed in (5, 6)]
+    assert code == 0
+    assert out == "\n---\n".join(alone) + "\n"
+
+
+def test_out_writes_the_texts_or_objects_with_log_probabilities(model, run, prompts, tmp_path):
+    words = ["--model", model, "--max-new-tokens", 6, "--seed", 5, "--prompts-file", prompts]
+    _, out, _ = run(*words, "--out", tmp_path / "texts.txt")
+    assert (tmp_path / "texts.txt").read_text(encoding="utf-8") == out
+    run(*words, "--out", tmp_path / "texts.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    network, tokenizer = tinylm.load(model)
+    assert [row["prompt"] + row["text"] for row in rows] == out[:-1].split("\n---\n")
+    for row in rows:
+        assert tokenizer.decode(row["ids"]) == row["text"]
+        assert row["finished"] == "length"
+        assert len(row["tokens"]) == len(row["log_probs"]) == 6
+        ids = torch.tensor([tokenizer.encode(row["prompt"]) + row["ids"]])
+        expected = network(ids)[0].log_softmax(-1)[range(-7, -1), row["ids"]]
+        assert row["log_probs"] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_one_streamed_text_is_written_as_well(model, run, tmp_path):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 6, "--seed", 5]
+    _, out, _ = run(*words, "--out", tmp_path / "one.jsonl")
+    row = json.loads((tmp_path / "one.jsonl").read_text(encoding="utf-8"))
+    assert row["prompt"] + row["text"] + "\n" == out == run(*words, "--no-stream")[1]
+    assert len(row["log_probs"]) == 6
+
+
+def test_probabilities_stand_behind_tokens_and_figures_on_stderr(model, run):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 4, "--temperature", 0]
+    _, plain, _ = run(*words)
+    code, out, err = run(*words, "--show-probs", "--stats", "--threads", 1)
+    assert code == 0
+    assert re.sub(r"\[\d+%\]", "", out.splitlines()[1]) == plain[:-1].replace("\n", "\\n")
+    assert out.count("%]") == 4
+    assert re.search(r"prompts: 1 tokens, [\d,]+ tokens/s; text: 4 tokens, [\d,]+ tokens/s; cache 0.0 MB; 1 CPU", err)
+
+
+@pytest.mark.parametrize("way", [["--lookup"], ["--draft"]])
+def test_guessing_ahead_gives_the_same_greedy_text(model, run, way):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, "--temperature", 0]
+    assert run(*words, *way, *([model] if way == ["--draft"] else []))[1] == run(*words)[1]
+
+
+def test_beams_find_a_text_at_least_as_likely_as_the_greedy_one(model, run, tmp_path):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 6]
+    run(*words, "--temperature", 0, "--out", tmp_path / "greedy.jsonl")
+    run(*words, "--num-beams", 4, "--num-samples", 2, "--out", tmp_path / "beams.jsonl")
+    sums = {}
+    for name in ("greedy", "beams"):
+        lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        sums[name] = [sum(json.loads(line)["log_probs"]) for line in lines]
+    assert len(sums["beams"]) == 2
+    assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--prompts-file", "nowhere.txt"], 66, "nowhere.txt"),
+        (["--prompts-file", "EMPTY"], 65, "has no prompt; write one on each line"),
+        (["--prompts-file", "BAD.jsonl"], 65, "line 1: must be an object with a prompt"),
+        (["--prompt", "a", "--num-samples", "0"], 2, "num_samples must be at least 1, got 0"),
+        (["--prompt", "a", "--threads", "0"], 2, "threads must be at least 1, got 0"),
+        (["--prompt", "a", "--num-beams", "2", "--num-samples", "3"], 2, "num_return must be at most num_beams, 2"),
+        (["--prompt", "a", "--banned-tokens", "99"], 2, "banned_tokens must be of ids below"),
+        (["--prompt", "a", "--draft", "OTHER"], 2, "has another tokenizer than"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_an_exit_code(model, run, tmp_path, words, code, message):
+    (tmp_path / "EMPTY").write_text("\n \n")
+    (tmp_path / "BAD.jsonl").write_text('"abc"\n')
+    other = CharTokenizer("ab")
+    shape = dict(vocab_size=other.vocab_size, d_model=4, num_layers=1, num_heads=1, max_seq_len=4)
+    save_bundle(tmp_path / "OTHER", TransformerLM(ModelConfig(**shape)), other)
+    words = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in words]
+    found, out, err = run("--model", model, *words)
+    assert (found, out) == (code, "")
+    assert message in only_line(err)

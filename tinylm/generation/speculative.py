@@ -18,6 +18,7 @@ drafting what followed there (Saxena 2023), which is certain of itself: q(x) = 1
 Left out: batches, of which each row would accept another number of tokens; and trees of drafts.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -230,6 +231,7 @@ class SpeculativeGenerator(Generator):
         if batch_size > 1:
             raise ConfigError(f"speculative decoding writes one text at a time, got batch_size={batch_size}; use 1")
         reader, slid = _Reader(self.model, self.decoder, self.num_draft + 1), False
+        self.stats.cache_bytes = reader.cache.num_bytes
         lookup = _Lookup(self.lookup, self.model.config.vocab_size)
         drafter = lookup if self.draft is None else _DraftModel(self, config)
         for text in texts:
@@ -241,7 +243,10 @@ class SpeculativeGenerator(Generator):
                     announce_sliding(reader.context)
                     slid = True
                 limit = min(self.num_draft, room, config.max_new_tokens - len(text.ids) - 1)
+                started = time.perf_counter()
                 tokens, logits = self._round(text, reader, drafter, limit, config)
+                self.stats.decode_seconds += time.perf_counter() - started
+                self.stats.new_tokens += len(tokens)
                 found = logits.log_softmax(dim=-1)[range(len(tokens)), tokens].tolist() if log_probs else []
                 for i, token in enumerate(tokens):
                     self._say(text, token, found[i : i + 1], config)
