@@ -12,7 +12,7 @@ from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator
 from tinylm.generation.generate import Text
 from tinylm.generation.sampling import adjusted, filtered
-from tinylm.generation.speculative import acceptance, residual, verify
+from tinylm.generation.speculative import _DraftModel, acceptance, residual, verify
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
@@ -179,8 +179,37 @@ def test_greedy_texts_equal_those_of_plain_decoding_also_beyond_the_context(both
     assert ids_of(generator, prompt, **options) == ids_of(Generator(model, letters(size)), prompt, **options)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_rejected_drafts_leave_no_trace_in_windows_that_had_moved_on(window, monkeypatch):
+    shape = dict(vocab_size=V, d_model=8, num_layers=2, num_heads=2, max_seq_len=64, sliding_window=window)
+    model, small = (random_model(ModelConfig(**shape), seed) for seed in (1, 2))
+    prompt, draft = [0, 1, 2, 3, 4, 5, 6], _DraftModel.draft
+    options = dict(max_new_tokens=50, frequency_penalty=0.5, **GREEDY)  # so that it never runs in a circle
+    found = []
+
+    def checked(self, text, limit, end):
+        tokens, q = draft(self, text, limit, end)
+        plain = Generator(small, LETTERS).decode([again := Text(prompt)], SamplingConfig(**options))
+        for _ in plain:  # the small model alone, made to say the same so far
+            if len(again.ids) <= len(text.ids):
+                again.ids[-1] = text.ids[len(again.ids) - 1]
+        found.append((tokens, again.ids[len(text.ids) :][: len(tokens)]))
+        return tokens, q
+
+    expected = ids_of(Generator(model, LETTERS), prompt, **options)
+    generator = SpeculativeGenerator(model, LETTERS, small)
+    monkeypatch.setattr(_DraftModel, "draft", checked)
+    assert ids_of(generator, prompt, **options) == expected
+    assert generator.accepted < generator.drafted
+    assert all(tokens == alone for tokens, alone in found)
+
+
 @few
-@given(model_configs(max_seq_len=st.integers(1, 9)), st.integers(1, 4), st.sampled_from([{}, dict(top_k=3)]))
+@given(
+    model_configs(max_seq_len=st.integers(1, 9)),
+    st.integers(1, 4),
+    st.sampled_from([{}, dict(top_k=3), dict(presence_penalty=2.0)]),
+)
 def test_a_draft_that_is_the_model_is_always_accepted(config, num_draft, options):
     model = random_model(config)
     generator = SpeculativeGenerator(model, letters(config.vocab_size), model, num_draft=num_draft)
