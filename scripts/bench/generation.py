@@ -21,7 +21,7 @@ import transformers
 
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads
-from tinylm.generation.generate import Text
+from tinylm.generation.text import Text
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
 

@@ -1,5 +1,8 @@
 """The rearranged network against the network itself, rows of a cache against texts alone, batches against each text."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,6 +137,32 @@ def test_the_compiled_decoder_gives_the_networks_logits(changes):
         torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_without_a_compiler_the_error_says_so(tmp_path):
+    """In a process of its own: PyTorch remembers the compiler that it found."""
+    program = """
+import torch
+from tinylm.errors import ConfigError
+from tinylm.generation.decoder import CompiledDecoder
+from tinylm.model import KVCache, ModelConfig, TransformerLM
+model = TransformerLM(ModelConfig(vocab_size=5, d_model=4, num_layers=1, num_heads=1, max_seq_len=4)).eval()
+with torch.inference_mode():
+    try:
+        CompiledDecoder(model).step(torch.tensor([1]), KVCache(model.config, 1))
+    except ConfigError as error:
+        print(error)
+"""
+    env = {
+        "CXX": "no-such-compiler",
+        "PATH": "/nowhere",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    assert "a step cannot be compiled" in done.stdout and "install a C++ compiler" in done.stdout, done.stderr
+    assert done.stderr == ""
+
+
 def test_the_number_of_threads_is_one_of_those_that_were_allowed(threads):
     count = fastest_threads(random_model(ModelConfig(**SMALL)))
     assert count == torch.get_num_threads()
@@ -150,11 +179,20 @@ def talker(**changes) -> Generator:
     return Generator(random_model(config), LETTERS)
 
 
+class Fixed(Decoder):
+    """Keeps all rows, as a compiled one does."""
+
+    fixed_rows = True
+
+
 @pytest.mark.parametrize("changes", [{}, dict(sliding_window=4), dict(positional_encoding="learned", max_seq_len=8)])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_what_else_is_in_the_batch_changes_no_text(batch_size, changes):
+@pytest.mark.parametrize(
+    ("batch_size", "decoder"), [(1, Decoder), (2, Decoder), (3, Fixed), (16, Decoder), (16, Fixed)]
+)
+def test_what_else_is_in_the_batch_changes_no_text(batch_size, decoder, changes):
     """Unequal prompts, texts that end early and texts that slide."""
     generator = talker(**changes)
+    generator.decoder = decoder(generator.model)
     options = dict(max_new_tokens=25, temperature=1.5, seed=3, logit_bias={LETTERS.end_of_text: -1.5})
     prompts = ["", "abc", "jihgf", "a", "bb"]
     found = generator.complete(prompts, num_samples=2, batch_size=batch_size, **options)

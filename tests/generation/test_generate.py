@@ -10,8 +10,8 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.decoder import Decoder
-from tinylm.generation.generate import until
 from tinylm.generation.sampling import choose
+from tinylm.generation.text import until
 from tinylm.model import KVCache, ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -28,6 +28,8 @@ def make(max_seq_len: int = 16, seed: int = 0, tokenizer=LETTERS, **changes) -> 
 
 class Scripted(nn.Module):
     """Model and decoder in one: says its script, whatever it reads, and remembers what it read."""
+
+    fixed_rows = False
 
     def __init__(self, script: list[int], tokenizer, max_seq_len: int = 64) -> None:
         super().__init__()

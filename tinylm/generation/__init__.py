@@ -1,10 +1,11 @@
 """From a model to text, and what a model makes of one."""
 
 from tinylm.generation.beam import BeamConfig, beam_search
-from tinylm.generation.generate import Completion, Generator
+from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import SamplingConfig
 from tinylm.generation.score import Score, score_text
 from tinylm.generation.speculative import SpeculativeGenerator
+from tinylm.generation.text import Completion
 
 __all__ = [
     "BeamConfig",

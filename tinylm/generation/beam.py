@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from tinylm.errors import ConfigError, NumericError, did_you_mean, notice
-from tinylm.generation.generate import Completion, Generator
+from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import _require
+from tinylm.generation.text import Completion
 from tinylm.model import KVCache
 from tinylm.model.config import check_types
 

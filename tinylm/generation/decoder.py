@@ -13,17 +13,19 @@ Numbers differ from the modules' by rounding alone. The weights are copied: what
 seen. Prompts are read by the modules, into the same cache.
 """
 
+import contextlib
+import io
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-import torch._inductor.config as inductor
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinylm.errors import ConfigError
 from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
@@ -39,6 +41,8 @@ class Decoder:
     Args:
         model: the network, in evaluation mode
     """
+
+    fixed_rows: ClassVar = False  # whether another number of rows would cost much
 
     def __init__(self, model: TransformerLM) -> None:
         config, device = model.config, model.embedding.weight.device
@@ -200,13 +204,15 @@ class CompiledDecoder:
     """`torch.compile`'s program of a step, of the modules as they are, with the weights as constants.
 
     All places of the cache take part in each step, so that no shape depends on the lengths: it pays for few and short
-    texts. The first step for each number of rows takes half a minute and more, and needs a C++ compiler.
+    texts. The first step for each number of rows takes half a minute and more, and needs a C++ compiler: without one it
+    raises a ConfigError. To be called in `torch.inference_mode`, in which the cache and all ids are made, too.
 
     Args:
         model: the network, in evaluation mode
     """
 
-    OPTIONS: ClassVar = {
+    fixed_rows: ClassVar = True
+    OPTIONS: ClassVar[dict[str, Any]] = {
         "freezing": True,  # weights are constants, so they can lie as the kernels want them
         "max_autotune": True,  # kernels of its own for the products, where they are faster
         "max_autotune_gemm_backends": "CPP,ATEN",
@@ -224,12 +230,24 @@ class CompiledDecoder:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
                 logits = self._run(ids, lengths, cache.keys, cache.values)
         else:
-            with inductor.patch(self.OPTIONS), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's own, of its own code
-                logits = self._run(ids, lengths, cache.keys, cache.values)
+            logits = self._compile(ids, lengths, cache)
             self._ready.add(len(ids))
         cache.advance(1)
         return logits
+
+    def _compile(self, ids: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
+        """The first step for a number of rows."""
+        import torch._inductor.config as inductor  # a second of importing, for those who compile
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        said = contextlib.redirect_stderr(io.StringIO())  # what PyTorch tells of its kernels, and warns itself of
+        try:
+            with inductor.patch(self.OPTIONS), warnings.catch_warnings(), said:
+                warnings.simplefilter("ignore")
+                return self._run(ids, lengths, cache.keys, cache.values)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            raise ConfigError(f"a step cannot be compiled ({reason}); install a C++ compiler, or do without") from error
 
 
 class _Step(nn.Module):

@@ -11,7 +11,6 @@ the next that waits takes its row.
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
@@ -21,73 +20,10 @@ from torch import Tensor
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.generation.decoder import CompiledDecoder, Decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, choose
+from tinylm.generation.text import Completion, Stats, Text, until
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.blocks import utf8
-
-
-@dataclass(eq=False)
-class Text:
-    """A prompt and what follows it, as it grows.
-
-    Attributes:
-        prompt: token ids, at least one
-        ids: those that were generated
-        log_probs: of each of these, what the model gave it before any temperature or filter; in nats
-        finished: why it ended: "end" (the end-of-text token, which is not in `ids`), "length", "stop" (a stop string,
-            of which a part may be in `ids`); empty as long as it grows. Whoever reads it may end it.
-    """
-
-    prompt: list[int]
-    seed: int | None = None
-    ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    finished: str = ""
-
-    def __post_init__(self) -> None:
-        self.random = torch.Generator()
-        if self.seed is None:
-            self.random.seed()
-        else:
-            self.random.manual_seed(self.seed)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was generated after a prompt.
-
-    Attributes:
-        prompt: the text that it follows
-        text: it, without the prompt
-        ids: its tokens
-        log_probs: of each token, in nats, as in `Text`
-        finished: as in `Text`
-    """
-
-    prompt: str
-    text: str
-    ids: list[int]
-    log_probs: list[float]
-    finished: str
-
-
-@dataclass
-class Stats:
-    """What a generator did so far.
-
-    Attributes:
-        prompt_tokens: read many at once: prompts, and texts that slid
-        prompt_seconds: for these
-        new_tokens: generated
-        decode_seconds: for these, one after the other, from logits to tokens included
-        cache_bytes: of the last cache
-    """
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_seconds: float = 0.0
-    cache_bytes: int = 0
 
 
 class Generator:
@@ -201,13 +137,14 @@ class Generator:
         self.stats.cache_bytes = cache.num_bytes
         self._read(cache, [text.prompt[:-1] for text in rows])
         while rows:
+            growing = [text for text in rows if not text.finished]
             last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=weight.device)
             started = time.perf_counter()
             logits = self.decoder.step(last, cache)
             self._extend(rows, logits, config, log_probs)
             self.stats.decode_seconds += time.perf_counter() - started
-            self.stats.new_tokens += len(rows)
-            yield from rows
+            self.stats.new_tokens += len(growing)
+            yield from growing
             for row, text in enumerate(rows):
                 following = next(waiting, None) if text.finished else None
                 if following is not None:
@@ -219,7 +156,9 @@ class Generator:
                     slid = True
                     self._read(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
             going = [row for row, text in enumerate(rows) if not text.finished]
-            if len(going) < len(rows):
+            if going and self.decoder.fixed_rows:
+                cache.truncate([n if row in going else 0 for row, n in enumerate(cache.lengths)])  # the others idle
+            elif len(going) < len(rows):
                 rows = [rows[row] for row in going]
                 cache.select(going)
 
@@ -244,7 +183,8 @@ class Generator:
         tokens = choose(scores, config, [text.random for text in rows])
         found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist() if log_probs else []
         for i, (text, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            self._say(text, token, found[i : i + 1], config)
+            if not text.finished:
+                self._say(text, token, found[i : i + 1], config)
 
     def _scores(self, logits: Tensor, read: list[list[int]], said: list[list[int]], config: SamplingConfig) -> Tensor:
         """The logits (B, V) after what depends on each prompt and what was said since, before any temperature."""
@@ -314,29 +254,3 @@ def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
     """How often each token is in each list, int64 like logits, (B, V)."""
     counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=logits.shape[1]) for ids in lists]
     return torch.stack(counts).to(logits.device)
-
-
-def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """The pieces of a text up to the first of some strings, wherever pieces end.
-
-    What may be the beginning of such a string is kept back until it is known.
-    """
-    held = ""
-    if not stops:
-        yield from pieces
-        return
-    for piece in pieces:
-        held += piece
-        found = [place for place in map(held.find, stops) if place >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
-            return
-        longest = max(len(stop) for stop in stops) - 1
-        begun = (n for n in range(min(longest, len(held)), 0, -1) if any(stop.startswith(held[-n:]) for stop in stops))
-        safe = len(held) - next(begun, 0)
-        if safe:
-            yield held[:safe]
-        held = held[safe:]
-    if held:
-        yield held

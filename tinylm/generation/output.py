@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinylm.errors import DataError
 from tinylm.files import read_chunks, write_text
-from tinylm.generation.generate import Completion, Stats
+from tinylm.generation.text import Completion, Stats
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 

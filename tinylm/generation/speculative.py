@@ -28,8 +28,9 @@ from torch import Tensor
 
 from tinylm.errors import ConfigError
 from tinylm.generation.decoder import CompiledDecoder, Decoder
-from tinylm.generation.generate import Completion, Generator, Text, announce_sliding
+from tinylm.generation.generate import Generator, announce_sliding
 from tinylm.generation.sampling import SamplingConfig, probabilities
+from tinylm.generation.text import Completion, Text
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
 
