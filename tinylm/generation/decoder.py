@@ -274,21 +274,28 @@ def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
     if device.type != "cpu" or most == 1:
         return most
     counts = [*(1 << n for n in range((most - 1).bit_length())), most]
-    ids, decoders = torch.zeros(rows, dtype=torch.long), {}
+    decoders = {}
     for count in counts:
         torch.set_num_threads(count)
         decoders[count] = Decoder(model)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     begun = time.perf_counter()
-    while len(seconds[1]) < 3 or (len(seconds[1]) < 10 and time.perf_counter() - begun < 0.5):
+    while not seconds[1] or (len(seconds[1]) < 30 and time.perf_counter() - begun < 0.5):
         for count in counts:
             torch.set_num_threads(count)
-            cache = KVCache(model.config, rows, dtype=model.embedding.weight.dtype)
-            decoders[count].step(ids, cache)  # wakes the threads up
-            cache.clear()
-            started = time.perf_counter()
-            decoders[count].step(ids, cache)
-            seconds[count].append(time.perf_counter() - started)
+            seconds[count] += _step_times(decoders[count], model, rows)
     best = min(counts, key=lambda count: statistics.median(seconds[count]))
     torch.set_num_threads(best)
     return best
+
+
+def _step_times(decoder: Decoder, model: TransformerLM, rows: int) -> list[float]:
+    """Seconds of some steps in the middle of the context, after one that wakes threads and brings the weights near."""
+    ids, seconds = torch.zeros(rows, dtype=torch.long), []
+    cache = KVCache(model.config, rows, dtype=model.embedding.weight.dtype)
+    cache.truncate([cache.max_len // 2] * rows)  # as if so many had been read
+    for _ in range(min(8, cache.max_len - cache.max_len // 2)):
+        started = time.perf_counter()
+        decoder.step(ids, cache)
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:] or seconds
