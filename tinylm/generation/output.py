@@ -76,12 +76,8 @@ def legend(color: bool) -> str:
 
 def show_stats(stats: Stats, threads: int | None) -> str:
     """One line: speeds, texts at a time, memory, threads."""
-    read = f"prompts: {stats.prompt_tokens:,} tokens, {_rate(stats.prompt_tokens, stats.prompt_seconds)}"
-    said = f"text: {stats.new_tokens:,} tokens, {_rate(stats.new_tokens, stats.decode_seconds)}"
+    parts = (("prompts", stats.prompt_tokens, stats.prompt_seconds), ("text", stats.new_tokens, stats.decode_seconds))
+    speeds = [f"{name}: {count:,} tokens, {count / seconds:,.0f} tokens/s" for name, count, seconds in parts if count]
     memory = f"cache {stats.cache_bytes / 1e6:,.1f} MB"
-    on = "" if threads is None else f"; {threads} CPU thread{'s' if threads > 1 else ''}"
-    return f"{read}; {said}; {memory}{on}"
-
-
-def _rate(count: int, seconds: float) -> str:
-    return f"{count / seconds:,.0f} tokens/s" if count and seconds else "none read ahead"
+    on = [] if threads is None else [f"{threads} CPU thread{'s' if threads > 1 else ''}"]
+    return "; ".join([*speeds, memory, *on])
