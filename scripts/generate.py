@@ -1,6 +1,7 @@
 """Makes a model speak: `python scripts/generate.py --model runs/small --prompt "Once upon a time"`."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -57,19 +58,15 @@ def make_parser() -> Parser:
     return parser
 
 
-SAMPLING = (
-    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "banned_tokens", "stop", "seed", "truncate",
-)  # fmt: skip
-
-
 def run(options: argparse.Namespace) -> None:
     """Prints prompts and their continuations; or asks for prompts."""
-    from tinylm.generation import output
+    from tinylm.generation import SamplingConfig, output
 
     prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
-    generator, threads = make_generator(options, min(options.batch_size, len(prompts) * options.num_samples))
-    settings = {name: getattr(options, name) for name in SAMPLING}
+    batch_size = 1 if options.draft or options.lookup else options.batch_size  # guessing ahead goes text by text
+    generator, threads = make_generator(options, min(batch_size, len(prompts) * options.num_samples))
+    names = {"truncate", *(field.name for field in dataclasses.fields(SamplingConfig))}
+    settings = {name: value for name, value in vars(options).items() if name in names}
     if options.interactive:
         from tinylm.generation.interactive import converse
 
@@ -78,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     if single and options.stream and not options.show_probs:
         completions = [stream(generator, prompts[0], settings)]
     else:
-        completions = complete(generator, prompts, options, settings)
+        completions = complete(generator, prompts, options, settings | {"batch_size": batch_size})
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         if options.show_probs:
             print(output.legend(color))
@@ -112,7 +109,6 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
             raise ConfigError(
                 f"--draft {options.draft}: has another tokenizer than {options.model}; give one that has it"
             )
-        options.batch_size = 1  # such texts are written one by one
         return SpeculativeGenerator(model, tokenizer, draft), threads
     if not options.compile:
         return Generator(model, tokenizer), threads
@@ -137,8 +133,7 @@ def complete(
 ) -> "list[Completion]":
     """All texts, several at a time."""
     if options.num_beams is None:
-        sizes = {"num_samples": options.num_samples, "batch_size": options.batch_size}
-        return generator.complete(prompts, **sizes, **settings)
+        return generator.complete(prompts, num_samples=options.num_samples, **settings)
     from tinylm.generation import BeamConfig, beam_search
 
     config = BeamConfig(

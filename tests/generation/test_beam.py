@@ -13,7 +13,7 @@ from torch import nn
 from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import BeamConfig, Generator, beam_search
-from tinylm.model import ModelConfig
+from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 PENALTIES = [-1.5, 0.0, 0.5, 1.0, 2.0]
@@ -142,6 +142,8 @@ def test_scores_and_log_probs_are_those_of_whole_forward_passes(penalty):
 
 class Scripted(nn.Module):
     """Model and decoder in one: probabilities by the last token alone, and a count of the rows of every step."""
+
+    make_cache = TransformerLM.make_cache
 
     def __init__(self, probabilities: list[list[float]], max_seq_len: int = 64) -> None:
         super().__init__()

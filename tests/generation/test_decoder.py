@@ -81,25 +81,6 @@ def test_rows_of_different_lengths_are_each_as_alone(config, data):
         assert cache.lengths == [count + config.max_seq_len - max(counts) for count in counts]
 
 
-@few
-@given(model_configs(max_seq_len=st.integers(4, 12)), st.data())
-@torch.no_grad()
-def test_what_is_taken_back_leaves_no_trace(config, data):
-    """`spare` positions may be, in a ring buffer too."""
-    model, ids, other = random_model(config), random_ids(config, 2), random_ids(config, 2, seed=1)
-    full, t = model(ids), 0
-    cache = KVCache(config, 2, spare=3, dtype=torch.float64)
-    while t < config.max_seq_len:
-        wrong = min(data.draw(st.integers(0, 3)), config.max_seq_len - t)
-        if wrong:
-            model.hidden(other[:, t : t + wrong], cache=cache)
-            cache.truncate([t, t])
-        right = min(data.draw(st.integers(1, 4)), config.max_seq_len - t)
-        found = model(ids[:, t : t + right], cache=cache)
-        torch.testing.assert_close(found, full[:, t : t + right], rtol=0.0, atol=1e-10)
-        t += right
-
-
 @torch.no_grad()
 def test_rows_can_be_read_alone_and_put_in_another_order():
     config = ModelConfig(**SMALL)

@@ -12,7 +12,7 @@ from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.decoder import Decoder
 from tinylm.generation.sampling import choose
 from tinylm.generation.text import until
-from tinylm.model import KVCache, ModelConfig
+from tinylm.model import KVCache, ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -30,6 +30,7 @@ class Scripted(nn.Module):
     """Model and decoder in one: says its script, whatever it reads, and remembers what it read."""
 
     fixed_rows = False
+    make_cache = TransformerLM.make_cache
 
     def __init__(self, script: list[int], tokenizer, max_seq_len: int = 64) -> None:
         super().__init__()

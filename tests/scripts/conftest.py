@@ -1,10 +1,15 @@
-"""Scripts, called inside this process."""
+"""Scripts, called inside this process, and a small model for those that use one."""
 
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from tinylm.bundle import save_bundle
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import CharTokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -26,3 +31,14 @@ def load(capfd):
         return call
 
     return load
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A folder with a random model by character and a context of 16."""
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer("abcdefghé\n 😀")
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_bundle(folder, TransformerLM(config), tokenizer)
+    return folder

@@ -15,16 +15,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
-TOKENIZER = CharTokenizer("abcdefghé\n 😀")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
-    folder = tmp_path_factory.mktemp("run") / "model"
-    save_bundle(folder, TransformerLM(config), TOKENIZER)
-    return folder
+TOKENIZER = CharTokenizer("abcdefghé\n 😀")  # the model's, in conftest.py
 
 
 @pytest.fixture

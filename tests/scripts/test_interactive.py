@@ -10,32 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import tinylm
-from tinylm.bundle import save_bundle
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.interactive import converse
-from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import CharTokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
-TOKENIZER = CharTokenizer("abcdefghé\n 😀")
 SETTINGS = dict(max_new_tokens=9, temperature=0.8, seed=1)
 # the terminal becomes that of the process, so that Ctrl-C reaches it
 AT_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
-    folder = tmp_path_factory.mktemp("run") / "model"
-    save_bundle(folder, TransformerLM(config), TOKENIZER)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, NumericError, did_you_mean, notice
+from tinylm.errors import ConfigError, notice
 from tinylm.generation.generate import Generator
-from tinylm.generation.sampling import _require
+from tinylm.generation.sampling import check_names, check_numbers, check_rule, check_truncate
 from tinylm.generation.text import Completion
-from tinylm.model import KVCache
 from tinylm.model.config import check_types
 
 
@@ -57,10 +56,10 @@ class BeamConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("num_beams", "num_return", "max_new_tokens"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            check_rule(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         rule = f"at most num_beams, {self.num_beams}"
-        _require(self.num_return <= self.num_beams, "num_return", rule, self.num_return)
-        _require(abs(self.length_penalty) <= 10, "length_penalty", "from -10 to 10", self.length_penalty)
+        check_rule(self.num_return <= self.num_beams, "num_return", rule, self.num_return)
+        check_rule(abs(self.length_penalty) <= 10, "length_penalty", "from -10 to 10", self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -132,15 +131,15 @@ def beam_search(
 @torch.inference_mode()
 def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list[Beam]:
     """All texts that have ended, or grown to their full length, in no order."""
-    end, weight = generator.tokenizer.end_of_text, generator.model.embedding.weight
-    cache = KVCache(generator.model.config, 1, dtype=weight.dtype, device=weight.device)
+    end, device = generator.tokenizer.end_of_text, generator.model.embedding.weight.device
+    cache = generator.model.make_cache(1)
     if len(prompt) > 1:
-        generator.model.hidden(torch.tensor([prompt[:-1]], device=weight.device), cache=cache)
+        generator.model.hidden(torch.tensor([prompt[:-1]], device=device), cache=cache)
     running, ended = [Beam(0, [], [])], []  # one row reads the prompt for all
     for _ in range(config.max_new_tokens):
         if _is_over(running, ended, config):
             return ended
-        last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=weight.device)
+        last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=device)
         logits = generator.decoder.step(last, cache)
         # Of each beam at most one continuation ends, so of twice as many as are kept enough go on.
         best = _continuations(running, logits, 2 * config.num_beams)
@@ -160,8 +159,7 @@ def _continuations(beams: list[Beam], logits: Tensor, count: int) -> list[Beam]:
         count: how many, if B * V are as many
     """
     log_probs = logits.log_softmax(dim=-1)
-    if torch.isnan(log_probs).any():
-        raise NumericError("the model's logits are not finite numbers: its weights are ruined; use another checkpoint")
+    check_numbers(log_probs)
     sums = log_probs + log_probs.new_tensor([beam.log_prob for beam in beams])[:, None]  # (B, V)
     places = sums.flatten().topk(min(count, sums.numel())).indices
     rows, tokens = (places // sums.shape[1]).tolist(), (places % sums.shape[1]).tolist()
@@ -197,17 +195,13 @@ def _completion(generator: Generator, prompt: str, beam: Beam, config: BeamConfi
 
 def _checked(config: BeamConfig, options: dict[str, Any]) -> BeamConfig:
     """The config with options in place of some fields."""
-    known = [each.name for each in dataclasses.fields(BeamConfig)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"{name}: no such option of beam search{did_you_mean(name, known)}")
+    check_names(options, BeamConfig, "beam search")
     return dataclasses.replace(config, **options)
 
 
 def _prompt_ids(generator: Generator, prompt: str, config: BeamConfig, truncate: Literal["left"] | None) -> list[int]:
     """The ids of a prompt that leaves room in the context."""
-    if truncate not in (None, "left"):
-        raise ConfigError(f"truncate must be left, got {truncate!r}")
+    check_truncate(truncate)
     ids = generator.prompt_ids(prompt, truncate)
     context, new = generator.model.config.max_seq_len, config.max_new_tokens
     if len(ids) + new <= context:

@@ -30,7 +30,7 @@ from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.feedforward import SwiGLU
-from tinylm.model.normalization import LayerNorm, rms_norm
+from tinylm.model.normalization import LayerNorm, rms_norm, widened
 from tinylm.model.positional import PositionTable
 from tinylm.model.transformer import Block
 
@@ -85,7 +85,7 @@ class Decoder:
             x = layer.forward(x, rows, mask, cache)
         logits = self.head.forward(self.final_norm(x))
         cache.advance(1)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return widened(logits)
 
 
 def _position_rows(model: TransformerLM) -> Tensor | None:
@@ -144,8 +144,7 @@ class _Layer:
         heads = self.query_key_value.forward(x).view(B, H + 2 * K, E)
         both, value = heads[:, : H + K], heads[:, H + K :, None]  # (B, H + K, E), (B, K, 1, E)
         if self.qk_weight is not None:
-            wide = both.float() if both.dtype in (torch.bfloat16, torch.float16) else both
-            both = rms_norm(wide, self.qk_weight.type_as(wide), self.eps).type_as(both)
+            both = rms_norm(both, self.qk_weight, self.eps)
         if rows is not None and rows.dim() == 4:
             both = torch.addcmul(both * rows[:, 0], both.roll(E // 2, dims=-1), rows[:, 1]).type_as(x)
         query = both[:, :H].view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
@@ -258,8 +257,7 @@ class _Step(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         cache = StaticCache(keys, values, lengths)
         visible = visible_places(lengths, cache.held, self.model.config.sliding_window)
-        logits = self.model.head(self.model.read(ids[:, None], lengths, visible, cache))[:, -1]
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return self.model.logits(self.model.read(ids[:, None], lengths, visible, cache)[:, -1])
 
 
 @torch.inference_mode()
@@ -292,7 +290,7 @@ def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
 def _step_times(decoder: Decoder, model: TransformerLM, rows: int) -> list[float]:
     """Seconds of some steps in the middle of the context, after one that wakes threads and brings the weights near."""
     ids, seconds = torch.zeros(rows, dtype=torch.long), []
-    cache = KVCache(model.config, rows, dtype=model.embedding.weight.dtype)
+    cache = model.make_cache(rows)
     cache.truncate([cache.max_len // 2] * rows)  # as if so many had been read
     for _ in range(min(8, cache.max_len - cache.max_len // 2)):
         started = time.perf_counter()

@@ -8,7 +8,6 @@ length and random numbers of its own, so what else is in the batch changes its l
 the next that waits takes its row.
 """
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, did_you_mean, notice
+from tinylm.errors import ConfigError, notice
 from tinylm.generation.decoder import CompiledDecoder, Decoder
-from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, choose
+from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
 from tinylm.generation.text import Completion, Stats, Text, until
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -59,13 +58,13 @@ class Generator:
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """As `generate`, piece by piece; never half a character."""
-        return self.begin(prompt, **options)[1]
+        return self.begin(prompt, log_probs=False, **options)[1]
 
-    def begin(self, prompt: str, **options: Any) -> tuple[Text, Iterator[str]]:
-        """As `stream`, with the text that grows while its pieces are taken."""
+    def begin(self, prompt: str, *, log_probs: bool = True, **options: Any) -> tuple[Text, Iterator[str]]:
+        """As `stream`, with the text that grows while its pieces are taken, and notes log probabilities."""
         config, truncate = self.check_options(options)
         text = Text(self.prompt_ids(prompt, truncate), config.seed)
-        return text, self.pieces(text, config)
+        return text, self._pieces(text, config, log_probs)
 
     def complete(
         self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 16, **options: Any
@@ -98,9 +97,9 @@ class Generator:
         """What became of a prompt."""
         return Completion(prompt, said, text.ids, text.log_probs, text.finished)
 
-    def pieces(self, text: Text, config: SamplingConfig) -> Iterator[str]:
-        """The pieces of one text as they come, with their log probabilities; it is finished when they end."""
-        ids = self._new_ids(text, config, log_probs=True)
+    def _pieces(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[str]:
+        """The pieces of one text as they come; it is finished when they end."""
+        ids = self._new_ids(text, config, log_probs)
         yield from until(self.tokenizer.decode_stream(ids), config.stop)
         text.finished = text.finished or "stop"
 
@@ -132,13 +131,13 @@ class Generator:
         """
         waiting, slid = iter(texts), False
         rows = list(islice(waiting, batch_size))
-        weight, context = self.model.embedding.weight, self.model.config.max_seq_len
-        cache = KVCache(self.model.config, len(rows), dtype=weight.dtype, device=weight.device)
+        device, context = self.model.embedding.weight.device, self.model.config.max_seq_len
+        cache = self.model.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
         self._read(cache, [text.prompt[:-1] for text in rows])
         while rows:
             growing = [text for text in rows if not text.finished]
-            last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=weight.device)
+            last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=device)
             started = time.perf_counter()
             logits = self.decoder.step(last, cache)
             self._extend(rows, logits, config, log_probs)
@@ -217,12 +216,8 @@ class Generator:
         """
         options = dict(options)
         truncate = options.pop("truncate", None)
-        if truncate not in (None, "left"):
-            raise ConfigError(f"truncate must be left, got {truncate!r}")
-        known = [each.name for each in dataclasses.fields(SamplingConfig)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"{name}: no such option of generation{did_you_mean(name, known)}")
+        check_truncate(truncate)
+        check_names(options, SamplingConfig, "generation")
         config = SamplingConfig(**options)
         config.check_tokens(self.model.config.vocab_size)
         return config, truncate

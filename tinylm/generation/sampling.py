@@ -7,13 +7,13 @@ typical.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, NumericError
+from tinylm.errors import ConfigError, NumericError, did_you_mean
 from tinylm.model.config import check_types
 
 EXCLUDED = float("-inf")
@@ -58,23 +58,23 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
-        _require(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
-        _require(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
-        _require(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
+        check_rule(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        check_rule(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
+        check_rule(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
+        check_rule(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
         for name in ("top_p", "min_p", "typical_p"):
             value = getattr(self, name)
-            _require(value is None or 0 < value <= 1, name, "in (0, 1]", value)
-        _require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "positive", self.repetition_penalty)
+            check_rule(value is None or 0 < value <= 1, name, "in (0, 1]", value)
+        check_rule(0 < self.repetition_penalty < math.inf, "repetition_penalty", "positive", self.repetition_penalty)
         for name in ("presence_penalty", "frequency_penalty"):
-            _require(math.isfinite(getattr(self, name)), name, "a finite number", getattr(self, name))
+            check_rule(math.isfinite(getattr(self, name)), name, "a finite number", getattr(self, name))
         biases = (self.logit_bias or {}).items()
         finite = all(type(i) is int and type(bias) in (int, float) and math.isfinite(bias) for i, bias in biases)
-        _require(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
-        _require(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
+        check_rule(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
+        check_rule(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
         rule = f"at most max_new_tokens, {self.max_new_tokens}"
-        _require(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", rule, self.min_new_tokens)
-        _require("" not in self.stop, "stop", "strings that are not empty", list(self.stop))
+        check_rule(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", rule, self.min_new_tokens)
+        check_rule("" not in self.stop, "stop", "strings that are not empty", list(self.stop))
 
     @property
     def adjusts(self) -> bool:
@@ -90,13 +90,28 @@ class SamplingConfig:
         """
         for name, ids in (("logit_bias", self.logit_bias or {}), ("banned_tokens", self.banned_tokens)):
             for token in ids:
-                _require(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
-        _require(len(set(self.banned_tokens)) < vocab_size, "banned_tokens", "fewer than all tokens", "all")
+                check_rule(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
+        check_rule(len(set(self.banned_tokens)) < vocab_size, "banned_tokens", "fewer than all tokens", "all")
 
 
-def _require(condition: bool, name: str, rule: str, value: object) -> None:
+def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
+    """Raises ConfigError with the rule and the value unless the condition holds."""
     if not condition:
         raise ConfigError(f"{name} must be {rule}, got {value}")
+
+
+def check_names(options: Iterable[str], config: type, what: str) -> None:
+    """Raises ConfigError, with the name that was probably meant, unless the options are fields of a dataclass."""
+    known = [each.name for each in fields(config)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{name}: no such option of {what}{did_you_mean(name, known)}")
+
+
+def check_truncate(truncate: object) -> None:
+    """Raises ConfigError unless it is a way to cut a prompt, or None."""
+    if truncate not in (None, "left"):
+        raise ConfigError(f"truncate must be left, got {truncate!r}")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -182,7 +197,7 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     Raises:
         NumericError: if a logit is NaN.
     """
-    _check_numbers(logits)
+    check_numbers(logits)
     logits = logits.cpu().double()
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -204,13 +219,14 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
         NumericError: if a logit is NaN.
     """
     if config.temperature == 0:
-        _check_numbers(logits)
+        check_numbers(logits)
         return logits.argmax(dim=-1)
     rows = probabilities(logits, config)
     drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(rows, generators, strict=True)]
     return torch.cat(drawn).to(logits.device)
 
 
-def _check_numbers(logits: Tensor) -> None:
+def check_numbers(logits: Tensor) -> None:
+    """Raises NumericError if a logit is NaN."""
     if torch.isnan(logits).any():
         raise NumericError("the model's logits are not finite numbers: its weights are ruined; use another checkpoint")

@@ -31,7 +31,7 @@ from tinylm.generation.decoder import CompiledDecoder, Decoder
 from tinylm.generation.generate import Generator, announce_sliding
 from tinylm.generation.sampling import SamplingConfig, probabilities
 from tinylm.generation.text import Completion, Text
-from tinylm.model import KVCache, TransformerLM
+from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
 
 # --- the rule
@@ -88,9 +88,8 @@ class _Reader:
     """
 
     def __init__(self, model: TransformerLM, decoder: Decoder | CompiledDecoder, spare: int) -> None:
-        weight = model.embedding.weight
         self.model, self.decoder, self.context, self.start = model, decoder, model.config.max_seq_len, 0
-        self.cache = KVCache(model.config, 1, spare=spare, dtype=weight.dtype, device=weight.device)
+        self.cache = model.make_cache(1, spare)
 
     def restart(self, start: int = 0) -> None:
         """Forgets everything; the next text, or the rest of this one, begins at `start`."""
@@ -110,8 +109,7 @@ class _Reader:
         if len(new) == 1:
             return self.decoder.step(new, self.cache)
         x = self.model.hidden(new[None], cache=self.cache)[0, -count:]  # (count, D)
-        logits = self.model.head(x)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return self.model.logits(x)
 
     def keep(self, length: int) -> None:
         """Takes back what it has read beyond the first so many tokens of the text."""

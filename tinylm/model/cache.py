@@ -87,11 +87,16 @@ class KVCache:
         lengths = torch.tensor(self.lengths, device=device)[:, None]
         positions = lengths + torch.arange(num_new, device=device)  # (B, T)
         if num_new == 1:
-            self._new, self._end = positions % self.places, min(last + 1, self.places)
+            self._new, self._end = self._index(positions), min(last + 1, self.places)
             return positions, self._held(lengths + 1)[:, : self._end]
         real = num_new if counts is None else torch.tensor(counts, device=device)[:, None]
         self._new = self._held(lengths + real) - lengths  # (B, C): which of the new ones a place takes; negative: none
         return positions, torch.cat((self._held(lengths), positions), dim=1)
+
+    def _index(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, heads and places of one position of each row, (B, 1), as `index_put_` takes them."""
+        rows, heads = (torch.arange(size, device=positions.device) for size in self.keys[0].shape[:2])
+        return rows[:, None], heads, positions % self.places
 
     def _held(self, lengths: Tensor) -> Tensor:
         """The position in each place of rows of some lengths, (B, 1) -> (B, C); negative in an empty place."""
@@ -115,10 +120,8 @@ class KVCache:
         if isinstance(self._new, slice):
             stored[:, :, self._new] = new
             return stored[:, :, : self._end]
-        if new.shape[2] == 1:
-            rows = torch.arange(len(stored), device=stored.device)[:, None]  # (B, 1)
-            heads = torch.arange(stored.shape[1], device=stored.device)  # (K,)
-            stored.index_put_((rows, heads, self._new), new[:, :, 0])
+        if isinstance(self._new, tuple):
+            stored.index_put_(self._new, new[:, :, 0])
             return stored[:, :, : self._end]
         everything = torch.cat((stored, new), dim=2)
         took = self._new[:, None, :, None].expand_as(stored)
@@ -170,5 +173,5 @@ class StaticCache(KVCache):
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
         self.keys, self.values = keys, values
-        self._new, self._end = lengths % self.places, self.places
+        self._new, self._end = self._index(lengths), self.places
         self.held = self._held(lengths + 1)

@@ -42,9 +42,9 @@ class RMSNorm(nn.Module):
         """(..., D) -> (..., D), of x's type"""
         if x.device.type != "cpu":
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one fused kernel
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         if not torch.is_grad_enabled():
-            return rms_norm(wide, self.weight.type_as(wide), self.eps).type_as(x)
+            return rms_norm(x, self.weight, self.eps)
+        wide = widened(x)
         return _RMSNormFunction.apply(wide, self.weight.type_as(wide), self.eps).type_as(x)  # pyright: ignore
 
 
@@ -63,7 +63,7 @@ class _RMSNormFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return rms_norm(x, weight, eps)
+        return x * _scale(x, eps) * weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -78,8 +78,14 @@ class _RMSNormFunction(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of (..., D) by a weight (D,), in x's type and as few operations as can be, without a gradient."""
-    return x * _scale(x, eps) * weight
+    """RMSNorm of (..., D), of x's type, by a weight (..., D), without a gradient and whatever autograd does for it."""
+    wide = widened(x)
+    return (wide * _scale(wide, eps) * weight.type_as(wide)).type_as(x)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _scale(x: Tensor, eps: float) -> Tensor:

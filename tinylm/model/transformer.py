@@ -8,7 +8,6 @@ field of `ModelConfig`.
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +16,7 @@ from tinylm.model.attention import Attention, visible_keys, visible_places
 from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig, parameter_count
 from tinylm.model.feedforward import make_feedforward
-from tinylm.model.normalization import make_norm
+from tinylm.model.normalization import make_norm, widened
 from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
 
 
@@ -99,9 +98,11 @@ class TransformerLM(nn.Module):
         Raises:
             ConfigError: for more tokens than the context holds, or documents without `document_mask`.
         """
-        x = self.hidden(ids, documents=documents, cache=cache)
-        logits = self.head(x)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return self.logits(self.hidden(ids, documents=documents, cache=cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What follows each of some hidden states, (..., D) -> (..., V), in float32 at least."""
+        return widened(self.head(hidden))
 
     def hidden(
         self,
@@ -168,6 +169,11 @@ class TransformerLM(nn.Module):
             raise ConfigError(f"the cache is for {cache.batch_size} rows, got {rows}; make one of the batch's size")
         if documents is not None and cache is not None:
             raise ConfigError("documents and a cache cannot be used together; give one document at a time")
+
+    def make_cache(self, batch_size: int, spare: int = 0) -> KVCache:
+        """A cache for this network, of its type and on its device; arguments as `KVCache`'s."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch_size, spare=spare, dtype=weight.dtype, device=weight.device)
 
     def num_parameters(self) -> int:
         """How many numbers the model learned, tied weights counted once."""
