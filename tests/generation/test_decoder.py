@@ -101,21 +101,31 @@ def test_a_window_needs_no_more_places_than_it_is_long():
     assert KVCache(config, 1, max_len=3).places == 3
     everything = KVCache(ModelConfig(**SMALL), 2)
     assert everything.places == 12
-    assert everything.num_bytes == 2 * 2 * 2 * 12 * 16 * 4  # keys and values, layers, rows, positions, width, bytes
+    assert everything.num_bytes == 2 * 2 * 2 * 13 * 16 * 4  # keys and values, layers, rows, positions, width, bytes
 
 
 @pytest.mark.slow  # half a minute of compiling
-@pytest.mark.parametrize("changes", [{}, dict(sliding_window=5, num_kv_heads=2, positional_encoding="learned")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(max_seq_len=70),  # 32 places, 64, all
+        dict(max_seq_len=70, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
+        dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always all
+    ],
+)
 @torch.inference_mode()
 def test_the_compiled_decoder_gives_the_networks_logits(changes):
-    config = ModelConfig(**SMALL, **changes)
+    config = ModelConfig(**SMALL | changes)
     model = random_model(config, dtype=torch.float32)
     ids = torch.stack(random_ids(config, 2).unbind())  # made here, in inference mode
-    full, decoder, cache = model(ids), CompiledDecoder(model), KVCache(config, 2)
-    model.hidden(ids[:, :4], cache=cache, counts=[4, 2])
-    for t in range(2, 8):
-        found = decoder.step(torch.stack([ids[0, t + 2], ids[1, t]]), cache)
-        torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
+    full, decoder, cache = model(ids), CompiledDecoder(model), model.make_cache(2)
+    last = config.max_seq_len - 2
+    for start in (last - 3, 2):  # the program is made where much has been read
+        cache.clear()
+        model.hidden(ids[:, : start + 2], cache=cache, counts=[start + 2, start])
+        for t in range(start, last):
+            found = decoder.step(torch.stack([ids[0, t + 2], ids[1, t]]), cache)
+            torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.feedforward import SwiGLU
-from tinylm.model.normalization import LayerNorm, rms_norm, widened
+from tinylm.model.normalization import LayerNorm, RMSNorm, widened
 from tinylm.model.positional import PositionTable
 from tinylm.model.transformer import Block
 
@@ -77,12 +77,15 @@ class Decoder:
         if visible is not None:
             mask = torch.zeros(visible.shape, dtype=self.embedding.weight.dtype, device=ids.device)
             mask.masked_fill_(~visible, float("-inf"))
-        x = F.embedding(ids, self.embedding.weight)  # (B, D)
-        rows = None if self.positions is None else self.positions[positions]  # (B, ...), or (1, ...) for all
-        if rows is not None and not self.rotary:
-            x = (x + rows).type_as(x)
+        x, rotary = F.embedding(ids, self.embedding.weight), None  # (B, D)
+        if self.positions is not None:
+            rows = self.positions[positions]  # (B, ...), or (1, ...) for all
+            if self.rotary:
+                rotary = rows.unbind(1)
+            else:
+                x = (x + rows).type_as(x)
         for layer in self.layers:
-            x = layer.forward(x, rows, mask, cache)
+            x = layer.forward(x, rotary, mask, cache)
         logits = self.head.forward(self.final_norm(x))
         cache.advance(1)
         return widened(logits)
@@ -90,13 +93,14 @@ class Decoder:
 
 def _position_rows(model: TransformerLM) -> Tensor | None:
     """What belongs to each position: a vector to add, (positions, D), or for rotary ones the cosines and the signed
-    sines of each coordinate, (positions, 2, 1, E)."""
+    sines of each coordinate, (positions, 2, 1, 1, E)."""
     match model.positions:
         case nn.Embedding():
             return model.positions.weight
         case PositionTable() if model.config.positional_encoding == "rotary":
             cos, sin = model.positions(model.embedding.weight)  # (positions, E/2) each
-            return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)[:, :, None]
+            rows = torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)
+            return rows[:, :, None, None]
         case PositionTable():
             return model.positions(model.embedding.weight)
     return None
@@ -104,10 +108,13 @@ def _position_rows(model: TransformerLM) -> Tensor | None:
 
 def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """What a norm computes."""
-    if isinstance(module, LayerNorm):
-        shape, weight, bias, eps = module.weight.shape, module.weight, module.bias, module.eps
-        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
-    return module.forward
+    if isinstance(module, nn.Identity):
+        return module.forward
+    assert isinstance(module, LayerNorm | RMSNorm)
+    weight, eps = module.weight, module.eps
+    if isinstance(module, RMSNorm):
+        return lambda x: torch.rms_norm(x, weight.shape, weight, eps)
+    return lambda x: torch.layer_norm(x, weight.shape, weight, module.bias, eps)
 
 
 class _Layer:
@@ -122,7 +129,8 @@ class _Layer:
         self.qk_weight = None
         if attention.query_norm is not None and attention.key_norm is not None:
             weights = (attention.query_norm.weight.expand(self.heads, -1), attention.key_norm.weight)
-            self.qk_weight = torch.cat((weights[0], weights[1].expand(self.kv_heads, -1))).detach()  # (H + K, E)
+            both = torch.cat((weights[0], weights[1].expand(self.kv_heads, -1)))
+            self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
             self.eps = attention.query_norm.eps
         self.query_key_value = _Product([attention.query, attention.key, attention.value], parts)
         self.attention_output = _Product([attention.output], parts)
@@ -131,24 +139,32 @@ class _Layer:
         self.activation = None if isinstance(feedforward, SwiGLU) else feedforward.activation
         self.input, self.output = _Product(inputs, parts), _Product([feedforward.output], parts)
 
-    def forward(self, x: Tensor, rows: Tensor | None, mask: Tensor | None, cache: KVCache) -> Tensor:
-        """(B, D) -> (B, D); rows of the rotary table, and what is added to the scores of keys, (B, 1, 1, S)."""
+    def forward(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        """(B, D) -> (B, D)
+
+        Args:
+            x: what comes in
+            rotary: cosines and signed sines, (B, 1, 1, E) each, or one row for all
+            mask: what is added to the scores of keys, (B, 1, 1, S)
+            cache: of keys and values
+        """
         if self.pre_norm:
-            x = x + self._attend(self.attention_norm(x), rows, mask, cache)
+            x = x + self._attend(self.attention_norm(x), rotary, mask, cache)
             return x + self._feed(self.feedforward_norm(x))
-        x = self.attention_norm(x + self._attend(x, rows, mask, cache))
+        x = self.attention_norm(x + self._attend(x, rotary, mask, cache))
         return self.feedforward_norm(x + self._feed(x))
 
-    def _attend(self, x: Tensor, rows: Tensor | None, mask: Tensor | None, cache: KVCache) -> Tensor:
-        B, H, K, E = len(x), self.heads, self.kv_heads, self.head_width
-        heads = self.query_key_value.forward(x).view(B, H + 2 * K, E)
-        both, value = heads[:, : H + K], heads[:, H + K :, None]  # (B, H + K, E), (B, K, 1, E)
+    def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_width
+        heads = self.query_key_value.forward(x).view(B, H + 2 * K, 1, E)
+        both, value = heads.split_with_sizes((H + K, K), dim=1)
         if self.qk_weight is not None:
-            both = rms_norm(both, self.qk_weight, self.eps)
-        if rows is not None and rows.dim() == 4:
-            both = torch.addcmul(both * rows[:, 0], both.roll(E // 2, dims=-1), rows[:, 1]).type_as(x)
-        query = both[:, :H].view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
-        keys, values = cache.append(self.index, both[:, H:, None], value)  # (B, K, S, E) each
+            both = torch.rms_norm(both, (E,), None, self.eps) * self.qk_weight
+        if rotary is not None:
+            both = torch.addcmul(both * rotary[0], both.roll(E // 2, dims=-1), rotary[1]).type_as(x)
+        query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
+        keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
+        query = query.view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
         if B == 1:
             return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
@@ -193,7 +209,7 @@ class _Product:
             return torch.cat([layer(x) for layer in self.layers], dim=-1)
         if self.parts == 1:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
-        x = x.expand(self.parts, *x.shape)  # (G, B, I)
+        x = x.expand(self.parts, -1, -1)  # (G, B, I)
         y = torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
         rows = x.shape[1]
         return y.view(1, -1) if rows == 1 else y.transpose(0, 1).reshape(rows, -1)
@@ -202,15 +218,16 @@ class _Product:
 class CompiledDecoder:
     """`torch.compile`'s program of a step, of the modules as they are, with the weights as constants.
 
-    All places of the cache take part in each step, so that no shape depends on the lengths: it pays for few and short
-    texts. The first step for each number of rows takes half a minute and more, and needs a C++ compiler: without one it
-    raises a ConfigError. To be called in `torch.inference_mode`, in which the cache and all ids are made, too.
+    One program serves all lengths: of the cache's places as many take part as are filled, rounded up. The first step
+    for each number of rows takes half a minute and more, and needs a C++ compiler: without one it raises a ConfigError.
+    To be called in `torch.inference_mode`, in which the cache and all ids are made, too.
 
     Args:
         model: the network, in evaluation mode
     """
 
     fixed_rows: ClassVar = True
+    ROUNDED: ClassVar = 32  # places; as many at least are worth a loop
     OPTIONS: ClassVar[dict[str, Any]] = {
         "freezing": True,  # weights are constants, so they can lie as the kernels want them
         "max_autotune": True,  # kernels of its own for the products, where they are faster
@@ -225,25 +242,29 @@ class CompiledDecoder:
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
         """As `Decoder.step`."""
         lengths = torch.tensor(cache.lengths, device=ids.device)[:, None]
-        if len(ids) in self._ready:  # the network and the cache are those that were compiled: no need to look again
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                logits = self._run(ids, lengths, cache.keys, cache.values)
-        else:
-            logits = self._compile(ids, lengths, cache)
+        filled = max(cache.lengths) // self.ROUNDED * self.ROUNDED + self.ROUNDED
+        places = torch.arange(min(filled, cache.places), device=ids.device)
+        if len(ids) not in self._ready:
+            self._compile(ids, lengths, places[: self.ROUNDED], cache)
             self._ready.add(len(ids))
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):  # the network and the cache are those: do not look
+            logits = self._run(ids, lengths, places, cache.keys, cache.values)
         cache.advance(1)
         return logits
 
-    def _compile(self, ids: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
-        """The first step for a number of rows."""
+    def _compile(self, ids: Tensor, lengths: Tensor, places: Tensor, cache: KVCache) -> None:
+        """Makes the program by a first step; it writes where the step itself will, and what it gives is not used."""
         import torch._inductor.config as inductor  # a second of importing, for those who compile
+        from torch._dynamo import mark_dynamic
         from torch._dynamo.exc import BackendCompilerFailed
 
+        if len(places) < cache.places:
+            mark_dynamic(places, 0)  # their number stays open
         said = contextlib.redirect_stderr(io.StringIO())  # what PyTorch tells of its kernels, and warns itself of
         try:
             with inductor.patch(self.OPTIONS), warnings.catch_warnings(), said:
                 warnings.simplefilter("ignore")
-                return self._run(ids, lengths, cache.keys, cache.values)
+                self._run(ids, lengths, places, cache.keys, cache.values)
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
             raise ConfigError(f"a step cannot be compiled ({reason}); install a C++ compiler, or do without") from error
@@ -254,8 +275,8 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        cache = StaticCache(keys, values, lengths)
+    def forward(self, ids: Tensor, lengths: Tensor, places: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        cache = StaticCache(keys, values, lengths, places)
         visible = visible_places(lengths, cache.held, self.model.config.sliding_window)
         return self.model.logits(self.model.read(ids[:, None], lengths, visible, cache)[:, -1])
 

@@ -1,8 +1,8 @@
 """KVCache: the keys and values of the tokens read so far, so that the next token costs one position and not all.
 
-Memory is taken once, when the cache is made: 2 * layers * B * K * C * E numbers, for C places in each row. Position p
-lies in place p mod C, so a network with a sliding window needs no more places than the window is long: what no query
-sees any more is written over (a ring buffer). Without a window there is a place for every position.
+Memory is taken once, when the cache is made: 2 * layers * B * K * (C + 1) * E numbers, for C places in each row.
+Position p lies in place p mod C, so a network with a sliding window needs no more places than the window is long: what
+no query sees any more is written over (a ring buffer). Without a window there is a place for every position.
 
 Rows may have different lengths: which position a place holds follows from its row's length alone,
 
@@ -31,8 +31,9 @@ class KVCache:
 
     Attributes:
         lengths: how many positions of each row are filled
-        keys: of each layer, (B, K, C, E)
-        values: of each layer, (B, K, C, E)
+        places: C, how many positions a row holds at once
+        keys: of each layer, (B, K, C + 1, E)
+        values: of each layer, (B, K, C + 1, E)
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.max_len = config.max_seq_len if max_len is None else max_len
-        places = self.max_len if config.sliding_window is None else min(self.max_len, config.sliding_window + spare)
+        window = config.sliding_window
+        self.places = self.max_len if window is None else min(self.max_len, window + spare)
         self.lengths = [0] * batch_size
-        shape = (batch_size, config.kv_heads, places, config.head_width)
+        # One place more than is used: what is read is never the whole memory, so a step compiled for some places serves
+        # for all of them.
+        shape = (batch_size, config.kv_heads, self.places + 1, config.head_width)
         layers = range(config.num_layers)  # zeros: NaN would come through any mask
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -57,11 +61,6 @@ class KVCache:
     def batch_size(self) -> int:
         """Rows."""
         return len(self.lengths)
-
-    @property
-    def places(self) -> int:
-        """C, how many positions a row holds at once."""
-        return self.keys[0].shape[2]
 
     @property
     def num_bytes(self) -> int:
@@ -88,20 +87,22 @@ class KVCache:
         positions = lengths + torch.arange(num_new, device=device)  # (B, T)
         if num_new == 1:
             self._new, self._end = self._index(positions), min(last + 1, self.places)
-            return positions, self._held(lengths + 1)[:, : self._end]
+            return positions, self._held(lengths + 1, torch.arange(self._end, device=device))
         real = num_new if counts is None else torch.tensor(counts, device=device)[:, None]
-        self._new = self._held(lengths + real) - lengths  # (B, C): which of the new ones a place takes; negative: none
-        return positions, torch.cat((self._held(lengths), positions), dim=1)
+        places = torch.arange(self.places, device=device)
+        # (B, C): which of the new ones a place takes; negative: none
+        self._new = self._held(lengths + real, places) - lengths
+        return positions, torch.cat((self._held(lengths, places), positions), dim=1)
 
     def _index(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, heads and places of one position of each row, (B, 1), as `index_put_` takes them."""
         rows, heads = (torch.arange(size, device=positions.device) for size in self.keys[0].shape[:2])
         return rows[:, None], heads, positions % self.places
 
-    def _held(self, lengths: Tensor) -> Tensor:
-        """The position in each place of rows of some lengths, (B, 1) -> (B, C); negative in an empty place."""
+    def _held(self, lengths: Tensor, places: Tensor) -> Tensor:
+        """The position in each place, (S,), of rows of some lengths, (B, 1) -> (B, S); negative in an empty place."""
         last = lengths - 1
-        return last - (last - torch.arange(self.places, device=lengths.device)) % self.places
+        return last - (last - places) % self.places
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new positions of one layer where `place` decided.
@@ -123,6 +124,7 @@ class KVCache:
         if isinstance(self._new, tuple):
             stored.index_put_(self._new, new[:, :, 0])
             return stored[:, :, : self._end]
+        stored = stored[:, :, : self.places]
         everything = torch.cat((stored, new), dim=2)
         took = self._new[:, None, :, None].expand_as(stored)
         stored.copy_(torch.where(took >= 0, new.gather(2, took.clamp(min=0)), stored))
@@ -144,7 +146,7 @@ class KVCache:
     def row(self, index: int) -> "KVCache":
         """One row as a cache of its own, in the same memory; its length is its own."""
         cache = KVCache.__new__(KVCache)
-        cache.max_len, cache.lengths = self.max_len, [self.lengths[index]]
+        cache.max_len, cache.places, cache.lengths = self.max_len, self.places, [self.lengths[index]]
         cache.keys = [keys[index : index + 1] for keys in self.keys]
         cache.values = [values[index : index + 1] for values in self.values]
         return cache
@@ -158,7 +160,7 @@ class KVCache:
 
 
 class StaticCache(KVCache):
-    """The memory of a cache for one more position of each row, in shapes that do not depend on the lengths.
+    """The memory of a cache for one more position of each row, in shapes that do not depend on each length.
 
     It is made anew for each token, out of tensors alone: what a compiled step needs.
 
@@ -166,12 +168,13 @@ class StaticCache(KVCache):
         keys: of a `KVCache`
         values: of the same
         lengths: of its rows, int64 (B, 1): the new positions
+        places: 0, 1 ... S - 1, all those that are or become filled and maybe more
 
     Attributes:
-        held: the position of every key once the new ones are there, (B, C); negative where there is none
+        held: the position of every key once the new ones are there, (B, S); negative where there is none
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
-        self.keys, self.values = keys, values
-        self._new, self._end = self._index(lengths), self.places
-        self.held = self._held(lengths + 1)
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor, places: Tensor) -> None:
+        self.keys, self.values, self.places = keys, values, keys[0].shape[2] - 1
+        self._new, self._end = self._index(lengths), len(places)
+        self.held = self._held(lengths + 1, places)

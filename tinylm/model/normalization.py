@@ -40,10 +40,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), of x's type"""
-        if x.device.type != "cpu":
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one fused kernel
-        if not torch.is_grad_enabled():
-            return rms_norm(x, self.weight, self.eps)
+        if x.device.type != "cpu" or not torch.is_grad_enabled():  # one fused kernel
+            return F.rms_norm(x.type_as(self.weight), self.weight.shape, self.weight, self.eps).type_as(x)
         wide = widened(x)
         return _RMSNormFunction.apply(wide, self.weight.type_as(wide), self.eps).type_as(x)  # pyright: ignore
 
@@ -75,12 +73,6 @@ class _RMSNormFunction(torch.autograd.Function):
         g = dy * weight
         along = (g * normalized).mean(dim=-1, keepdim=True)
         return torch.addcmul(g, normalized, along, value=-1) * scale, dweight, None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of (..., D), of x's type, by a weight (..., D), without a gradient and whatever autograd does for it."""
-    wide = widened(x)
-    return (wide * _scale(wide, eps) * weight.type_as(wide)).type_as(x)
 
 
 def widened(x: Tensor) -> Tensor:
