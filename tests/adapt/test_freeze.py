@@ -1,0 +1,83 @@
+"""Freezing and growing: what rests rests, and old tokens stay what they were."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import model_configs, random_ids, random_model
+from tinylm.adapt import FreezeConfig, freeze, grow_vocabulary
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig
+
+CONFIG = ModelConfig(vocab_size=13, d_model=8, num_layers=3, num_heads=2, max_seq_len=12)
+
+
+def learning(model) -> set[str]:
+    """What a step of SGD moves."""
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(random_ids(model.config)).square().sum().backward()
+    optimizer.step()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize(
+    ("config", "moving"),
+    [
+        (FreezeConfig(layers=[0, -1]), lambda name: not name.startswith(("blocks.0.", "blocks.2."))),
+        (FreezeConfig(patterns=["*.attention.*"]), lambda name: ".attention." not in name),
+        (FreezeConfig(all_but_last=1), lambda name: name.startswith(("blocks.2.", "final_norm", "head"))),
+        (FreezeConfig(all_but_last=0), lambda name: name.startswith(("final_norm", "head"))),
+        (
+            FreezeConfig(all_but_last=2, patterns=["final_norm.*"]),
+            lambda name: name.startswith(("blocks.1", "blocks.2")),
+        ),
+    ],
+)
+def test_frozen_weights_rest_and_the_others_move(config, moving):
+    model = random_model(CONFIG)
+    names = {name for name, _ in model.named_parameters()}
+    frozen = freeze(model, config)
+    assert learning(model) == {name for name in names if moving(name)} == names - set(frozen)
+
+
+def test_an_own_head_learns_beside_the_last_blocks():
+    model = random_model(ModelConfig(**vars(CONFIG) | {"tie_embeddings": False}))
+    freeze(model, FreezeConfig(all_but_last=1))
+    assert "head.weight" in learning(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(layers=[3]), "freeze.layers: the model has blocks 0 to 2, got 3"),
+        (dict(patterns=["attn.*"]), r"freeze.patterns: nothing is named attn\.\*; names are such as embedding.weight"),
+        (dict(all_but_last=4), "freeze.all_but_last: the model has 3 blocks, got 4"),
+        (dict(all_but_last=-1), "freeze.all_but_last must not be negative"),
+        (dict(patterns=["*"]), "nothing is left to learn"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        freeze(random_model(CONFIG), FreezeConfig(**config))
+
+
+@settings(max_examples=30, deadline=None)
+@given(model_configs(), st.integers(0, 3))
+@torch.no_grad()
+def test_old_tokens_keep_their_logits_and_a_new_ones_is_their_mean(config, more):
+    model, ids = random_model(config), random_ids(config)
+    logits = model(ids)
+    grown = grow_vocabulary(model, config.vocab_size + more)
+    found = grown(ids)
+    assert found.shape[-1] == config.vocab_size + more
+    torch.testing.assert_close(found[..., : config.vocab_size], logits, rtol=0, atol=1e-10)
+    mean = logits.mean(dim=-1, keepdim=True).expand(*logits.shape[:-1], more)
+    torch.testing.assert_close(found[..., config.vocab_size :], mean, rtol=0, atol=1e-10)
+    assert grown.num_parameters() == sum(parameter.numel() for parameter in grown.parameters())
+
+
+def test_a_vocabulary_never_shrinks():
+    with pytest.raises(ConfigError, match="the model has 13 tokens, which cannot become 12"):
+        grow_vocabulary(random_model(CONFIG), 12)

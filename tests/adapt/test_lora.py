@@ -1,0 +1,233 @@
+"""LoRA against its formula, against `peft`, and in and out of files."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.strategies import model_configs, random_ids, random_model
+from tinylm.adapt import (
+    LoRAConfig,
+    add_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    trainable_share,
+    unmerge_lora,
+    use_adapters,
+)
+from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.lora import merged_weights
+
+CONFIG = ModelConfig(vocab_size=13, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=12)
+LORA = LoRAConfig(rank=3, alpha=5.0)
+
+
+def with_adapter(config: ModelConfig = CONFIG, name: str = "default", **changes) -> TransformerLM:
+    """A random model with a random adapter (B would be zero)."""
+    model = random_model(config)
+    add_lora(model, LoRAConfig(**{"rank": 3, "alpha": 5.0} | changes), name)
+    randomize(model, name)
+    return model
+
+
+def randomize(model: TransformerLM, name: str, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_layers(model).values():
+        noise = torch.randn(layer.lora_b[name].shape, generator=generator, dtype=torch.float64)
+        layer.lora_b[name].data.copy_(0.1 * noise)
+
+
+@settings(max_examples=30, deadline=None)
+@given(model_configs())
+def test_an_adapter_begins_as_the_base_exactly(config):
+    model, ids = random_model(config), random_ids(config)
+    before = model(ids)
+    add_lora(model, LoRAConfig(rank=2, dropout=0.5))
+    assert torch.equal(model(ids), before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(model_configs(), st.sampled_from([torch.float32, torch.float64]))
+@torch.no_grad()
+def test_merged_equals_unmerged_and_unmerging_gives_the_base_back(config, dtype):
+    model, ids = with_adapter(config).to(dtype), random_ids(config)
+    base = {name: weight.clone() for name, weight in model.state_dict().items()}
+    apart = model(ids)
+    merge_lora(model)
+    torch.testing.assert_close(model(ids), apart, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
+    merge_lora(model)  # twice is once
+    unmerge_lora(model)
+    assert all(torch.equal(weight, base[name]) for name, weight in model.state_dict().items())
+    assert torch.equal(model(ids), apart)
+
+
+@torch.no_grad()
+def test_a_layer_adds_scaled_b_a_x():
+    model = with_adapter(targets=["blocks.1.attention.query"])
+    ((path, layer),) = lora_layers(model).items()
+    assert path == "blocks.1.attention.query"
+    x = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    a, b = layer.lora_a["default"], layer.lora_b["default"]
+    assert (a.shape, b.shape) == ((3, 16), (16, 3))
+    expected = x @ layer.weight.T + 5.0 / 3 * (x @ a.T @ b.T)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
+def test_the_adapter_alone_learns():
+    model, ids = with_adapter(), random_ids(CONFIG)
+    model(ids).square().sum().backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if ".lora_" in name}
+    # per block: query and output 16+16, key and value 16+8, gate, input and output 16+24; of rank 3
+    assert trainable_share(model)[0] == 2 * 3 * (2 * 32 + 2 * 24 + 3 * 40)
+    assert trainable_share(model)[1] == trainable_share(model)[0] + model.num_parameters()
+
+
+@torch.no_grad()
+def test_several_adapters_over_one_base():
+    ids = random_ids(CONFIG)
+    model = with_adapter(name="first", targets=["attention"])
+    first = model(ids)
+    add_lora(model, LORA, "second")
+    randomize(model, "second", seed=7)
+    both = model(ids)
+    use_adapters(model, "first")
+    torch.testing.assert_close(model(ids), first, rtol=0, atol=0)
+    use_adapters(model)
+    torch.testing.assert_close(model(ids), random_model(CONFIG)(ids), rtol=0, atol=0)
+    use_adapters(model, "first", "second")
+    assert torch.equal(model(ids), both)
+    assert not torch.allclose(both, first)
+    weights = merged_weights(model.state_dict(), {"first": 5 / 3, "second": 5 / 3})
+    plain = TransformerLM(CONFIG).double().eval()
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(plain(ids), both, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_removed_adapters_leave_plain_layers():
+    model, ids = with_adapter(), random_ids(CONFIG)
+    adapted = model(ids)
+    merge_lora(model)
+    remove_lora(model)
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
+    assert model.state_dict().keys() == random_model(CONFIG).state_dict().keys()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(model(ids), adapted, rtol=0, atol=1e-10)
+
+
+def test_dropout_drops_inputs_of_adapters_in_training_only():
+    model = with_adapter(dropout=0.9)
+    ids = random_ids(CONFIG)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+@torch.no_grad()
+def test_an_adapter_comes_back_from_its_file(tmp_path):
+    model, ids = with_adapter(), random_ids(CONFIG)
+    save_adapter(tmp_path / "adapter", model, base="runs/small")
+    other = random_model(CONFIG)
+    load_adapter(tmp_path / "adapter", other, "again")
+    assert torch.equal(other(ids), model(ids))
+    save_adapter(tmp_path / "again", other, "again", base="runs/small")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "adapter" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"targets": ["blocks.1.*", "head"], "rank": 2}, {"targets": ["feedforward"], "dropout": 0.1}]
+)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's use of transformers
+@torch.no_grad()
+def test_peft_lays_our_adapter_over_the_same_llama(changes, tmp_path):
+    """The adapter's file alone: what is under it is a Llama with the same weights."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = ModelConfig(
+        vocab_size=13, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=12, qk_norm=False,
+        tie_embeddings=False,
+    )  # fmt: skip
+    model, ids = with_adapter(config, **changes), random_ids(config)
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=13, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=24, max_position_embeddings=12, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        )
+    ).double()  # fmt: skip
+    ours = random_model(config).state_dict()
+    names = {
+        "embedding.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }  # fmt: skip
+    parts = {
+        "attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm",
+        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
+        "feedforward.gate": "mlp.gate_proj", "feedforward.input": "mlp.up_proj", "feedforward.output": "mlp.down_proj",
+    }  # fmt: skip
+    for i in range(2):
+        names |= {f"blocks.{i}.{our}.weight": f"model.layers.{i}.{their}.weight" for our, their in parts.items()}
+    llama.load_state_dict({names[name]: weight for name, weight in ours.items()})
+    save_adapter(tmp_path, model)
+    theirs = peft.PeftModel.from_pretrained(llama, tmp_path).double().eval()
+    # transformers norms and rotates in float32, whatever the weights
+    torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-5)
+    back = random_model(config)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    load_adapter(tmp_path / "theirs", back)
+    assert torch.equal(back(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(targets=["attn"]), r"lora.targets: no linear layer is named attn, did you mean 'attention'\?"),
+        (dict(targets=["head"]), "lora.targets: this head is the embedding"),
+        (dict(rank=0), "lora.rank must be at least 1, got 0"),
+        (dict(alpha=-1.0), "lora.alpha must be positive"),
+        (dict(dropout=1.0), r"lora.dropout must be in \[0, 1\)"),
+        (dict(targets=[]), "lora.targets must name"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        add_lora(random_model(CONFIG), LoRAConfig(**changes))
+
+
+def test_names_of_adapters_are_checked():
+    model = with_adapter()
+    with pytest.raises(ConfigError, match="adapter default: there is one of this name already"):
+        add_lora(model, LORA)
+    with pytest.raises(ConfigError, match="adapter other: there is none of this name; known are default"):
+        use_adapters(model, "other")
+    merge_lora(model)
+    with pytest.raises(ConfigError, match="unmerge them first"):
+        use_adapters(model)
+
+
+def test_damaged_and_foreign_adapters_are_refused(tmp_path):
+    model = with_adapter()
+    save_adapter(tmp_path / "a", model)
+    with pytest.raises(MissingInputError, match=r"nowhere.*adapter_config.json"):
+        load_adapter(tmp_path / "nowhere", random_model(CONFIG))
+    with pytest.raises(DataError, match="which the model has no place for"):
+        load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"num_layers": 1})))
+    with pytest.raises(DataError, match=r"is missing or not \(3, 32\)"):
+        load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"d_model": 32})))
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    for change, message in (({"use_dora": True}, "use_dora is True"), ({"peft_type": "IA3"}, "is not a LoRA adapter")):
+        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(DataError, match=message):
+            load_adapter(tmp_path / "a", random_model(CONFIG))
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(DataError, match="is not a safetensors file"):
+        load_adapter(tmp_path / "a", random_model(CONFIG))

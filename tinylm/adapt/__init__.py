@@ -1,0 +1,31 @@
+"""Surgery on a finished model: freezing, adapters, a larger vocabulary. The model knows nothing of it."""
+
+from tinylm.adapt.freeze import FreezeConfig, freeze, trainable_share
+from tinylm.adapt.lora import (
+    LoRAConfig,
+    add_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    unmerge_lora,
+    use_adapters,
+)
+from tinylm.adapt.vocabulary import grow_vocabulary
+
+__all__ = [
+    "FreezeConfig",
+    "LoRAConfig",
+    "add_lora",
+    "freeze",
+    "grow_vocabulary",
+    "load_adapter",
+    "lora_layers",
+    "merge_lora",
+    "remove_lora",
+    "save_adapter",
+    "trainable_share",
+    "unmerge_lora",
+    "use_adapters",
+]

@@ -1,0 +1,77 @@
+"""Freezing: which weights of a finished model rest while the others learn on."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tinylm.errors import ConfigError
+from tinylm.model import TransformerLM
+from tinylm.model.config import check_types, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig:
+    """What rests: the union of what these fields name."""
+
+    layers: tuple[int, ...] = ()
+    """Numbers of blocks, from 0; -1 is the last."""
+    patterns: tuple[str, ...] = ()
+    """Names of weights with * for anything: embedding.*, blocks.*.attention.*"""
+    all_but_last: int | None = None
+    """Everything before the last so many blocks; they, the final norm and a head of its own learn. Empty: no such."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.all_but_last is not None:
+            require(self.all_but_last >= 0, f"freeze.all_but_last must not be negative, got {self.all_but_last}")
+
+
+def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
+    """Lets weights rest: they get no gradient.
+
+    Returns:
+        their names
+
+    Raises:
+        ConfigError: for a block or a pattern that the model does not have, or if nothing is left to learn.
+    """
+    patterns = [f"blocks.{number}.*" for number in _block_numbers(model, config)]
+    names = [name for name, _ in model.named_parameters()]  # a tied head is the embedding
+    for pattern in config.patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"freeze.patterns: nothing is named {pattern}; names are such as {', '.join(names[:4])}")
+    patterns += config.patterns
+    if config.all_but_last is not None:
+        patterns += ["embedding.*", "positions.*"]
+    frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if len(frozen) == len(names):
+        raise ConfigError("freeze: nothing is left to learn; freeze less")
+    rest(model, frozen)
+    return frozen
+
+
+def rest(model: nn.Module, names: list[str]) -> None:
+    """Lets the parameters of these names rest."""
+    wanted = set(names)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            parameter.requires_grad_(False)
+
+
+def _block_numbers(model: TransformerLM, config: FreezeConfig) -> list[int]:
+    count = len(model.blocks)
+    for number in config.layers:
+        require(-count <= number < count, f"freeze.layers: the model has blocks 0 to {count - 1}, got {number}")
+    numbers = {number % count for number in config.layers}
+    if config.all_but_last is not None:
+        last = config.all_but_last
+        require(last <= count, f"freeze.all_but_last: the model has {count} blocks, got {last}")
+        numbers |= set(range(count - last))
+    return sorted(numbers)
+
+
+def trainable_share(model: nn.Module) -> tuple[int, int]:
+    """How many parameters learn, and how many there are, tied ones counted once."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
