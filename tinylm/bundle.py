@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.lora import merged_weights
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -83,9 +84,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transfor
 
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """As `load`, with what is recorded of the model's run."""
-    if "://" in str(path):
-        raise ConfigError(f"{path}: models are loaded from files only; download it first")
-    found = _resolve(Path(path))
+    found = find_model(path)
     if found != Path(path):
         notice(f"loading {found}")
     bundle = _read_folder(found) if found.is_dir() else _read_checkpoint_model(found)
@@ -93,8 +92,11 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     return bundle
 
 
-def _resolve(path: Path) -> Path:
-    """The model folder or checkpoint that `path` stands for."""
+def find_model(path: str | Path) -> Path:
+    """The model folder or checkpoint that `path` stands for. Errors as `load`'s."""
+    if "://" in str(path):
+        raise ConfigError(f"{path}: models are loaded from files only; download it first")
+    path = Path(path)
     if os.path.isfile(path):  # noqa: PTH113 (a name too long is just not there)
         return path.parent if path.name == MANIFEST else path
     if os.path.isfile(path / MANIFEST):  # noqa: PTH113
@@ -168,9 +170,16 @@ def rebuild_model(config: dict[str, Any], weights: dict[str, torch.Tensor], sour
 # --- checkpoints, which training/checkpoint.py writes
 
 
-def checkpoint_entry(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint carries under the key `tinylm`, so that `load` needs no YAML."""
-    return {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.to_dict()}
+def checkpoint_entry(config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint carries under the key `tinylm`, so that `load` needs no YAML.
+
+    Args:
+        config: of the network
+        tokenizer: of the same vocabulary
+        adapters: alpha / rank of each LoRA adapter among the weights, which `load` merges
+    """
+    entry = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.to_dict()}
+    return entry | {"adapters": adapters} if adapters else entry
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -196,13 +205,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's weights in a checkpoint, adapters apart."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+
+
 def _read_checkpoint_model(path: Path) -> Bundle:
     checkpoint = read_checkpoint(path)
     entry = checkpoint["tinylm"]
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
+    weights = merged_weights(network_weights(checkpoint), entry.get("adapters", {}))
     model = rebuild_model(entry["model"], weights, source=str(path))
     return Bundle(model, Tokenizer.from_dict(entry["tokenizer"], source=str(path)), {"step": checkpoint["global_step"]})

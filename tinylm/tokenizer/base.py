@@ -77,6 +77,19 @@ class Tokenizer(ABC):
         lengths[list(self.special_tokens.values())] = 0
         return lengths
 
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """This tokenizer with more special tokens; all ids stay what they are, the new ones follow.
+
+        Args:
+            names: of special tokens; those that it has already stay as they are
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        options = self.options()
+        options["special_tokens"] = [*options["special_tokens"], *new]
+        if "ids" in options:
+            options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
+        return type(self)(**options)
+
     # --- text -> ids
 
     @classmethod

@@ -1,5 +1,6 @@
 """What happens around the steps: measuring and logging, signals, the model at the end, predictions."""
 
+import copy
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tinylm.adapt import save_adapter
 from tinylm.analysis.plots import draw_curves
-from tinylm.bundle import load_bundle, save_bundle
+from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
 from tinylm.model import flops_per_token
@@ -196,6 +198,7 @@ class FinishRun(Callback):
             info, model = {"step": trainer.global_step}, pl_module.net
         else:
             info, model = best.info, best.model
+            self._save_adapter(pl_module)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
         if (self.folder / "metrics.csv").is_file():
@@ -207,6 +210,15 @@ class FinishRun(Callback):
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
         notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{self.prompt}"')
+
+    def _save_adapter(self, pl_module: LitTransformerLM) -> None:
+        """Beside the model, which has the best adapter in its weights, the adapter alone."""
+        if pl_module.lora is None or pl_module.start is None:
+            return
+        net = copy.deepcopy(pl_module.net)
+        net.load_state_dict(network_weights(read_checkpoint(_best_or_last(self.folder))))
+        save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
+        notice(f"adapter: {self.folder / 'adapter'}")
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:

@@ -25,6 +25,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from tinylm.adapt import trainable_share
+from tinylm.bundle import TOKENIZER, find_model
 from tinylm.data import TextDataModule
 from tinylm.errors import (
     ConfigError,
@@ -63,6 +65,7 @@ from tinylm.training.records import (
     process_rank,
     started_from_outside,
 )
+from tinylm.training.start import Start
 
 
 class TinyLMCLI(LightningCLI):
@@ -128,8 +131,22 @@ class TinyLMCLI(LightningCLI):
             self.folder = Path(config.ckpt_path).parent  # no run is needed
         else:
             self.folder = existing_run_folder(run, stem)
+        if config.model.init_from:
+            self._begin_with_another(config)
         self.run = run
         _prepare_loggers(config.trainer, self.folder)
+
+    def _begin_with_another(self, config: Any) -> None:
+        """Takes architecture and tokenizer of the model of `model.init_from`."""
+        assert self.folder is not None
+        config.model.init_from = str(find_model(config.model.init_from))
+        start = Start(config.model.init_from)
+        for name, value in start.architecture(config.model.network.as_dict()).items():
+            config.model.network[name] = value
+        config.data.max_seq_len = config.model.network.max_seq_len
+        if config.data.tokenizer == "char":  # the default
+            config.data.tokenizer = str(self.folder / TOKENIZER)
+            start.tokenizer(()).save(config.data.tokenizer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds our loggers, callbacks and checkpoint files to the config's."""
@@ -225,6 +242,8 @@ class TinyLMCLI(LightningCLI):
         devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
         devices += f" ({torch.get_num_threads()} threads)" if kind == "CPU" and trainer.world_size == 1 else ""
         notice(f"run: {self.folder}")
+        if self.model.start is not None:
+            notice(f"begins with the weights of {self.model.start.path}")
         notice(
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
             f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
@@ -235,6 +254,9 @@ class TinyLMCLI(LightningCLI):
                 f"best possible: {floor.nats_per_token:.4f} nats per token ({floor.bits_per_byte:.4f} bits per byte), "
                 f"standard error {floor.standard_error:.4f}: exact for the {len(floor.log_probs):,} validation texts"
             )
+        learning, weights = trainable_share(net)
+        if learning < weights:
+            notice(f"learning: {learning:,} of {weights:,} parameters ({learning / weights:.1%})")
         notice(
             f"training: {length} of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
             f"{devices}, precision {trainer.precision}"

@@ -15,6 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
+from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError
@@ -23,6 +25,7 @@ from tinylm.model.config import require
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
+from tinylm.training.start import Start
 
 
 class LitTransformerLM(pl.LightningModule):
@@ -43,6 +46,9 @@ class LitTransformerLM(pl.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         compile: bool = False,
+        init_from: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
     ) -> None:
         """A training run's model.
 
@@ -51,14 +57,24 @@ class LitTransformerLM(pl.LightningModule):
             optimizer: which optimizer, and how
             schedule: the learning rate over the run
             compile: translate the training step's network by torch.compile, which takes a minute at the start
+            init_from: a run folder, model folder or checkpoint whose weights to begin with. Empty: random ones
+            lora: adapters that learn in the network's stead. Empty: none
+            freeze: what rests while the others learn. Empty: nothing
         """
         super().__init__()
         if schedule.min_lr > optimizer.lr:
             raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
-        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+        if lora is not None and freeze is not None:
+            raise ConfigError("model.lora: all weights but the adapters rest already; leave out model.freeze")
+        self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
-        self.net = TransformerLM(network)
+        self.start = None if init_from is None else Start(init_from)
+        self.net = TransformerLM(network) if self.start is None else self.start.network(network)
+        if freeze is not None:
+            freeze_weights(self.net, freeze)
+        if lora is not None:
+            add_lora(self.net, lora)
         # no submodule, so that the weights keep their names; evaluation, which has other shapes, is not compiled
         self._compiled = torch.compile(self.net.forward) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
@@ -81,6 +97,8 @@ class LitTransformerLM(pl.LightningModule):
         """Checks that the tokens are the network's."""
         size = self.tokenizer.vocab_size
         require(size == self.network.vocab_size, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
+        if self.start is not None:
+            self.start.check_tokenizer(self.tokenizer)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of the next tokens, (B, T) -> (B, T, V)."""
@@ -244,7 +262,11 @@ class LitTransformerLM(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the architecture and the tokenizer."""
-        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer)
+        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters)
+
+    @property
+    def _adapters(self) -> dict[str, float]:
+        return {} if self.lora is None else {"default": self.lora.alpha / self.lora.rank}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another architecture, tokenizer or kind of optimizer, before any weight is touched."""
@@ -260,6 +282,8 @@ class LitTransformerLM(pl.LightningModule):
             "tokenizer: the checkpoint's differs from the config's (SHA-256 "
             f"{entry['tokenizer']['sha256'][:12]} and {self.tokenizer.sha256[:12]})",
         )
+        theirs = entry.get("adapters", {})
+        require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
         if self.trainer.state.fn == "fit":
             theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
