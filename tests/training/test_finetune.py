@@ -1,0 +1,110 @@
+# ruff: noqa: E501 (messages in tables are whole)
+"""Runs that begin with another run's model: whole, by LoRA, with frozen layers, with more tokens."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tinylm
+from tests.training.conftest import TINY
+from tinylm.adapt import load_adapter, lora_layers, merge_lora
+from tinylm.bundle import read_checkpoint
+from tinylm.tokenizer import load_tokenizer
+
+SECOND = Path("second.yaml")  # in the folder in which `cli` works
+
+
+@pytest.fixture
+def second(finished_run, corpus, tmp_path) -> Path:
+    """A config that goes on from the finished run's model, on the same text."""
+    config = yaml.safe_load(TINY.replace("CORPUS", str(corpus)).replace("CACHE", str(corpus.parent / "cache")))
+    del config["model"]["network"], config["data"]["tokenizer"]
+    config["model"] |= {"init_from": str(finished_run), "optimizer": {"lr": 0.01}}
+    config["trainer"]["max_steps"] = 6
+    (tmp_path / SECOND).write_text(yaml.safe_dump(config))
+    return SECOND
+
+
+def losses(folder: Path, name: str) -> list[str]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [row[name] for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_a_run_begins_where_the_other_ended(second, finished_run, cli):
+    """A learning rate too small to change float32's digits of the loss: what is validated is the other's model."""
+    result = cli("fit", "-c", second, "--model.optimizer.lr", "1e-12", "--model.schedule.min_lr", "0")
+    assert result.code == 0
+    assert f"begins with the weights of {finished_run / 'model'}" in result.err
+    assert float(losses(Path("runs/second"), "val/loss")[0]) == pytest.approx(
+        float(losses(finished_run, "val/loss")[-1]), rel=1e-6
+    )
+    assert tinylm.load("runs/second")[0].config == tinylm.load(finished_run)[0].config
+
+
+def test_a_lora_run_leaves_its_base_alone_and_an_adapter(second, finished_run, cli):
+    result = cli("fit", "-c", second, "--model.lora.rank", "2", "--model.lora.targets", '["attention"]')
+    assert result.code == 0, result.err
+    # blocks, rank, and of query and output 32+32, of key and value 32+16
+    assert f"learning: {2 * 2 * (2 * 64 + 2 * 48):,} of" in result.err
+    base, (model, _) = tinylm.load(finished_run)[0], tinylm.load("runs/second")
+    weights = read_checkpoint("runs/second/checkpoints/last.ckpt")["state_dict"]
+    for name, weight in base.named_parameters():
+        assert torch.equal(weights[f"net.{name}"], weight), name
+    assert {type(module).__name__ for module in model.modules()} == {type(module).__name__ for module in base.modules()}
+    load_adapter("runs/second/adapter", base)
+    assert len(lora_layers(base)) == 8
+    assert any(layer.lora_b["default"].any() for layer in lora_layers(base).values())
+    merge_lora(base)
+    ids = torch.arange(20).remainder(9)[None]
+    torch.testing.assert_close(base(ids), model(ids), rtol=0, atol=1e-6)
+
+
+def test_a_resumed_lora_run_equals_one_that_was_never_stopped(second, cli):
+    lora = ("--model.lora.rank", "2", "--model.lora.dropout", "0.2")
+    lora += ("--model.schedule.warmup_steps", "0", "--model.schedule.min_lr", "0.01")  # the same rate however long
+    assert cli("fit", "-c", second, *lora).code == 0
+    assert cli("fit", "-c", second, *lora, "--run.name", "cut", "--trainer.max_steps", "3").code == 0
+    assert cli("fit", "-c", second, *lora, "--run.name", "cut", "--resume", "--trainer.max_steps", "6").code == 0
+    whole, cut = losses(Path("runs/second"), "train/loss"), losses(Path("runs/cut"), "train/loss")
+    assert len(cut) == 6
+    assert whole == cut
+
+
+def test_frozen_weights_come_out_as_they_went_in(second, finished_run, cli):
+    result = cli("fit", "-c", second, "--model.freeze.all_but_last", "1")
+    assert result.code == 0, result.err
+    before, after = tinylm.load(finished_run)[0].state_dict(), tinylm.load("runs/second")[0].state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith(("blocks.1.", "final_norm."))}
+
+
+def test_a_larger_tokenizer_grows_the_vocabulary(second, finished_run, cli):
+    old = load_tokenizer(finished_run / "model")
+    new = old.with_special_tokens(["<|user|>", "<|assistant|>"])
+    new.save("new.json")
+    result = cli("fit", "-c", second, "--data.tokenizer", "new.json", "--trainer.max_steps", "4")
+    assert result.code == 0, result.err
+    model, tokenizer = tinylm.load("runs/second")
+    assert tokenizer == new
+    assert model.config.vocab_size == old.vocab_size + 2 == len(model.embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model.network.d_model", "64"], 2, "model.network.d_model: {run}/model has 32, got 64; leave it out"),
+        (["--data.tokenizer", "byte"], 2, "data.tokenizer: {run}/model was trained with another; leave data.tokenizer out"),
+        (["--model.init_from", "nowhere"], 66, "nowhere: no such model"),
+        (["--model.lora.targets", '["attn"]'], 2, "lora.targets: no linear layer is named attn, did you mean 'attention'?"),
+        (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: all weights but the adapters rest already"),
+        (["--model.freeze.layers", "[5]"], 2, "freeze.layers: the model has blocks 0 to 1, got 5"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(arguments, code, message, second, finished_run, cli):
+    result = cli("fit", "-c", second, *arguments)
+    assert result.error.startswith(message.format(run=finished_run))
+    assert result.code == code
+    assert not Path("runs/second").exists()
