@@ -101,7 +101,7 @@ def test_a_training_text_without_a_whole_window_is_refused_with_counts():
 def test_targets_are_the_inputs_shifted_by_one(windows, dtype):
     tokens = np.arange(windows.num_tokens, dtype=dtype) + 60_000  # a token tells its place; above int16
     starts = windows.starts(0)
-    inputs, targets, num_targets, _ = gather(tokens, starts, windows.context, num_targets=17)
+    inputs, targets, num_targets, *_ = gather(tokens, starts, windows.context, num_targets=17)
     assert inputs.tolist() == [list(range(60_000 + s, 60_000 + s + windows.context)) for s in starts]
     assert (targets == inputs + 1).all()
     assert (str(inputs.dtype), str(targets.dtype), num_targets) == ("torch.int64", "torch.int64", 17)
@@ -114,7 +114,7 @@ def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, co
     rows = window_rows(num_tokens, context)
     seen = []
     for first in range(0, len(rows.begins), batch_size):
-        inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
+        inputs, targets, num_targets, log_prob, _ = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
         assert (
             inputs.shape
@@ -160,7 +160,7 @@ def test_evaluation_reads_each_document_from_the_separator_before_it(documents, 
     assert len(rows.begins) == len(expected)
     for first in range(0, len(expected), batch_size):
         part = expected[first : first + batch_size]
-        inputs, targets, num_targets, log_prob = gather_rows(tokens, rows, slice(first, first + batch_size))
+        inputs, targets, num_targets, log_prob, _ = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
         assert [row[keep].tolist() for row, keep in zip(inputs, counts, strict=True)] == [piece for piece, _, _ in part]
         assert [row[keep].tolist() for row, keep in zip(targets, counts, strict=True)] == [

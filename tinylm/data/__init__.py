@@ -1,17 +1,28 @@
-"""Text to batches: corpora, the token cache, and the rule that says which tokens make up step s."""
+"""Text and pairs to batches: corpora, the token cache, and the rule that says which tokens make up step s."""
 
 from tinylm.data.batches import IGNORE, Batch, TrainingWindows
 from tinylm.data.corpus import Corpus, open_corpus
 from tinylm.data.datamodule import TextDataModule
+from tinylm.data.pairs import Turn, read_pairs
+from tinylm.data.template import CHAT, PAIRS, Template, encode_pairs, encode_turns, find_template, prompt_ids
 from tinylm.data.tokens import open_tokens, resolve_tokenizer
 
 __all__ = [
+    "CHAT",
     "IGNORE",
+    "PAIRS",
     "Batch",
     "Corpus",
+    "Template",
     "TextDataModule",
     "TrainingWindows",
+    "Turn",
+    "encode_pairs",
+    "encode_turns",
+    "find_template",
     "open_corpus",
     "open_tokens",
+    "prompt_ids",
+    "read_pairs",
     "resolve_tokenizer",
 ]

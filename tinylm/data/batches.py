@@ -30,12 +30,15 @@ class Batch(NamedTuple):
         targets: the ids that follow, int64 (B, T), IGNORE where nothing is to be predicted
         num_targets: how many targets count in the whole optimizer step, over all devices and micro-batches
         log_prob: in evaluation, where it is known: that of all targets under the text's own source, in nats
+        documents: the number of the document that each token is in, int64 (B, T), for networks with `document_mask`;
+            None where the separators among the inputs tell
     """
 
     inputs: Tensor
     targets: Tensor
     num_targets: int
     log_prob: float | None = None
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class TrainingWindows:
     def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Where the windows at some places of an epoch begin."""
         slack = self.num_tokens - 1 - self.num_windows * self.context
-        order, offset = _shuffle(self.seed, epoch, self.num_windows, min(slack, self.context - 1) + 1)
+        order, offset = shuffle(self.seed, epoch, self.num_windows, min(slack, self.context - 1) + 1)
         return offset + order[places] * self.context
 
 
@@ -106,12 +109,12 @@ class DocumentWindows(TrainingWindows):
         return len(self.begins)
 
     def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        order, _ = _shuffle(self.seed, epoch, self.num_windows, 1)
+        order, _ = shuffle(self.seed, epoch, self.num_windows)
         return np.minimum(self.begins[order[places]], self.num_tokens - 1 - self.context)  # the last ones begin earlier
 
 
 @lru_cache(maxsize=4)
-def _shuffle(seed: int, epoch: int, num_windows: int, num_offsets: int) -> tuple[np.ndarray, int]:
+def shuffle(seed: int, epoch: int, num_windows: int, num_offsets: int = 1) -> tuple[np.ndarray, int]:
     """The permutation of an epoch's windows and the offset of the first."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     offset = int(generator.integers(num_offsets))
@@ -188,4 +191,4 @@ def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
 def without_targets(batch: Batch) -> Batch:
     """A batch with nothing to predict."""
     log_prob = None if batch.log_prob is None else 0.0
-    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE), 0, log_prob)
+    return batch._replace(targets=torch.full_like(batch.targets, IGNORE), num_targets=0, log_prob=log_prob)

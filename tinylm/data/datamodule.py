@@ -1,37 +1,43 @@
-"""TextDataModule: corpus, tokenizer and token cache as Lightning's data loaders.
+"""TextDataModule: a text, or pairs of prompts and responses, as Lightning's data loaders.
 
 `batch_size` is the global batch: sequences in one optimizer step, over all devices and accumulated micro-batches. What
 one device takes at once is `micro_batch_size`, and accumulation follows from the two, so that steps, schedule and
 results do not change with the hardware.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tinylm.data.batches import (
     Batch,
     DocumentWindows,
-    Rows,
     TrainingWindows,
     document_begins,
     document_rows,
-    gather,
-    gather_rows,
     window_rows,
-    without_targets,
 )
-from tinylm.data.corpus import Corpus, check_split, open_corpus
+from tinylm.data.corpus import PARTS, Corpus, check_split, open_corpus
+from tinylm.data.datasets import (
+    EvaluationBatches,
+    MicroSteps,
+    PairEvaluationBatches,
+    PairTrainingBatches,
+    TrainingBatches,
+)
 from tinylm.data.floor import Floor
+from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
+from tinylm.data.pairs import read_pairs
+from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks
-from tinylm.tokenizer import Tokenizer, load_tokenizer
+from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 
 def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
@@ -45,7 +51,7 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Batches of tokens from a text."""
+    """Batches of tokens from a text, or of prompts and responses."""
 
     def __init__(
         self,
@@ -61,8 +67,13 @@ class TextDataModule(pl.LightningDataModule):
         train_tokens: int | None = None,
         cache_dir: str | None = None,
         text: str | None = None,
+        pairs: str | None = None,
+        pairs_val: str | None = None,
+        template: str = "pairs",
+        packing: bool = False,
+        too_long: TooLong = "error",
     ) -> None:
-        """A text to train on.
+        """A text to train on, or pairs.
 
         Args:
             corpus: stories, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a *.grammar.yaml.
@@ -78,6 +89,12 @@ class TextDataModule(pl.LightningDataModule):
             train_tokens: train on this many tokens from the beginning only. Empty: on all
             cache_dir: for encoded texts and downloads. Empty: $TINYLM_CACHE or ~/.cache/tinylm
             text: a text file, for `predict`
+            pairs: a file of prompts and responses to train on instead of a corpus: .jsonl, .json or .csv. The tokenizer
+                is then a trained model's
+            pairs_val: one to validate on. Empty: the part of `pairs` that `split` says
+            template: how prompts and responses become tokens: pairs (one after the other) or chat (behind roles)
+            packing: several pairs in one sequence, for networks with document_mask
+            too_long: pairs that are longer than the context are an error, or drop, or truncate their prompts
         """
         super().__init__()
         sizes = dict(max_seq_len=max_seq_len, batch_size=batch_size)
@@ -94,13 +111,31 @@ class TextDataModule(pl.LightningDataModule):
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.text = text
+        self.pairs, self.pairs_val, self.template, self.packing = pairs, pairs_val, find_template(template), packing
+        self.too_long: TooLong = too_long
+        if pairs is not None:
+            self._check_pairs()
+            self.source = pairs
         self._counted: pl.Trainer | None = None  # the trainer whose val_check_interval is in micro-batches by now
+
+    def _check_pairs(self) -> None:
+        for name, path in (("pairs", self.pairs), ("pairs_val", self.pairs_val)):
+            if path is not None and not Path(path).is_file():
+                raise MissingInputError(f"data.{name}: {path}: no such file")
+        if self.too_long not in ("error", "drop", "truncate"):
+            raise ConfigError(f"data.too_long must be error, drop or truncate, got {self.too_long!r}")
+        if self.train_tokens is not None:
+            raise ConfigError("data.train_tokens is for texts; with data.pairs give a shorter file")
 
     # --- resolved when first asked for, before any process group exists
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text."""
+        """The text; with `pairs` there is none."""
+        if self.pairs is not None:
+            raise ConfigError(
+                "data.tokenizer: give a trained model's, by its folder; pairs are too few to learn one from"
+            )
         return open_corpus(self.source, split=self.split, cache_dir=self.cache_dir, seed=self.seed, errors=self.errors)
 
     @cached_property
@@ -116,8 +151,28 @@ class TextDataModule(pl.LightningDataModule):
     @cached_property
     def tokens(self) -> dict[str, np.ndarray]:
         """The ids of each part."""
+        if self.pairs is not None:
+            return {part: np.concatenate([each.ids for each in pairs]) for part, pairs in self.examples.items()}
         tokens = open_tokens(self.corpus, self.tokenizer, self.cache_dir)
         return tokens | {"train": tokens["train"][: self.train_tokens]}
+
+    @cached_property
+    def examples(self) -> dict[str, list[Example]]:
+        """The pairs of each part, encoded; empty without `pairs`."""
+        if self.pairs is None:
+            return {}
+        train = self._encoded(self.pairs)
+        if self.pairs_val is not None:
+            return {"train": train, "val": self._encoded(self.pairs_val)}
+        parts = split_examples(train, self.split, self.seed)
+        for part, fraction, pairs in zip(PARTS, self.split, parts, strict=False):
+            if not pairs:
+                few = f"{self.pairs}: has too few pairs ({len(train)}) for a {part} part of {fraction}"
+                raise DataError(f"{few}; give more, or data.pairs_val")
+        return dict(zip(PARTS, parts, strict=False))
+
+    def _encoded(self, path: str) -> list[Example]:
+        return encode_pairs(self.tokenizer, read_pairs(path), self.template, self.context, self.too_long, path)
 
     @cached_property
     def floors(self) -> dict[str, Floor]:
@@ -126,7 +181,7 @@ class TextDataModule(pl.LightningDataModule):
         It needs a tokenizer with an `<|endoftext|>`, which tells the documents apart.
         """
         end = self.tokenizer.end_of_text
-        if not self.corpus.has_floor or end is None:
+        if self.pairs is not None or not self.corpus.has_floor or end is None:
             return {}
         log_probs = open_log_probs(self.corpus, self.tokenizer, self.cache_dir)
         lengths = self.tokenizer.byte_lengths
@@ -142,7 +197,8 @@ class TextDataModule(pl.LightningDataModule):
         """Checks the text and the batch against the trainer, and sets accumulation."""
         if stage == "fit":
             self._part("val")
-            self._windows()
+            if self.pairs is None:
+                self._windows()
             self._set_accumulation()
 
     def _windows(self) -> TrainingWindows:
@@ -176,6 +232,8 @@ class TextDataModule(pl.LightningDataModule):
             self._counted = self.trainer
 
     def _part(self, name: str) -> np.ndarray:
+        if name not in self.tokens and self.pairs_val is not None:
+            raise ConfigError(f"data.pairs_val leaves no {name} part; give that file as data.pairs_val instead")
         if name not in self.tokens:
             raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
         if name != "train" and len(self.tokens[name]) < 2:
@@ -185,17 +243,23 @@ class TextDataModule(pl.LightningDataModule):
     # --- loaders
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches in the order of `TrainingWindows`, from where the run stands."""
+        """Micro-batches in the order of `TrainingWindows` or `RowOrder`, from where the run stands."""
         trainer = self.trainer
         assert trainer is not None
-        windows = self._windows()
         accumulate = int(trainer.accumulate_grad_batches)
-        dataset = TrainingBatches(self._part("train"), windows, accumulate, trainer.world_size, trainer.global_rank)
+        share = (accumulate, trainer.world_size, trainer.global_rank)
+        if self.pairs is None:
+            order = self._windows()
+            dataset = TrainingBatches(self._part("train"), order, *share)
+        else:
+            rows = self._training_rows()
+            order = RowOrder(len(rows), self.batch_size, self.seed)
+            dataset = PairTrainingBatches(rows, order, *share)
 
         def position() -> int:  # micro-batches in all steps so far: runs are saved after whole steps only
             return trainer.global_step * accumulate
 
-        sampler = MicroSteps(windows.steps_per_epoch * accumulate, position)
+        sampler = MicroSteps(order.steps_per_epoch * accumulate, position)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -215,74 +279,26 @@ class TextDataModule(pl.LightningDataModule):
         ids = np.concatenate(list(self.tokenizer.encode_stream(read_chunks(Path(self.text), self.errors))) or [[]])
         if len(ids) < 2:
             raise DataError(f"data.text: {self.text}: has {len(ids)} tokens, needs at least 2")
-        return self._evaluation_loader(ids, window_rows(len(ids), self.context))
+        return self._evaluation_loader(EvaluationBatches, ids, window_rows(len(ids), self.context))
+
+    def _training_rows(self) -> PairRows:
+        examples, pad = self.examples["train"], self.tokenizer.special_tokens[END_OF_TEXT]
+        return pack_rows(examples, self.context, pad) if self.packing else pad_rows(examples, pad)
 
     def _evaluation(self, part: str) -> DataLoader:
         tokens = self._part(part)
-        if part not in self.floors:
-            return self._evaluation_loader(tokens, window_rows(len(tokens), self.context))
-        floor = self.floors[part]
-        return self._evaluation_loader(tokens, document_rows(floor.begins, len(tokens), self.context, floor.log_probs))
+        if self.pairs is not None:
+            rows = pad_rows(self.examples[part], self.tokenizer.special_tokens[END_OF_TEXT])
+            return self._evaluation_loader(PairEvaluationBatches, rows)
+        rows = window_rows(len(tokens), self.context)
+        if part in self.floors:
+            rows = document_rows(self.floors[part].begins, len(tokens), self.context, self.floors[part].log_probs)
+        return self._evaluation_loader(EvaluationBatches, tokens, rows)
 
-    def _evaluation_loader(self, tokens: np.ndarray, rows: Rows) -> DataLoader:
+    def _evaluation_loader(self, kind: Callable[..., Dataset[Batch]], *data: Any) -> DataLoader:
         """Each process takes every world_size-th batch: no row is counted twice to even things out."""
         trainer = self.trainer
         assert trainer is not None
         size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)
-        dataset = EvaluationBatches(tokens, rows, size, trainer.world_size, trainer.global_rank)
+        dataset = kind(*data, size, trainer.world_size, trainer.global_rank)
         return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=self.num_workers)
-
-
-@dataclass(frozen=True)
-class TrainingBatches(Dataset[Batch]):
-    """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
-
-    tokens: np.ndarray
-    windows: TrainingWindows
-    accumulate: int
-    world_size: int
-    rank: int
-
-    def __getitem__(self, index: int) -> Batch:
-        step, micro_step = divmod(index, self.accumulate)
-        shares = self.windows.starts(step).reshape(self.world_size, self.accumulate, -1)
-        num_targets = self.windows.batch_size * self.windows.context
-        return gather(self.tokens, shares[self.rank, micro_step], self.windows.context, num_targets)
-
-
-@dataclass(frozen=True)
-class EvaluationBatches(Dataset[Batch]):
-    """Item i is this process's i-th batch of evaluation rows.
-
-    All processes have as many batches, since those that hold parts of one model compute together. One that has run out
-    of rows gets one without targets.
-    """
-
-    tokens: np.ndarray
-    rows: Rows
-    batch_size: int
-    world_size: int
-    rank: int
-
-    def __len__(self) -> int:
-        return -(-len(self.rows.begins) // (self.batch_size * self.world_size))
-
-    def __getitem__(self, index: int) -> Batch:
-        first = (index * self.world_size + self.rank) * self.batch_size
-        if first < len(self.rows.begins):
-            return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
-        return without_targets(gather_rows(self.tokens, self.rows, slice(1)))
-
-
-class MicroSteps(Sampler[int]):
-    """The indices of an epoch's micro-batches, from where the run stands to the epoch's end."""
-
-    def __init__(self, per_epoch: int, position) -> None:
-        self.per_epoch, self.position = per_epoch, position
-
-    def __len__(self) -> int:
-        return self.per_epoch
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.position()
-        return iter(range(start, (start // self.per_epoch + 1) * self.per_epoch))

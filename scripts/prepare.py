@@ -1,0 +1,68 @@
+"""Writes data sets to train on.
+
+python scripts/prepare.py questions --out questions/
+python scripts/prepare.py summaries --out summaries/ --train 20000
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.errors import ConfigError, did_you_mean
+from tinylm.files import write_text
+
+
+def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
+    """The command that writes prompts and responses of a kind."""
+
+    def write(arguments: list[str]) -> None:
+        parser = Parser(description)
+        parser.add_argument("--out", type=Path, required=True, help="the folder for train.jsonl, val.jsonl, test.jsonl")
+        parser.add_argument("--train", type=int, default=10_000, help="records to train on (%(default)s)")
+        parser.add_argument("--val", type=int, default=300, help="to validate on (%(default)s)")
+        parser.add_argument("--test", type=int, default=300, help="to test on (%(default)s)")
+        parser.add_argument("--seed", type=int, default=0, help="another one gives other records (%(default)s)")
+        options = parser.parse(arguments)
+        counts = {name: getattr(options, name) for name in ("train", "val", "test")}
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {count}")
+
+        from tinylm.data.questions import write_parts  # tinylm.data imports Lightning, which takes seconds
+
+        for name, records in zip(counts, write_parts(kind, list(counts.values()), options.seed), strict=True):
+            lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]
+            write_text(options.out / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+            print(f"{options.out / name}.jsonl: {len(records):,} records")
+
+    return write
+
+
+COMMANDS = {
+    "questions": pairs("questions", "Questions about short stories, with their answers."),
+    "summaries": pairs("summaries", "Short stories, each with one sentence that sums it up."),
+}
+
+
+def run(arguments: list[str]) -> None:
+    """Does what the first word says."""
+    parser = Parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("what", help=f"one of {', '.join(COMMANDS)}; --help after it lists its options")
+    what = parser.parse(arguments[:1]).what
+    if what not in COMMANDS:
+        raise ConfigError(
+            f"{what}: no such data set{did_you_mean(what, COMMANDS) or '; there are ' + ', '.join(COMMANDS)}"
+        )
+    COMMANDS[what](arguments[1:])
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    return exit_code(run, arguments)
+
+
+if __name__ == "__main__":
+    run_as_script(main)
