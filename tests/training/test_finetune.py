@@ -2,6 +2,8 @@
 """Runs that begin with another run's model: whole, by LoRA, with frozen layers, with more tokens."""
 
 import csv
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import yaml
 
 import tinylm
 from tests.training.conftest import TINY
-from tinylm.adapt import load_adapter, lora_layers, merge_lora
+from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora
 from tinylm.bundle import read_checkpoint
 from tinylm.tokenizer import load_tokenizer
 
@@ -41,7 +43,8 @@ def test_a_run_begins_where_the_other_ended(second, finished_run, cli):
     assert float(losses(Path("runs/second"), "val/loss")[0]) == pytest.approx(
         float(losses(finished_run, "val/loss")[-1]), rel=1e-6
     )
-    assert tinylm.load("runs/second")[0].config == tinylm.load(finished_run)[0].config
+    config = tinylm.load(finished_run)[0].config  # dropout is the run's own choice
+    assert tinylm.load("runs/second")[0].config == dataclasses.replace(config, dropout=0.0)
 
 
 def test_a_lora_run_leaves_its_base_alone_and_an_adapter(second, finished_run, cli):
@@ -90,6 +93,60 @@ def test_a_larger_tokenizer_grows_the_vocabulary(second, finished_run, cli):
     model, tokenizer = tinylm.load("runs/second")
     assert tokenizer == new
     assert model.config.vocab_size == old.vocab_size + 2 == len(model.embedding.weight)
+
+
+PAIRS = ("--data.split", "[0.8, 0.2]", "--data.pairs", "pairs.jsonl")
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """Forty prompts and responses of the corpus's characters, of unequal length."""
+    records = [{"prompt": f"fox {n}. ", "response": f"fox {n}" + " over" * (n % 3)} for n in range(40)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_pairs_are_learned_and_roles_grow_the_vocabulary(second, finished_run, pairs, cli):
+    """The corpus has no separator: <|endoftext|> is as new as the roles."""
+    result = cli("fit", "-c", second, *PAIRS, "--data.template", "chat")
+    assert result.code == 0, result.err
+    old, (model, tokenizer) = load_tokenizer(finished_run / "model"), tinylm.load("runs/second")
+    roles = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    assert list(tokenizer.special_tokens) == [*old.special_tokens, *roles]
+    assert model.config.vocab_size == old.vocab_size + 4
+    first, *_, last = map(float, losses(Path("runs/second"), "train/loss"))
+    assert last < first
+
+
+def test_the_loss_of_a_step_is_that_of_its_responses_alone(second, finished_run, pairs, cli):
+    """The whole file in one batch: the first loss is the mean over all response tokens of the model one begins with."""
+    result = cli(
+        "fit", "-c", second, *PAIRS, "--data.split", "[0.999, 0.001]", "--data.pairs_val", "pairs.jsonl",
+        "--data.batch_size", "40", "--data.micro_batch_size", "10", "--trainer.max_steps", "1",
+        "--model.network.dropout", "0.0", "--trainer.val_check_interval", "1",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    model, tokenizer = tinylm.load(finished_run)
+    model = grow_vocabulary(model, tokenizer.vocab_size + 1)
+    end = tokenizer.vocab_size
+    nats, count = 0.0, 0
+    for line in pairs.read_text().splitlines():
+        record = json.loads(line)
+        prompt, response = tokenizer.encode(record["prompt"]), [*tokenizer.encode(record["response"]), end]
+        ids = torch.tensor([end, *prompt, *response])
+        log_probs = model(ids[None, :-1])[0].log_softmax(dim=-1)[len(prompt) :]
+        nats -= log_probs.gather(1, ids[len(prompt) + 1 :, None]).sum().item()
+        count += len(response)
+    assert float(losses(Path("runs/second"), "train/loss")[0]) == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_packing_needs_documents_kept_apart(second, pairs, cli):
+    result = cli("fit", "-c", second, *PAIRS, "--data.packing", "true")
+    assert result.error == "data.packing: needs model.network.document_mask to keep pairs apart"
+    assert result.code == 2
+    result = cli("fit", "-c", second, *PAIRS, "--data.packing", "true", "--model.network.document_mask", "true")
+    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize(

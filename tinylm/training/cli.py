@@ -28,6 +28,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER, find_model
 from tinylm.data import TextDataModule
+from tinylm.data.template import find_template
 from tinylm.errors import (
     ConfigError,
     Interrupted,
@@ -145,8 +146,9 @@ class TinyLMCLI(LightningCLI):
             config.model.network[name] = value
         config.data.max_seq_len = config.model.network.max_seq_len
         if config.data.tokenizer == "char":  # the default
+            special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()
             config.data.tokenizer = str(self.folder / TOKENIZER)
-            start.tokenizer(()).save(config.data.tokenizer)
+            start.tokenizer(special_tokens).save(config.data.tokenizer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds our loggers, callbacks and checkpoint files to the config's."""

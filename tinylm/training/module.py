@@ -88,10 +88,14 @@ class LitTransformerLM(pl.LightningModule):
     @property
     def tokenizer(self) -> Tokenizer:
         """The data module's tokenizer."""
+        return self._datamodule.tokenizer
+
+    @property
+    def _datamodule(self) -> TextDataModule:
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, TextDataModule):
             raise ConfigError("the trainer needs a TextDataModule, whose tokenizer goes into every checkpoint")
-        return datamodule.tokenizer
+        return datamodule
 
     def setup(self, stage: str) -> None:
         """Checks that the tokens are the network's."""
@@ -99,15 +103,26 @@ class LitTransformerLM(pl.LightningModule):
         require(size == self.network.vocab_size, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
         if self.start is not None:
             self.start.check_tokenizer(self.tokenizer)
+        if self._datamodule.packing:
+            require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the next tokens, (B, T) -> (B, T, V)."""
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Logits of the next tokens, (B, T) -> (B, T, V).
+
+        Args:
+            ids: token ids, (B, T)
+            documents: where the network keeps documents apart, the number of each token's, (B, T); None: by separators
+        """
         forward = self._compiled if self._compiled is not None and self.training else self.net
-        return forward(ids, documents=self._documents(ids))
+        if not self.network.document_mask:
+            documents = None
+        elif documents is None:
+            documents = self._documents(ids)
+        return forward(ids, documents=documents)
 
     def _documents(self, ids: Tensor) -> Tensor | None:
         """The number of the document that each token is in, (B, T); the separator ends its own document."""
-        if not self.network.document_mask or self.tokenizer.end_of_text is None:
+        if self.tokenizer.end_of_text is None:
             return None
         ends = ids == self.tokenizer.end_of_text
         return ends.cumsum(dim=1) - ends.long()
@@ -126,9 +141,9 @@ class LitTransformerLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch, scaled so that every target token of the optimizer step counts the same."""
-        if self.network.dropout > 0:
+        if self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
             self._reseed(batch_idx)
-        logits = self(batch.inputs)
+        logits = self(batch.inputs, batch.documents)
         nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
         share = nll / batch.num_targets
         self._step_nll = self._step_nll + share.detach()
@@ -231,7 +246,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def _sums(self, batch: Batch) -> Tensor:
         """Nats, targets, correct guesses, bytes and the best possible nats of a batch, float64 (5,) on the CPU."""
-        logits = self(batch.inputs)  # (B, T, V)
+        logits = self(batch.inputs, batch.documents)  # (B, T, V)
         counts = batch.targets != IGNORE
         nats = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
         correct = (logits.argmax(dim=-1) == batch.targets).sum()

@@ -10,7 +10,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import require
 from tinylm.tokenizer import Tokenizer
 
-# What a run may choose for itself: the weights mean the same.
+# What a run chooses for itself: the weights mean the same. Documents may be kept apart where they were not before.
 FREE = ("attention_kernel", "activation_checkpointing", "dropout", "document_mask")
 
 
@@ -31,7 +31,7 @@ class Start:
         return load_bundle(self.path)
 
     def architecture(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the run's network: the model's own, and of those in `FREE` what is asked for.
+        """The fields of the run's network: the model's own, but for those in `FREE`.
 
         Args:
             asked: fields of a ModelConfig, of which a default means that nothing is asked for
@@ -41,11 +41,10 @@ class Start:
         """
         fields, default = self.bundle.model.config.to_dict(), ModelConfig(vocab_size=1).to_dict()
         for name, value in asked.items():
-            if name == "vocab_size" or value in (default[name], fields[name]):
-                continue
-            if name not in FREE:
+            if name in FREE:
+                fields[name] = (value or fields[name]) if name == "document_mask" else value
+            elif name != "vocab_size" and value not in (default[name], fields[name]):
                 raise ConfigError(f"model.network.{name}: {self.path} has {fields[name]}, got {value}; leave it out")
-            fields[name] = value
         return fields
 
     def tokenizer(self, special_tokens: tuple[str, ...]) -> Tokenizer:
