@@ -7,7 +7,7 @@ would change the numbers: it is refused by its name, never passed over. A field 
 import json
 from typing import Any
 
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.interop.families import FAMILIES, Family
 from tinylm.model import ModelConfig
 
@@ -35,7 +35,7 @@ def describe(config: ModelConfig, family: Family) -> dict[str, Any]:
     ours["activation"] = ACTIVATIONS[config.activation]
     found = {}
     for name, theirs in family.names.items():
-        found |= dict.fromkeys((theirs,) if isinstance(theirs, str) else theirs, ours[name])
+        found |= dict.fromkeys(_each(theirs), ours[name])
     return found | family.more(config)
 
 
@@ -60,10 +60,13 @@ def understand(values: Any) -> tuple[ModelConfig, Family]:
     said = _complete(values, family)
     config = _read(said, family)
     expected = describe(config, family)
+    dropouts = _each(family.names["dropout"])
     for name, value in said.items():
-        if name in expected and value != expected[name]:
+        if name in dropouts and value != expected[name]:
+            notice(f"config.json: {name} is {_shown(value)}, here it is {config.dropout} as all dropout (in training)")
+        elif name in expected and value != expected[name]:
             raise ConfigError(f"{name} is {_shown(value)}; tinylm has only {_shown(expected[name])} beside the rest")
-        if name not in expected and name not in HARMLESS:
+        elif name not in expected and name not in HARMLESS:
             raise ConfigError(f"{name} is {_shown(value)}; tinylm has no such thing")
     return config, family
 
@@ -78,7 +81,7 @@ def _complete(values: dict[str, Any], family: Family) -> dict[str, Any]:
         said.setdefault("num_key_value_heads", said.get("num_attention_heads"))
     for name in ("hidden_act", "activation_function"):
         if name in said:
-            said[name] = SYNONYMS.get(said[name], said[name])
+            said[name] = SYNONYMS.get(str(said[name]), said[name])
     if "use_sliding_window" in said:
         _complete_windows(said)
     return said
@@ -119,12 +122,12 @@ def _read(said: dict[str, Any], family: Family) -> ModelConfig:
     """Each of our fields, from the first of theirs. Whether the others agree is seen when it is described again."""
     ours: dict[str, Any] = {name: values[0] for name, values in family.fits.items() if len(values) == 1}
     for name, theirs in family.names.items():
-        first = theirs if isinstance(theirs, str) else theirs[0]
+        first = _each(theirs)[0]
         if first not in said:
             raise ConfigError(f"lacks {first}")
         ours[name] = said[first]
     known = {ACTIVATIONS[name]: name for name in family.fits["activation"]}
-    if ours["activation"] not in known:
+    if str(ours["activation"]) not in known:
         field = family.names["activation"]
         raise ConfigError(f"{field} is {_shown(ours['activation'])}; tinylm has {', '.join(known)} here")
     ours["activation"] = known[ours["activation"]]
@@ -135,6 +138,10 @@ def _read(said: dict[str, Any], family: Family) -> ModelConfig:
     if family.biased:
         ours["bias"] = True
     return ModelConfig.from_dict(ours)
+
+
+def _each(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _shown(value: Any) -> str:

@@ -260,18 +260,22 @@ def choose_family(config: ModelConfig) -> Family:
         raise ConfigError("sliding_window=1 has no counterpart in Hugging Face's models: their cache keeps window - 1")
     found = _traits(config)
     misfits = {family.model_type: _misfits(family, found) for family in _FAMILIES}
-    nearest = min(_FAMILIES, key=lambda family: len(misfits[family.model_type]))  # the first of equals
-    if not misfits[nearest.model_type]:
-        return nearest
+    fewest = min(map(len, misfits.values()))
+    nearest = [family for family in _FAMILIES if len(misfits[family.model_type]) == fewest]
+    if not fewest:
+        return nearest[0]
     for name in found:
         if all(name in each for each in misfits.values()):
             known = dict.fromkeys(value for family in _FAMILIES for value in family.fits[name])
             raise ConfigError(f"{name}={found[name]} has no counterpart in Hugging Face's models; {_or(known)} has")
-    given = " and ".join(f"{name}={found[name]}" for name in misfits[nearest.model_type])
-    wanted = " and ".join(f"{name}={_or(nearest.fits[name])}" for name in misfits[nearest.model_type])
+    names = dict.fromkeys(name for family in nearest for name in misfits[family.model_type])
+    given = " and ".join(f"{name}={found[name]}" for name in names)
+    remedies = {}  # of two with the same remedy, the first is enough
+    for family in nearest:
+        wanted = " and ".join(f"{name}={_or(family.fits[name])}" for name in misfits[family.model_type])
+        remedies.setdefault(wanted, f"{wanted} would fit {family.architecture}")
     raise ConfigError(
-        f"{given} has no counterpart in Hugging Face's models beside the other fields; {wanted} would fit "
-        f"{nearest.architecture}"
+        f"{given} has no counterpart in Hugging Face's models beside the other fields; {', '.join(remedies.values())}"
     )
 
 
