@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.interop.tables import EXPORTS, SHAPE
 from tests.strategies import model_configs, random_ids, random_model
+from tinylm.bundle import load, save_bundle
 from tinylm.data.stories import stories
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.generation import Generator
@@ -159,7 +161,7 @@ def test_the_model_card_says_how_to_use_it_and_what_was_measured(exported, monke
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| val/loss | 1.5 |" in card and "| d_model | 32 |" in card and "context holds 24 tokens" in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    (folder.parent / "r").symlink_to(folder)
+    assert "\n# r\n" in card
     monkeypatch.chdir(folder.parent)
     exec(code, {})
     assert capsys.readouterr().out.startswith(f"{END_OF_TEXT}Once upon a time")
@@ -302,6 +304,27 @@ def test_models_of_theirs_come_in_and_leave_with_every_bit(name, dtype, shards, 
         files = [load_file(tmp_path / way / "model.safetensors") for way in ("in", "out")]
         assert files[0].keys() == files[1].keys()
         assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_a_folder_with_a_tokenizer_of_theirs_speaks_here_as_there(name, tmp_path):
+    """And becomes a model folder of ours."""
+    learned = tokenizers.ByteLevelBPETokenizer()
+    learned.train_from_iterator([TALE], vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer, eos_token=END_OF_TEXT)
+    other.save_pretrained(tmp_path / "theirs")
+    config = copy.deepcopy(RANDOM[name])
+    config.vocab_size = len(other)
+    before = transformers.AutoModelForCausalLM.from_config(config).eval()
+    before.save_pretrained(tmp_path / "theirs")
+    save_bundle(tmp_path / "ours", *load_huggingface(tmp_path / "theirs"))
+    model, tokenizer = load(tmp_path / "ours")
+    text = "Once upon a time, naïve 日本"
+    assert tokenizer.encode(text) == other(text)["input_ids"]
+    inputs = other(END_OF_TEXT + "Once", return_tensors="pt")
+    found = before.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=0)
+    said = Generator(model, tokenizer).generate("Once", max_new_tokens=12, temperature=0)
+    assert other.decode(found[0], skip_special_tokens=True) == "Once" + said
 
 
 def test_old_files_without_the_beginning_of_names_and_with_masks_are_read(tmp_path):

@@ -41,12 +41,14 @@ The context holds {context} tokens, prompt and continuation together. {beyond}
 """
 
 
-def model_card(config: ModelConfig, family: Family, tokenizer: Tokenizer | None, info: dict[str, Any]) -> str:
-    """The text of README.md."""
-    title = str(info.get("run", "model"))
+def model_card(
+    config: ModelConfig, family: Family, tokenizer: Tokenizer | None, folder: str, info: dict[str, Any]
+) -> str:
+    """The text of README.md, for a folder of this name."""
+    title = str(info.get("run", folder))
     parts = [HEADER.format(title=title, parameters=parameter_count(config), architecture=family.architecture)]
     if tokenizer is not None:
-        parts.append(_usage(tokenizer, config, title))
+        parts.append(_usage(tokenizer, config, folder))
     beyond = "There are no positions beyond." if config.positional_encoding == "learned" else "It never saw more."
     parts.append(CONTEXT.format(context=config.max_seq_len, beyond=beyond))
     if info:
@@ -55,10 +57,10 @@ def model_card(config: ModelConfig, family: Family, tokenizer: Tokenizer | None,
     return "".join(parts)
 
 
-def _usage(tokenizer: Tokenizer, config: ModelConfig, title: str) -> str:
+def _usage(tokenizer: Tokenizer, config: ModelConfig, folder: str) -> str:
     begin = "" if tokenizer.end_of_text is None else "tokenizer.bos_token + "
     inputs = f'inputs = tokenizer({begin}"Once upon a time", return_tensors="pt")'
-    usage = LOAD.format(folder=title, inputs=inputs, new=min(100, max(config.max_seq_len // 2, 1)))
+    usage = LOAD.format(folder=folder, inputs=inputs, new=min(100, max(config.max_seq_len // 2, 1)))
     return usage + (WITHOUT_END if tokenizer.end_of_text is None else WITH_END.format(end=END_OF_TEXT))
 
 
@@ -68,5 +70,5 @@ def _table(title: str, values: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
     return " ".join(text.split()).replace("|", r"\|")

@@ -98,7 +98,7 @@ class Family:
         weights: our module -> theirs
         names: our field -> theirs; several, if these must be the same
         more: the rest of config.json that acts on logits
-        defaults: what transformers takes for fields that a config.json leaves out, where that is no name's absence
+        defaults: what transformers takes where a config.json leaves a field out
         biased: whether norms have a bias in any case; a model without gets zeros, which are no bias
         transposed: whether the matrices of blocks are kept as (inputs, outputs)
         spare_positions: unused rows before those of the positions
@@ -152,8 +152,8 @@ LLAMA = ROTARY | {"norm": ("rmsnorm",), "activation": ("swiglu",)}
 GPT2 = ROTARY | {"positional_encoding": ("learned",), "norm": ("layernorm",), "activation": UNGATED}
 GPT2 |= {"num_kv_heads": (None,), "sliding_window": (None,)}
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
-SMALL = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0}
-SMALL |= {"rope_theta": 10000.0}
+DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0}
+DEFAULTS |= {"rope_theta": 10000.0}
 NO_DROPOUTS = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0}
 
 # In the order of preference: of those that fit, the first is taken.
@@ -165,7 +165,7 @@ _FAMILIES = [
         weights=LLAMA_WEIGHTS,
         names=NAMES | BIASES,
         more=_heads,
-        defaults=SMALL | NO_BIASES,
+        defaults=DEFAULTS | NO_BIASES,
     ),
     Family(
         model_type="qwen3",
@@ -174,7 +174,7 @@ _FAMILIES = [
         weights=LLAMA_WEIGHTS,
         names=NAMES | WINDOW,
         more=_qwen3,
-        defaults=SMALL
+        defaults=DEFAULTS
         | {"num_key_value_heads": 32, "head_dim": 128, "use_sliding_window": False, "sliding_window": 4096},
     ),
     Family(
@@ -184,7 +184,7 @@ _FAMILIES = [
         weights=LLAMA_WEIGHTS,
         names=NAMES | WINDOW,
         more=_heads,
-        defaults=SMALL | {"num_key_value_heads": 8, "sliding_window": 4096},
+        defaults=DEFAULTS | {"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         model_type="gpt2",
@@ -217,7 +217,7 @@ _FAMILIES = [
         weights=LLAMA_WEIGHTS,
         names=NAMES | BIASES,
         more=_heads,
-        defaults=SMALL | NO_BIASES | {"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+        defaults=DEFAULTS | NO_BIASES | {"hidden_act": "relu2", "rms_norm_eps": 1e-5},
     ),
     Family(
         model_type="smollm3",
@@ -226,7 +226,7 @@ _FAMILIES = [
         weights=LLAMA_WEIGHTS,
         names=NAMES | BIASES | WINDOW,
         more=_smollm3,
-        defaults=SMALL
+        defaults=DEFAULTS
         | NO_BIASES
         | {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6}
         | {"use_sliding_window": False, "sliding_window": None},

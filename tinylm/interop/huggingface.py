@@ -63,7 +63,7 @@ def export_huggingface(
         write_json(new / CONFIG, {**kind, **describe(config, family), **tokens, "torch_dtype": dtype})
         write_json(new / "generation_config.json", generation_config(end))
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
-        write_text(new / "README.md", model_card(config, family, tokenizer, info or {}))
+        write_text(new / "README.md", model_card(config, family, tokenizer, Path(folder).name, info or {}))
     return family.architecture
 
 

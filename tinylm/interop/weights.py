@@ -70,12 +70,12 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
     _check(weights, wanted)
     found = {}
     for theirs, ours in groups.items():
-        whole = weights.pop(theirs)
-        parts = _matrix(theirs, whole, family)
+        whole = _matrix(theirs, weights.pop(theirs), family)
         if theirs.endswith("embed_positions.weight"):
-            parts = parts[family.spare_positions :]
-        for name, part in zip(ours, parts.split([shapes[name][0] for name in ours]), strict=True):
-            found[name] = part.contiguous()
+            whole = whole[family.spare_positions :]
+        parts = whole.split([shapes[name][0] for name in ours])
+        for name, part in zip(ours, parts, strict=True):
+            found[name] = part.contiguous() if len(ours) == 1 else part.clone(memory_format=torch.contiguous_format)
     return found
 
 
