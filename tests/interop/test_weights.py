@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.interop.tables import SHAPE
 from tests.strategies import random_model
-from tinylm.errors import DataError, MissingInputError, TinyLMError
+from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.interop import export_huggingface, load_huggingface, load_huggingface_model
 from tinylm.model import ModelConfig
 
@@ -59,6 +59,26 @@ def test_weights_that_do_not_fit_the_config_are_named(change, message, folder):
     with pytest.raises(DataError, match=message) as raised:
         load_huggingface_model(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_adapted_layers_are_refused_by_their_name(tmp_path):
+    model = random_model(ModelConfig(**SHAPE), dtype=torch.float32)
+    model.blocks[1].attention.query = torch.nn.Sequential(model.blocks[1].attention.query)
+    with pytest.raises(
+        ConfigError, match=r"blocks\.1\.attention\.query\.0\.weight: an adapted layer .* merge it first"
+    ):
+        export_huggingface(model, None, tmp_path / "m")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_files_that_are_cut_off_are_named(folder):
+    for name, message in (
+        ("model.safetensors", r"model\.safetensors: is damaged"),
+        ("config.json", "is not valid JSON"),
+    ):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+        with pytest.raises(DataError, match=message):
+            load_huggingface_model(folder)
 
 
 def test_a_head_beside_a_tied_embedding_must_be_the_same(folder):

@@ -31,17 +31,12 @@ REASONS = {
 
 def describe(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The fields of config.json that act on logits, and dropout."""
-    ours = config.to_dict() | {"num_kv_heads": config.kv_heads, "d_ff": config.ff_width, "bias": biased(config, family)}
-    ours["activation"] = ACTIVATIONS[config.activation]
+    ours = config.to_dict() | {"num_kv_heads": config.kv_heads, "d_ff": config.ff_width}
+    ours |= {"bias": family.has_biases(config), "activation": ACTIVATIONS[config.activation]}
     found = {}
     for name, theirs in family.names.items():
         found |= dict.fromkeys(_each(theirs), ours[name])
     return found | family.more(config)
-
-
-def biased(config: ModelConfig, family: Family) -> bool:
-    """Whether the exported network has biases."""
-    return config.bias or family.biased
 
 
 def understand(values: Any) -> tuple[ModelConfig, Family]:

@@ -115,6 +115,10 @@ class Family:
     transposed: bool = False
     spare_positions: int = 0
 
+    def has_biases(self, config: ModelConfig) -> bool:
+        """Whether the network has biases there."""
+        return config.bias or self.biased
+
 
 def _heads(config: ModelConfig) -> dict[str, Any]:
     return {"head_dim": config.head_width}

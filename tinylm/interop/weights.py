@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinylm.errors import DataError, MissingInputError
+from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, TransformerLM
@@ -37,11 +37,17 @@ def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: F
 
     Returns:
         its name -> tensor
+
+    Raises:
+        ConfigError: for layers that are not those of the config any more.
     """
     shapes = our_shapes(config, family)
+    for name in weights:
+        if name not in shapes and name != "head.weight":
+            raise ConfigError(f"{name}: an adapted layer has no counterpart in Hugging Face's models; merge it first")
     found = {}
     for theirs, ours in grouped(shapes, family).items():
-        parts = [weights[name] if name in weights else _zeros(shapes[name], weights) for name in ours]
+        parts = [weights[name] if name in weights else _no_bias(shapes[name], weights) for name in ours]
         found[theirs] = _joined(theirs, parts, family).contiguous()
     return found
 
@@ -82,7 +88,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
 def our_shapes(config: ModelConfig, family: Family) -> dict[str, torch.Size]:
     """Name and shape of our weights, a head that is the embedding left out; with biases if the family has them."""
     with torch.device("meta"):
-        model = TransformerLM(dataclasses.replace(config, bias=config.bias or family.biased))
+        model = TransformerLM(dataclasses.replace(config, bias=family.has_biases(config)))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del shapes["head.weight"]
@@ -113,7 +119,8 @@ def _matrix(theirs: str, tensor: Tensor, family: Family) -> Tensor:
     return tensor.T if family.transposed and ".h." in theirs and tensor.dim() == 2 else tensor
 
 
-def _zeros(shape: torch.Size, weights: Mapping[str, Tensor]) -> Tensor:
+def _no_bias(shape: torch.Size, weights: Mapping[str, Tensor]) -> Tensor:
+    assert len(shape) == 1  # weights are never made up
     return torch.zeros(shape, dtype=weights["embedding.weight"].dtype)
 
 
