@@ -1,0 +1,59 @@
+"""Which family a config goes to: docs/interop.md row by row, and for any config a family or a refusal that helps."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from tests.interop.tables import EXPORTS, REFUSALS, SHAPE
+from tests.strategies import model_configs
+from tinylm.errors import ConfigError
+from tinylm.interop.families import choose_family
+from tinylm.model import PRESETS, ModelConfig, preset
+
+
+@pytest.mark.parametrize(("changes", "architecture"), EXPORTS.values(), ids=EXPORTS)
+def test_each_row_of_the_docs_goes_where_it_says(changes, architecture):
+    assert choose_family(ModelConfig(**SHAPE | changes)).architecture == architecture
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_each_refusal_of_the_docs_says_what_it_says(changes, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        choose_family(ModelConfig(**SHAPE | changes))
+
+
+def test_all_presets_and_all_configs_have_a_counterpart():
+    for name in PRESETS:
+        expected = "gpt2" if name == "gpt2" else "qwen3"
+        assert choose_family(preset(name, vocab_size=65)).model_type == expected
+    for path in Path("configs").glob("*.yaml"):
+        network = yaml.safe_load(path.read_text())["model"]["network"]
+        choose_family(ModelConfig(vocab_size=65, **network))
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_configs())
+def test_a_refusal_names_fields_of_the_config_and_values_that_fit(config):
+    """What it says would fit, fits: with these values in place of the others there is a family."""
+    try:
+        choose_family(config)
+    except ConfigError as error:
+        given, _, remedy = str(error).partition(" has no counterpart")
+        fields = dict(re.findall(r"(\w+)=(\S+)", given))
+        assert fields
+        for name, value in fields.items():
+            found = config.kv_heads if name == "num_kv_heads" else getattr(config, name)
+            assert str(found) == value
+        for alternative in remedy.split(", ") if "would fit" in remedy else ():
+            values = dict(re.findall(r"(\w+)=(\S+)", alternative))
+            assert values and values.keys() <= fields.keys()
+            read = {"empty": None, "1e-05": 1e-5}
+            values = {name: read.get(value, yaml.safe_load(value)) for name, value in values.items()}
+            try:
+                changed = ModelConfig.from_dict(config.to_dict() | values)
+            except ConfigError:
+                continue  # rotary positions need an even width of heads
+            choose_family(changed)

@@ -1,0 +1,76 @@
+"""scripts/export.py as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import tinylm
+from tinylm.bundle import load_bundle, save_bundle
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import ByteTokenizer
+
+
+@pytest.fixture
+def run(load, model, tmp_path, monkeypatch):
+    """run(*arguments) calls the script's main in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    transformers.logging.disable_progress_bar()
+    return load("export")
+
+
+def test_there_and_back_is_the_same_model(run, model):
+    code, out, err = run("--model", model, "--to", "hf", "--out", "hf")
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    bundle = load_bundle(model)
+    count = f"{bundle.model.num_parameters():,}"
+    assert first == f"hf: Qwen3ForCausalLM, {count} parameters; how to use it: {Path('hf/README.md')}"
+    assert second == 'to load it: AutoModelForCausalLM.from_pretrained("hf"), AutoTokenizer.from_pretrained("hf")'
+    ids = torch.tensor([bundle.tokenizer.encode("aé\n😀")])
+    with torch.no_grad():
+        expected = transformers.AutoModelForCausalLM.from_pretrained("hf")(input_ids=ids).logits
+    torch.testing.assert_close(bundle.model(ids), expected, rtol=0.0, atol=1e-5)
+
+    code, out, err = run("--model", "hf", "--to=tinylm", "--out", "deep/back")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"{Path('deep/back')}: a model folder, {count} parameters, 12 tokens"
+    again, tokenizer = tinylm.load("deep/back")
+    assert tokenizer == bundle.tokenizer
+    assert torch.equal(again(ids), bundle.model(ids))
+    assert load_bundle("deep/back").info == {"from": "hf"}
+
+
+def test_nothing_is_written_over(run, model):
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    code, out, err = run("--model", model, "--to", "hf", "--out", "mine")
+    assert (code, out) == (73, "") and "mine: exists; give another --out, or remove it" in err
+    assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
+    Path("empty").mkdir()
+    assert run("--model", model, "--to", "hf", "--out", "empty")[0] == 0
+
+
+ERRORS = {
+    "no model": (["--model", "nowhere", "--to", "hf", "--out", "o"], 66, "nowhere: no such model"),
+    "no folder of theirs": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
+    "ours for theirs": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
+    "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal has no"),
+    "what would change the numbers": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
+    "another format": (["--model", "model", "--to", "onnx", "--out", "o"], 2, "invalid choice: 'onnx'"),
+    "a wrong option": (["--model", "model", "--to", "hf", "--ou", "o"], 2, "--out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_are_one_line(arguments, code, message, run, capfd):
+    shape = dict(vocab_size=256, d_model=8, num_layers=1, num_heads=1, max_seq_len=8)
+    save_bundle("model", TransformerLM(ModelConfig(**shape, positional_encoding="sinusoidal")), ByteTokenizer())
+    Path("scaled").mkdir()
+    Path("scaled/config.json").write_text(json.dumps({"model_type": "llama", "rope_scaling": {"type": "yarn"}}))
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
+    assert not Path("o").exists()

@@ -1,0 +1,5 @@
+"""Other people's formats: Hugging Face's model folders."""
+
+from tinylm.interop.huggingface import export_huggingface, load_huggingface, load_huggingface_model
+
+__all__ = ["export_huggingface", "load_huggingface", "load_huggingface_model"]
