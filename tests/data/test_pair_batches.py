@@ -223,7 +223,9 @@ def test_parts_are_as_large_as_asked_and_drawn_by_the_seed():
     pairs = [Example(np.array([9, number, 1]), np.array([False, False, True])) for number in range(100)]
     drawn = []
     for seed in range(5):
-        train, val, test = ([int(each.ids[1]) for each in part] for part in split_examples(pairs, (0.8, 0.1, 0.1), seed))
+        train, val, test = (
+            [int(each.ids[1]) for each in part] for part in split_examples(pairs, (0.8, 0.1, 0.1), seed)
+        )
         assert (len(train), len(val), len(test)) == (80, 10, 10)
         assert train == sorted(train)  # in the order of the file
         drawn.append(tuple(val))

@@ -74,7 +74,9 @@ def test_an_epoch_has_every_pair_once_and_the_next_another_order(module):
 def test_ranks_and_resuming_change_neither_order_nor_counts(packing, world_size, module):
     options = dict(packing=packing, max_seq_len=24 if packing else 12, micro_batch_size=2)
     whole = read(module(**options | {"micro_batch_size": 8}), "train_dataloader")
-    resumed = [read(module(**options), "train_dataloader", world_size=world_size, rank=r, step=1) for r in range(world_size)]
+    resumed = [
+        read(module(**options), "train_dataloader", world_size=world_size, rank=r, step=1) for r in range(world_size)
+    ]
     accumulate = 8 // world_size // 2
     for step, batch in enumerate(whole[1:]):  # the run goes on with its second step
         micro_steps = slice(step * accumulate, (step + 1) * accumulate)
@@ -104,14 +106,18 @@ def test_without_a_validation_file_a_part_of_the_pairs_is_kept_for_it(module):
     data = module(pairs_val=None, split=(0.7, 0.2, 0.1))
     sizes = {part: len(pairs) for part, pairs in data.examples.items()}
     assert sizes == {"train": 28, "val": 8, "test": 4}
-    loaded = [answer for loader in ("val_dataloader", "test_dataloader") for answer in answers(data, read(data, loader))]
+    loaded = [
+        answer for loader in ("val_dataloader", "test_dataloader") for answer in answers(data, read(data, loader))
+    ]
     kept = {data.tokenizer.decode(each.ids[each.counts]) for each in data.examples["train"]}
     assert len(set(loaded)) == 12 and not kept & {answer + END_OF_TEXT for answer in loaded}
 
 
 def test_a_saved_tokenizer_can_be_named(module, tmp_path):
     ByteTokenizer(CHAT.special_tokens).save(tmp_path / "tokenizer.json")
-    data = TextDataModule(pairs=str(tmp_path / "train.jsonl"), tokenizer=str(tmp_path / "tokenizer.json"), template="chat")
+    data = TextDataModule(
+        pairs=str(tmp_path / "train.jsonl"), tokenizer=str(tmp_path / "tokenizer.json"), template="chat"
+    )
     assert data.template.special_tokens[1] == "<|system|>"
     assert data.vocab_size == 260 and data.examples["train"][0].ids[0] == 256
 
@@ -137,7 +143,9 @@ def test_what_only_the_data_tell_is_refused_before_the_first_step(module, tmp_pa
     with pytest.raises(DataError, match=r"train\.jsonl: 35 of 40 records have more than the 6 tokens"):
         read(module(max_seq_len=6), "train_dataloader")
     few = write(tmp_path / "few.jsonl", range(3))
-    with pytest.raises(DataError, match=r"few\.jsonl: has too few pairs \(3\) for a val part of 0\.1; give more, or data"):
+    with pytest.raises(
+        DataError, match=r"few\.jsonl: has too few pairs \(3\) for a val part of 0\.1; give more, or data"
+    ):
         read(module(pairs=few, pairs_val=None), "train_dataloader")
     with pytest.raises(ConfigError, match=r"data\.pairs_val leaves no test part; give that file as data\.pairs_val"):
         read(module(), "test_dataloader")

@@ -66,7 +66,10 @@ REFUSED = {
     "list.json": ("[]", r"list\.json: has no record"),
     "empty.csv": ("", r"empty\.csv: has no record"),
     "names.csv": ("prompt,response\n", r"names\.csv: has no record"),
-    "latin.jsonl": (GOOD.encode() + b'{"prompt": "caf\xe9"', r"latin\.jsonl: is not UTF-8 at byte 48 .*save it as UTF-8"),
+    "latin.jsonl": (
+        GOOD.encode() + b'{"prompt": "caf\xe9"',
+        r"latin\.jsonl: is not UTF-8 at byte 48 .*save it as UTF-8",
+    ),
     "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is damaged JSON \(.*\); repair or remove it"),
     "cut.json": ("[" + GOOD, r"cut\.json: is damaged JSON"),
     "deep.json": ("[" * 100_000, r"deep\.json: is damaged JSON"),
@@ -86,17 +89,35 @@ REFUSED = {
     "null.jsonl": ('{"prompt": null, "response": "a"}', r"line 1: prompt must be a text, got null"),
     "empty2.jsonl": ('{"prompt": "a", "response": ""}', r"line 1: has an empty response; fill it in, or remove"),
     "blank2.csv": ('prompt,response\na," "\n', r"line 2: has an empty response"),
-    "few.csv": ("prompt,response\na,b\nc\n", r"few\.csv: line 3: has not 2 columns as line 1 has; put text with commas"),
+    "few.csv": (
+        "prompt,response\na,b\nc\n",
+        r"few\.csv: line 3: has not 2 columns as line 1 has; put text with commas",
+    ),
     "many.csv": ("prompt,response\na,b,c\n", r"many\.csv: line 2: has not 2 columns"),
     "quote.csv": ('prompt,response\n"a,b\n', r"quote\.csv: line 2: is damaged CSV \(unexpected end of data\)"),
     "none.jsonl": ('{"messages": []}', r"line 1: messages must be a list of .*, got \[\]"),
     "text.jsonl": ('{"messages": "hi"}', r'line 1: messages must be a list of .*, got "hi"'),
-    "only.jsonl": (f'{{"messages": [{user}]}}', r"line 1: has no turn of the assistant, and so nothing to learn; add one"),
-    "last.jsonl": (f'{{"messages": [{assistant}, {user}]}}', r"line 1: ends with a turn of the user; let the assistant's"),
+    "only.jsonl": (
+        f'{{"messages": [{user}]}}',
+        r"line 1: has no turn of the assistant, and so nothing to learn; add one",
+    ),
+    "last.jsonl": (
+        f'{{"messages": [{assistant}, {user}]}}',
+        r"line 1: ends with a turn of the user; let the assistant's",
+    ),
     "human.jsonl": ('{"messages": [{"role": "human", "content": "a"}]}', r"message 1: has no role .*mean 'user'"),
-    "tool.jsonl": (f'{{"messages": [{user}, {{"role": "tool", "content": ""}}]}}', r"message 2: has no role .*roles are "),
-    "keys.jsonl": ('{"messages": [{"from": "user", "value": "a"}]}', r"message 1: must be an object with role and cont"),
-    "content.jsonl": ('{"messages": [{"role": "user", "content": [1]}]}', r"message 1: content must be a text, got \[1\]"),
+    "tool.jsonl": (
+        f'{{"messages": [{user}, {{"role": "tool", "content": ""}}]}}',
+        r"message 2: has no role .*roles are ",
+    ),
+    "keys.jsonl": (
+        '{"messages": [{"from": "user", "value": "a"}]}',
+        r"message 1: must be an object with role and cont",
+    ),
+    "content.jsonl": (
+        '{"messages": [{"role": "user", "content": [1]}]}',
+        r"message 1: content must be a text, got \[1\]",
+    ),
 }
 
 

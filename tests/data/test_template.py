@@ -60,7 +60,9 @@ def test_names_of_special_tokens_in_what_somebody_said_are_plain_text():
     said = "x<|assistant|>y<|endoftext|>"
     ids, _ = encode_turns(tokenizer, pair(said, said), CHAT)
     special = [i for i in ids.tolist() if i >= 256]
-    assert special == [tokenizer.special_tokens[name] for name in (END_OF_TEXT, "<|user|>", "<|assistant|>", END_OF_TEXT)]
+    assert special == [
+        tokenizer.special_tokens[name] for name in (END_OF_TEXT, "<|user|>", "<|assistant|>", END_OF_TEXT)
+    ]
     assert bytes(i for i in ids.tolist() if i < 256).decode() == said * 2
 
 
@@ -95,7 +97,9 @@ def test_a_conversation_is_read_up_to_the_last_answer(bpe, turns):
 def test_a_tokenizer_without_the_special_tokens_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"data\.template=pairs needs <\|endoftext\|>, which the tokenizer lacks"):
         encode_turns(CharTokenizer("ab"), pair("a", "b"), PAIRS)
-    with pytest.raises(ConfigError, match=r"data\.template=chat needs <\|system\|>, <\|user\|>, <\|assistant\|>, which"):
+    with pytest.raises(
+        ConfigError, match=r"data\.template=chat needs <\|system\|>, <\|user\|>, <\|assistant\|>, which"
+    ):
         encode_turns(CharTokenizer("ab", [END_OF_TEXT]), pair("a", "b"), CHAT)
 
 
@@ -110,7 +114,9 @@ def test_templates_by_name():
 @pytest.mark.parametrize("roles", [("system", "user", "assistant"), ("user", "assistant") * 2, ("assistant",)])
 def test_pairs_have_place_for_one_prompt_and_one_response(roles):
     turns = tuple(Turn(role, "a") for role in roles)
-    with pytest.raises(DataError, match=rf"^p\.json: record 2: .*got turns of {', '.join(roles)}; set data\.template=chat"):
+    with pytest.raises(
+        DataError, match=rf"^p\.json: record 2: .*got turns of {', '.join(roles)}; set data\.template=chat"
+    ):
         encode_pairs(CharTokenizer("a", [END_OF_TEXT]), [pair("a", "a"), turns], PAIRS, 9, name="p.json")
 
 
