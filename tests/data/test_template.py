@@ -139,8 +139,8 @@ def encode(too_long: str, context: int = 4, pairs=PROMPTS) -> list[str]:
 
 def test_what_is_too_long_is_an_error_that_names_the_first():
     message = (
-        r"^p\.json: 2 of 4 records have more than the 4 tokens of the context, the first is record 2 with 6; shorten them, "
-        "or set data.too_long to drop or truncate$"
+        r"^p\.json: 2 of 4 records have more than the 4 tokens of the context, the first is record 2 with 6; "
+        "shorten them, or set data.too_long to drop or truncate$"
     )
     with pytest.raises(DataError, match=message):
         encode("error")
