@@ -1,5 +1,6 @@
 """scripts/score.py as a user meets it."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from tinylm.bundle import save_bundle
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 
 @pytest.fixture
@@ -20,7 +21,23 @@ def run(load, tmp_path, monkeypatch):
         torch.nn.init.zeros_(parameter)
     save_bundle(tmp_path / "model", model, tokenizer)
     (tmp_path / "t.txt").write_bytes("naïve text, longer than the context\n".encode())
+    (tmp_path / "p.csv").write_text("prompt,response\nlonger,than\n")
     return load("score")
+
+
+@pytest.fixture
+def pairs(run, tmp_path):
+    """A file of pairs for a network that says "bbb..." whatever it reads: one of three answers is right."""
+    tokenizer = CharTokenizer("ab", [END_OF_TEXT])
+    shape = dict(vocab_size=3, d_model=8, num_layers=1, num_heads=1, max_seq_len=16, norm="layernorm", bias=True)
+    model = TransformerLM(ModelConfig(**shape))
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.final_norm.bias.data[0] = 1.0
+    model.embedding.weight.data[:, 0] = torch.tensor([0.0, 2.0, 1.0])  # the logits of a, b and the end
+    save_bundle(tmp_path / "speaker", model, tokenizer)
+    records = [dict(prompt="a", response="bb"), dict(prompt="ba", response="b"), dict(prompt="", response="ab")]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)))
 
 
 @pytest.mark.parametrize("options", [[], ["--stride", 3, "--batch_size", 2, "--device=cpu"]])
@@ -33,6 +50,23 @@ def test_a_text_is_scored_by_hand(options, run):
     assert second == f"loss {math.log(257):.4f} nats per token, perplexity 257.00, {bits:.4f} bits per byte"
 
 
+def test_answers_to_pairs_are_scored_by_hand(run, pairs):
+    """Of 8 tokens to predict 1 is a, 4 are b, 3 are ends: -log p is log(1 + e + e²) less 0, 2 and 1."""
+    arguments = ["--model", "speaker", "--pairs", "p.jsonl", "--max-new-tokens", 2]
+    code, out, err = run(*arguments, "--show", 1)
+    assert (code, err) == (0, "")
+    loss = math.log(1 + math.e + math.e**2) - (4 * 2 + 3 * 1) / 8
+    assert out.splitlines() == [
+        "p.jsonl: 3 pairs, 8 tokens in the responses",
+        f"loss {loss:.4f} nats per token, exact match 33.3%",
+        "",
+        "ba",
+        "  answered: bb",
+        "  expected: b",
+    ]
+    assert run(*arguments)[1].count("answered") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -40,7 +74,17 @@ def test_a_text_is_scored_by_hand(options, run):
         (["--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
         (["--model", "model", "--text", "t.txt", "--stride", "9"], 2, "stride must be from 1 to the context, 8, got 9"),
         (["--model", "model", "--text", "t.txt", "--strid", "9"], 2, "no such option, did you mean '--stride'"),
-        (["--model", "model"], 2, "--text"),
+        (["--model", "model"], 2, "give either --text or --pairs"),
+        (["--model", "model", "--text", "t.txt", "--pairs", "p.jsonl"], 2, "give either --text or --pairs"),
+        (["--model", "model", "--pairs", "no.jsonl"], 66, "no.jsonl: no such file of pairs"),
+        (["--model", "model", "--pairs", "t.txt"], 65, "t.txt: is of an unknown kind; give a file whose name ends in"),
+        (["--model", "model", "--pairs", "p.csv", "--template", "chta"], 2, "did you mean 'chat'"),
+        (
+            ["--model", "model", "--pairs", "p.csv", "--template", "chat"],
+            2,
+            "needs <|system|>, <|user|>, <|assistant|>",
+        ),
+        (["--model", "model", "--pairs", "p.csv"], 65, "the first is record 1 with 11; shorten them"),
     ],
 )
 def test_errors_are_one_line(arguments, code, message, run):

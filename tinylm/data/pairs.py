@@ -88,7 +88,6 @@ def _parse(text: str, where: str) -> Any:
 def _csv_records(text: str, name: str) -> Records:
     csv.field_size_limit(1 << 30)  # 128 KB otherwise
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    where = f"{name}: line 1"
     try:
         for record in reader:
             where = f"{name}: line {reader.line_num}"
@@ -97,7 +96,7 @@ def _csv_records(text: str, name: str) -> Records:
                 raise DataError(f"{where}: has not {names} columns as line 1 has; put text with commas in quotes")
             yield record, where
     except csv.Error as error:
-        raise DataError(f"{name}: line {reader.line_num}: is damaged CSV ({error}); repair it") from error
+        raise DataError(f"{name}: line {reader.line_num + 1}: is damaged CSV ({error}); repair it") from error
 
 
 READERS: dict[str, Callable[[str, str], Records]] = {

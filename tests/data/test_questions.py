@@ -1,0 +1,108 @@
+"""Questions and summaries: what is answered stands in the story, by another reading of it; and all fits `small`."""
+
+import re
+
+import pytest
+
+from tinylm.data import PAIRS, Turn, encode_turns
+from tinylm.data.questions import KINDS, write_pair, write_parts
+from tinylm.data.stories import stories
+from tinylm.errors import ConfigError
+from tinylm.model.config import PRESETS
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer
+
+COUNT = 2000
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, list[tuple[str, str]]]:
+    return {kind: write_parts(kind, [COUNT], seed=5)[0] for kind in KINDS}
+
+
+def facts(story: str) -> dict[str, dict[str, str]]:
+    """What a story says, read by patterns: who had what and liked whom, where the thing was, on which day."""
+    hero = re.match(r"Once upon a time there was (\w+)\.", story)
+    pal = re.search(r"(\w+) liked (\w+)\.", story)
+    when = re.search(r"\bOn (\w+day)\b", story)
+    where = re.search(r"((?:under|behind|beside|near) the \w+)[.,]", story)
+    assert hero and pal and when and where and pal[1] == hero[1]
+    had = dict(re.findall(r"(\w+) had a (\w+)\.", story))
+    assert had.keys() == {hero[1], pal[2]}
+    return dict(had=had, where={had[hero[1]]: where[1]}, people=dict(hero=hero[1], pal=pal[2], when=when[1]))
+
+
+def answer(question: str, story: str) -> str:
+    """To any of the five kinds of questions."""
+    known = facts(story)
+    owner = {thing: who for who, thing in known["had"].items()}
+    people = known["people"]
+    if question == "On which day was that?":
+        return people["when"]
+    for pattern, found in (
+        (r"Who had a (\w+)\?", owner),
+        (r"What did (\w+) have\?", {who: f"a {thing}" for who, thing in known["had"].items()}),
+        (r"Who liked (\w+)\?", {people["pal"]: people["hero"]}),
+        (r"Who did (\w+) like\?", {people["hero"]: people["pal"]}),
+        (r"Where was the (\w+)\?", known["where"]),
+    ):
+        if asked := re.fullmatch(pattern, question):
+            return found[asked[1]]
+    raise AssertionError(question)
+
+
+def test_answers_are_what_the_story_says(records):
+    kinds = set()
+    for prompt, response in records["questions"]:
+        story, question, end = prompt.split("\n")
+        assert end == "Answer:" and question.startswith("Question: ")
+        question = question.removeprefix("Question: ")
+        assert response == f" {answer(question, story)}"
+        kinds.add(" ".join(question.split()[:2]))
+    assert kinds == {"Who had", "What did", "Who liked", "Who did", "Where was", "On which"}
+
+
+def test_an_answer_cannot_be_known_without_the_story(records):
+    """Nobody who always gives the likeliest answer to a question's words is right more often than one in ten."""
+    by_words: dict[str, list[str]] = {}
+    for prompt, response in records["questions"]:
+        by_words.setdefault(" ".join(prompt.split("\n")[1].split()[:3]), []).append(response)
+    likeliest = sum(max(map(answers.count, set(answers))) for answers in by_words.values())
+    assert likeliest / COUNT < 0.1
+
+
+def test_summaries_name_who_matters_and_what_happened(records):
+    for prompt, response in records["summaries"]:
+        story, end = prompt.split("\n")
+        known, people = facts(story), facts(story)["people"]
+        thing, pet = known["had"][people["hero"]], known["had"][people["pal"]]
+        assert end == "Summary:" and response.startswith(f" {people['hero']}") and response.count(".") == 1
+        for word in (people["pal"], f"the {pet}", f"the {thing}", known["where"][thing]):
+            assert word in response, response
+
+
+def test_no_story_is_told_twice_in_any_part():
+    parts = write_parts("questions", [1500, 300, 200])
+    told = [prompt.split("\n")[0] for part in parts for prompt, _ in part]
+    assert [len(part) for part in parts] == [1500, 300, 200]
+    assert len(set(told)) == 2000
+    other = [prompt.split("\n")[0] for prompt, _ in write_parts("questions", [2000], seed=1)[0]]
+    assert not set(told) & set(other)
+
+
+def test_records_depend_on_kind_seed_and_number_only():
+    assert write_pair("questions", 3, 7) == write_pair("questions", 3, 7)
+    assert len({write_pair("questions", seed, number) for seed in range(3) for number in range(50)}) == 150
+    assert write_parts("questions", [10, 5])[0] == write_parts("questions", [10, 99])[0]
+
+
+def test_all_fit_the_context_of_small(records):
+    tokenizer = BPETokenizer.train_from_texts(stories(0, 2000), vocab_size=2048, special_tokens=[END_OF_TEXT])
+    for kind in KINDS:
+        turns = [(Turn("user", prompt), Turn("assistant", response)) for prompt, response in records[kind]]
+        longest = max(encode_turns(tokenizer, each, PAIRS).num_inputs for each in turns)
+        assert longest <= 0.9 * PRESETS["small"]["max_seq_len"]  # of 2,000; there are longer ones, none by a tenth
+
+
+def test_other_kinds_are_refused():
+    with pytest.raises(ConfigError, match=r"no pairs of the kind 'question', did you mean 'questions'\?"):
+        write_pair("question", 0, 0)

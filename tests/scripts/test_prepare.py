@@ -1,0 +1,49 @@
+"""scripts/prepare.py as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinylm.data import read_pairs
+from tinylm.data.questions import write_parts
+
+
+@pytest.fixture
+def run(load, tmp_path, monkeypatch):
+    """run(*arguments) calls the script's main in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    return load("prepare")
+
+
+@pytest.mark.parametrize("kind", ["questions", "summaries"])
+def test_three_files_hold_the_records_of_a_seed(kind, run):
+    code, out, err = run(kind, "--out", "deep/q", "--train", 30, "--val=4", "--test", 5, "--seed", 3)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"{Path('deep/q') / name}.jsonl: {count} records" for name, count in (("train", 30), ("val", 4), ("test", 5))
+    ]
+    expected = write_parts(kind, [30, 4, 5], seed=3)
+    for name, part in zip(("train", "val", "test"), expected, strict=True):
+        lines = Path(f"deep/q/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [tuple(json.loads(line).values()) for line in lines] == part
+        assert [tuple(turn.content for turn in turns) for turns in read_pairs(f"deep/q/{name}.jsonl")] == part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "what"),
+        (["question"], 2, "question: no such data set, did you mean 'questions'?"),
+        (["xyz"], 2, "xyz: no such data set; there are questions, summaries"),
+        (["questions"], 2, "--out"),
+        (["questions", "--out", "q", "--train", "0"], 2, "--train must be at least 1, got 0"),
+        (["questions", "--out", "q", "--trian", "9"], 2, "no such option, did you mean '--train'"),
+        (["questions", "--out", "q", "--seed", "-1", "--val", "-1"], 2, "--val must be at least 1, got -1"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, message, run):
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
+    assert not Path("q").exists()
