@@ -2,11 +2,15 @@
 
 int8 takes for each output the scale that its largest weight needs. At 4 bits the scale of each group is chosen among
 some, that which loses least: where most weights are small it is better to cut the largest one off than to round all
-the others coarsely. Activations, norms, embeddings and, by default, the head stay as they are. The head is what turns
-a state into probabilities, and where it is tied it is the embedding itself: docs and figures in `quantize`.
+the others coarsely. Embeddings, norms and, by default, the head stay as they are.
 
-Left out: rounding that looks at activations (GPTQ, AWQ), zero points (they gain less than the bits that they cost, put
-into smaller groups), and training with rounded weights.
+What it costs `small` (configs/small.yaml, width 128, 0.88 nats), in validation loss: int8 +0.001%; int4 in groups of 32
++0.02%, of 64 +0.03%, of 128 +0.04%, and without the search +0.10% in groups of 32: the search takes the squared error
+of the weights from 1.00% to 0.72%.
+
+Left out: rounding that looks at activations (GPTQ, AWQ); training with rounded weights; and zero points, which lose
+more (0.78%) than the same bits put into smaller groups. The tied embedding in int8 would cost nothing measurable
+either, but a lookup wants numbers, and so does everything that asks the embedding for the model's type.
 """
 
 import copy
@@ -101,15 +105,17 @@ def _fill(layer: RoundedLinear, plain: nn.Linear) -> None:
 def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Each row to the nearest of 255 values: no weight moves by more than half its row's scale.
 
+    The scale's own rounding moves the largest weight by at most 127 / 512 of a step: it is still the code 127.
+
     Args:
         weight: (O, I)
 
     Returns:
-        codes, int8 (O, I), and scales, float32 (O,)
+        codes, int8 (O, I), and scales, bfloat16 (O,)
     """
     weight = weight.float()
-    scales = _steps(weight.abs().amax(dim=1) / 127)
-    return (weight / scales[:, None]).round().to(torch.int8), scales
+    steps = _steps(weight.abs().amax(dim=1) / 127)
+    return (weight / steps[:, None]).round().to(torch.int8), steps.bfloat16()
 
 
 def round_groups(weight: Tensor, group_size: int, stands: Sequence[float] = STANDS) -> tuple[Tensor, Tensor]:
@@ -128,7 +134,7 @@ def round_groups(weight: Tensor, group_size: int, stands: Sequence[float] = STAN
     largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))  # with its sign
     codes, scales, least = torch.zeros_like(groups), torch.zeros_like(largest), torch.full_like(largest, torch.inf)
     for stand in stands:
-        steps = _steps((largest / stand).bfloat16().float())  # as it will be stored
+        steps = _steps(largest / stand)
         tried = (groups / steps).round().clamp(-8, 7)
         error = (tried * steps - groups).square().sum(dim=2, keepdim=True)
         better = error < least
@@ -138,6 +144,6 @@ def round_groups(weight: Tensor, group_size: int, stands: Sequence[float] = STAN
 
 
 def _steps(steps: Tensor) -> Tensor:
-    """Steps that can be divided by: of a group of zeros, or nearly, the smallest that there is."""
-    tiny = torch.finfo(torch.float32).tiny
+    """Steps as they will be stored, in bfloat16. Of a group of zeros, or nearly, the smallest that there is."""
+    steps, tiny = steps.bfloat16().float(), torch.finfo(torch.float32).tiny
     return torch.where(steps.abs() < tiny, tiny, steps)

@@ -3,6 +3,7 @@
     int8   w = scale * code, -127 to 127, one scale for all weights of an output (Dettmers et al. 2022)
     int4   w = scale * code, -8 to 7, one scale for each group of inputs of an output (as in GPTQ, Frantar et al. 2022)
 
+Scales are in bfloat16, which is what PyTorch's kernels take: they are half a bit for each weight in groups of 32.
 Activations stay as they are. Rounding the weights is `tinylm.adapt.quantize`'s affair; here they are stored and used.
 Each layer has two ways to its product. `plain` turns the codes back into numbers of x's type and multiplies: right
 everywhere, and with many rows the faster one. `packed` is PyTorch's kernel for CPUs, which reads the codes themselves:
@@ -16,7 +17,7 @@ before it, by the plain way.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,10 +35,12 @@ class RoundedLinear(nn.Module, ABC):
     Attributes:
         kind: what a model folder calls this class
         most_rows: up to so many rows of x the packed kernel is the faster one
+        fits: whether that kernel takes a weight of this shape
     """
 
     kind: ClassVar[str]
     most_rows: ClassVar[int]
+    fits: bool
     codes: Tensor
     scales: Tensor
 
@@ -57,29 +60,25 @@ class RoundedLinear(nn.Module, ABC):
         """What codes and scales stand for, float32 (O, I)."""
 
     @abstractmethod
-    def fits(self) -> bool:
-        """Whether the packed kernel takes a weight of this shape."""
-
-    @abstractmethod
     def plain(self, x: Tensor) -> Tensor:
         """x weightᵀ by numbers of x's type: (..., I) -> (..., O)"""
 
     @abstractmethod
     def packed(self, x: Tensor) -> Tensor:
-        """The same by PyTorch's kernel, x rounded to bfloat16: (rows, I) -> (rows, O), in float32 or x's type."""
+        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
 
     def kernel(self, x: Tensor) -> str:
         """Which way `forward` takes for x: `packed` or `plain`."""
         few = x.numel() <= self.most_rows * self.in_features
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad
-        return "packed" if few and usable and self.fits() else "plain"
+        return "packed" if few and usable and self.fits else "plain"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), of x's type"""
         if self.kernel(x) == "plain":
             y = self.plain(x)
         else:
-            rows = x.reshape(-1, self.in_features)
+            rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
             y = self.packed(rows).to(x.dtype).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
@@ -95,25 +94,22 @@ class Int8Linear(RoundedLinear):
 
     Attributes:
         codes: int8 (O, I)
-        scales: float32 (O,)
+        scales: bfloat16 (O,)
     """
 
     kind = "int8"
-    most_rows = 8
+    most_rows = 16
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__(in_features, out_features, bias)
         self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("scales", torch.zeros(out_features))
+        self.register_buffer("scales", torch.zeros(out_features, dtype=torch.bfloat16))
+        self.fits = in_features % 32 == 0  # the kernel reads so many at a time, past the end if it must
 
     @property
     def weight(self) -> Tensor:
         """What codes and scales stand for, float32 (O, I)."""
         return self.codes * self.scales.float()[:, None]
-
-    def fits(self) -> bool:
-        """The kernel reads 32 inputs at a time, past the end if it must; a small product gains nothing by it."""
-        return self.in_features % 32 == 0 and self.codes.numel() >= 1 << 16
 
     def plain(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); scales last: there are fewer outputs than weights."""
@@ -122,16 +118,14 @@ class Int8Linear(RoundedLinear):
         return F.linear(x, self.codes.to(x.dtype)) * self.scales.to(x.dtype)
 
     def packed(self, x: Tensor) -> Tensor:
-        """(rows, I) -> (rows, O); scales afterwards, since the kernel would take them in bfloat16."""
-        ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-        return torch.ops.aten._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), self.codes, ones) * self.scales
+        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
+        return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scales)
 
 
 class Int4Linear(RoundedLinear):
     """Four bits for a weight, and a scale for each group of `group_size` inputs of an output.
 
-    Scales are in bfloat16: half a bit for each weight in groups of 32, and what the packed kernel takes. For that
-    kernel the codes are arranged anew when it is first used, which takes the memory of a second copy.
+    For the packed kernel the codes are arranged anew when it is first used, which takes the memory of a second copy.
 
     Attributes:
         codes: uint8 (O, I/2), as `pack` makes them
@@ -139,7 +133,7 @@ class Int4Linear(RoundedLinear):
     """
 
     kind = "int4"
-    most_rows = 16
+    most_rows = 32  # unpacking is much work
 
     def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int) -> None:
         if type(group_size) is not int or group_size < 2 or group_size % 2 or in_features % group_size:
@@ -150,6 +144,7 @@ class Int4Linear(RoundedLinear):
         self.group_size = group_size
         self.register_buffer("codes", torch.zeros(out_features, in_features // 2, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(out_features, in_features // group_size, dtype=torch.bfloat16))
+        self.fits = group_size in (32, 64, 128, 256) and out_features % 16 == 0
         self._arranged: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -163,27 +158,22 @@ class Int4Linear(RoundedLinear):
         return self._weight(torch.float32)
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        groups = unpack(self.codes).to(dtype).view(*self.scales.shape, self.group_size)  # (O, groups, size)
-        return (groups * self.scales.to(dtype)[..., None]).view(self.out_features, self.in_features)
-
-    def fits(self) -> bool:
-        """What the kernel is written for. Unpacking is so much work that it pays at any size."""
-        return self.group_size in (32, 64, 128, 256) and self.out_features % 16 == 0
+        groups = unpack(self.codes).to(dtype).unflatten(1, (-1, self.group_size))  # (O, groups, size)
+        return groups.mul_(self.scales.to(dtype)[..., None]).flatten(1)
 
     def plain(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)"""
         return F.linear(x, self._weight(x.dtype))
 
     def packed(self, x: Tensor) -> Tensor:
-        """(rows, I) -> (rows, O)"""
+        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
         if self._arranged is None:
             self._arranged = self._arrange()
-        x = x.to(torch.bfloat16).contiguous()
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._arranged[0], self.group_size, self._arranged[1])
 
     def _arrange(self) -> tuple[Tensor, Tensor]:
         """The codes as this machine's kernel wants them, and scales and zero points, (groups, O, 2)."""
-        scales = self.scales.T.to(torch.bfloat16)
+        scales = self.scales.T
         codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack(self.codes).int() + 8, 1)
         return codes, torch.stack((scales, torch.zeros_like(scales)), dim=-1)
 
@@ -215,6 +205,22 @@ KINDS: dict[str, type[RoundedLinear]] = {layer.kind: layer for layer in (Int8Lin
 def rounded_layers(model: nn.Module) -> Iterator[tuple[str, RoundedLinear]]:
     """Names and layers of all that are not plain."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, RoundedLinear))
+
+
+def join_layers(layers: Sequence[nn.Module]) -> RoundedLinear | None:
+    """One layer that computes what some of the same input do, their outputs one after the other; None: they differ."""
+    first = layers[0]
+    if not isinstance(first, RoundedLinear):
+        return None
+    alike = [each for each in layers if isinstance(each, RoundedLinear) and type(each) is type(first)]
+    if len(alike) < len(layers) or any(each.options != first.options for each in alike):
+        return None
+    biases = [each.bias.detach() for each in alike if each.bias is not None]
+    both = type(first)(first.in_features, sum(each.out_features for each in alike), bool(biases), **first.options)
+    both.codes = torch.cat([each.codes for each in alike])
+    both.scales = torch.cat([each.scales for each in alike])
+    both.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return both
 
 
 def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
