@@ -133,10 +133,11 @@ def round_groups(weight: Tensor, group_size: int, stands: Sequence[float] = STAN
     groups = weight.float().unflatten(1, (-1, group_size))  # (O, groups, size)
     largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))  # with its sign
     codes, scales, least = torch.zeros_like(groups), torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    unit = _steps(largest / stands[0])  # of errors: the squares of all too large weights would be infinite
     for stand in stands:
         steps = _steps(largest / stand)
         tried = (groups / steps).round().clamp(-8, 7)
-        error = (tried * steps - groups).square().sum(dim=2, keepdim=True)
+        error = ((tried - groups / steps) * (steps / unit)).square().sum(dim=2, keepdim=True)
         better = error < least
         codes, scales = torch.where(better, tried, codes), torch.where(better, steps, scales)
         least = torch.where(better, error, least)

@@ -69,7 +69,7 @@ class RoundedLinear(nn.Module, ABC):
 
     def kernel(self, x: Tensor) -> str:
         """Which way `forward` takes for x: `packed` or `plain`."""
-        few = x.numel() <= self.most_rows * self.in_features
+        few = 0 < x.numel() <= self.most_rows * self.in_features
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad
         return "packed" if few and usable and self.fits else "plain"
 
@@ -265,7 +265,7 @@ def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> Rounde
     try:
         return KINDS[kind](plain.in_features, plain.out_features, plain.bias is not None, **options)
     except TypeError as error:
-        raise ConfigError(f"{name}: {kind} does not take {', '.join(options) or 'no options'}") from error
+        raise ConfigError(f"{name}: {kind} has other options than {', '.join(options) or 'none'}") from error
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 
@@ -293,4 +293,4 @@ def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
             found[f"{module.kind} {module.kernel(x)}"] += 1
         elif type(module) is nn.Linear:
             found[str(module.weight.dtype).removeprefix("torch.")] += 1
-    return dict(found)
+    return dict(found.most_common())
