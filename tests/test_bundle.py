@@ -11,13 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import tinylm
 from tests.strategies import model_configs, random_model
-from tinylm.bundle import checkpoint_entry, load, load_bundle, save_bundle
+from tinylm.adapt import quantize
+from tinylm.bundle import checkpoint_entry, load, load_bundle, rebuild_model, save_bundle
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import seal_zip, sha256_json
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.linear import describe_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdé\n😀", [END_OF_TEXT])
@@ -235,6 +238,102 @@ def test_a_checkpoint_whose_config_does_not_fit_its_weights_is_refused(tmp_path)
     )
     with pytest.raises(DataError, match="weights and its config do not fit"):
         load(tmp_path / "last.ckpt")
+
+
+# --- layers in few bits
+
+INT4 = [{"kind": "int4", "group_size": 8, "names": ["blocks.0.attention.query"]}]
+
+
+@pytest.mark.parametrize("options", [dict(bits=8), dict(bits=4, group_size=8)], ids=str)
+def test_a_quantized_model_comes_back_bit_by_bit(options, tmp_path):
+    model = quantize(make_model(bias=True), **options)
+    save_bundle(tmp_path / "b", model, TOKENIZER)
+    found = load(tmp_path / "b")[0]
+    assert same_bits(model, found)
+    assert describe_layers(found) == describe_layers(model)
+    assert len(describe_layers(found)[0]["names"]) == 14
+    before, after = model.state_dict(), found.state_dict()
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name])
+    save_bundle(tmp_path / "again", found, TOKENIZER)
+    for name in FILES:
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_folder_of_plain_layers_is_as_it_always_was(folder):
+    assert json.loads((folder / "tinylm.json").read_text()).keys() == {"format", "model", "info", "sha256"}
+
+
+def damaged_bundle(folder, layers=None, change=lambda weights: None):
+    """A folder of a quantized model with a manifest or weights that somebody else wrote, checksums and all."""
+    save_bundle(folder, quantize(make_model(), bits=4, group_size=8), TOKENIZER)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    manifest = json.loads((folder / "tinylm.json").read_text())
+    checksums = manifest.pop("sha256")
+    if layers is not None:
+        manifest["layers"] = layers
+    checksums["tinylm.json"] = sha256_json(manifest)
+    checksums["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "tinylm.json").write_text(json.dumps({**manifest, "sha256": checksums}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ([{**INT4[0], "kind": "int3"}], "int3: no such kind of linear layer, did you mean"),
+        ([{**INT4[0], "names": ["blocks.9.attention.query"]}], "is not a plain linear layer of this model"),
+        ([{**INT4[0], "group_size": 5}], "group_size must be even and divide"),
+        ([{**INT4[0], "size": 5}], "int4 has other options than"),
+        (INT4, r"Missing key.*blocks\.0\.attention\.key\.weight"),  # the others were rounded, too
+        ([], r"Missing key.*blocks\.0\.attention\.query\.weight"),
+        (["int4"], "each entry must have a kind and names"),
+        (4, "weights and its config do not fit"),
+    ],
+)
+def test_layers_that_fit_nothing_are_refused(layers, problem, tmp_path):
+    with pytest.raises(DataError, match=problem) as raised:
+        load(damaged_bundle(tmp_path / "b", layers))
+    assert str(tmp_path / "b") in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda weights: weights.pop("blocks.0.attention.query.scales"), r"Missing key.*query\.scales"),
+        (lambda weights: weights.pop("blocks.1.feedforward.gate.codes"), r"Missing key.*gate\.codes"),
+        (
+            lambda weights: weights.update(
+                {"blocks.0.attention.query.codes": weights["blocks.0.attention.query.codes"].to(torch.int8)}
+            ),
+            r"query: codes and scales must be torch\.uint8 and floating point",
+        ),
+        (
+            lambda weights: weights.update(
+                {"blocks.0.attention.query.scales": weights["blocks.0.attention.query.scales"].to(torch.int32)}
+            ),
+            r"query: codes and scales must be torch\.uint8 and floating point",
+        ),
+        (
+            lambda weights: weights.update({"blocks.0.attention.query.scales": torch.zeros(16, 4).bfloat16()}),
+            "size mismatch",
+        ),
+    ],
+)
+def test_codes_and_scales_that_fit_nothing_are_refused(change, problem, tmp_path):
+    with pytest.raises(DataError, match=problem) as raised:
+        load(damaged_bundle(tmp_path / "b", change=change))
+    assert str(tmp_path / "b") in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_does_not_know_such_layers_refuses_the_folder(tmp_path):
+    """As an older tinylm does, which leaves `layers` unread."""
+    with pytest.raises(DataError, match="weights and its config do not fit"):
+        rebuild_model(SHAPE, quantize(make_model()).state_dict(), source="model")
 
 
 # --- what is not there

@@ -3,6 +3,9 @@
 A model folder has three files: `tinylm.json` (the architecture, the checksums of the other two, what is known of the
 run), `model.safetensors` (the weights) and `tokenizer.tinylm.json`. Neither can execute anything when it is read.
 A checkpoint carries the same things beside the state of the training, so `load` takes it as well.
+
+Where linear layers are not plain ones (int8, int4), the manifest says under `layers` which are of what kind, and `load`
+puts such layers in their places. Older readers find weights that they do not know, and refuse the folder.
 """
 
 import os
@@ -17,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.linear import check_layers, describe_layers, put_layers
 from tinylm.model.lora import merged_weights
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
@@ -57,6 +61,8 @@ def save_bundle(
         save_file(weights, new / WEIGHTS)
         tokenizer.save(new / TOKENIZER)
         manifest = {"format": FORMAT, "model": model.config.to_dict(), "info": info or {}}
+        if layers := describe_layers(model):
+            manifest["layers"] = layers
         checksums = {MANIFEST: sha256_json(manifest)} | {name: sha256_file(new / name) for name in (WEIGHTS, TOKENIZER)}
         write_json(new / MANIFEST, {**manifest, "sha256": checksums})
 
@@ -129,7 +135,7 @@ def _read_folder(folder: Path) -> Bundle:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise DataError(f"{folder / WEIGHTS}: is not a safetensors file ({error})") from error
-    model = rebuild_model(manifest["model"], weights, source=str(folder))
+    model = rebuild_model(manifest["model"], weights, source=str(folder), layers=manifest.get("layers", []))
     return Bundle(model, load_tokenizer(folder / TOKENIZER), manifest["info"])
 
 
@@ -147,18 +153,28 @@ def check_entry(entry: Any, keys: set[str], source: str) -> None:
         raise DataError(f"{source}: is damaged: it should have {', '.join(sorted(keys))}")
 
 
-def rebuild_model(config: dict[str, Any], weights: dict[str, torch.Tensor], source: str) -> TransformerLM:
+def rebuild_model(
+    config: dict[str, Any], weights: dict[str, torch.Tensor], source: str, layers: Any = ()
+) -> TransformerLM:
     """The network of a stored config with stored weights, in the weights' own types.
 
+    Args:
+        config: fields of `ModelConfig`
+        weights: by name
+        source: the file, for errors
+        layers: which linear layers are of another kind, as `describe_layers` says it
+
     Raises:
-        DataError: if config and weights do not fit each other; `source` is named.
+        DataError: if config, layers and weights do not fit each other; `source` is named.
     """
     try:
         with torch.device("meta"):  # no time spent on random weights
             model = TransformerLM(ModelConfig.from_dict(config))
+            put_layers(model, layers)
         if model.config.tie_embeddings:
             weights = {**weights, "head.weight": weights["embedding.weight"]}
         model.load_state_dict(weights, assign=True)
+        check_layers(model)
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{source}: its weights and its config do not fit ({reason})") from error

@@ -1,4 +1,4 @@
-"""Surgery on a finished model: freezing, adapters, a larger vocabulary. The model knows nothing of it."""
+"""Surgery on a finished model: freezing, adapters, a larger vocabulary, fewer bits. The model knows nothing of it."""
 
 from tinylm.adapt.freeze import FreezeConfig, freeze, trainable_share
 from tinylm.adapt.lora import (
@@ -12,6 +12,7 @@ from tinylm.adapt.lora import (
     unmerge_lora,
     use_adapters,
 )
+from tinylm.adapt.quantize import quantize
 from tinylm.adapt.vocabulary import grow_vocabulary
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "load_adapter",
     "lora_layers",
     "merge_lora",
+    "quantize",
     "remove_lora",
     "save_adapter",
     "trainable_share",

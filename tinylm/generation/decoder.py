@@ -30,6 +30,7 @@ from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.feedforward import SwiGLU
+from tinylm.model.linear import join_layers
 from tinylm.model.normalization import LayerNorm, RMSNorm, widened
 from tinylm.model.positional import PositionTable
 from tinylm.model.transformer import Block
@@ -185,7 +186,8 @@ class _Product:
     """Linear layers of the same input as one product: (B, inputs) -> (B, all outputs).
 
     Args:
-        layers: what to put together; if one is not a plain `nn.Linear`, each computes for itself
+        layers: what to put together; layers in few bits are joined where they are alike, and if one is something else
+            than a plain `nn.Linear`, each computes for itself
         parts: into how many the outputs are cut, if they can be
     """
 
@@ -193,6 +195,8 @@ class _Product:
         plain = [layer for layer in layers if type(layer) is nn.Linear]
         self.layers = None if len(plain) == len(layers) else list(layers)
         if self.layers is not None:
+            joined = join_layers(self.layers)
+            self.layers = self.layers if joined is None else [joined]
             return
         weight = torch.cat([layer.weight.detach() for layer in plain])  # (O, I)
         biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
@@ -206,7 +210,8 @@ class _Product:
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs)"""
         if self.layers is not None:
-            return torch.cat([layer(x) for layer in self.layers], dim=-1)
+            found = [layer(x) for layer in self.layers]
+            return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
         if self.parts == 1:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         x = x.expand(self.parts, -1, -1)  # (G, B, I)

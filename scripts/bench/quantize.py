@@ -1,0 +1,85 @@
+"""Decoding with weights in 32, 8 and 4 bits: `python scripts/bench/quantize.py`.
+
+Random models in the presets' form, one text or several at a time, through `Decoder`: a step reads one token of each
+row, in the middle of the context. All sides run in turn, several times over, on the number of threads that is the
+fastest for float32; ratios are of medians. Bytes are those of all weights in memory.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from tinylm.adapt import quantize
+from tinylm.generation.decoder import Decoder, fastest_threads
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.linear import kernels
+
+STEPS, CONTEXT, V = 20, 256, 1024
+
+
+def sides(width: int, layers: int) -> dict[str, TransformerLM]:
+    """A model of random weights, and what becomes of it in 8 and 4 bits."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=V, d_model=width, num_layers=layers, num_heads=max(width // 64, 1), max_seq_len=CONTEXT
+    )
+    model = TransformerLM(config).eval()
+    return {"float32": model, "int8": quantize(model, bits=8), "int4": quantize(model, bits=4)}
+
+
+def num_bytes(model: TransformerLM) -> int:
+    """Of all weights, tied ones once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+@torch.inference_mode()
+def seconds(decoder: Decoder, model: TransformerLM, rows: int) -> float:
+    """Of one step, the mean of some."""
+    ids, cache = torch.zeros(rows, dtype=torch.long), model.make_cache(rows)
+    cache.truncate([CONTEXT // 2] * rows)  # as if so many had been read
+    decoder.step(ids, cache)
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        decoder.step(ids, cache)
+    return (time.perf_counter() - started) / STEPS
+
+
+def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
+    """Prints the table of one width and batch; `most` threads may be used."""
+    models = sides(width, layers)
+    torch.set_num_threads(most)
+    threads = fastest_threads(models["float32"], rows)
+    decoders = {side: Decoder(model) for side, model in models.items()}
+    times: dict[str, list[float]] = {side: [] for side in models}
+    for _ in range(turns):
+        for side, model in models.items():
+            times[side].append(seconds(decoders[side], model, rows))
+    medians = {side: statistics.median(found) for side, found in times.items()}
+    print(f"\nwidth {width}, {layers} layers, {rows} rows, {threads} of {most} threads")
+    for side, model in models.items():
+        used = ", ".join(f"{count} {name}" for name, count in kernels(model, rows).items())
+        speed, ratio = rows / medians[side], medians["float32"] / medians[side]
+        print(f"  {side:8} {num_bytes(model) / 1e6:7.1f} MB {speed:8.0f} tokens/s  {ratio:5.2f} x float32   {used}")
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15, help="runs of each side (%(default)s)")
+    parser.add_argument("--widths", nargs="+", type=int, default=[128, 256, 768])
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--threads", type=int, help="the most (all)")
+    options = parser.parse_args()
+    most = options.threads or torch.get_num_threads()
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    for width in options.widths:
+        for rows in options.batches:
+            bench(width, options.layers, rows, options.turns, most)
+
+
+if __name__ == "__main__":
+    main()

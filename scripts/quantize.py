@@ -1,0 +1,150 @@
+"""Puts a model into 8 or 4 bits: `python scripts/quantize.py --model runs/small --bits 8 --out runs/small-int8`.
+
+Prints what became of it beside the original: bytes of the weights, how well both predict a text, how fast both decode.
+Without a text it is validation stories where the model was trained on the built-in ones.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.errors import ConfigError
+from tinylm.files import file_size, read_chunks
+
+if TYPE_CHECKING:
+    from tinylm.generation import Score
+    from tinylm.model import TransformerLM
+    from tinylm.tokenizer import Tokenizer
+
+STORIES, STEPS, TURNS = 50, 20, 9
+
+
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser(__doc__)
+    parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
+    parser.add_argument("--bits", type=int, default=8, help="of a weight, 8 or 4 (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the new model folder")
+    parser.add_argument("--group-size", type=int, help="with 4 bits: how many weights share a scale (32)")
+    parser.add_argument("--skip", nargs="+", default=["head"], help="layers that stay, as blocks.0.* (%(default)s)")
+    parser.add_argument("--text", type=Path, help="a UTF-8 text file to measure with")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the folder and prints the table."""
+    text = None if options.text is None else "".join(read_chunks(options.text))
+    check_out(Path(options.model), options.out)
+
+    from tinylm.adapt import quantize
+    from tinylm.bundle import WEIGHTS, load_bundle, save_bundle
+    from tinylm.generation.decoder import fastest_threads
+    from tinylm.model.linear import kernels
+
+    found = load_bundle(options.model)
+    rounded = quantize(found.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
+    save_bundle(options.out, rounded, found.tokenizer, {**found.info, "quantized": options.model})
+    texts = stories(Path(options.model)) if text is None else [text]
+    scores = [score(model, found.tokenizer, texts) for model in (found.model, rounded)]
+    fastest_threads(found.model)
+    speeds = decoding_speeds(found.model, rounded)
+    sizes = [weight_bytes(found.model), file_size(options.out / WEIGHTS)]
+    print_table(["original", f"int{options.bits}"], sizes, scores, speeds)
+    used = ", ".join(f"{count} {name}" for name, count in kernels(rounded).items())
+    print(f"{options.out}: linear layers, reading one token: {used}")
+
+
+def check_out(model: Path, out: Path) -> None:
+    """Refuses to write over the model that is read, or over its run.
+
+    Raises:
+        ConfigError: if it would.
+    """
+    if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
+        raise ConfigError(f"--out {out}: is where the model is; give another folder")
+
+
+def stories(model: Path) -> list[str]:
+    """Validation stories, if the model is of a run on them; else nothing."""
+    import yaml
+
+    from tinylm.data import open_corpus
+    from tinylm.files import default_cache_dir
+
+    configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
+    config = next((path for path in configs if path.is_file()), None)
+    data = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    if str(data.get("corpus")).partition(":")[0] != "stories":
+        return []
+    corpus = open_corpus(data["corpus"], split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
+    return ["".join(story) for story in itertools.islice(corpus.documents("val"), STORIES)]
+
+
+def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "Score | None":
+    """Of all texts together; none, where there are none."""
+    from tinylm.generation import Score, score_text
+
+    scores = [score_text(model, tokenizer, text) for text in texts]
+    if not scores:
+        return None
+    return Score(
+        math.fsum(each.nats for each in scores),
+        sum(each.tokens for each in scores),
+        sum(each.bytes for each in scores),
+    )
+
+
+def weight_bytes(model: "TransformerLM") -> int:
+    """The memory of all weights, tied ones once."""
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def decoding_speeds(*models: "TransformerLM") -> list[float]:
+    """Tokens per second of each, one text, in turn in the middle of the context: medians."""
+    import torch
+
+    from tinylm.generation.decoder import Decoder
+
+    decoders = [Decoder(model) for model in models]
+    seconds: list[list[float]] = [[] for _ in models]
+    ids = torch.zeros(1, dtype=torch.long)
+    with torch.inference_mode():
+        for turn in range(TURNS + 1):
+            for model, decoder, found in zip(models, decoders, seconds, strict=True):
+                cache = model.make_cache(1)
+                half = cache.max_len // 2
+                cache.truncate([half])  # as if so many had been read
+                steps = min(STEPS, cache.max_len - half)
+                started = time.perf_counter()
+                for _ in range(steps):
+                    decoder.step(ids, cache)
+                found += [(time.perf_counter() - started) / steps] * (turn > 0)  # the first one warms
+    return [1 / statistics.median(found) for found in seconds]
+
+
+def print_table(names: list[str], sizes: list[int], scores: "list[Score | None]", speeds: list[float]) -> None:
+    """One line for each model."""
+    lines = [["", "weights", "loss", "bits/byte", "decoding"]]
+    for name, size, found, speed in zip(names, sizes, scores, speeds, strict=True):
+        loss = ["-", "-"] if found is None else [f"{found.nats / found.tokens:.4f}", f"{found.bits_per_byte:.4f}"]
+        lines.append([name, f"{size / 1e6:.2f} MB", *loss, f"{speed:,.0f} tokens/s"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join([line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))]))
+    before, after = scores
+    if before is not None and after is not None:
+        print(f"loss {after.nats / before.nats - 1:+.2%}, over {before.tokens:,} tokens")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    return exit_code(lambda words: run(make_parser().parse(words)), arguments)
+
+
+if __name__ == "__main__":
+    run_as_script(main)
