@@ -186,7 +186,9 @@ def rebuild_model(
 # --- checkpoints, which training/checkpoint.py writes
 
 
-def checkpoint_entry(config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float]) -> dict[str, Any]:
+def checkpoint_entry(
+    config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float] | None = None
+) -> dict[str, Any]:
     """What a checkpoint carries under the key `tinylm`, so that `load` needs no YAML.
 
     Args:

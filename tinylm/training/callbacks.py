@@ -18,7 +18,7 @@ from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bu
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
 from tinylm.model import flops_per_token
-from tinylm.training.checkpoint import LastCheckpoint, finished_step, validation_follows
+from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
 
@@ -197,7 +197,7 @@ class FinishRun(Callback):
         except MissingInputError:  # checkpoints were switched off
             info, model = {"step": trainer.global_step}, pl_module.net
         else:
-            info, model = best.info, best.model
+            info, model = best.info | self._best_loss(trainer), best.model
             self._save_adapter(pl_module)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
@@ -210,6 +210,13 @@ class FinishRun(Callback):
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
         notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{self.prompt}"')
+
+    def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The best checkpoint's figure of what it was chosen by."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint) and callback.best_model_score is not None:
+                return {str(callback.monitor): float(callback.best_model_score)}
+        return {}
 
     def _save_adapter(self, pl_module: LitTransformerLM) -> None:
         """Beside the model, which has the best adapter in its weights, the adapter alone."""
