@@ -75,9 +75,8 @@ class PairRows:
             documents[number, begin:] = len(row)
         if num_targets is None:
             num_targets = int(self.num_targets[list(numbers)].sum())
-        tensors = (torch.from_numpy(each) for each in (inputs, targets, documents))
-        inputs, targets, documents = tensors
-        return Batch(inputs, targets, num_targets, documents=documents)
+        as_tensor = torch.from_numpy
+        return Batch(as_tensor(inputs), as_tensor(targets), num_targets, documents=as_tensor(documents))
 
 
 def pad_rows(examples: Sequence[Example], pad: int) -> PairRows:
