@@ -210,8 +210,7 @@ class _Product:
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs)"""
         if self.layers is not None:
-            found = [layer(x) for layer in self.layers]
-            return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+            return self.layers[0](x) if len(self.layers) == 1 else torch.cat([each(x) for each in self.layers], dim=-1)
         if self.parts == 1:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         x = x.expand(self.parts, -1, -1)  # (G, B, I)
