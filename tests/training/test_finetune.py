@@ -12,8 +12,8 @@ import yaml
 
 import tinylm
 from tests.training.conftest import TINY
-from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora
-from tinylm.bundle import read_checkpoint
+from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora, quantize
+from tinylm.bundle import read_checkpoint, save_bundle
 from tinylm.tokenizer import load_tokenizer
 
 SECOND = Path("second.yaml")  # in the folder in which `cli` works
@@ -139,6 +139,13 @@ def test_the_loss_of_a_step_is_that_of_its_responses_alone(second, finished_run,
         nats -= log_probs.gather(1, ids[len(prompt) + 1 :, None]).sum().item()
         count += len(response)
     assert float(losses(Path("runs/second"), "train/loss")[0]) == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_a_quantized_model_is_no_start(second, finished_run, cli, tmp_path):
+    model, tokenizer = tinylm.load(finished_run)
+    save_bundle(tmp_path / "eight", quantize(model, bits=8), tokenizer)
+    result = cli("fit", "-c", second, "--model.init_from", "eight")
+    assert result.error == "model.init_from: eight is quantized and cannot learn; take the original"
 
 
 def test_packing_needs_documents_kept_apart(second, pairs, cli):

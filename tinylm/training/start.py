@@ -8,6 +8,7 @@ from tinylm.bundle import Bundle, load_bundle
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import require
+from tinylm.model.linear import describe_layers
 from tinylm.tokenizer import Tokenizer
 
 # What a run chooses for itself: the weights mean the same. Documents may be kept apart where they were not before.
@@ -67,6 +68,9 @@ class Start:
             ConfigError: if the config is not the model's but for the vocabulary, which may grow, and `FREE`.
         """
         model = self.bundle.model
+        require(
+            not describe_layers(model), f"model.init_from: {self.path} is quantized and cannot learn; take the original"
+        )
         for name, value in model.config.to_dict().items():
             ours = getattr(config, name)
             require(name in (*FREE, "vocab_size") or ours == value, f"{name}: {self.path} {value}, config {ours}")
