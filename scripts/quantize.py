@@ -8,7 +8,6 @@ import argparse
 import itertools
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,24 +105,13 @@ def weight_bytes(model: "TransformerLM") -> int:
 
 def decoding_speeds(*models: "TransformerLM") -> list[float]:
     """Tokens per second of each, one text, in turn in the middle of the context: medians."""
-    import torch
-
-    from tinylm.generation.decoder import Decoder
+    from tinylm.generation.decoder import Decoder, step_seconds
 
     decoders = [Decoder(model) for model in models]
     seconds: list[list[float]] = [[] for _ in models]
-    ids = torch.zeros(1, dtype=torch.long)
-    with torch.inference_mode():
-        for turn in range(TURNS + 1):
-            for model, decoder, found in zip(models, decoders, seconds, strict=True):
-                cache = model.make_cache(1)
-                half = cache.max_len // 2
-                cache.truncate([half])  # as if so many had been read
-                steps = min(STEPS, cache.max_len - half)
-                started = time.perf_counter()
-                for _ in range(steps):
-                    decoder.step(ids, cache)
-                found += [(time.perf_counter() - started) / steps] * (turn > 0)  # the first one warms
+    for _ in range(TURNS):
+        for model, decoder, found in zip(models, decoders, seconds, strict=True):
+            found += step_seconds(decoder, model, steps=STEPS)
     return [1 / statistics.median(found) for found in seconds]
 
 

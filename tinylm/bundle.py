@@ -131,12 +131,24 @@ def _read_folder(folder: Path) -> Bundle:
     for name in found:
         if found[name] != recorded[name]:
             raise DataError(f"{folder / name}: is damaged (SHA-256 differs from the recorded one); export it again")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise DataError(f"{folder / WEIGHTS}: is not a safetensors file ({error})") from error
+    weights = read_safetensors(folder / WEIGHTS)
     model = rebuild_model(manifest["model"], weights, source=str(folder), layers=manifest.get("layers", []))
     return Bundle(model, load_tokenizer(folder / TOKENIZER), manifest["info"])
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        MissingInputError: if there is no such file.
+        DataError: if it is damaged where its header is, or something else.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: is missing from the model folder")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: is damaged, or no safetensors file ({' '.join(str(error).split())})") from error
 
 
 def check_entry(entry: Any, keys: set[str], source: str) -> None:

@@ -7,12 +7,11 @@ fastest for float32; ratios are of medians. Bytes are those of all weights in me
 
 import argparse
 import statistics
-import time
 
 import torch
 
 from tinylm.adapt import quantize
-from tinylm.generation.decoder import Decoder, fastest_threads
+from tinylm.generation.decoder import Decoder, fastest_threads, step_seconds
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.linear import kernels
 
@@ -35,18 +34,6 @@ def num_bytes(model: TransformerLM) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-@torch.inference_mode()
-def seconds(decoder: Decoder, model: TransformerLM, rows: int) -> float:
-    """Of one step, the mean of some."""
-    ids, cache = torch.zeros(rows, dtype=torch.long), model.make_cache(rows)
-    cache.truncate([CONTEXT // 2] * rows)  # as if so many had been read
-    decoder.step(ids, cache)
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        decoder.step(ids, cache)
-    return (time.perf_counter() - started) / STEPS
-
-
 def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
     """Prints the table of one width and batch; `most` threads may be used."""
     models = sides(width, layers)
@@ -56,7 +43,7 @@ def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
     times: dict[str, list[float]] = {side: [] for side in models}
     for _ in range(turns):
         for side, model in models.items():
-            times[side].append(seconds(decoders[side], model, rows))
+            times[side] += step_seconds(decoders[side], model, rows, STEPS)
     medians = {side: statistics.median(found) for side, found in times.items()}
     print(f"\nwidth {width}, {layers} layers, {rows} rows, {threads} of {most} threads")
     for side, model in models.items():

@@ -22,6 +22,7 @@ from tinylm.adapt import (
     use_adapters,
 )
 from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.interop import export_huggingface
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.lora import merged_weights
 
@@ -148,36 +149,19 @@ def test_an_adapter_comes_back_from_its_file(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's use of transformers
 @torch.no_grad()
-def test_peft_lays_our_adapter_over_the_same_llama(changes, tmp_path):
-    """The adapter's file alone: what is under it is a Llama with the same weights."""
+def test_peft_lays_our_adapter_over_the_exported_llama(changes, tmp_path):
+    """The adapter's file alone: what is under it is the exported base."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     config = ModelConfig(
         vocab_size=13, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=12, qk_norm=False,
         tie_embeddings=False,
     )  # fmt: skip
     model, ids = with_adapter(config, **changes), random_ids(config)
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=13, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=24, max_position_embeddings=12, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        )
-    ).double()  # fmt: skip
-    ours = random_model(config).state_dict()
-    names = {
-        "embedding.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight",
-        "head.weight": "lm_head.weight",
-    }  # fmt: skip
-    parts = {
-        "attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm",
-        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
-        "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
-        "feedforward.gate": "mlp.gate_proj", "feedforward.input": "mlp.up_proj", "feedforward.output": "mlp.down_proj",
-    }  # fmt: skip
-    for i in range(2):
-        names |= {f"blocks.{i}.{our}.weight": f"model.layers.{i}.{their}.weight" for our, their in parts.items()}
-    llama.load_state_dict({names[name]: weight for name, weight in ours.items()})
-    save_adapter(tmp_path, model)
-    theirs = peft.PeftModel.from_pretrained(llama, tmp_path).double().eval()
+    export_huggingface(random_model(config), None, tmp_path / "base")
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float64)
+    assert type(llama) is transformers.LlamaForCausalLM
+    save_adapter(tmp_path / "ours", model)
+    theirs = peft.PeftModel.from_pretrained(llama, tmp_path / "ours").double().eval()
     # transformers norms and rotates in float32, whatever the weights
     torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-5)
     back = random_model(config)
@@ -229,5 +213,5 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
             load_adapter(tmp_path / "a", random_model(CONFIG))
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(DataError, match="is not a safetensors file"):
+    with pytest.raises(DataError, match="no safetensors file"):
         load_adapter(tmp_path / "a", random_model(CONFIG))

@@ -176,7 +176,7 @@ def test_what_is_skipped_stays():
         (dict(bits=5), "bits must be 8 or 4, got 5"),
         (dict(bits=8, group_size=32), "group_size is for 4 bits, got 32 with 8"),
         (dict(bits=4, group_size=24), r"blocks\.0\.attention\.query: group_size must be even and divide the 32 inputs"),
-        (dict(skip=["heads"]), "skip: no linear layer is called heads, did you mean 'head'"),
+        (dict(skip=["heads"]), "skip: no linear layer is named heads, did you mean 'head'"),
         (dict(skip=["*"]), r"skip: \* leaves no layer to quantize"),
     ],
 )

@@ -84,7 +84,7 @@ def test_what_is_quantized_is_read_by_other_scripts(run, load):
         (["--model", "runs/tiny", "--out", "runs/tiny"], 2, "--out runs/tiny: is where the model is"),
         (["--model", "runs/tiny", "--out", "runs/tiny/model"], 2, "--out runs/tiny/model: is where the model is"),
         (["--model", "runs/tiny/model", "--out", "runs/tiny"], 2, "--out runs/tiny: is where the model is"),
-        (["--model", "alone", "--out", "b", "--skip", "heads"], 2, "skip: no linear layer is called heads"),
+        (["--model", "alone", "--out", "b", "--skip", "heads"], 2, "skip: no linear layer is named heads"),
         (["--model", "alone", "--out", "b", "--bit", "8"], 2, "no such option, did you mean '--bits'"),
         (["--model", "alone"], 2, "--out"),
     ],

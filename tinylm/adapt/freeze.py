@@ -1,11 +1,12 @@
 """Freezing: which weights of a finished model rest while the others learn on."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, did_you_mean
 from tinylm.model import TransformerLM
 from tinylm.model.config import check_types, require
 
@@ -39,8 +40,7 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
     patterns = [f"blocks.{number}.*" for number in _block_numbers(model, config)]
     names = [name for name, _ in model.named_parameters()]  # a tied head is the embedding
     for pattern in config.patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"freeze.patterns: nothing is named {pattern}; names are such as {', '.join(names[:4])}")
+        matching(pattern, names, f"freeze.patterns: nothing is named {pattern}")
     patterns += config.patterns
     if config.all_but_last is not None:
         patterns += ["embedding.*", "positions.*"]
@@ -49,6 +49,19 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
         raise ConfigError("freeze: nothing is left to learn; freeze less")
     rest(model, frozen)
     return frozen
+
+
+def matching(pattern: str, names: Sequence[str], problem: str, groups: Iterable[str] = ()) -> list[str]:
+    """Those of some names that a pattern with `*` stands for.
+
+    Raises:
+        ConfigError: if there are none: the problem, and what may have been meant, `groups` of names among it.
+    """
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        hint = did_you_mean(pattern, [*groups, *names])
+        raise ConfigError(problem + (hint or f"; names are such as {', '.join([*groups, *names][:7])}"))
+    return found
 
 
 def rest(model: nn.Module, names: list[str]) -> None:

@@ -7,16 +7,15 @@ Left out: biases that learn, ranks that differ from layer to layer, adapters of 
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinylm.adapt.freeze import rest
-from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from tinylm.adapt.freeze import matching, rest
+from tinylm.bundle import read_safetensors
+from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import atomic_folder, read_json, write_json
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_types, require
@@ -83,11 +82,9 @@ def _targets(model: TransformerLM, config: LoRAConfig) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found: list[str] = []
     for target in config.targets:
-        matching = [name for name in linear if fnmatchcase(name, GROUPS.get(target, target))]
-        if not matching:
-            hint = did_you_mean(target, [*GROUPS, *linear]) or f"; there are {', '.join([*GROUPS, *linear[:7]])} ..."
-            raise ConfigError(f"lora.targets: no linear layer is named {target}{hint}")
-        found += matching
+        found += matching(
+            GROUPS.get(target, target), linear, f"lora.targets: no linear layer is named {target}", GROUPS
+        )
     if "head" in found and model.config.tie_embeddings:
         raise ConfigError(
             "lora.targets: this head is the embedding (tie_embeddings), which an adapter would change too"
@@ -210,10 +207,7 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise DataError(f"{folder / CONFIG}: {field} is {config[field]}, which tinylm does not have")
     if config.get("bias", "none") != "none":
         raise DataError(f"{folder / CONFIG}: bias is {config['bias']}, tinylm has none only")
-    try:
-        return config, load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise DataError(f"{folder / WEIGHTS}: is not a safetensors file ({error})") from error
+    return config, read_safetensors(folder / WEIGHTS)
 
 
 LLAMA = {

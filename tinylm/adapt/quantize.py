@@ -15,12 +15,12 @@ either, but a lookup wants numbers, and so does everything that asks the embeddi
 
 import copy
 from collections.abc import Sequence
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
-from tinylm.errors import ConfigError, NumericError, did_you_mean
+from tinylm.adapt.freeze import matching
+from tinylm.errors import ConfigError, NumericError
 from tinylm.model import TransformerLM
 from tinylm.model.linear import RoundedLinear, make_layer, pack, rounded_layers
 
@@ -80,12 +80,11 @@ def _check(model: TransformerLM) -> None:
 def _chosen(model: TransformerLM, skip: Sequence[str]) -> list[tuple[str, nn.Linear]]:
     """The linear layers that are to be replaced."""
     layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    for pattern in skip:
-        if not any(fnmatch(name, pattern) for name in layers):
-            raise ConfigError(f"skip: no linear layer is called {pattern}{did_you_mean(pattern, layers)}")
+    names = list(layers)
+    skipped = {name for each in skip for name in matching(each, names, f"skip: no linear layer is named {each}")}
     if model.config.tie_embeddings:
-        del layers["head"]
-    kept = [pair for pair in layers.items() if not any(fnmatch(pair[0], pattern) for pattern in skip)]
+        skipped.add("head")
+    kept = [(name, layer) for name, layer in layers.items() if name not in skipped]
     if not kept:
         raise ConfigError(f"skip: {', '.join(skip)} leaves no layer to quantize; skip fewer")
     return kept

@@ -306,18 +306,19 @@ def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
     while not seconds[1] or (len(seconds[1]) < 30 and time.perf_counter() - begun < 0.5):
         for count in counts:
             torch.set_num_threads(count)
-            seconds[count] += _step_times(decoders[count], model, rows)
+            seconds[count] += step_seconds(decoders[count], model, rows)
     best = min(counts, key=lambda count: statistics.median(seconds[count]))
     torch.set_num_threads(best)
     return best
 
 
-def _step_times(decoder: Decoder, model: TransformerLM, rows: int) -> list[float]:
+@torch.inference_mode()
+def step_seconds(decoder: Decoder, model: TransformerLM, rows: int = 1, steps: int = 7) -> list[float]:
     """Seconds of some steps in the middle of the context, after one that wakes threads and brings the weights near."""
     ids, seconds = torch.zeros(rows, dtype=torch.long), []
     cache = model.make_cache(rows)
     cache.truncate([cache.max_len // 2] * rows)  # as if so many had been read
-    for _ in range(min(8, cache.max_len - cache.max_len // 2)):
+    for _ in range(min(steps + 1, cache.max_len - cache.max_len // 2)):
         started = time.perf_counter()
         decoder.step(ids, cache)
         seconds.append(time.perf_counter() - started)

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from tinylm.bundle import read_safetensors
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
@@ -171,11 +170,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         DataError: if a file is damaged, or no safetensors.
     """
     if (folder / WEIGHTS).is_file():
-        return _read_file(folder / WEIGHTS)
+        return read_safetensors(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         found: dict[str, Tensor] = {}
         for name in _shards(folder / INDEX):
-            found |= _read_file(folder / name)
+            found |= read_safetensors(folder / name)
         return found
     for name in PICKLES:
         if (folder / name).is_file():
@@ -196,12 +195,3 @@ def _shards(index: Path) -> list[str]:
         if Path(name).name != name:
             raise DataError(f"{index}: weight_map has {name!r}, which is no file of this folder")
     return names
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise MissingInputError(f"{path}: is missing from the model folder")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: is damaged, or no safetensors file ({' '.join(str(error).split())})") from error

@@ -153,6 +153,8 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
+# Fields that a run may change at any time: its weights mean the same.
+WITHOUT_WEIGHTS = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
 _FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
 
 

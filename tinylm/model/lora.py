@@ -81,11 +81,6 @@ class LoRALinear(nn.Linear):
         return linear
 
 
-def adapter_names(weights: dict[str, Tensor]) -> list[str]:
-    """The adapters that a state dict holds."""
-    return sorted({name.rpartition(A)[2] for name in weights if A in name})
-
-
 def merged_weights(weights: dict[str, Tensor], scales: dict[str, float]) -> dict[str, Tensor]:
     """A state dict with its adapters in the weights of their layers: the plain network's.
 

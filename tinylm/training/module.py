@@ -21,7 +21,7 @@ from tinylm.bundle import checkpoint_entry
 from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import require
+from tinylm.model.config import WITHOUT_WEIGHTS, require
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -290,7 +290,7 @@ class LitTransformerLM(pl.LightningModule):
             raise ConfigError("the checkpoint is not of tinylm: it names no architecture")
         ours = self.network.to_dict()
         for name, theirs in entry["model"].items():
-            if name not in FREE_TO_CHANGE:
+            if name not in WITHOUT_WEIGHTS:
                 require(ours.get(name) == theirs, f"{name}: checkpoint {theirs}, config {ours.get(name)}")
         require(
             entry["tokenizer"]["sha256"] == self.tokenizer.sha256,
@@ -303,10 +303,6 @@ class LitTransformerLM(pl.LightningModule):
             theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
-
-
-# What may differ between a checkpoint and the config that goes on with it: the weights mean the same.
-FREE_TO_CHANGE = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:

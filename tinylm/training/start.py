@@ -7,12 +7,11 @@ from tinylm.adapt import grow_vocabulary
 from tinylm.bundle import Bundle, load_bundle
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import require
+from tinylm.model.config import WITHOUT_WEIGHTS, require
 from tinylm.model.linear import describe_layers
 from tinylm.tokenizer import Tokenizer
 
-# What a run chooses for itself: the weights mean the same. Documents may be kept apart where they were not before.
-FREE = ("attention_kernel", "activation_checkpointing", "dropout", "document_mask")
+FREE = (*WITHOUT_WEIGHTS, "document_mask")  # documents may be kept apart where they were not before
 
 
 class Start:
