@@ -22,6 +22,7 @@ def make_parser() -> Parser:
     begins.add_argument("--prompt", default="", help="where the text begins")
     begins.add_argument("--prompts-file", type=Path, help="a prompt on each line, or .jsonl with a field `prompt`")
     begins.add_argument("--interactive", action="store_true", help="ask for prompts, with these options to begin with")
+    parser.add_argument("--chat", action="store_true", help="prompts are said by a user; answers alone are printed")
     sampling = parser.add_argument_group("how tokens are chosen")
     add = sampling.add_argument
     add("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> None:
     prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
     batch_size = 1 if options.draft or options.lookup else options.batch_size  # guessing ahead goes text by text
     generator, threads = make_generator(options, min(batch_size, len(prompts) * options.num_samples))
+    if options.chat:
+        from tinylm.data.template import CHAT, question_frame
+
+        generator.before, generator.after = question_frame(generator.tokenizer, CHAT)
     names = {"truncate", *(field.name for field in dataclasses.fields(SamplingConfig))}
     settings = {name: value for name, value in vars(options).items() if name in names}
     if options.interactive:
@@ -73,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         return converse(generator, settings)
     single = len(prompts) * options.num_samples == 1 and options.num_beams is None
     if single and options.stream and not options.show_probs:
-        completions = [stream(generator, prompts[0], settings)]
+        completions = [stream(generator, prompts[0], settings, show_prompt=not options.chat)]
     else:
         completions = complete(generator, prompts, options, settings | {"batch_size": batch_size})
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -81,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
             print(output.legend(color))
         for number, each in enumerate(completions):
             shown = output.show_probabilities(each, generator.tokenizer, color) if options.show_probs else each.text
-            print(*([output.BETWEEN] if number else []), each.prompt + shown, sep="\n")
+            prompt = "" if options.chat else each.prompt
+            print(*([output.BETWEEN] if number else []), prompt + shown, sep="\n")
     if options.out:
         output.write_completions(options.out, completions, generator.tokenizer)
     if options.stats:
@@ -116,10 +122,10 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
     return Generator(model, tokenizer, CompiledDecoder(model)), threads
 
 
-def stream(generator: "Generator", prompt: str, settings: dict[str, Any]) -> "Completion":
+def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, show_prompt: bool) -> "Completion":
     """Prints one text as it comes."""
     text, pieces = generator.begin(prompt, **settings)
-    print(prompt, end="", flush=True)
+    print(prompt if show_prompt else "", end="", flush=True)
     said = []
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.data import CHAT, PAIRS, Turn, encode_pairs, encode_turns, find_template, prompt_ids
+from tinylm.data.template import question_frame
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator
 from tinylm.model import ModelConfig, TransformerLM
@@ -78,6 +79,15 @@ def test_the_generators_prompt_is_the_beginning_of_the_training_tokens(bpe, prom
     assert prompt_ids(bpe, pair(prompt, response), PAIRS) == read == ids[~counts].tolist()
     assert ids[: len(read)].tolist() == read
     assert bpe.decode(ids[counts]) == response + END_OF_TEXT
+
+
+@few
+@given(st.text(max_size=20))
+def test_the_generators_prompt_in_a_chat_is_the_beginning_of_the_training_tokens(bpe, prompt):
+    model = TransformerLM(ModelConfig(vocab_size=bpe.vocab_size, d_model=4, num_layers=1, num_heads=1, max_seq_len=64))
+    generator = Generator(model, bpe)
+    generator.before, generator.after = question_frame(bpe, CHAT)
+    assert generator.prompt_ids(prompt) == prompt_ids(bpe, pair(prompt, "a"), CHAT)
 
 
 @few

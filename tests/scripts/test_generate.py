@@ -11,8 +11,10 @@ import torch
 
 import tinylm
 from tinylm.bundle import save_bundle
+from tinylm.data import CHAT, Turn, prompt_ids
+from tinylm.generation import Generator, SamplingConfig
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 TOKENIZER = CharTokenizer("abcdefghé\n 😀")  # the model's, in conftest.py
@@ -185,9 +187,22 @@ def test_beams_find_a_text_at_least_as_likely_as_the_greedy_one(model, run, tmp_
     assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
 
 
+def test_in_a_chat_the_answer_alone_is_printed_and_answers_what_training_asked(run, tmp_path):
+    chat = CharTokenizer("abc", [END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>"])
+    network = TransformerLM(ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=1, max_seq_len=32)).eval()
+    save_bundle(tmp_path / "chat", network, chat)
+    words = ["--model", tmp_path / "chat", "--chat", "--temperature", 0, "--max-new-tokens", 9]
+    asked = prompt_ids(chat, (Turn("user", "ab"), Turn("assistant", "")), CHAT)
+    config = SamplingConfig(temperature=0, max_new_tokens=9)
+    answer = chat.decode(list(Generator(network, chat).stream_ids(asked, config)))
+    for found in (run(*words, "--prompt", "ab"), run(*words, "--prompt", "ab", "--no-stream")):
+        assert found == (0, answer + "\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["--chat", "--prompt", "a"], 2, "needs <|endoftext|>, <|system|>, <|user|>, <|assistant|>, which the tok"),
         (["--prompts-file", "nowhere.txt"], 66, "nowhere.txt"),
         (["--prompts-file", "EMPTY"], 65, "has no prompt; write one on each line"),
         (["--prompts-file", "BAD.jsonl"], 65, "line 1: must be an object with a prompt"),

@@ -141,6 +141,20 @@ def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) 
     return ids + ([tokenizer.special_tokens[begin]] if begin else [])
 
 
+def question_frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[int]]:
+    """The ids before and behind what a user says, where the assistant's answer is to follow.
+
+    Raises:
+        ConfigError: if the tokenizer lacks special tokens of the template.
+    """
+    template.check_tokenizer(tokenizer)
+    before, behind = (
+        [tokenizer.special_tokens[template.begins[role]]] if template.begins[role] else []
+        for role in ("user", "assistant")
+    )
+    return before, behind
+
+
 def encode_pairs(
     tokenizer: Tokenizer,
     pairs: Sequence[Turns],

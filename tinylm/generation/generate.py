@@ -35,6 +35,8 @@ class Generator:
 
     Attributes:
         stats: counts and times of all its texts
+        before: ids that stand before every prompt, such as the token of a chat's user
+        after: ids that stand behind it
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Generator:
         self.model, self.tokenizer = model, tokenizer
         self.decoder = Decoder(model) if decoder is None else decoder
         self.stats = Stats()
+        self.before: Sequence[int] = ()
+        self.after: Sequence[int] = ()
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The continuation of a prompt, without the prompt.
@@ -223,8 +227,8 @@ class Generator:
         return config, truncate
 
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
-        """The ids of a prompt, after the end-of-text token if there is one. Errors as `generate`'s."""
-        ids = self.tokenizer.encode(prompt)
+        """The ids of a prompt and what stands around it, after the end-of-text token. Errors as `generate`'s."""
+        ids = [*self.before, *self.tokenizer.encode(prompt), *self.after]
         if self.tokenizer.end_of_text is not None:
             ids = [self.tokenizer.end_of_text, *ids]  # it stands before every document that the model has read
         if not ids:

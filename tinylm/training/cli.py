@@ -259,8 +259,9 @@ class TinyLMCLI(LightningCLI):
         learning, weights = trainable_share(net)
         if learning < weights:
             notice(f"learning: {learning:,} of {weights:,} parameters ({learning / weights:.1%})")
+        row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
         notice(
-            f"training: {length} of {data.batch_size} x {data.context} tokens, {self.model.optimizer.name}, "
+            f"training: {length} of {data.batch_size} {row}, {self.model.optimizer.name}, "
             f"{devices}, precision {trainer.precision}"
         )
 
