@@ -120,6 +120,7 @@ def test_what_is_understood():
     window = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
     assert said(QWEN3, **window).sliding_window == 4
     assert said(LLAMA, rope_theta=5.0).rope_theta == said(LLAMA, rope_parameters={"rope_theta": 5.0}).rope_theta == 5.0
+    assert said(LLAMA, rope_interleaved=False) == said(LLAMA)  # SmolLM2 says so
     assert said(LLAMA, rope_scaling=None, head_dim=None, pretraining_tp=1, something_new=None) == said(LLAMA)
     assert said(GPT2, n_inner=None).ff_width == 128 and said(GPT2, n_inner=50).ff_width == 50
     assert said(GPT2, activation_function="gelu_pytorch_tanh").activation == said(GPT2).activation == "gelu_tanh"

@@ -25,7 +25,14 @@ from tinylm.tokenizer import (
 )
 from tinylm.tokenizer.bpe import BYTES
 from tinylm.tokenizer.formats import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
-from tinylm.tokenizer.huggingface import GPT4, read_tokenizer_json, spelling, to_tokenizer_json, write_tokenizer_json
+from tinylm.tokenizer.huggingface import (
+    DIGITS,
+    GPT4,
+    read_tokenizer_json,
+    spelling,
+    to_tokenizer_json,
+    write_tokenizer_json,
+)
 from tinylm.tokenizer.merges import ALPHABET
 from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
 
@@ -156,7 +163,7 @@ def test_an_unknown_word_or_character_is_an_error_in_tokenizers_as_here(folder):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["gpt4", "words", OWN, r"\p{L}+|\p{N}{2}|[^\p{L}]", r"\S++|\s++", r"[\s\S]{3}|[\s\S]"]
+    "pattern", ["gpt4", "words", OWN, DIGITS, r"\p{L}+|\p{N}{2}|[^\p{L}]", r"\S++|\s++", r"[\s\S]{3}|[\s\S]"]
 )
 @few
 @given(texts)
@@ -164,6 +171,16 @@ def test_an_unknown_word_or_character_is_an_error_in_tokenizers_as_here(folder):
 def test_a_pattern_means_the_same_to_tokenizers(pattern, text):
     other = pre_tokenizers.Split(tokenizers.Regex(spelling(pattern)), "isolated").pre_tokenize_str(text)
     assert WordSplitter(pattern).words(text) == [word for word, _ in other]
+
+
+@few
+@given(texts)
+@example(MIXED)
+@example("a  1  2b '3s 4's ²\n5 \u3000Ⅷ ٣")
+def test_words_between_digits_are_those_of_tokenizers(text):
+    both = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    other = pre_tokenizers.Sequence(both).pre_tokenize_str(text)
+    assert WordSplitter(DIGITS).words(text) == [text[begin:end] for _, (begin, end) in other]
 
 
 @few
@@ -326,6 +343,14 @@ def test_what_changes_no_id_is_read(change, trained, folder, tale):
     assert other.encode(tale + "".join(SPECIAL)).ids == trained["gpt2"].encode(
         tale + "".join(SPECIAL), allow_special=True
     )
+
+
+def test_digits_cut_apart_are_read(trained, folder, tale):
+    both = steps({"type": "Digits", "individual_digits": True}, PREFIXED | {"add_prefix_space": False})
+    values = to_tokenizer_json(trained["gpt2"]) | {"pre_tokenizer": both}
+    (folder / "digits.json").write_text(json.dumps(values))
+    other, text = tokenizers.Tokenizer.from_file(str(folder / "digits.json")), tale + MIXED
+    assert read_tokenizer_json(folder / "digits.json").encode(text) == other.encode(text).ids
 
 
 def test_ids_of_special_tokens_that_come_first_are_kept(trained):

@@ -22,7 +22,8 @@ HARMLESS = {
     "output_hidden_states", "output_past", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
     "reorder_and_upcast_attn", "return_dict", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
     "summary_type", "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
-    "_remove_final_layer_norm", "no_rope_layer_interval", "_attn_implementation_autoset", "attn_implementation",
+    "_remove_final_layer_norm", "no_rope_layer_interval", "transformers.js_config", "_attn_implementation_autoset",
+    "attn_implementation",
 }  # fmt: skip
 REASONS = {
     "qwen2": "its queries, keys and values have a bias and its other layers none, which ModelConfig.bias cannot say",
@@ -54,7 +55,7 @@ def understand(values: Any) -> tuple[ModelConfig, Family]:
     family = FAMILIES[kind]
     said = _complete(values, family)
     config = _read(said, family)
-    expected = describe(config, family)
+    expected = {"rope_interleaved": False} | describe(config, family)
     dropouts = _each(family.names["dropout"])
     for name, value in said.items():
         if name in dropouts and value != expected[name]:

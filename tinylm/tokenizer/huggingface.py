@@ -35,6 +35,8 @@ GPT4 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPELLINGS = PATTERNS | {"gpt4": GPT4}
+# SmolLM's: GPT-2's words of what stands between digits, so that white space before a digit is one word
+DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 # The regular expressions that Hugging Face's engine (Oniguruma) reads as ours does, sign by sign. Not among them: \w,
 # which has ² only there; possessive {1,3}+; sets in sets; and, under (?i:, pairs that are one letter there, as ß is ss.
@@ -68,6 +70,11 @@ def _pattern(pre_tokenizer: Any) -> str:
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": False, **more}]:
             return "gpt2" if more.get("use_regex", True) else ALL
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, **more},
+        ] if more.get("use_regex", True):
+            return DIGITS
         case [
             {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
