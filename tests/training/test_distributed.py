@@ -122,8 +122,7 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
 @pytest.mark.slow
 def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_path, cli):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    arguments += ["--model.network.dropout", "0", "--trainer.strategy.init_args.data_parallel_size", "2"]
-    arguments += ["--trainer.strategy.init_args.process_group_backend", "gloo"]
+    arguments += ["--model.network.dropout", "0"]
     said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said
     said = finish(started := nodes([*arguments, "--resume"], tmp_path))
@@ -145,7 +144,6 @@ def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_pat
 
 def test_muon_is_refused_where_matrices_are_sharded(tiny_yaml, tmp_path):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--model.optimizer.name", "muon", "--trainer.devices", "1"]
-    arguments += ["--trainer.strategy.init_args.process_group_backend", "gloo"]
     process = processes.start(processes.command_line, arguments, tmp_path, tmp_path / "said.txt")
     process.join(60)
     assert process.exitcode == 2

@@ -4,6 +4,8 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import yaml
 
 import tinylm
-from tests.training.conftest import TINY
+from tests.training.conftest import ROOT, TINY
 from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora, quantize
 from tinylm.bundle import read_checkpoint, save_bundle
 from tinylm.tokenizer import load_tokenizer
@@ -74,6 +76,21 @@ def test_a_resumed_lora_run_equals_one_that_was_never_stopped(second, cli):
     whole, cut = losses(Path("runs/second"), "train/loss"), losses(Path("runs/cut"), "train/loss")
     assert len(cut) == 6
     assert whole == cut
+
+
+@pytest.mark.slow
+def test_a_sharded_lora_run_leaves_the_adapter_of_one_that_was_not(second, finished_run, cli, tmp_path):
+    """Two devices of one machine; the other process is Lightning's."""
+    words = ["fit", "-c", str(second), "--model.optimizer.name", "adamw", "--model.lora.rank", "2"]
+    assert cli(*words, "--run.name", "alone").code == 0
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *words, "-c", "overlays/fsdp.yaml"]
+    command += ["--run.name", "sharded", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "2 x CPU" in done.stderr, done.stderr
+    base, other = tinylm.load(finished_run)[0], tinylm.load(finished_run)[0]
+    load_adapter("runs/sharded/adapter", base)
+    load_adapter("runs/alone/adapter", other)
+    torch.testing.assert_close(base.state_dict(), other.state_dict(), atol=1e-4, rtol=0)
 
 
 def test_frozen_weights_come_out_as_they_went_in(second, finished_run, cli):

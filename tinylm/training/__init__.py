@@ -5,6 +5,7 @@ from tinylm.training.module import LitTransformerLM
 from tinylm.training.optim import Muon, OptimizerConfig
 from tinylm.training.profiling import StepProfile
 from tinylm.training.schedule import ScheduleConfig
+from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.tracking import WandbTracker
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Muon",
     "OptimizerConfig",
     "ScheduleConfig",
+    "ShardedStrategy",
     "StepProfile",
     "WandbTracker",
 ]

@@ -1,6 +1,5 @@
 """What happens around the steps: measuring and logging, signals, the model at the end, predictions."""
 
-import copy
 import json
 import os
 import signal
@@ -12,12 +11,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tinylm.adapt import save_adapter
+from tinylm.adapt import add_lora, save_adapter
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
-from tinylm.model import flops_per_token
+from tinylm.model import TransformerLM, flops_per_token
 from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -222,7 +221,8 @@ class FinishRun(Callback):
         """Beside the model, which has the best adapter in its weights, the adapter alone."""
         if pl_module.lora is None or pl_module.start is None:
             return
-        net = copy.deepcopy(pl_module.net)
+        net = TransformerLM(pl_module.network)  # the module's own may be in pieces on many devices
+        add_lora(net, pl_module.lora)
         net.load_state_dict(network_weights(read_checkpoint(_best_or_last(self.folder))))
         save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
         notice(f"adapter: {self.folder / 'adapter'}")
