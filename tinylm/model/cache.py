@@ -53,9 +53,13 @@ class KVCache:
         # One place more than is used: what is read is never the whole memory, so a step compiled for some places serves
         # for all of them.
         shape = (batch_size, config.kv_heads, self.places + 1, config.head_width)
-        layers = range(config.num_layers)  # zeros: NaN would come through any mask
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        # zeros: NaN would come through any mask
+        self._use(torch.zeros((2 * config.num_layers, *shape), dtype=dtype, device=device))
+
+    def _use(self, memory: Tensor) -> None:
+        """Takes (2 * layers, B, K, C + 1, E) as its memory: keys and values of one layer, then of the next."""
+        self._memory = memory
+        self.keys, self.values = list(memory.unbind()[::2]), list(memory.unbind()[1::2])
 
     @property
     def batch_size(self) -> int:
@@ -80,7 +84,9 @@ class KVCache:
         """
         first, last = min(self.lengths), max(self.lengths)
         if first == last and last + num_new <= self.places:  # the common case, without any index
-            self._new, self._end = slice(last, last + num_new), last + num_new
+            self._new = slice(last, last + num_new)
+            self._slots = self._memory[:, :, :, self._new].unbind()  # views of all layers at once: a call for each is
+            self._filled = self._memory[:, :, :, : last + num_new].unbind()  # what costs time
             return self._new, None
         device = self.keys[0].device
         lengths = torch.tensor(self.lengths, device=device)[:, None]
@@ -115,12 +121,14 @@ class KVCache:
         Returns:
             all keys and all values that may be seen, the new ones included: (B, K, S, E) each
         """
+        i = 2 * layer
+        if isinstance(self._new, slice):
+            self._slots[i].copy_(key)
+            self._slots[i + 1].copy_(value)
+            return self._filled[i], self._filled[i + 1]
         return self._append(self.keys[layer], key), self._append(self.values[layer], value)
 
     def _append(self, stored: Tensor, new: Tensor) -> Tensor:
-        if isinstance(self._new, slice):
-            stored[:, :, self._new] = new
-            return stored[:, :, : self._end]
         if isinstance(self._new, tuple):
             stored.index_put_(self._new, new[:, :, 0])
             return stored[:, :, : self._end]
@@ -147,15 +155,13 @@ class KVCache:
         """One row as a cache of its own, in the same memory; its length is its own."""
         cache = KVCache.__new__(KVCache)
         cache.max_len, cache.places, cache.lengths = self.max_len, self.places, [self.lengths[index]]
-        cache.keys = [keys[index : index + 1] for keys in self.keys]
-        cache.values = [values[index : index + 1] for values in self.values]
+        cache._use(self._memory[:, index : index + 1])
         return cache
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order; a row may come several times."""
         index = torch.tensor(rows, dtype=torch.long, device=self.keys[0].device)
-        self.keys = [keys.index_select(0, index) for keys in self.keys]
-        self.values = [values.index_select(0, index) for values in self.values]
+        self._use(self._memory.index_select(1, index))
         self.lengths = [self.lengths[row] for row in rows]
 
 
