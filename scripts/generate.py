@@ -53,6 +53,7 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, default=16, help="texts at a time (%(default)s)")
     add("--threads", type=int, help="of the CPU; without it they are measured at the start")
     add("--compile", action="store_true", help="one compiled program for a token: a minute at the start, then faster")
+    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8: a quarter of the memory (%(default)s)")
     add("--draft", help="a small model of the same tokenizer that guesses ahead: the same texts, fewer steps")
     add("--lookup", action="store_true", help="guess ahead by what followed the same words before")
     add("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
@@ -101,11 +102,13 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
     import tinylm
     from tinylm.generation import Generator, SpeculativeGenerator
     from tinylm.generation.decoder import CompiledDecoder, fastest_threads
+    from tinylm.model import Int8KVCache, KVCache
 
     if options.threads is not None and options.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {options.threads}")
     device = pick_device(options.device)
     model, tokenizer = tinylm.load(options.model, device=device)
+    model.cache_type = {"plain": KVCache, "int8": Int8KVCache}[options.kv_cache]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     threads = None if device != "cpu" else options.threads or fastest_threads(model, max(rows, 1))
@@ -118,8 +121,9 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
         return SpeculativeGenerator(model, tokenizer, draft), threads
     if not options.compile:
         return Generator(model, tokenizer), threads
+    decoder = CompiledDecoder(model)
     notice("compiling: about a minute")
-    return Generator(model, tokenizer, CompiledDecoder(model)), threads
+    return Generator(model, tokenizer, decoder), threads
 
 
 def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, show_prompt: bool) -> "Completion":

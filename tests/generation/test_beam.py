@@ -143,7 +143,7 @@ def test_scores_and_log_probs_are_those_of_whole_forward_passes(penalty):
 class Scripted(nn.Module):
     """Model and decoder in one: probabilities by the last token alone, and a count of the rows of every step."""
 
-    make_cache = TransformerLM.make_cache
+    make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type
 
     def __init__(self, probabilities: list[list[float]], max_seq_len: int = 64) -> None:
         super().__init__()

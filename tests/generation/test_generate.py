@@ -30,7 +30,7 @@ class Scripted(nn.Module):
     """Model and decoder in one: says its script, whatever it reads, and remembers what it read."""
 
     fixed_rows = False
-    make_cache = TransformerLM.make_cache
+    make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type
 
     def __init__(self, script: list[int], tokenizer, max_seq_len: int = 64) -> None:
         super().__init__()

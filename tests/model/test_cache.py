@@ -1,11 +1,12 @@
-"""The cache against whole forward passes, where `truncate` takes back what was read."""
+"""The cache against whole forward passes: where `truncate` takes back what was read, and in 8 bits."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_ids, random_model
-from tinylm.model import KVCache
+from tinylm.generation.decoder import Decoder
+from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
 
 
 @settings(max_examples=60, deadline=None)
@@ -29,3 +30,66 @@ def test_what_was_taken_back_leaves_no_trace_also_where_a_window_had_moved_on(co
         logits = model(torch.cat((ids[:, read : read + right], others), dim=1), cache=cache)
         torch.testing.assert_close(logits[:, :right], expected[:, read : read + right], rtol=0.0, atol=1e-10)
         cache.truncate([read + right] * 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(model_configs())
+def test_gradients_reach_the_tokens_that_are_being_read(config):
+    model, ids = random_model(config), random_ids(config, 2)
+    found = []
+    for cache in (None, KVCache(config, 2, dtype=torch.float64)):
+        model.zero_grad()
+        model(ids, cache=cache).square().sum().backward()
+        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    torch.testing.assert_close(found[0], found[1], rtol=0.0, atol=1e-8)
+
+
+# --- in 8 bits
+
+
+def rounded(vectors: torch.Tensor) -> torch.Tensor:
+    """Each vector of the last axis to 255 levels between plus and minus its largest coordinate."""
+    levels = vectors / vectors.abs().amax(dim=-1, keepdim=True) * 127
+    return levels.round() / 127 * vectors.abs().amax(dim=-1, keepdim=True)
+
+
+def with_rounded_keys(model: TransformerLM) -> TransformerLM:
+    for block in model.blocks:
+        attend = block.attention.attend
+        block.attention.attend = lambda q, k, v, *more, attend=attend: attend(q, rounded(k), rounded(v), *more)
+    return model
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model_configs(max_seq_len=st.integers(4, 16), sliding_window=st.none() | st.integers(1, 6)),
+    st.integers(1, 6),
+    st.booleans(),
+)
+@torch.no_grad()
+def test_reading_through_8_bits_is_reading_with_rounded_keys_and_values(config, first, by_decoder):
+    model, ids = random_model(config), random_ids(config, 2)
+    model.cache_type = Int8KVCache
+    expected, cache = with_rounded_keys(random_model(config))(ids), model.make_cache(2)
+    decoder = Decoder(model)
+    model(ids[:, :first], cache=cache)
+    for t in range(first, ids.shape[1]):
+        logits = decoder.step(ids[:, t], cache) if by_decoder else model(ids[:, t : t + 1], cache=cache)[:, 0]
+        torch.testing.assert_close(logits, expected[:, t], rtol=0.0, atol=1e-10)
+
+
+def test_8_bits_are_a_quarter_of_the_memory_and_a_scale():
+    model = random_model(ModelConfig(vocab_size=9, d_model=64, num_heads=2), dtype=torch.float32)
+    plain, small = model.make_cache(1).num_bytes, Int8KVCache(model.config, 1).num_bytes
+    assert small == plain / 4 + plain / 32  # one scale of 4 bytes for 32 numbers of 4
+
+
+@torch.no_grad()
+def test_no_coordinate_moves_by_more_than_half_a_step_and_zeros_stay():
+    config = ModelConfig(vocab_size=9, d_model=64, num_heads=2, num_layers=1, max_seq_len=8)
+    cache = Int8KVCache(config, 1)
+    keys = torch.randn(1, 2, 5, 32, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-2.0, 3)[:, None]
+    cache.place(5)
+    got, zeros = cache.append(0, keys, torch.zeros_like(keys))
+    assert ((got - keys).abs() <= keys.abs().amax(dim=-1, keepdim=True) / 254 * 1.0001).all()
+    assert not zeros.any()

@@ -187,6 +187,12 @@ def test_beams_find_a_text_at_least_as_likely_as_the_greedy_one(model, run, tmp_
     assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
 
 
+def test_with_a_cache_in_8_bits_a_text_is_written_too(model, run):
+    words = ["--prompt", "ab", "--temperature", 0, "--max-new-tokens", 5, "--kv-cache", "int8"]
+    code, out, _ = run("--model", model, *words)
+    assert code == 0 and out.startswith("ab") and len(out) == 2 + 5 + 1
+
+
 def test_in_a_chat_the_answer_alone_is_printed_and_answers_what_training_asked(run, tmp_path):
     chat = CharTokenizer("abc", [END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>"])
     network = TransformerLM(ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=1, max_seq_len=32)).eval()
@@ -203,6 +209,7 @@ def test_in_a_chat_the_answer_alone_is_printed_and_answers_what_training_asked(r
     ("words", "code", "message"),
     [
         (["--chat", "--prompt", "a"], 2, "needs <|endoftext|>, <|system|>, <|user|>, <|assistant|>, which the tok"),
+        (["--compile", "--kv-cache", "int8"], 2, "a compiled step has no cache in 8 bits"),
         (["--prompts-file", "nowhere.txt"], 66, "nowhere.txt"),
         (["--prompts-file", "EMPTY"], 65, "has no prompt; write one on each line"),
         (["--prompts-file", "BAD.jsonl"], 65, "line 1: must be an object with a prompt"),

@@ -240,6 +240,8 @@ class CompiledDecoder:
     }
 
     def __init__(self, model: TransformerLM) -> None:
+        if model.cache_type is not KVCache:
+            raise ConfigError("a compiled step has no cache in 8 bits; take one of the two")
         self._run = torch.compile(_Step(model), dynamic=False, fullgraph=True)
         self._ready: set[int] = set()  # numbers of rows
 

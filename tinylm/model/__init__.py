@@ -9,13 +9,14 @@ Axes, wherever a shape is given:
 Read in this order: config, normalization, positional, attention, feedforward, transformer, cache.
 """
 
-from tinylm.model.cache import KVCache
+from tinylm.model.cache import Int8KVCache, KVCache
 from tinylm.model.config import PRESETS, ModelConfig, flops_per_token, parameter_count, preset
 from tinylm.model.transformer import Block, TransformerLM
 
 __all__ = [
     "PRESETS",
     "Block",
+    "Int8KVCache",
     "KVCache",
     "ModelConfig",
     "TransformerLM",

@@ -46,7 +46,12 @@ class TransformerLM(nn.Module):
 
     Args:
         config: the architecture
+
+    Attributes:
+        cache_type: what `make_cache` makes: `KVCache`, or `Int8KVCache`
     """
+
+    cache_type: type[KVCache] = KVCache
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -173,7 +178,7 @@ class TransformerLM(nn.Module):
     def make_cache(self, batch_size: int, spare: int = 0) -> KVCache:
         """A cache for this network, of its type and on its device; arguments as `KVCache`'s."""
         weight = self.embedding.weight
-        return KVCache(self.config, batch_size, spare=spare, dtype=weight.dtype, device=weight.device)
+        return self.cache_type(self.config, batch_size, spare=spare, dtype=weight.dtype, device=weight.device)
 
     def num_parameters(self) -> int:
         """How many numbers the model learned, tied weights counted once."""
