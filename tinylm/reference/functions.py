@@ -65,6 +65,11 @@ def name_gradients(grads: dict[str, Array], name: str, gradients: list[Array | N
     grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), gradients, strict=True) if g is not None}
 
 
+def unchanged(x: Array) -> tuple[Array, Callable]:
+    """In the place of a part that the config leaves out; backward: dy -> dy, no gradients."""
+    return x, lambda dy: (dy, {})
+
+
 def embedding(ids: Array, table: Array) -> tuple[Array, Callable]:
     """The row of a table for each id.
 
