@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +36,7 @@ class NumpyTransformerLM:
         parameters: by the names of `config.shapes()`; None: random ones, as GPT-2's
         seed: of random parameters
         dtype: of random parameters, and so of everything computed
+        threads: how many parts of a batch are computed at a time
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class NumpyTransformerLM:
         *,
         seed: int = 0,
         dtype: type | np.dtype = np.float32,
+        threads: int = 1,
     ) -> None:
         self.config = config
+        self.threads = threads
         self.before = config.norm_placement == "pre"
         self.parameters = initial_parameters(config, seed, dtype) if parameters is None else parameters
         check_parameters(config, self.parameters)
@@ -102,11 +106,35 @@ class NumpyTransformerLM:
             nats per target, and gradients by the names and of the shapes of `parameters`
         """
         drawn = isinstance(dropout, np.random.Generator)
-        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout
+        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
+        if num_targets is None:
+            num_targets = max(int(np.sum(targets != IGNORED)), 1)
+
+        def share(rows: Array) -> tuple[float, Grads]:
+            some = None if documents is None else documents[rows]
+            mine = {name: mask[rows] for name, mask in masks.items()}
+            return self._loss_and_grads(inputs[rows], targets[rows], some, num_targets, mine, trace)
+
+        if self.threads == 1 or trace is not None:
+            return share(np.arange(len(inputs)))
+        with ThreadPoolExecutor(self.threads) as pool:
+            shares = list(pool.map(share, np.array_split(np.arange(len(inputs)), min(self.threads, len(inputs)))))
+        losses, grads = zip(*shares, strict=True)
+        return sum(losses), {name: sum(each[name] for each in grads) for name in grads[0]}
+
+    def _loss_and_grads(
+        self,
+        inputs: Array,
+        targets: Array,
+        documents: Array | None,
+        num_targets: int,
+        masks: Masks,
+        trace: Trace | None,
+    ) -> tuple[float, Grads]:
+        """As `loss_and_grads`, in one thread."""
         x, backward = self.hidden(inputs, documents, masks, trace)
-        B, T, D = x.shape
-        loss, head_back = cross_entropy(x.reshape(B * T, D), self.head, targets.reshape(B * T), num_targets)
-        dx, dhead = head_back()
+        rows = x.reshape(-1, x.shape[-1])  # (N, D)
+        loss, dx, dhead = cross_entropy(rows, self.head, targets.ravel(), num_targets)
         grads = backward(dx.reshape(x.shape))
         if self.config.tie_embeddings:
             grads["embedding.weight"] += dhead  # one matrix in two places: the sum of what both say
