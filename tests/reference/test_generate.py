@@ -47,6 +47,14 @@ def test_probabilities_are_those_of_tinylm(vocab_size, temperature, top_k, top_p
     assert np.abs(found - expected).max() < 1e-12
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.505, 2), (0.75, 2), (0.76, 3), (1.0, 3)])
+def test_top_p_keeps_the_fewest_that_suffice(top_p, kept):
+    """Of 1/2, 1/4 and 1/4, exact in binary."""
+    expected = np.array([0.5, 0.25, 0.25])[:kept] / (0.5, 0.75, 1.0)[kept - 1]
+    found = probabilities(np.array([[1.0, 0.0, 0.0]]) * np.log(2), 1.0, None, top_p)[0]
+    assert np.abs(found[:kept] - expected).max() < 1e-15 and (found[kept:] == 0).all()
+
+
 def test_draws_follow_the_probabilities():
     """Of 20,000 draws every token's share is within 4 standard deviations of its probability, and 0 stays 0."""
     p = np.array([0.1, 0.0, 0.4, 0.2, 0.3])
