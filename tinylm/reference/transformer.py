@@ -1,0 +1,348 @@
+"""NumpyTransformerLM: from token ids to logits, and from the loss back to every parameter."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinylm.reference.attention import attention, hidden_keys
+from tinylm.reference.cache import KVCache
+from tinylm.reference.config import Config
+from tinylm.reference.feedforward import feedforward
+from tinylm.reference.functions import IGNORED, Array, cross_entropy, dropout, embedding
+from tinylm.reference.normalization import norm
+from tinylm.reference.positional import rotary_table, sinusoidal_table
+
+Masks = dict[str, Array]
+Grads = dict[str, Array]
+
+
+@dataclass
+class Trace:
+    """What passed through a network: each part's result, and the loss's gradient with respect to it, by name."""
+
+    activations: dict[str, Array] = field(default_factory=dict)
+    gradients: dict[str, Array] = field(default_factory=dict)
+
+
+class NumpyTransformerLM:
+    """A language model: `model.logits(ids)` are, at every position, the logits of the token that follows.
+
+    Args:
+        config: the architecture
+        parameters: by the names of `config.shapes()`; None: random ones, as GPT-2's
+        seed: of random parameters
+        dtype: of random parameters, and so of everything computed
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parameters: dict[str, Array] | None = None,
+        *,
+        seed: int = 0,
+        dtype: type | np.dtype = np.float32,
+    ) -> None:
+        self.config = config
+        self.parameters = initial_parameters(config, seed, dtype) if parameters is None else parameters
+        check_parameters(config, self.parameters)
+        self.dtype = self.parameters["embedding.weight"].dtype
+        self.positions: Array | None = None
+        if config.positional_encoding == "sinusoidal":
+            self.positions = sinusoidal_table(config.max_seq_len, config.d_model).astype(self.dtype)
+        if config.positional_encoding == "rotary":
+            self.positions = rotary_table(config.max_seq_len, config.head_width, config.rope_theta).astype(self.dtype)
+
+    @property
+    def head(self) -> Array:
+        """What projects to the vocabulary, (V, D): the embedding, if they are tied."""
+        return self.parameters["embedding.weight" if self.config.tie_embeddings else "head.weight"]
+
+    def part(self, name: str) -> dict[str, Array]:
+        """The parameters whose names begin with `name.`, without it."""
+        return {key[len(name) + 1 :]: p for key, p in self.parameters.items() if key.startswith(f"{name}.")}
+
+    # --- what it is used for
+
+    def logits(self, ids: Array, documents: Array | None = None) -> Array:
+        """The logits of the next token after each token.
+
+        Args:
+            ids: (B, T)
+            documents: for `document_mask`: the document of each token, (B, T)
+
+        Returns:
+            (B, T, V)
+
+        Raises:
+            ValueError: for more tokens than the context holds, or documents without `document_mask`.
+        """
+        return self.hidden(ids, documents)[0] @ self.head.T
+
+    def loss_and_grads(
+        self,
+        inputs: Array,
+        targets: Array,
+        *,
+        documents: Array | None = None,
+        num_targets: int | None = None,
+        dropout: np.random.Generator | Masks | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[float, Grads]:
+        """The loss, and its gradient with respect to every parameter.
+
+        Args:
+            inputs: token ids, (B, T)
+            targets: the ids to be predicted, (B, T); -100 where none is
+            documents: as `logits`'
+            num_targets: what the sum over targets is divided by; None: their number
+            dropout: what draws the masks, or the masks (see `draw_masks`); None: nothing is dropped
+            trace: takes down what passes through
+
+        Returns:
+            nats per target, and gradients by the names and of the shapes of `parameters`
+        """
+        masks = dropout
+        if isinstance(dropout, np.random.Generator):
+            masks = draw_masks(self.config, inputs.shape, dropout, self.dtype)
+        x, backward = self.hidden(inputs, documents, masks, trace)
+        B, T, D = x.shape
+        loss, head_back = cross_entropy(x.reshape(B * T, D), self.head, targets.reshape(B * T), num_targets)
+        dx, dhead = head_back()
+        grads = backward(dx.reshape(x.shape))
+        if self.config.tie_embeddings:
+            grads["embedding.weight"] += dhead  # one matrix in two places: the sum of what both say
+        else:
+            grads["head.weight"] = dhead
+        return loss, grads
+
+    def evaluate(self, inputs: Array, targets: Array, documents: Array | None = None) -> tuple[float, int, int]:
+        """How well targets are predicted; arguments as `loss_and_grads`'.
+
+        Returns:
+            the sum of -log p over all targets, in nats; how many there are; how many are the likeliest token
+        """
+        z = self.logits(inputs, documents)  # (B, T, V)
+        counted = targets != IGNORED
+        top = z.max(axis=-1)
+        right = np.take_along_axis(z, np.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
+        z -= top[..., None]
+        nats = np.log(np.exp(z, out=z).sum(axis=-1)) + top - right
+        hits = np.sum((z.argmax(axis=-1) == targets) & counted)
+        return float(np.sum(nats, where=counted, dtype=np.float64)), int(counted.sum()), int(hits)
+
+    # --- how it is computed
+
+    def hidden(
+        self,
+        ids: Array,
+        documents: Array | None = None,
+        masks: Masks | None = None,
+        trace: Trace | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Array, Callable]:
+        """The last hidden states, which the head turns into logits.
+
+        Args:
+            ids: (B, T)
+            documents: as `logits`'
+            masks: of dropout
+            trace: takes down what passes through
+            cache: keys and values of the tokens before these; these are added to it
+
+        Returns:
+            (B, T, D), and backward: dx -> gradients by name
+        """
+        T = ids.shape[1]
+        past = 0 if cache is None else cache.length
+        self._check(past + T, documents)
+        here = slice(past, past + T)
+        context = Context(
+            hidden=hidden_keys(T, past + T, self.config.sliding_window, documents, self.dtype),
+            rotary=self.positions[:, here] if self.config.positional_encoding == "rotary" else None,
+            masks=masks or {},
+            trace=trace,
+            cache=cache,
+        )
+        x, embedding_back = watched("embedding", self._embed(ids, here, context), trace)
+        backs = []
+        for layer in range(self.config.num_layers):
+            x, back = self._block(x, layer, context)
+            backs.append(back)
+        final_back = None
+        if self.config.norm_placement == "pre":
+            x, final_back = watched("final_norm", norm(x, self.part("final_norm"), self.config), trace)
+        if cache is not None:
+            cache.length += T
+
+        def backward(dx: Array) -> Grads:
+            grads: Grads = {}
+            if final_back is not None:
+                dx, found = final_back(dx)
+                grads |= prefixed("final_norm", found)
+            for back in reversed(backs):
+                dx, found = back(dx)
+                grads |= found
+            return grads | embedding_back(dx)
+
+        return x, backward
+
+    def _embed(self, ids: Array, here: slice, context: "Context") -> tuple[Array, Callable]:
+        """Embedded tokens with positions added, (B, T, D); backward: dx -> gradients by name."""
+        x, back = embedding(ids, self.parameters["embedding.weight"])
+        if self.config.positional_encoding == "learned":
+            x += self.parameters["positions.weight"][here]
+        if self.config.positional_encoding == "sinusoidal":
+            x += self.positions[here]
+        x, drop_back = dropout(x, context.masks.get("embedding"))
+
+        def backward(dx: Array) -> Grads:
+            dx = drop_back(dx)
+            grads = {"embedding.weight": back(dx)}
+            if self.config.positional_encoding == "learned":  # each row was added to every sequence
+                grads["positions.weight"] = np.zeros_like(self.parameters["positions.weight"])
+                grads["positions.weight"][here] = dx.sum(axis=0)
+            return grads
+
+        return x, backward
+
+    def _block(self, x: Array, layer: int, context: "Context") -> tuple[Array, Callable]:
+        """Attention, then feed-forward: (B, T, D) -> (B, T, D), and backward: dy -> dx, gradients by name."""
+        name = f"blocks.{layer}"
+        weights = context.masks.get(f"{name}.attention.weights")
+        remember = None if context.cache is None else functools.partial(context.cache.append, layer)
+
+        def attend(x: Array) -> tuple[Array, Callable]:
+            part = self.part(f"{name}.attention")
+            return attention(x, part, self.config, context.hidden, context.rotary, weights, remember)
+
+        def feed(x: Array) -> tuple[Array, Callable]:
+            return feedforward(x, self.part(f"{name}.feedforward"), self.config)
+
+        x, attention_back = self._sublayer(x, f"{name}.attention", attend, context)
+        x, feedforward_back = self._sublayer(x, f"{name}.feedforward", feed, context)
+
+        def backward(dx: Array) -> tuple[Array, Grads]:
+            dx, grads = feedforward_back(dx)
+            dx, more = attention_back(dx)
+            return dx, grads | more
+
+        return watched(name, (x, backward), context.trace)
+
+    def _sublayer(self, x: Array, name: str, function: Callable, context: "Context") -> tuple[Array, Callable]:
+        """x + f(norm(x)), or norm(x + f(x)) with norms placed after; f's result goes through dropout.
+
+        The gradient at a sum goes to both summands as it is, so the stream hands dy past f unchanged: it is added to
+        what comes back through f.
+        """
+        before = self.config.norm_placement == "pre"
+
+        def normalize(x: Array) -> tuple[Array, Callable]:
+            return watched(f"{name}_norm", norm(x, self.part(f"{name}_norm"), self.config), context.trace)
+
+        inner, norm_back = normalize(x) if before else (x, None)
+        f, function_back = watched(name, function(inner), context.trace)
+        dropped, drop_back = dropout(f, context.masks.get(name))
+        y = x + dropped
+        if not before:
+            y, norm_back = normalize(y)
+
+        def backward(dy: Array) -> tuple[Array, Grads]:
+            if not before:
+                dy, norm_grads = norm_back(dy)
+            dx, grads = function_back(drop_back(dy))
+            if before:
+                dx, norm_grads = norm_back(dx)
+            dx += dy
+            return dx, prefixed(name, grads) | prefixed(f"{name}_norm", norm_grads)
+
+        return y, backward
+
+    def _check(self, length: int, documents: Array | None) -> None:
+        if length > self.config.max_seq_len:
+            raise ValueError(f"the context holds {self.config.max_seq_len} tokens, got {length}; shorten the input")
+        if documents is not None and not self.config.document_mask:
+            raise ValueError("documents were given, but document_mask is off in the model's config; turn it on")
+
+
+@dataclass
+class Context:
+    """What all layers of one pass share; the meaning of each is `NumpyTransformerLM.hidden`'s."""
+
+    hidden: Array | None
+    rotary: Array | None
+    masks: Masks
+    trace: Trace | None
+    cache: KVCache | None
+
+
+def watched(name: str, result: tuple[Array, Callable], trace: Trace | None) -> tuple[Array, Callable]:
+    """The result of a part, with the trace taking down what passes."""
+    if trace is None:
+        return result
+    y, back = result
+    trace.activations[name] = y.copy()
+
+    def backward(dy: Array):
+        trace.gradients[name] = dy.copy()
+        return back(dy)
+
+    return y, backward
+
+
+def prefixed(name: str, grads: Grads) -> Grads:
+    """Gradients of a part under the names that they have in the whole."""
+    return {f"{name}.{key}": gradient for key, gradient in grads.items()}
+
+
+def draw_masks(config: Config, shape: tuple[int, ...], random: np.random.Generator, dtype: np.dtype) -> Masks:
+    """Masks of dropout for a batch (B, T): 0 with probability p, else 1/(1 - p), so that the mean stays.
+
+    Returns:
+        `embedding`, `blocks.0.attention` and `blocks.0.feedforward` (B, T, D), `blocks.0.attention.weights`
+        (B, H, T, T), and so on for all layers; nothing where p is 0
+    """
+    B, T = shape
+    p = config.dropout
+
+    def draw(*shape: int) -> Array:
+        return (random.random(shape, np.float32) >= p) / dtype.type(1 - p)
+
+    if p == 0:
+        return {}
+    masks = {"embedding": draw(B, T, config.d_model)}
+    for layer in range(config.num_layers):
+        masks[f"blocks.{layer}.attention.weights"] = draw(B, config.num_heads, T, T)
+        masks[f"blocks.{layer}.attention"] = draw(B, T, config.d_model)
+        masks[f"blocks.{layer}.feedforward"] = draw(B, T, config.d_model)
+    return masks
+
+
+def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> Grads:
+    """GPT-2's: N(0, 0.02) for all matrices, N(0, 0.02 / √(2 layers)) for the 2 * layers that write to the stream.
+
+    So the stream's variance does not grow with depth. With `zero_init_output` those start at zero instead. Norms start
+    at one, biases at zero.
+    """
+    random = np.random.default_rng(seed)
+    residual = 0.0 if config.zero_init_output else 0.02 / math.sqrt(2 * config.num_layers)
+    parameters = {}
+    for name, shape in config.shapes().items():
+        if len(shape) == 2:
+            std = residual if name.endswith("output.weight") else 0.02
+            parameters[name] = (std * random.standard_normal(shape)).astype(dtype)
+        else:
+            parameters[name] = np.full(shape, float(name.endswith("norm.weight")), dtype)
+    return parameters
+
+
+def check_parameters(config: Config, parameters: Grads) -> None:
+    """Raises ValueError unless the parameters are those of the config, by name and shape."""
+    shapes = config.shapes()
+    if parameters.keys() != shapes.keys():
+        raise ValueError(f"the parameters are not the config's: {sorted(parameters.keys() ^ shapes.keys())[:4]} differ")
+    for name, shape in shapes.items():
+        if parameters[name].shape != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {parameters[name].shape}")
