@@ -194,11 +194,14 @@ def save_checkpoint(
     arrays |= {f"{TRAINING}step": step, f"{TRAINING}notes": json.dumps(notes or {})}
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut may leave the new name to an empty file
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the new name to an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -210,7 +213,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}  # each one's CRC is checked on the way
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: is damaged ({error}); use another checkpoint") from error
