@@ -1,4 +1,4 @@
-"""Training by NumPy beside training by PyTorch, on the same batches of the built-in stories; and going on from a file."""
+"""Training by NumPy beside training by PyTorch, on the same batches of the stories; and going on from a checkpoint."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
