@@ -130,6 +130,9 @@ class Score:
     tokens: int = 0
     right: int = 0
 
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.nats + other.nats, self.tokens + other.tokens, self.right + other.right)
+
     @property
     def loss(self) -> float:
         """Nats per target."""
@@ -148,11 +151,8 @@ class Score:
 
 def evaluate(model: NumpyTransformerLM, batches: Iterable[Batch]) -> Score:
     """The score of all targets of some batches together; every one counts the same, however batches are cut."""
-    score = Score()
-    for batch in batches:
-        nats, tokens, right = model.evaluate(batch.inputs, batch.targets, batch.documents)
-        score = Score(score.nats + nats, score.tokens + tokens, score.right + right)
-    return score
+    scores = (Score(*model.evaluate(batch.inputs, batch.targets, batch.documents)) for batch in batches)
+    return sum(scores, Score())
 
 
 # --- checkpoints: NumPy archives with the parameters under their own names, so that `files.load` takes them for models
