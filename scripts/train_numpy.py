@@ -1,27 +1,23 @@
 """Trains a model by NumPy alone, every gradient by hand: `python scripts/train_numpy.py --config tiny.yaml`.
 
-The same YAML and flags as `scripts/train.py fit`, the same tokens in the same order, the same weights to begin with, and
-a run folder of the same shape, `runs/<config>-numpy`, whose checkpoints are NumPy archives. What learns is the network of
-tinylm.reference, on one processor; what it does not know (lora, compile, bf16 ...) is refused by name.
+The same YAML and flags as `scripts/train.py fit`, the same tokens in the same order, the same weights to begin with,
+and a run folder of the same shape, `runs/<config>-numpy`, whose checkpoints are NumPy archives. What learns is the
+network of tinylm.reference, on one processor; what it does not know (lora, compile, bf16 ...) is refused by name.
 """
 
 import math
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import TOKENIZER
@@ -40,19 +36,19 @@ from tinylm.errors import (
 from tinylm.files import atomic_folder, make_folder, sweep, write_text
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.reference import Config, NumpyTransformerLM, files
+from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import learning_rate, make_optimizer
-from tinylm.reference.train import Batch, Checkpoint, Score, evaluate, read_checkpoint, save_checkpoint, train
-from tinylm.training import LitTransformerLM
-from tinylm.training.callbacks import loss_and_floor
+from tinylm.reference.train import Batch, Score, Step, evaluate, train
+from tinylm.training.callbacks import GracefulStop, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.module import FREE_TO_CHANGE
 from tinylm.training.optim import OptimizerConfig
-from tinylm.training.options import ConfigFile, Parser
 from tinylm.training.progress import Progress
 from tinylm.training.records import RUN_FOLDER, MetricsCSV, RunConfig, existing_run_folder, new_run_folder
 from tinylm.training.schedule import ScheduleConfig
+from tinylm.training.standin import Lengths, Stage, build, make_parser
 
 # --- options: train.py's own, of which some mean nothing here and some could not be honoured
 
@@ -68,22 +64,6 @@ REFUSED = (
 PRECISIONS = {"None": np.float32, "32": np.float32, "32-true": np.float32, "64": np.float64, "64-true": np.float64}
 
 
-def make_parser() -> Parser:
-    """The options of `train.py fit`."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run from its newest checkpoint.")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Of the first weights, and of dropout.")
-    parser.add_lightning_class_args(LitTransformerLM, "model")
-    parser.add_lightning_class_args(TextDataModule, "data")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_argument("--run", type=RunConfig, default=RunConfig())
-    parser.set_defaults({"trainer.max_epochs": -1})
-    parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
-    parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
-    return parser
-
-
 def check(config: Any, defaults: Any) -> None:
     """Refuses what the twin cannot do, and says what it does not need.
 
@@ -96,7 +76,7 @@ def check(config: Any, defaults: Any) -> None:
     trainer = config.trainer
     if str(trainer.precision) not in PRECISIONS:
         raise ConfigError(f"trainer.precision: NumPy computes in 32-true or 64-true, got {trainer.precision}")
-    given = [name for name in trainer.keys() if trainer[name] != defaults.trainer[name]]
+    given = [name for name in vars(trainer) if trainer[name] != defaults.trainer[name]]
     for name in given:
         if name in REFUSED and not (name == "devices" and str(trainer.devices) == "1"):
             raise ConfigError(f"trainer.{name}: the NumPy twin cannot honour it; leave it out, or use scripts/train.py")
@@ -116,27 +96,7 @@ def is_last_checkpoint(callback: Any) -> bool:
     return callback.class_path.endswith(".LastCheckpoint")
 
 
-def build(kind: type, values: Any, **more: Any) -> Any:
-    """An object of parsed options."""
-    return kind(**({**values.as_dict(), **more} if hasattr(values, "as_dict") else vars(values)))
-
-
 # --- the run
-
-
-@dataclass
-class Stage:
-    """As much of Lightning's trainer as the data module and the progress display ask for."""
-
-    accumulate_grad_batches: int
-    estimated_stepping_batches: int = 0
-    global_step: int = 0
-    val_check_interval: None = None
-    world_size: int = 1
-    global_rank: int = 0
-    sanity_checking: bool = False
-    state: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(fn="fit"))
-    callback_metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Run:
@@ -156,6 +116,7 @@ class Run:
         self.settings = build(OptimizerConfig, config.model.optimizer)
         self.schedule = build(ScheduleConfig, config.model.schedule)
         self.run = build(RunConfig, config.run)
+        self.prompts = list(self.run.prompts)
         build(ModelConfig, config.model.network, vocab_size=1)  # what is wrong with it is wrong before data are read
         self.stage = Stage(self.trainer.accumulate_grad_batches)
         self.data = build(TextDataModule, config.data)
@@ -163,9 +124,9 @@ class Run:
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer
         self.network = build(ModelConfig, config.model.network, vocab_size=self.data.vocab_size)
-        self.per_epoch = len(self.data.train_dataloader()) // self.stage.accumulate_grad_batches
-        lengths = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * self.per_epoch]
-        self.stage.estimated_stepping_batches = self.total = min(length for length in lengths if length >= 0)
+        per_epoch = len(self.data.train_dataloader()) // self.stage.accumulate_grad_batches
+        self.lengths = Lengths.of(self.trainer, per_epoch)
+        self.stage.estimated_stepping_batches = self.total = self.lengths.total
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
         self.latest: dict[str, float] = {}  # what the progress display shows
@@ -195,7 +156,7 @@ class Run:
         Raises:
             ConfigError: if the checkpoint is of another architecture, tokenizer or kind of optimizer.
         """
-        found = newest_checkpoint(self.folder) if resume else None
+        found = self._newest() if resume else None
         if found is None:
             torch.manual_seed(self.seed)
             names = dict(TransformerLM(self.network).named_parameters())
@@ -213,6 +174,17 @@ class Run:
             if self.total <= found.step:
                 notice(f"the run is of {self.total:,} steps: there is nothing left to train")
         return model, optimizer
+
+    def _newest(self) -> Checkpoint:
+        found, problems = newest_checkpoint(self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best"))
+        if found is None and problems:
+            raise DataError("; ".join(problems))
+        if found is None:
+            missing = f"{self.folder}: there is no checkpoint to resume from"
+            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
+        for problem in problems:
+            notice(f"warning: {problem}; going on from step {found.step:,}")
+        return found
 
     def _compare(self, found: Checkpoint) -> None:
         theirs, ours = found.model.config.to_dict(), Config.from_dict(self.network.to_dict()).to_dict()
@@ -232,9 +204,11 @@ class Run:
         self._introduce()
         write_text(self.folder / "config.yaml", self.text)
         sweep(make_folder(self.folder / "checkpoints"), older_than=0)
-        started, self.peak = time.perf_counter(), self.run.peak_flops or measure_peak(self.dtype)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self.peak = self.run.peak_flops or measure_peak_flops(
+            torch.device("cpu"), getattr(torch, np.dtype(self.dtype).name)
+        )
+        started = time.perf_counter()
+        earlier = {number: signal.signal(number, self._receive) for number in GracefulStop.SIGNALS}
         try:
             self.progress.on_train_start(self.stage, self)  # type: ignore[arg-type]
             self._take_steps()
@@ -242,8 +216,8 @@ class Run:
             raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
         finally:
             self.progress.on_train_end(self.stage, self)  # type: ignore[arg-type]
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
         self._finish(time.perf_counter() - started)
 
     def _take_steps(self) -> None:
@@ -259,7 +233,7 @@ class Run:
                 self._log(step, tokens / seconds)
                 seconds, tokens = 0.0, 0
             self.progress.on_train_batch_end(self.stage, self, None, None, self.stage.accumulate_grad_batches - 1)  # type: ignore[arg-type]
-            if self._validation_is_due(number):
+            if self.lengths.validation_is_due(number):
                 self._validate()
             if number % self.save_every == 0 or number == self.total or self.stopped_by:
                 self._save("last")
@@ -290,22 +264,12 @@ class Run:
         documents = None if documents is None else documents.numpy()
         return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
 
-    def _log(self, step: Any, rate: float) -> None:
+    def _log(self, step: Step, rate: float) -> None:
         self.latest = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
         self.latest |= {"perf/tokens_per_sec": rate, "perf/mfu": rate * flops_per_token(self.network) / self.peak}
         self.csv.log_metrics(self.latest, step=step.number)
 
     # --- validation
-
-    def _validation_is_due(self, step: int) -> bool:
-        """Lightning's rule: every so many steps of the run, or of every so many epochs; a fraction is of an epoch."""
-        interval, epochs = self.trainer.val_check_interval, self.trainer.check_val_every_n_epoch
-        interval = 1.0 if interval is None else interval
-        every = max(1, int(interval * self.per_epoch)) if isinstance(interval, float) else interval
-        if epochs is None:
-            return step % every == 0
-        epoch, place = divmod(step - 1, self.per_epoch)
-        return (epoch + 1) % epochs == 0 and (place + 1) % every == 0
 
     def _validate(self) -> None:
         """Loss, perplexity, bits per byte and accuracy on the whole validation part; keeps the best checkpoint."""
@@ -329,15 +293,16 @@ class Run:
     def _sample(self) -> None:
         """How the model continues each prompt, on the screen and in samples.txt."""
         end = self.tokenizer.end_of_text
-        for prompt in self.run.prompts if self.run.sample_tokens else ():
+        for prompt in list(self.prompts) if self.run.sample_tokens else ():
             try:
                 ids = ([] if end is None else [end]) + self.tokenizer.encode(prompt)
             except DataError as error:  # a prompt with characters that this text does not have
                 notice(f"no sample for {prompt!r}: {error}")
-                self.run = RunConfig(**{**vars(self.run), "prompts": tuple(set(self.run.prompts) - {prompt})})
+                self.prompts.remove(prompt)
                 continue
-            room = max(1, self.network.max_seq_len - len(ids))
-            new = generate(self.model, np.array([ids]), min(self.run.sample_tokens, room), temperature=0.8, seed=1)[0]
+            ids = ids[-self.network.max_seq_len :] or [0]
+            length = min(self.run.sample_tokens, max(1, self.network.max_seq_len - len(ids)))
+            new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=1)[0]
             new = new[: list(new).index(end)] if end in new else new
             text = prompt + self.tokenizer.decode(new.tolist())
             self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
@@ -359,7 +324,8 @@ class Run:
     def _receive(self, number: int, frame: Any) -> None:
         """A signal: the step is finished and saved; a second one quits at once."""
         self.stopped_by = number
-        signal.signal(number, signal.SIG_DFL)
+        for each in GracefulStop.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
         os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
 
     def _stop(self) -> None:
@@ -396,50 +362,15 @@ class Run:
         notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{prompt}"')
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest undamaged one of a run.
-
-    Raises:
-        MissingInputError: if there is none at all.
-        DataError: if all are damaged.
-    """
-    found, problems = [], []
-    for path in filter(Path.is_file, [folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")]):
-        try:
-            found.append(read_checkpoint(path))
-        except ValueError as error:
-            problems.append(str(error))
-    for problem in problems if found else []:
-        notice(f"warning: {problem}")
-    if problems and not found:
-        raise DataError("; ".join(problems))
-    if not found:
-        raise MissingInputError(f"{folder}: there is no checkpoint to resume from; leave out --resume to start afresh")
-    return max(found, key=lambda checkpoint: checkpoint.step)
-
-
-def measure_peak(dtype: Any, size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of the best of many square matrix products by NumPy, for the MFU."""
-    matrix = np.random.default_rng(0).random((size, size)).astype(dtype)
-    best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - started)
-    peak = 2 * size**3 / best
-    notice(f"peak: {peak / 1e9:,.0f} GFLOP/s, measured by a {np.dtype(dtype).name} matrix product, for the MFU")
-    return peak
-
-
 def run(arguments: list[str]) -> None:
     """Trains."""
     quiet_lightning()
-    ConfigFile.read.clear()
-    parser = make_parser()
+    parser = make_parser(__doc__)
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
-    text = parser.dump(config, skip_unset=False, skip_link_targets=True)
-    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("config:", "resume:", "- ")))
+    text = parser.dump(config, skip_unset=False, skip_link_targets=True).replace(
+        f"resume: {str(config.resume).lower()}\n", "", 1
+    )
     Run(config, f"# python scripts/train_numpy.py --config config.yaml\n{text}", arguments).fit()
 
 

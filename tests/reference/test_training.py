@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM, files
+from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.optim import learning_rate, make_optimizer
-from tinylm.reference.train import Batch, evaluate, read_checkpoint, save_checkpoint, train
+from tinylm.reference.train import Batch, evaluate, train
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.optim import make_optimizer as make_torch_optimizer
 from tinylm.training.schedule import ScheduleConfig
@@ -239,3 +240,17 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, place):
     files.save(model, path)
     with pytest.raises(ValueError, match=r"last\.npz: is not a training checkpoint"):
         read_checkpoint(path)
+
+
+def test_the_newest_good_checkpoint_is_the_one_to_go_on_from(tmp_path):
+    model = small()
+    paths = [tmp_path / "last.npz", tmp_path / "best.npz", tmp_path / "none.npz"]
+    assert newest_checkpoint(paths) == (None, [])
+    for path, step in zip(paths[:2], (7, 4), strict=True):
+        save_checkpoint(path, model, make_optimizer(model.parameters), step)
+    found, problems = newest_checkpoint(paths)
+    assert found is not None and (found.step, problems) == (7, [])
+    paths[0].write_bytes(paths[0].read_bytes()[:-9])
+    found, problems = newest_checkpoint(paths)
+    assert found is not None and found.step == 4
+    assert len(problems) == 1 and "last.npz: is damaged" in problems[0]

@@ -1,4 +1,4 @@
-"""The training loop: batches of token ids in, a better model out; and checkpoints to go on from.
+"""The training loop: batches of token ids in, a better model out.
 
     for step in train(model, optimizer, batches, rate):
         ...                                             # log, validate, save
@@ -7,19 +7,13 @@ What a step needs is all here: gradients, clipping, the optimizer. What happens 
 printed, when a checkpoint is written) is the caller's: see scripts/train_numpy.py.
 """
 
-import json
 import math
-import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from tinylm.reference.config import Config
-from tinylm.reference.files import TRAINING
 from tinylm.reference.functions import Array
 from tinylm.reference.optim import Optimizer, clip_gradients
 from tinylm.reference.transformer import Grads, NumpyTransformerLM
@@ -153,74 +147,3 @@ def evaluate(model: NumpyTransformerLM, batches: Iterable[Batch]) -> Score:
     """The score of all targets of some batches together; every one counts the same, however batches are cut."""
     scores = (Score(*model.evaluate(batch.inputs, batch.targets, batch.documents)) for batch in batches)
     return sum(scores, Score())
-
-
-# --- checkpoints: NumPy archives with the parameters under their own names, so that `files.load` takes them for models
-
-OPTIMIZER = f"{TRAINING}optimizer/"  # before the names of the optimizer's arrays
-
-
-@dataclass
-class Checkpoint:
-    """A run as it stood after a step.
-
-    Attributes:
-        model: with the step's parameters
-        state: the optimizer's
-        step: steps done
-        notes: whatever the caller wanted to be remembered, as plain values
-    """
-
-    model: NumpyTransformerLM
-    state: dict[str, Array]
-    step: int
-    notes: dict[str, Any]
-
-
-def save_checkpoint(
-    path: str | Path, model: NumpyTransformerLM, optimizer: Optimizer, step: int, notes: dict[str, Any] | None = None
-) -> None:
-    """Writes a checkpoint, which is whole or absent, whenever the process is killed; an earlier one is replaced.
-
-    Args:
-        path: the file, .npz
-        model: the network
-        optimizer: over its parameters
-        step: steps done
-        notes: what else to remember, plain values
-    """
-    arrays: dict[str, Any] = {"config": json.dumps(model.config.to_dict()), **model.parameters}
-    arrays |= {f"{OPTIMIZER}{name}": array for name, array in optimizer.state().items()}
-    arrays |= {f"{TRAINING}step": step, f"{TRAINING}notes": json.dumps(notes or {})}
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the new name to an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint whole.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged, or something else.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}  # each one's CRC is checked on the way
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is damaged ({error}); use another checkpoint") from error
-    if f"{TRAINING}step" not in arrays:
-        raise ValueError(f"{path}: is not a training checkpoint")
-    config = Config.from_dict(json.loads(str(arrays.pop("config"))))
-    training = {name: arrays.pop(name) for name in list(arrays) if name.startswith(TRAINING)}
-    state = {name[len(OPTIMIZER) :]: array for name, array in training.items() if name.startswith(OPTIMIZER)}
-    notes = json.loads(str(training[f"{TRAINING}notes"]))
-    return Checkpoint(NumpyTransformerLM(config, arrays), state, int(training[f"{TRAINING}step"]), notes)
