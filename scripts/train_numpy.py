@@ -81,6 +81,7 @@ def check(config: Any, defaults: Any) -> None:
         if name in REFUSED and not (name == "devices" and str(trainer.devices) == "1"):
             raise ConfigError(f"trainer.{name}: the NumPy twin cannot honour it; leave it out, or use scripts/train.py")
     useless = [f"trainer.{name}" for name in given if name not in (*HONOURED, *REFUSED)]
+    useless = [name for name in useless if name != "trainer.accelerator" or trainer.accelerator != "cpu"]
     useless += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
     if useless:
         notice(f"of no use to the NumPy twin: {', '.join(useless)}")

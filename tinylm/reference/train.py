@@ -78,8 +78,9 @@ def train(
         FloatingPointError: if loss or gradients are no finite numbers. The weights are as before the step then.
     """
     for step, parts in enumerate(batches, start=first):
-        loss, grads = gradients(model, parts, (seed, step))
-        norm = clip_gradients(grads, max_norm)
+        with np.errstate(all="ignore"):  # what overflows is found below
+            loss, grads = gradients(model, parts, (seed, step))
+            norm = clip_gradients(grads, max_norm)
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {step + 1}: the {name} is {value}; the weights are as before this step")

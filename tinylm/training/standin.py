@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long a run is, and when it validates: Lightning's rules.
+    """How long a run is, and when it validates: Lightning's rules, counted in whole steps.
 
     Attributes:
         total: optimizer steps in the run
