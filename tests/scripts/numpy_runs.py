@@ -1,10 +1,20 @@
-"""scripts/train_numpy.py in a process of its own, for `tests.processes.start`."""
+"""scripts/train_numpy.py as a module, and in a process of its own for `tests.processes.start`."""
 
 import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train_numpy.py"
+
+
+def read_script() -> ModuleType:
+    """The script, not run."""
+    spec = importlib.util.spec_from_file_location("train_numpy_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def train_numpy(arguments: list[str], folder: Path, said: Path) -> None:
@@ -13,9 +23,4 @@ def train_numpy(arguments: list[str], folder: Path, said: Path) -> None:
     with said.open("ab") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
-    spec = importlib.util.spec_from_file_location("train_numpy_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    code = script.main(arguments)
-    os._exit(code)  # nothing of this process's parent is to be cleaned up
+    os._exit(read_script().main(arguments))  # nothing of this process's parent is to be cleaned up

@@ -1,12 +1,16 @@
 """scripts/train_numpy.py as a user meets it, beside scripts/train.py on the same config."""
 
+import contextlib
+import functools
 import os
 import random
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ import yaml
 
 import tinylm
 from tests import processes
-from tests.scripts.numpy_runs import train_numpy
+from tests.scripts.numpy_runs import read_script, train_numpy
 from tinylm.analysis.plots import read_metrics
 from tinylm.reference import files
 from tinylm.reference.checkpoint import read_checkpoint
@@ -112,17 +116,19 @@ def test_the_run_is_pytorchs(options, run, mini, monkeypatch, tmp_path):
     assert texts[0] == texts[1]
 
 
+DROPOUT = ["--model.network.dropout", "0.1"]
+
+
 @pytest.fixture(scope="module")
 def finished(mini, tmp_path_factory):
-    """The folder of a run with dropout that came to its end; nobody may change it."""
+    """Where a run with dropout came to its end; nobody may change it."""
     folder = tmp_path_factory.mktemp("finished")
-    process = processes.start(train_numpy, ["-c", str(mini), *DROPOUT], folder, folder / "said.txt")
-    process.join(120)
-    assert process.exitcode == 0, (folder / "said.txt").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv(RUN_FOLDER, raising=False)
+        with (folder / "said.txt").open("w", encoding="utf-8") as said, contextlib.redirect_stderr(said):
+            assert read_script().main(["-c", str(mini), *DROPOUT]) == 0
     return folder
-
-
-DROPOUT = ["--model.network.dropout", "0.1"]
 
 
 def test_a_run_leaves_what_the_design_says(finished):
@@ -321,3 +327,55 @@ def test_a_damaged_checkpoint_is_passed_over_and_another_architecture_refused(fi
     assert code == 0, err
     assert "last.npz: is damaged" in err and "going on from step 12" in err
     assert "changed since the checkpoint: model.optimizer.lr 0.01 -> 0.02; trainer.max_steps 12 -> 13" in err
+
+
+# --- TinyStories
+
+
+@pytest.fixture
+def stories_server(tmp_path):
+    """The URL of a folder on a web server with files in TinyStories' format: 60 stories to train on, 8 to validate."""
+    draw = random.Random(0)
+
+    def story() -> str:
+        name, thing = draw.choice(["Lily", "Tom", "Zoë"]), draw.choice(["ball", "cake", "“red” hat"])
+        return (
+            f"\nOnce upon a time, {name} had a {thing}.\n\n{name} was {draw.choice(['happy', 'sad'])}.\n<|endoftext|>"
+        )
+
+    served = tmp_path / "served"
+    served.mkdir()
+    for name, count in (("TinyStoriesV2-GPT4-train.txt", 60), ("TinyStoriesV2-GPT4-valid.txt", 8)):
+        (served / name).write_text("".join(story() for _ in range(count)), encoding="utf-8", newline="")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(served))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:290"])
+def test_tinystories_from_the_download_to_a_text(stories_server, run, load, mini, monkeypatch, tokenizer):
+    monkeypatch.setenv("no_proxy", "*")
+    code, out, err = load("prepare")("tinystories", "--sample", 40, "--val", 8, "--url", stories_server)
+    assert code == 0, err
+    command = out.splitlines()[-1].split("scripts/train_numpy.py ")[1].split()  # the one that prepare.py says
+    assert command == ["--config", "tiny.yaml", "--data.corpus", "tinystories-40"]
+    options = ["--data.tokenizer", tokenizer, "--run.prompts", '["Once"]']
+    code, _, err = run("-c", mini, *command[2:], *options, "--trainer.max_steps", 12)
+    assert code == 0, err
+    folder = Path("runs/mini-numpy")
+    losses = columns(folder)["val/loss"][1]
+    assert losses[-1] < losses[0]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    _, saved = tinylm.load(folder)
+    assert saved.end_of_text is not None  # so that stories are told apart
+    code, out, err = load("generate")("--model", folder, "--prompt", "Once", "--max-new-tokens", 8, "--seed", 1)
+    assert code == 0, err
+    assert out.startswith("Once")
