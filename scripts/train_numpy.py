@@ -38,8 +38,9 @@ from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.generate import generate
-from tinylm.reference.optim import learning_rate, make_optimizer
+from tinylm.reference.optim import Optimizer, learning_rate, make_optimizer
 from tinylm.reference.train import Batch, Score, Step, evaluate, train
+from tinylm.tokenizer import Tokenizer
 from tinylm.training.callbacks import GracefulStop, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord
 from tinylm.training.cli import quiet_lightning
@@ -87,6 +88,8 @@ def check(config: Any, defaults: Any) -> None:
         notice(f"of no use to the NumPy twin: {', '.join(useless)}")
     if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
         raise ConfigError("trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends")
+    if config.data.packing and not config.model.network.document_mask:
+        raise ConfigError("data.packing: needs model.network.document_mask to keep pairs apart")
     if config.model.schedule.min_lr > config.model.optimizer.lr:
         rates = f"min_lr={config.model.schedule.min_lr} and lr={config.model.optimizer.lr}"
         raise ConfigError(f"min_lr must not exceed lr, got {rates}")
@@ -97,6 +100,81 @@ def is_last_checkpoint(callback: Any) -> bool:
     return callback.class_path.endswith(".LastCheckpoint")
 
 
+# --- the run's files
+
+
+class Files:
+    """The run's folder: metrics.csv, checkpoints/{last,best}.npz, samples.txt, and in the end model/ and curves.png."""
+
+    def __init__(self, config: Any, arguments: list[str]) -> None:
+        """Claims a new folder; with `--resume` finds the one of the run.
+
+        Args:
+            config: the parsed options
+            arguments: the command line
+        """
+        run = build(RunConfig, config.run)
+        stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
+        words = [word for word in arguments if word != "--resume"]
+        self.command = shlex.join(["python", "scripts/train_numpy.py", *words])  # that goes on with it, with --resume
+        if config.resume:
+            self.folder = existing_run_folder(run, stem)
+        else:
+            self.folder = new_run_folder(run, stem, self.command)
+            os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
+        if self.folder.name != (run.name or stem):
+            self.command += f" --run.name {self.folder.name}"
+        self.paths = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
+        self.csv = MetricsCSV(self.folder)
+
+    def begin(self, text: str) -> None:
+        """Writes the config, and removes what killed writers left."""
+        write_text(self.folder / "config.yaml", text)
+        sweep(make_folder(self.folder / "checkpoints"), older_than=0)
+
+    def newest(self) -> Checkpoint:
+        """The checkpoint to go on from; what metrics.csv has beyond it is dropped.
+
+        Raises:
+            MissingInputError: if there is none.
+            DataError: if all are damaged.
+        """
+        found, problems = newest_checkpoint(self.paths.values())
+        if found is None and problems:
+            raise DataError("; ".join(problems))
+        if found is None:
+            missing = f"{self.folder}: there is no checkpoint to resume from"
+            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
+        for problem in problems:
+            notice(f"warning: {problem}; going on from step {found.step:,}")
+        self.csv.truncate(found.step)
+        return found
+
+    def save(self, name: str, *state: Any) -> None:
+        """Writes a checkpoint; the state as `save_checkpoint`'s."""
+        try:
+            save_checkpoint(self.paths[name], *state)
+        except OSError as error:
+            reason = f"could not be written ({error.strerror}); the earlier one is intact"
+            raise StorageError(f"{self.paths[name]}: {reason}") from error
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Appends a text to samples.txt."""
+        with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
+            file.write(f"=== step {step}\n{text}\n\n")
+
+    def finish(self, tokenizer: Tokenizer) -> None:
+        """Writes the best model as a folder and the curves as a picture, and says where they are."""
+        has_best = self.paths["best"].is_file()
+        found = read_checkpoint(self.paths["best" if has_best else "last"])
+        info = {"step": found.step, "run": self.folder.name} | ({"val/loss": found.notes["best"]} if has_best else {})
+        with atomic_folder(self.folder / "model") as new:
+            tokenizer.save(new / TOKENIZER)
+            files.save(found.model, new, info)
+        draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
+        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+
+
 # --- the run
 
 
@@ -104,7 +182,7 @@ class Run:
     """One training run: data, network, and what happens around the steps."""
 
     def __init__(self, config: Any, text: str, arguments: list[str]) -> None:
-        """A run.
+        """Everything is read and checked before the run gets its folder.
 
         Args:
             config: the parsed options
@@ -116,131 +194,125 @@ class Run:
         self.dtype = PRECISIONS[str(config.trainer.precision)]
         self.settings = build(OptimizerConfig, config.model.optimizer)
         self.schedule = build(ScheduleConfig, config.model.schedule)
-        self.run = build(RunConfig, config.run)
-        self.prompts = list(self.run.prompts)
+        self.options = build(RunConfig, config.run)
         build(ModelConfig, config.model.network, vocab_size=1)  # what is wrong with it is wrong before data are read
-        self.stage = Stage(self.trainer.accumulate_grad_batches)
-        self.data = build(TextDataModule, config.data)
-        self.data.trainer = self.stage
-        self.data.setup("fit")
-        self.tokenizer = self.data.tokenizer
+        self._read(config.data)
         self.network = build(ModelConfig, config.model.network, vocab_size=self.data.vocab_size)
-        per_epoch = len(self.data.train_dataloader()) // self.stage.accumulate_grad_batches
-        self.lengths = Lengths.of(self.trainer, per_epoch)
-        self.stage.estimated_stepping_batches = self.total = self.lengths.total
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
         self.latest: dict[str, float] = {}  # what the progress display shows
         self.best, self.stopped_by = math.inf, 0
-        self.folder = self._folder(config, arguments)
-        self.model, self.optimizer = self._begin(config.resume)
-        self.csv, self.progress = MetricsCSV(self.folder), Progress(self)  # type: ignore[arg-type]
+        self.prompts = list(self.options.prompts) if self.options.sample_tokens else []
+        self.files = Files(config, arguments)
+        self.model, self.optimizer = self._go_on() if config.resume else self._begin(self._first_weights())
+        self.progress: Any = Progress(self)  # type: ignore[arg-type]
         if self.trainer.enable_progress_bar is False:
             self.progress.disable()
 
-    def _folder(self, config: Any, arguments: list[str]) -> Path:
-        """The run's folder, and the command that goes on with it."""
-        stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
-        words = [word for word in arguments if word != "--resume"]
-        self.command = shlex.join(["python", "scripts/train_numpy.py", *words])
-        if config.resume:
-            return existing_run_folder(self.run, stem)
-        folder = new_run_folder(self.run, stem, self.command)
-        os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
-        if folder.name != (self.run.name or stem):
-            self.command += f" --run.name {folder.name}"
-        return folder
+    def _read(self, options: Any) -> None:
+        """The data, and with them the length of an epoch and of the run."""
+        self.stage = Stage(self.trainer.accumulate_grad_batches)
+        self.data = build(TextDataModule, options)
+        self.data.trainer = self.stage
+        self.data.setup("fit")
+        self.tokenizer = self.data.tokenizer
+        self.lengths = Lengths.of(self.trainer, len(self.data.train_dataloader()) // self.stage.accumulate_grad_batches)
+        self.stage.estimated_stepping_batches = self.total = self.lengths.total
 
-    def _begin(self, resume: bool) -> tuple[NumpyTransformerLM, Any]:
-        """The network and the optimizer: as PyTorch's would begin with this seed, or as the newest checkpoint has them.
+    # --- where it begins
+
+    def _first_weights(self) -> dict[str, np.ndarray]:
+        """Those that `train.py fit` begins with, so that the two runs can be laid side by side."""
+        torch.manual_seed(self.seed)
+        return {name: weight.detach().numpy() for name, weight in TransformerLM(self.network).named_parameters()}
+
+    def _begin(self, weights: dict[str, np.ndarray]) -> tuple[NumpyTransformerLM, Optimizer]:
+        config = Config.from_dict(self.network.to_dict())
+        model = NumpyTransformerLM(config, {name: weight.astype(self.dtype) for name, weight in weights.items()})
+        return model, make_optimizer(model.parameters, **vars(self.settings))
+
+    def _go_on(self) -> tuple[NumpyTransformerLM, Optimizer]:
+        """From the newest checkpoint.
 
         Raises:
-            ConfigError: if the checkpoint is of another architecture, tokenizer or kind of optimizer.
+            ConfigError: if it is of another architecture, tokenizer or kind of optimizer.
         """
-        found = self._newest() if resume else None
-        if found is None:
-            torch.manual_seed(self.seed)
-            names = dict(TransformerLM(self.network).named_parameters())
-            parameters = {name: parameter.detach().numpy().astype(self.dtype) for name, parameter in names.items()}
-        else:
-            self._compare(found)
-            parameters = {name: array.astype(self.dtype) for name, array in found.model.parameters.items()}
-        model = NumpyTransformerLM(Config.from_dict(self.network.to_dict()), parameters)
-        optimizer = make_optimizer(model.parameters, **vars(self.settings))
-        if found is not None:
-            optimizer.load_state(found.state)
-            self.stage.global_step, self.best = found.step, found.notes["best"]
-            MetricsCSV(self.folder).truncate(found.step)
-            notice(f"going on with {self.folder} from step {found.step:,}")
-            if self.total <= found.step:
-                notice(f"the run is of {self.total:,} steps: there is nothing left to train")
-        return model, optimizer
-
-    def _newest(self) -> Checkpoint:
-        found, problems = newest_checkpoint(self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best"))
-        if found is None and problems:
-            raise DataError("; ".join(problems))
-        if found is None:
-            missing = f"{self.folder}: there is no checkpoint to resume from"
-            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
-        for problem in problems:
-            notice(f"warning: {problem}; going on from step {found.step:,}")
-        return found
-
-    def _compare(self, found: Checkpoint) -> None:
-        theirs, ours = found.model.config.to_dict(), Config.from_dict(self.network.to_dict()).to_dict()
-        for name in theirs:
-            if name not in FREE_TO_CHANGE and theirs[name] != ours[name]:
-                raise ConfigError(f"{name}: checkpoint {theirs[name]}, config {ours[name]}")
-        for name, value in (("tokenizer", self.tokenizer.sha256), ("optimizer.name", self.settings.name)):
-            if found.notes[name] != value:
-                raise ConfigError(f"{name}: checkpoint {found.notes[name][:12]}, config {value[:12]}")
+        found = self.files.newest()
+        theirs, ours = found.model.config.to_dict(), self.network.to_dict()
+        pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in FREE_TO_CHANGE]
+        pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
+        pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
+        for name, before, now in pairs:
+            if before != now:
+                raise ConfigError(f"{name}: checkpoint {before}, config {now}")
         if changes := self.record.differences(found.notes["config"]):
             notice(f"changed since the checkpoint: {'; '.join(changes)}")
+        model, optimizer = self._begin(found.model.parameters)
+        optimizer.load_state(found.state)
+        self.stage.global_step, self.best = found.step, found.notes["best"]
+        notice(f"going on with {self.files.folder} from step {found.step:,}")
+        if self.total <= found.step:
+            notice(f"the run is of {self.total:,} steps: there is nothing left to train")
+        return model, optimizer
+
+    def _introduce(self) -> None:
+        """What is trained, on what."""
+        notice(f"run: {self.files.folder}")
+        notice(
+            f"model: {sum(each.size for each in self.model.parameters.values()):,} parameters; text: "
+            f"{self.data.source}, {self.tokenizer.kind} tokenizer, {self.data.vocab_size:,} tokens in the vocabulary, "
+            f"{len(self.data.tokens['train']):,} to train on"
+        )
+        notice(
+            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens, "
+            f"{self.settings.name}, NumPy {np.__version__}, {np.dtype(self.dtype).name}"
+        )
 
     # --- the loop
 
     def fit(self) -> None:
         """Trains to the end, then leaves the best model and the curves."""
         self._introduce()
-        write_text(self.folder / "config.yaml", self.text)
-        sweep(make_folder(self.folder / "checkpoints"), older_than=0)
-        self.peak = self.run.peak_flops or measure_peak_flops(
-            torch.device("cpu"), getattr(torch, np.dtype(self.dtype).name)
-        )
+        self.files.begin(self.text)
+        kind = getattr(torch, np.dtype(self.dtype).name)
+        self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
         started = time.perf_counter()
         earlier = {number: signal.signal(number, self._receive) for number in GracefulStop.SIGNALS}
         try:
-            self.progress.on_train_start(self.stage, self)  # type: ignore[arg-type]
+            self.progress.on_train_start(self.stage, self)
             self._take_steps()
         except FloatingPointError as error:
             raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
         finally:
-            self.progress.on_train_end(self.stage, self)  # type: ignore[arg-type]
+            self.progress.on_train_end(self.stage, self)
             for number, handler in earlier.items():
                 signal.signal(number, handler)
-        self._finish(time.perf_counter() - started)
+        minutes, seconds = divmod(time.perf_counter() - started, 60)
+        figures = f", {loss_and_floor(self.stage.callback_metrics)}" if self.stage.callback_metrics else ""
+        notice(f"{self.stage.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        self.files.finish(self.tokenizer)
+        prompt = next(iter(self.options.prompts), "")
+        notice(f'to hear it: python scripts/generate.py --model {self.files.folder} --prompt "{prompt}"')
 
     def _take_steps(self) -> None:
-        first = self.stage.global_step
+        first, accumulate = self.stage.global_step, self.stage.accumulate_grad_batches
         batches = islice(self._batches(), max(self.total - first, 0))
         options = dict(max_norm=self.trainer.gradient_clip_val or None, first=first, seed=self.seed)
         seconds, tokens, clock = 0.0, 0, time.perf_counter()
-        log_every = self.trainer.log_every_n_steps or 50
         for step in train(self.model, self.optimizer, batches, self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens
-            number = self.stage.global_step = step.number
-            if number % log_every == 0 or number == self.total:
+            self.stage.global_step = step.number
+            if step.number % (self.trainer.log_every_n_steps or 50) == 0 or step.number == self.total:
                 self._log(step, tokens / seconds)
                 seconds, tokens = 0.0, 0
-            self.progress.on_train_batch_end(self.stage, self, None, None, self.stage.accumulate_grad_batches - 1)  # type: ignore[arg-type]
-            if self.lengths.validation_is_due(number):
+            self.progress.on_train_batch_end(self.stage, self, None, None, accumulate - 1)
+            if self.lengths.validation_is_due(step.number):
                 self._validate()
-            if number % self.save_every == 0 or number == self.total or self.stopped_by:
+            if step.number % self.save_every == 0 or step.number == self.total or self.stopped_by:
                 self._save("last")
             if self.stopped_by:
                 self._stop()
-            clock = time.perf_counter()
+            clock = time.perf_counter()  # what happened since the step does not count
 
     def _rate(self, step: int) -> float:
         return learning_rate(step, self.total, lr=self.settings.lr, **vars(self.schedule))
@@ -256,6 +328,7 @@ class Run:
                     parts = []
 
     def _in_numpy(self, batch: Any) -> Batch:
+        """A batch of the data module as arrays, with the documents that `LitTransformerLM` would see in it."""
         documents, end = batch.documents, self.tokenizer.end_of_text
         if not self.network.document_mask:
             documents = None
@@ -268,7 +341,23 @@ class Run:
     def _log(self, step: Step, rate: float) -> None:
         self.latest = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
         self.latest |= {"perf/tokens_per_sec": rate, "perf/mfu": rate * flops_per_token(self.network) / self.peak}
-        self.csv.log_metrics(self.latest, step=step.number)
+        self.files.csv.log_metrics(self.latest, step=step.number)
+
+    def _save(self, name: str) -> None:
+        notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
+        notes["config"] = self.record.config
+        self.files.save(name, self.model, self.optimizer, self.stage.global_step, notes)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        """A signal: the step is finished and saved; a second one quits at once."""
+        self.stopped_by = number
+        for each in GracefulStop.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+
+    def _stop(self) -> None:
+        kind, step = Interrupted if self.stopped_by == signal.SIGINT else Preempted, self.stage.global_step
+        raise kind(f"stopped after step {step:,}, which is saved; to go on: {self.files.command} --resume")
 
     # --- validation
 
@@ -283,84 +372,29 @@ class Run:
         found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
         if math.isfinite(best):
             found |= {"val/floor": best / score.tokens, "val/excess": score.nats / best - 1}
-        self.csv.log_metrics(found, step=self.stage.global_step)
+        self.files.csv.log_metrics(found, step=self.stage.global_step)
         self.stage.callback_metrics = found
-        self.progress.on_validation_end(self.stage, self)  # type: ignore[arg-type]
-        self._sample()
+        self.progress.on_validation_end(self.stage, self)
+        for prompt in list(self.prompts):
+            self._show_sample(prompt)
         if score.loss < self.best:
             self.best = score.loss
             self._save("best")
 
-    def _sample(self) -> None:
-        """How the model continues each prompt, on the screen and in samples.txt."""
-        end = self.tokenizer.end_of_text
-        for prompt in list(self.prompts) if self.run.sample_tokens else ():
-            try:
-                ids = ([] if end is None else [end]) + self.tokenizer.encode(prompt)
-            except DataError as error:  # a prompt with characters that this text does not have
-                notice(f"no sample for {prompt!r}: {error}")
-                self.prompts.remove(prompt)
-                continue
-            ids = ids[-self.network.max_seq_len :] or [0]
-            length = min(self.run.sample_tokens, max(1, self.network.max_seq_len - len(ids)))
-            new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=1)[0]
-            new = new[: list(new).index(end)] if end in new else new
-            text = prompt + self.tokenizer.decode(new.tolist())
-            self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
-            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-                file.write(f"=== step {self.stage.global_step}\n{text}\n\n")
-
-    # --- saving, stopping, the end
-
-    def _save(self, name: str) -> None:
-        notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer.name": self.settings.name}
-        path = self.folder / "checkpoints" / f"{name}.npz"
+    def _show_sample(self, prompt: str) -> None:
+        """How the model continues a prompt, on the screen and in samples.txt."""
+        end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
-            save_checkpoint(
-                path, self.model, self.optimizer, self.stage.global_step, {**notes, "config": self.record.config}
-            )
-        except OSError as error:
-            raise StorageError(f"{path}: could not be written ({error.strerror}); the earlier one is intact") from error
-
-    def _receive(self, number: int, frame: Any) -> None:
-        """A signal: the step is finished and saved; a second one quits at once."""
-        self.stopped_by = number
-        for each in GracefulStop.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
-
-    def _stop(self) -> None:
-        kind = Interrupted if self.stopped_by == signal.SIGINT else Preempted
-        step = self.stage.global_step
-        raise kind(f"stopped after step {step:,}, which is saved; to go on: {self.command} --resume")
-
-    def _introduce(self) -> None:
-        notice(f"run: {self.folder}")
-        notice(
-            f"model: {sum(each.size for each in self.model.parameters.values()):,} parameters; text: "
-            f"{self.data.source}, {self.tokenizer.kind} tokenizer, {self.data.vocab_size:,} tokens in the vocabulary, "
-            f"{len(self.data.tokens['train']):,} to train on"
-        )
-        notice(
-            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens, "
-            f"{self.settings.name}, NumPy {np.__version__}, {np.dtype(self.dtype).name}"
-        )
-
-    def _finish(self, seconds: float) -> None:
-        """The best model as a folder, the curves as a picture, and where they are."""
-        paths = [self.folder / "checkpoints" / f"{name}.npz" for name in ("best", "last")]
-        found = read_checkpoint(next(path for path in paths if path.is_file()))
-        info = {"step": found.step, "run": self.folder.name}
-        info |= {"val/loss": found.notes["best"]} if paths[0].is_file() else {}
-        with atomic_folder(self.folder / "model") as new:
-            self.tokenizer.save(new / TOKENIZER)
-            files.save(found.model, new, info)
-        draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
-        figures = f", {loss_and_floor(self.stage.callback_metrics)}" if self.stage.callback_metrics else ""
-        notice(f"{self.stage.global_step:,} steps in {seconds // 60:.0f} min {seconds % 60:.0f} s{figures}")
-        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        prompt = next(iter(self.run.prompts), "")
-        notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{prompt}"')
+            ids = ([] if end is None else [end]) + self.tokenizer.encode(prompt)
+        except DataError as error:  # a prompt with characters that this text does not have
+            notice(f"no sample for {prompt!r}: {error}")
+            return self.prompts.remove(prompt)
+        ids = ids[-context:] or [0]
+        length = min(self.options.sample_tokens, max(1, context - len(ids)))
+        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=1)[0].tolist()
+        text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
+        self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
+        self.files.add_sample(self.stage.global_step, text)
 
 
 def run(arguments: list[str]) -> None:
@@ -369,9 +403,8 @@ def run(arguments: list[str]) -> None:
     parser = make_parser(__doc__)
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
-    text = parser.dump(config, skip_unset=False, skip_link_targets=True).replace(
-        f"resume: {str(config.resume).lower()}\n", "", 1
-    )
+    text = parser.dump(config, skip_unset=False, skip_link_targets=True)
+    text = text.replace(f"resume: {str(config.resume).lower()}\n", "", 1)  # a rerun begins afresh
     Run(config, f"# python scripts/train_numpy.py --config config.yaml\n{text}", arguments).fit()
 
 
