@@ -118,6 +118,13 @@ def over_group(left: Array, right: Array, out: Array) -> None:
         np.sum(left @ right, axis=2, keepdims=True, out=out)
 
 
+def prepare(x: Array, weight: Array | None, eps: float, rotary: Array | None) -> tuple[Array, Callable]:
+    """Queries or keys, (B, T, heads, E), normalized and rotated where that is wanted; backward: dy -> dx, dweight."""
+    y, norm_back = (x, lambda dy: (dy, None)) if weight is None else rmsnorm(x, weight, eps)
+    y, turn_back = (y, lambda dy: dy) if rotary is None else rotate(y, rotary)
+    return y, lambda dy: norm_back(turn_back(dy))
+
+
 def attention(
     x: Array,
     weights: dict[str, Array],
@@ -146,15 +153,10 @@ def attention(
     H, K, E = config.num_heads, config.kv_heads, config.head_width
     stacked, unstack = stack(weights, NAMES)
     projected, project_back = linear(x, *stacked)  # (B, T, (H + 2K) E)
-    heads = np.split(projected.reshape(B, T, H + 2 * K, E), (H, H + K), axis=2)
-    query, key, value = heads
-    undo = []  # what happened to queries and keys, newest last
-    if config.qk_norm:
-        query, query_back = rmsnorm(query, weights["query_norm.weight"], config.norm_eps)
-        key, key_back = rmsnorm(key, weights["key_norm.weight"], config.norm_eps)
-        undo.append((query_back, key_back))
-    if rotary is not None:
-        (query, query_turn), (key, key_turn) = rotate(query, rotary), rotate(key, rotary)
+    heads = projected.reshape(B, T, H + 2 * K, E)
+    query, key, value = heads[:, :, :H], heads[:, :, H : H + K], heads[:, :, H + K :]
+    query, query_back = prepare(query, weights.get("query_norm.weight"), config.norm_eps, rotary)
+    key, key_back = prepare(key, weights.get("key_norm.weight"), config.norm_eps, rotary)
     if remember is not None:
         key, value = remember(key, value)
     attended, attend_back = attend(query, key, value, hidden, mask)  # (B, T, H, E)
@@ -165,11 +167,10 @@ def attention(
         dattended, *gradients = output_back(dy)
         name_gradients(grads, "output", gradients)
         dquery, dkey, dvalue = attend_back(dattended.reshape(attended.shape))
-        if rotary is not None:
-            dquery, dkey = query_turn(dquery), key_turn(dkey)
+        dquery, dquery_norm = query_back(dquery)
+        dkey, dkey_norm = key_back(dkey)
         if config.qk_norm:
-            dquery, grads["query_norm.weight"] = query_back(dquery)
-            dkey, grads["key_norm.weight"] = key_back(dkey)
+            grads |= {"query_norm.weight": dquery_norm, "key_norm.weight": dkey_norm}
         dprojected = np.concatenate((dquery, dkey, dvalue), axis=2)
         dx, *gradients = project_back(dprojected)
         grads |= unstack(*gradients)

@@ -73,7 +73,8 @@ def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | Non
     path = Path(path)
     if path.suffix == ".npz":
         temporary = path.with_name(f".tmp-{path.name}")
-        np.savez(temporary, config=json.dumps(model.config.to_dict()), **model.parameters)
+        arrays: dict[str, Any] = {"config": json.dumps(model.config.to_dict()), **model.parameters}
+        np.savez(temporary, **arrays)
         return os.replace(temporary, path)
     if not (path / TOKENIZER).is_file():
         raise FileNotFoundError(f"{path / TOKENIZER}: missing; put the tokenizer there first")

@@ -65,6 +65,11 @@ def name_gradients(grads: dict[str, Array], name: str, gradients: list[Array | N
     grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), gradients, strict=True) if g is not None}
 
 
+def unchanged(x: Array) -> tuple[Array, Callable]:
+    """In the place of a part that the config leaves out; backward: dy -> dy, no gradients."""
+    return x, lambda dy: (dy, {})
+
+
 def embedding(ids: Array, table: Array) -> tuple[Array, Callable]:
     """The row of a table for each id.
 
@@ -96,7 +101,7 @@ def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
     return x * mask, lambda dy: dy * mask
 
 
-def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int | None = None) -> tuple[float, Callable]:
+def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int) -> tuple[float, Array, Array]:
     """The mean of -log p(target), where p is the softmax of the logits z = x Wᵀ.
 
     -log p_t = log Σ_v exp(z_v) - z_t, and with m = max z, which cancels, no exponential overflows. Its derivative is
@@ -111,13 +116,12 @@ def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int | No
         x: hidden states, (N, D)
         weight: of the head, (V, D)
         targets: token ids, (N,), or IGNORED
-        num_targets: what the sum is divided by; None: how many targets are not ignored
+        num_targets: what the sum over targets is divided by
 
     Returns:
-        the loss in nats, and backward: () -> dx, dweight
+        the loss in nats, dx, dweight
     """
     counted = targets != IGNORED  # (N,)
-    share = 1 / (num_targets or max(int(counted.sum()), 1))
     dx, dweight, total = empty(x.shape, x.dtype), np.zeros_like(weight), 0.0
     size = max(BLOCK // len(weight), 64)
     buffer = empty((min(size, len(x)), len(weight)), x.dtype)
@@ -130,8 +134,8 @@ def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int | No
         right = z[row, target]
         sums = np.exp(z, out=z).sum(axis=-1)
         total += float(np.sum(np.log(sums) - right, where=mine, dtype=np.float64))
-        z *= (share * mine / sums).astype(x.dtype)[:, None]
-        z[row, target] -= (share * mine).astype(x.dtype)
+        z *= (mine / (num_targets * sums)).astype(x.dtype)[:, None]
+        z[row, target] -= (mine / num_targets).astype(x.dtype)
         np.matmul(z, weight, out=dx[some])
         dweight += z.T @ x[some]
-    return total * share, lambda: (dx, dweight)
+    return total / num_targets, dx, dweight

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tinylm.reference.config import Config
 from tinylm.reference.functions import Array
 
 
@@ -24,6 +25,16 @@ def rotary_table(num_positions: int, width: int, theta: float) -> Array:
     """Cosines, then sines, of every position's angles, in float64: (2, positions, width/2)."""
     table = angles(num_positions, width, theta)
     return np.stack((np.cos(table), np.sin(table)))
+
+
+def position_table(config: Config) -> Array:
+    """The table that the config's positions need, empty where they need none."""
+    match config.positional_encoding:
+        case "sinusoidal":
+            return sinusoidal_table(config.max_seq_len, config.d_model)
+        case "rotary":
+            return rotary_table(config.max_seq_len, config.head_width, config.rope_theta)
+    return np.empty(0)
 
 
 def turn(x: Array, cos: Array, sin: Array) -> Array:

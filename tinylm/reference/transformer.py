@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,9 +12,9 @@ from tinylm.reference.attention import attention, hidden_keys
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
 from tinylm.reference.feedforward import feedforward
-from tinylm.reference.functions import IGNORED, Array, cross_entropy, dropout, embedding
+from tinylm.reference.functions import IGNORED, Array, cross_entropy, dropout, embedding, unchanged
 from tinylm.reference.normalization import norm
-from tinylm.reference.positional import rotary_table, sinusoidal_table
+from tinylm.reference.positional import position_table
 
 Masks = dict[str, Array]
 Grads = dict[str, Array]
@@ -35,6 +36,7 @@ class NumpyTransformerLM:
         parameters: by the names of `config.shapes()`; None: random ones, as GPT-2's
         seed: of random parameters
         dtype: of random parameters, and so of everything computed
+        threads: how many parts of a batch are computed at a time
     """
 
     def __init__(
@@ -44,16 +46,15 @@ class NumpyTransformerLM:
         *,
         seed: int = 0,
         dtype: type | np.dtype = np.float32,
+        threads: int = 1,
     ) -> None:
         self.config = config
+        self.threads = threads
+        self.before = config.norm_placement == "pre"
         self.parameters = initial_parameters(config, seed, dtype) if parameters is None else parameters
         check_parameters(config, self.parameters)
         self.dtype = self.parameters["embedding.weight"].dtype
-        self.positions: Array | None = None
-        if config.positional_encoding == "sinusoidal":
-            self.positions = sinusoidal_table(config.max_seq_len, config.d_model).astype(self.dtype)
-        if config.positional_encoding == "rotary":
-            self.positions = rotary_table(config.max_seq_len, config.head_width, config.rope_theta).astype(self.dtype)
+        self.positions = position_table(config).astype(self.dtype)
 
     @property
     def head(self) -> Array:
@@ -104,13 +105,36 @@ class NumpyTransformerLM:
         Returns:
             nats per target, and gradients by the names and of the shapes of `parameters`
         """
-        masks = dropout
-        if isinstance(dropout, np.random.Generator):
-            masks = draw_masks(self.config, inputs.shape, dropout, self.dtype)
+        drawn = isinstance(dropout, np.random.Generator)
+        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
+        if num_targets is None:
+            num_targets = max(int(np.sum(targets != IGNORED)), 1)
+
+        def share(rows: Array) -> tuple[float, Grads]:
+            some = None if documents is None else documents[rows]
+            mine = {name: mask[rows] for name, mask in masks.items()}
+            return self._loss_and_grads(inputs[rows], targets[rows], some, num_targets, mine, trace)
+
+        if self.threads == 1 or trace is not None:
+            return share(np.arange(len(inputs)))
+        with ThreadPoolExecutor(self.threads) as pool:
+            shares = list(pool.map(share, np.array_split(np.arange(len(inputs)), min(self.threads, len(inputs)))))
+        losses, grads = zip(*shares, strict=True)
+        return sum(losses), {name: sum(each[name] for each in grads) for name in grads[0]}
+
+    def _loss_and_grads(
+        self,
+        inputs: Array,
+        targets: Array,
+        documents: Array | None,
+        num_targets: int,
+        masks: Masks,
+        trace: Trace | None,
+    ) -> tuple[float, Grads]:
+        """As `loss_and_grads`, in one thread."""
         x, backward = self.hidden(inputs, documents, masks, trace)
-        B, T, D = x.shape
-        loss, head_back = cross_entropy(x.reshape(B * T, D), self.head, targets.reshape(B * T), num_targets)
-        dx, dhead = head_back()
+        rows = x.reshape(-1, x.shape[-1])  # (N, D)
+        loss, dx, dhead = cross_entropy(rows, self.head, targets.ravel(), num_targets)
         grads = backward(dx.reshape(x.shape))
         if self.config.tie_embeddings:
             grads["embedding.weight"] += dhead  # one matrix in two places: the sum of what both say
@@ -171,17 +195,12 @@ class NumpyTransformerLM:
         for layer in range(self.config.num_layers):
             x, back = self._block(x, layer, context)
             backs.append(back)
-        final_back = None
-        if self.config.norm_placement == "pre":
-            x, final_back = watched("final_norm", norm(x, self.part("final_norm"), self.config), trace)
+        x, final_back = self._normalize(x, "final_norm", context) if self.before else unchanged(x)
         if cache is not None:
             cache.length += T
 
         def backward(dx: Array) -> Grads:
-            grads: Grads = {}
-            if final_back is not None:
-                dx, found = final_back(dx)
-                grads |= prefixed("final_norm", found)
+            dx, grads = final_back(dx)
             for back in reversed(backs):
                 dx, found = back(dx)
                 grads |= found
@@ -237,26 +256,27 @@ class NumpyTransformerLM:
         The gradient at a sum goes to both summands as it is, so the stream hands dy past f unchanged: it is added to
         what comes back through f.
         """
-        before = self.config.norm_placement == "pre"
-
-        def normalize(x: Array) -> tuple[Array, Callable]:
-            return watched(f"{name}_norm", norm(x, self.part(f"{name}_norm"), self.config), context.trace)
-
-        inner, norm_back = normalize(x) if before else (x, None)
+        inner, inner_back = self._normalize(x, f"{name}_norm", context) if self.before else unchanged(x)
         f, function_back = watched(name, function(inner), context.trace)
         dropped, drop_back = dropout(f, context.masks.get(name))
         y = x + dropped
-        if not before:
-            y, norm_back = normalize(y)
+        y, outer_back = unchanged(y) if self.before else self._normalize(y, f"{name}_norm", context)
 
         def backward(dy: Array) -> tuple[Array, Grads]:
-            if not before:
-                dy, norm_grads = norm_back(dy)
+            dy, outer_grads = outer_back(dy)
             dx, grads = function_back(drop_back(dy))
-            if before:
-                dx, norm_grads = norm_back(dx)
-            dx += dy
-            return dx, prefixed(name, grads) | prefixed(f"{name}_norm", norm_grads)
+            dx, inner_grads = inner_back(dx)
+            return dx + dy, prefixed(name, grads) | inner_grads | outer_grads
+
+        return y, backward
+
+    def _normalize(self, x: Array, name: str, context: "Context") -> tuple[Array, Callable]:
+        """The norm of a name; backward: dy -> dx, gradients by full name."""
+        y, back = watched(name, norm(x, self.part(name), self.config), context.trace)
+
+        def backward(dy: Array) -> tuple[Array, Grads]:
+            dx, grads = back(dy)
+            return dx, prefixed(name, grads)
 
         return y, backward
 

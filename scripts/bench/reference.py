@@ -1,0 +1,151 @@
+"""A training step of the NumPy twin beside PyTorch's eager float32, in turns and on equally many threads.
+
+    python scripts/bench/reference.py --threads 2
+
+2 layers, width 128, 4 heads, d_ff 512, batch 32, context 128, a vocabulary of 1,000; as GPT-2 (LayerNorm, exact GELU,
+learned positions, biases) and as the presets (RMSNorm, SwiGLU, rotary, QK-norm). A step is loss and gradients, clipping
+and AdamW. Then where the twin's time goes, in one thread.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+BATCH, CONTEXT, VOCABULARY = 32, 128, 1000
+SHAPE = dict(vocab_size=VOCABULARY, d_model=128, num_layers=2, num_heads=4, d_ff=512, max_seq_len=CONTEXT)
+FORMS = {
+    "as GPT-2": dict(positional_encoding="learned", norm="layernorm", activation="gelu", qk_norm=False, bias=True),
+    "as the presets": {},
+}
+PARTS = {  # module and function of the twin: the part that it is
+    ("transformer", "embedding"): "embedding",
+    ("transformer", "norm"): "norms",
+    ("attention", "linear"): "attention: projections",
+    ("attention", "prepare"): "attention: QK-norm, rotary",
+    ("attention", "attend"): "attention: softmax(q kT) v",
+    ("feedforward", "linear"): "feed-forward: projections",
+    ("feedforward", "activate"): "feed-forward: GELU",
+    ("feedforward", "swiglu"): "feed-forward: SwiGLU",
+    ("transformer", "cross_entropy"): "head and cross-entropy",
+}
+
+
+def torch_step(config: dict, ids) -> Callable[[], None]:
+    """A step of PyTorch's."""
+    import torch
+    import torch.nn.functional as F
+
+    from tinylm.model import ModelConfig, TransformerLM
+
+    model, tokens = TransformerLM(ModelConfig(**config)), torch.from_numpy(ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        logits = model(tokens[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
+    """A step of the twin's."""
+    from tinylm.reference import Config, NumpyTransformerLM
+    from tinylm.reference.optim import clip_gradients, make_optimizer
+
+    model = NumpyTransformerLM(Config(**config), threads=threads)
+    optimizer = make_optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
+
+    def step() -> None:
+        _, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+        clip_gradients(grads, 1.0)
+        optimizer.step(grads, 1e-3)
+
+    return step
+
+
+@contextmanager
+def timed_parts() -> Iterator[dict[str, list[float]]]:
+    """Seconds forward and backward of each part, while it is open."""
+    from importlib import import_module
+
+    seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def timed(part: str, way: int, function: Callable) -> Callable:
+        def run(*arguments, **named):
+            started = time.perf_counter()
+            result = function(*arguments, **named)
+            seconds[part][way] += time.perf_counter() - started
+            if way == 0 and callable(result[1]):
+                return result[0], timed(part, 1, result[1])
+            return result
+
+        return run
+
+    modules = {module: import_module(f"tinylm.reference.{module}") for module, _ in PARTS}
+    before = {key: getattr(modules[key[0]], key[1]) for key in PARTS}
+    for (module, name), part in PARTS.items():
+        setattr(modules[module], name, timed(part, 0, before[module, name]))
+    try:
+        yield seconds
+    finally:
+        for (module, name), function in before.items():
+            setattr(modules[module], name, function)
+
+
+def print_parts(config: dict, ids, turns: int) -> None:
+    """Where the time of the twin's loss and gradients goes."""
+    from tinylm.reference import Config, NumpyTransformerLM
+
+    model = NumpyTransformerLM(Config(**config))
+    model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+    with timed_parts() as seconds:
+        started = time.perf_counter()
+        for _ in range(turns):
+            model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+        whole = time.perf_counter() - started
+    seconds["sums, stacked weights, the rest"][0] = whole - sum(map(sum, seconds.values()))
+    print(f"  {'part':34}{'forward':>10}{'backward':>10}{'share':>8}")
+    for part, (forward, backward) in seconds.items():
+        share = (forward + backward) / whole
+        print(f"  {part:34}{forward / turns * 1e3:7.1f} ms{backward / turns * 1e3:7.1f} ms{share:8.0%}")
+
+
+def main() -> None:
+    """Prints the steps/s of both, their ratio, and the table by part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--turns", type=int, default=15)
+    options = parser.parse_args()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported: the twin's own threads call it
+
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(options.threads)
+    ids = np.random.default_rng(0).integers(VOCABULARY, size=(BATCH, CONTEXT + 1))
+    for form, fields in FORMS.items():
+        config = SHAPE | fields
+        steps = {"PyTorch": torch_step(config, ids), "NumPy": numpy_step(config, ids, options.threads)}
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(options.turns + 2):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                if turn >= 2:  # the first two warm up
+                    times[name].append(time.perf_counter() - started)
+        middle = {name: statistics.median(each) for name, each in times.items()}
+        ratio = statistics.median(t / n for t, n in zip(times["PyTorch"], times["NumPy"], strict=True))
+        print(f"{form}, {options.threads} threads: " + ", ".join(f"{n} {1 / s:.2f} steps/s" for n, s in middle.items()))
+        print(f"NumPy at {ratio:.0%} of PyTorch's (median of {options.turns} turns, each beside its neighbour)")
+        print_parts(config, ids, max(options.turns // 3, 1))
+
+
+if __name__ == "__main__":
+    main()
