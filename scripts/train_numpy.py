@@ -5,8 +5,11 @@ and a run folder of the same shape, `runs/<config>-numpy`, whose checkpoints are
 network of tinylm.reference, on one processor; what it does not know (lora, compile, bf16 ...) is refused by name.
 """
 
-import math
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported: the twin's own threads call it
+
+import math
 import shlex
 import signal
 import time
@@ -39,7 +42,7 @@ from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate, make_optimizer
-from tinylm.reference.train import Batch, Score, Step, evaluate, train
+from tinylm.reference.train import Batch, Step, evaluate, train
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.callbacks import GracefulStop, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord
@@ -74,6 +77,8 @@ def check(config: Any, defaults: Any) -> None:
     for name in ("compile", "init_from", "lora", "freeze"):
         if config.model[name]:
             raise ConfigError(f"model.{name}: the NumPy twin has no such thing; leave it out, or use scripts/train.py")
+    if config.threads is not None and config.threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {config.threads}")
     trainer = config.trainer
     if str(trainer.precision) not in PRECISIONS:
         raise ConfigError(f"trainer.precision: NumPy computes in 32-true or 64-true, got {trainer.precision}")
@@ -191,6 +196,7 @@ class Run:
         """
         self.trainer, self.text, self.record = config.trainer, text, ConfigRecord(yaml.safe_load(text))
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
+        self.threads = config.threads or torch.get_num_threads()
         self.dtype = PRECISIONS[str(config.trainer.precision)]
         self.settings = build(OptimizerConfig, config.model.optimizer)
         self.schedule = build(ScheduleConfig, config.model.schedule)
@@ -228,7 +234,8 @@ class Run:
 
     def _begin(self, weights: dict[str, np.ndarray]) -> tuple[NumpyTransformerLM, Optimizer]:
         config = Config.from_dict(self.network.to_dict())
-        model = NumpyTransformerLM(config, {name: weight.astype(self.dtype) for name, weight in weights.items()})
+        parameters = {name: weight.astype(self.dtype) for name, weight in weights.items()}
+        model = NumpyTransformerLM(config, parameters, threads=self.threads)
         return model, make_optimizer(model.parameters, **vars(self.settings))
 
     def _go_on(self) -> tuple[NumpyTransformerLM, Optimizer]:
@@ -265,7 +272,7 @@ class Run:
         )
         notice(
             f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens, "
-            f"{self.settings.name}, NumPy {np.__version__}, {np.dtype(self.dtype).name}"
+            f"{self.settings.name}, NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
         )
 
     # --- the loop
@@ -363,11 +370,11 @@ class Run:
 
     def _validate(self) -> None:
         """Loss, perplexity, bits per byte and accuracy on the whole validation part; keeps the best checkpoint."""
-        score, num_bytes, best = Score(), 0, 0.0
-        for batch in self.data.val_dataloader():
-            score += evaluate(self.model, [self._in_numpy(batch)])
-            num_bytes += int(self.tokenizer.byte_lengths[batch.targets[batch.targets != IGNORE].numpy()].sum())
-            best -= math.nan if batch.log_prob is None else batch.log_prob
+        batches = list(self.data.val_dataloader())
+        score = evaluate(self.model, map(self._in_numpy, batches))
+        lengths = self.tokenizer.byte_lengths
+        num_bytes = sum(int(lengths[batch.targets[batch.targets != IGNORE].numpy()].sum()) for batch in batches)
+        best = -sum(math.nan if batch.log_prob is None else batch.log_prob for batch in batches)
         found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
         found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
         if math.isfinite(best):
@@ -401,10 +408,14 @@ def run(arguments: list[str]) -> None:
     """Trains."""
     quiet_lightning()
     parser = make_parser(__doc__)
+    parser.add_argument(
+        "--threads", type=int, default=None, help="Parts of a batch at a time. Empty: as PyTorch takes."
+    )
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
     text = parser.dump(config, skip_unset=False, skip_link_targets=True)
-    text = text.replace(f"resume: {str(config.resume).lower()}\n", "", 1)  # a rerun begins afresh
+    lines = text.splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(("resume:", "threads:")))  # what train.py reads too
     Run(config, f"# python scripts/train_numpy.py --config config.yaml\n{text}", arguments).fit()
 
 

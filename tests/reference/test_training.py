@@ -151,7 +151,8 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert losses[0] != take_steps(small(), batch)[0].loss
 
 
-def test_evaluation_counts_every_target_once_and_matches_pytorch(data):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_evaluation_counts_every_target_once_and_matches_pytorch(data, threads):
     torch.manual_seed(0)
     model = TransformerLM(ModelConfig(vocab_size=data.vocab_size, **SHAPE)).double()
     next(training_batches(data))  # gives the data module its trainer
@@ -162,7 +163,9 @@ def test_evaluation_counts_every_target_once_and_matches_pytorch(data):
         nats += F.cross_entropy(logits, batch.targets.flatten(), reduction="sum").item()
         tokens += batch.num_targets
         right += int((logits.argmax(-1) == batch.targets.flatten()).sum())
-    score = evaluate(twin(model), [Batch(batch.inputs.numpy(), batch.targets.numpy(), 0) for batch in batches])
+    ours = twin(model)
+    ours.threads = threads
+    score = evaluate(ours, [Batch(batch.inputs.numpy(), batch.targets.numpy(), 0) for batch in batches])
     assert (score.tokens, score.right) == (tokens, right)
     assert score.loss == pytest.approx(nats / tokens, rel=1e-12)
     assert score.perplexity == pytest.approx(np.exp(nats / tokens), rel=1e-12)

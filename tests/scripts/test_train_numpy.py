@@ -140,7 +140,7 @@ def test_a_run_leaves_what_the_design_says(finished):
         "checkpoints/best.npz",
     }
     said = (finished / "said.txt").read_text(encoding="utf-8")
-    assert "training: 12 steps of 8 x 16 tokens, muon, NumPy" in said
+    assert "training: 12 steps of 8 x 16 tokens, muon, NumPy " in said
     assert "step 12 | validation loss" in said and "no sample for 'Ω'" in said
     samples = (folder / "samples.txt").read_text()
     assert [line for line in samples.splitlines() if line.startswith("===")] == [f"=== step {n}" for n in (4, 8, 12)]
@@ -171,7 +171,7 @@ def test_a_finished_run_trains_no_further_and_stays_as_it_is(finished, run, mini
 def test_config_yaml_runs_again_and_the_same(finished, run, tmp_path):
     config = tmp_path / "again.yaml"
     shutil.copy(finished / "runs/mini-numpy/config.yaml", config)
-    assert "resume" not in yaml.safe_load(config.read_text())
+    assert yaml.safe_load(config.read_text()).keys() == {"seed_everything", "model", "data", "trainer", "run"}
     code, _, err = run("-c", config)
     assert code == 0, err
     assert columns(Path("runs/again-numpy"))["train/loss"] == columns(finished / "runs/mini-numpy")["train/loss"]
@@ -203,6 +203,7 @@ CANNOT_HONOUR = "the NumPy twin cannot honour it; leave it out, or use scripts/t
         (["--data.corpus", "nosuch.txt"], "data.corpus: nosuch.txt: no such corpus or file"),
         (["-c", "tiney"], "tiney: no such config file, did you mean 'tiny'?"),
         (["--resume"], "no such run"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line_with_an_exit_code_and_leave_nothing(run, mini, tmp_path, arguments, message):

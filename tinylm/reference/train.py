@@ -9,6 +9,7 @@ printed, when a checkpoint is written) is the caller's: see scripts/train_numpy.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -146,5 +147,9 @@ class Score:
 
 def evaluate(model: NumpyTransformerLM, batches: Iterable[Batch]) -> Score:
     """The score of all targets of some batches together; every one counts the same, however batches are cut."""
-    scores = (Score(*model.evaluate(batch.inputs, batch.targets, batch.documents)) for batch in batches)
-    return sum(scores, Score())
+
+    def score(batch: Batch) -> Score:
+        return Score(*model.evaluate(batch.inputs, batch.targets, batch.documents))
+
+    with ThreadPoolExecutor(model.threads) as pool:
+        return sum(pool.map(score, batches), Score())
