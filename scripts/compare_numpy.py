@@ -2,9 +2,10 @@
 
 python scripts/compare_numpy.py --model runs/small
 
-Both compute the same batch of random tokens, forward and backward. For every part, in the order of forward, the largest
-difference of what it gives and of the loss's gradient with respect to that, as fractions of the largest number there.
-An edit that broke forward shows from its place downwards; one that broke backward, in gradients, from its place up.
+Both compute the same batch of random tokens, forward and backward. For every part it prints the largest difference of
+what the part gives, then that of the loss's gradient with respect to it, as fractions of the largest number there.
+An edit that broke forward shows from its place on. One that broke backward shows in the gradients only, which stand in
+the order of backward: again from its place on.
 """
 
 import argparse
@@ -94,7 +95,11 @@ def torch_numbers(model, ids: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
 
 def print_differences(theirs: dict, ours: dict, tolerance: float) -> None:
     """One line for each part, then the parameters' gradients, then the first that differ by more than `tolerance`."""
-    titles = {"activations": "part", "gradients": "gradient with respect to", "parameters": "gradient of"}
+    titles = {
+        "activations": "part",
+        "gradients": "gradient with respect to a part",
+        "parameters": "gradient of a parameter",
+    }
     print(f"{'largest of PyTorch':>60}  difference")
     first = {}
     for kind, title in titles.items():

@@ -6,8 +6,8 @@ the mathematics. It shares no code with the rest of tinylm, or it would prove no
 Every part is one function that computes forward and returns two things: its result, and `backward`, a function that
 takes the gradient of the loss with respect to that result and gives those with respect to the part's inputs. What
 backward needs it finds in the names of forward: no tape, no graph. Whoever wants no gradients drops it. In names and
-formulas `dy` is the gradient of the loss with respect to y, an array of y's shape. Backward may write over what it is
-given.
+formulas `dy` is the gradient of the loss with respect to y, an array of y's shape. Backward leaves what it is given as
+it was, and is called once: it may write over what forward kept.
 
 Axes, as in `tinylm.model`:
 
@@ -16,7 +16,8 @@ Axes, as in `tinylm.model`:
     S key position          E head width            D model width (H * E)
     N = B * T               G query heads that share a key/value head (H / K)
 
-Read in this order: config, functions, normalization, positional, attention, feedforward, transformer, generate, files.
+Read in this order: config, functions, normalization, positional, attention, feedforward, transformer, cache, generate,
+files; memory is apart.
 """
 
 from tinylm.reference.config import Config

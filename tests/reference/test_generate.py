@@ -1,0 +1,64 @@
+"""Generation: greedy text is PyTorch's, filters are `tinylm.generation`'s, draws follow their probabilities."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reference.test_against_torch import twin_of
+from tests.strategies import random_model
+from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.sampling import probabilities as their_probabilities
+from tinylm.model import ModelConfig
+from tinylm.reference import Config, NumpyTransformerLM
+from tinylm.reference.generate import choose, generate, probabilities
+from tinylm.tokenizer import ByteTokenizer
+
+FORMS = [{}, dict(sliding_window=5, num_kv_heads=1), dict(positional_encoding="learned", norm_placement="post")]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_greedy_text_is_pytorchs(form):
+    """Beyond the context, of 16 tokens, too: 40 are asked for."""
+    config = ModelConfig(vocab_size=256, d_model=32, num_layers=2, max_seq_len=16, **form)
+    model = random_model(config)
+    prompts = [b"tell ", b"me a "]
+    found = generate(twin_of(model), np.array([[*prompt] for prompt in prompts]), 40, temperature=0)
+    generator = Generator(model, ByteTokenizer())
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=40)
+    assert found.tolist() == [list(generator.stream_ids([*prompt], greedy)) for prompt in prompts]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 12),
+    st.sampled_from([0.1, 0.7, 1.0, 2.0]),
+    st.none() | st.integers(1, 14),
+    st.none() | st.floats(0.05, 1.0),
+    st.integers(0, 1000),
+)
+def test_probabilities_are_those_of_tinylm(vocab_size, temperature, top_k, top_p, seed):
+    logits = 2 * np.random.default_rng(seed).standard_normal((3, vocab_size))
+    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    expected = their_probabilities(torch.from_numpy(logits), config).numpy()
+    found = probabilities(logits, temperature, top_k, top_p)
+    assert ((found == 0) == (expected == 0)).all()
+    assert np.abs(found - expected).max() < 1e-12
+
+
+def test_draws_follow_the_probabilities():
+    """Of 20,000 draws every token's share is within 4 standard deviations of its probability, and 0 stays 0."""
+    p = np.array([0.1, 0.0, 0.4, 0.2, 0.3])
+    with np.errstate(divide="ignore"):
+        logits = np.tile(np.log(p), (20_000, 1))
+    counts = np.bincount(choose(logits, 1.0, None, None, np.random.default_rng(0)), minlength=5)
+    assert (np.abs(counts / 20_000 - p) <= 4 * np.sqrt(p * (1 - p) / 20_000)).all()
+
+
+def test_the_same_seed_gives_the_same_text():
+    model = NumpyTransformerLM(Config(vocab_size=50, d_model=16, num_layers=1, max_seq_len=8))
+    ids = np.array([[1, 2], [3, 4], [5, 6]])
+    texts = [generate(model, ids, 20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0].shape == (3, 20)
+    assert np.array_equal(texts[0], texts[1]) and not np.array_equal(texts[0], texts[2])

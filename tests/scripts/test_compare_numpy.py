@@ -1,0 +1,88 @@
+"""scripts/compare_numpy.py as a user meets it."""
+
+import pytest
+import torch
+
+from tinylm.bundle import save_bundle
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import CharTokenizer
+
+
+@pytest.fixture
+def run(load):
+    return load("compare_numpy")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", "1e-10"), ("float32", "0.0001")])
+def test_equal_networks_are_said_to_be_equal(precision, tolerance, run, model):
+    code, out, err = run("--model", model, "--precision", precision)
+    lines = out.splitlines()
+    assert (code, err, lines[-1]) == (0, "", f"all equal within {tolerance}")
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    block = ["attention_norm", "attention", "feedforward_norm", "feedforward"]
+    parts = ["embedding", *(f"blocks.0.{part}" for part in block), "blocks.0", "final_norm"]
+    assert names[1:9] == [*parts, "head"]
+    assert names[9:16] == parts[::-1]
+    assert {"embedding.weight", "blocks.0.attention.query_norm.weight"} <= {*names[16:]}
+    assert "<" not in out
+
+
+@pytest.mark.parametrize("form", [{}, dict(norm_placement="post", tie_embeddings=False, positional_encoding="learned")])
+def test_a_broken_forward_is_found_where_it_is(form, run, tmp_path, monkeypatch):
+    """The second block's feed-forward gives 1% too much."""
+    from tinylm.reference import transformer
+
+    shape = dict(vocab_size=3, d_model=16, num_layers=2, num_heads=2, max_seq_len=8)
+    torch.manual_seed(0)
+    save_bundle(tmp_path / "m", TransformerLM(ModelConfig(**shape, **form)), CharTokenizer("abc"))
+    right, calls = transformer.feedforward, []
+
+    def wrong(*arguments):
+        y, backward = right(*arguments)
+        calls.append(1)
+        return (y * 1.01, backward) if len(calls) == 2 else (y, backward)
+
+    monkeypatch.setattr(transformer, "feedforward", wrong)
+    code, out, _ = run("--model", tmp_path / "m", "--length", 5, "--batch-size", 2)
+    assert code == 0
+    assert "the first part to differ by more than 1e-10: blocks.1.feedforward\n" in out
+
+
+def test_a_broken_backward_is_found_where_it_is(run, model, monkeypatch):
+    """Forward is right everywhere, and so are the gradients behind the attention whose backward is wrong."""
+    from tinylm.reference import transformer
+
+    right = transformer.attention
+
+    def wrong(*arguments):
+        y, backward = right(*arguments)
+
+        def wrong_backward(dy):
+            dx, grads = backward(dy)
+            return dx * 1.01, grads
+
+        return y, wrong_backward
+
+    monkeypatch.setattr(transformer, "attention", wrong)
+    code, out, _ = run("--model", model)
+    assert code == 0
+    assert "the first part" not in out
+    assert out.splitlines()[-2:] == [
+        "the first gradient with respect to a part to differ by more than 1e-10: blocks.0.attention_norm",
+        "the first gradient of a parameter to differ by more than 1e-10: blocks.0.attention_norm.weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model", "nowhere"], 66, "nowhere: no such model"),
+        (["--length", "17"], 2, "--length must be from 1 to the context, 16, got 17"),
+        (["--batch-size", "0"], 2, "--batch-size must be at least 1, got 0"),
+        (["--precison", "float32"], 2, "did you mean '--precision'"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, message, run, model):
+    found, out, err = run("--model", model, *arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
