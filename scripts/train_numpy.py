@@ -407,7 +407,7 @@ class Run:
 def run(arguments: list[str]) -> None:
     """Trains."""
     quiet_lightning()
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__ or "")
     parser.add_argument(
         "--threads", type=int, default=None, help="Parts of a batch at a time. Empty: as PyTorch takes."
     )

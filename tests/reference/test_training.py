@@ -149,6 +149,9 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
     assert losses[0] != take_steps(small(), batch)[0].loss
+    [whole] = batch[0]
+    halves = [[whole._replace(num_targets=2 * whole.num_targets)] * 2]  # the same rows twice, with masks of their own
+    assert take_steps(small(dropout=0.5), halves)[0].loss != losses[0]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -257,17 +257,20 @@ def until(condition, process, seconds: float = 60) -> None:
         time.sleep(0.002)
 
 
+LAST = "runs/mini-numpy/checkpoints/last.npz"
 LONG = [*DROPOUT, "--trainer.max_steps", "60", "--run.sample_tokens", "0"]
 
 
 @pytest.fixture(scope="module")
-def whole(mini, tmp_path_factory) -> Path:
-    """60 steps that nobody stopped."""
+def whole(mini, tmp_path_factory) -> tuple[Path, float]:
+    """60 steps that nobody stopped: where, and how many seconds they took after the first save."""
     folder = tmp_path_factory.mktemp("whole")
     process = start(folder, mini, *LONG)
+    until((folder / LAST).exists, process)
+    started = time.monotonic()
     process.join(120)
     assert process.exitcode == 0, (folder / "said.txt").read_text()
-    return folder
+    return folder, time.monotonic() - started
 
 
 def start(folder: Path, mini: Path, *arguments: str):
@@ -277,40 +280,40 @@ def start(folder: Path, mini: Path, *arguments: str):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("moment", [0.4, *(pytest.param(n / 12, marks=pytest.mark.slow) for n in range(12))])
+@pytest.mark.parametrize("moment", [0.3, *(pytest.param(n / 12, marks=pytest.mark.slow) for n in range(12))])
 def test_a_killed_run_that_goes_on_is_the_same_to_the_last_bit(whole, mini, tmp_path, moment):
     """Dropout, accumulation and validation inside; killed in steps, validations and saves."""
-    saved = tmp_path / "runs/mini-numpy/checkpoints/last.npz"
     process = start(tmp_path, mini, *LONG)
-    until(saved.exists, process)
-    time.sleep(moment * (1 + random.Random(moment).random() / 12))
+    until((tmp_path / LAST).exists, process)
+    time.sleep(whole[1] * moment * (1 + random.Random(moment).random() / 12))
     process.kill()
     process.join()
+    assert process.exitcode != 0 or moment > 0.5, "it ended before it was killed"
     if process.exitcode != 0:
         resumed = start(tmp_path, mini, *LONG, "--resume")
         resumed.join(120)
         said = (tmp_path / "said.txt").read_text()
         assert resumed.exitcode == 0, said
         assert "going on with" in said
-    assert_same(tmp_path, whole, steps=60)
+    assert_same(tmp_path, whole[0], steps=60)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to send")
 def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, mini, tmp_path):
     process = start(tmp_path, mini, *LONG)
-    until((tmp_path / "runs/mini-numpy/checkpoints/last.npz").exists, process)
+    until((tmp_path / LAST).exists, process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     said = (tmp_path / "said.txt").read_text()
     assert process.exitcode == 75, said
     step = int(said.rsplit("stopped after step ", 1)[1].split(",")[0])
-    assert read_checkpoint(tmp_path / "runs/mini-numpy/checkpoints/last.npz").step == step
+    assert read_checkpoint(tmp_path / LAST).step == step
     assert f"to go on: python scripts/train_numpy.py -c {mini}" in said and said.rstrip().endswith("--resume")
     resumed = start(tmp_path, mini, *LONG, "--resume")
     resumed.join(120)
     assert resumed.exitcode == 0, (tmp_path / "said.txt").read_text()
     assert f"from step {step}" in (tmp_path / "said.txt").read_text()
-    assert_same(tmp_path, whole, steps=60)
+    assert_same(tmp_path, whole[0], steps=60)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_another_architecture_refused(finished, run, mini, tmp_path):

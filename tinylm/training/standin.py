@@ -16,7 +16,7 @@ from tinylm.training.options import ConfigFile, Parser
 from tinylm.training.records import RunConfig
 
 
-def make_parser(description: str | None) -> Parser:
+def make_parser(description: str) -> Parser:
     """The options of `train.py fit`, without its subcommands."""
     ConfigFile.read.clear()  # of an earlier command in this process
     parser = Parser(description=description, allow_abbrev=False)
