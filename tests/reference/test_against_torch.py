@@ -11,7 +11,7 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.cache import KVCache
-from tinylm.reference.transformer import draw_masks
+from tinylm.reference.dropout import draw_masks
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the largest number, where that is above 1
 

@@ -5,11 +5,11 @@ import pytest
 
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.attention import attend, attention, hidden_keys
+from tinylm.reference.dropout import draw_masks, dropout
 from tinylm.reference.feedforward import ACTIVATIONS, activate, feedforward, swiglu
-from tinylm.reference.functions import cross_entropy, dropout, embedding, linear
+from tinylm.reference.functions import cross_entropy, embedding, linear
 from tinylm.reference.normalization import layernorm, rmsnorm
 from tinylm.reference.positional import rotary_table, rotate
-from tinylm.reference.transformer import draw_masks
 
 STEP, RTOL = 1e-5, 1e-6
 

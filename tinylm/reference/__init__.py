@@ -16,11 +16,12 @@ Axes, as in `tinylm.model`:
     S key position          E head width            D model width (H * E)
     N = B * T               G query heads that share a key/value head (H / K)
 
-Read in this order: config, functions, normalization, positional, attention, feedforward, transformer, cache, generate,
-files; memory is apart.
+Read in this order: config, functions, normalization, positional, attention, feedforward, dropout, parameters,
+transformer, cache, generate, files. memory and trace are helpers.
 """
 
 from tinylm.reference.config import Config
-from tinylm.reference.transformer import NumpyTransformerLM, Trace
+from tinylm.reference.trace import Trace
+from tinylm.reference.transformer import NumpyTransformerLM
 
 __all__ = ["Config", "NumpyTransformerLM", "Trace"]

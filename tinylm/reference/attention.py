@@ -49,7 +49,7 @@ def attend(query: Array, key: Array, value: Array, hidden: Array | None, mask: A
     """softmax(q kᵀ / √E) v.
 
     With scores s = q kᵀ/√E, p = exp(s - max s), l = Σ_S p the weights are w = p / l and the result o = w v. p is kept
-    instead of w: the division is done on o, whose rows are shorter. Backward, with dp the gradient with respect to w:
+    instead of w: the division is done on o, whose rows are shorter. Backward:
 
         dv = wᵀ do        dw = do vᵀ        ds = w (dw - Δ),  Δ = Σ_S w dw        dq = ds k/√E        dk = dsᵀ q/√E
 
@@ -94,9 +94,9 @@ def attend(query: Array, key: Array, value: Array, hidden: Array | None, mask: A
     def backward(doutput: Array) -> tuple[Array, Array, Array]:
         do = grouped(doutput) / sums  # (B, K, G, T, E)
         dquery, dkey, dvalue = empty(query.shape, q.dtype), empty(key.shape, q.dtype), empty(value.shape, q.dtype)
-        dw = np.matmul(do, v.swapaxes(-1, -2))  # (B, K, G, T, S)
+        dw = np.matmul(do, v.swapaxes(-1, -2), out=empty(shape, q.dtype))  # (B, K, G, T, S)
         if mask is None:
-            over_group((p.swapaxes(-1, -2)), do, grouped(dvalue))
+            over_group(p.swapaxes(-1, -2), do, grouped(dvalue))
         else:
             over_group((p * mask).swapaxes(-1, -2), do, grouped(dvalue))
             dw *= mask

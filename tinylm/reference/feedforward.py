@@ -7,16 +7,17 @@ from collections.abc import Callable
 import numpy as np
 
 from tinylm.reference.config import Config
-from tinylm.reference.functions import BLOCK, Array, linear, name_gradients, stack
+from tinylm.reference.functions import Array, linear, name_gradients, row_blocks, stack
 from tinylm.reference.memory import empty
 
-CENTRE = 3.0  # of the change of variable in `mills`
-DEGREES = {"float32": 7, "float64": 18}
+BLOCK = 1 << 16  # numbers that are worked on at a time
+CENTRE = 3.0  # c in `normal_tail`
+DEGREES = {"float32": 7, "float64": 18}  # of its polynomial
 
 
 @functools.cache
 def mills_coefficients(degree: int) -> list[float]:
-    """Coefficients, highest power first, of the polynomial that `mills` evaluates.
+    """Coefficients, highest power first, of the polynomial in `normal_tail`.
 
     It meets R at the Chebyshev points of t in [-1, 0.5], so a in [0, 9]: beyond, φ(a) is below 1e-18.
     """
@@ -124,7 +125,7 @@ def activate(x: Array, function: Callable[[Array], tuple[Array, Array]]) -> tupl
     f' has most of its work in common with f, so both are computed at once.
     """
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-    for some in row_blocks(x):
+    for some in cached(x):
         y[some], slope[some] = function(x[some])
     return y, lambda dy: np.multiply(dy, slope, out=slope)
 
@@ -145,14 +146,14 @@ def swiglu(x: Array) -> tuple[Array, Callable]:
     width = x.shape[1] // 2
     gate, up = x[:, :width], x[:, width:]
     y, s = empty(gate.shape, x.dtype), empty(gate.shape, x.dtype)
-    for some in row_blocks(y):
+    for some in cached(y):
         s[some] = sigmoid(gate[some])  # σ
         np.multiply(gate[some], s[some], out=y[some])
         y[some] *= up[some]
 
     def backward(dy: Array) -> Array:
         dx = empty(x.shape, x.dtype)
-        for some in row_blocks(y):
+        for some in cached(y):
             sigma, silu = s[some], gate[some] * s[some]
             np.multiply(dy[some], silu, out=dx[some, width:])
             silu *= 1 - sigma
@@ -164,10 +165,9 @@ def swiglu(x: Array) -> tuple[Array, Callable]:
     return y, backward
 
 
-def row_blocks(x: Array) -> list[slice]:
-    """Slices of some rows each, of about `BLOCK` bytes."""
-    size = max(BLOCK // (x.shape[1] * x.itemsize), 1)
-    return [slice(start, start + size) for start in range(0, len(x), size)]
+def cached(x: Array) -> list[slice]:
+    """Slices of so many rows that the passes over them find them in the CPU's cache."""
+    return row_blocks(len(x), max(BLOCK // x.shape[1], 1))
 
 
 def feedforward(x: Array, weights: dict[str, Array], config: Config) -> tuple[Array, Callable]:

@@ -1,4 +1,4 @@
-"""Linear maps, embeddings, dropout, and the loss: what the parts of the network are made of."""
+"""Linear maps, embeddings and the loss: what the parts of the network are made of."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from tinylm.reference.memory import empty
 
 Array = np.ndarray
 IGNORED = -100  # a target that is not to be predicted, as in PyTorch
-BLOCK = 1 << 18  # numbers that are worked on at a time, where many passes go over them: they stay in the CPU's cache
+LOGITS = 1 << 18  # how many there are at a time
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> tuple[Array, Callable]:
@@ -94,13 +94,6 @@ def embedding(ids: Array, table: Array) -> tuple[Array, Callable]:
     return np.take(table, ids, axis=0), backward
 
 
-def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
-    """y = x * mask, where the mask is 0 or 1/(1 - p), and None where nothing is dropped. Backward: dx = dy * mask."""
-    if mask is None:
-        return x, lambda dy: dy
-    return x * mask, lambda dy: dy * mask
-
-
 def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int) -> tuple[float, Array, Array]:
     """The mean of -log p(target), where p is the softmax of the logits z = x Wᵀ.
 
@@ -123,10 +116,9 @@ def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int) -> 
     """
     counted = targets != IGNORED  # (N,)
     dx, dweight, total = empty(x.shape, x.dtype), np.zeros_like(weight), 0.0
-    size = max(BLOCK // len(weight), 64)
-    buffer = empty((min(size, len(x)), len(weight)), x.dtype)
-    for start in range(0, len(x), size):
-        some = slice(start, start + size)
+    blocks = row_blocks(len(x), max(LOGITS // len(weight), 64))
+    buffer = empty((blocks[0].stop, len(weight)), x.dtype)
+    for some in blocks:
         mine, row = counted[some], np.arange(len(targets[some]))
         target = np.where(mine, targets[some], 0)
         z = np.matmul(x[some], weight.T, out=buffer[: len(row)])  # (n, V)
@@ -139,3 +131,8 @@ def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int) -> 
         np.matmul(z, weight, out=dx[some])
         dweight += z.T @ x[some]
     return total / num_targets, dx, dweight
+
+
+def row_blocks(num_rows: int, size: int) -> list[slice]:
+    """Slices of `size` rows each, the last of what is left: `row_blocks(5, 2)` takes rows 0-1, 2-3 and 4."""
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]

@@ -18,8 +18,8 @@ def rmsnorm(x: Array, weight: Array, eps: float) -> tuple[Array, Callable]:
 
     With g = dy w, the gradient with respect to n:
 
-        dw = Σ over all rows of dy n
-        dx = s g + x (Σ_i g_i x_i) ds/d(x²/2) = s (g - n mean(g n))
+        dw = Σ dy n, over all rows
+        dx = s g + (Σ_i g_i x_i) ds/dx = s (g - n mean(g n))
 
     since ds/dx = -s³ x / D: what of g points along x would only change the length that the norm takes out again.
 

@@ -1,31 +1,24 @@
 """NumpyTransformerLM: from token ids to logits, and from the loss back to every parameter."""
 
 import functools
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from tinylm.reference.attention import attention, hidden_keys
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
+from tinylm.reference.dropout import Masks, draw_masks, dropout
 from tinylm.reference.feedforward import feedforward
-from tinylm.reference.functions import IGNORED, Array, cross_entropy, dropout, embedding, unchanged
+from tinylm.reference.functions import IGNORED, Array, cross_entropy, embedding, unchanged
 from tinylm.reference.normalization import norm
+from tinylm.reference.parameters import check_parameters, initial_parameters
 from tinylm.reference.positional import position_table
+from tinylm.reference.trace import Trace, watched
 
-Masks = dict[str, Array]
 Grads = dict[str, Array]
-
-
-@dataclass
-class Trace:
-    """What passed through a network: each part's result, and the loss's gradient with respect to it, by name."""
-
-    activations: dict[str, Array] = field(default_factory=dict)
-    gradients: dict[str, Array] = field(default_factory=dict)
 
 
 class NumpyTransformerLM:
@@ -36,7 +29,9 @@ class NumpyTransformerLM:
         parameters: by the names of `config.shapes()`; None: random ones, as GPT-2's
         seed: of random parameters
         dtype: of random parameters, and so of everything computed
-        threads: how many parts of a batch are computed at a time
+        threads: how many parts of a batch `loss_and_grads` computes at a time. NumPy's own passes over an array run in
+            one thread each, only BLAS has more; with several here, BLAS should have one (OPENBLAS_NUM_THREADS=1, set
+            before NumPy is imported)
     """
 
     def __init__(
@@ -110,17 +105,18 @@ class NumpyTransformerLM:
         if num_targets is None:
             num_targets = max(int(np.sum(targets != IGNORED)), 1)
 
-        def share(rows: Array) -> tuple[float, Grads]:
+        def share(rows: slice) -> tuple[float, Grads]:
             some = None if documents is None else documents[rows]
             mine = {name: mask[rows] for name, mask in masks.items()}
             return self._loss_and_grads(inputs[rows], targets[rows], some, num_targets, mine, trace)
 
-        if self.threads == 1 or trace is not None:
-            return share(np.arange(len(inputs)))
-        with ThreadPoolExecutor(self.threads) as pool:
-            shares = list(pool.map(share, np.array_split(np.arange(len(inputs)), min(self.threads, len(inputs)))))
-        losses, grads = zip(*shares, strict=True)
-        return sum(losses), {name: sum(each[name] for each in grads) for name in grads[0]}
+        B, count = len(inputs), min(self.threads, len(inputs))
+        if count == 1 or trace is not None:
+            return share(slice(B))
+        with ThreadPoolExecutor(count) as pool:
+            shares = pool.map(share, [slice(B * i // count, B * (i + 1) // count) for i in range(count)])
+            losses, grads = zip(*shares, strict=True)
+        return sum(losses), {name: functools.reduce(np.add, [each[name] for each in grads]) for name in grads[0]}
 
     def _loss_and_grads(
         self,
@@ -298,71 +294,6 @@ class Context:
     cache: KVCache | None
 
 
-def watched(name: str, result: tuple[Array, Callable], trace: Trace | None) -> tuple[Array, Callable]:
-    """The result of a part, with the trace taking down what passes."""
-    if trace is None:
-        return result
-    y, back = result
-    trace.activations[name] = y.copy()
-
-    def backward(dy: Array):
-        trace.gradients[name] = dy.copy()
-        return back(dy)
-
-    return y, backward
-
-
 def prefixed(name: str, grads: Grads) -> Grads:
     """Gradients of a part under the names that they have in the whole."""
     return {f"{name}.{key}": gradient for key, gradient in grads.items()}
-
-
-def draw_masks(config: Config, shape: tuple[int, ...], random: np.random.Generator, dtype: np.dtype) -> Masks:
-    """Masks of dropout for a batch (B, T): 0 with probability p, else 1/(1 - p), so that the mean stays.
-
-    Returns:
-        `embedding`, `blocks.0.attention` and `blocks.0.feedforward` (B, T, D), `blocks.0.attention.weights`
-        (B, H, T, T), and so on for all layers; nothing where p is 0
-    """
-    B, T = shape
-    p = config.dropout
-
-    def draw(*shape: int) -> Array:
-        return (random.random(shape, np.float32) >= p) / dtype.type(1 - p)
-
-    if p == 0:
-        return {}
-    masks = {"embedding": draw(B, T, config.d_model)}
-    for layer in range(config.num_layers):
-        masks[f"blocks.{layer}.attention.weights"] = draw(B, config.num_heads, T, T)
-        masks[f"blocks.{layer}.attention"] = draw(B, T, config.d_model)
-        masks[f"blocks.{layer}.feedforward"] = draw(B, T, config.d_model)
-    return masks
-
-
-def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> Grads:
-    """GPT-2's: N(0, 0.02) for all matrices, N(0, 0.02 / √(2 layers)) for the 2 * layers that write to the stream.
-
-    So the stream's variance does not grow with depth. With `zero_init_output` those start at zero instead. Norms start
-    at one, biases at zero.
-    """
-    random = np.random.default_rng(seed)
-    residual = 0.0 if config.zero_init_output else 0.02 / math.sqrt(2 * config.num_layers)
-    parameters = {}
-    for name, shape in config.shapes().items():
-        if len(shape) == 2:
-            std = residual if name.endswith("output.weight") else 0.02
-            parameters[name] = (std * random.standard_normal(shape)).astype(dtype)
-        else:
-            parameters[name] = np.full(shape, float(name.endswith("norm.weight")), dtype)
-    return parameters
-
-
-def check_parameters(config: Config, parameters: Grads) -> None:
-    """Raises ValueError unless the parameters are those of the config, by name and shape."""
-    shapes = config.shapes()
-    if parameters.keys() != shapes.keys():
-        raise ValueError(f"the parameters are not the config's: {sorted(parameters.keys() ^ shapes.keys())[:4]} differ")
-    for name, shape in shapes.items():
-        if parameters[name].shape != shape:
-            raise ValueError(f"{name} must have the shape {shape}, got {parameters[name].shape}")
