@@ -87,7 +87,7 @@ EPOCHS += ["--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoc
     [
         [],
         ["--model.optimizer.name", "adamw", "--model.network.document_mask", "true", "--trainer.precision", "64-true"],
-        EPOCHS,
+        pytest.param(EPOCHS, marks=pytest.mark.slow),
     ],
     ids=["muon", "adamw-float64", "epochs"],
 )
