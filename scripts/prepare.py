@@ -2,6 +2,7 @@
 
 python scripts/prepare.py questions --out questions/
 python scripts/prepare.py summaries --out summaries/ --train 20000
+python scripts/prepare.py tinystories --sample 10000
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tinylm.console import Parser, exit_code, run_as_script
 from tinylm.errors import ConfigError, did_you_mean
-from tinylm.files import write_text
+from tinylm.files import default_cache_dir, write_text
 
 
 def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
@@ -40,9 +41,34 @@ def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
     return write
 
 
+def tinystories(arguments: list[str]) -> None:
+    """The command that writes the first stories of TinyStories."""
+    parser = Parser("The first stories of TinyStories (GPT-4's part), to train and to validate on.")
+    parser.add_argument("--sample", type=int, default=10_000, help="stories to train on (%(default)s)")
+    parser.add_argument("--val", type=int, default=500, help="to validate on (%(default)s)")
+    parser.add_argument("--out", type=Path, help="the folder for train.txt and val.txt (tinystories-SAMPLE)")
+    parser.add_argument("--url", help="a mirror: the folder that has the two files, or one .txt file of such stories")
+    parser.add_argument("--cache-dir", type=Path, help="where files put by hand are ($TINYLM_CACHE or ~/.cache/tinylm)")
+    options = parser.parse(arguments)
+    for name in ("sample", "val"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    folder = options.out or Path(f"tinystories-{options.sample}")
+
+    from tinylm.data.tinystories import sources, write_sample
+
+    counts = (options.sample, options.val)
+    paths = write_sample(folder, counts, sources(options.url), options.cache_dir or default_cache_dir())
+    for path, count in zip(paths, counts, strict=True):
+        print(f"{path}: {count:,} stories, {path.stat().st_size:,} bytes")
+    print(f"to train on them: python scripts/train.py fit --config small.yaml --data.corpus {folder}")
+    print(f"or with NumPy:    python scripts/train_numpy.py --config tiny.yaml --data.corpus {folder}")
+
+
 COMMANDS = {
     "questions": pairs("questions", "Questions about short stories, with their answers."),
     "summaries": pairs("summaries", "Short stories, each with one sentence that sums it up."),
+    "tinystories": tinystories,
 }
 
 

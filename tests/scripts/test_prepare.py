@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tinylm.data import read_pairs
+from tinylm.data import open_corpus, read_pairs
 from tinylm.data.questions import write_parts
+from tinylm.data.tinystories import sources
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ def test_three_files_hold_the_records_of_a_seed(kind, run):
     [
         ([], 2, "what"),
         (["question"], 2, "question: no such data set, did you mean 'questions'?"),
-        (["xyz"], 2, "xyz: no such data set; there are questions, summaries"),
+        (["xyz"], 2, "xyz: no such data set; there are questions, summaries, tinystories"),
+        (["tinystories", "--sample", "0"], 2, "--sample must be at least 1, got 0"),
+        (["tinystories", "--stories", "9"], 2, "--stories: no such option"),
         (["questions"], 2, "--out"),
         (["questions", "--out", "q", "--train", "0"], 2, "--train must be at least 1, got 0"),
         (["questions", "--out", "q", "--trian", "9"], 2, "no such option, did you mean '--train'"),
@@ -47,3 +50,26 @@ def test_errors_are_one_line(arguments, code, message, run):
     assert (found, out) == (code, "")
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
     assert not Path("q").exists()
+
+
+def test_tinystories_says_the_next_command_and_without_a_network_where_to_put_the_files(run, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    dead = "http://127.0.0.1:9/m"  # the discard port: nobody listens
+    code, out, err = run("tinystories", "--sample", 3, "--val", 1, "--url", dead, "--cache-dir", "cache")
+    assert (code, out) == (66, "")
+    assert "cannot download http://127.0.0.1:9/m/TinyStoriesV2-GPT4-train.txt" in err and "by hand" in err
+    assert not Path("tinystories-3").exists() or not list(Path("tinystories-3").iterdir())
+
+    for source in sources(dead):
+        source.path(Path("cache")).parent.mkdir(parents=True)
+        source.path(Path("cache")).write_text("a\n<|endoftext|>\nb\n<|endoftext|>\nc\n<|endoftext|>\n")
+    code, out, err = run("tinystories", "--sample", 3, "--val", 1, "--url", dead, "--cache-dir", "cache")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"{Path('tinystories-3/train.txt')}: 3 stories, 47 bytes",  # 2 + 3 + 3 letters and lines, 3 separators of 13
+        f"{Path('tinystories-3/val.txt')}: 1 stories, 15 bytes",
+        "to train on them: python scripts/train.py fit --config small.yaml --data.corpus tinystories-3",
+        "or with NumPy:    python scripts/train_numpy.py --config tiny.yaml --data.corpus tinystories-3",
+    ]
+    corpus = open_corpus("tinystories-3", split=(0.9, 0.1), cache_dir=Path("cache"))
+    assert ["".join(text) for text in corpus.texts()] == ["a\n", "\nb\n", "\nc\n", "a\n"]

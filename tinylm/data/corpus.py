@@ -35,6 +35,8 @@ TINYSTORIES = tuple(
     )
     for part in ("train", "valid")
 )
+SEPARATOR = "<|endoftext|>"  # between the stories of TinyStories' files
+SAMPLE = ("train.txt", "val.txt")  # of a folder that scripts/prepare.py tinystories wrote
 
 
 class Corpus(ABC):
@@ -84,7 +86,8 @@ def open_corpus(
 
     Args:
         source: `stories`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL; also a grammar
-            in YAML, `*.grammar.yaml`. `stories:20000` and `my.grammar.yaml:20000` say how many texts to generate
+            in YAML, `*.grammar.yaml`. `stories:20000` and `my.grammar.yaml:20000` say how many texts to generate. A
+            folder with `train.txt` and `val.txt` is a sample of TinyStories (`tinylm.data.tinystories`)
         split: fractions of two or three parts
         cache_dir: where downloads are kept
         seed: of the generated stories
@@ -105,6 +108,8 @@ def open_corpus(
         return TinyStories([download(url, cache_dir) for url in TINYSTORIES], split, errors)
     if "://" in source:
         return FileCorpus(source, [download(Download(source), cache_dir)], split, errors)
+    if all(os.path.isfile(os.path.join(source, name)) for name in SAMPLE):  # noqa: PTH113, PTH118
+        return TinyStories([Path(source) / name for name in SAMPLE], split, errors, source)
     found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH113
     paths = [Path(path) for path in found if os.path.isfile(path)]  # noqa: PTH113 (a name too long is just not there)
     if not paths:
@@ -202,11 +207,12 @@ class TinyStories(Corpus):
     The files' own split is kept; with three parts, every other validation story goes to `test`.
     """
 
-    name = "tinystories"
     separated = True
 
-    def __init__(self, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
-        self.paths, self.errors = paths, errors
+    def __init__(
+        self, paths: list[Path], split: tuple[float, ...], errors: str = "strict", name: str = "tinystories"
+    ) -> None:
+        self.name, self.paths, self.errors = name, paths, errors
         self.parts = PARTS[: len(split)]
         self._scans = [scan(path, errors) for path in paths]
 
@@ -219,7 +225,7 @@ class TinyStories(Corpus):
         """As `Corpus`."""
         train, validation = self.paths
         chunks = read_chunks(train if part == "train" else validation, self.errors)
-        for number, text in enumerate(split_documents(chunks, "<|endoftext|>")):
+        for number, text in enumerate(split_documents(chunks, SEPARATOR)):
             if part == "train" or len(self.parts) == 2 or number % 2 == (part == "test"):
                 yield [text]
 

@@ -1,10 +1,12 @@
 """Files fetched once: with a progress bar, a checksum, and a clear word when there is no network."""
 
+import contextlib
 import hashlib
 import http.client
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,6 +17,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
 
 TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 18  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,44 @@ def download(source: Download, cache_dir: Path) -> Path:
     return path
 
 
+def stream(source: Download, cache_dir: Path) -> Generator[bytes, None, None]:
+    """The bytes of a file in blocks, fetched no further than they are asked for; nothing is kept, nothing is checked.
+
+    A file that is in the cache already is read from there.
+
+    Args:
+        source: what to fetch
+        cache_dir: the cache, as `download`'s
+
+    Raises:
+        MissingInputError: if it cannot be fetched, with the place to put it by hand.
+    """
+    path = source.path(cache_dir)
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+        return
+    notice(f"reading {source.url}")
+    with _network_errors(source, path), urllib.request.urlopen(source.url, timeout=TIMEOUT) as response:
+        yield from _blocks(response)
+
+
 def _fetch(source: Download, path: Path) -> None:
     notice(f"downloading {source.url}")
-    try:
+    with _network_errors(source, path):
         expected = source.sha256 or (source.pointer and _pointed_sha256(source.pointer))
         with urllib.request.urlopen(source.url, timeout=TIMEOUT) as response, atomic_write(path) as file:
             found = _copy(response, file)
             if expected and found != expected:
                 raise DataError(f"{source.url}: is not the expected file (SHA-256 {found[:16]}...); try again later")
+
+
+@contextlib.contextmanager
+def _network_errors(source: Download, path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong on the way into an error that names the place to put the file by hand."""
+    try:
+        yield
     except TinyLMError:
         raise
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
@@ -83,15 +116,22 @@ def _fetch(source: Download, path: Path) -> None:
 def _copy(response: http.client.HTTPResponse, file) -> str:
     """Copies a response to a file with a progress bar, and gives the SHA-256 of what came."""
     size = int(response.headers.get("Content-Length") or 0)
-    digest, received = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        while block := response.read(1 << 18):
+        for block in _blocks(response):
             digest.update(block)
-            received += file.write(block)
-            bar.update(len(block))
+            bar.update(file.write(block))
+    return digest.hexdigest()
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What a response brings, checked against the length that it announced."""
+    size, received = int(response.headers.get("Content-Length") or 0), 0
+    while block := response.read1(BLOCK):  # what has come, not all of a block
+        received += len(block)
+        yield block
     if size and received != size:
         raise http.client.IncompleteRead(b"", size - received)
-    return digest.hexdigest()
 
 
 def _pointed_sha256(url: str) -> str:

@@ -17,7 +17,7 @@ Axes, as in `tinylm.model`:
     N = B * T               G query heads that share a key/value head (H / K)
 
 Read in this order: config, functions, normalization, positional, attention, feedforward, dropout, parameters,
-transformer, cache, generate, files. memory and trace are helpers.
+transformer, cache, generate, files; then optim, train, checkpoint. memory and trace are helpers.
 """
 
 from tinylm.reference.config import Config

@@ -2,7 +2,7 @@
 
 A model folder is `tinylm.json` (the architecture, and checksums of the other two), `model.safetensors` (the weights)
 and the tokenizer, which is no business of the twin: `save` leaves it alone and takes its checksum. An archive `.npz`
-has the arrays by name, and the architecture under `config` as JSON.
+has the arrays by name, and the architecture under `config` as JSON; a checkpoint of train.py is one, with more in it.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from tinylm.reference.config import Config
 from tinylm.reference.transformer import NumpyTransformerLM
 
 MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"
+TRAINING = "training/"  # before the names of what a checkpoint has besides a model: see train.py
 
 
 def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransformerLM:
@@ -38,6 +39,7 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
         if "config" not in arrays:
             raise ValueError(f"{path}: has no config; is it an archive of a model?")
         config = json.loads(str(arrays.pop("config")))
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(TRAINING)}
     else:
         config, arrays = read_folder(path if (path / MANIFEST).exists() else path / "model")
     if dtype is not None:
