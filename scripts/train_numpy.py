@@ -38,6 +38,7 @@ from tinylm.errors import (
 )
 from tinylm.files import atomic_folder, make_folder, sweep, write_text
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
+from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.generate import generate
@@ -47,7 +48,6 @@ from tinylm.tokenizer import Tokenizer
 from tinylm.training.callbacks import GracefulStop, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord
 from tinylm.training.cli import quiet_lightning
-from tinylm.training.module import FREE_TO_CHANGE
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.progress import Progress
 from tinylm.training.records import RUN_FOLDER, MetricsCSV, RunConfig, existing_run_folder, new_run_folder
@@ -246,7 +246,7 @@ class Run:
         """
         found = self.files.newest()
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
-        pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in FREE_TO_CHANGE]
+        pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
         pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
         for name, before, now in pairs:

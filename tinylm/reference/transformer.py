@@ -148,9 +148,9 @@ class NumpyTransformerLM:
         counted = targets != IGNORED
         top = z.max(axis=-1)
         right = np.take_along_axis(z, np.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
+        hits = np.sum((z.argmax(axis=-1) == targets) & counted)
         z -= top[..., None]
         nats = np.log(np.exp(z, out=z).sum(axis=-1)) + top - right
-        hits = np.sum((z.argmax(axis=-1) == targets) & counted)
         return float(np.sum(nats, where=counted, dtype=np.float64)), int(counted.sum()), int(hits)
 
     # --- how it is computed
