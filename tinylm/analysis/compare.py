@@ -80,7 +80,7 @@ def read_run(folder: Path) -> Row:
     try:
         config = read_config(folder)
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
-        batch_tokens = config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
+        step_tokens = batch_tokens(config)
         planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
         return Row(
@@ -88,9 +88,9 @@ def read_run(folder: Path) -> Row:
             finished=(folder / "model" / "tinylm.json").is_file(),
             planned=planned if planned > 0 else None,
             parameters=count_parameters(folder, config),
-            tokens=steps * batch_tokens,
+            tokens=steps * step_tokens,
             steps=steps,
-            seconds=training_seconds(*columns.get("perf/tokens_per_sec", ([], [])), batch_tokens),
+            seconds=training_seconds(*columns.get("perf/tokens_per_sec", ([], [])), step_tokens),
             spread={},
             **best_validation(columns),
         )
@@ -102,6 +102,11 @@ def read_run(folder: Path) -> Row:
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's resolved config."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def batch_tokens(config: dict[str, Any]) -> int:
+    """How many tokens an optimizer step reads."""
+    return config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
 
 
 def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
@@ -136,12 +141,18 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
         with weights.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    vocabulary = re.search(r"^# model\.network\.vocab_size: (\d+)", (folder / "config.yaml").read_text("utf-8"), re.M)
-    if vocabulary is None:
+    size = vocabulary_size(folder)
+    if size is None:
         return None
     from tinylm.model import ModelConfig, parameter_count  # PyTorch takes a second
 
-    return parameter_count(ModelConfig(**{**config["model"]["network"], "vocab_size": int(vocabulary.group(1))}))
+    return parameter_count(ModelConfig(**{**config["model"]["network"], "vocab_size": size}))
+
+
+def vocabulary_size(folder: Path) -> int | None:
+    """The number of tokens, as the first lines of config.yaml say it."""
+    found = re.search(r"^# model\.network\.vocab_size: (\d+)", (folder / "config.yaml").read_text("utf-8"), re.M)
+    return None if found is None else int(found.group(1))
 
 
 def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
@@ -153,7 +164,7 @@ def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
     for folder, row in zip(folders, rows, strict=True):
         as_planned = row.planned is None or row.steps <= row.planned
         if row.finished and row.val_loss is not None and as_planned:
-            groups.setdefault(_without_free(read_config(folder)), []).append(row)
+            groups.setdefault(seed_group(read_config(folder)), []).append(row)
     return [average(group) for group in groups.values() if len(group) > 1]
 
 
@@ -165,7 +176,8 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _without_free(config: dict[str, Any]) -> str:
+def seed_group(config: dict[str, Any]) -> str:
+    """What runs have in common that differ by nothing but `FREE`."""
     flat = flat_config(config)
     kept = {name: flat[name] for name in flat if not any(f"{name}.".startswith(f"{free}.") for free in FREE)}
     return json.dumps(kept, sort_keys=True)

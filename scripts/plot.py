@@ -1,0 +1,53 @@
+"""Draws runs over each other: `python scripts/plot.py runs/*`.
+
+Runs that differ only by their seed are drawn as their mean, with a band of one standard deviation.
+"""
+
+import argparse
+import glob
+from pathlib import Path
+
+from tinylm.analysis.compare import find_runs
+from tinylm.analysis.curves import AXES, read_curves
+from tinylm.analysis.plots import PANELS, draw
+from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.errors import ConfigError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the options."""
+    parser = Parser(__doc__)
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (%(default)s)")
+    parser.add_argument("--out", nargs="+", type=Path, default=[Path("curves.png")], help=".png and .svg (curves.png)")
+    parser.add_argument("--x", choices=AXES, default="steps", help="what the curves are drawn against (%(default)s)")
+    parser.add_argument("--panels", nargs="+", choices=PANELS, default=["loss", "lr", "grad_norm", "throughput"],
+                        help="the first is drawn large (loss lr grad_norm throughput)")  # fmt: skip
+    parser.add_argument("--smooth", type=float, default=0.0, help="training curves, from 0 to below 1 (%(default)s)")
+    parser.add_argument("--log", nargs="+", choices=["x", "y"], default=[], help="logarithmic axes")
+    parser.add_argument("--each-seed", action="store_true", help="draw runs that differ by their seed apart")
+    parser.add_argument("--title", default="", help="what stands above")
+    options = parser.parse_args(arguments)
+    for path in options.out:
+        if path.suffix not in (".png", ".svg"):
+            raise ConfigError(f"--out {path}: must end in .png or .svg")
+    if not 0 <= options.smooth < 1:
+        raise ConfigError(f"--smooth must be in [0, 1), got {options.smooth}")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the pictures."""
+    folders = find_runs([path for pattern in options.runs for path in sorted(glob.glob(pattern)) or [pattern]])
+    curves = read_curves(folders, options.x, join_seeds=not options.each_seed)
+    draw(curves, options.out, title=options.title, axis=AXES[options.x], panels=options.panels, smooth=options.smooth,
+         log=options.log)  # fmt: skip
+    print(f"{len(folders)} runs: {', '.join(map(str, options.out))}")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    return exit_code(lambda words: run(parse(words)), arguments)
+
+
+if __name__ == "__main__":
+    run_as_script(main)

@@ -1,0 +1,75 @@
+"""Made-up runs as curves, computed by hand, and what of them comes into the picture."""
+
+import numpy as np
+import pytest
+
+from tests.analysis.test_compare import NETWORK, make_run
+from tinylm.analysis.curves import read_curves
+from tinylm.analysis.plots import Curves, figure_of, smoothed
+from tinylm.errors import DataError
+from tinylm.model import ModelConfig, flops_per_token
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        ("steps", [10, 20, 30]),
+        ("tokens", [320, 640, 960]),  # 4 x 8 a step
+        ("time", [5, 15, 20]),  # 320 tokens at 64, 32 and 64 tokens/s
+        ("flops", [320, 640, 960] * np.array(flops_per_token(ModelConfig(**NETWORK, vocab_size=20)))),
+    ],
+)
+def test_what_curves_are_drawn_against(axis, expected, tmp_path):
+    (run,) = read_curves([make_run(tmp_path / "one")], axis)
+    x, losses = run.columns["train/loss"]
+    np.testing.assert_allclose(x, expected)
+    assert losses.tolist() == [3.0, 2.5, 2.25]
+    np.testing.assert_allclose(run.columns["val/loss"][0], expected[1:])
+
+
+def test_runs_of_other_seeds_are_their_mean_and_spread(tmp_path):
+    folders = [make_run(tmp_path / name, loss, seed_everything=seed) for name, loss, seed in
+               (("a", 2.0, 1), ("b", 3.0, 2), ("c", 7.0, 3))]  # fmt: skip
+    other = make_run(tmp_path / "other", model__optimizer={"lr": 0.02})
+    mean, alone = read_curves([*folders, other])
+    assert (mean.label, alone.label) == ("a and 2 more", "other")
+    assert mean.columns["val/loss"][1].tolist() == [4.0, 2.75]  # (2 + 3 + 7) / 3
+    np.testing.assert_allclose(mean.spread["val/loss"], [7**0.5, 0.0])  # (4 + 1 + 9) / 2
+    assert len(read_curves([*folders, other], join_seeds=False)) == 4
+
+
+def test_a_run_without_a_row_is_refused(tmp_path):
+    folder = make_run(tmp_path / "one")
+    (folder / "metrics.csv").write_text("step,train/loss\n")
+    with pytest.raises(DataError, match="has no row yet"):
+        read_curves([folder])
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(DataError, match=r"has no metrics\.csv"):
+        read_curves([folder])
+
+
+def test_smoothing_is_the_weighted_mean_of_all_points_before():
+    values = np.random.default_rng(0).normal(size=50)
+    for keep in (0.0, 0.3, 0.9):
+        weights = [keep ** np.arange(n, -1, -1.0) for n in range(50)]
+        expected = [np.average(values[: n + 1], weights=w) for n, w in enumerate(weights)]
+        np.testing.assert_allclose(smoothed(values, keep), expected)
+
+
+def test_the_picture_has_the_runs_their_spread_and_the_floor():
+    x = np.array([1.0, 2.0, 3.0])
+    columns = {"train/loss": (x, x), "val/loss": (x, 2 * x), "val/floor": (x, np.full(3, 0.5)), "lr": (x, x)}
+    one = Curves("one", columns)
+    many = Curves("many", columns, {"val/loss": np.array([0.1, 0.2, 0.3])})
+    figure = figure_of([one, many], title="both", axis="tokens", panels=["loss", "lr"], log=["x", "y"])
+    loss, rate = figure.axes
+    assert (loss.get_title(), loss.get_xlabel(), rate.get_title()) == ("both", "tokens", "learning rate")
+    assert (loss.get_xscale(), loss.get_yscale(), rate.get_yscale()) == ("log", "log", "linear")
+    drawn = [line.get_ydata() for line in loss.lines]
+    assert [list(y) for y in drawn] == [[1, 2, 3], [2, 4, 6], [1, 2, 3], [2, 4, 6], [0.5, 0.5]]
+    assert len({line.get_color() for line in loss.lines}) == 3  # of the runs, and of the floor
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert labels == ["one  6.000", "many  6.000", "best possible  0.500"]
+    (band,) = loss.collections
+    corners = {(float(a), round(float(b), 6)) for a, b in band.get_paths()[0].vertices}
+    assert {(1.0, 1.9), (1.0, 2.1), (3.0, 5.7), (3.0, 6.3)} <= corners
