@@ -5,7 +5,6 @@ Without a text it is validation stories where the model was trained on the built
 """
 
 import argparse
-import itertools
 import math
 import statistics
 from pathlib import Path
@@ -42,13 +41,14 @@ def run(options: argparse.Namespace) -> None:
 
     from tinylm.adapt import quantize
     from tinylm.bundle import WEIGHTS, load_bundle, save_bundle
+    from tinylm.data.held_out import held_out_stories
     from tinylm.generation.decoder import fastest_threads
     from tinylm.model.linear import kernels
 
     found = load_bundle(options.model)
     rounded = quantize(found.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
     save_bundle(options.out, rounded, found.tokenizer, {**found.info, "quantized": options.model})
-    texts = stories(Path(options.model)) if text is None else [text]
+    texts = held_out_stories(Path(options.model), STORIES) if text is None else [text]
     scores = [score(model, found.tokenizer, texts) for model in (found.model, rounded)]
     fastest_threads(found.model)
     speeds = decoding_speeds(found.model, rounded)
@@ -66,22 +66,6 @@ def check_out(model: Path, out: Path) -> None:
     """
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
-
-
-def stories(model: Path) -> list[str]:
-    """Validation stories, if the model is of a run on them; else nothing."""
-    import yaml
-
-    from tinylm.data import open_corpus
-    from tinylm.files import default_cache_dir
-
-    configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
-    config = next((path for path in configs if path.is_file()), None)
-    data = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
-    if str(data.get("corpus")).partition(":")[0] != "stories":
-        return []
-    corpus = open_corpus(data["corpus"], split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
-    return ["".join(story) for story in itertools.islice(corpus.documents("val"), STORIES)]
 
 
 def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "Score | None":

@@ -1,0 +1,102 @@
+"""The logit lens: what a network would say if it ended after each block (nostalgebraist 2020).
+
+The stream after a block goes through the final norm and the head, as if no block followed. Of the last block that is
+what the network says. Early blocks are not made to be read so: what the lens shows of them is a hint, no more.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinylm.analysis.activations import watching_activations
+from tinylm.analysis.watch import evaluating
+from tinylm.model import TransformerLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerView:
+    """How well a text is predicted after a block."""
+
+    layer: int
+    """The block, from 0; -1: straight from the embedding."""
+    loss: float
+    """Of the next token, in nats."""
+    agreement: float
+    """Share of the tokens after which the likeliest next one is the network's."""
+    divergence: float
+    """From the network's probabilities to these, in nats (Kullback and Leibler's)."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What each layer would say after each token, straight from the embedding first.
+
+    Attributes:
+        best: the likeliest next token, (layers + 1, T)
+        chance: its probability, (layers + 1, T)
+    """
+
+    best: Tensor
+    chance: Tensor
+
+
+def layer_streams(model: TransformerLM, ids: Tensor) -> list[Tensor]:
+    """The stream after the embedding and after each block: layers + 1 of (B, T, D)."""
+    streams: list[Tensor] = []
+
+    def see(place: str, layer: int, values: Tensor) -> None:
+        if place in ("embedding", "stream"):
+            streams.append(values)
+
+    with evaluating(model), watching_activations(model, see):
+        model.hidden(ids)
+    return streams
+
+
+def logit_lens(model: TransformerLM, ids: Tensor) -> Iterator[Tensor]:
+    """What would follow each token by each layer, straight from the embedding first; one at a time, for they are large.
+
+    Args:
+        model: the network
+        ids: token ids, (B, T)
+
+    Yields:
+        logits, (B, T, V); the last are the network's own
+    """
+    for stream in layer_streams(model, ids):
+        with evaluating(model):
+            logits = model.logits(model.final_norm(stream))
+        yield logits
+
+
+def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor) -> list[LayerView]:
+    """How the prediction comes about, layer by layer.
+
+    Args:
+        model: the network
+        ids: token ids, (B, T)
+        targets: what follows each, (B, T)
+    """
+    with evaluating(model):
+        final = model(ids).log_softmax(dim=-1).flatten(0, 1)  # (B T, V)
+    found = []
+    for layer, logits in enumerate(logit_lens(model, ids), start=-1):
+        log_probs = logits.log_softmax(dim=-1).flatten(0, 1)
+        found.append(
+            LayerView(
+                layer=layer,
+                loss=F.nll_loss(log_probs, targets.flatten()).item(),
+                agreement=(log_probs.argmax(dim=-1) == final.argmax(dim=-1)).float().mean().item(),
+                divergence=F.kl_div(log_probs, final, reduction="batchmean", log_target=True).item(),
+            )
+        )
+    return found
+
+
+def read_layers(model: TransformerLM, ids: Tensor) -> Readings:
+    """What each layer would say of one text, (1, T)."""
+    tops = [logits[0].softmax(dim=-1).max(dim=-1) for logits in logit_lens(model, ids)]
+    return Readings(torch.stack([top.indices for top in tops]), torch.stack([top.values for top in tops]))
