@@ -70,16 +70,17 @@ def watching_activations(model: TransformerLM, see: Callable[[str, int, Tensor],
         yield
 
 
-def activation_statistics(model: TransformerLM, ids: Tensor) -> list[Activations]:
+def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Activations]:
     """The figures of every place, in the order in which a token comes by.
 
     Args:
         model: the network
         ids: token ids, (B, T)
+        documents: as `TransformerLM.forward` takes them
     """
     found: list[Activations] = []
     with evaluating(model), watching_activations(model, lambda *seen: found.append(describe(*seen))):
-        model.hidden(ids)
+        model.hidden(ids, documents=documents)
     return found
 
 

@@ -106,12 +106,13 @@ def entropy(weights: Tensor) -> Tensor:
     return -torch.special.xlogy(weights, weights).sum(dim=-1)
 
 
-def head_scores(model: TransformerLM, ids: Tensor) -> HeadScores:
+def head_scores(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> HeadScores:
     """What every head does while a text is read; no weights are kept.
 
     Args:
         model: the network
         ids: token ids, (B, T)
+        documents: as `TransformerLM.forward` takes them
     """
     entropies: list[Tensor] = []
     previous: list[Tensor] = []
@@ -121,11 +122,11 @@ def head_scores(model: TransformerLM, ids: Tensor) -> HeadScores:
         previous.append(weights.diagonal(-1, dim1=-2, dim2=-1).mean(dim=(0, 2)))
 
     with evaluating(model), watching_attention(model, see):
-        model.hidden(ids)
+        model.hidden(ids, documents=documents)
     T = ids.shape[1]
-    visible = visible_keys(T, T, window=model.config.sliding_window)
+    visible = visible_keys(T, T, window=model.config.sliding_window, documents=documents, device=ids.device)
     seen = (causal(T, T) if visible is None else visible).sum(dim=-1)
-    return HeadScores(torch.stack(entropies), float(seen.double().log().mean()), torch.stack(previous))
+    return HeadScores(torch.stack(entropies), seen.cpu().double().log().mean().item(), torch.stack(previous))
 
 
 def induction_scores(model: TransformerLM, *, rows: int = 8, seed: int = 0) -> Tensor:

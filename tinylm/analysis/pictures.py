@@ -148,6 +148,8 @@ def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
 
 def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     """For every part of the network its norm, signal beside noise, and how the sizes are distributed."""
+    from matplotlib.ticker import NullFormatter
+
     rows = range(len(found))
     figure = _figure(11, 0.28 * len(found) + 1.8, title)
     norms, ratio, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 2))
@@ -157,6 +159,10 @@ def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     shown = [(row, each.noise_scale) for row, each in zip(rows, found, strict=True) if each.noise_scale < float("inf")]
     ratio.plot([scale for _, scale in shown], [row for row, _ in shown], "s", color=ORANGE)
     ratio.set(title="noise scale (sequences)", xscale="log")
+    for row in set(rows) - {row for row, _ in shown}:
+        ratio.text(0.5, row, "hidden by noise", transform=ratio.get_yaxis_transform(), ha="center", va="center", size=7)
+    for axes in (norms, ratio):
+        axes.xaxis.set_minor_formatter(NullFormatter())  # labels of powers of ten are enough, and have room
     shares = [[count / max(sum(each.histogram), 1) for count in each.histogram] for each in found]
     width = (DECADES[1] - DECADES[0]) / BINS
     used = [column for column in range(BINS) if any(share[column] > RARE for share in shares)]

@@ -1,0 +1,149 @@
+"""Operations against PyTorch's counter, parameters against the network's, memory against PyTorch's profiler."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.strategies import model_configs, random_ids, random_model
+from tinylm.adapt import quantize
+from tinylm.analysis.gradients import part_of
+from tinylm.analysis.profile import kept_bytes, parts_of, profile
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig, TransformerLM, parameter_count, preset
+
+few = settings(max_examples=25, deadline=None)
+plain = model_configs(attention_kernel=st.just("plain"))
+
+
+@few
+@given(plain, st.integers(1, 3), st.integers(0, 11))
+def test_operations_are_those_that_pytorch_counts(config, rows, shorter):
+    length = max(config.max_seq_len - shorter, 1)
+    model, ids = random_model(config), random_ids(config, rows, length)
+    with FlopCounterMode(display=False) as forward:
+        logits = model(ids)
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    found = profile(model, length)
+    tokens = rows * length
+    assert (found.forward * tokens, found.backward * tokens) == (forward.get_total_flops(), backward.get_total_flops())
+
+
+@few
+@given(plain)
+def test_operations_of_each_part_are_those_that_pytorch_counts_in_its_modules(config):
+    """The head's are those of the module of that name, and so on; the projections are what attention has besides."""
+    model, ids = random_model(config), random_ids(config, 1)
+    with FlopCounterMode(display=False) as counter:
+        model(ids)
+    counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+
+    def counted(ending: str) -> int:
+        return sum(count for name, count in counts.items() if name.endswith(ending))
+
+    T = config.max_seq_len
+    found = {part.name: part.flops(T, T) for part in parts_of(config)}
+    projections = sum(counted(f"attention.{name}") for name in ("query", "key", "value", "output"))
+    assert found["attention: projections"] == projections
+    assert found["attention: scores, values"] == counted(".attention") - projections
+    assert found["feed-forward"] == counted(".feedforward")
+    assert found["head"] == counted(".head")
+
+
+@few
+@given(model_configs())
+def test_parameters_of_each_part_are_those_of_the_network(config):
+    model = TransformerLM(config)
+    found = {part.name: part.parameters for part in parts_of(config)}
+    expected = dict.fromkeys(found, 0)
+    for name, weight in model.named_parameters():
+        kind = part_of(name).rpartition(".")[2]
+        kind = {"attention": "attention: projections", "feedforward": "feed-forward"}.get(kind, kind)
+        expected["norms" if "norm" in name else kind] += weight.numel()
+    assert found == expected
+    assert profile(model).parameters == parameter_count(config) == sum(w.numel() for w in model.parameters())
+
+
+@few
+@given(model_configs())
+def test_the_cache_is_as_large_as_the_one_that_is_made(config):
+    model = random_model(config)
+    found, cache = profile(model), model.make_cache(1)
+    assert found.cache_bytes == cache.num_bytes == found.cache_bytes_per_token * (cache.places + 1)
+
+
+RANDOM_STATE = torch.get_rng_state().nbytes
+
+
+@pytest.mark.parametrize(
+    ("options", "elsewhere"),
+    [
+        (dict(), 0),
+        (dict(dropout=0.1), 0),
+        (dict(attention_kernel="plain", num_kv_heads=1), 2 * 8),  # 1/√E, in each layer
+        (dict(activation_checkpointing=True), 2 * RANDOM_STATE),  # to draw the same again
+        (dict(norm="layernorm", activation="gelu", bias=True, qk_norm=False, positional_encoding="learned"), 0),
+        (dict(norm_placement="post", activation="relu2", tie_embeddings=False, positional_encoding="none"), 0),
+    ],
+    ids=str,
+)
+def test_what_training_keeps_is_what_pytorchs_profiler_sees_stay(options, elsewhere, monkeypatch):
+    """Of all that a step's forward pass takes and gives back, what is left is kept, but for the loss."""
+    monkeypatch.setitem(os.environ, "KINETO_LOG_LEVEL", "5")  # its library is talkative
+    shape = dict(vocab_size=50, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)
+    model = TransformerLM(ModelConfig(**shape | options)).train()
+    ids = random_ids(model.config, 1)
+    model(ids)  # the table of positions is there from now on, and is kept
+    table = 2 * 24 * 8 * 4 if model.config.positional_encoding == "rotary" else 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+    stayed = sum(event.self_cpu_memory_usage for event in profiler.events())
+    assert kept_bytes(model, ids) == stayed - loss.nbytes + table - elsewhere  # the loss holds the rest until here
+
+
+@few
+@given(model_configs(dropout=st.just(0.2)), st.booleans())
+def test_looking_at_what_training_keeps_changes_nothing(config, training):
+    model, state = random_model(config).train(training), torch.get_rng_state()
+    kept_bytes(model, random_ids(config))
+    assert model.training == training and torch.equal(torch.get_rng_state(), state)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_intensity_by_hand():
+    """One layer, width 4, one head, F = 8, V = 10, ReLU, no norms that count; four bytes a number; T = 2."""
+    config = ModelConfig(
+        vocab_size=10, d_model=4, num_layers=1, num_heads=1, d_ff=8, max_seq_len=2, activation="relu", qk_norm=False
+    )
+    found = profile(TransformerLM(config))
+    head, feedforward, projections = (
+        next(part for part in found.parts if part.name.startswith(name))
+        for name in ("head", "feed-forward", "attention: projections")
+    )
+    # 2 x 40 FLOPs a token; 40 weights, 4 numbers in and 10 out for each token
+    assert found.decoding_intensity((head,)) == pytest.approx(80 / ((40 + 14) * 4))
+    assert found.reading_intensity((head,)) == pytest.approx(160 / ((40 + 28) * 4))
+    assert found.reading_intensity((feedforward,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 24) * 4))
+    assert found.reading_intensity((projections,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 32) * 4))
+    scores = next(part for part in found.parts if "scores" in part.name)
+    # a query of 4, 2 keys and 2 values of 4, 2 scores written and read, 4 numbers out; two products of 2 x 2 x 4 FLOPs
+    assert found.decoding_intensity((scores,)) == pytest.approx(2 * 2 * 2 * 4 / ((4 + 16 + 4 + 4) * 4))
+    whole = (80 + 128 + 128 + 32) / ((54 + 64 + 24 + 64 + 32 + 28) * 4)
+    assert found.decoding_intensity() == pytest.approx(whole)
+
+
+def test_weights_of_8_bits_count_as_they_are():
+    model = quantize(TransformerLM(preset("tiny", vocab_size=64)).eval(), bits=8)
+    stored = {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}  # tied
+    assert profile(model, 4).weight_bytes == sum(tensor.nbytes for tensor in stored.values())
+
+
+@pytest.mark.parametrize("length", [0, 129])
+def test_a_length_out_of_range_is_refused(length):
+    with pytest.raises(ConfigError, match=f"length must be from 1 to 128, got {length}"):
+        profile(TransformerLM(preset("tiny", vocab_size=64)), length)
