@@ -19,7 +19,8 @@ few = settings(max_examples=40, deadline=None)
 def test_the_last_layer_says_what_the_network_says(config):
     model, ids = random_model(config), random_ids(config)
     *_, last = logit_lens(model, ids)
-    torch.testing.assert_close(last, model(ids), atol=0, rtol=0)
+    with torch.no_grad():
+        assert torch.equal(last, model(ids))
 
 
 @few
@@ -63,9 +64,9 @@ def test_views_by_hand():
     for view in (straight, after):
         assert (view.loss, view.agreement) == (pytest.approx(loss), 1.0)
         assert view.divergence == pytest.approx(0.0, abs=1e-12)
-    model.head.weight.data *= 2  # now the margins are 4 for both
+    model.head.weight.data *= 2  # logits (2, 6), and (1, -1)
     model.embedding.weight.data = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).double()
-    model.blocks[0].feedforward_norm.weight.data *= -0.5  # and the block turns the second layer's to half, reversed
+    model.blocks[0].feedforward_norm.weight.data *= -0.5  # straight (1, 3), and the block makes (0.5, -0.5) of it
     straight, after = layer_views(model, ids, targets)
     assert (straight.agreement, after.agreement) == (0.0, 1.0)
     p, q = torch.tensor(2.0).double().sigmoid(), torch.tensor(-4.0).double().sigmoid()

@@ -16,6 +16,7 @@ from tinylm.analysis.plots import BLUE, GREEN, GREY, ORANGE
 from tinylm.files import atomic_write
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -55,6 +56,10 @@ def _shades() -> Any:
     return LinearSegmentedColormap.from_list("tinylm", ["#ffffff", "#9ecae1", BLUE, "#08264a"])
 
 
+def _numbers(tensor: Tensor) -> "np.ndarray":
+    return tensor.detach().float().cpu().numpy()
+
+
 def _write_tokens(axis: Any, labels: Sequence[str], **options: Any) -> None:
     axis.set_ticks(range(len(labels)), [_plain(label) for label in labels], **options)
 
@@ -83,7 +88,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
     for layer, head in ((layer, head) for layer in range(layers) for head in range(heads)):
         axes: Axes = grid[layer, head]
         # square root: a weight of a few hundredths is still to be seen
-        image = axes.imshow(maps[layer, head].float().cpu(), cmap=_shades(), norm=PowerNorm(0.5, 0, 1))
+        image = axes.imshow(_numbers(maps[layer, head]), cmap=_shades(), norm=PowerNorm(0.5, 0, 1))
         axes.set_title(notes[layer][head], fontsize=8)
         axes.tick_params(length=0, labelsize=6)
         if T <= LABELS:
@@ -103,7 +108,7 @@ def draw_heads(tables: dict[str, Tensor], title: str) -> "Figure":
     figure = _figure(max(0.75 * heads, 2.6) * len(tables), max(0.45 * layers, 1.2) + 1.2, title)
     for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False).flat, tables.items(), strict=True):
         top = max(table.nan_to_num().max().item(), 1.0)
-        axes.imshow(table.float().cpu(), cmap=_shades(), vmin=0, vmax=top, aspect="auto")
+        axes.imshow(_numbers(table), cmap=_shades(), vmin=0, vmax=top, aspect="auto")
         axes.set(title=name, xlabel="head", xticks=range(heads), yticks=range(layers))
         axes.set_ylabel("layer")
         for layer, head in ((layer, head) for layer in range(layers) for head in range(heads)):
@@ -154,14 +159,16 @@ def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     figure = _figure(11, 0.28 * len(found) + 1.8, title)
     norms, ratio, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 2))
     norms.plot([each.norm for each in found], rows, "o", color=BLUE)
-    norms.set(title="norm", xscale="log")
+    norms.set(title="norm")
     norms.set_yticks(rows, [each.part for each in found])
     shown = [(row, each.noise_scale) for row, each in zip(rows, found, strict=True) if each.noise_scale < float("inf")]
     ratio.plot([scale for _, scale in shown], [row for row, _ in shown], "s", color=ORANGE)
-    ratio.set(title="noise scale (sequences)", xscale="log")
+    ratio.set(title="noise scale (sequences)")
     for row in set(rows) - {row for row, _ in shown}:
         ratio.text(0.5, row, "hidden by noise", transform=ratio.get_yaxis_transform(), ha="center", va="center", size=7)
     for axes in (norms, ratio):
+        if any(value > 0 for line in axes.lines for value in line.get_xdata()):
+            axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())  # labels of powers of ten are enough, and have room
     shares = [[count / max(sum(each.histogram), 1) for count in each.histogram] for each in found]
     width = (DECADES[1] - DECADES[0]) / BINS
@@ -199,7 +206,7 @@ def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], titl
     layers, T = readings.best.shape
     figure = _figure(0.6 * T + 2.2, 0.34 * layers + 1.6, title)
     axes = figure.subplots()
-    image = axes.imshow(readings.chance.flip(0).float().cpu(), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(_numbers(readings.chance.flip(0)), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
     for row, position in ((row, position) for row in range(layers) for position in range(T)):
         layer = layers - 1 - row
         best, color = int(readings.best[layer, position]), _letters(readings.chance[layer, position].item())

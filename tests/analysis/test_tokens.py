@@ -1,0 +1,131 @@
+"""Losses of tokens against the score of the whole text, pages read back by Python's HTML parser."""
+
+import itertools
+import math
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.strategies import random_model
+from tinylm.analysis.tokens import (
+    SHADES,
+    TokenLoss,
+    html_page,
+    legend,
+    mean_loss,
+    shade,
+    show_losses,
+    text_rows,
+    token_losses,
+)
+from tinylm.errors import DataError
+from tinylm.generation import score_text
+from tinylm.model import ModelConfig
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+
+few = settings(max_examples=40, deadline=None)
+
+
+def make(tokenizer, context: int = 6):
+    shape = dict(d_model=16, num_layers=2, num_heads=2, tie_embeddings=False)
+    return random_model(ModelConfig(vocab_size=tokenizer.vocab_size, max_seq_len=context, **shape))
+
+
+@few
+@given(st.text("abc", min_size=2, max_size=30), st.integers(1, 7), st.booleans())
+def test_losses_sum_to_the_score_of_the_text_and_guesses_are_the_likeliest(text, context, end):
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT] if end else [])
+    model = make(tokenizer, context)
+    losses = token_losses(model, tokenizer, text)
+    assert tokenizer.decode([each.id for each in losses]) == text
+    predicted = [each for each in losses if each.nats is not None]
+    score = score_text(model, tokenizer, text)
+    assert len(predicted) == score.tokens == len(text) - (not end)
+    assert math.fsum(each.nats for each in predicted) == pytest.approx(score.nats, abs=1e-9)
+    assert mean_loss(losses) == pytest.approx(score.nats / score.tokens)
+    before = torch.tensor([[*([tokenizer.end_of_text] if end else []), *tokenizer.encode(text)]])[:, :context]
+    logits = model(before)[0]
+    assert [each.guess for each in predicted][: len(logits)] == logits.argmax(dim=-1).tolist()[: len(predicted)]
+
+
+def test_a_text_without_a_token_to_predict_is_refused():
+    tokenizer = CharTokenizer("ab")
+    for text in ("", "a"):
+        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
+            token_losses(make(tokenizer), tokenizer, text)
+        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
+            text_rows(tokenizer, [text], 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("texts", "length", "most", "expected"),
+    [
+        (["abcabcabc"], 3, 5, ["abca", "abca"]),  # the last two tokens fill no sequence
+        (["abcabcabc"], 3, 1, ["abca"]),
+        (["abcab", "cba"], 3, 9, ["abca", "abcb"]),  # the second goes on into the next text, which is too short itself
+        (["abcab", "cbac"], 3, 9, ["abca", "abcb", "cbac"]),
+        (["ab"], 3, 5, ["ab"]),
+    ],
+)
+def test_rows_begin_with_texts(texts, length, most, expected):
+    tokenizer = CharTokenizer("abc")
+    rows = text_rows(tokenizer, texts, length, most)
+    assert [tokenizer.decode(row.tolist()) for row in rows] == expected
+
+
+def test_rows_have_the_separator_before_every_text():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    rows = [[3, 0, 1], [1, 3, 2], [3, 2, 0], [0, 3, 1], [3, 1, 1]]  # the end of a text is read on into the next
+    assert text_rows(tokenizer, ["ab", "ca", "bb"], 2, 9).tolist() == rows
+
+
+def test_shades_by_hand_and_ever_darker():
+    assert [shade(nats)[0] for nats in (-1e-9, 0.0, 0.09, 0.1, 1.5, 7.99, 8.0, 100.0)] == [
+        231, 231, 231, 230, 216, 203, 196, 196
+    ]  # fmt: skip
+    # relative luminance as WCAG 2 defines it; black letters keep a contrast of 4.5 on all
+    channels = [[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for _, _, name in SHADES]
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb] for rgb in channels]
+    luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear]
+    assert all(light > dark for light, dark in itertools.pairwise(luminance))
+    assert all((value + 0.05) / 0.05 >= 4.5 for value in luminance)
+
+
+LOSSES = [TokenLoss(104, None, None), TokenLoss(60, 0.02, 60), TokenLoss(10, 9.0, 38)]  # "h", "<", "\n" for "&"
+
+
+def test_terminals_show_losses_by_colour_or_by_number():
+    tokenizer = ByteTokenizer()
+    assert show_losses(LOSSES, tokenizer, color=False) == "h<[0.0]\\n[9.0]"
+    assert show_losses(LOSSES, tokenizer, color=True) == "h\x1b[30;48;5;231m<\x1b[0m\x1b[30;48;5;196m\\n\x1b[0m"
+    assert legend(color=False) == "behind each token: its loss in nats"
+    assert legend(color=True).count("\x1b[30;48;5;") == len(SHADES)
+
+
+class Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.spans: list[dict] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "span":
+            self.spans.append({**dict(attributes), "text": ""})
+        assert tag != "script"
+
+    def handle_data(self, data):
+        if self.spans and "text" in self.spans[-1]:
+            self.spans[-1]["text"] += data
+
+
+def test_pages_have_every_token_with_its_colour_and_figures():
+    page = html_page(LOSSES, ByteTokenizer(), "<script>alert(1)</script>")
+    spans = Page(page).spans[len(SHADES) :]
+    assert [span["text"].rstrip() for span in spans] == ["h", "<", "\\n"]
+    assert [span.get("style") for span in spans] == [None, "background:#ffffff", "background:#ff0000"]
+    assert spans[1]["title"] == "0.02 nats, probability 98.0%; likeliest: '<'"
+    assert spans[2]["title"] == "9.00 nats, probability 0.0%; likeliest: '&'"
+    assert "3 tokens, loss 4.5100 nats per token" in page

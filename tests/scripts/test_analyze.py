@@ -1,0 +1,135 @@
+"""scripts/analyze.py as a user meets it."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from tinylm.adapt import quantize
+from tinylm.bundle import load, save_bundle
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
+
+PICTURES = {
+    "attention": ["attention.png", "attention.svg", "heads.png", "heads.svg"],
+    "activations": ["activations.png", "activations.svg"],
+    "gradients": ["gradients.png", "gradients.svg"],
+    "lens": ["lens.png", "lens.svg"],
+    "tokens": ["tokens.html"],
+}
+
+
+@pytest.fixture
+def run(load, tmp_path, monkeypatch):
+    """run(*arguments) calls the script's main in a folder with a run on the built-in stories; all bytes are equal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tinylm.analysis.pictures.DOTS_PER_INCH", 20)  # much faster
+    config = ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=2, max_seq_len=16, qk_norm=False)
+    model = TransformerLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    save_bundle(tmp_path / "runs/tiny/model", model, ByteTokenizer([END_OF_TEXT]), {"step": 3})
+    (tmp_path / "runs/tiny/config.yaml").write_text("data: {corpus: 'stories:60', split: [0.9, 0.1], seed: 0}\n")
+    shutil.copytree(tmp_path / "runs/tiny/model", tmp_path / "alone")
+    (tmp_path / "t.txt").write_bytes("naïve text, longer than the context: two sequences\n".encode())
+    return load("analyze")
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    monkeypatch.setattr("tinylm.analysis.report.save_figure", lambda figure, picture: None)  # they take long
+
+
+def test_profile_by_hand(run):
+    """d_model 8, d_ff 64 in three matrices, 257 tokens: 256 + 1536 weights in matrices, 24 in norms."""
+    code, out, _ = run("profile", "--model", "alone")
+    assert code == 0
+    lines = [line.split("  ") for line in out.splitlines()]
+    rows = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
+    assert rows["embedding"] == ["2,056", "53.1%", "0", "0", "0.0%", "-", "-"]
+    assert rows["attention: projections"][:4] == ["256", "6.6%", "512", "1,024"]
+    assert rows["attention: scores, values"][2:4] == [f"{4 * 8 * 16:,}", f"{8 * 8 * 16:,}"]
+    assert rows["feed-forward"][2:4] == ["3,072", "6,144"]
+    assert rows["head"][2:4] == ["4,112", "8,224"]
+    assert rows["all"][:2] == ["3,872", "100.0%"]
+    assert rows["all"][2:4] == [f"{512 + 512 + 3072 + 4112:,}", f"{2 * 8208:,}"]
+    assert "KV cache 64 bytes per token" in out
+
+
+@pytest.mark.parametrize("command", PICTURES)
+def test_each_subcommand_prints_and_writes_what_it_says(command, run, tmp_path):
+    code, out, err = run(command, "--model", "alone", "--text", "t.txt", "--out", "new/folder")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-len(PICTURES[command]) :] == [f"new/folder/{name}" for name in PICTURES[command]]
+    assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == PICTURES[command]
+
+
+def test_figures_of_a_network_that_finds_all_equally_likely(run, without_pictures):
+    """Weights are uniform, so is what it says: loss log 257 from the embedding on; every unit is dead."""
+    options = ["--model", "alone", "--text", "t.txt", "--out", "o"]
+    even = sum(math.log(count) for count in range(1, 17)) / 16
+    previous = sum(1 / count for count in range(2, 17)) / 15
+    induction = sum(1 / count for count in range(9, 17)) / 8
+    for head in ("0.0", "0.1"):
+        line = next(line for line in run("attention", *options)[1].splitlines() if line.startswith(head))
+        assert line.split() == [head, f"{even:.3f}", f"{previous:.3f}", f"{induction:.3f}"]
+    assert run("lens", *options)[1].splitlines()[:3] == [
+        "after        loss  agreement  divergence",
+        f"embedding  {math.log(257):.4f}     100.0%      0.0000",
+        f"layer 0    {math.log(257):.4f}     100.0%      0.0000",
+    ]
+    units = run("activations", *options)[1].splitlines()[3]
+    assert units == "0      units        0.0000  0.0000      0.0    0.000%  100.0%"
+    lines = run("tokens", *options)[1].splitlines()
+    assert lines[0] == "behind each token: its loss in nats"
+    assert lines[1].startswith("n[5.5]a[5.5]\\xc3[5.5]\\xaf[5.5]v[5.5]e[5.5] [5.5]t[5.5]")
+    assert lines[2] == f"52 tokens, loss {math.log(257):.4f} nats per token"
+
+
+def test_without_a_subcommand_all_goes_into_a_folder_with_a_summary(run, tmp_path):
+    code, out, err = run("--model", "runs/tiny", "--rows", 4)  # on validation stories
+    assert (code, err) == (0, "tinylm: loading runs/tiny/model\n")
+    names = [line.partition(":")[0] for line in out.splitlines()]
+    assert names == ["profile", "profile", "attention", "activations", "gradients", "lens", "tokens", "analysis"]
+    found = {path.name for path in (tmp_path / "analysis").iterdir()}
+    assert found == {f"{name}.txt" for name in ("profile", *PICTURES)} | {
+        n for names in PICTURES.values() for n in names
+    }
+    assert "Once upon a time" in (tmp_path / "analysis/tokens.txt").read_text().replace("[5.5]", "")
+
+
+def test_what_a_model_does_not_have_is_left_out_of_all(run, without_pictures, tmp_path):
+    model, tokenizer = load(tmp_path / "alone")
+    save_bundle(tmp_path / "int8", quantize(model, bits=8), tokenizer)
+    code, out, _ = run("--model", "int8", "--text", "t.txt", "--out", "o")
+    assert code == 0
+    assert "gradients: left out: weights of 8 and 4 bits have no gradients; look at the model that they were" in out
+    assert (tmp_path / "o/tokens.txt").is_file() and not (tmp_path / "o/gradients.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["atention", "--model", "alone"], 2, "atention: no such subcommand, did you mean 'attention'?"),
+        (["x", "--model", "alone"], 2, "it is one of profile, attention, activations, gradients, lens, tokens"),
+        (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile alone needs none)"),
+        (["--model", "alone"], 2, "--text: missing; give a UTF-8 text file"),
+        (["lens", "--model", "alone", "--text", "no.txt"], 66, "no.txt: no such file"),
+        (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
+        (["lens", "--model", "alone", "--text", "e.txt"], 65, "the text has no token to predict; give a longer one"),
+        (["profile", "--model", "alone", "--length", "17"], 2, "--length must be at most the context, 16, got 17"),
+        (["profile", "--model", "alone", "--rows", "0"], 2, "--rows must be at least 1, got 0"),
+        (["gradients", "--model", "alone", "--text", "t.txt", "--rows", "1"], 2, "need at least 2 sequences, got 1"),
+        (["gradients", "--model", "int8", "--text", "t.txt"], 2, "weights of 8 and 4 bits have no gradients"),
+        (["profile", "--model", "alone", "--row", "1"], 2, "no such option, did you mean '--rows'"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, message, run, tmp_path):
+    (tmp_path / "e.txt").write_text("")
+    if "int8" in arguments:
+        model, tokenizer = load(tmp_path / "alone")
+        save_bundle(tmp_path / "int8", quantize(model, bits=8), tokenizer)
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
