@@ -146,14 +146,14 @@ def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
         axes.set(title=name, xlabel="layer")
         axes.set_xticks(layers, ["embedding" if layer < 0 else str(layer) for layer in layers])
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) if name.endswith("%") else None)
-    _finish(figure)
+    _finish(*figure.axes)
     figure.axes[0].legend(frameon=False)
     return figure
 
 
 def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     """For every part of the network its norm, signal beside noise, and how the sizes are distributed."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = range(len(found))
     figure = _figure(11, 0.28 * len(found) + 1.8, title)
@@ -169,7 +169,10 @@ def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     for axes in (norms, ratio):
         if any(value > 0 for line in axes.lines for value in line.get_xdata()):
             axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())  # labels of powers of ten are enough, and have room
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    _finish(norms, ratio)
     shares = [[count / max(sum(each.histogram), 1) for count in each.histogram] for each in found]
     width = (DECADES[1] - DECADES[0]) / BINS
     used = [column for column in range(BINS) if any(share[column] > RARE for share in shares)]
@@ -180,14 +183,13 @@ def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
         image = sizes.imshow(shares, cmap=_shades(), aspect="auto", extent=extent, vmin=0, interpolation="nearest")
         figure.colorbar(image, ax=sizes, label="share of the weights")
     sizes.set(title="size of a weight's gradient", xlabel="power of ten")
-    _finish(figure)
+    sizes.spines[["top", "right"]].set_visible(False)
     norms.set_ylim(len(found) - 0.5, -0.5)  # as the text meets them, from top to bottom
-    sizes.grid(visible=False)
     return figure
 
 
-def _finish(figure: "Figure") -> None:
-    for axes in figure.axes:
+def _finish(*panels: "Axes") -> None:
+    for axes in panels:
         axes.grid(color=GREY, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -140,7 +140,7 @@ def report_attention(subject: Subject) -> Found:
     drawn = subject.beginning()
     labels = [subject.words[token] for token in drawn[0].tolist()]
     notes = [
-        [f"head {layer}.{head}, mean entropy {found.entropy[layer, head]:.2f}" for head in range(heads)]
+        [f"head {layer}.{head}: {found.entropy[layer, head]:.2f} nats" for head in range(heads)]
         for layer in range(layers)
     ]
     maps = draw_attention(attention_maps(subject.model, drawn)[:, 0], labels, notes, f"{subject.name}: attention")
