@@ -94,7 +94,7 @@ def test_shades_by_hand_and_ever_darker():
     assert all((value + 0.05) / 0.05 >= 4.5 for value in luminance)
 
 
-LOSSES = [TokenLoss(104, None, None), TokenLoss(60, 0.02, 60), TokenLoss(10, 9.0, 38)]  # "h", "<", "\n" for "&"
+LOSSES = [TokenLoss(104, None, None), TokenLoss(60, 0.02, 60), TokenLoss(10, 9.0, 9)]  # "h", "<", "\n" for "\t"
 
 
 def test_terminals_show_losses_by_colour_or_by_number():
@@ -127,5 +127,5 @@ def test_pages_have_every_token_with_its_colour_and_figures():
     assert [span["text"].rstrip() for span in spans] == ["h", "<", "\\n"]
     assert [span.get("style") for span in spans] == [None, "background:#ffffff", "background:#ff0000"]
     assert spans[1]["title"] == "0.02 nats, probability 98.0%; likeliest: '<'"
-    assert spans[2]["title"] == "9.00 nats, probability 0.0%; likeliest: '&'"
+    assert spans[2]["title"] == "9.00 nats, probability 0.0%; likeliest: '\\t'"
     assert "3 tokens, loss 4.5100 nats per token" in page

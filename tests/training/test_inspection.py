@@ -1,7 +1,10 @@
 """Callbacks that look inside: what they log against the network itself, and that a run does not notice them."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,9 +24,10 @@ from tinylm.training import (
     LitTransformerLM,
     OptimizerConfig,
 )
-from tinylm.training.records import MetricsCSV
+from tinylm.training.records import RUN_FOLDER, MetricsCSV
 
-OVERLAYS = Path(__file__).resolve().parents[2] / "configs/overlays"
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ROOT / "configs/overlays"
 SHAPE = dict(d_model=32, num_layers=2, num_heads=2, max_seq_len=16, dropout=0.1)
 
 
@@ -74,6 +78,36 @@ def test_norms_of_the_parts_make_up_the_norm_of_the_whole_before_clipping(fit):
         whole = math.sqrt(sum(values[row] ** 2 for _, values in columns.values()))
         assert whole == pytest.approx(watch.norms[2 * step - 1], rel=1e-5)
         assert whole > 0.01  # where it would be after clipping
+
+
+@pytest.mark.slow
+def test_norms_of_sharded_gradients_are_those_of_whole_ones(tiny_yaml, tmp_path):
+    (tmp_path / "norms.yaml").write_text(
+        "model: {network: {dropout: 0.0}, optimizer: {name: adamw}}\ntrainer:\n  max_steps: 4\n"
+        "  callbacks+: [{class_path: tinylm.training.GradientNorms, init_args: {every_n_steps: 2}}]\n"
+    )
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml)]
+    environment = {name: value for name, value in os.environ.items() if name != RUN_FOLDER}
+    environment["PYTHONPATH"] = str(ROOT)
+    columns = []
+    for name, overlays in (("whole", []), ("sharded", ["-c", "fsdp", "--trainer.devices", "2"])):
+        options = [*overlays, "-c", "norms.yaml", "--run.name", name]
+        subprocess.run(
+            [*command, *options], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120
+        )
+        read = read_metrics(tmp_path / "runs" / name / "metrics.csv")
+        columns.append({name: column for name, column in read.items() if name.startswith("gradients/")})
+    assert columns[0].keys() == columns[1].keys() and len(columns[0]) == 6
+    for name, (steps, norms) in columns[0].items():
+        assert columns[1][name] == (steps, pytest.approx(norms, rel=1e-4))
+
+
+def test_looks_that_need_whole_weights_are_refused_where_they_are_in_pieces(fit, monkeypatch):
+    monkeypatch.setattr("tinylm.training.inspection.FSDPModule", torch.nn.Module)
+    for look in (AttentionEntropy(), ActivationStatistics()):
+        name = type(look).__name__
+        with pytest.raises(ConfigError, match=f"^{name}: needs whole weights, and fsdp shards them; leave it out$"):
+            fit(look)
 
 
 def test_entropies_are_those_of_the_steps_batch_under_its_weights(fit):

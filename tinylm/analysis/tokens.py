@@ -88,9 +88,9 @@ def _losses(model: TransformerLM, ids: Tensor) -> Iterable[TokenLoss]:
     while done < len(ids):
         end = min(begin + context + 1, len(ids))
         with evaluating(model):
-            log_probs = model(ids[None, begin : end - 1])[0].double().log_softmax(dim=-1)
+            log_probs = model(ids[None, begin : end - 1])[0].cpu().double().log_softmax(dim=-1)  # (T, V)
         fresh = log_probs[done - begin - 1 :]  # what follows token done - 1, and on
-        nats = -fresh.gather(1, ids[done:end, None])[:, 0]
+        nats = -fresh.gather(1, ids[done:end, None].cpu())[:, 0]
         yield from map(TokenLoss, ids[done:end].tolist(), nats.tolist(), fresh.argmax(dim=-1).tolist())
         begin, done = min(begin + max(context // 2, 1), max(len(ids) - 1 - context, 0)), end
 
@@ -180,5 +180,5 @@ def _html_token(each: TokenLoss, tokenizer: Tokenizer) -> str:
     if each.nats is None or each.guess is None:
         return f"<span>{shown}</span>"
     guess = visible(tokenizer.token_bytes[each.guess])
-    note = html.escape(f"{each.nats:.2f} nats, probability {math.exp(-each.nats):.1%}; likeliest: {guess!r}")
+    note = html.escape(f"{each.nats:.2f} nats, probability {math.exp(-each.nats):.1%}; likeliest: '{guess}'")
     return f'<span style="background:{shade(each.nats)[1]}" title="{note}">{shown}</span>'

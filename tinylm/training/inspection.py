@@ -43,14 +43,22 @@ class GradientNorms(Callback):
         """
         require(every_n_steps >= 1, f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
+        self._found: dict[str, float] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: LitTransformerLM, optimizer: Any) -> None:
         """Looks, where the step that is about to end is one of those."""
-        step = trainer.global_step + 1
-        if step % self.every_n_steps == 0:
+        if (trainer.global_step + 1) % self.every_n_steps == 0:
             norms = gradient_norms(pl_module.net)  # in pieces where the weights are: every process must add its own
             whole = {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in norms.items()}
-            log(trainer, step, {f"gradients/{name}": norm.item() for name, norm in whole.items()})
+            self._found = {f"gradients/{name}": norm.item() for name, norm in whole.items()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Logs what was found: not before the step has ended, for loggers may look at the gradients themselves."""
+        if self._found:
+            log(trainer, trainer.global_step, self._found)
+            self._found = {}
 
 
 class Look(Callback):
@@ -73,7 +81,10 @@ class Look(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Refuses weights in pieces."""
         name = type(self).__name__
-        require(not isinstance(pl_module.net, FSDPModule), f"{name}: needs whole weights, and fsdp shards them")
+        require(
+            not isinstance(pl_module.net, FSDPModule),
+            f"{name}: needs whole weights, and fsdp shards them; leave it out",
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Batch, batch_idx: int
@@ -81,16 +92,11 @@ class Look(Callback):
         """Looks, where it is time to."""
         due = finished_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0
         if due and trainer.is_global_zero:
-            ids, documents = batch.inputs[: self.rows], batch.documents
-            if not pl_module.network.document_mask:
-                documents = None
-            elif documents is None:
-                documents = pl_module._documents(ids)
-            log(
-                trainer,
-                trainer.global_step,
-                self.look(pl_module, ids, None if documents is None else documents[: self.rows]),
-            )
+            ids, documents = batch.inputs[: self.rows], None
+            if pl_module.network.document_mask:
+                known = batch.documents
+                documents = pl_module._documents(ids) if known is None else known[: self.rows]
+            log(trainer, trainer.global_step, self.look(pl_module, ids, documents))
 
     def look(self, pl_module: LitTransformerLM, ids: Tensor, documents: Tensor | None) -> dict[str, float]:
         """What is to be logged."""
