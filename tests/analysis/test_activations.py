@@ -27,12 +27,10 @@ def test_figures_by_hand():
 
 
 def test_a_unit_is_dead_that_is_small_on_every_token():
-    values = torch.zeros(2, 3, 4)
-    values[..., 0] = 10.0  # root mean square 5
-    values[..., 1] = 0.04
-    values[..., 2] = 0.04
-    values[1, 2, 2] = 0.06  # once is enough
-    assert describe("units", 0, values).dead == 0.5
+    values = torch.full((2, 3, 4), 0.04)
+    values[..., 0], values[..., 1] = 10.0, -10.0  # root mean square √50, a hundredth of it 0.07
+    values[1, 2, 2] = -0.08  # once is enough
+    assert describe("units", 0, values).dead == 0.25
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu2"])

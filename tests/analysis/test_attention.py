@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.analysis.attention import (
@@ -23,6 +23,7 @@ SHAPE = dict(vocab_size=11, d_model=16, num_layers=2, num_heads=4, num_kv_heads=
 
 
 @few
+@example(ModelConfig(**SHAPE))  # which head reads which key
 @given(model_configs())
 def test_maps_times_values_are_what_the_layers_put_out(config):
     model, ids = random_model(config), random_ids(config)
