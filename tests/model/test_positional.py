@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.strategies import random_ids, random_model
-from tinylm.model import ModelConfig
+from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.positional import PositionTable, rotary_table, rotate, sinusoidal_table
 
 EXACT = dict(rtol=0.0, atol=1e-10)
@@ -132,3 +132,15 @@ def test_models_built_on_the_meta_device_have_their_tables(positions):
         empty = type(model)(config)
     empty.to_empty(device="cpu").double().eval().load_state_dict(model.state_dict())
     torch.testing.assert_close(empty(ids), model(ids), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("positional_encoding", ["rotary", "sinusoidal"])
+def test_a_model_that_has_generated_can_be_trained(positional_encoding):
+    model = TransformerLM(
+        ModelConfig(vocab_size=5, d_model=8, num_layers=1, num_heads=2, positional_encoding=positional_encoding)
+    )
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        model(ids)
+    model(ids).sum().backward()
+    assert model.embedding.weight.grad is not None

@@ -9,6 +9,8 @@ Tables are computed in float64, whatever the model computes in, and cast when th
 thousand radians has lost its fraction in bfloat16.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,9 @@ class PositionTable(nn.Module):
         """The table on `like`'s device: in float64 for a float64 model, else in float32."""
         key = (torch.float64 if like.dtype == torch.float64 else torch.float32, like.device)
         if key not in self._cast:
-            self._cast[key] = self._exact.to(dtype=key[0], device=key[1])
+            generating = torch.is_inference_mode_enabled()  # made in that mode it could never be trained with
+            with torch.inference_mode(False) if generating else contextlib.nullcontext():
+                self._cast[key] = self._exact.to(dtype=key[0], device=key[1])
         return self._cast[key]
 
 

@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tinylm.adapt import add_lora, save_adapter
+from tinylm.adapt import add_lora, save_adapter, trainable_share
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
-from tinylm.model import TransformerLM, flops_per_token
+from tinylm.model import TransformerLM, flops_per_token, parameter_count
 from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -90,8 +90,15 @@ class Throughput(Callback):
         self._tokens = self._seconds = 0.0
         metrics = {"perf/tokens_per_sec": rate}
         if self.peak_flops:
-            metrics["perf/mfu"] = rate * flops_per_token(pl_module.network) / self.peak_flops / trainer.world_size
+            metrics["perf/mfu"] = rate * training_flops(pl_module) / self.peak_flops / trainer.world_size
         return metrics
+
+
+def training_flops(module: LitTransformerLM) -> int:
+    """Operations for each token: `flops_per_token`, with adapters, and without the gradients of weights that rest."""
+    learning, everything = trainable_share(module.net)
+    adapters = everything - parameter_count(module.network)
+    return flops_per_token(module.network) + 6 * adapters - 2 * (everything - learning)
 
 
 class MetricsLog(Callback):

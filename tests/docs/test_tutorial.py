@@ -1,0 +1,50 @@
+"""The tutorial: its blocks run and print what it says, and what it names is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.runner import BLOCK, ROOT, run_command, run_document
+
+CHAPTERS = sorted((ROOT / "docs/tutorial").glob("*.md"))
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)\)")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One for all chapters, as their reader has it."""
+    return tmp_path_factory.mktemp("tutorial")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[path.stem for path in CHAPTERS])
+def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it goes on with the model of chapter 6
+        first = BLOCK.search((ROOT / "docs/tutorial/6-training.md").read_text(encoding="utf-8"))
+        run_command(first["code"].splitlines()[0], first["budget"], folder)
+    results = list(run_document(chapter.read_text(encoding="utf-8"), folder))
+    assert results
+    for result in results:
+        assert result.good, f"{chapter.name}:{result.line}: expected\n{result.expected}\nfound\n{result.found}"
+
+
+def test_there_are_nine_chapters_with_two_exercises_each_and_the_contents_name_them():
+    contents = (ROOT / "docs/TUTORIAL.md").read_text(encoding="utf-8")
+    assert len(CHAPTERS) == 9
+    for path in CHAPTERS:
+        text = path.read_text(encoding="utf-8")
+        assert f"(tutorial/{path.name})" in contents
+        _, exercises, solutions = re.split(r"^## Exercises$|<details>", text, flags=re.MULTILINE)
+        for part in (exercises, solutions):
+            assert re.findall(r"^(\d)\. ", part, flags=re.MULTILINE) == ["1", "2"]
+
+
+@pytest.mark.parametrize("path", [ROOT / "docs/TUTORIAL.md", *CHAPTERS], ids=lambda path: path.stem)
+def test_links_lead_to_files_that_have_what_they_name(path):
+    for link in LINK.finditer(path.read_text(encoding="utf-8")):
+        target = path.parent / link["target"]
+        assert target.is_file(), link[0]
+        name = re.fullmatch(r"`(\w+)`", link["text"])
+        if name and target.suffix == ".py":
+            assert re.search(rf"^\s*(def|class) {name[1]}\b", target.read_text(encoding="utf-8"), re.MULTILINE), link[0]
