@@ -136,6 +136,7 @@ class Files:
         """Writes the config, and removes what killed writers left."""
         write_text(self.folder / "config.yaml", text)
         sweep(make_folder(self.folder / "checkpoints"), older_than=0)
+        sweep(self.folder, older_than=0)
 
     def newest(self) -> Checkpoint:
         """The checkpoint to go on from; what metrics.csv has beyond it is dropped.

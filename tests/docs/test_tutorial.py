@@ -17,7 +17,13 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tutorial")
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=[path.stem for path in CHAPTERS])
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if "```console" in path.read_text("utf-8") else ())
+        for path in CHAPTERS
+    ],
+)
 def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
     monkeypatch.chdir(folder)
     if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it goes on with the model of chapter 6

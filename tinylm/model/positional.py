@@ -49,8 +49,8 @@ class PositionTable(nn.Module):
         """The table on `like`'s device: in float64 for a float64 model, else in float32."""
         key = (torch.float64 if like.dtype == torch.float64 else torch.float32, like.device)
         if key not in self._cast:
-            generating = torch.is_inference_mode_enabled()  # made in that mode it could never be trained with
-            with torch.inference_mode(False) if generating else contextlib.nullcontext():
+            # what is made in inference mode could never be trained with; torch.compile knows no such mode
+            with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
                 self._cast[key] = self._exact.to(dtype=key[0], device=key[1])
         return self._cast[key]
 
