@@ -97,7 +97,6 @@ def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_path):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
     arguments += ["--model.network.dropout", "0", "--data.micro_batch_size", "2"]
