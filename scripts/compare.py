@@ -5,7 +5,6 @@ Runs that differ only by their seed are summed up in a line of their own: mean a
 
 import argparse
 import csv
-import glob
 import sys
 
 from tinylm.analysis.compare import Row, find_runs, group_by_seed, read_run, sort_rows
@@ -95,8 +94,7 @@ def print_csv(rows: list[Row]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the runs, then the groups."""
-    paths = [path for pattern in options.runs for path in sorted(glob.glob(pattern)) or [pattern]]
-    folders = find_runs(paths)
+    folders = find_runs(options.runs)
     rows = [read_run(folder) for folder in folders]
     groups = group_by_seed(folders, rows)
     rows = sort_rows(rows, options.sort) + sort_rows(groups, options.sort)

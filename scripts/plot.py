@@ -4,7 +4,6 @@ Runs that differ only by their seed are drawn as their mean, with a band of one 
 """
 
 import argparse
-import glob
 from pathlib import Path
 
 from tinylm.analysis.compare import find_runs
@@ -37,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the pictures."""
-    folders = find_runs([path for pattern in options.runs for path in sorted(glob.glob(pattern)) or [pattern]])
+    folders = find_runs(options.runs)
     curves = read_curves(folders, options.x, join_seeds=not options.each_seed)
     draw(curves, options.out, title=options.title, axis=AXES[options.x], panels=options.panels, smooth=options.smooth,
          log=options.log)  # fmt: skip

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Parser, exit_code, run_as_script
+from tinylm.console import Parser, exit_code, run_as_script, table
 from tinylm.errors import ConfigError
 from tinylm.files import file_size, read_chunks
 
@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     check_out(Path(options.model), options.out)
 
     from tinylm.adapt import quantize
+    from tinylm.analysis.profile import weight_bytes
     from tinylm.bundle import WEIGHTS, load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
     from tinylm.generation.decoder import fastest_threads
@@ -82,11 +83,6 @@ def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "
     )
 
 
-def weight_bytes(model: "TransformerLM") -> int:
-    """The memory of all weights, tied ones once."""
-    return sum(weight.nbytes for weight in model.parameters())
-
-
 def decoding_speeds(*models: "TransformerLM") -> list[float]:
     """Tokens per second of each, one text, in turn in the middle of the context: medians."""
     from tinylm.generation.decoder import Decoder, step_seconds
@@ -105,9 +101,7 @@ def print_table(names: list[str], sizes: list[int], scores: "list[Score | None]"
     for name, size, found, speed in zip(names, sizes, scores, speeds, strict=True):
         loss = ["-", "-"] if found is None else [f"{found.nats / found.tokens:.4f}", f"{found.bits_per_byte:.4f}"]
         lines.append([name, f"{size / 1e6:.2f} MB", *loss, f"{speed:,.0f} tokens/s"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join([line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))]))
+    print(table(lines))
     before, after = scores
     if before is not None and after is not None:
         print(f"loss {after.nats / before.nats - 1:+.2%}, over {before.tokens:,} tokens")

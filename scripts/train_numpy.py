@@ -26,6 +26,7 @@ from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, run_as_script
 from tinylm.data import IGNORE, TextDataModule
+from tinylm.data.batches import document_numbers
 from tinylm.errors import (
     ConfigError,
     DataError,
@@ -337,12 +338,11 @@ class Run:
 
     def _in_numpy(self, batch: Any) -> Batch:
         """A batch of the data module as arrays, with the documents that `LitTransformerLM` would see in it."""
-        documents, end = batch.documents, self.tokenizer.end_of_text
+        documents = batch.documents
         if not self.network.document_mask:
             documents = None
-        elif documents is None and end is not None:
-            ends = (batch.inputs == end).long()
-            documents = ends.cumsum(dim=1) - ends  # the separator ends its own document
+        elif documents is None:
+            documents = document_numbers(batch.inputs, self.tokenizer.end_of_text)
         documents = None if documents is None else documents.numpy()
         return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
 

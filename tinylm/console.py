@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean
 
@@ -86,3 +86,16 @@ def run_as_script(main: Callable[[list[str]], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # Windows consoles
     sys.exit(main(sys.argv[1:]))
+
+
+def table(lines: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Columns, the first ones to the left, the others to the right."""
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        texts = [cell.ljust(width) for cell, width in zip(cells[:left], widths[:left], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
+        return "  ".join([*texts, *numbers]).rstrip()
+
+    return "\n".join(map(line, lines))

@@ -11,6 +11,7 @@ import statistics
 import torch
 
 from tinylm.adapt import quantize
+from tinylm.analysis.profile import weight_bytes
 from tinylm.generation.decoder import Decoder, fastest_threads, step_seconds
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.linear import kernels
@@ -28,12 +29,6 @@ def sides(width: int, layers: int) -> dict[str, TransformerLM]:
     return {"float32": model, "int8": quantize(model, bits=8), "int4": quantize(model, bits=4)}
 
 
-def num_bytes(model: TransformerLM) -> int:
-    """Of all weights, tied ones once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
 def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
     """Prints the table of one width and batch; `most` threads may be used."""
     models = sides(width, layers)
@@ -49,7 +44,7 @@ def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
     for side, model in models.items():
         used = ", ".join(f"{count} {name}" for name, count in kernels(model, rows).items())
         speed, ratio = rows / medians[side], medians["float32"] / medians[side]
-        print(f"  {side:8} {num_bytes(model) / 1e6:7.1f} MB {speed:8.0f} tokens/s  {ratio:5.2f} x float32   {used}")
+        print(f"  {side:8} {weight_bytes(model) / 1e6:7.1f} MB {speed:8.0f} tokens/s  {ratio:5.2f} x float32   {used}")
 
 
 def main() -> None:

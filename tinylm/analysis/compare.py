@@ -4,6 +4,7 @@ All is read from the run folders (config.yaml, metrics.csv, model/), so it needs
 runs, PyTorch.
 """
 
+import glob
 import itertools
 import json
 import math
@@ -12,12 +13,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tinylm.analysis.plots import read_metrics
 from tinylm.errors import DataError, MissingInputError, notice
+
+if TYPE_CHECKING:
+    from tinylm.model import ModelConfig
 
 FREE = ("seed_everything", "data.seed", "data.cache_dir", "run", "trainer.logger", "weights_only")
 """What may differ between runs that are the same but for the seed: nothing of it changes what is being compared."""
@@ -52,11 +56,13 @@ class Row:
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """The run folders among paths, or inside them where a path is a folder of runs; the rest is skipped with a notice.
 
+    A path may be a pattern, `runs/*`.
+
     Raises:
         MissingInputError: if none is a run.
     """
     found, others = [], []
-    for path in map(Path, paths):
+    for path in [Path(each) for given in paths for each in sorted(glob.glob(str(given))) or [given]]:
         inside = sorted(config.parent for config in path.glob("*/config.yaml"))
         runs = [path] if (path / "config.yaml").is_file() else inside
         found += runs
@@ -141,18 +147,22 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
         with weights.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    size = vocabulary_size(folder)
-    if size is None:
+    network = network_config(folder, config)
+    if network is None:
         return None
-    from tinylm.model import ModelConfig, parameter_count  # PyTorch takes a second
+    from tinylm.model import parameter_count
 
-    return parameter_count(ModelConfig(**{**config["model"]["network"], "vocab_size": size}))
+    return parameter_count(network)
 
 
-def vocabulary_size(folder: Path) -> int | None:
-    """The number of tokens, as the first lines of config.yaml say it."""
+def network_config(folder: Path, config: dict[str, Any]) -> "ModelConfig | None":
+    """A run's network; None if the first lines of config.yaml do not say the number of tokens."""
     found = re.search(r"^# model\.network\.vocab_size: (\d+)", (folder / "config.yaml").read_text("utf-8"), re.M)
-    return None if found is None else int(found.group(1))
+    if found is None:
+        return None
+    from tinylm.model import ModelConfig  # PyTorch takes a second
+
+    return ModelConfig(**{**config["model"]["network"], "vocab_size": int(found.group(1))})
 
 
 def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinylm.analysis.compare import batch_tokens, read_config, seed_group
+from tinylm.analysis.compare import batch_tokens, network_config, read_config, seed_group
 from tinylm.analysis.plots import Curves, read_metrics
 from tinylm.errors import DataError
 
@@ -62,13 +62,12 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
 
 
 def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:
-    from tinylm.analysis.compare import vocabulary_size
-    from tinylm.model import ModelConfig, flops_per_token  # PyTorch takes a second
+    from tinylm.model import flops_per_token  # PyTorch takes a second
 
-    size = vocabulary_size(folder)
-    if size is None:
+    network = network_config(folder, config)
+    if network is None:
         raise DataError(f"{folder}: its config.yaml does not say the size of the vocabulary; take tokens")
-    return flops_per_token(ModelConfig(**{**config["model"]["network"], "vocab_size": size}))
+    return flops_per_token(network)
 
 
 def mean_of(runs: Sequence[Curves]) -> Curves:

@@ -112,11 +112,16 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
         parts=tuple(parts_of(config)),
         length=length,
         number_bytes=weight.element_size(),
-        weight_bytes=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+        weight_bytes=weight_bytes(model),
         cache_bytes=KVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
         cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_width * weight.element_size(),
         activation_bytes=kept_bytes(model, torch.zeros(1, length, dtype=torch.long, device=weight.device)),
     )
+
+
+def weight_bytes(model: TransformerLM) -> int:
+    """The memory of all weights, tied ones once, codes of 8 and 4 bits included."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 # --- by arithmetic

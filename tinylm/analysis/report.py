@@ -1,6 +1,6 @@
 """What is found inside a model, as tables, lines and pictures: what `scripts/analyze.py` prints and writes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from tinylm.analysis.pictures import (
 )
 from tinylm.analysis.profile import profile
 from tinylm.analysis.tokens import html_page, legend, mean_loss, show_losses, text_rows, token_losses
+from tinylm.console import table
 from tinylm.files import write_text
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -84,19 +85,6 @@ class Found:
     text: str
     summary: str
     files: Sequence[Path] = ()
-
-
-def table(lines: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Columns, the first ones to the left, the others to the right."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        texts = [cell.ljust(width) for cell, width in zip(cells[:left], widths[:left], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
-        return "  ".join([*texts, *numbers]).rstrip()
-
-    return "\n".join(map(line, lines))
 
 
 # --- the subcommands

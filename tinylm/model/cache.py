@@ -57,8 +57,11 @@ class KVCache:
         # One place more than is used: what is read is never the whole memory, so a step compiled for some places serves
         # for all of them.
         shape = (batch_size, config.kv_heads, self.places + 1, config.head_width)
-        # zeros: NaN would come through any mask
-        self._use([torch.zeros((2 * config.num_layers, *shape), dtype=dtype, device=device)])
+        self._use(self._make_memories((2 * config.num_layers, *shape), dtype, device))
+
+    def _make_memories(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+        """What `_use` takes, empty: zeros, since NaN would come through any mask."""
+        return [torch.zeros(shape, dtype=dtype, device=device)]
 
     def _use(self, memories: list[Tensor]) -> None:
         """Takes its memory, (2 * layers, B, K, C + 1, E): keys and values of one layer, then of the next.
@@ -188,19 +191,10 @@ class Int8KVCache(KVCache):
     values being the whole numbers.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        max_len: int | None = None,
-        *,
-        spare: int = 0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(config, batch_size, max_len, spare=spare, dtype=torch.int8, device=device)
-        (codes,) = self._memories
-        self._use([codes, torch.zeros((*codes.shape[:-1], 1), dtype=dtype, device=device)])
+    def _make_memories(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+        """Whole numbers, then scales."""
+        codes = torch.zeros(shape, dtype=torch.int8, device=device)
+        return [codes, torch.zeros((*shape[:-1], 1), dtype=dtype, device=device)]
 
     def _store(self, part: int, new: Tensor) -> Tensor:
         scales = (new.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=torch.finfo(new.dtype).tiny)

@@ -19,6 +19,7 @@ from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.data import IGNORE, Batch, TextDataModule
+from tinylm.data.batches import document_numbers
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import WITHOUT_WEIGHTS, require
@@ -121,11 +122,8 @@ class LitTransformerLM(pl.LightningModule):
         return forward(ids, documents=documents)
 
     def _documents(self, ids: Tensor) -> Tensor | None:
-        """The number of the document that each token is in, (B, T); the separator ends its own document."""
-        if self.tokenizer.end_of_text is None:
-            return None
-        ends = ids == self.tokenizer.end_of_text
-        return ends.cumsum(dim=1) - ends.long()
+        """The number of the document that each token is in, by separators."""
+        return document_numbers(ids, self.tokenizer.end_of_text)
 
     def configure_model(self) -> None:
         """Shards the weights where the strategy says so (overlays/fsdp.yaml): each block gathers its own to compute."""
