@@ -9,8 +9,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tinylm.training.cli"])
+FORKS = os.name == "posix"  # Windows has no such server: a process starts from nothing there
+_context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+if FORKS:
+    _context.set_forkserver_preload(["tinylm.training.cli"])
 
 
 def start(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
@@ -24,7 +26,8 @@ def _call(function: Any, arguments: tuple, environment: dict[str, str]) -> None:
     for name in [name for name in os.environ if name.startswith(("TINYLM_RUN", "PL_", "SLURM", "TORCHELASTIC"))]:
         del os.environ[name]
     os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # as where nothing forked this process from a server
+    if FORKS:
+        multiprocessing.set_start_method("fork", force=True)  # as where nothing forked this process from a server
     function(*arguments)
 
 

@@ -1,10 +1,15 @@
 """Runs a document: its Python in one namespace, its commands in the same folder, in the order in which they stand.
 
-A block ```python is executed; the block ```text right behind it is what it prints. In a block ```console the line
-after `$` is a command of scripts/, and what follows what it prints. `...` stands for anything, and white space is
-white space. A comment `<!-- budget: words -->` adds words to the next command, so that it takes seconds.
+- A block ```python is executed; the block ```text right behind it is what it prints.
+- In a block ```console a line after `$` is a command of scripts/, and the lines below it are what it prints. `...`
+  stands for anything, and white space is white space.
+- In a block ```sh each line is a command that has to succeed, whatever it prints. Training takes two steps (BUDGETS).
 
-    python tests/docs/runner.py docs/tutorial/*.md     writes what comes out into the documents
+A comment in the line above a block changes that: `<!-- budget: words -->` adds words to its commands, so that they
+take seconds; `<!-- not run: reason -->` leaves the block out; `<!-- not compared: reason -->` lets it print anything;
+`<!-- file: name -->` writes a block ```yaml there.
+
+    python -m tests.docs.runner docs/tutorial/*.md     writes what comes out into the documents, pictures beside them
 """
 
 import contextlib
@@ -12,8 +17,9 @@ import doctest
 import io
 import os
 import re
+import runpy
 import shlex
-import subprocess
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,22 +27,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
-    r"(?:<!-- budget: (?P<budget>.*?) -->\n)?^```(?P<kind>python|console)\n(?P<code>.*?)^```$"
+    r"(?:<!-- (?P<directive>budget|not run|not compared|file): (?P<words>.*?) -->\n)?"
+    r"^```(?P<kind>python|console|sh|yaml)\n(?P<code>.*?)^```$"
     r"(?:\n\n^```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
+PICTURE = re.compile(r"!\[[^\]]*\]\((?P<name>[^)/]+)\)")
+TWO_STEPS = "--trainer.max_steps 2 --trainer.val_check_interval 2 --run.sample_tokens 4"
+BUDGETS = {"train.py fit": f"{TWO_STEPS} --trainer.limit_val_batches 2", "train_numpy.py": TWO_STEPS}
+SECONDS = 300  # for one command
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a block was to print, and what it printed."""
+    """What a block or a command was to print, and what it printed."""
 
     line: int
     expected: str
     found: str
-    output: tuple[int, int]  # where in the document the expected output stands; (-1, -1): nowhere
+    output: tuple[int, int] = (-1, -1)  # where in the document the expected output stands; (-1, -1): nowhere
+    code: int = 0  # a command's exit status
 
     @property
     def good(self) -> bool:
@@ -50,43 +64,86 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
     """Runs the blocks of a document in a folder that is the current one."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
+        if block["directive"] == "file":
+            (folder / block["words"]).write_text(block["code"], encoding="utf-8")
+        if block["directive"] == "not run" or block["kind"] == "yaml":
+            continue
         line = text.count("\n", 0, block.start("code")) + 1
-        if block["kind"] == "console":
-            command, _, expected = block["code"].partition("\n")
-            yield Result(line, expected, run_command(command, block["budget"] or "", folder), (-1, -1))
-        else:
+        budget = block["words"] if block["directive"] == "budget" else ""
+        anything = "..." if block["directive"] == "not compared" else ""
+        if block["kind"] == "python":
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
                 exec(compile(block["code"], f"line {line}", "exec"), namespace)
-            yield Result(line, block["output"] or "", said.getvalue(), block.span("output"))
+            yield Result(line, anything or block["output"] or "", said.getvalue(), block.span("output"))
+        elif block["kind"] == "console":
+            for part in re.split(r"^\$ ", block["code"], flags=re.MULTILINE)[1:]:
+                command, _, expected = part.partition("\n")
+                found, code = run_command(command, budget, folder)
+                yield Result(line, anything or expected, found, code=code)
+                line += part.count("\n")
+        else:
+            for command in block["code"].splitlines():
+                found, code = run_command(command, f"{default_budget(command)} {budget}", folder)
+                yield Result(line, "" if code == 0 else "exit status 0", found if code else "", code=code)
+                line += 1
 
 
-def run_command(command: str, budget: str, folder: Path) -> str:
-    """What a command prints, on stdout and stderr together."""
-    prompt, python, script, *words = shlex.split(command, posix=False)
-    assert (prompt, python) == ("$", "python") and script.startswith("scripts/"), command
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *words, *shlex.split(budget)],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
-    return done.stdout
+def default_budget(command: str) -> str:
+    """What makes a command of a list short."""
+    return next((words for start, words in BUDGETS.items() if command.startswith(f"python scripts/{start} ")), "")
+
+
+def run_command(command: str, budget: str, folder: Path) -> tuple[str, int]:
+    """What a command prints, on stdout and stderr together, and its exit status."""
+    python, script, *words = shlex.split(command, comments=True)
+    assert python == "python" and script.startswith("scripts/"), command
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / "output"
+        arguments = [*words, *shlex.split(budget)]
+        process = processes.start(script_line, ROOT / script, arguments, folder, output, **os.environ)
+        process.join(SECONDS)
+        process.kill()
+        process.join()
+        return output.read_text(encoding="utf-8"), -1 if process.exitcode is None else process.exitcode
+
+
+def script_line(script: Path, arguments: list[str], folder: Path, output: Path) -> None:
+    """`python SCRIPT ARGUMENTS` in a folder; what it says goes into a file."""
+    os.chdir(folder)
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(script.parent)
+    code = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # nothing of this process's parent is to be cleaned up
 
 
 def main() -> None:
-    """Writes what blocks print into their documents."""
-    temporary = tempfile.mkdtemp()  # one for all, as their reader has it
-    for path in [Path(each).resolve() for each in sys.argv[1:]]:
+    """Writes what blocks print into their documents, and the pictures that they draw beside them."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = Path(tempfile.mkdtemp())  # one for all, as their reader has it
+    paths = [Path(each).resolve() for each in sys.argv[1:]]
+    os.chdir(folder)
+    for path in paths:
         text = path.read_text(encoding="utf-8")
-        os.chdir(temporary)
-        results = list(run_document(text, Path(temporary)))
-        for result in reversed(results):
+        for result in reversed(list(run_document(text, folder))):
             begin, end = result.output
             if begin >= 0 and not result.good:
                 text = text[:begin] + result.found + text[end:]
             elif not result.good:
                 print(f"{path}:{result.line}: expected\n{result.expected}\nfound\n{result.found}")
         path.write_text(text, encoding="utf-8")
+        for picture in PICTURE.finditer(text):
+            if (folder / picture["name"]).exists():
+                shutil.copy(folder / picture["name"], path.parent)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
     monkeypatch.chdir(folder)
     if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it goes on with the model of chapter 6
         first = BLOCK.search((ROOT / "docs/tutorial/6-training.md").read_text(encoding="utf-8"))
-        run_command(first["code"].splitlines()[0], first["budget"], folder)
+        run_command(first["code"].splitlines()[0].removeprefix("$ "), first["words"] or "", folder)
     results = list(run_document(chapter.read_text(encoding="utf-8"), folder))
     assert results
     for result in results:

@@ -1,0 +1,69 @@
+"""README and the other documents: their Python runs, their commands end well, what is the same everywhere is printed.
+
+Left out are docs/tutorial (test_tutorial.py), the commands that install (.ci/run), and docs/benchmarks.md, whose
+commands take hours.
+"""
+
+import json
+import pydoc
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.docs.runner import BLOCK, BUDGETS, ROOT, run_command, run_document
+
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.stem != "benchmarks"]
+WITH_BLOCKS = [path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What a reader has who has done what README begins with, and has texts, and folders for transformers."""
+    folder = tmp_path_factory.mktemp("documents")
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "prompts.txt").write_text("The\nAnd\n", encoding="utf-8")
+    sums = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(10) for b in range(10)]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, sums)), encoding="utf-8")
+    command = "python scripts/train.py fit --config small.yaml"
+    said, code = run_command(command, BUDGETS["train.py fit"], folder)
+    assert code == 0, said
+    for name in ("gpt2", "llama-folder"):
+        said, code = run_command(f"python scripts/export.py --model runs/small --to hf --out {name}", "", folder)
+        assert code == 0, said
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WITH_BLOCKS, ids=lambda path: path.stem)
+def test_a_document_runs_and_prints_what_it_says(path, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    results = list(run_document(path.read_text(encoding="utf-8"), tmp_path))
+    for result in results:
+        assert result.good, f"{path.name}:{result.line}: expected\n{result.expected}\nfound\n{result.found}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_stand_in_blocks_that_are_run(path):
+    for kind, code in FENCED.findall(path.read_text(encoding="utf-8")):
+        if kind not in ("console", "sh", "bash"):
+            assert not re.search(r"^(\$ |python |pip |torchrun |sbatch |wandb )", code, re.MULTILINE), code
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_python_within_a_line_runs(path):
+    for code in re.findall(r'`python -c "(.*?)"`', path.read_text(encoding="utf-8")):
+        exec(code, {})
+
+
+def test_names_of_tinylm_in_the_documents_are_there():
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    names = {name for text in texts for name in re.findall(r"`(tinylm(?:\.\w+)+)", text)} - {"tinylm.json"}
+    assert len(names) > 5
+    for name in names:
+        assert pydoc.locate(name) is not None, name
