@@ -383,13 +383,13 @@ class Run:
         self.files.csv.log_metrics(found, step=self.stage.global_step)
         self.stage.callback_metrics = found
         self.progress.on_validation_end(self.stage, self)
-        for prompt in list(self.prompts):
-            self._show_sample(prompt)
+        for seed, prompt in enumerate(list(self.prompts), start=1):
+            self._show_sample(prompt, seed)
         if score.loss < self.best:
             self.best = score.loss
             self._save("best")
 
-    def _show_sample(self, prompt: str) -> None:
+    def _show_sample(self, prompt: str, seed: int) -> None:
         """How the model continues a prompt, on the screen and in samples.txt."""
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
@@ -399,7 +399,7 @@ class Run:
             return self.prompts.remove(prompt)
         ids = ids[-context:] or [0]
         length = min(self.options.sample_tokens, max(1, context - len(ids)))
-        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=1)[0].tolist()
+        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
         self.files.add_sample(self.stage.global_step, text)

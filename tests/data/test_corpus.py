@@ -200,3 +200,36 @@ def test_tinystories_keeps_its_own_split_and_shares_validation_with_test(tmp_pat
     assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
     assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
     assert two.fingerprint != three.fingerprint
+
+
+# --- lines as documents
+
+
+@few
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=5)),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_every_line_is_a_document_of_one_part_and_empty_ones_are_none(tmp_path_factory, lines, ending):
+    path = tmp_path_factory.mktemp("lines") / "t.txt"
+    path.write_bytes("".join(line + ending for line in [*lines, "x"]).encode())
+    corpus = open_corpus(f"lines:{path}", split=(0.5, 0.3, 0.2), cache_dir=path.parent)
+    expected = [line for line in [*lines, "x"] if line]
+    homes = [(part, "".join(chunks)) for part, chunks in corpus.items()]
+    assert [text for _, text in homes] == expected
+    assert len(set(homes)) == len(set(expected))  # a line that comes twice is in one part
+    for part in corpus.parts:
+        assert documents(corpus, part) == [text for home, text in homes if home == part]
+
+
+def test_lines_are_split_as_the_fractions_say(tmp_path):
+    (tmp_path / "t.txt").write_text("\n".join(map(str, range(10_000))))
+    corpus = open_corpus(f"lines:{tmp_path}/*.txt", split=(0.9, 0.1), cache_dir=tmp_path)
+    spread = (10_000 * 0.9 * 0.1) ** 0.5  # of a binomial
+    assert len(documents(corpus, "train")) == pytest.approx(9_000, abs=4 * spread)
+
+
+def test_lines_of_nothing_are_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("\n\r\n\n")
+    with pytest.raises(DataError, match=r"lines:.*t\.txt: is empty"):
+        open_corpus(f"lines:{tmp_path / 't.txt'}", split=(0.9, 0.1), cache_dir=tmp_path)

@@ -164,6 +164,20 @@ def test_validation_test_and_prediction_read_their_text_in_order(module, tmp_pat
     assert read(data.predict_dataloader()) == "ihgfedcba"
 
 
+def test_lines_are_trained_on_and_evaluated_from_their_starts(tmp_path):
+    (tmp_path / "t.txt").write_text("\n".join(f"{number:03}" for number in range(200)))
+    data = TextDataModule(f"lines:{tmp_path / 't.txt'}", max_seq_len=6, batch_size=8, cache_dir=str(tmp_path / "cache"))
+    data.trainer = trainer(global_step=0)
+    data.setup("fit")
+    end, last = data.tokenizer.end_of_text, data.tokens["train"][-6:].tolist()
+    for batch in data.train_dataloader():  # the text's last windows have to begin a little earlier
+        for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+            assert inputs[0] == end or targets.tolist() == last
+    rows = [row for batch in data.val_dataloader() for row in batch.targets]
+    texts = [data.tokenizer.decode(row[row != IGNORE]) for row in rows]
+    assert texts == ["".join(line) + "<|endoftext|>" for line in data.corpus.documents("val")]
+
+
 # --- refusals
 
 REFUSED = {

@@ -128,15 +128,20 @@ def test_a_url_is_a_corpus(server, tmp_path):
     ]
 
 
-def test_tinyshakespeare_put_by_hand_needs_no_network_and_is_checked(tmp_path, monkeypatch):
-    path = corpus.TINYSHAKESPEARE.path(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "source", "text"),
+    [("tinyshakespeare", "TINYSHAKESPEARE", BODY), ("names", "FIRST_NAMES", BODY.replace(b"\r\n", b""))],
+)
+def test_a_corpus_put_by_hand_needs_no_network_and_is_checked(name, source, text, tmp_path, monkeypatch):
+    download = getattr(corpus, source)
+    path = download.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     with pytest.raises(DataError, match="SHA-256 differs"):
-        open_corpus("tinyshakespeare", split=(0.9, 0.1), cache_dir=tmp_path)
-    monkeypatch.setattr(corpus, "TINYSHAKESPEARE", Download(corpus.TINYSHAKESPEARE.url, sha256=SHA256))
-    found = open_corpus("tinyshakespeare", split=(0.9, 0.1), cache_dir=tmp_path)
-    assert "".join(found.texts()) == BODY.decode()
+        open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
+    monkeypatch.setattr(corpus, source, Download(download.url, sha256=SHA256))
+    found = open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
+    assert "".join(found.texts()) == text.decode()
 
 
 def test_tinystories_is_fetched_by_its_pointers(server, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_all_presets_and_all_configs_have_a_counterpart():
     for name in PRESETS:
         expected = "gpt2" if name == "gpt2" else "qwen3"
         assert choose_family(preset(name, vocab_size=65)).model_type == expected
-    for path in Path("configs").glob("*.yaml"):
+    for path in (*Path("configs").glob("*.yaml"), *Path("configs/examples").glob("*.yaml")):
         model = yaml.safe_load(path.read_text())["model"]
         assert ("network" in model) != ("init_from" in model)  # which brings the network of another config
         choose_family(ModelConfig(vocab_size=65, **model.get("network", {})))

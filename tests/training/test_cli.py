@@ -19,7 +19,7 @@ from tinylm.analysis.plots import read_metrics
 from tinylm.training.options import find_config, plain_error
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs/examples").glob("*.yaml")])
 
 
 def test_a_run_leaves_what_the_design_says(finished_run):
@@ -115,7 +115,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--model.network.activation", "swish"], 2, "model.network.activation must be one of swiglu, gelu, gelu_tanh, relu, relu2, got swish"),
         (["--model.network.d_model", "100", "--model.network.num_heads", "3"], 2, "d_model must be divisible by num_heads, got d_model=100 and num_heads=3"),
         (["--trainer.max_steps", "1e5"], 2, "trainer.max_steps must be int, got 100000.0"),
-        (["--data.corpus", "nosuch.txt"], 66, "data.corpus: nosuch.txt: no such corpus or file; give a text file, a glob, a URL, or one of stories, tinyshakespeare, tinystories"),
+        (["--data.corpus", "nosuch.txt"], 66, "data.corpus: nosuch.txt: no such corpus or file; give a text file, a glob, a URL, or one of stories, names, tinyshakespeare, tinystories"),
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; run.dir is where it goes"),

@@ -5,8 +5,8 @@ seeded offset that differs from epoch to epoch, so that no token always stands a
 epochs form one endless sequence; step s takes the `batch_size` samples from s * batch_size on. Nothing is stored
 between steps, so a resumed run, on any number of processes, sees the same tokens in the same order.
 
-Where the best possible loss is known, windows begin with documents, so that nothing has to be guessed that was told
-before the window.
+Where documents are short and whole, windows begin with one, so that nothing has to be guessed that was told before the
+window.
 """
 
 from dataclasses import dataclass, field

@@ -22,11 +22,15 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mea
 from tinylm.files import read_chunks, sha256_json
 
 PARTS = ("train", "val", "test")
-NAMES = ("stories", "tinyshakespeare", "tinystories")
+NAMES = ("stories", "names", "tinyshakespeare", "tinystories")
 
 TINYSHAKESPEARE = Download(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+FIRST_NAMES = Download(  # the 32,033 commonest of children born in the USA in 2018, as makemore has them
+    "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt",
+    sha256="0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
 )
 _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 TINYSTORIES = tuple(
@@ -46,12 +50,15 @@ class Corpus(ABC):
         name: what the user calls it
         parts: `("train", "val")` or `("train", "val", "test")`
         separated: whether there are several documents, so that a token between them is wanted
+        whole: whether documents are short and complete: training windows begin with one, and each is evaluated from
+            its start
         has_floor: whether `log_prob` is known, and with it the best loss that any model could reach
     """
 
     name: str
     parts: tuple[str, ...]
     separated: bool
+    whole = False
     has_floor = False
 
     @property
@@ -85,9 +92,10 @@ def open_corpus(
     """The corpus of a name, path, glob or URL.
 
     Args:
-        source: `stories`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL; also a grammar
-            in YAML, `*.grammar.yaml`. `stories:20000` and `my.grammar.yaml:20000` say how many texts to generate. A
-            folder with `train.txt` and `val.txt` is a sample of TinyStories (`tinylm.data.tinystories`)
+        source: `stories`, `names`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, or a URL; also
+            a grammar in YAML, `*.grammar.yaml`. `stories:20000` and `my.grammar.yaml:20000` say how many texts to
+            generate; `lines:my.txt` takes every line for a text of its own. A folder with `train.txt` and `val.txt` is
+            a sample of TinyStories (`tinylm.data.tinystories`)
         split: fractions of two or three parts
         cache_dir: where downloads are kept
         seed: of the generated stories
@@ -102,6 +110,8 @@ def open_corpus(
         name, count = generated.groups()
         grammar = story_grammar() if name == "stories" else load_grammar(name)
         return GrammarCorpus(name, grammar, split, seed, COUNT if count is None else int(count))
+    if source == "names":
+        return LineCorpus(source, [download(FIRST_NAMES, cache_dir)], split, errors)
     if source == "tinyshakespeare":
         return FileCorpus(source, [download(TINYSHAKESPEARE, cache_dir)], split, errors)
     if source == "tinystories":
@@ -110,12 +120,23 @@ def open_corpus(
         return FileCorpus(source, [download(Download(source), cache_dir)], split, errors)
     if all(os.path.isfile(os.path.join(source, name)) for name in SAMPLE):  # noqa: PTH113, PTH118
         return TinyStories([Path(source) / name for name in SAMPLE], split, errors, source)
+    if source.startswith("lines:"):
+        return LineCorpus(source, find_files(source.removeprefix("lines:")), split, errors)
+    return FileCorpus(source, find_files(source), split, errors)
+
+
+def find_files(source: str) -> list[Path]:
+    """The files of a path or glob, in the order of their names.
+
+    Raises:
+        MissingInputError: if there are none.
+    """
     found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH113
     paths = [Path(path) for path in found if os.path.isfile(path)]  # noqa: PTH113 (a name too long is just not there)
     if not paths:
         hint = did_you_mean(source, NAMES) or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"
         raise MissingInputError(f"data.corpus: {source}: no such corpus or file{hint}")
-    return FileCorpus(source, paths, split, errors)
+    return paths
 
 
 def check_split(split: Iterable[float]) -> tuple[float, ...]:
@@ -133,7 +154,7 @@ def check_split(split: Iterable[float]) -> tuple[float, ...]:
 class GrammarCorpus(Corpus):
     """Generated texts, each a document. A text decides its part, so no two parts share one."""
 
-    separated = has_floor = True
+    separated = whole = has_floor = True
 
     def __init__(self, name: str, grammar: Grammar, split: tuple[float, ...], seed: int, count: int = COUNT) -> None:
         self.name, self.grammar, self.parts = name, grammar, PARTS[: len(split)]
@@ -152,16 +173,43 @@ class GrammarCorpus(Corpus):
         """As `Corpus`: every text is generated once, and parts alternate."""
         for number in range(self.count):
             text, _ = write_text(self.grammar, self.seed, number)
-            yield self._part_of(text), [text]
+            yield part_of(text, self.parts, self.split), [text]
 
     def log_prob(self, document: str) -> float:
         """As `Corpus`: exact."""
         return self.grammar.log_prob(document)
 
-    def _part_of(self, text: str) -> str:
-        fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 256**7
-        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
-        return self.parts[sum(fraction >= bound for bound in bounds)]
+
+class LineCorpus(Corpus):
+    """Text files of which each line is a document: names, titles, games. A line decides its part.
+
+    The line's end is not part of it, and empty lines are none.
+    """
+
+    separated = whole = True
+
+    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
+        self.name, self.paths, self.parts = name, paths, PARTS[: len(split)]
+        self.split, self.errors = split, errors
+        self._scans = [scan(path, errors) for path in paths]
+        if next(self.items(), None) is None:
+            raise DataError(f"data.corpus: {name}: is empty")
+
+    @property
+    def fingerprint(self) -> str:
+        """As `Corpus`."""
+        return sha256_json(["lines", [found.sha256 for found in self._scans], self.split, self.errors])
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """As `Corpus`."""
+        return (document for home, document in self.items() if home == part)
+
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """As `Corpus`: every file is read once, and parts alternate."""
+        for path in self.paths:
+            for line in split_documents(read_chunks(path, self.errors), "\n"):
+                if text := line.removesuffix("\r"):
+                    yield part_of(text, self.parts, self.split), [text]
 
 
 class FileCorpus(Corpus):
@@ -228,6 +276,13 @@ class TinyStories(Corpus):
         for number, text in enumerate(split_documents(chunks, SEPARATOR)):
             if part == "train" or len(self.parts) == 2 or number % 2 == (part == "test"):
                 yield [text]
+
+
+def part_of(text: str, parts: tuple[str, ...], split: tuple[float, ...]) -> str:
+    """The part that a document's SHA-256 puts it into: the same wherever it stands, and however often."""
+    fraction = int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:7], "big") / 256**7
+    bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
+    return parts[sum(fraction >= bound for bound in bounds)]
 
 
 # --- reading files

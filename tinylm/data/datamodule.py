@@ -76,8 +76,9 @@ class TextDataModule(pl.LightningDataModule):
         """A text to train on, or pairs.
 
         Args:
-            corpus: stories, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a *.grammar.yaml.
-                stories:20000 generates 20,000 stories instead of 8,000
+            corpus: stories, names, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a
+                *.grammar.yaml. stories:20000 generates 20,000 stories instead of 8,000; lines:my.txt takes every line
+                for a text of its own
             tokenizer: char, byte, or bpe (bpe:2048 with its size), learned from the corpus; or the file of a saved one
             max_seq_len: tokens in a sequence; in a training run it is the network's
             batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches
@@ -202,9 +203,9 @@ class TextDataModule(pl.LightningDataModule):
             self._set_accumulation()
 
     def _windows(self) -> TrainingWindows:
-        """The order of the training tokens: by document where the loss is to be compared with a floor."""
+        """The order of the training tokens: by document where these are short and whole."""
         tokens, end = self._part("train"), self.tokenizer.end_of_text
-        if self.corpus.has_floor and end is not None:
+        if self.corpus.whole and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
             return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)
         return TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
@@ -263,7 +264,7 @@ class TextDataModule(pl.LightningDataModule):
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The whole validation part, in order; each document from its start where there is a floor."""
+        """The whole validation part, in order; short documents each from its start."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -290,9 +291,12 @@ class TextDataModule(pl.LightningDataModule):
         if self.pairs is not None:
             rows = pad_rows(self.examples[part], self.tokenizer.special_tokens[END_OF_TEXT])
             return self._evaluation_loader(PairEvaluationBatches, rows)
-        rows = window_rows(len(tokens), self.context)
-        if part in self.floors:
-            rows = document_rows(self.floors[part].begins, len(tokens), self.context, self.floors[part].log_probs)
+        floor, end = self.floors.get(part), self.tokenizer.end_of_text
+        if self.corpus.whole and end is not None:
+            begins = document_begins(tokens, end)
+            rows = document_rows(begins, len(tokens), self.context, None if floor is None else floor.log_probs)
+        else:
+            rows = window_rows(len(tokens), self.context)
         return self._evaluation_loader(EvaluationBatches, tokens, rows)
 
     def _evaluation_loader(self, kind: Callable[..., Dataset[Batch]], *data: Any) -> DataLoader:

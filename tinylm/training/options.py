@@ -14,19 +14,20 @@ from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 from tinylm.model.config import FOREIGN_NAMES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
 
 
 def find_config(name: str) -> Path:
-    """The file of a config's name: a path as given, then in configs/ and configs/overlays/; `.yaml` may be left out.
+    """The file of a config's name: a path as given, then in configs/, its examples/ and overlays/; `.yaml` may go.
 
     Raises:
         MissingInputError: if there is none.
     """
-    for folder in (Path(), CONFIGS, CONFIGS / "overlays"):
+    for folder in (Path(), *FOLDERS):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = {path.stem: path for path in sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("overlays/*.yaml")])}
+    known = [path.stem for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))]
     hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
     raise MissingInputError(f"{name}: no such config file{hint}")
 

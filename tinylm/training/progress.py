@@ -116,9 +116,9 @@ class SampleText(Callback):
             return
         generator = Generator(pl_module.net, pl_module.tokenizer)
         samples = []
-        for prompt in self.prompts:
+        for seed, prompt in enumerate(self.prompts, start=1):  # the same prompt twice gives two texts
             try:
-                options = {"temperature": self.temperature, "seed": 1, "truncate": "left"}
+                options = {"temperature": self.temperature, "seed": seed, "truncate": "left"}
                 length = self._length(pl_module, prompt)
                 text = prompt + generator.generate(prompt, max_new_tokens=length, **options)
             except DataError as error:  # a prompt with characters that this text does not have
