@@ -307,13 +307,13 @@ class Run:
         first, accumulate = self.stage.global_step, self.stage.accumulate_grad_batches
         batches = islice(self._batches(), max(self.total - first, 0))
         options = dict(max_norm=self.trainer.gradient_clip_val or None, first=first, seed=self.seed)
-        seconds, tokens, clock = 0.0, 0, time.perf_counter()
+        seconds, tokens, logged, clock = 0.0, 0, first, time.perf_counter()
         for step in train(self.model, self.optimizer, batches, self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens
             self.stage.global_step = step.number
             if step.number % (self.trainer.log_every_n_steps or 50) == 0 or step.number == self.total:
-                self._log(step, tokens / seconds)
-                seconds, tokens = 0.0, 0
+                self._log(step, tokens / seconds, seconds / (step.number - logged))
+                seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.stage, self, None, None, accumulate - 1)
             if self.lengths.validation_is_due(step.number):
                 self._validate()
@@ -346,9 +346,10 @@ class Run:
         documents = None if documents is None else documents.numpy()
         return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
 
-    def _log(self, step: Step, rate: float) -> None:
+    def _log(self, step: Step, rate: float, seconds: float) -> None:
         self.latest = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
-        self.latest |= {"perf/tokens_per_sec": rate, "perf/mfu": rate * flops_per_token(self.network) / self.peak}
+        self.latest |= {"perf/tokens_per_sec": rate, "perf/step_seconds": seconds}
+        self.latest |= {"perf/mfu": rate * flops_per_token(self.network) / self.peak}
         self.files.csv.log_metrics(self.latest, step=step.number)
 
     def _save(self, name: str) -> None:

@@ -18,12 +18,12 @@ NETWORK = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": None,
 NETWORK |= {"tie_embeddings": True, "qk_norm": True}
 # 4 projections of 16 x 16, 3 matrices of 16 x 32, 2 + 1 norms of 16, 2 of queries and keys of 8, 20 embeddings of 16
 PARAMETERS = 4 * 16 * 16 + 3 * 16 * 32 + 3 * 16 + 2 * 8 + 20 * 16
-METRICS = """step,train/loss,perf/tokens_per_sec,val/loss,val/bpb,val/excess
-10,3,64,,,
-20,2.5,32,,,
-20,,,{loss},{bpb},{excess}
-30,2.25,64,,,
-30,,,{later},3.75,0.75
+METRICS = """step,train/loss,perf/tokens_per_sec,perf/step_seconds,val/loss,val/bpb,val/excess
+10,3,64,0.5,,,
+20,2.5,32,1,,,
+20,,,,{loss},{bpb},{excess}
+30,2.25,64,0.5,,,
+30,,,,{later},3.75,0.75
 """
 
 
@@ -79,8 +79,15 @@ def test_parameters_are_those_of_the_network(tmp_path):
 
 
 def test_time_counts_the_steps_between_two_rows():
-    assert training_seconds([1, 5], [10.0, 20.0], batch_tokens=10) == 1 + 4 * 10 / 20
-    assert training_seconds([], [], batch_tokens=10) is None
+    assert training_seconds([1, 5], [1.0, 0.5]) == 1 + 4 * 0.5
+    assert training_seconds([], []) is None
+
+
+def test_tokens_of_padded_pairs_are_those_of_the_measured_width(tmp_path):
+    folder = make_run(tmp_path / "pairs", data__pairs="mine.jsonl")
+    measured = METRICS.replace("64,0.5", "40.0001,0.5").replace("32,1", "20,1")  # 4 x 5 a step: none is longer
+    (folder / "metrics.csv").write_text(measured.format(loss=2, bpb=3, excess="", later=3))
+    assert read_run(folder).tokens == 30 * 4 * 5
 
 
 def test_runs_that_differ_by_seed_alone_are_one_line(tmp_path):

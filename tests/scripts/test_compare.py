@@ -11,8 +11,8 @@ trainer: {{max_steps: 1200}}
 model: {{network: {{max_seq_len: 128}}}}
 data: {{batch_size: 32}}
 """
-METRICS = """step,train/loss,perf/tokens_per_sec,val/loss,val/bpb,val/excess
-{steps},2.5,20000,,,
+METRICS = """step,train/loss,perf/step_seconds,val/loss,val/bpb,val/excess
+{steps},2.5,0.2048,,,
 {steps},,,{loss},3.25,0.125
 """
 
@@ -59,7 +59,7 @@ def test_csv_has_plain_numbers(run):
     assert [row["runs"] for row in rows] == ["1", "1", "1", "2"]
     assert [row["finished"] for row in rows] == ["0", "1", "1", "1"]
     assert float(rows[1]["tokens"]) == 1200 * 32 * 128
-    assert float(rows[1]["seconds"]) == 1200 * 32 * 128 / 20000
+    assert float(rows[1]["seconds"]) == pytest.approx(1200 * 0.2048)
     assert float(rows[3]["val_loss"]) == 2.0 and float(rows[3]["val_loss_sd"]) == pytest.approx(0.5**0.5)
     assert rows[0]["parameters"] == rows[1]["val_loss_sd"] == ""
 

@@ -31,7 +31,7 @@ def test_a_run_leaves_what_the_design_says(finished_run):
 
 def test_metrics_have_every_step_and_every_validation(finished_run):
     columns = read_metrics(finished_run / "metrics.csv")
-    for name in ("train/loss", "train/grad_norm", "lr", "perf/tokens_per_sec", "perf/mfu"):
+    for name in ("train/loss", "train/grad_norm", "lr", "perf/tokens_per_sec", "perf/step_seconds", "perf/mfu"):
         assert columns[name][0] == list(range(1, 13))
     for name in ("val/loss", "val/perplexity", "val/bpb", "val/accuracy"):
         assert columns[name][0] == [4, 8, 12]
@@ -40,6 +40,9 @@ def test_metrics_have_every_step_and_every_validation(finished_run):
     for loss, perplexity in zip(losses, columns["val/perplexity"][1], strict=True):
         assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
     mfu, rate = columns["perf/mfu"][1][0], columns["perf/tokens_per_sec"][1][0]
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    tokens = config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]  # in several micro-batches
+    assert rate * columns["perf/step_seconds"][1][0] == pytest.approx(tokens, rel=1e-6)
     model, _ = tinylm.load(finished_run)
     flops = 6 * sum(parameter.numel() for parameter in model.parameters()) + 12 * 2 * 32 * 32
     assert mfu == pytest.approx(rate * flops / 1e12, rel=1e-6)

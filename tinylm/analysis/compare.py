@@ -86,7 +86,6 @@ def read_run(folder: Path) -> Row:
     try:
         config = read_config(folder)
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
-        step_tokens = batch_tokens(config)
         planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
         return Row(
@@ -94,9 +93,9 @@ def read_run(folder: Path) -> Row:
             finished=(folder / "model" / "tinylm.json").is_file(),
             planned=planned if planned > 0 else None,
             parameters=count_parameters(folder, config),
-            tokens=steps * step_tokens,
+            tokens=steps * batch_tokens(config, columns),
             steps=steps,
-            seconds=training_seconds(*columns.get("perf/tokens_per_sec", ([], [])), step_tokens),
+            seconds=training_seconds(*columns.get("perf/step_seconds", ([], []))),
             spread={},
             **best_validation(columns),
         )
@@ -110,8 +109,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
-def batch_tokens(config: dict[str, Any]) -> int:
-    """How many tokens an optimizer step reads."""
+def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
+    """How many tokens an optimizer step reads. Pairs are padded to the longest, which only the measured speed tells."""
+    rates, seconds = (columns.get(f"perf/{name}", ([], []))[1] for name in ("tokens_per_sec", "step_seconds"))
+    if config["data"].get("pairs") and rates and seconds:
+        return round(rates[0] * seconds[0])
     return config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
 
 
@@ -124,20 +126,19 @@ def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[s
     return {name: None if best is None else table.get(best) for name, table in tables.items()}
 
 
-def training_seconds(steps: Sequence[int], rates: Sequence[float], batch_tokens: int) -> float | None:
-    """The time of all steps, from the speed that each row of metrics.csv found since the row before.
+def training_seconds(steps: Sequence[int], seconds: Sequence[float]) -> float | None:
+    """The time of all steps, from what each row of metrics.csv says of those since the row before.
 
-    Validation, saving and whatever lay between a stop and `--resume` are left out, as they are of the speed itself.
+    Validation, saving and whatever lay between a stop and `--resume` are left out, as they are of the rows.
 
     Args:
         steps: of the rows
-        rates: tokens per second since the row before
-        batch_tokens: of one step
+        seconds: that a step took since the row before
     """
     if not steps:
         return None
     lengths = [step - before for before, step in zip([0, *steps[:-1]], steps, strict=True)]
-    return sum(length * batch_tokens / rate for length, rate in zip(lengths, rates, strict=True))
+    return sum(length * each for length, each in zip(lengths, seconds, strict=True))
 
 
 def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:

@@ -48,16 +48,16 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
     if axis == "steps":
         return lambda steps: steps
     config = read_config(folder)
-    tokens = batch_tokens(config)
+    tokens = batch_tokens(config, columns)
     if axis == "tokens":
         return lambda steps: steps * tokens
     if axis == "flops":
         each = _flops_per_token(folder, config)
         return lambda steps: steps * (float(tokens) * each)
-    if "perf/tokens_per_sec" not in columns:
-        raise DataError(f"{folder}: metrics.csv has no perf/tokens_per_sec, so its time is not known; take tokens")
-    rows, rates = map(np.array, columns["perf/tokens_per_sec"])
-    seconds = np.cumsum(np.diff(rows, prepend=0) * tokens / rates)  # as each row's speed is that since the one before
+    if "perf/step_seconds" not in columns:
+        raise DataError(f"{folder}: metrics.csv has no perf/step_seconds, so its time is not known; take tokens")
+    rows, each = map(np.array, columns["perf/step_seconds"])
+    seconds = np.cumsum(np.diff(rows, prepend=0) * each)  # as each row speaks of the steps since the one before
     return lambda steps: np.interp(steps, [0, *rows], [0, *seconds])
 
 

@@ -42,7 +42,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 102
 
 
 class Throughput(Callback):
-    """Measures tokens/s and MFU between two logs, validation and saving left out."""
+    """Measures tokens/s, MFU and the time of a step between two logs, validation and saving left out."""
 
     def __init__(self, peak_flops: float | None = None) -> None:
         """Speed.
@@ -51,7 +51,7 @@ class Throughput(Callback):
             peak_flops: of one device in FLOP/s. Empty: measured before training
         """
         self.peak_flops = peak_flops
-        self._tokens = self._seconds = 0.0
+        self._tokens = self._micro_steps = self._seconds = 0.0
         self._started: float | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,6 +72,7 @@ class Throughput(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts the tokens."""
         self._tokens += batch.inputs.numel() * trainer.world_size
+        self._micro_steps += 1
 
     def stop(self) -> None:
         """Stops the clock until the next training batch."""
@@ -84,11 +85,12 @@ class Throughput(Callback):
         self.stop()
 
     def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
-        """Tokens/s over all devices and MFU since the last reading."""
+        """Tokens/s over all devices, seconds of an optimizer step, and MFU since the last reading."""
         self.stop()
         rate = self._tokens / max(self._seconds, 1e-9)
-        self._tokens = self._seconds = 0.0
-        metrics = {"perf/tokens_per_sec": rate}
+        steps = self._micro_steps / trainer.accumulate_grad_batches
+        metrics = {"perf/tokens_per_sec": rate, "perf/step_seconds": self._seconds / max(steps, 1)}
+        self._tokens = self._micro_steps = self._seconds = 0.0
         if self.peak_flops:
             metrics["perf/mfu"] = rate * training_flops(pl_module) / self.peak_flops / trainer.world_size
         return metrics
