@@ -29,6 +29,7 @@ from typing import Any
 
 from tests import processes
 
+os.environ["MPLBACKEND"] = "Agg"  # no windows
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
     r"(?:<!-- (?P<directive>budget|not run|not compared|file): (?P<words>.*?) -->\n)?"

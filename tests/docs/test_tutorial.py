@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.runner import BLOCK, ROOT, run_command, run_document
+from tests.docs.runner import BLOCK, PICTURE, ROOT, run_command, run_document
 
 CHAPTERS = sorted((ROOT / "docs/tutorial").glob("*.md"))
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)\)")
@@ -33,6 +33,24 @@ def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
     assert results
     for result in results:
         assert result.good, f"{chapter.name}:{result.line}: expected\n{result.expected}\nfound\n{result.found}"
+    drawn = [name for name in pictures(chapter) if name != "curves.png"]  # which is that of a whole run
+    for name in drawn:
+        assert (folder / name).is_file(), name
+
+
+def pictures(chapter: Path) -> list[str]:
+    """The files of the pictures that a chapter shows."""
+    return [picture["name"] for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8"))]
+
+
+def test_every_chapter_shows_a_picture_that_is_there_and_no_other_is():
+    shown = [pictures(chapter) for chapter in CHAPTERS]
+    assert all(shown)
+    assert {name for names in shown for name in names} == {path.name for path in CHAPTERS[0].parent.glob("*.png")}
+    for path in CHAPTERS[0].parent.glob("*.png"):
+        header = path.read_bytes()[:24]
+        assert header[:8] == b"\x89PNG\r\n\x1a\n"
+        assert 300 <= int.from_bytes(header[16:20], "big") <= 1600 and path.stat().st_size < 100_000  # pixels wide
 
 
 def test_there_are_nine_chapters_with_two_exercises_each_and_the_contents_name_them():
