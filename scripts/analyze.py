@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, exit_code, pick_device, run_as_script
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.files import read_chunks, write_text
 
 if TYPE_CHECKING:
     from tinylm.analysis.report import Subject
 
 COMMANDS = ("profile", "attention", "activations", "gradients", "lens", "tokens")
-STORIES = 50
 
 
 def make_parser() -> Parser:
@@ -92,9 +91,11 @@ def make_subject(options: argparse.Namespace) -> "Subject":
     if options.length is not None and options.length > context:
         raise ConfigError(f"--length must be at most the context, {context}, got {options.length}")
     if options.command != "profile" and not texts:
-        texts = held_out_stories(Path(options.model), STORIES)
+        # a row from the start of each, and enough behind the last for it to be whole
+        texts = held_out_stories(Path(options.model), options.rows + context // 32 + 1)
         if not texts:
             raise ConfigError("--text: missing; give a UTF-8 text file (profile alone needs none)")
+        notice(f"text: {len(texts)} validation stories of the run")
     return Subject(
         name=Path(options.model).resolve().name,
         model=model,

@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (%(default)s)")
     parser.add_argument("--sort", default="val_loss", help=f"one of {', '.join(COLUMNS)} (%(default)s)")
     parser.add_argument("--csv", action="store_true", help="plain numbers, separated by commas")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     options.sort = options.sort.replace("-", "_")
     if options.sort not in COLUMNS:
         hint = did_you_mean(options.sort, COLUMNS, SHOWN_AS) or f"; it is one of {', '.join(COLUMNS)}"

@@ -26,7 +26,6 @@ from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, run_as_script
 from tinylm.data import IGNORE, TextDataModule
-from tinylm.data.batches import document_numbers
 from tinylm.errors import (
     ConfigError,
     DataError,
@@ -39,6 +38,7 @@ from tinylm.errors import (
 )
 from tinylm.files import atomic_folder, make_folder, sweep, write_text
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
+from tinylm.model.attention import document_numbers
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint

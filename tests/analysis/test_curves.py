@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.analysis.test_compare import NETWORK, make_run
-from tinylm.analysis.curves import read_curves
-from tinylm.analysis.plots import Curves, figure_of, smoothed
+from tinylm.analysis.curves import read_curves, smoothed
+from tinylm.analysis.plots import Curves, figure_of
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token
 
@@ -48,6 +48,43 @@ def test_a_run_without_a_row_is_refused(tmp_path):
         read_curves([folder])
 
 
+def test_runs_with_rows_at_other_steps_meet_at_those_that_they_share(tmp_path):
+    folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
+    (folders[1] / "metrics.csv").write_text("step,train/loss\n10,5\n15,100\n30,7\n")
+    (mean,) = read_curves(folders)
+    steps, losses = mean.columns["train/loss"]
+    assert (steps.tolist(), losses.tolist()) == ([10, 30], [(3 + 5) / 2, (2.25 + 7) / 2])
+
+
+def test_a_run_that_was_not_finished_is_no_seed_of_the_others(tmp_path):
+    first, second = make_run(tmp_path / "a", seed_everything=1), make_run(tmp_path / "b", seed_everything=2)
+    broken = make_run(tmp_path / "c", seed_everything=3, finished=False)
+    mean, alone = read_curves([first, second, broken])
+    assert (mean.label, alone.label) == ("a and 1 more", "c")
+    assert alone.columns["train/loss"][0].tolist() == mean.columns["train/loss"][0].tolist() == [10, 20, 30]
+
+
+def test_each_run_is_smoothed_and_then_they_are_averaged_and_the_learning_rate_stays(tmp_path):
+    folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
+    for folder, sign in zip(folders, (1, -1), strict=True):
+        lines = [f"{step},{3 + sign * (-1) ** step},{1 / step}" for step in range(1, 9)]
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,lr", *lines]))
+    (mean,) = read_curves(folders, smooth=0.5)
+    assert mean.columns["lr"][1].tolist() == pytest.approx([1 / step for step in range(1, 9)])
+    one = smoothed(np.array([3 + (-1.0) ** step for step in range(1, 9)]), 0.5)
+    np.testing.assert_allclose(mean.columns["train/loss"][1], 3)
+    np.testing.assert_allclose(mean.spread["train/loss"], 2**0.5 * abs(one - 3))  # of two numbers, 3 + d and 3 - d
+
+
+def test_many_names_stand_beside_the_picture():
+    x = np.array([1.0, 2.0])
+    runs = [Curves(f"run$_{number}$", {"val/loss": (x, x)}) for number in range(9)]
+    few, many = figure_of(runs[:3], panels=["loss"]), figure_of(runs, panels=["loss"])
+    assert few.axes[0].get_legend() and not few.legends
+    assert not many.axes[0].get_legend() and len(many.legends[0].get_texts()) == 9
+    assert many.legends[0].get_texts()[0].get_text() == r"run\$_0\$  2.000"  # no mathematics
+
+
 def test_smoothing_is_the_weighted_mean_of_all_points_before():
     values = np.random.default_rng(0).normal(size=50)
     for keep in (0.0, 0.3, 0.9):
@@ -64,7 +101,7 @@ def test_the_picture_has_the_runs_their_spread_and_the_floor():
     figure = figure_of([one, many], title="both", axis="tokens", panels=["loss", "lr"], log=["x", "y"])
     loss, rate = figure.axes
     assert (loss.get_title(), loss.get_xlabel(), rate.get_title()) == ("both", "tokens", "learning rate")
-    assert (loss.get_xscale(), loss.get_yscale(), rate.get_yscale()) == ("log", "log", "linear")
+    assert (loss.get_xscale(), loss.get_yscale(), rate.get_yscale()) == ("log", "log", "log")
     drawn = [line.get_ydata() for line in loss.lines]
     assert [list(y) for y in drawn] == [[1, 2, 3], [2, 4, 6], [1, 2, 3], [2, 4, 6], [0.5, 0.5]]
     assert len({line.get_color() for line in loss.lines}) == 3  # of the runs, and of the floor

@@ -17,8 +17,8 @@ from tinylm.analysis.pictures import (
     draw_gradients,
     draw_heads,
     draw_lens,
-    save_figure,
 )
+from tinylm.analysis.plots import save_figure
 from tinylm.model import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=9, d_model=16, num_layers=2, num_heads=4, max_seq_len=40)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.analysis.gradients import part_of
-from tinylm.analysis.profile import kept_bytes, parts_of, profile
+from tinylm.analysis.profile import kept_bytes, profile
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM, parameter_count, preset
 
@@ -47,7 +47,7 @@ def test_operations_of_each_part_are_those_that_pytorch_counts_in_its_modules(co
         return sum(count for name, count in counts.items() if name.endswith(ending))
 
     T = config.max_seq_len
-    found = {part.name: part.flops(T, T) for part in parts_of(config)}
+    found = {part.name: part.flops(T, T) for part in profile(model).parts}
     projections = sum(counted(f"attention.{name}") for name in ("query", "key", "value", "output"))
     assert found["attention: projections"] == projections
     assert found["attention: scores, values"] == counted(".attention") - projections
@@ -59,7 +59,7 @@ def test_operations_of_each_part_are_those_that_pytorch_counts_in_its_modules(co
 @given(model_configs())
 def test_parameters_of_each_part_are_those_of_the_network(config):
     model = TransformerLM(config)
-    found = {part.name: part.parameters for part in parts_of(config)}
+    found = {part.name: part.parameters for part in profile(model).parts}
     expected = dict.fromkeys(found, 0)
     for name, weight in model.named_parameters():
         kind = part_of(name).rpartition(".")[2]
@@ -135,6 +135,26 @@ def test_intensity_by_hand():
     assert found.decoding_intensity((scores,)) == pytest.approx(2 * 2 * 2 * 4 / ((4 + 16 + 4 + 4) * 4))
     whole = (80 + 128 + 128 + 32) / ((54 + 64 + 24 + 64 + 32 + 28) * 4)
     assert found.decoding_intensity() == pytest.approx(whole)
+
+
+def test_decoding_in_a_window_meets_the_keys_of_the_window():
+    shape = dict(vocab_size=10, d_model=4, num_layers=1, num_heads=1, max_seq_len=8, qk_norm=False)
+    found = profile(TransformerLM(ModelConfig(**shape, sliding_window=3)))
+    scores = next(part for part in found.parts if "scores" in part.name)
+    # a query of 4, 3 keys and 3 values of 4, 3 scores written and read, 4 numbers out; two products of 2 x 3 x 4 FLOPs
+    assert found.decoding_intensity((scores,)) == pytest.approx(2 * 2 * 3 * 4 / ((4 + 24 + 6 + 4) * 4))
+
+
+def test_weights_of_8_bits_are_read_as_they_are_stored():
+    model = TransformerLM(
+        ModelConfig(vocab_size=10, d_model=8, num_layers=1, num_heads=2, d_ff=16, max_seq_len=4)
+    ).eval()
+    plain, rounded = profile(model), profile(quantize(model, bits=8))
+    for name, outputs in (("attention: projections", 4 * 8), ("feed-forward", 2 * 16 + 8)):
+        before, after = (next(part for part in each.parts if part.name == name) for each in (plain, rounded))
+        weights = before.weight_bytes / 4
+        assert after.weight_bytes == weights + 2 * outputs  # a code each, and a scale in 16 bits for each output
+        assert rounded.decoding_intensity((after,)) > plain.decoding_intensity((before,))
 
 
 def test_weights_of_8_bits_count_as_they_are():

@@ -129,3 +129,20 @@ def test_pages_have_every_token_with_its_colour_and_figures():
     assert spans[1]["title"] == "0.02 nats, probability 98.0%; likeliest: '<'"
     assert spans[2]["title"] == "9.00 nats, probability 0.0%; likeliest: '\\t'"
     assert "3 tokens, loss 4.5100 nats per token" in page
+
+
+def test_where_documents_are_kept_apart_the_mark_before_a_text_is_not_seen_after_it():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    config = ModelConfig(vocab_size=4, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, document_mask=True)
+    model = random_model(config)
+    losses = [each.nats for each in token_losses(model, tokenizer, "abcab")]
+    alone = model(torch.tensor([[0, 1, 2, 0]]))[0].double().log_softmax(dim=-1)
+    assert losses[1:] == pytest.approx([-alone[place, token].item() for place, token in enumerate([1, 2, 0, 1])])
+
+
+def test_of_a_long_text_the_beginning_is_read(capsys):
+    tokenizer = CharTokenizer("ab")
+    model = random_model(ModelConfig(vocab_size=2, d_model=16, num_layers=1, num_heads=2, max_seq_len=8))
+    whole, part = token_losses(model, tokenizer, "ab" * 20), token_losses(model, tokenizer, "ab" * 20, most=9)
+    assert part == whole[:9]
+    assert "of the text's 40 tokens the first 9 are read" in capsys.readouterr().err

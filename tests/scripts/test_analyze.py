@@ -1,6 +1,7 @@
 """scripts/analyze.py as a user meets it."""
 
 import math
+import re
 import shutil
 
 import pytest
@@ -24,7 +25,7 @@ PICTURES = {
 def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in a folder with a run on the built-in stories; all bytes are equal."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tinylm.analysis.pictures.DOTS_PER_INCH", 20)  # much faster
+    monkeypatch.setattr("tinylm.analysis.plots.DOTS_PER_INCH", 20)  # much faster
     config = ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=2, max_seq_len=16, qk_norm=False)
     model = TransformerLM(config)
     for parameter in model.parameters():
@@ -89,7 +90,8 @@ def test_figures_of_a_network_that_finds_all_equally_likely(run, without_picture
 
 def test_without_a_subcommand_all_goes_into_a_folder_with_a_summary(run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--rows", 4)  # on validation stories
-    assert (code, err) == (0, "tinylm: loading runs/tiny/model\n")
+    assert code == 0
+    assert re.fullmatch(r"tinylm: loading runs/tiny/model\ntinylm: text: \d+ validation stories of the run\n", err)
     names = [line.partition(":")[0] for line in out.splitlines()]
     assert names == ["profile", "profile", "attention", "activations", "gradients", "lens", "tokens", "analysis"]
     found = {path.name for path in (tmp_path / "analysis").iterdir()}

@@ -70,7 +70,7 @@ def test_csv_has_plain_numbers(run):
         (["nowhere"], 66, "nowhere: no run (a run's folder has a config.yaml); train one with scripts/train.py fit"),
         (["--sort", "time"], 2, "--sort time: no such column, did you mean 'seconds'?"),
         (["--sort", "x"], 2, "--sort x: no such column; it is one of name, parameters, tokens, steps, val_loss, bpb, "),
-        (["--nope"], 2, "unrecognized arguments: --nope"),
+        (["--nope"], 2, "--nope: no such option"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, code, message):

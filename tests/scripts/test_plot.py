@@ -28,12 +28,26 @@ def test_without_options_it_draws_the_folder_runs(run, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+DAMAGED = {"no step": "loss\n1\n", "no number": "step,lr\n1,x\n", "a cell more": "step,lr\n1,2,3\n"}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_metrics_are_one_line(run, tmp_path, text):
+    (tmp_path / "runs/one/metrics.csv").write_text(text)
+    code, out, err = run("--panels", "lr")
+    assert (code, out) == (65, "")
+    assert "runs/one: is damaged" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["--out", "a.pdf"], 2, "--out a.pdf: must end in .png or .svg"),
         (["--smooth", "1"], 2, "--smooth must be in [0, 1), got 1.0"),
-        (["--panels", "los"], 2, "--panels"),
+        (["--panels", "los"], 2, "--panels los: no such panel, did you mean 'loss'?"),
+        (["--panels", "accuracy"], 65, "--panels accuracy: no run has measured it; there are loss, bpb, throughput"),
+        (["--each_sed"], 2, "--each-sed: no such option, did you mean '--each-seed'?"),
+        (["--out", "a.png", "runs/one"], 2, "runs/one: must end in .png or .svg (runs stand before the options)"),
         (["nowhere"], 66, "nowhere: no run"),
     ],
 )

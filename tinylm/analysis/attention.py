@@ -15,7 +15,6 @@ from torch import Tensor
 from tinylm.analysis.watch import blocks_of, evaluating
 from tinylm.model import TransformerLM
 from tinylm.model.attention import Attention, visible_keys
-from tinylm.model.config import require
 from tinylm.model.normalization import widened
 
 
@@ -85,19 +84,20 @@ def _showing(attention: Attention, kernel: Callable[..., Tensor], see: Callable[
     return attend
 
 
-def attention_maps(model: TransformerLM, ids: Tensor) -> Tensor:
+def attention_maps(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Tensor:
     """The weights of all heads.
 
     Args:
         model: the network
         ids: token ids, (B, T)
+        documents: as `TransformerLM.forward` takes them
 
     Returns:
         (layers, B, H, T, T)
     """
     maps: list[Tensor] = []
     with evaluating(model), watching_attention(model, lambda layer, weights: maps.append(weights)):
-        model.hidden(ids)
+        model.hidden(ids, documents=documents)
     return torch.stack(maps)
 
 
@@ -141,14 +141,12 @@ def induction_scores(model: TransformerLM, *, rows: int = 8, seed: int = 0) -> T
         seed: of the tokens
 
     Returns:
-        (layers, H)
-
-    Raises:
-        ConfigError: where the context is too short for any token to come twice.
+        (layers, H); NaN where context or window are too short for any token to come twice
     """
     config = model.config
     half = min(config.max_seq_len // 2, config.sliding_window or config.max_seq_len)
-    require(half >= 2, f"induction needs a context and a window of 4 and 2 tokens, got {config.max_seq_len} and {half}")
+    if half < 2:
+        return torch.full((config.num_layers, config.num_heads), torch.nan)
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(config.vocab_size, (rows, half), generator=generator)
     found: list[Tensor] = []

@@ -10,7 +10,8 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tinylm.analysis.plots import read_metrics
-from tinylm.errors import DataError, MissingInputError, notice
+from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
@@ -83,14 +84,14 @@ def read_run(folder: Path) -> Row:
     Raises:
         DataError: if its files are not what a run leaves.
     """
-    try:
+    with reading(folder):
         config = read_config(folder)
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
         planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
         return Row(
             name=folder.name,
-            finished=(folder / "model" / "tinylm.json").is_file(),
+            finished=is_finished(folder),
             planned=planned if planned > 0 else None,
             parameters=count_parameters(folder, config),
             tokens=steps * batch_tokens(config, columns),
@@ -99,9 +100,23 @@ def read_run(folder: Path) -> Row:
             spread={},
             **best_validation(columns),
         )
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Says which run it is whose files are not what a run leaves."""
+    try:
+        yield
+    except TinyLMError:
+        raise
     except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{folder}: is damaged, or no run of this version ({reason}); leave it out") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end, and left a model."""
+    return (folder / "model" / "tinylm.json").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,46 +1,67 @@
 """Run folders as curves to draw: against steps, tokens, FLOPs or time, and runs that differ by their seed as one."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinylm.analysis.compare import batch_tokens, network_config, read_config, seed_group
+from tinylm.analysis.compare import batch_tokens, is_finished, network_config, read_config, reading, seed_group
 from tinylm.analysis.plots import Curves, read_metrics
 from tinylm.errors import DataError
 
 AXES = {"steps": "step", "tokens": "tokens", "flops": "FLOPs", "time": "training time (s)"}
 
 
-def read_curves(folders: Sequence[Path], axis: str = "steps", *, join_seeds: bool = True) -> list[Curves]:
+SMOOTHED = ("train/", "perf/")
+"""What scatters from step to step; the learning rate does not."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run measured: of each metric steps and values, and where steps stand on the x axis."""
+
+    name: str
+    columns: dict[str, tuple[np.ndarray, np.ndarray]]
+    place: Callable[[np.ndarray], np.ndarray]
+
+
+def read_curves(
+    folders: Sequence[Path], axis: str = "steps", *, join_seeds: bool = True, smooth: float = 0.0
+) -> list[Curves]:
     """The curves of runs, under their folders' names.
 
     Args:
         folders: of the runs
         axis: one of `AXES`
-        join_seeds: draw the mean of runs whose configs differ by nothing but the seed
+        join_seeds: draw the mean of finished runs whose configs differ by nothing but the seed
+        smooth: of what is measured in training: how much each point keeps of the mean before it, from 0 to below 1
 
     Raises:
         DataError: if a run has nothing to draw, or its files are not what a run leaves.
     """
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[Run]] = {}
     for folder in folders:
-        groups.setdefault(seed_group(read_config(folder)) if join_seeds else str(folder), []).append(folder)
-    return [mean_of([_read(folder, axis) for folder in group]) for group in groups.values()]
+        with reading(folder):
+            joined = join_seeds and is_finished(folder)
+            run = _read(folder, axis, smooth)
+            groups.setdefault(seed_group(read_config(folder)) if joined else str(folder), []).append(run)
+    return [mean_of(group) for group in groups.values()]
 
 
-def _read(folder: Path, axis: str) -> Curves:
+def _read(folder: Path, axis: str, smooth: float) -> Run:
     if not (folder / "metrics.csv").is_file():
         raise DataError(f"{folder}: has no metrics.csv, so there is nothing to draw; leave it out")
-    columns = read_metrics(folder / "metrics.csv")
-    if not columns:
+    read = read_metrics(folder / "metrics.csv")
+    if not read:
         raise DataError(f"{folder}: metrics.csv has no row yet; wait for the first, or leave the run out")
-    place = _axis(folder, axis, columns)
-    return Curves(
-        folder.name,
-        {name: (place(np.array(steps)), np.array(values)) for name, (steps, values) in columns.items()},
-    )
+    columns = {name: (np.array(steps), np.array(values)) for name, (steps, values) in read.items()}
+    for name in [name for name in columns if name.startswith(SMOOTHED)]:
+        steps, values = columns[name]
+        columns[name] = steps, smoothed(values, smooth)
+    return Run(folder.name, columns, _axis(folder, axis, read))
 
 
 def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
@@ -70,17 +91,29 @@ def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:
     return flops_per_token(network)
 
 
-def mean_of(runs: Sequence[Curves]) -> Curves:
+def mean_of(runs: Sequence[Run]) -> Curves:
     """The mean of runs and its sample standard deviation, at the steps that all of them have; of one, itself."""
-    if len(runs) == 1:
-        return runs[0]
-    columns, spread = {}, {}
+    columns, deviations = {}, {}
     for name in runs[0].columns:
         if not all(name in run.columns for run in runs):
             continue
-        steps = [run.columns[name][0] for run in runs]
-        shared = min(map(len, steps))  # a run that goes on still is drawn as far as the others
-        values = np.stack([run.columns[name][1][:shared] for run in runs])
-        columns[name] = np.mean([each[:shared] for each in steps], axis=0), values.mean(axis=0)
-        spread[name] = values.std(axis=0, ddof=1)
-    return Curves(f"{runs[0].label} and {len(runs) - 1} more", columns, spread)
+        steps = reduce(np.intersect1d, [run.columns[name][0] for run in runs])
+        values = np.stack([run.columns[name][1][np.isin(run.columns[name][0], steps)] for run in runs])
+        columns[name] = np.mean([run.place(steps) for run in runs], axis=0), values.mean(axis=0)
+        if len(runs) > 1:
+            deviations[name] = values.std(axis=0, ddof=1)
+    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return Curves(f"{runs[0].name}{others}", columns, deviations)
+
+
+def smoothed(values: np.ndarray, keep: float) -> np.ndarray:
+    """Each point as the mean of those up to it, weighted by keep^(how many ago); not pulled towards a first value.
+
+    >>> smoothed(np.array([1.0, 4.0]), 0.5)
+    array([1., 3.])
+    """
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + value, keep * weight + 1
+        found.append(mean / weight)
+    return np.array(found)

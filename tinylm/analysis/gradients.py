@@ -50,7 +50,8 @@ class Gradients:
     @property
     def signal_to_noise(self) -> float:
         """Of the gradient of a single sequence; 0 where no signal is seen."""
-        return max(self.signal, 0.0) / self.noise if self.noise > 0 else float("inf")
+        signal = max(self.signal, 0.0)
+        return signal / self.noise if self.noise > 0 else float("inf") if signal > 0 else 0.0
 
     @property
     def noise_scale(self) -> float:
@@ -68,26 +69,33 @@ def part_of(name: str) -> str:
     return within.group() if within else name.partition(".")[0]
 
 
-def gradient_statistics(model: TransformerLM, ids: Tensor, targets: Tensor) -> list[Gradients]:
+def gradient_statistics(
+    model: TransformerLM, ids: Tensor, targets: Tensor, documents: Tensor | None = None
+) -> list[Gradients]:
     """The figures of every part. Nothing is added to the gradients that the weights hold.
 
     Args:
         model: the network, read in evaluation mode
         ids: token ids, (N, T), sequence by sequence
         targets: what follows each, (N, T)
+        documents: as `TransformerLM.forward` takes them
 
     Raises:
         ConfigError: for a single sequence, which tells nothing of the noise, or weights that have no gradients.
     """
     if len(ids) < 2:
-        raise ConfigError(f"signal and noise need at least 2 sequences, got {len(ids)}; give a longer text")
+        raise ConfigError(
+            f"signal and noise need at least 2 sequences, got {len(ids)}; give more rows, more text or a smaller length"
+        )
     if any(True for _ in rounded_layers(model)):
         raise ConfigError("weights of 8 and 4 bits have no gradients; look at the model that they were made of")
     learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     sums = [torch.zeros_like(weight) for weight in learned.values()]
     squares = torch.zeros(len(sums), dtype=torch.float64)  # mean squared norm over sequences, of each weight
-    for sequence, following in zip(ids, targets, strict=True):
-        gradients = _gradients(model, list(learned.values()), sequence[None], following[None])
+    for row in range(len(ids)):
+        here = slice(row, row + 1)
+        known = None if documents is None else documents[here]
+        gradients = _gradients(model, list(learned.values()), ids[here], targets[here], known)
         for mean, gradient in zip(sums, gradients, strict=True):
             mean += gradient / len(ids)
         squares += torch.stack([_squared(gradient) for gradient in gradients]) / len(ids)
@@ -100,9 +108,11 @@ def gradient_statistics(model: TransformerLM, ids: Tensor, targets: Tensor) -> l
     ]
 
 
-def _gradients(model: TransformerLM, weights: Sequence[Tensor], ids: Tensor, targets: Tensor) -> Sequence[Tensor]:
+def _gradients(
+    model: TransformerLM, weights: Sequence[Tensor], ids: Tensor, targets: Tensor, documents: Tensor | None
+) -> Sequence[Tensor]:
     with evaluating(model), torch.enable_grad():
-        loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(model(ids, documents=documents).flatten(0, 1), targets.flatten())
         return torch.autograd.grad(loss, weights)
 
 

@@ -43,7 +43,7 @@ class Readings:
     chance: Tensor
 
 
-def layer_streams(model: TransformerLM, ids: Tensor) -> list[Tensor]:
+def layer_streams(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Tensor]:
     """The stream after the embedding and after each block: layers + 1 of (B, T, D)."""
     streams: list[Tensor] = []
 
@@ -52,38 +52,40 @@ def layer_streams(model: TransformerLM, ids: Tensor) -> list[Tensor]:
             streams.append(values)
 
     with evaluating(model), watching_activations(model, see):
-        model.hidden(ids)
+        model.hidden(ids, documents=documents)
     return streams
 
 
-def logit_lens(model: TransformerLM, ids: Tensor) -> Iterator[Tensor]:
+def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Iterator[Tensor]:
     """What would follow each token by each layer, straight from the embedding first; one at a time, for they are large.
 
     Args:
         model: the network
         ids: token ids, (B, T)
+        documents: as `TransformerLM.forward` takes them
 
     Yields:
         logits, (B, T, V); the last are the network's own
     """
-    for stream in layer_streams(model, ids):
+    for stream in layer_streams(model, ids, documents):
         with evaluating(model):
             logits = model.logits(model.final_norm(stream))
         yield logits
 
 
-def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor) -> list[LayerView]:
+def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> list[LayerView]:
     """How the prediction comes about, layer by layer.
 
     Args:
         model: the network
         ids: token ids, (B, T)
         targets: what follows each, (B, T)
+        documents: as `TransformerLM.forward` takes them
     """
     with evaluating(model):
-        final = model(ids).log_softmax(dim=-1).flatten(0, 1)  # (B T, V)
+        final = model(ids, documents=documents).log_softmax(dim=-1).flatten(0, 1)  # (B T, V)
     found = []
-    for layer, logits in enumerate(logit_lens(model, ids), start=-1):
+    for layer, logits in enumerate(logit_lens(model, ids, documents), start=-1):
         log_probs = logits.log_softmax(dim=-1).flatten(0, 1)
         found.append(
             LayerView(
@@ -96,7 +98,7 @@ def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor) -> list[Laye
     return found
 
 
-def read_layers(model: TransformerLM, ids: Tensor) -> Readings:
+def read_layers(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Readings:
     """What each layer would say of one text, (1, T)."""
-    tops = [logits[0].softmax(dim=-1).max(dim=-1) for logits in logit_lens(model, ids)]
+    tops = [logits[0].softmax(dim=-1).max(dim=-1) for logits in logit_lens(model, ids, documents)]
     return Readings(torch.stack([top.indices for top in tops]), torch.stack([top.values for top in tops]))

@@ -4,7 +4,6 @@ Quantities from nothing to much are drawn from white to dark in one hue, so that
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch import Tensor
 from tinylm.analysis.activations import FAR, Activations
 from tinylm.analysis.gradients import BINS, DECADES, Gradients
 from tinylm.analysis.lens import Readings
-from tinylm.analysis.plots import BLUE, GREEN, GREY, ORANGE
-from tinylm.files import atomic_write
+from tinylm.analysis.plots import BLUE, GREEN, GREY, ORANGE, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,23 +20,10 @@ if TYPE_CHECKING:
 
 LABELS = 32
 """The most tokens that are written along the axes of a map."""
-DOTS_PER_INCH = 130
+MAPS = 36
+"""Of more maps than that none has its tokens written, which would take minutes."""
 RARE = 1e-3
 """Histograms end where no part has more than this share of its weights."""
-
-
-def save_figure(figure: "Figure", picture: str | Path) -> None:
-    """Writes a figure atomically, as PNG or, to a name that ends in .svg, as SVG."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    is_svg = Path(picture).suffix == ".svg"
-    canvas = (FigureCanvasSVG if is_svg else FigureCanvasAgg)(figure)
-    # the same picture is the same file: no date, and names inside that do not change
-    with matplotlib.rc_context({"svg.hashsalt": "tinylm"}), atomic_write(picture) as file:
-        metadata = {"Date": None} if is_svg else {}
-        canvas.print_figure(file, format="svg" if is_svg else "png", dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":
@@ -61,12 +46,7 @@ def _numbers(tensor: Tensor) -> "np.ndarray":
 
 
 def _write_tokens(axis: Any, labels: Sequence[str], **options: Any) -> None:
-    axis.set_ticks(range(len(labels)), [_plain(label) for label in labels], **options)
-
-
-def _plain(text: str) -> str:
-    """matplotlib reads what stands between two dollars as mathematics."""
-    return text.replace("$", r"\$")
+    axis.set_ticks(range(len(labels)), [plain(label) for label in labels], **options)
 
 
 def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence[str]], title: str) -> "Figure":
@@ -91,7 +71,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
         image = axes.imshow(_numbers(maps[layer, head]), cmap=_shades(), norm=PowerNorm(0.5, 0, 1))
         axes.set_title(notes[layer][head], fontsize=8)
         axes.tick_params(length=0, labelsize=6)
-        if T <= LABELS:
+        if T <= LABELS and layers * heads <= MAPS:
             _write_tokens(axes.xaxis, labels, rotation=90)
             _write_tokens(axes.yaxis, labels)
         if head == 0:
@@ -225,4 +205,4 @@ def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], titl
 
 
 def _short(word: str) -> str:
-    return _plain(word if len(word) <= 9 else word[:8] + "…")
+    return plain(word if len(word) <= 9 else word[:8] + "…")

@@ -4,16 +4,22 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tinylm.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Okabe and Ito's colours, which the colour-blind tell apart; in print, points and dashes help
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 COLORS = (BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":")
+MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.")
+DOTS_PER_INCH = 130
+FEW = 8
+"""More names than that stand beside the picture."""
 
 
 class Panel(NamedTuple):
@@ -86,8 +92,26 @@ def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> 
     """
     figure = figure_of(curves, **options)
     for picture in pictures:
-        with atomic_write(picture) as file:
-            figure.savefig(file, format=picture.suffix[1:])
+        save_figure(figure, picture)
+
+
+def save_figure(figure: "Figure", picture: str | Path) -> None:
+    """Writes a figure atomically, as PNG or, to a name that ends in .svg, as SVG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    is_svg = Path(picture).suffix == ".svg"
+    canvas = (FigureCanvasSVG if is_svg else FigureCanvasAgg)(figure)
+    # the same picture is the same file: no date, and names inside that do not change
+    with matplotlib.rc_context({"svg.hashsalt": "tinylm"}), atomic_write(picture) as file:
+        metadata = {"Date": None} if is_svg else {}
+        canvas.print_figure(file, format="svg" if is_svg else "png", dpi=DOTS_PER_INCH, metadata=metadata)
+
+
+def plain(text: str) -> str:
+    """matplotlib reads what stands between two dollars as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def figure_of(
@@ -96,7 +120,6 @@ def figure_of(
     title: str = "",
     axis: str = "step",
     panels: Sequence[str] = ("loss", "lr", "grad_norm", "throughput"),
-    smooth: float = 0.0,
     log: Sequence[str] = (),
 ) -> Any:
     """Runs over each other as matplotlib's Figure: the first panel large, the others in a row below.
@@ -109,8 +132,7 @@ def figure_of(
         title: what stands above
         axis: what the x axis is
         panels: of `PANELS`
-        smooth: of what is measured in training: how much each point keeps of the mean before it, from 0 to below 1
-        log: which axes are logarithmic, of x and y (of losses and perplexities)
+        log: which axes are logarithmic, of x and y
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -121,33 +143,35 @@ def figure_of(
     grid = figure.add_gridspec(2 if small else 1, max(len(small), 1), height_ratios=(2, 1) if small else None)
     for place, name in enumerate(panels):
         axes = figure.add_subplot(grid[0, :] if place == 0 else grid[1, place - 1])
-        _fill(axes, PANELS[name], curves, smooth)
-        axes.set(xlabel=axis, **({"title": title, "ylabel": PANELS[name].label} if place == 0 else {}))
+        _fill(axes, PANELS[name], curves)
+        axes.set(xlabel=axis, **({"title": plain(title), "ylabel": PANELS[name].label} if place == 0 else {}))
         if place > 0:
             axes.set_title(PANELS[name].label)
         if "x" in log:
             axes.set_xscale("log")
-        if "y" in log and name in ("loss", "perplexity"):
+        if "y" in log:
             axes.set_yscale("log")
         elif name in ("lr", "throughput"):
             axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-        if place == 0 and axes.get_legend_handles_labels()[0]:
+        names = len(axes.get_legend_handles_labels()[0])
+        if place == 0 and names > FEW:
+            figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+        elif place == 0 and names:
             axes.legend(frameon=False)
         axes.grid(color=GREY, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves], smooth: float) -> None:
+def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
     """Draws one metric of all runs."""
     for number, each in enumerate(curves):
-        color, style = COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
+        color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
         if panel.training in each.columns:
             x, y = each.columns[panel.training]
             has_other = panel.validation in each.columns
             label = _label(panel.training if not each.label else "" if has_other else each.label, y)
             faint = bool(each.label) and has_other
-            y = smoothed(y, smooth)
             axes.plot(x, y, style, color=color, linewidth=1.0, alpha=0.55 if faint else 1.0, label=label)
             _band(axes, x, y, each.spread.get(panel.training), color)
         if panel.validation in each.columns:
@@ -163,22 +187,9 @@ def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves], smooth: float) ->
 
 
 def _label(name: str, values: np.ndarray) -> str | None:
-    return f"{name}  {values[-1]:.3f}" if name else None
+    return f"{plain(name)}  {values[-1]:.3f}" if name else None
 
 
 def _band(axes: Any, x: np.ndarray, y: np.ndarray, spread: np.ndarray | None, color: str) -> None:
     if spread is not None:
         axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
-
-
-def smoothed(values: np.ndarray, keep: float) -> np.ndarray:
-    """Each point as the mean of those up to it, weighted by keep^(how many ago); not pulled towards a first value.
-
-    >>> smoothed(np.array([1.0, 4.0]), 0.5)
-    array([1., 3.])
-    """
-    mean, weight, found = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + value, keep * weight + 1
-        found.append(mean / weight)
-    return np.array(found)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from tinylm.analysis.watch import blocks_of
 from tinylm.model import KVCache, ModelConfig, TransformerLM
 from tinylm.model.config import require
+from tinylm.model.linear import RoundedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class Part:
     name: str
     parameters: int
     """Weights of its own; tied ones are the embedding's."""
-    weights: int = 0
-    """Factors of its products that do not depend on what is read: weights, shared ones too."""
+    weight_bytes: float = 0.0
+    """Of the factors of its products that do not depend on what is read: weights, shared ones too."""
     products: int = 0
     """Multiplications for each token."""
     numbers: int = 0
@@ -44,9 +46,10 @@ class Part:
         """Operations to read some tokens, forward, where each meets some keys."""
         return 2 * tokens * (self.products + self.pair_products * keys)
 
-    def traffic(self, tokens: int, keys: int) -> int:
-        """Numbers that are read and written for that."""
-        return self.weights + tokens * (self.numbers + self.pair_numbers * keys) + self.key_numbers * keys
+    def traffic(self, tokens: int, keys: int, number_bytes: int) -> float:
+        """Bytes that are read and written for that."""
+        numbers = tokens * (self.numbers + self.pair_numbers * keys) + self.key_numbers * keys
+        return self.weight_bytes + numbers * number_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Profile:
     cache_bytes: int
     """Of a KV cache for one text of full context."""
     cache_bytes_per_token: int
+    window: int
+    """Keys that the KV cache holds, at most."""
     activation_bytes: int
     """Kept from forward to backward of one sequence in training."""
 
@@ -83,16 +88,16 @@ class Profile:
 
     def reading_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
         """Operations per byte where one sequence is read at once, of some parts; None: of all."""
-        return self._intensity(parts, self.length)
+        return self._intensity(parts, self.length, self.length)
 
     def decoding_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
         """Operations per byte where a single token is read after the others of a sequence."""
-        return self._intensity(parts, 1)
+        return self._intensity(parts, 1, min(self.length, self.window))
 
-    def _intensity(self, parts: tuple[Part, ...] | None, tokens: int) -> float:
+    def _intensity(self, parts: tuple[Part, ...] | None, tokens: int, keys: int) -> float:
         busy = [part for part in parts or self.parts if part.products or part.pair_products]
-        traffic = sum(part.traffic(tokens, self.length) for part in busy)
-        return sum(part.flops(tokens, self.length) for part in busy) / max(traffic * self.number_bytes, 1)
+        traffic = sum(part.traffic(tokens, keys, self.number_bytes) for part in busy)
+        return sum(part.flops(tokens, keys) for part in busy) / max(traffic, 1)
 
 
 def profile(model: TransformerLM, length: int | None = None) -> Profile:
@@ -109,12 +114,13 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
     length = config.max_seq_len if length is None else length
     require(1 <= length <= config.max_seq_len, f"length must be from 1 to {config.max_seq_len}, got {length}")
     return Profile(
-        parts=tuple(parts_of(config)),
+        parts=tuple(parts_of(config, stored_bytes(model))),
         length=length,
         number_bytes=weight.element_size(),
         weight_bytes=weight_bytes(model),
         cache_bytes=KVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
         cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_width * weight.element_size(),
+        window=config.sliding_window or config.max_seq_len,
         activation_bytes=kept_bytes(model, torch.zeros(1, length, dtype=torch.long, device=weight.device)),
     )
 
@@ -127,8 +133,13 @@ def weight_bytes(model: TransformerLM) -> int:
 # --- by arithmetic
 
 
-def parts_of(config: ModelConfig) -> Iterator[Part]:
-    """The parts of a network in the order in which a token meets them, norms last but for the head."""
+def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
+    """The parts of a network in the order in which a token meets them, norms last but for the head.
+
+    Args:
+        config: the network's
+        stored: bytes of the weights of its attention, feedforward and head, as `stored_bytes` gives them
+    """
     D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
     heads, kv, F_ = config.num_heads * config.head_width, config.kv_heads * config.head_width, config.ff_width
 
@@ -136,7 +147,8 @@ def parts_of(config: ModelConfig) -> Iterator[Part]:
         matrices = layers * sum(inputs * outputs for inputs, outputs in sizes)
         weights = matrices + layers * bias * sum(outputs for _, outputs in sizes)
         numbers = layers * sum(inputs + outputs for inputs, outputs in sizes)
-        return Part(name=name, parameters=weights, weights=weights, products=matrices, numbers=numbers)
+        memory = stored[name.partition(":")[0].replace("-", "")]
+        return Part(name=name, parameters=weights, weight_bytes=memory, products=matrices, numbers=numbers)
 
     yield Part(name="embedding", parameters=V * D)
     if config.positional_encoding == "learned":
@@ -157,10 +169,22 @@ def parts_of(config: ModelConfig) -> Iterator[Part]:
     final = norm if config.norm_placement == "pre" else 0
     yield Part(name="norms", parameters=layers * (2 * norm + qk_norms) + final)
     own = 0 if config.tie_embeddings else V * D
-    yield Part(name="head", parameters=own, weights=V * D, products=V * D, numbers=V + D)
+    yield Part(name="head", parameters=own, weight_bytes=stored["head"], products=V * D, numbers=V + D)
 
 
 # --- by looking
+
+
+def stored_bytes(model: TransformerLM) -> dict[str, int]:
+    """The memory of the weights of attention, feedforward and head, codes of 8 and 4 bits included; no norms."""
+    sums = dict.fromkeys(("attention", "feedforward"), 0)
+    for block in blocks_of(model):
+        for name in sums:
+            for layer in getattr(block, name).modules():
+                if isinstance(layer, nn.Linear | RoundedLinear):
+                    sums[name] += sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+    head = (*model.head.parameters(), *model.head.buffers())
+    return sums | {"head": sum(tensor.nbytes for tensor in head)}
 
 
 def kept_bytes(model: TransformerLM, ids: Tensor) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from tinylm.analysis.activations import activation_statistics
-from tinylm.analysis.attention import attention_maps, head_scores, induction_scores
+from tinylm.analysis.attention import attention_maps, entropy, head_scores, induction_scores
 from tinylm.analysis.gradients import gradient_statistics
 from tinylm.analysis.lens import layer_views, read_layers
 from tinylm.analysis.pictures import (
@@ -17,13 +17,14 @@ from tinylm.analysis.pictures import (
     draw_gradients,
     draw_heads,
     draw_lens,
-    save_figure,
 )
+from tinylm.analysis.plots import save_figure
 from tinylm.analysis.profile import profile
 from tinylm.analysis.tokens import html_page, legend, mean_loss, show_losses, text_rows, token_losses
 from tinylm.console import table
 from tinylm.files import write_text
 from tinylm.model import TransformerLM
+from tinylm.model.attention import document_numbers
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
@@ -65,6 +66,10 @@ class Subject:
         drawn = min(self.drawn, self.length)
         return text_rows(self.tokenizer, self.texts, drawn, 1)[:, :drawn].to(self.model.embedding.weight.device)
 
+    def documents(self, ids: Tensor) -> Tensor | None:
+        """The number of the document that each token is in, for a network that keeps documents apart."""
+        return document_numbers(ids, self.tokenizer.end_of_text) if self.model.config.document_mask else None
+
     @property
     def words(self) -> list[str]:
         """Every token of the vocabulary, spaces made visible."""
@@ -88,6 +93,9 @@ class Found:
 
 
 # --- the subcommands
+
+SURPRISES = 10_000
+"""Tokens of a text whose loss is shown, at most."""
 
 
 def report_profile(subject: Subject) -> Found:
@@ -118,7 +126,7 @@ def report_profile(subject: Subject) -> Found:
 def report_attention(subject: Subject) -> Found:
     """Maps of every head, entropy, previous-token and induction scores."""
     ids, _ = subject.sequences()
-    found, induction = head_scores(subject.model, ids), induction_scores(subject.model)
+    found, induction = head_scores(subject.model, ids, subject.documents(ids)), induction_scores(subject.model)
     tables = {"entropy (nats)": found.entropy, "previous token": found.previous, "induction": induction}
     layers, heads = induction.shape
     places = [(layer, head) for layer in range(layers) for head in range(heads)]
@@ -127,12 +135,11 @@ def report_attention(subject: Subject) -> Found:
     ]
     drawn = subject.beginning()
     labels = [subject.words[token] for token in drawn[0].tolist()]
-    notes = [
-        [f"head {layer}.{head}: {found.entropy[layer, head]:.2f} nats" for head in range(heads)]
-        for layer in range(layers)
-    ]
-    maps = draw_attention(attention_maps(subject.model, drawn)[:, 0], labels, notes, f"{subject.name}: attention")
-    files = subject.save("attention", maps) + subject.save("heads", draw_heads(tables, f"{subject.name}: heads"))
+    maps = attention_maps(subject.model, drawn, subject.documents(drawn))[:, 0]
+    mean = entropy(maps).mean(dim=-1)  # of what is drawn, (layers, H)
+    notes = [[f"head {layer}.{head}: {mean[layer, head]:.2f} nats" for head in range(heads)] for layer in range(layers)]
+    figure = draw_attention(maps, labels, notes, f"{subject.name}: attention")
+    files = subject.save("attention", figure) + subject.save("heads", draw_heads(tables, f"{subject.name}: heads"))
     summary = (
         f"entropy {found.entropy.min():.2f} to {found.entropy.max():.2f} nats (looking everywhere alike: "
         f"{found.uniform:.2f}); strongest heads: previous-token {strongest(found.previous)}, "
@@ -142,7 +149,9 @@ def report_attention(subject: Subject) -> Found:
 
 
 def strongest(scores: Tensor) -> str:
-    """`1.3 (0.87)`: layer, head and score of the greatest."""
+    """`1.3 (0.87)`: layer, head and score of the greatest; `unknown` where no head has one."""
+    if scores.isnan().all():
+        return "unknown"
     scores = scores.nan_to_num()
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     return f"{layer}.{head} ({scores.max():.2f})"
@@ -150,7 +159,8 @@ def strongest(scores: Tensor) -> str:
 
 def report_activations(subject: Subject) -> Found:
     """Mean, spread, outliers and dead units by layer."""
-    found = activation_statistics(subject.model, subject.sequences()[0])
+    ids, _ = subject.sequences()
+    found = activation_statistics(subject.model, ids, subject.documents(ids))
     lines = [["layer", "place", "mean", "spread", "largest", "outliers", "dead"]]
     for each in found:
         layer = "" if each.layer < 0 else str(each.layer)
@@ -171,7 +181,7 @@ def report_activations(subject: Subject) -> Found:
 def report_gradients(subject: Subject) -> Found:
     """Norms, signal and noise, histograms by layer."""
     ids, targets = subject.sequences()
-    found = gradient_statistics(subject.model, ids, targets)
+    found = gradient_statistics(subject.model, ids, targets, subject.documents(ids))
     lines = [["part", "weights", "norm", "signal/noise", "noise scale", "zeros"]]
     for each in found:
         figures = [f"{each.norm:.4g}", f"{each.signal_to_noise:.4f}", f"{each.noise_scale:.1f}"]
@@ -186,21 +196,23 @@ def report_gradients(subject: Subject) -> Found:
 
 def report_lens(subject: Subject) -> Found:
     """What each layer would say."""
-    views = layer_views(subject.model, *subject.sequences())
+    ids, targets = subject.sequences()
+    views = layer_views(subject.model, ids, targets, subject.documents(ids))
     lines = [["after", "loss", "agreement", "divergence"]]
     for view in views:
         name = "embedding" if view.layer < 0 else f"layer {view.layer}"
         lines.append([name, f"{view.loss:.4f}", f"{view.agreement:.1%}", f"{view.divergence:.4f}"])
-    ids = subject.beginning()
+    drawn = subject.beginning()
     title = f"{subject.name}: what each layer would say"
-    figure = draw_lens(read_layers(subject.model, ids), ids[0].tolist(), subject.words, title)
+    readings = read_layers(subject.model, drawn, subject.documents(drawn))
+    figure = draw_lens(readings, drawn[0].tolist(), subject.words, title)
     losses = ", ".join(f"{view.loss:.2f}" for view in views)
     return Found(table(lines), f"loss after the embedding and each layer: {losses}", subject.save("lens", figure))
 
 
 def report_tokens(subject: Subject) -> Found:
     """The loss of each token of a text."""
-    losses = token_losses(subject.model, subject.tokenizer, subject.texts[0])
+    losses = token_losses(subject.model, subject.tokenizer, subject.texts[0], SURPRISES)
     page = subject.out / "tokens.html"
     write_text(page, html_page(losses, subject.tokenizer, f"{subject.name}: loss of each token"))
     summary = f"{len(losses):,} tokens, loss {mean_loss(losses):.4f} nats per token"

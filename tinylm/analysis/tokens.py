@@ -6,15 +6,16 @@ overlap by half a context.
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tinylm.analysis.watch import evaluating
-from tinylm.errors import DataError
+from tinylm.errors import DataError, notice
 from tinylm.model import TransformerLM
+from tinylm.model.attention import document_numbers
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
@@ -62,33 +63,42 @@ class TokenLoss:
     guess: int | None
 
 
-def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str) -> list[TokenLoss]:
+def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str, most: int | None = None) -> list[TokenLoss]:
     """What a model makes of every token of a text.
 
     Args:
         model: the network
         tokenizer: of the model
         text: any
+        most: tokens to begin with; the rest is left out with a notice. None: all
 
     Raises:
         DataError: for a text without a token to predict, or that the tokenizer has no ids for.
     """
-    ids = [int(token) for token in tokenizer.encode_array(text)]
+    found = tokenizer.encode_array(text)
+    ids = found[:most].tolist()
+    if len(ids) < len(found):
+        notice(f"of the text's {len(found):,} tokens the first {most:,} are read")
     before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     known = [] if before else [TokenLoss(token, None, None) for token in ids[:1]]
     if len(before + ids) < 2:
         raise DataError("the text has no token to predict; give a longer one")
-    return [*known, *_losses(model, torch.tensor(before + ids, device=model.embedding.weight.device))]
+
+    def documents(window: Tensor) -> Tensor | None:
+        return document_numbers(window, tokenizer.end_of_text) if model.config.document_mask else None
+
+    return [*known, *_losses(model, torch.tensor(before + ids, device=model.embedding.weight.device), documents)]
 
 
-def _losses(model: TransformerLM, ids: Tensor) -> Iterable[TokenLoss]:
+def _losses(model: TransformerLM, ids: Tensor, documents: Callable[[Tensor], Tensor | None]) -> Iterable[TokenLoss]:
     """Of all tokens but the first, each from the first window that holds it and what it is predicted from."""
     context = model.config.max_seq_len
     begin, done = 0, 1  # `done` tokens are predicted, or need not be
     while done < len(ids):
         end = min(begin + context + 1, len(ids))
         with evaluating(model):
-            log_probs = model(ids[None, begin : end - 1])[0].cpu().double().log_softmax(dim=-1)  # (T, V)
+            window = ids[None, begin : end - 1]
+            log_probs = model(window, documents=documents(window))[0].cpu().double().log_softmax(dim=-1)  # (T, V)
         fresh = log_probs[done - begin - 1 :]  # what follows token done - 1, and on
         nats = -fresh.gather(1, ids[done:end, None].cpu())[:, 0]
         yield from map(TokenLoss, ids[done:end].tolist(), nats.tolist(), fresh.argmax(dim=-1).tolist())
@@ -122,7 +132,7 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
     ids: list[int] = []
     begins: list[int] = []
     for text in texts:
-        document = [*separator, *tokenizer.encode(text)]
+        document = [*separator, *tokenizer.encode_array(text).tolist()]
         begins += range(len(ids), len(ids) + len(document), length)
         ids += document
         if len(begins) >= most and len(ids) > begins[most - 1] + length:
@@ -147,13 +157,12 @@ def show_losses(losses: Sequence[TokenLoss], tokenizer: Tokenizer, color: bool) 
     shown = []
     for each in losses:
         piece = visible(tokenizer.token_bytes[each.id])
-        if each.nats is None:
-            shown.append(piece)
-        elif color:
-            shown.append(f"\x1b[30;48;5;{shade(each.nats)[0]}m{piece}\x1b[0m")
-        else:
-            shown.append(f"{piece}[{each.nats:.1f}]")
-    return "".join(shown)
+        if each.nats is not None and color:
+            piece = f"\x1b[30;48;5;{shade(each.nats)[0]}m{piece}\x1b[0m"
+        elif each.nats is not None:
+            piece = f"{piece}[{each.nats:.1f}]"
+        shown.append(piece + "\n" * tokenizer.token_bytes[each.id].endswith(b"\n"))
+    return "".join(shown).removesuffix("\n")
 
 
 def legend(color: bool) -> str:

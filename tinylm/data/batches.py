@@ -41,17 +41,6 @@ class Batch(NamedTuple):
     documents: Tensor | None = None
 
 
-def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
-    """The number of the document that each token is in, (B, T); the separator `end` ends its own document.
-
-    None where there is no separator.
-    """
-    if end is None:
-        return None
-    ends = ids == end
-    return ends.cumsum(dim=1) - ends.long()
-
-
 @dataclass(frozen=True)
 class TrainingWindows:
     """The order in which a run reads its training tokens.

@@ -15,6 +15,22 @@ from tinylm.model.normalization import RMSNorm
 from tinylm.model.positional import rotate
 
 
+def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
+    """The number of the document that each token is in, as `TransformerLM.forward` takes them.
+
+    Args:
+        ids: token ids, (B, T)
+        end: the separator, which ends its own document
+
+    Returns:
+        (B, T); None where there is no separator
+    """
+    if end is None:
+        return None
+    ends = ids == end
+    return ends.cumsum(dim=1) - ends.long()
+
+
 def visible_keys(
     num_queries: int,
     num_keys: int,

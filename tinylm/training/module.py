@@ -19,9 +19,9 @@ from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.data import IGNORE, Batch, TextDataModule
-from tinylm.data.batches import document_numbers
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.attention import document_numbers
 from tinylm.model.config import WITHOUT_WEIGHTS, require
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
