@@ -20,7 +20,7 @@ def test_figures_by_hand():
     found = describe("stream", 3, values)
     assert (found.place, found.layer) == ("stream", 3)
     assert found.mean == pytest.approx(2.0)
-    assert found.spread == pytest.approx(math.sqrt(99))
+    assert found.std == pytest.approx(math.sqrt(99))
     assert found.largest == pytest.approx(math.sqrt(99))
     assert found.outliers == pytest.approx(0.01)
     assert found.dead == 0.0  # the root mean square is √103: a hundredth of it is below 1
@@ -47,7 +47,7 @@ def test_relus_that_never_fire_are_dead(activation):
 
 def test_constant_values_have_no_outliers():
     found = describe("stream", 0, torch.full((1, 2, 3), 4.0))
-    assert (found.mean, found.spread, found.outliers, found.largest) == (4.0, 0.0, 0.0, 0.0)
+    assert (found.mean, found.std, found.outliers, found.largest) == (4.0, 0.0, 0.0, 0.0)
 
 
 @few

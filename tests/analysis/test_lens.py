@@ -83,4 +83,4 @@ def test_readings_are_the_likeliest_tokens_of_each_layer():
     for layer, logits in enumerate(logit_lens(model, ids)):
         chances = logits[0].exp() / logits[0].exp().sum(dim=-1, keepdim=True)
         assert readings.best[layer].tolist() == [int(row.argmax()) for row in chances]
-        torch.testing.assert_close(readings.chance[layer], chances.amax(dim=-1))
+        torch.testing.assert_close(readings.probability[layer], chances.amax(dim=-1))

@@ -50,7 +50,7 @@ def test_lens_is_drawn_last_layer_on_top_with_frames_where_it_is_right(model):
     figure = draw_lens(readings, ids[0].tolist(), WORDS, "lens")
     axes = figure.axes[0]
     drawn = torch.tensor(axes.images[0].get_array())
-    assert torch.equal(drawn, readings.chance.float().flip(0))
+    assert torch.equal(drawn, readings.probability.float().flip(0))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 1", "layer 0", "embedding"]
     right = {
         (position, 2 - layer)

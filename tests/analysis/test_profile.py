@@ -126,15 +126,15 @@ def test_intensity_by_hand():
         for name in ("head", "feed-forward", "attention: projections")
     )
     # 2 x 40 FLOPs a token; 40 weights, 4 numbers in and 10 out for each token
-    assert found.decoding_intensity((head,)) == pytest.approx(80 / ((40 + 14) * 4))
-    assert found.reading_intensity((head,)) == pytest.approx(160 / ((40 + 28) * 4))
-    assert found.reading_intensity((feedforward,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 24) * 4))
-    assert found.reading_intensity((projections,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 32) * 4))
+    assert found.decode_intensity((head,)) == pytest.approx(80 / ((40 + 14) * 4))
+    assert found.prefill_intensity((head,)) == pytest.approx(160 / ((40 + 28) * 4))
+    assert found.prefill_intensity((feedforward,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 24) * 4))
+    assert found.prefill_intensity((projections,)) == pytest.approx(2 * 2 * 64 / ((64 + 2 * 32) * 4))
     scores = next(part for part in found.parts if "scores" in part.name)
     # a query of 4, 2 keys and 2 values of 4, 2 scores written and read, 4 numbers out; two products of 2 x 2 x 4 FLOPs
-    assert found.decoding_intensity((scores,)) == pytest.approx(2 * 2 * 2 * 4 / ((4 + 16 + 4 + 4) * 4))
+    assert found.decode_intensity((scores,)) == pytest.approx(2 * 2 * 2 * 4 / ((4 + 16 + 4 + 4) * 4))
     whole = (80 + 128 + 128 + 32) / ((54 + 64 + 24 + 64 + 32 + 28) * 4)
-    assert found.decoding_intensity() == pytest.approx(whole)
+    assert found.decode_intensity() == pytest.approx(whole)
 
 
 def test_decoding_in_a_window_meets_the_keys_of_the_window():
@@ -142,7 +142,7 @@ def test_decoding_in_a_window_meets_the_keys_of_the_window():
     found = profile(TransformerLM(ModelConfig(**shape, sliding_window=3)))
     scores = next(part for part in found.parts if "scores" in part.name)
     # a query of 4, 3 keys and 3 values of 4, 3 scores written and read, 4 numbers out; two products of 2 x 3 x 4 FLOPs
-    assert found.decoding_intensity((scores,)) == pytest.approx(2 * 2 * 3 * 4 / ((4 + 24 + 6 + 4) * 4))
+    assert found.decode_intensity((scores,)) == pytest.approx(2 * 2 * 3 * 4 / ((4 + 24 + 6 + 4) * 4))
 
 
 def test_weights_of_8_bits_are_read_as_they_are_stored():
@@ -154,7 +154,7 @@ def test_weights_of_8_bits_are_read_as_they_are_stored():
         before, after = (next(part for part in each.parts if part.name == name) for each in (plain, rounded))
         weights = before.weight_bytes / 4
         assert after.weight_bytes == weights + 2 * outputs  # a code each, and a scale in 16 bits for each output
-        assert rounded.decoding_intensity((after,)) > plain.decoding_intensity((before,))
+        assert rounded.decode_intensity((after,)) > plain.decoding_intensity((before,))
 
 
 def test_weights_of_8_bits_count_as_they_are():

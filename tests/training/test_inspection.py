@@ -125,15 +125,15 @@ def test_entropies_are_those_of_the_steps_batch_under_its_weights(fit):
             assert columns[f"{name}.sharpest"][1][row] == pytest.approx(entropies[layer].min().item(), rel=1e-5)
 
 
-def test_spread_of_the_embedding_is_that_of_its_rows(fit):
+def test_the_standard_deviation_of_the_embedding_is_that_of_its_rows(fit):
     watch = Watch()
     _, columns = fit(ActivationStatistics(every_n_steps=6, rows=1), watch)
-    kinds = [f"{place}.spread" for place in ("attention", "feedforward", "units", "stream")]
+    kinds = [f"{place}.std" for place in ("attention", "feedforward", "units", "stream")]
     kinds += ["stream.largest", "units.dead"]
     names = {f"activations/blocks.{layer}.{kind}" for layer in range(2) for kind in kinds}
-    assert columns.keys() == names | {"activations/embedding.spread"}
+    assert columns.keys() == names | {"activations/embedding.std"}
     rows = watch.weights[-1]["embedding.weight"][watch.inputs[-1][0]]
-    assert columns["activations/embedding.spread"] == ([6], [pytest.approx(rows.std(correction=0).item(), rel=1e-5)])
+    assert columns["activations/embedding.std"] == ([6], [pytest.approx(rows.std(correction=0).item(), rel=1e-5)])
 
 
 def test_a_run_that_is_looked_into_ends_with_the_same_weights(fit):

@@ -29,7 +29,7 @@ class Activations:
     layer: int
     """The block, from 0; -1: before all blocks."""
     mean: float
-    spread: float
+    std: float
     """Standard deviation."""
     dead: float
     """Share of the units that are dead."""
@@ -87,15 +87,15 @@ def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor |
 def describe(place: str, layer: int, values: Tensor) -> Activations:
     """The figures of some numbers, (B, T, units)."""
     values = values.detach().double().flatten(0, 1) if values.device.type != "mps" else values.float().flatten(0, 1)
-    mean, spread = values.mean(), values.std(correction=0)
+    mean, std = values.mean(), values.std(correction=0)
     size = values.square().mean().sqrt()
     distance = (values - mean).abs()
     return Activations(
         place=place,
         layer=layer,
         mean=mean.item(),
-        spread=spread.item(),
+        std=std.item(),
         dead=(values.abs().amax(dim=0) <= DEAD * size).double().mean().item(),
-        outliers=(distance > FAR * spread).double().mean().item(),
-        largest=(distance.max() / spread).item() if spread > 0 else 0.0,
+        outliers=(distance > FAR * std).double().mean().item(),
+        largest=(distance.max() / std).item() if std > 0 else 0.0,
     )

@@ -36,11 +36,11 @@ class Readings:
 
     Attributes:
         best: the likeliest next token, (layers + 1, T)
-        chance: its probability, (layers + 1, T)
+        probability: its probability, (layers + 1, T)
     """
 
     best: Tensor
-    chance: Tensor
+    probability: Tensor
 
 
 def layer_streams(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Tensor]:

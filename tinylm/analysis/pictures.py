@@ -110,7 +110,7 @@ def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
         ("units", GREY, "D:"),
     )
     panels: tuple[tuple[str, Callable[[Activations], float]], ...] = (
-        ("standard deviation", lambda each: each.spread),
+        ("standard deviation", lambda each: each.std),
         ("largest, in standard deviations", lambda each: each.largest),
         (f"outliers beyond {FAR:g} standard deviations, %", lambda each: 100 * each.outliers),
         ("dead units, %", lambda each: 100 * each.dead),
@@ -188,10 +188,10 @@ def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], titl
     layers, T = readings.best.shape
     figure = _figure(0.6 * T + 2.2, 0.34 * layers + 1.6, title)
     axes = figure.subplots()
-    image = axes.imshow(_numbers(readings.chance.flip(0)), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(_numbers(readings.probability.flip(0)), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
     for row, position in ((row, position) for row in range(layers) for position in range(T)):
         layer = layers - 1 - row
-        best, color = int(readings.best[layer, position]), _letters(readings.chance[layer, position].item())
+        best, color = int(readings.best[layer, position]), _letters(readings.probability[layer, position].item())
         axes.text(position, row, _short(words[best]), ha="center", va="center", fontsize=7, color=color)
         if position + 1 < T and best == ids[position + 1]:
             axes.add_patch(

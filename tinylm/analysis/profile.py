@@ -86,11 +86,11 @@ class Profile:
         """Operations for each token to learn from a sequence that was read."""
         return 2 * self.forward
 
-    def reading_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
+    def prefill_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
         """Operations per byte where one sequence is read at once, of some parts; None: of all."""
         return self._intensity(parts, self.length, self.length)
 
-    def decoding_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
+    def decode_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
         """Operations per byte where a single token is read after the others of a sequence."""
         return self._intensity(parts, 1, min(self.length, self.window))
 

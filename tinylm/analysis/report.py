@@ -101,12 +101,12 @@ SURPRISES = 10_000
 def report_profile(subject: Subject) -> Found:
     """Parameters, operations and memory."""
     found = profile(subject.model, subject.length)
-    lines = [["", "parameters", "share", "forward", "backward", "share", "reading", "decoding"]]
+    lines = [["", "parameters", "share", "forward", "backward", "share", "prefill", "decode"]]
     for part in (*found.parts, None):
         parts = None if part is None else (part,)
         name, parameters = ("all", found.parameters) if part is None else (part.name, part.parameters)
         forward = found.forward if part is None else part.flops(1, found.length)
-        intensity = [f"{found.reading_intensity(parts):.2f}", f"{found.decoding_intensity(parts):.2f}"]
+        intensity = [f"{found.prefill_intensity(parts):.2f}", f"{found.decode_intensity(parts):.2f}"]
         counts = [f"{parameters:,}", f"{parameters / found.parameters:.1%}"]
         counts += [f"{forward:,}", f"{2 * forward:,}", f"{forward / found.forward:.1%}"]
         lines.append([name, *counts, *(intensity if forward else ["-", "-"])])
@@ -116,9 +116,7 @@ def report_profile(subject: Subject) -> Found:
         f"{found.cache_bytes / 1e6:,.2f} MB in full; kept in training for the backward pass "
         f"{found.activation_bytes / 1e6:,.2f} MB per sequence of {T:,} tokens"
     )
-    notes = (
-        f"forward, backward: FLOPs per token of {T:,}; reading, decoding: FLOPs per byte, all of them or the last one"
-    )
+    notes = f"forward, backward: FLOPs per token of {T:,}; prefill, decode: FLOPs per byte, all tokens at once or one after them"
     whole = f"{found.parameters:,} parameters, {found.forward:,} FLOPs per token forward, {found.backward:,} backward"
     return Found(f"{table(lines)}\n{notes}\n{memory}", f"{whole}\n{memory}")
 
@@ -158,19 +156,19 @@ def strongest(scores: Tensor) -> str:
 
 
 def report_activations(subject: Subject) -> Found:
-    """Mean, spread, outliers and dead units by layer."""
+    """Mean, standard deviation, outliers and dead units by layer."""
     ids, _ = subject.sequences()
     found = activation_statistics(subject.model, ids, subject.documents(ids))
-    lines = [["layer", "place", "mean", "spread", "largest", "outliers", "dead"]]
+    lines = [["layer", "place", "mean", "std", "largest", "outliers", "dead"]]
     for each in found:
         layer = "" if each.layer < 0 else str(each.layer)
-        size = [f"{each.mean:.4f}", f"{each.spread:.4f}", f"{each.largest:.1f}"]
+        size = [f"{each.mean:.4f}", f"{each.std:.4f}", f"{each.largest:.1f}"]
         lines.append([layer, each.place, *size, f"{each.outliers:.3%}", f"{each.dead:.1%}"])
     units = [each for each in found if each.place == "units"]
     widest = max(found, key=lambda each: each.largest)
     where = widest.place if widest.layer < 0 else f"layer {widest.layer}, {widest.place}"
     summary = (
-        f"stream's spread {found[0].spread:.3g} after the embedding, {found[-1].spread:.3g} after the last block; "
+        f"standard deviation of the stream {found[0].std:.3g} after the embedding, {found[-1].std:.3g} after the last block; "
         f"dead units {sum(each.dead for each in units) / len(units):.1%}; largest value {widest.largest:.0f} standard "
         f"deviations out ({where})"
     )

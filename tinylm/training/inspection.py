@@ -122,8 +122,8 @@ class AttentionEntropy(Look):
 class ActivationStatistics(Look):
     """Logs of every block the standard deviation of what flows, how far out it goes, and which units are dead.
 
-    `activations/blocks.<n>.<attention|feedforward|units|stream>.spread`, `.stream.largest` (in standard deviations) and
-    `.units.dead` (a share); `activations/embedding.spread`. A look costs a ninth of a step.
+    `activations/blocks.<n>.<attention|feedforward|units|stream>.std`, `.stream.largest` (in standard deviations) and
+    `.units.dead` (a share); `activations/embedding.std`. A look costs a ninth of a step.
     """
 
     def look(self, pl_module: LitTransformerLM, ids: Tensor, documents: Tensor | None) -> dict[str, float]:
@@ -131,7 +131,7 @@ class ActivationStatistics(Look):
         found = {}
         for each in activation_statistics(pl_module.net, ids, documents):
             name = "activations/" + (each.place if each.layer < 0 else f"blocks.{each.layer}.{each.place}")
-            found[f"{name}.spread"] = each.spread
+            found[f"{name}.std"] = each.std
             if each.place == "stream":
                 found[f"{name}.largest"] = each.largest
             if each.place == "units":
