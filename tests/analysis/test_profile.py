@@ -154,7 +154,7 @@ def test_weights_of_8_bits_are_read_as_they_are_stored():
         before, after = (next(part for part in each.parts if part.name == name) for each in (plain, rounded))
         weights = before.weight_bytes / 4
         assert after.weight_bytes == weights + 2 * outputs  # a code each, and a scale in 16 bits for each output
-        assert rounded.decode_intensity((after,)) > plain.decoding_intensity((before,))
+        assert rounded.decode_intensity((after,)) > plain.decode_intensity((before,))
 
 
 def test_weights_of_8_bits_count_as_they_are():

@@ -116,7 +116,10 @@ def report_profile(subject: Subject) -> Found:
         f"{found.cache_bytes / 1e6:,.2f} MB in full; kept in training for the backward pass "
         f"{found.activation_bytes / 1e6:,.2f} MB per sequence of {T:,} tokens"
     )
-    notes = f"forward, backward: FLOPs per token of {T:,}; prefill, decode: FLOPs per byte, all tokens at once or one after them"
+    notes = (
+        f"forward, backward: FLOPs per token of {T:,}; "
+        "prefill, decode: FLOPs per byte, all tokens at once or one after them"
+    )
     whole = f"{found.parameters:,} parameters, {found.forward:,} FLOPs per token forward, {found.backward:,} backward"
     return Found(f"{table(lines)}\n{notes}\n{memory}", f"{whole}\n{memory}")
 
@@ -168,8 +171,8 @@ def report_activations(subject: Subject) -> Found:
     widest = max(found, key=lambda each: each.largest)
     where = widest.place if widest.layer < 0 else f"layer {widest.layer}, {widest.place}"
     summary = (
-        f"standard deviation of the stream {found[0].std:.3g} after the embedding, {found[-1].std:.3g} after the last block; "
-        f"dead units {sum(each.dead for each in units) / len(units):.1%}; largest value {widest.largest:.0f} standard "
+        f"standard deviation of the stream {found[0].std:.3g} after the embedding, {found[-1].std:.3g} after the last "
+        f"block; dead units {sum(each.dead for each in units) / len(units):.1%}; largest value {widest.largest:.0f} standard "
         f"deviations out ({where})"
     )
     files = subject.save("activations", draw_activations(found, f"{subject.name}: activations"))
