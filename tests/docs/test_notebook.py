@@ -10,7 +10,6 @@ from tests.docs.runner import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.longest
 def test_the_notebook_runs_in_ten_cells_and_shows_its_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLM_NOTEBOOK_STEPS", "40")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))

@@ -110,7 +110,7 @@ def test_a_window_needs_no_more_places_than_it_is_long():
     [
         dict(max_seq_len=70),  # 32 places, 64, all
         dict(max_seq_len=70, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
-        pytest.param(dict(max_seq_len=12, sliding_window=5, num_kv_heads=1), marks=pytest.mark.longest),  # always all
+        dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always all
     ],
 )
 @torch.inference_mode()

@@ -79,7 +79,6 @@ def test_a_resumed_lora_run_equals_one_that_was_never_stopped(second, cli):
 
 
 @pytest.mark.slow
-@pytest.mark.longest
 def test_a_sharded_lora_run_leaves_the_adapter_of_one_that_was_not(second, finished_run, cli, tmp_path):
     """Two devices of one machine; the other process is Lightning's."""
     words = ["fit", "-c", str(second), "--model.optimizer.name", "adamw", "--model.lora.rank", "2"]

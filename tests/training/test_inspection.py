@@ -81,7 +81,6 @@ def test_norms_of_the_parts_make_up_the_norm_of_the_whole_before_clipping(fit):
 
 
 @pytest.mark.slow
-@pytest.mark.longest
 def test_norms_of_sharded_gradients_are_those_of_whole_ones(tiny_yaml, tmp_path):
     (tmp_path / "norms.yaml").write_text(
         "model: {network: {dropout: 0.0}, optimizer: {name: adamw}}\ntrainer:\n  max_steps: 4\n"

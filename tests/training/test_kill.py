@@ -36,7 +36,7 @@ def until(condition, process, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.longest)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_twenty_moments_and_resumed_the_run_is_the_same_to_the_last_bit(tiny_yaml, tmp_path, workers):
     """60 steps with dropout, accumulation and validation inside; killed in steps, validations and saves."""
     arguments = ["fit", "-c", str(tiny_yaml), "--trainer.max_steps", "60", "--data.num_workers", str(workers)]

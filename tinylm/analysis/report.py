@@ -172,8 +172,8 @@ def report_activations(subject: Subject) -> Found:
     where = widest.place if widest.layer < 0 else f"layer {widest.layer}, {widest.place}"
     summary = (
         f"standard deviation of the stream {found[0].std:.3g} after the embedding, {found[-1].std:.3g} after the last "
-        f"block; dead units {sum(each.dead for each in units) / len(units):.1%}; largest value {widest.largest:.0f} standard "
-        f"deviations out ({where})"
+        f"block; dead units {sum(each.dead for each in units) / len(units):.1%}; largest value {widest.largest:.0f} "
+        f"standard deviations out ({where})"
     )
     files = subject.save("activations", draw_activations(found, f"{subject.name}: activations"))
     return Found(f"{table(lines, left=2)}\n{summary}", summary, files)
