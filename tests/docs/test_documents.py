@@ -23,7 +23,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def folder(tmp_path_factory) -> Path:
     """What a reader has who has done what README begins with, and has texts, and folders for transformers."""
     folder = tmp_path_factory.mktemp("documents")
-    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "prompts.txt").write_text("The\nAnd\n", encoding="utf-8")
