@@ -56,6 +56,13 @@ def test_runs_with_rows_at_other_steps_meet_at_those_that_they_share(tmp_path):
     assert (steps.tolist(), losses.tolist()) == ([10, 30], [(3 + 5) / 2, (2.25 + 7) / 2])
 
 
+def test_what_runs_measured_at_no_step_together_is_left_out(tmp_path):
+    folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
+    (folders[1] / "metrics.csv").write_text("step,train/loss,val/loss\n10,5,\n15,,100\n")
+    (mean,) = read_curves(folders)
+    assert mean.columns.keys() == {"train/loss"}
+
+
 def test_a_run_that_was_not_finished_is_no_seed_of_the_others(tmp_path):
     first, second = make_run(tmp_path / "a", seed_everything=1), make_run(tmp_path / "b", seed_everything=2)
     broken = make_run(tmp_path / "c", seed_everything=3, finished=False)
@@ -78,8 +85,8 @@ def test_each_run_is_smoothed_and_then_they_are_averaged_and_the_learning_rate_s
 
 def test_many_names_stand_beside_the_picture():
     x = np.array([1.0, 2.0])
-    runs = [Curves(f"run$_{number}$", {"val/loss": (x, x)}) for number in range(9)]
-    few, many = figure_of(runs[:3], panels=["loss"]), figure_of(runs, panels=["loss"])
+    runs = [Curves(f"run$_{number}$", {"val/loss": (x, x), "val/bpb": (x, x)}) for number in range(9)]
+    few, many = figure_of(runs[:3], panels=["loss"]), figure_of(runs, panels=["loss", "bpb"])
     assert few.axes[0].get_legend() and not few.legends
     assert not many.axes[0].get_legend() and len(many.legends[0].get_texts()) == 9
     assert many.legends[0].get_texts()[0].get_text() == r"run\$_0\$  2.000"  # no mathematics

@@ -98,6 +98,8 @@ def mean_of(runs: Sequence[Run]) -> Curves:
         if not all(name in run.columns for run in runs):
             continue
         steps = reduce(np.intersect1d, [run.columns[name][0] for run in runs])
+        if not len(steps):
+            continue
         values = np.stack([run.columns[name][1][np.isin(run.columns[name][0], steps)] for run in runs])
         columns[name] = np.mean([run.place(steps) for run in runs], axis=0), values.mean(axis=0)
         if len(runs) > 1:

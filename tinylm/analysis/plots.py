@@ -153,9 +153,9 @@ def figure_of(
             axes.set_yscale("log")
         elif name in ("lr", "throughput"):
             axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-        names = len(axes.get_legend_handles_labels()[0])
-        if place == 0 and names > FEW:
-            figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+        lines, names = axes.get_legend_handles_labels()
+        if place == 0 and len(names) > FEW:
+            figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize="small")
         elif place == 0 and names:
             axes.legend(frameon=False)
         axes.grid(color=GREY, alpha=0.25)
