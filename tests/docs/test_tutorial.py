@@ -1,13 +1,16 @@
 """The tutorial: its blocks run and print what it says, and what it names is there."""
 
 import re
+import struct
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.docs.runner import BLOCK, PICTURE, ROOT, run_command, run_document
 
 CHAPTERS = sorted((ROOT / "docs/tutorial").glob("*.md"))
+FROM_A_WHOLE_RUN = {"curves.png"}  # what no block draws
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)\)")
 
 
@@ -17,6 +20,19 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tutorial")
 
 
+@pytest.fixture
+def no_windows():
+    """Pictures go into files, and none stays open."""
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def pictures_of(chapter: Path) -> set[str]:
+    """The names of those that it shows."""
+    return {picture["name"] for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8"))}
+
+
 @pytest.mark.parametrize(
     "chapter",
     [
@@ -24,8 +40,9 @@ def folder(tmp_path_factory) -> Path:
         for path in CHAPTERS
     ],
 )
-def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
+def test_a_chapter_prints_what_it_says_and_draws_what_it_shows(chapter, folder, monkeypatch, no_windows):
     monkeypatch.chdir(folder)
+    before = set(folder.glob("*.png"))
     if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it goes on with the model of chapter 6
         first = BLOCK.search((ROOT / "docs/tutorial/6-training.md").read_text(encoding="utf-8"))
         run_command(first["code"].splitlines()[0].removeprefix("$ "), first["words"] or "", folder)
@@ -33,24 +50,26 @@ def test_a_chapter_prints_what_it_says(chapter, folder, monkeypatch):
     assert results
     for result in results:
         assert result.good, f"{chapter.name}:{result.line}: expected\n{result.expected}\nfound\n{result.found}"
-    drawn = [name for name in pictures(chapter) if name != "curves.png"]  # which is that of a whole run
-    for name in drawn:
-        assert (folder / name).is_file(), name
+    drawn = {path.name for path in set(folder.glob("*.png")) - before}
+    assert drawn == pictures_of(chapter) - FROM_A_WHOLE_RUN
 
 
-def pictures(chapter: Path) -> list[str]:
-    """The files of the pictures that a chapter shows."""
-    return [picture["name"] for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8"))]
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_shows_pictures_that_are_there_and_small(chapter):
+    assert pictures_of(chapter)
+    for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8")):
+        said = picture[0].removeprefix("![").partition("](")[0]
+        assert len(said.split()) >= 5, f"{picture[0]}: say what is to be seen"
+        content = (chapter.parent / picture["name"]).read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n"), picture[0]
+        width, height = struct.unpack(">II", content[16:24])  # the first chunk, IHDR, begins with them
+        assert 300 <= width <= 2000 and 100 <= height <= 2000, picture[0]
+        assert len(content) < 100_000, picture[0]
 
 
-def test_every_chapter_shows_a_picture_that_is_there_and_no_other_is():
-    shown = [pictures(chapter) for chapter in CHAPTERS]
-    assert all(shown)
-    assert {name for names in shown for name in names} == {path.name for path in CHAPTERS[0].parent.glob("*.png")}
-    for path in CHAPTERS[0].parent.glob("*.png"):
-        header = path.read_bytes()[:24]
-        assert header[:8] == b"\x89PNG\r\n\x1a\n"
-        assert 300 <= int.from_bytes(header[16:20], "big") <= 1600 and path.stat().st_size < 100_000  # pixels wide
+def test_every_picture_of_the_tutorial_is_shown_once():
+    shown = sorted(name for chapter in CHAPTERS for name in pictures_of(chapter))
+    assert shown == sorted(path.name for path in (ROOT / "docs/tutorial").glob("*.png"))
 
 
 def test_there_are_nine_chapters_with_two_exercises_each_and_the_contents_name_them():
