@@ -38,7 +38,7 @@ from tinylm.errors import (
 )
 from tinylm.files import atomic_folder, make_folder, sweep, write_text
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
-from tinylm.model.attention import document_numbers
+from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
@@ -338,11 +338,7 @@ class Run:
 
     def _in_numpy(self, batch: Any) -> Batch:
         """A batch of the data module as arrays, with the documents that `LitTransformerLM` would see in it."""
-        documents = batch.documents
-        if not self.network.document_mask:
-            documents = None
-        elif documents is None:
-            documents = document_numbers(batch.inputs, self.tokenizer.end_of_text)
+        documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
         documents = None if documents is None else documents.numpy()
         return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
 

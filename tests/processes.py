@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 from multiprocessing.process import BaseProcess
@@ -35,14 +36,33 @@ def command_line(arguments: list[str], folder: Path, errors: Path) -> None:
     """`train.py ARGUMENTS` in a folder; what it says goes into a file."""
     from tinylm.training.cli import main
 
-    os.chdir(folder)
-    with errors.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-        os.dup2(file.fileno(), 1)
+    _speak_into(errors, folder)
     sys.argv = ["train.py", *arguments]
     code = main()
     sys.stderr.flush()
     os._exit(code)  # nothing of this process's parent is to be cleaned up
+
+
+def script(path: Path, arguments: list[str], folder: Path, output: Path) -> None:
+    """`python SCRIPT ARGUMENTS` in a folder; what it says goes into a file."""
+    _speak_into(output, folder)
+    sys.argv = [str(path), *arguments]
+    sys.path[0] = str(path.parent)
+    code = 0
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _speak_into(output: Path, folder: Path) -> None:
+    os.chdir(folder)
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        os.dup2(file.fileno(), 1)
 
 
 def free_port() -> int:

@@ -17,7 +17,6 @@ import doctest
 import io
 import os
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -104,29 +103,11 @@ def run_command(command: str, budget: str, folder: Path) -> tuple[str, int]:
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "output"
         arguments = [*words, *shlex.split(budget)]
-        process = processes.start(script_line, ROOT / script, arguments, folder, output, **os.environ)
+        process = processes.start(processes.script, ROOT / script, arguments, folder, output, **os.environ)
         process.join(SECONDS)
         process.kill()
         process.join()
         return output.read_text(encoding="utf-8"), -1 if process.exitcode is None else process.exitcode
-
-
-def script_line(script: Path, arguments: list[str], folder: Path, output: Path) -> None:
-    """`python SCRIPT ARGUMENTS` in a folder; what it says goes into a file."""
-    os.chdir(folder)
-    with output.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent)
-    code = 0
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # nothing of this process's parent is to be cleaned up
 
 
 def main() -> None:

@@ -150,10 +150,13 @@ def training_seconds(steps: Sequence[int], seconds: Sequence[float]) -> float | 
         steps: of the rows
         seconds: that a step took since the row before
     """
-    if not steps:
-        return None
+    return elapsed_seconds(steps, seconds)[-1] if steps else None
+
+
+def elapsed_seconds(steps: Sequence[int], seconds: Sequence[float]) -> list[float]:
+    """The time up to each row. Arguments as `training_seconds`'s."""
     lengths = [step - before for before, step in zip([0, *steps[:-1]], steps, strict=True)]
-    return sum(length * each for length, each in zip(lengths, seconds, strict=True))
+    return list(itertools.accumulate(length * each for length, each in zip(lengths, seconds, strict=True)))
 
 
 def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:

@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from tinylm.analysis.compare import batch_tokens, is_finished, network_config, read_config, reading, seed_group
+from tinylm.analysis.compare import (
+    batch_tokens,
+    elapsed_seconds,
+    is_finished,
+    network_config,
+    read_config,
+    reading,
+    seed_group,
+)
 from tinylm.analysis.plots import Curves, read_metrics
 from tinylm.errors import DataError
 
 AXES = {"steps": "step", "tokens": "tokens", "flops": "FLOPs", "time": "training time (s)"}
-
-
 SMOOTHED = ("train/", "perf/")
 """What scatters from step to step; the learning rate does not."""
 
@@ -77,9 +83,9 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
         return lambda steps: steps * (float(tokens) * each)
     if "perf/step_seconds" not in columns:
         raise DataError(f"{folder}: metrics.csv has no perf/step_seconds, so its time is not known; take tokens")
-    rows, each = map(np.array, columns["perf/step_seconds"])
-    seconds = np.cumsum(np.diff(rows, prepend=0) * each)  # as each row speaks of the steps since the one before
-    return lambda steps: np.interp(steps, [0, *rows], [0, *seconds])
+    rows, seconds = columns["perf/step_seconds"]
+    elapsed = elapsed_seconds(rows, seconds)
+    return lambda steps: np.interp(steps, [0, *rows], [0, *elapsed])
 
 
 def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:

@@ -29,7 +29,7 @@ class Part:
     name: str
     parameters: int
     """Weights of its own; tied ones are the embedding's."""
-    weight_bytes: float = 0.0
+    weight_bytes: int = 0
     """Of the factors of its products that do not depend on what is read: weights, shared ones too."""
     products: int = 0
     """Multiplications for each token."""
@@ -46,7 +46,7 @@ class Part:
         """Operations to read some tokens, forward, where each meets some keys."""
         return 2 * tokens * (self.products + self.pair_products * keys)
 
-    def traffic(self, tokens: int, keys: int, number_bytes: int) -> float:
+    def traffic(self, tokens: int, keys: int, number_bytes: int) -> int:
         """Bytes that are read and written for that."""
         numbers = tokens * (self.numbers + self.pair_numbers * keys) + self.key_numbers * keys
         return self.weight_bytes + numbers * number_bytes
@@ -125,9 +125,9 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
     )
 
 
-def weight_bytes(model: TransformerLM) -> int:
-    """The memory of all weights, tied ones once, codes of 8 and 4 bits included."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+def weight_bytes(module: nn.Module) -> int:
+    """The memory of all weights of a network or layer, tied ones once, codes of 8 and 4 bits included."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 # --- by arithmetic
@@ -143,17 +143,16 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
     D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
     heads, kv, F_ = config.num_heads * config.head_width, config.kv_heads * config.head_width, config.ff_width
 
-    def linears(name: str, *sizes: tuple[int, int]) -> Part:
+    def linears(name: str, memory: int, *sizes: tuple[int, int]) -> Part:
         matrices = layers * sum(inputs * outputs for inputs, outputs in sizes)
         weights = matrices + layers * bias * sum(outputs for _, outputs in sizes)
         numbers = layers * sum(inputs + outputs for inputs, outputs in sizes)
-        memory = stored[name.partition(":")[0].replace("-", "")]
         return Part(name=name, parameters=weights, weight_bytes=memory, products=matrices, numbers=numbers)
 
     yield Part(name="embedding", parameters=V * D)
     if config.positional_encoding == "learned":
         yield Part(name="positions", parameters=config.max_seq_len * D)
-    yield linears("attention: projections", (D, heads), (D, kv), (D, kv), (heads, D))
+    yield linears("attention: projections", stored["attention"], (D, heads), (D, kv), (D, kv), (heads, D))
     yield Part(  # q kᵀ, then weights times v; the weights are written and read
         name="attention: scores, values",
         parameters=0,
@@ -163,7 +162,7 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
         key_numbers=layers * 2 * kv,
     )
     gates = [(D, F_)] if config.activation == "swiglu" else []
-    yield linears("feed-forward", *gates, (D, F_), (F_, D))
+    yield linears("feed-forward", stored["feedforward"], *gates, (D, F_), (F_, D))
     norm = D * (2 if config.norm == "layernorm" and config.bias else 1)
     qk_norms = 2 * config.head_width if config.qk_norm else 0
     final = norm if config.norm_placement == "pre" else 0
@@ -176,15 +175,14 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
 
 
 def stored_bytes(model: TransformerLM) -> dict[str, int]:
-    """The memory of the weights of attention, feedforward and head, codes of 8 and 4 bits included; no norms."""
+    """The memory of the weights of attention, feedforward and head, all blocks together; no norms."""
     sums = dict.fromkeys(("attention", "feedforward"), 0)
     for block in blocks_of(model):
         for name in sums:
             for layer in getattr(block, name).modules():
                 if isinstance(layer, nn.Linear | RoundedLinear):
-                    sums[name] += sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
-    head = (*model.head.parameters(), *model.head.buffers())
-    return sums | {"head": sum(tensor.nbytes for tensor in head)}
+                    sums[name] += weight_bytes(layer)
+    return sums | {"head": weight_bytes(model.head)}
 
 
 def kept_bytes(model: TransformerLM, ids: Tensor) -> int:

@@ -24,12 +24,15 @@ from tinylm.analysis.tokens import html_page, legend, mean_loss, show_losses, te
 from tinylm.console import table
 from tinylm.files import write_text
 from tinylm.model import TransformerLM
-from tinylm.model.attention import document_numbers
+from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SURPRISES = 10_000
+"""Tokens of a text whose loss is shown, at most."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Subject:
 
     def documents(self, ids: Tensor) -> Tensor | None:
         """The number of the document that each token is in, for a network that keeps documents apart."""
-        return document_numbers(ids, self.tokenizer.end_of_text) if self.model.config.document_mask else None
+        return documents_apart(self.model.config, ids, self.tokenizer.end_of_text)
 
     @property
     def words(self) -> list[str]:
@@ -93,9 +96,6 @@ class Found:
 
 
 # --- the subcommands
-
-SURPRISES = 10_000
-"""Tokens of a text whose loss is shown, at most."""
 
 
 def report_profile(subject: Subject) -> Found:

@@ -6,7 +6,7 @@ overlap by half a context.
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tinylm.analysis.watch import evaluating
 from tinylm.errors import DataError, notice
 from tinylm.model import TransformerLM
-from tinylm.model.attention import document_numbers
+from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
@@ -83,14 +83,11 @@ def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str, most: in
     known = [] if before else [TokenLoss(token, None, None) for token in ids[:1]]
     if len(before + ids) < 2:
         raise DataError("the text has no token to predict; give a longer one")
-
-    def documents(window: Tensor) -> Tensor | None:
-        return document_numbers(window, tokenizer.end_of_text) if model.config.document_mask else None
-
-    return [*known, *_losses(model, torch.tensor(before + ids, device=model.embedding.weight.device), documents)]
+    device = model.embedding.weight.device
+    return [*known, *_losses(model, torch.tensor(before + ids, device=device), tokenizer.end_of_text)]
 
 
-def _losses(model: TransformerLM, ids: Tensor, documents: Callable[[Tensor], Tensor | None]) -> Iterable[TokenLoss]:
+def _losses(model: TransformerLM, ids: Tensor, separator: int | None) -> Iterable[TokenLoss]:
     """Of all tokens but the first, each from the first window that holds it and what it is predicted from."""
     context = model.config.max_seq_len
     begin, done = 0, 1  # `done` tokens are predicted, or need not be
@@ -98,7 +95,8 @@ def _losses(model: TransformerLM, ids: Tensor, documents: Callable[[Tensor], Ten
         end = min(begin + context + 1, len(ids))
         with evaluating(model):
             window = ids[None, begin : end - 1]
-            log_probs = model(window, documents=documents(window))[0].cpu().double().log_softmax(dim=-1)  # (T, V)
+            documents = documents_apart(model.config, window, separator)
+            log_probs = model(window, documents=documents)[0].cpu().double().log_softmax(dim=-1)  # (T, V)
         fresh = log_probs[done - begin - 1 :]  # what follows token done - 1, and on
         nats = -fresh.gather(1, ids[done:end, None].cpu())[:, 0]
         yield from map(TokenLoss, ids[done:end].tolist(), nats.tolist(), fresh.argmax(dim=-1).tolist())

@@ -151,10 +151,32 @@ def check_split(split: Iterable[float]) -> tuple[float, ...]:
     return split
 
 
-class GrammarCorpus(Corpus):
-    """Generated texts, each a document. A text decides its part, so no two parts share one."""
+class WholeTexts(Corpus):
+    """Short documents, each of which decides its part by its SHA-256, so no two parts share one."""
 
-    separated = whole = has_floor = True
+    separated = whole = True
+    split: tuple[float, ...]
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """As `Corpus`."""
+        return (document for home, document in self.items() if home == part)
+
+    @abstractmethod
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """As `Corpus`: everything is read once, and parts alternate."""
+
+    def _part_of(self, text: str) -> str:
+        """The same wherever the text stands, and however often."""
+        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+        fraction = int.from_bytes(digest[:7], "big") / 256**7
+        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
+        return self.parts[sum(fraction >= bound for bound in bounds)]
+
+
+class GrammarCorpus(WholeTexts):
+    """Generated texts."""
+
+    has_floor = True
 
     def __init__(self, name: str, grammar: Grammar, split: tuple[float, ...], seed: int, count: int = COUNT) -> None:
         self.name, self.grammar, self.parts = name, grammar, PARTS[: len(split)]
@@ -165,28 +187,22 @@ class GrammarCorpus(Corpus):
         """As `Corpus`."""
         return sha256_json(["grammar", self.grammar.fingerprint, self.seed, self.count, self.split])
 
-    def documents(self, part: str) -> Iterator[Iterable[str]]:
-        """As `Corpus`."""
-        return (document for home, document in self.items() if home == part)
-
     def items(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """As `Corpus`: every text is generated once, and parts alternate."""
+        """As `WholeTexts`."""
         for number in range(self.count):
             text, _ = write_text(self.grammar, self.seed, number)
-            yield part_of(text, self.parts, self.split), [text]
+            yield self._part_of(text), [text]
 
     def log_prob(self, document: str) -> float:
         """As `Corpus`: exact."""
         return self.grammar.log_prob(document)
 
 
-class LineCorpus(Corpus):
-    """Text files of which each line is a document: names, titles, games. A line decides its part.
+class LineCorpus(WholeTexts):
+    """Text files of which each line is a document: names, titles, games.
 
     The line's end is not part of it, and empty lines are none.
     """
-
-    separated = whole = True
 
     def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
         self.name, self.paths, self.parts = name, paths, PARTS[: len(split)]
@@ -200,16 +216,12 @@ class LineCorpus(Corpus):
         """As `Corpus`."""
         return sha256_json(["lines", [found.sha256 for found in self._scans], self.split, self.errors])
 
-    def documents(self, part: str) -> Iterator[Iterable[str]]:
-        """As `Corpus`."""
-        return (document for home, document in self.items() if home == part)
-
     def items(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """As `Corpus`: every file is read once, and parts alternate."""
+        """As `WholeTexts`."""
         for path in self.paths:
             for line in split_documents(read_chunks(path, self.errors), "\n"):
                 if text := line.removesuffix("\r"):
-                    yield part_of(text, self.parts, self.split), [text]
+                    yield self._part_of(text), [text]
 
 
 class FileCorpus(Corpus):
@@ -276,13 +288,6 @@ class TinyStories(Corpus):
         for number, text in enumerate(split_documents(chunks, SEPARATOR)):
             if part == "train" or len(self.parts) == 2 or number % 2 == (part == "test"):
                 yield [text]
-
-
-def part_of(text: str, parts: tuple[str, ...], split: tuple[float, ...]) -> str:
-    """The part that a document's SHA-256 puts it into: the same wherever it stands, and however often."""
-    fraction = int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:7], "big") / 256**7
-    bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
-    return parts[sum(fraction >= bound for bound in bounds)]
 
 
 # --- reading files

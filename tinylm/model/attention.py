@@ -31,6 +31,20 @@ def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
     return ends.cumsum(dim=1) - ends.long()
 
 
+def documents_apart(config: ModelConfig, ids: Tensor, end: int | None, known: Tensor | None = None) -> Tensor | None:
+    """The documents that a network is to keep apart: those that are known, else by separators; None where it does not.
+
+    Args:
+        config: the network's
+        ids: token ids, (B, T)
+        end: the separator
+        known: the number of the document that each token is in, (B, T)
+    """
+    if not config.document_mask:
+        return None
+    return document_numbers(ids, end) if known is None else known
+
+
 def visible_keys(
     num_queries: int,
     num_keys: int,
