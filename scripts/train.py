@@ -1,8 +1,6 @@
-"""Trains a model, or evaluates one: `python scripts/train.py fit --config small.yaml`."""
+"""The same as `tinylm`: `python scripts/train.py fit --config small.yaml`."""
 
-import sys
-
-from tinylm.training.cli import main
+from command import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

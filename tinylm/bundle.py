@@ -8,7 +8,6 @@ Where linear layers are not plain ones (int8, int4), the manifest says under `la
 puts such layers in their places. Older readers find weights that they do not know, and refuse the folder.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
+from tinylm.locate import MANIFEST, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.linear import check_layers, describe_layers, put_layers
 from tinylm.model.lora import merged_weights
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
-MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.tinylm.json"
 PREFIX = "net."  # of the network's weights inside a checkpoint
 
 
@@ -96,26 +96,6 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
     bundle = _read_folder(found) if found.is_dir() else _read_checkpoint_model(found)
     bundle.model.to(device).eval()
     return bundle
-
-
-def find_model(path: str | Path) -> Path:
-    """The model folder or checkpoint that `path` stands for. Errors as `load`'s."""
-    if "://" in str(path):
-        raise ConfigError(f"{path}: models are loaded from files only; download it first")
-    path = Path(path)
-    if os.path.isfile(path):  # noqa: PTH113 (a name too long is just not there)
-        return path.parent if path.name == MANIFEST else path
-    if os.path.isfile(path / MANIFEST):  # noqa: PTH113
-        return path
-    for inside in ("model", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
-        candidate = path / inside
-        if os.path.isfile(candidate) or os.path.isfile(candidate / MANIFEST):  # noqa: PTH113
-            return candidate
-    if os.path.isdir(path):  # noqa: PTH112
-        raise MissingInputError(f"{path}: has no model/ and no checkpoint; is the run still before its first one?")
-    runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
-    hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else "; train one with scripts/train.py fit"
-    raise MissingInputError(f"{path}: no such model{hint}")
 
 
 def _read_folder(folder: Path) -> Bundle:

@@ -1,18 +1,30 @@
-"""What scripts have in common: options and errors of one line, exit codes, and text that any console takes."""
+"""What the commands have in common: options and errors of one line, exit codes, and text that any console takes."""
 
 import argparse
+import contextlib
+import faulthandler
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from tinylm.errors import ConfigError, TinyLMError, did_you_mean
+from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
+from tinylm.locate import find_model, newest_run
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and without abbreviations."""
+    """argparse with errors of one line, and without abbreviations.
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, allow_abbrev=False)
+    Args:
+        command: the words behind `tinylm`, for the usage
+        description: what the command does; its lines stay as they are
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"tinylm {command}", description=description, allow_abbrev=False, formatter_class=raw)
+        self.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """Reads the options, which of several words may be written with `-` or `_`.
@@ -55,37 +67,70 @@ def pick_device(name: str) -> str:
     return name
 
 
-def exit_code(run: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Runs a script with its arguments, and prints an error of ours on one line.
+def add_model_option(parser: Parser, what: str = "a run folder, a model folder or a checkpoint") -> None:
+    """`--model`, which need not be given."""
+    parser.add_argument("--model", help=f"{what} (the newest run in runs/)")
+
+
+def announce_model(given: str | None) -> tuple[str, Path]:
+    """Finds a model and says which, before PyTorch is imported, which takes seconds.
 
     Args:
-        run: the script
+        given: `--model`; None: the newest run in runs/
+
+    Returns:
+        what was given, or that run; and the model folder or checkpoint that it stands for
+
+    Raises:
+        MissingInputError: if there is no model.
+    """
+    chosen = str(newest_run()) if given is None else given
+    found = find_model(chosen)
+    notice(f"loading {found}" + (", the newest run; --model takes another" if given is None else ""))
+    return chosen, found
+
+
+def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """Runs a command with its arguments, and prints an error on one line.
+
+    Args:
+        run: the command; it may return an exit code of its own
         arguments: of the command line; with `--debug` among them an error shows where it came from
 
     Returns:
         the exit code
     """
     try:
-        run([word for word in arguments if word != "--debug"])
-        return 0
-    except TinyLMError as error:
-        if "--debug" in arguments:
-            raise
-        print(f"tinylm: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return run(arguments) or 0
     except KeyboardInterrupt:
         print()
         return 130
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        ours = isinstance(error, TinyLMError)
+        message = str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where"
+        print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        return error.exit_code if ours else TinyLMError.exit_code
 
 
-def run_as_script(main: Callable[[list[str]], int]) -> None:
-    """Ends the process with what `main` returns for its arguments."""
+def process_rank() -> int:
+    """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def prepare_process() -> None:
+    """UTF-8 on any console, and the Python line of a crash inside a kernel."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # Windows consoles
-    sys.exit(main(sys.argv[1:]))
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        faulthandler.enable()
 
 
 def table(lines: Iterable[Sequence[str]], left: int = 1) -> str:

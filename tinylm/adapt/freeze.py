@@ -13,14 +13,14 @@ from tinylm.model.config import check_types, require
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeConfig:
-    """What rests: the union of what these fields name."""
+    """Which parameters are frozen during finetuning: all that any of these fields names."""
 
     layers: tuple[int, ...] = ()
-    """Numbers of blocks, from 0; -1 is the last."""
+    """Blocks by number, from 0; -1 is the last."""
     patterns: tuple[str, ...] = ()
-    """Names of weights with * for anything: embedding.*, blocks.*.attention.*"""
+    """Parameters by name, where * stands for anything: blocks.*.attention.*"""
     all_but_last: int | None = None
-    """Everything before the last so many blocks; they, the final norm and a head of its own learn. Empty: no such."""
+    """Everything but the last N blocks, the final norm and an untied head."""
 
     def __post_init__(self) -> None:
         check_types(self)

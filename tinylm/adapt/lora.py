@@ -31,13 +31,13 @@ class LoRAConfig:
     """The adapters of a finetuning run."""
 
     rank: int = 8
-    """Width of the product between the two thin matrices."""
+    """Rank of the update B A."""
     alpha: float = 16.0
-    """The product is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank."""
     dropout: float = 0.0
-    """Probability of dropping an input of an adapter in training."""
+    """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("attention", "feedforward")
-    """Which linear layers: attention, feedforward, head, or names with * for anything: blocks.*.attention.query"""
+    """Linear layers with an adapter: attention, feedforward, head, or names, where * stands for anything."""
 
     def __post_init__(self) -> None:
         check_types(self)

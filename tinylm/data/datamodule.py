@@ -50,6 +50,16 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
         raise ConfigError(f"data.seed must not be negative, got {seed}")
 
 
+def first_words(text: str, words: int = 4, characters: int = 40) -> str:
+    """The beginning of the first line that is not blank.
+
+    >>> first_words("\\nOnce upon a time there was Ella.")
+    'Once upon a time'
+    """
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return " ".join(line[:characters].split(" ")[:words]).strip()
+
+
 class TextDataModule(pl.LightningDataModule):
     """Batches of tokens from a text, or of prompts and responses."""
 
@@ -76,26 +86,24 @@ class TextDataModule(pl.LightningDataModule):
         """A text to train on, or pairs.
 
         Args:
-            corpus: stories, names, tinyshakespeare, tinystories, or a text file, a glob of them, a URL, a
-                *.grammar.yaml. stories:20000 generates 20,000 stories instead of 8,000; lines:my.txt takes every line
-                for a text of its own
-            tokenizer: char, byte, or bpe (bpe:2048 with its size), learned from the corpus; or the file of a saved one
-            max_seq_len: tokens in a sequence; in a training run it is the network's
-            batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches
-            micro_batch_size: sequences that one device takes at once. Empty: its whole share of the batch
-            split: fractions of train and val, or of train, val and test
-            seed: of the order of the training windows, and of the generated stories
-            errors: bytes that are not UTF-8 are an error (strict) or become U+FFFD (replace)
-            num_workers: processes that gather batches. 0: the training process itself
-            train_tokens: train on this many tokens from the beginning only. Empty: on all
-            cache_dir: for encoded texts and downloads. Empty: $TINYLM_CACHE or ~/.cache/tinylm
-            text: a text file, for `predict`
-            pairs: a file of prompts and responses to train on instead of a corpus: .jsonl, .json or .csv. The tokenizer
-                is then a trained model's
-            pairs_val: one to validate on. Empty: the part of `pairs` that `split` says
-            template: how prompts and responses become tokens: pairs (one after the other) or chat (behind roles)
-            packing: several pairs in one sequence, for networks with document_mask
-            too_long: pairs that are longer than the context are an error, or drop, or truncate their prompts
+            corpus: The text: stories (stories:20000 for more of them), names, tinyshakespeare, tinystories, a file, a
+                glob, a URL, lines:FILE (each line a document), or a *.grammar.yaml
+            tokenizer: Learned from the corpus: char, byte, word, bpe or bpe:SIZE; or a tokenizer's file
+            max_seq_len: Tokens in a sequence; in a training run it is the network's
+            batch_size: Sequences per optimizer step, over all devices
+            micro_batch_size: Sequences that a device takes at once. Default: its share
+            split: Fractions of train and val, or of train, val and test
+            seed: Seed of the data's order and of generated stories
+            errors: Bytes that are not UTF-8: an error (strict), or replace
+            num_workers: Processes that gather batches; 0: this one
+            train_tokens: Train on the first N tokens only
+            cache_dir: Encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
+            text: The text file of `predict`
+            pairs: Prompts with responses in place of a corpus: .jsonl, .json, .csv
+            pairs_val: Pairs to validate on. Default: the part that split says
+            template: Format of a pair: pairs (prompt, response) or chat (with roles)
+            packing: Several pairs in one sequence; needs document_mask
+            too_long: Pairs longer than the context: error, drop or truncate
         """
         super().__init__()
         sizes = dict(max_seq_len=max_seq_len, batch_size=batch_size)
@@ -187,6 +195,22 @@ class TextDataModule(pl.LightningDataModule):
         log_probs = open_log_probs(self.corpus, self.tokenizer, self.cache_dir)
         lengths = self.tokenizer.byte_lengths
         return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in log_probs.items()}
+
+    def example_prompt(self) -> str:
+        """A prompt of the kind that the data are of: the first question of the pairs, or the first words of a text.
+
+        It is empty for documents so short that their first words would be all.
+        """
+        if self.pairs is not None:
+            turns = read_pairs(self.pairs_val or self.pairs)[0]
+            return turns[-2].content if len(turns) > 1 else ""
+        ids, end = self.tokens.get("val", self.tokens["train"])[:200].tolist(), self.tokenizer.end_of_text
+        document = ids[: ids.index(end)] if end in ids else ids
+        text = self.tokenizer.decode(document)
+        if not self.corpus.separated:
+            text = text.partition("\n")[2] or text  # the part begins somewhere within a line
+        words = first_words(text)
+        return "" if len(document) < len(ids) and words == text.strip() else words
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Takes a trained model's tokenizer instead of the one that the corpus would give."""

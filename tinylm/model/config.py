@@ -53,43 +53,43 @@ class ModelConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 4
-    """Query heads per layer; each has width d_model / num_heads."""
+    """Query heads per layer; d_model / num_heads is their width."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer. Empty: num_heads (multi-head). 1: multi-query. Between: grouped-query."""
+    """Key/value heads per layer; 1: multi-query. Default: num_heads."""
     d_ff: int | None = None
-    """Width of the feed-forward layer. Empty: 4 d_model; for swiglu 8/3 d_model, rounded up to a multiple of 64."""
+    """Width of the feed-forward layer. Default: 4 d_model; swiglu: 8/3 d_model, rounded up to a multiple of 64."""
     max_seq_len: int = 256
-    """Context: the most tokens that the network sees at once."""
+    """The context: tokens that the network sees at once."""
     dropout: float = 0.0
-    """Probability of dropping an activation in training: of embeddings, attention weights and sublayer outputs."""
+    """Dropout probability of embeddings, attention weights and sublayer outputs."""
     positional_encoding: PositionalEncoding = "rotary"
-    """How the network knows the order of tokens."""
+    """Positions: rotary, learned, sinusoidal or none."""
     norm: Norm = "rmsnorm"
-    """Kind of normalization."""
+    """Normalization: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
-    """pre: x + f(norm(x)), with one final norm. post: norm(x + f(x)), whose last norm is the final one."""
+    """pre: x + f(norm(x)), with a final norm. post: norm(x + f(x))."""
     norm_eps: float = 1e-5
-    """Added to the variance (or mean square) before the square root."""
+    """Added to the variance or mean square before its root."""
     qk_norm: bool = True
-    """Normalize each head's queries and keys by RMSNorm before positions are applied."""
+    """RMSNorm of each head's queries and keys."""
     activation: Activation = "swiglu"
-    """Nonlinearity of the feed-forward layer: gelu is the exact one, relu2 is ReLU squared, swiglu is gated."""
+    """Feed-forward nonlinearity: swiglu (gated), gelu (exact), gelu_tanh, relu, or relu2 (ReLU squared)."""
     bias: bool = False
-    """Whether linear layers and layer norms have biases (RMSNorm never has one)."""
+    """Biases in linear layers and in LayerNorm."""
     tie_embeddings: bool = True
-    """Whether the output projection is the transpose of the token embedding."""
+    """Share the weights of the embedding and the output projection."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     sliding_window: int | None = None
-    """How many tokens back a query sees, itself included. Empty: all."""
+    """Tokens that a query sees, itself included. Default: all."""
     attention_kernel: AttentionKernel = "fused"
-    """fused: PyTorch's kernel (FlashAttention on CUDA). plain: the formula, written out. Equal results."""
+    """fused: PyTorch's kernel. plain: the formula, written out."""
     document_mask: bool = False
-    """Whether tokens of different packed documents are hidden from each other."""
+    """Hide documents of one sequence from each other."""
     zero_init_output: bool = False
-    """Start the last projection of every sublayer at zero, so that each pre-norm block begins as the identity."""
+    """Start the last projection of every sublayer at zero."""
     activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing it: less memory, about a third more time."""
+    """Recompute blocks in backward: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from tinylm.adapt import add_lora, save_adapter, trainable_share
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
+from tinylm.data import CHAT
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
+from tinylm.locate import command
 from tinylm.model import TransformerLM, flops_per_token, parameter_count
 from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
@@ -208,7 +210,10 @@ class FinishRun(Callback):
             info, model = best.info | self._best_loss(trainer), best.model
             self._save_adapter(pl_module)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        save_bundle(self.folder / "model", model, pl_module.tokenizer, {**info, "run": self.folder.name})
+        info = {**info, "run": self.folder.name, "prompt": self.prompt}
+        if pl_module.template is not None:
+            info["template"] = pl_module.template.name
+        save_bundle(self.folder / "model", model, pl_module.tokenizer, info)
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         for tracker in trackers(trainer):
@@ -217,7 +222,7 @@ class FinishRun(Callback):
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f'to hear it: python scripts/generate.py --model {self.folder} --prompt "{self.prompt}"')
+        notice(f"to hear it: {generate_command(self.folder, self.prompt, info)}")
 
     def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
         """The best checkpoint's figure of what it was chosen by."""
@@ -235,6 +240,12 @@ class FinishRun(Callback):
         net.load_state_dict(network_weights(read_checkpoint(_best_or_last(self.folder))))
         save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
         notice(f"adapter: {self.folder / 'adapter'}")
+
+
+def generate_command(folder: Path, prompt: str, info: dict[str, Any]) -> str:
+    """What to type to hear a model. A long prompt is left out: it is recorded with the model, and the default."""
+    chat = ["--chat"] if info.get("template") == CHAT.name else []
+    return command("generate", "--model", folder, *([*chat, "--prompt", prompt] if len(prompt) <= 60 else []))
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `scripts/train.py fit|validate|test|predict`, declared in YAML.
+"""The command line of training: `tinylm fit|validate|test|predict`, declared in YAML.
 
 LightningCLI does the work. Added are: configs found by name from any folder, errors of one line with "did you mean",
 exit codes, and the run folder.
@@ -8,7 +8,6 @@ import copy
 import logging
 import os
 import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -26,7 +25,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.adapt import trainable_share
-from tinylm.bundle import TOKENIZER, find_model
+from tinylm.bundle import TOKENIZER
+from tinylm.console import process_rank
 from tinylm.data import TextDataModule
 from tinylm.data.template import find_template
 from tinylm.errors import (
@@ -39,6 +39,7 @@ from tinylm.errors import (
     silence_notices,
 )
 from tinylm.files import make_folder, sweep, write_text
+from tinylm.locate import command, find_model
 from tinylm.model import ModelConfig
 from tinylm.training.callbacks import (
     FinishRun,
@@ -63,7 +64,6 @@ from tinylm.training.records import (
     discard_unused,
     existing_run_folder,
     new_run_folder,
-    process_rank,
     started_from_outside,
 )
 from tinylm.training.start import Start
@@ -122,7 +122,7 @@ class TinyLMCLI(LightningCLI):
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
-        self.command = shlex.join(["python", *(word for word in sys.argv if word != "--resume")])
+        self.command = command(*(word for word in sys.argv[1:] if word != "--resume"))
         if self.subcommand == "fit" and not config.resume:
             self.folder = new_run_folder(run, stem, self.command)
             self.claimed = self.folder if process_rank() == 0 else None
@@ -172,14 +172,15 @@ class TinyLMCLI(LightningCLI):
         callbacks = list(config.callbacks or [])
         throughput = Throughput(self.run.peak_flops)
         metrics = MetricsLog(throughput)
+        prompts = self._prompts()
         ours = [
             throughput,
             metrics,
             Progress(metrics),
             BestCheckpoint(),
             LastCheckpoint(),
-            SampleText(self.folder, self.run.prompts, self.run.sample_tokens),
-            FinishRun(self.folder, next(iter(self.run.prompts), "")),
+            SampleText(self.folder, prompts, self.run.sample_tokens),
+            FinishRun(self.folder, next(iter(prompts), "")),
             GracefulStop(self.command),
             PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
         ]
@@ -194,6 +195,12 @@ class TinyLMCLI(LightningCLI):
             if _is_checkpoint(callback) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")
         return callbacks
+
+    def _prompts(self) -> tuple[str, ...]:
+        """What samples begin with: the run's prompts, or one of the kind that the data are of."""
+        if self.subcommand != "fit":
+            return ()
+        return (self.datamodule.example_prompt(),) if self.run.prompts is None else self.run.prompts
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:
         """metrics.csv, and behind it what the config names."""

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
-from tinylm.data import IGNORE, Batch, TextDataModule
+from tinylm.data import IGNORE, Batch, Template, TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import document_numbers
@@ -54,13 +54,13 @@ class LitTransformerLM(pl.LightningModule):
         """A training run's model.
 
         Args:
-            network: the architecture
-            optimizer: which optimizer, and how
-            schedule: the learning rate over the run
-            compile: translate the training step's network by torch.compile, which takes a minute at the start
-            init_from: a run folder, model folder or checkpoint whose weights to begin with. Empty: random ones
-            lora: adapters that learn in the network's stead. Empty: none
-            freeze: what rests while the others learn. Empty: nothing
+            network: The architecture
+            optimizer: The optimizer and its settings
+            schedule: The learning rate over the run
+            compile: Train by torch.compile, which takes a minute at the start
+            init_from: Start from a trained model: a run folder, model folder or checkpoint
+            lora: Train LoRA adapters only; the model's weights are frozen
+            freeze: Which parameters are frozen
         """
         super().__init__()
         if schedule.min_lr > optimizer.lr:
@@ -90,6 +90,11 @@ class LitTransformerLM(pl.LightningModule):
     def tokenizer(self) -> Tokenizer:
         """The data module's tokenizer."""
         return self._datamodule.tokenizer
+
+    @property
+    def template(self) -> Template | None:
+        """The template of the data module's pairs; None: it has a text."""
+        return self._datamodule.template if self._datamodule.pairs is not None else None
 
     @property
     def _datamodule(self) -> TextDataModule:

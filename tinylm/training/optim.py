@@ -22,17 +22,17 @@ class OptimizerConfig:
     """Which optimizer, and how."""
 
     name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
-    """muon: Muon for the matrices of the blocks, AdamW for the rest. adam and sgd: weight decay is an L2 penalty."""
+    """adamw, adam, sgd, or muon: Muon for the matrices of the blocks, AdamW for the rest."""
     lr: float = 1e-3
-    """Learning rate after warmup. Muon's updates are scaled to AdamW's size, so the same rates suit both."""
+    """Learning rate after warmup, for Muon as for AdamW."""
     weight_decay: float = 0.1
-    """Of matrices and embeddings."""
+    """Weight decay of matrices and embeddings; in adam and sgd an L2 penalty."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
     """Added to the root of Adam's second moment."""
     momentum: float = 0.95
-    """Of SGD and Muon."""
+    """Momentum of SGD and Muon."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))

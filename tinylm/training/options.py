@@ -7,29 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tinylm.errors import ConfigError, MissingInputError, did_you_mean
+from tinylm.errors import ConfigError, did_you_mean
+from tinylm.locate import find_config
 from tinylm.model.config import FOREIGN_NAMES
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
-
-
-def find_config(name: str) -> Path:
-    """The file of a config's name: a path as given, then in configs/, its examples/ and overlays/; `.yaml` may go.
-
-    Raises:
-        MissingInputError: if there is none.
-    """
-    for folder in (Path(), *FOLDERS):
-        for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
-    known = [path.stem for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))]
-    hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
-    raise MissingInputError(f"{name}: no such config file{hint}")
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the sentences under the fields of a dataclass
 
 
 class ConfigFile(ActionConfigFile):

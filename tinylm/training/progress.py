@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
+from tinylm.data.template import question_frame
 from tinylm.errors import DataError, notice
 from tinylm.generation import Generator
 from tinylm.training.callbacks import MetricsLog, loss_and_floor
@@ -115,11 +116,13 @@ class SampleText(Callback):
         if isinstance(pl_module.net, FSDPModule):  # no process has all weights
             return
         generator = Generator(pl_module.net, pl_module.tokenizer)
+        if pl_module.template is not None:
+            generator.before, generator.after = question_frame(pl_module.tokenizer, pl_module.template)
         samples = []
         for seed, prompt in enumerate(self.prompts, start=1):  # the same prompt twice gives two texts
             try:
                 options = {"temperature": self.temperature, "seed": seed, "truncate": "left"}
-                length = self._length(pl_module, prompt)
+                length = self._length(generator, prompt)
                 text = prompt + generator.generate(prompt, max_new_tokens=length, **options)
             except DataError as error:  # a prompt with characters that this text does not have
                 notice(f"no sample for {prompt!r}: {error}")
@@ -133,9 +136,10 @@ class SampleText(Callback):
         for tracker in trackers(trainer):
             tracker.log_samples(trainer.global_step, samples)
 
-    def _length(self, pl_module: LitTransformerLM, prompt: str) -> int:
-        """As many tokens as are asked for and fit into the context."""
-        room = pl_module.network.max_seq_len - 1 - len(pl_module.tokenizer.encode(prompt))
+    def _length(self, generator: Generator, prompt: str) -> int:
+        """As many tokens as are asked for and fit into the context, behind the end-of-text token and the prompt."""
+        read = [*generator.before, *generator.tokenizer.encode(prompt), *generator.after]
+        room = generator.model.config.max_seq_len - 1 - len(read)
         return min(self.num_tokens, max(1, room))
 
 

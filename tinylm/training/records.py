@@ -16,9 +16,10 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinylm.bundle import MANIFEST
+from tinylm.console import process_rank
 from tinylm.errors import CannotCreateError, ConfigError, MissingInputError, notice
 from tinylm.files import make_folder, write_text
+from tinylm.locate import MANIFEST
 
 RUN_FOLDER = "TINYLM_RUN_FOLDER"  # how rank 0 tells the processes that it starts
 
@@ -28,20 +29,21 @@ class RunConfig:
     """Where the run's files go, and what is told of it."""
 
     name: str | None = None
-    """Name of the run's folder. Empty: the config file's name, with a number behind it if that is taken."""
+    """Name of the run folder. Default: the config's, numbered if taken."""
     dir: str = "runs"
     """The folder of all runs."""
-    prompts: tuple[str, ...] = ("Once upon a time",)
-    """Beginnings of the texts that are sampled after each validation. A character that the tokenizer lacks ends one."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts of the samples. Default: the beginning of a validation text."""
     sample_tokens: int = 160
-    """Tokens of each sample. 0: no samples."""
+    """Tokens of each sample; 0: no samples."""
     output: str | None = None
-    """The JSONL file of `predict`. Empty: predictions.jsonl in the run's folder."""
+    """The file that `predict` writes. Default: predictions.jsonl in the run folder."""
     peak_flops: float | None = None
-    """Peak of one device in FLOP/s, for the MFU. Empty: measured with a matrix product before training."""
+    """Peak FLOP/s of a device, for the MFU. Default: measured."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ConfigError(f"run.name must be a plain folder name, got {self.name!r}; run.dir is where it goes")
         if self.sample_tokens < 0:
@@ -91,14 +93,6 @@ def started_from_outside() -> bool:
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         return True
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-
-
-def process_rank() -> int:
-    """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
 
 
 def _claim(folder: Path) -> bool:

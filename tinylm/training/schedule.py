@@ -12,13 +12,13 @@ class ScheduleConfig:
     """How the learning rate changes over a run."""
 
     name: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
-    """After warmup: half a cosine, a line, a plateau with a line at its end, or no change."""
+    """The course after warmup: cosine, linear, trapezoid (constant, then linear) or constant."""
     warmup_steps: int = 100
-    """Optimizer steps in which the rate rises from 0 to lr, in a line."""
+    """Steps in which the rate rises linearly from 0 to lr."""
     min_lr: float = 0.0
-    """Where the course ends."""
+    """The rate at the end of the run."""
     decay_steps: int | None = None
-    """trapezoid: optimizer steps of the last line. Empty: a fifth of the run."""
+    """trapezoid: steps of the final descent. Default: a fifth of the run."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,6 +1,6 @@
 """Training without Lightning's trainer: its options, and a stand-in for what others ask it.
 
-For scripts/train_numpy.py, whose steps are none of PyTorch's, but whose configs, data and display are `train.py fit`'s.
+For `tinylm train-numpy`, whose steps are none of PyTorch's, but whose configs, data and display are `tinylm fit`'s.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from tinylm.training.records import RunConfig
 
 
 def make_parser(description: str) -> Parser:
-    """The options of `train.py fit`, without its subcommands."""
+    """The options of `tinylm fit`, without its subcommands."""
     ConfigFile.read.clear()  # of an earlier command in this process
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
@@ -36,6 +36,18 @@ def make_parser(description: str) -> Parser:
 def build(kind: type, values: Any, **more: Any) -> Any:
     """An object of parsed options, or of a default that is one already."""
     return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
+
+
+def trainer_help() -> str:
+    """Lightning's own words on the options of its Trainer."""
+    parser = make_parser("")
+    formatter = parser._get_formatter()
+    for group in parser._action_groups:
+        if any(action.dest.startswith("trainer.") for action in group._group_actions):
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+    return formatter.format_help()
 
 
 @dataclass

@@ -20,9 +20,9 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinylm.analysis.plots import read_metrics
-from tinylm.bundle import MANIFEST
 from tinylm.errors import ConfigError, StorageError, notice
 from tinylm.files import read_json, write_json
+from tinylm.locate import MANIFEST
 
 STATE = "wandb.json"  # in the run's folder: the id over there, and the samples so far
 INIT_SECONDS = 30.0  # wandb's own patience is 90

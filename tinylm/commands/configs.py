@@ -1,0 +1,46 @@
+"""Lists the configs that come with tinylm, shows one, or copies one to edit.
+
+tinylm configs
+tinylm configs small
+tinylm configs small --out mine.yaml
+"""
+
+from pathlib import Path
+
+from tinylm.console import Parser, table
+from tinylm.errors import CannotCreateError
+from tinylm.locate import CONFIG_FOLDERS, CONFIGS, command, find_config
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the list or a config; or writes a copy."""
+    parser = Parser("configs", __doc__)
+    parser.add_argument("name", nargs="?", help="a config, as the list has it")
+    parser.add_argument("--out", type=Path, help="write a copy to this file; nothing may be there yet")
+    options = parser.parse(arguments)
+    if options.name is None:
+        if options.out is not None:
+            parser.error("--out: which config? Give its name")
+        print(listing())
+        return
+    path = find_config(options.name)
+    text = path.read_text(encoding="utf-8")
+    if options.out is None:
+        print(f"# {path}\n{text}", end="")
+        return
+    try:
+        with options.out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise CannotCreateError(f"{options.out}: cannot be created ({error.strerror}); give another --out") from error
+    print(f"{options.out}: a copy of {path}\nto train with it: {command('fit', '-c', options.out)}")
+
+
+def listing() -> str:
+    """Each config with the sentence that it begins with."""
+    rows = []
+    for folder in CONFIG_FOLDERS:
+        for path in sorted(folder.glob("*.yaml")):
+            sentence = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            rows.append([path.relative_to(CONFIGS).with_suffix("").as_posix(), sentence])
+    return table(rows, left=2)

@@ -1,0 +1,159 @@
+"""`tinylm fit --help`: a sentence for each of our options, in the order in which they are needed.
+
+The sentences stand in the source, under the fields of the config classes and in the `Args:` of two constructors. They
+are read from there as text: importing Lightning to ask it would take seconds.
+"""
+
+import ast
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tinylm.locate import PACKAGE
+
+
+class Option(NamedTuple):
+    """An option: its dotted name, its default as it stands in the source, its choices, and what it does."""
+
+    name: str
+    default: str
+    choices: list[str]
+    text: str
+
+
+class Section(NamedTuple):
+    """Options of one class, whose names begin with `prefix`."""
+
+    title: str
+    prefix: str
+    file: str
+    kind: str
+
+
+SECTIONS = (
+    Section("Data", "data", "data/datamodule.py", "TextDataModule"),
+    Section("Run", "run", "training/records.py", "RunConfig"),
+    Section("Network", "model.network", "model/config.py", "ModelConfig"),
+    Section("Optimizer", "model.optimizer", "training/optim.py", "OptimizerConfig"),
+    Section("Learning rate", "model.schedule", "training/schedule.py", "ScheduleConfig"),
+    Section("Model", "model", "training/module.py", "LitTransformerLM"),
+    Section("LoRA, as in overlays/lora.yaml", "model.lora", "adapt/lora.py", "LoRAConfig"),
+    Section("Frozen parameters, as in overlays/frozen.yaml", "model.freeze", "adapt/freeze.py", "FreezeConfig"),
+)
+LINKED = ("model.network.vocab_size", "data.max_seq_len")  # taken from the data and from the network
+
+TRAINER = {
+    "max_steps": "Optimizer steps of the run; or max_epochs",
+    "devices": "How many GPUs or processes: a number, or auto",
+    "accelerator": "One of cpu, gpu, mps; auto takes the fastest",
+    "strategy": "How devices share the work: ddp, or overlays/fsdp.yaml",
+    "precision": "32-true, bf16-mixed, bf16-true, 16-mixed or 64-true",
+    "gradient_clip_val": "Largest norm of the gradient; 0: no clipping",
+    "val_check_interval": "Steps between validations",
+    "log_every_n_steps": "Steps between rows of metrics.csv",
+    "callbacks+": "One more callback, by its class path",
+    "logger+": "One more logger; see overlays/wandb.yaml",
+}
+COMMON = {
+    "-c, --config NAME": "A config by name or path; of several, later ones override (small)",
+    "--resume": "fit: go on with the run from its newest checkpoint",
+    "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
+    "--seed_everything N": "Seed of the first weights and of dropout (0)",
+    "--print_config": "Print the whole resolved config, and stop",
+    "--trainer.help": "All options of Lightning's Trainer",
+    "--debug": "Show where an error comes from",
+}
+INTRODUCTION = """\
+usage: tinylm {command} -c CONFIG [--OPTION VALUE ...]
+
+{purpose}
+Options have the same dotted names in a YAML config and on the command line; later
+ones override earlier ones. `tinylm configs` lists the configs. (Defaults.)
+"""
+PURPOSES = {
+    "fit": "Trains a model and writes a run folder: runs/<name of the config>.",
+    "validate": "Evaluates a run's best checkpoint on its validation part.",
+    "test": "Evaluates a run's best checkpoint on the third part of data.split.",
+    "predict": "Writes the log probability of every token of --data.text, as JSON lines.",
+}
+
+
+def help_text(command: str) -> str:
+    """The help of `fit`, `validate`, `test` or `predict`."""
+    lines = [INTRODUCTION.format(command=command, purpose=PURPOSES[command]), *_rows(COMMON.items())]
+    for section in SECTIONS:
+        rows = [(each.name.rpartition(".")[2], _sentence(each)) for each in read_options(section)]
+        lines += ["", f"{section.title}: --{section.prefix}.NAME", *_rows(rows)]
+    lines += ["", "Lightning's Trainer, the usual ones: --trainer.NAME", *_rows(TRAINER.items())]
+    return "\n".join(lines)
+
+
+def read_options(section: Section) -> Iterator[Option]:
+    """The options of a section, but for linked ones."""
+    tree = ast.parse((PACKAGE / Path(section.file)).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    literals = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    body = classes[section.kind].body
+    constructor = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
+    found = _fields(body) if constructor is None else _arguments(constructor)
+    for name, annotation, default, text in found:
+        full = f"{section.prefix}.{name}"
+        if full not in LINKED and name not in ("network", "optimizer", "schedule"):
+            yield Option(full, ast.unparse(default) if default else "", _choices(annotation, literals), text)
+
+
+def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
+    """Fields of a dataclass, each with the string under it."""
+    for node, following in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            has_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            yield node.target.id, node.annotation, node.value, str(following.value.value) if has_text else ""
+
+
+def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
+    """Arguments of a constructor, each with its entry under `Args:`."""
+    import docstring_parser
+
+    docstring = docstring_parser.parse(ast.get_docstring(node) or "")
+    texts = {each.arg_name: each.description or "" for each in docstring.params}
+    arguments = node.args.args[1:]
+    defaults = [None] * (len(arguments) - len(node.args.defaults)) + node.args.defaults
+    for each, default in zip(arguments, defaults, strict=True):
+        assert each.annotation is not None
+        yield each.arg, each.annotation, default, texts.get(each.arg, "")
+
+
+def _choices(annotation: ast.expr, literals: dict[str, ast.expr]) -> list[str]:
+    """The values of a Literal, which may have a name in the same file."""
+    if isinstance(annotation, ast.Name):
+        annotation = literals.get(annotation.id, annotation)
+    if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value) != "Literal":
+        return []
+    return [str(value) for value in ast.literal_eval(annotation.slice)]
+
+
+def _sentence(option: Option) -> str:
+    """The text of an option with its choices and its default."""
+    text = " ".join(option.text.split()).rstrip(".")
+    missing = [choice for choice in option.choices if choice not in text.lower()]
+    choices = f": {', '.join(option.choices)}" if missing else ""
+    default = re.sub(r"^\(|,?\)$|[\"']", "", option.default)
+    return f"{text}{choices}" + ("" if default in ("None", "False", "") else f" ({default})")
+
+
+def _rows(rows) -> list[str]:
+    """Names to the left, texts beside them."""
+    width, left = min(max(shutil.get_terminal_size().columns, 60), 120), 23
+    lines = []
+    for name, text in rows:
+        indent = " " * max(left - len(name) - 2, 1)
+        wrapped = textwrap.wrap(f"  {name}{indent}{text}", width, subsequent_indent=" " * left, drop_whitespace=True)
+        lines += wrapped
+    return lines

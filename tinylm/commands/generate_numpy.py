@@ -1,0 +1,68 @@
+"""`tinylm generate --model X.npz`: a checkpoint of `tinylm train-numpy` is continued by NumPy, without PyTorch."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from tinylm.commands.generate import make_parser
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.reference import NumpyTransformerLM, files
+from tinylm.reference.generate import generate
+from tinylm.tokenizer import Tokenizer, load_tokenizer
+
+KNOWN = ("model", "prompt", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "num_samples", "debug")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints prompts and their continuations.
+
+    Raises:
+        ConfigError: for an option that NumPy does not know.
+        MissingInputError: without the archive, or a tokenizer beside it.
+        DataError: for an archive that is damaged or something else.
+    """
+    defaults = vars(make_parser().parse([]))
+    for name, value in vars(options).items():
+        if name not in KNOWN and value != defaults[name]:
+            raise ConfigError(f"--{name.replace('_', '-')}: a .npz archive is read by NumPy, which has no such option")
+    check(options)
+    path = Path(options.model)
+    notice(f"loading {path}, in NumPy")
+    model, tokenizer = read_model(path), read_tokenizer(path)
+    end, prompt = tokenizer.end_of_text, options.prompt or ""
+    ids = ([] if end is None else [end]) + tokenizer.encode(prompt)
+    if not 0 < len(ids) <= model.config.max_seq_len:
+        raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
+    sampling = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    new = generate(model, np.array([ids] * options.num_samples), options.max_new_tokens, **sampling)
+    for number, row in enumerate(new.tolist()):
+        text = tokenizer.decode(row[: row.index(end)] if end in row else row)
+        print(*(["---"] if number else []), prompt + text, sep="\n")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses values without meaning."""
+    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 1), ("top_p", 0)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def read_model(path: Path) -> NumpyTransformerLM:
+    """The network of an archive."""
+    try:
+        return files.load(path)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: no such model") from error
+    except (ValueError, OSError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read as an archive of a model ({error})") from error
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of an archive: beside it, or in its run's folder."""
+    folders = (path.parent, path.parent.parent)
+    for folder in folders:
+        if (folder / files.TOKENIZER).is_file():
+            return load_tokenizer(folder / files.TOKENIZER)
+    raise MissingInputError(f"{path}: {files.TOKENIZER} is missing beside it; put the model's tokenizer there")

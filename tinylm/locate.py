@@ -1,0 +1,86 @@
+"""Finds configs by name, models by run folder, and the program itself; without PyTorch, so that it takes no time."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinylm.errors import ConfigError, MissingInputError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
+CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
+MANIFEST = "tinylm.json"  # what makes a folder a model folder
+
+
+def command(*words: str | Path) -> str:
+    """A command line of this program that works where the user stands: `tinylm fit -c tiny`.
+
+    It is `python -m tinylm ...` where the shell does not find the `tinylm` of this Python.
+    """
+    here = Path(sys.executable).parent
+    found = {name: shutil.which(name) for name in ("tinylm", "python")}
+    ours = [name for name, path in found.items() if path is not None and Path(path).parent == here]
+    program = ["tinylm"] if "tinylm" in ours else ["python" if ours else sys.executable, "-m", "tinylm"]
+    return shlex.join([*program, *map(str, words)])
+
+
+def find_config(name: str) -> Path:
+    """The file of a config's name: a path as given, then in configs/, its examples/ and overlays/; `.yaml` may go.
+
+    Raises:
+        MissingInputError: if there is none.
+    """
+    for folder in (Path(), *CONFIG_FOLDERS):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    known = [path.stem for folder in CONFIG_FOLDERS for path in sorted(folder.glob("*.yaml"))]
+    hint = did_you_mean(Path(name).stem, known) or f"; known are {', '.join(known)}"
+    raise MissingInputError(f"{name}: no such config file{hint}")
+
+
+def find_model(path: str | Path) -> Path:
+    """The model folder or checkpoint that `path` stands for: itself, or the model of a run folder.
+
+    Raises:
+        ConfigError: for a URL.
+        MissingInputError: if there is no model.
+    """
+    if "://" in str(path):
+        raise ConfigError(f"{path}: models are loaded from files only; download it first")
+    path = Path(path)
+    if os.path.isfile(path):  # noqa: PTH113 (a name too long is just not there)
+        return path.parent if path.name == MANIFEST else path
+    if os.path.isfile(path / MANIFEST):  # noqa: PTH113
+        return path
+    if (found := next(_models_of_run(path), None)) is not None:
+        return found
+    if os.path.isdir(path):  # noqa: PTH112
+        raise MissingInputError(f"{path}: has no model/ and no checkpoint; is the run still before its first one?")
+    runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
+    hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', 'tiny')}"
+    raise MissingInputError(f"{path}: no such model{hint}")
+
+
+def newest_run(folder: str | Path = "runs") -> Path:
+    """The run whose model was written last.
+
+    Raises:
+        MissingInputError: if no run in the folder has a model.
+    """
+    models = [(found.stat().st_mtime, run) for run in Path(folder).glob("*/") for found in _models_of_run(run)]
+    if not models:
+        train = command("fit", "-c", "tiny")
+        raise MissingInputError(f"--model: missing, and {folder}/ has no trained run; train one with {train}")
+    return max(models)[1]
+
+
+def _models_of_run(run: Path) -> Iterator[Path]:
+    """The models that a run folder has, the one to use first."""
+    for inside in ("model", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        candidate = run / inside
+        if os.path.isfile(candidate) or os.path.isfile(candidate / MANIFEST):  # noqa: PTH113
+            yield candidate
