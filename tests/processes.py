@@ -32,13 +32,14 @@ def _call(function: Any, arguments: tuple, environment: dict[str, str]) -> None:
     function(*arguments)
 
 
-def command_line(arguments: list[str], folder: Path, errors: Path) -> None:
-    """`train.py ARGUMENTS` in a folder; what it says goes into a file."""
-    from tinylm.training.cli import main
+def command_line(arguments: list[str], folder: Path, output: Path) -> None:
+    """`tinylm ARGUMENTS` in a folder; what it says goes into a file."""
+    from tinylm.commands import main
 
-    _speak_into(errors, folder)
-    sys.argv = ["train.py", *arguments]
+    _speak_into(output, folder)
+    sys.argv = ["tinylm", *arguments]
     code = main()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # nothing of this process's parent is to be cleaned up
 

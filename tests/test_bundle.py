@@ -19,6 +19,7 @@ from tinylm.adapt import quantize
 from tinylm.bundle import checkpoint_entry, load, load_bundle, rebuild_model, save_bundle
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import seal_zip, sha256_json
+from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.linear import describe_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -352,7 +353,8 @@ def test_a_missing_path_names_the_runs_there_are(tmp_path):
     with pytest.raises(MissingInputError, match=r"smal: no such model; .*runs has small, tiny-2$") as raised:
         load(tmp_path / "runs" / "smal")
     assert raised.value.exit_code == 66
-    with pytest.raises(MissingInputError, match=r"no such model; train one with scripts/train\.py fit"):
+    train = re.escape(command("fit", "-c", "tiny"))
+    with pytest.raises(MissingInputError, match=f"no such model; train one with {train}"):
         load(tmp_path / "nowhere" / "small")
     with pytest.raises(MissingInputError, match="small: has no model/ and no checkpoint"):
         load(tmp_path / "runs" / "small")

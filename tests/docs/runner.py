@@ -1,8 +1,8 @@
 """Runs a document: its Python in one namespace, its commands in the same folder, in the order in which they stand.
 
 - A block ```python is executed; the block ```text right behind it is what it prints.
-- In a block ```console a line after `$` is a command of scripts/, and the lines below it are what it prints. `...`
-  stands for anything, and white space is white space.
+- In a block ```console a line after `$` is a command, and the lines below it are what it prints. `...` stands for
+  anything, and white space is white space.
 - In a block ```sh each line is a command that has to succeed, whatever it prints. Training takes two steps (BUDGETS).
 
 A comment in the line above a block changes that: `<!-- budget: words -->` adds words to its commands, so that they
@@ -38,7 +38,7 @@ BLOCK = re.compile(
 )
 PICTURE = re.compile(r"!\[[^\]]*\]\((?P<name>[^)/]+)\)")
 TWO_STEPS = "--trainer.max_steps 2 --trainer.val_check_interval 2 --run.sample_tokens 4"
-BUDGETS = {"train.py fit": f"{TWO_STEPS} --trainer.limit_val_batches 2", "train_numpy.py": TWO_STEPS}
+BUDGETS = {"fit": f"{TWO_STEPS} --trainer.limit_val_batches 2", "train-numpy": TWO_STEPS}
 SECONDS = 300  # for one command
 
 
@@ -93,17 +93,29 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
 
 def default_budget(command: str) -> str:
     """What makes a command of a list short."""
-    return next((words for start, words in BUDGETS.items() if command.startswith(f"python scripts/{start} ")), "")
+    _, words = split_command(command)
+    return BUDGETS.get(words[0], "")
+
+
+def split_command(command: str) -> tuple[str | None, list[str]]:
+    """The script of a command, None for `tinylm`, and its arguments."""
+    program, *words = shlex.split(command, comments=True)
+    if program == "tinylm":
+        return None, words
+    assert program == "python" and words[0].startswith("scripts/"), command
+    return words[0], words[1:]
 
 
 def run_command(command: str, budget: str, folder: Path) -> tuple[str, int]:
     """What a command prints, on stdout and stderr together, and its exit status."""
-    python, script, *words = shlex.split(command, comments=True)
-    assert python == "python" and script.startswith("scripts/"), command
+    script, words = split_command(command)
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "output"
         arguments = [*words, *shlex.split(budget)]
-        process = processes.start(processes.script, ROOT / script, arguments, folder, output, **os.environ)
+        if script is None:
+            process = processes.start(processes.command_line, arguments, folder, output, **os.environ)
+        else:
+            process = processes.start(processes.script, ROOT / script, arguments, folder, output, **os.environ)
         process.join(SECONDS)
         process.kill()
         process.join()

@@ -29,11 +29,11 @@ def folder(tmp_path_factory) -> Path:
     (folder / "prompts.txt").write_text("The\nAnd\n", encoding="utf-8")
     sums = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(10) for b in range(10)]
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, sums)), encoding="utf-8")
-    command = "python scripts/train.py fit --config small.yaml"
-    said, code = run_command(command, BUDGETS["train.py fit"], folder)
+    command = "tinylm fit --config small.yaml"
+    said, code = run_command(command, BUDGETS["fit"], folder)
     assert code == 0, said
     for name in ("gpt2", "llama-folder"):
-        said, code = run_command(f"python scripts/export.py --model runs/small --to hf --out {name}", "", folder)
+        said, code = run_command(f"tinylm export --model runs/small --to hf --out {name}", "", folder)
         assert code == 0, said
     return folder
 
@@ -52,7 +52,7 @@ def test_a_document_runs_and_prints_what_it_says(path, folder, tmp_path, monkeyp
 def test_commands_stand_in_blocks_that_are_run(path):
     for kind, code in FENCED.findall(path.read_text(encoding="utf-8")):
         if kind not in ("console", "sh", "bash"):
-            assert not re.search(r"^(\$ |python |pip |torchrun |sbatch |wandb )", code, re.MULTILINE), code
+            assert not re.search(r"^(\$ |tinylm |python |pip |torchrun |sbatch |wandb )", code, re.MULTILINE), code
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)

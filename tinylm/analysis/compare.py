@@ -20,6 +20,7 @@ import yaml
 
 from tinylm.analysis.plots import read_metrics
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
+from tinylm.locate import command
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
@@ -70,9 +71,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         others += [] if runs else [path]
     if not found:
         named = ", ".join(map(str, others[:3])) or "nothing"
-        raise MissingInputError(
-            f"{named}: no run (a run's folder has a config.yaml); train one with scripts/train.py fit"
-        )
+        raise MissingInputError(f"{named}: no run (a run's folder has a config.yaml); train one with {command('fit')}")
     for path in others:
         notice(f"{path}: no run (it has no config.yaml); left out")
     return list(dict.fromkeys(found))

@@ -9,6 +9,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def read_options(section: Section) -> Iterator[Option]:
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
     """Fields of a dataclass, each with the string under it."""
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             has_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             yield node.target.id, node.annotation, node.value, str(following.value.value) if has_text else ""

@@ -1,4 +1,4 @@
-"""scripts/train_numpy.py as a user meets it, beside scripts/train.py on the same config."""
+"""`tinylm train-numpy` as a user meets it, beside `tinylm fit` on the same config."""
 
 import contextlib
 import functools
@@ -19,8 +19,10 @@ import yaml
 
 import tinylm
 from tests import processes
-from tests.scripts.numpy_runs import read_script, train_numpy
+from tests.commands.numpy_runs import train_numpy
+from tinylm import locate
 from tinylm.analysis.plots import read_metrics
+from tinylm.commands import run_command
 from tinylm.reference import files
 from tinylm.reference.checkpoint import read_checkpoint
 from tinylm.training.records import RUN_FOLDER
@@ -60,11 +62,11 @@ def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(RUN_FOLDER, raising=False)
-    return load("train_numpy")
+    return load("train-numpy")
 
 
 def by_pytorch(monkeypatch, *arguments: object) -> Path:
-    """The run folder of the same config by scripts/train.py."""
+    """The run folder of the same config by `tinylm fit`."""
     from tinylm.training.cli import main
 
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
@@ -127,7 +129,7 @@ def finished(mini, tmp_path_factory):
         patch.chdir(folder)
         patch.delenv(RUN_FOLDER, raising=False)
         with (folder / "said.txt").open("w", encoding="utf-8") as said, contextlib.redirect_stderr(said):
-            assert read_script().main(["-c", str(mini), *DROPOUT]) == 0
+            assert run_command("train-numpy", ["-c", str(mini), *DROPOUT]) == 0
     return folder
 
 
@@ -135,7 +137,7 @@ def test_a_run_leaves_what_the_design_says(finished):
     folder = finished / "runs/mini-numpy"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     model = {f"model/{name}" for name in ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")}
-    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png", *model} | {
+    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png", "tokenizer.tinylm.json", *model} | {
         "checkpoints/last.npz",
         "checkpoints/best.npz",
     }
@@ -177,8 +179,8 @@ def test_config_yaml_runs_again_and_the_same(finished, run, tmp_path):
     assert columns(Path("runs/again-numpy"))["train/loss"] == columns(finished / "runs/mini-numpy")["train/loss"]
 
 
-NO_SUCH_THING = "the NumPy twin has no such thing; leave it out, or use scripts/train.py"
-CANNOT_HONOUR = "the NumPy twin cannot honour it; leave it out, or use scripts/train.py"
+NO_SUCH_THING = "the NumPy twin has no such thing; leave it out, or use tinylm fit"
+CANNOT_HONOUR = "the NumPy twin cannot honour it; leave it out, or use tinylm fit"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(whole, mini, tmp_path):
     assert process.exitcode == 75, said
     step = int(said.rsplit("stopped after step ", 1)[1].split(",")[0])
     assert read_checkpoint(tmp_path / LAST).step == step
-    assert f"to go on: python scripts/train_numpy.py -c {mini}" in said and said.rstrip().endswith("--resume")
+    assert f"to go on: {locate.command('train-numpy', '-c', mini)}" in said and said.rstrip().endswith("--resume")
     resumed = start(tmp_path, mini, *LONG, "--resume")
     resumed.join(120)
     assert resumed.exitcode == 0, (tmp_path / "said.txt").read_text()
@@ -369,8 +371,8 @@ def test_tinystories_from_the_download_to_a_text(stories_server, run, load, mini
     monkeypatch.setenv("no_proxy", "*")
     code, out, err = load("prepare")("tinystories", "--sample", 40, "--val", 8, "--url", stories_server)
     assert code == 0, err
-    command = out.splitlines()[-1].split("scripts/train_numpy.py ")[1].split()  # the one that prepare.py says
-    assert command == ["--config", "tiny.yaml", "--data.corpus", "tinystories-40"]
+    command = out.splitlines()[-1].split("train-numpy ")[1].split()  # the one that prepare says
+    assert command == ["-c", "tiny", "--data.corpus", "tinystories-40"]
     options = ["--data.tokenizer", tokenizer, "--run.prompts", '["Once"]']
     code, _, err = run("-c", mini, *command[2:], *options, "--trainer.max_steps", 12)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""scripts/train_tokenizer.py as a user meets it."""
+"""`tinylm tokenizer` as a user meets it."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def run(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("".join(stories(seed=1, count=60)))
     (tmp_path / "b.txt").write_text("a naïve cat\n")
-    return load("train_tokenizer")
+    return load("tokenizer")
 
 
 def test_bpe_is_trained_on_files_each_a_document(run):

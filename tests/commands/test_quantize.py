@@ -1,4 +1,4 @@
-"""scripts/quantize.py as a user meets it."""
+"""`tinylm quantize` as a user meets it."""
 
 import re
 import shutil

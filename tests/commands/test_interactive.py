@@ -1,4 +1,4 @@
-"""scripts/generate.py --interactive as a user meets it: at a real terminal, and with lines that come through a pipe."""
+"""`tinylm generate` --interactive as a user meets it: at a real terminal, and with lines that come through a pipe."""
 
 import io
 import os

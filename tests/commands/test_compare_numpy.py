@@ -1,4 +1,4 @@
-"""scripts/compare_numpy.py as a user meets it."""
+"""`tinylm compare-numpy` as a user meets it."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tinylm.tokenizer import CharTokenizer
 
 @pytest.fixture
 def run(load):
-    return load("compare_numpy")
+    return load("compare-numpy")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", "1e-10"), ("float32", "0.0001")])

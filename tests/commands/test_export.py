@@ -1,4 +1,4 @@
-"""scripts/export.py as a user meets it."""
+"""`tinylm export` as a user meets it."""
 
 import json
 from pathlib import Path

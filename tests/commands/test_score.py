@@ -1,4 +1,4 @@
-"""scripts/score.py as a user meets it."""
+"""`tinylm score` as a user meets it."""
 
 import json
 import math

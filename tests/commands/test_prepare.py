@@ -1,4 +1,4 @@
-"""scripts/prepare.py as a user meets it."""
+"""`tinylm prepare` as a user meets it."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from tinylm.data import open_corpus, read_pairs
 from tinylm.data.questions import write_parts
 from tinylm.data.tinystories import sources
+from tinylm.locate import command
 
 
 @pytest.fixture
@@ -68,8 +69,8 @@ def test_tinystories_says_the_next_command_and_without_a_network_where_to_put_th
     assert out.splitlines() == [
         f"{Path('tinystories-3/train.txt')}: 3 stories, 47 bytes",  # 2 + 3 + 3 letters and lines, 3 separators of 13
         f"{Path('tinystories-3/val.txt')}: 1 stories, 15 bytes",
-        "to train on them: python scripts/train.py fit --config small.yaml --data.corpus tinystories-3",
-        "or with NumPy:    python scripts/train_numpy.py --config tiny.yaml --data.corpus tinystories-3",
+        f"to train on them: {command('fit', '-c', 'small', '--data.corpus', 'tinystories-3')}",
+        f"or with NumPy:    {command('train-numpy', '-c', 'tiny', '--data.corpus', 'tinystories-3')}",
     ]
     corpus = open_corpus("tinystories-3", split=(0.9, 0.1), cache_dir=Path("cache"))
     assert ["".join(text) for text in corpus.texts()] == ["a\n", "\nb\n", "\nc\n", "a\n"]

@@ -1,4 +1,4 @@
-"""scripts/plot.py as a user meets it."""
+"""`tinylm plot` as a user meets it."""
 
 from xml.etree import ElementTree
 

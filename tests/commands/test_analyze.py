@@ -1,4 +1,4 @@
-"""scripts/analyze.py as a user meets it."""
+"""`tinylm analyze` as a user meets it."""
 
 import math
 import re
@@ -91,7 +91,7 @@ def test_figures_of_a_network_that_finds_all_equally_likely(run, without_picture
 def test_without_a_subcommand_all_goes_into_a_folder_with_a_summary(run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--rows", 4)  # on validation stories
     assert code == 0
-    assert re.fullmatch(r"tinylm: loading runs/tiny/model\ntinylm: text: \d+ validation stories of the run\n", err)
+    assert re.fullmatch(r"tinylm: text: \d+ validation stories of the run\n", err)
     names = [line.partition(":")[0] for line in out.splitlines()]
     assert names == ["profile", "profile", "attention", "activations", "gradients", "lens", "tokens", "analysis"]
     found = {path.name for path in (tmp_path / "analysis").iterdir()}

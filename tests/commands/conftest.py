@@ -1,6 +1,6 @@
-"""Scripts, called inside this process, and a small model for those that use one."""
+"""Commands, called inside this process, and a small model for those that use one."""
 
-import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,25 +8,23 @@ import pytest
 import torch
 
 from tinylm.bundle import save_bundle
+from tinylm.commands import run_command
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture
 def load(capfd):
-    """load("compare")(*arguments) calls the main of scripts/compare.py: exit code, stdout, stderr."""
+    """load("compare")(*arguments) is `tinylm compare ARGUMENTS`: exit code, stdout, stderr.
+
+    The line that says which model is loaded is left out; tests/commands/test_commands.py has it.
+    """
 
     def load(name: str) -> Callable[..., tuple[int, str, str]]:
-        spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-
         def call(*arguments: object) -> tuple[int, str, str]:
-            code = script.main([str(argument) for argument in arguments])
-            return code, *capfd.readouterr()
+            code = run_command(name, [str(argument) for argument in arguments])
+            out, err = capfd.readouterr()
+            return code, out, re.sub(r"\Atinylm: (loading|reading) .*\n", "", err)
 
         return call
 
