@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a SLURM cluster: one task for each device, asked to save 90 s before the time is up, requeued, resumed.
 #   sbatch scripts/slurm.sh --config large.yaml --run.name my-run
-# What follows the script's name goes to `train.py fit`; --run.name is needed, so that the requeued job finds its run.
+# What follows the script's name goes to `tinylm fit`; --run.name is needed, so that the requeued job finds its run.
 # Nodes, devices and hours: here, or as options of sbatch (`sbatch --nodes 4 scripts/slurm.sh ...`). docs/clusters.md
 #SBATCH --job-name=tinylm
 #SBATCH --nodes=1
@@ -33,7 +33,7 @@ if compgen -G "$runs/$name/checkpoints/*.ckpt" > /dev/null; then
 fi
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
-srun --kill-on-bad-exit=1 "${PYTHON:-python}" scripts/train.py fit "$@" --trainer.strategy ddp \
+srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m tinylm fit "$@" --trainer.strategy ddp \
     --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" "${resume[@]}"
 code=$?
 

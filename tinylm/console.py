@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import faulthandler
+import io
 import os
 import sys
 import traceback
@@ -128,7 +129,8 @@ def process_rank() -> int:
 def prepare_process() -> None:
     """UTF-8 on any console, and the Python line of a crash inside a kernel."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # Windows consoles
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles
     with contextlib.suppress(OSError, ValueError):  # a stream that is no file
         faulthandler.enable()
 

@@ -78,7 +78,7 @@ def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess
     return [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *common, "--node-rank", str(rank),
-             str(ROOT / "scripts/train.py"), *arguments],
+             "-m", "tinylm", *arguments],
             cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )
@@ -195,7 +195,6 @@ def slurm(tmp_path, tiny_yaml):
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.txt\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     port = str(processes.free_port())
     variables = dict(
         SLURM_JOB_ID="4711", SLURM_JOB_NAME="tinylm", SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2",

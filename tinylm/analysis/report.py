@@ -1,4 +1,4 @@
-"""What is found inside a model, as tables, lines and pictures: what `scripts/analyze.py` prints and writes."""
+"""What is found inside a model, as tables, lines and pictures: what `tinylm analyze` prints and writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A text token by token: which ones a model expected and which surprised it, in colour.
 
-The text is read as `scripts/score.py` reads it: one document with the end-of-text token before it, in windows that
+The text is read as `tinylm score` reads it: one document with the end-of-text token before it, in windows that
 overlap by half a context.
 """
 

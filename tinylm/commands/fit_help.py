@@ -114,8 +114,8 @@ def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | No
     """Fields of a dataclass, each with the string under it."""
     for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            has_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            yield node.target.id, node.annotation, node.value, str(following.value.value) if has_text else ""
+            text = following.value if isinstance(following, ast.Expr) else None
+            yield node.target.id, node.annotation, node.value, str(text.value) if isinstance(text, ast.Constant) else ""
 
 
 def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:

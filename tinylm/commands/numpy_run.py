@@ -300,7 +300,7 @@ class Run:
     def _take_steps(self) -> None:
         first, accumulate = self.stage.global_step, self.stage.accumulate_grad_batches
         batches = islice(self._batches(), max(self.total - first, 0))
-        options = dict(max_norm=self.trainer.gradient_clip_val or None, first=first, seed=self.seed)
+        options: dict[str, Any] = dict(max_norm=self.trainer.gradient_clip_val or None, first=first, seed=self.seed)
         seconds, tokens, logged, clock = 0.0, 0, first, time.perf_counter()
         for step in train(self.model, self.optimizer, batches, self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens

@@ -40,7 +40,7 @@ TINYSTORIES = tuple(
     for part in ("train", "valid")
 )
 SEPARATOR = "<|endoftext|>"  # between the stories of TinyStories' files
-SAMPLE = ("train.txt", "val.txt")  # of a folder that scripts/prepare.py tinystories wrote
+SAMPLE = ("train.txt", "val.txt")  # of a folder that tinylm prepare tinystories wrote
 
 
 class Corpus(ABC):

@@ -4,7 +4,7 @@
         ...                                             # log, validate, save
 
 What a step needs is all here: gradients, clipping, the optimizer. What happens between two steps (which text, what is
-printed, when a checkpoint is written) is the caller's: see scripts/train_numpy.py.
+printed, when a checkpoint is written) is the caller's: see tinylm train-numpy.
 """
 
 import math

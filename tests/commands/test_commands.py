@@ -1,0 +1,330 @@
+"""`tinylm` itself: what it lists and explains, how soon, and that what it says to type can be typed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+from tinylm.bundle import save_bundle
+from tinylm.commands import COMMANDS, main
+from tinylm.commands.fit_help import SECTIONS, help_text, read_options
+from tinylm.locate import CONFIGS, command, newest_run
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import CharTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tinylm(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "tinylm", *words], cwd=folder, capture_output=True, text=True, timeout=100,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+# --- the list, and mistakes
+
+
+def test_alone_it_lists_every_command_on_one_screen(capfd):
+    assert main([]) == 0
+    alone = capfd.readouterr().out
+    assert main(["--help"]) == 0
+    assert capfd.readouterr().out == alone
+    assert len(alone.splitlines()) <= 40 and max(map(len, alone.splitlines())) <= 90
+    places = [alone.index(f"\n    {name} ") for name in COMMANDS]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["generat"], 2, "generat: no such command, did you mean 'generate'?"),
+        (["xyzzy"], 2, "xyzzy: no such command; tinylm --help lists them"),
+        (["fit", "-c", "smal"], 66, "smal: no such config file, did you mean 'small'?"),
+        (["train-numpy", "--config=tinyy"], 66, "tinyy: no such config file, did you mean 'tiny'?"),
+        (["generate", "--temprature", "1"], 2, "--temprature: no such option, did you mean '--temperature'?"),
+        (["generate"], 66, "--model: missing, and runs/ has no trained run; train one with"),
+        (["configs", "tinny"], 66, "tinny: no such config file, did you mean 'tiny'?"),
+        (["configs", "--out", "x.yaml"], 2, "--out: which config? Give its name"),
+    ],
+)
+def test_a_mistake_is_one_line(words, code, problem, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("tinylm: error: ") and err.count("\n") == 1
+    assert problem in err
+
+
+def test_what_nobody_thought_of_is_one_line_too(monkeypatch, capfd):
+    monkeypatch.setattr("tinylm.commands.configs.listing", lambda: 1 / 0)
+    assert main(["configs"]) == 70
+    assert capfd.readouterr().err == "tinylm: error: ZeroDivisionError: division by zero; --debug shows where\n"
+    assert main(["configs", "--debug"]) == 70
+    assert "in <lambda>" in capfd.readouterr().err
+
+
+# --- help without PyTorch
+
+HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"]]
+WATCH = """
+import contextlib, io, sys
+from tinylm.commands import main
+for words in {words!r}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(words)
+    print(*words, *({{"torch", "lightning", "jsonargparse", "matplotlib.pyplot"}} & {{*sys.modules}}))
+"""
+
+
+def test_help_and_mistakes_do_not_import_pytorch():
+    code = WATCH.format(words=HELP)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert run.stdout.splitlines() == [" ".join(words) for words in HELP], run.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("fit", "validate", "test", "predict")])
+def test_a_commands_help_begins_with_its_usage(name, capfd):
+    try:
+        code = main([name, "--help"])
+    except SystemExit as end:
+        code = end.code
+    out = capfd.readouterr().out
+    assert code == 0 and out.startswith(f"usage: tinylm {name}")
+
+
+# --- fit --help
+
+
+def parsers_options() -> dict:
+    """Our options as jsonargparse has them: name -> action."""
+    from tinylm.training.standin import make_parser
+
+    ours = ("data.", "run.", "model.")
+    actions = {}
+    parser = make_parser("")
+    for action in parser._actions:
+        typed = getattr(action, "_typehint", None)
+        if action.dest.startswith(ours) and typed is not None and not action.dest.endswith(".help"):
+            actions[action.dest] = action
+    return actions
+
+
+def test_fit_help_has_a_sentence_for_every_option_of_ours():
+    actions = parsers_options()
+    found = {option.name: option for section in SECTIONS for option in read_options(section)}
+    nested = {name for name in found if name.startswith(("model.lora.", "model.freeze."))}
+    assert found.keys() - nested == actions.keys() - {"model.network", "model.optimizer", "model.schedule", "run"}
+    assert len(found) > 60 and len(nested) == 7
+    for name, option in found.items():
+        assert len(option.text.split()) >= 3, name
+    for name, action in actions.items():
+        if name in found:
+            assert eval(found[name].default or "None") == action.default, name
+            for choice in getattr(action._typehint, "__args__", ()):
+                if isinstance(choice, str):
+                    assert choice in help_text("fit"), name
+
+
+def test_jsonargparses_own_help_has_the_sentences_too():
+    helps = {name: action.help for name, action in parsers_options().items()}
+    assert helps["model.network.d_model"].startswith("Width of the residual stream.")
+    assert helps["run.sample_tokens"].startswith("Tokens of each sample")
+
+
+def test_fit_help_shows_ours_within_130_lines_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_text("fit").splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("Lightning's Trainer"))
+    assert first < 130
+    assert max(map(len, lines)) <= 86
+
+
+# --- configs
+
+
+def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs"]) == 0
+    listed = capfd.readouterr().out.splitlines()
+    assert {line.split()[0] for line in listed} == {
+        path.relative_to(CONFIGS).with_suffix("").as_posix()
+        for path in CONFIGS.rglob("*.yaml")
+        if path.parent.name != "sweeps"
+    }
+    text = (CONFIGS / "small.yaml").read_text(encoding="utf-8")
+    assert main(["configs", "small"]) == 0
+    assert capfd.readouterr().out == f"# {CONFIGS / 'small.yaml'}\n{text}"
+    assert main(["configs", "small", "--out", "mine.yaml"]) == 0
+    assert Path("mine.yaml").read_text(encoding="utf-8") == text
+    assert capfd.readouterr().out.splitlines()[-1] == f"to train with it: {command('fit', '-c', 'mine.yaml')}"
+    assert main(["configs", "tiny", "--out", "mine.yaml"]) == 73
+    assert Path("mine.yaml").read_text(encoding="utf-8") == text
+
+
+# --- what is printed to be typed
+
+
+def test_the_printed_program_is_one_that_the_shell_finds(tmp_path, monkeypatch):
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    python = bin_folder / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command("fit", "-c", "my file.yaml") == f"{python} -m tinylm fit -c 'my file.yaml'"
+    monkeypatch.setenv("PATH", str(bin_folder))
+    for name in ("python", "tinylm"):
+        (bin_folder / name).touch(mode=0o755)
+        assert command("fit") == {"python": "python -m tinylm fit", "tinylm": "tinylm fit"}[name]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tinylm").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(other))  # another environment's
+    assert command("fit") == f"{python} -m tinylm fit"
+
+
+def save_model(folder: Path, **info: str) -> None:
+    tokenizer = CharTokenizer("abc d")
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
+    save_bundle(folder, TransformerLM(config), tokenizer, info)
+
+
+def test_without_options_the_newest_run_is_continued_from_its_prompt(tmp_path, monkeypatch, load):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("old", "new", "older")):
+        save_model(tmp_path / "runs" / name / "model", prompt=f"ab{'abc'[age]}")
+        os.utime(tmp_path / "runs" / name / "model", (1e9 - age % 2 * -100 - age, 1e9 - age % 2 * -100 - age))
+    (tmp_path / "runs" / "empty").mkdir()
+    assert newest_run() == Path("runs/new")
+    code, out, _ = load("generate")("--max-new-tokens", 3)
+    assert code == 0 and out.startswith("abb") and len(out) == 3 + 3 + 1
+    code, out, _ = load("generate")("--max-new-tokens", 3, "--prompt", "c d")
+    assert out.startswith("c d")
+
+
+def test_a_model_is_named_before_it_is_loaded(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "runs" / "it" / "model")
+    main(["generate", "--prompt", "a", "--max-new-tokens", "1"])
+    assert capfd.readouterr().err == f"tinylm: loading {Path('runs/it/model')}, the newest run; --model takes another\n"
+    main(["generate", "--model", "runs/it", "--prompt", "a", "--max-new-tokens", "1"])
+    assert capfd.readouterr().err == f"tinylm: loading {Path('runs/it/model')}\n"
+
+
+def test_a_npz_archive_is_continued_without_pytorch(tmp_path):
+    from tinylm.reference import files
+
+    save_model(tmp_path / "model", prompt="ab")
+    files.save(files.load(tmp_path / "model"), tmp_path / "model" / "it.npz")
+    code = "import sys; from tinylm.commands import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    words = ["generate", "--model", "it.npz", "--prompt", "a b", "--max-new-tokens", "5", "--num-samples", "2"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path / "model", capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0 and run.stderr == "tinylm: loading it.npz, in NumPy\n", run.stderr
+    first, line, second = run.stdout.splitlines()
+    assert line == "---" and first.startswith("a b") and len(first) == len(second) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["--stop", "a"], 2, "--stop: a .npz archive is read by NumPy, which has no such option"),
+        (["--temperature", "-1"], 2, "--temperature must be at least 0, got -1.0"),
+        (["--prompt", "x"], 65, "'x' (U+0078)"),
+    ],
+)
+def test_what_numpy_does_not_know_is_refused_by_name(words, code, problem, tmp_path, load):
+    from tinylm.reference import files
+
+    save_model(tmp_path)
+    files.save(files.load(tmp_path), tmp_path / "it.npz")
+    found, out, err = load("generate")("--model", tmp_path / "it.npz", *words)
+    assert (found, out) == (code, "") and problem in err
+
+
+@pytest.mark.slow
+def test_every_command_that_is_printed_works_as_printed(tmp_path):
+    """From an empty folder: a run, then whatever its last lines say, by the shell."""
+    short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--run.sample_tokens", "4"]
+    short += ["--trainer.limit_val_batches", "2"]
+    printed = []
+
+    def run(*words: str) -> None:
+        result = tinylm(*words, folder=tmp_path)
+        assert result.returncode == 0, result.stderr
+        lines = (result.stdout + result.stderr).splitlines()
+        printed.extend(line.split(": ", 2)[-1] for line in lines if re.search(r"(?:^|: )(?:to |or )[^:]*: ", line))
+
+    run("fit", "-c", "small", *short)
+    run("fit", "-c", "small", *short)  # small exists; this run is small-2
+    run("train-numpy", "-c", "tiny", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    run("prepare", "questions", "--out", "questions", "--train", "40", "--val", "4", "--test", "4")
+    run("fit", "-c", "finetune", *short)
+    chats = ["--data.template", "chat", "--run.name", "chat"]
+    run("fit", "-c", "finetune", *short, *chats)
+    run("quantize", "--model", "runs/small", "--out", "small-8bit")
+    run("export", "--model", "runs/small", "--to", "hf", "--out", "hf")
+    run("export", "--model", "hf", "--to", "tinylm", "--out", "back")
+    run("configs", "tiny", "--out", "mine.yaml")
+    assert len(printed) >= 9, printed
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for line in printed:
+        if "from_pretrained" in line:
+            continue  # Python, run by tests/interop
+        words = shlex.split(line)
+        assert "tinylm" in (Path(words[0]).name, words[2]), line
+        line += " --max-new-tokens 4" if " generate " in line else " " + shlex.join(short) if " fit " in line else ""
+        result = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, (line, result.stderr)
+
+
+# --- scripts
+
+
+def test_scripts_are_the_commands():
+    names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"command"}
+    assert names == {
+        "train", "generate", "score", "analyze", "quantize", "export", "compare", "plot", "prepare",
+        "train_tokenizer", "train_numpy", "compare_numpy",
+    }  # fmt: skip
+    for name in names:
+        lines = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()
+        assert lines[1:5] == ["", "from command import run", "", 'if __name__ == "__main__":'], name
+
+
+def test_a_script_runs_from_any_folder_and_says_what_its_python_lacks(tmp_path):
+    script = str(ROOT / "scripts" / "train_tokenizer.py")
+    good = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert good.returncode == 0 and good.stdout.startswith("usage: tinylm tokenizer train")
+    # -I and -S: no packages but Python's own
+    bare = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
+    words = [sys.executable, "-I", "-S", "-c", bare, str(ROOT / "scripts"), script]
+    bad = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert bad.returncode == 1 and bad.stderr.count("\n") == 1
+    assert bad.stderr.startswith(f"tinylm: error: {sys.executable} has no tinylm; to install it: ")
+
+
+def test_a_crash_in_a_kernel_names_the_python_line(tmp_path):
+    """faulthandler is on: a segmentation fault says where it was."""
+    process = processes.start(crash, tmp_path / "said.txt")
+    process.join(60)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode not in (0, 1) and "Segmentation fault" in said and "in crash" in said
+
+
+def crash(said: Path) -> None:
+    import ctypes
+
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["tinylm", "configs"]
+    main(["configs"])
+    ctypes.string_at(0)
