@@ -157,6 +157,7 @@ def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch, capfd):
         for path in CONFIGS.rglob("*.yaml")
         if path.parent.name != "sweeps"
     }
+    assert all(re.search(r"[.)]$| --config \S+|--logdir runs$", line) for line in listed), listed  # whole sentences
     text = (CONFIGS / "small.yaml").read_text(encoding="utf-8")
     assert main(["configs", "small"]) == 0
     assert capfd.readouterr().out == f"# {CONFIGS / 'small.yaml'}\n{text}"
