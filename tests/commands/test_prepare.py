@@ -22,9 +22,13 @@ def run(load, tmp_path, monkeypatch):
 def test_three_files_hold_the_records_of_a_seed(kind, run):
     code, out, err = run(kind, "--out", "deep/q", "--train", 30, "--val=4", "--test", 5, "--seed", 3)
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
+    *written, first, last = out.splitlines()
+    assert written == [
         f"{Path('deep/q') / name}.jsonl: {count} records" for name, count in (("train", 30), ("val", 4), ("test", 5))
     ]
+    assert first == f"first a model to begin with: {command('fit', '-c', 'small')}"
+    files = ["--data.pairs", Path("deep/q/train.jsonl"), "--data.pairs_val", Path("deep/q/val.jsonl")]
+    assert last == f"to train on them: {command('fit', '-c', 'finetune', *files)}"
     expected = write_parts(kind, [30, 4, 5], seed=3)
     for name, part in zip(("train", "val", "test"), expected, strict=True):
         lines = Path(f"deep/q/{name}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -94,7 +94,7 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
 def default_budget(command: str) -> str:
     """What makes a command of a list short."""
     _, words = split_command(command)
-    return BUDGETS.get(words[0], "")
+    return BUDGETS.get(words[0], "") if words else ""
 
 
 def split_command(command: str) -> tuple[str | None, list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.runner import BLOCK, BUDGETS, ROOT, run_command, run_document
+from tests.docs.runner import BLOCK, BUDGETS, ROOT, default_budget, run_command, run_document
 
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.stem != "benchmarks"]
 WITH_BLOCKS = [path for path in DOCUMENTS if BLOCK.search(path.read_text(encoding="utf-8"))]
@@ -25,6 +25,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "notes" / "deep").mkdir(parents=True)
+    for name in ("notes/a.md", "notes/deep/b.md"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "prompts.txt").write_text("The\nAnd\n", encoding="utf-8")
     sums = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(10) for b in range(10)]
@@ -46,6 +49,16 @@ def test_a_document_runs_and_prints_what_it_says(path, folder, tmp_path, monkeyp
     results = list(run_document(path.read_text(encoding="utf-8"), tmp_path))
     for result in results:
         assert result.good, f"{path.name}:{result.line}: expected\n{result.expected}\nfound\n{result.found}"
+
+
+@pytest.mark.slow
+def test_the_rows_of_readmes_table_run_in_their_order(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    rows = re.findall(r"^\|.*\| (`tinylm .*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 10
+    for command in (each for row in rows for each in re.findall("`(.*?)`", row)):
+        said, code = run_command(command, default_budget(command), tmp_path)
+        assert code == 0, (command, said)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)

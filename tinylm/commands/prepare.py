@@ -31,12 +31,16 @@ def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
             if count < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {count}")
 
-        from tinylm.data.questions import write_parts  # tinylm.data imports Lightning, which takes seconds
+        from tinylm.data.questions import write_parts
 
         for name, records in zip(counts, write_parts(kind, list(counts.values()), options.seed), strict=True):
             lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]
             write_text(options.out / f"{name}.jsonl", "".join(line + "\n" for line in lines))
             print(f"{options.out / name}.jsonl: {len(records):,} records")
+        if not Path("runs/small").exists():
+            print(f"first a model to begin with: {command('fit', '-c', 'small')}")
+        files = ["--data.pairs", options.out / "train.jsonl", "--data.pairs_val", options.out / "val.jsonl"]
+        print(f"to train on them: {command('fit', '-c', 'finetune', *files)}")
 
     return write
 

@@ -1,11 +1,18 @@
-"""Text and pairs to batches: corpora, the token cache, and the rule that says which tokens make up step s."""
+"""Text and pairs to batches: corpora, the token cache, and the rule that says which tokens make up step s.
+
+`TextDataModule` is imported when it is first asked for: Lightning takes seconds, and the rest does without it.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from tinylm.data.batches import IGNORE, Batch, TrainingWindows
 from tinylm.data.corpus import Corpus, open_corpus
-from tinylm.data.datamodule import TextDataModule
 from tinylm.data.pairs import Turn, read_pairs
 from tinylm.data.template import CHAT, PAIRS, Template, encode_pairs, encode_turns, find_template, prompt_ids
 from tinylm.data.tokens import open_tokens, resolve_tokenizer
+
+if TYPE_CHECKING:
+    from tinylm.data.datamodule import TextDataModule
 
 __all__ = [
     "CHAT",
@@ -26,3 +33,11 @@ __all__ = [
     "read_pairs",
     "resolve_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TextDataModule":
+        from tinylm.data.datamodule import TextDataModule
+
+        return TextDataModule
+    raise AttributeError(f"module 'tinylm.data' has no attribute {name!r}")
