@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,13 @@ def command(*words: str | Path) -> str:
     It is `python -m tinylm ...` where the shell does not find the `tinylm` of this Python.
     """
     here = Path(sys.executable).parent
-    found = {name: shutil.which(name) for name in ("tinylm", "python")}
-    ours = [name for name, path in found.items() if path is not None and Path(path).parent == here]
-    program = ["tinylm"] if "tinylm" in ours else ["python" if ours else sys.executable, "-m", "tinylm"]
-    return shlex.join([*program, *map(str, words)])
+    ours, python = (Path(shutil.which(name) or "/") for name in ("tinylm", "python"))
+    if here in (ours.parent, ours.resolve().parent):  # the second: pipx and uv put links on the path
+        program = ["tinylm"]
+    else:
+        program = ["python" if python.parent == here else sys.executable, "-m", "tinylm"]
+    line = [*program, *map(str, words)]
+    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
 
 
 def find_config(name: str) -> Path:

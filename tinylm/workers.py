@@ -24,7 +24,8 @@ Value = TypeVar("Value")
 Result = TypeVar("Result")
 WHILE_STARTING = 2  # values that are done here meanwhile
 _PROGRAM = """
-import importlib, pickle, sys
+import faulthandler, importlib, pickle, sys
+faulthandler.enable()
 sys.path[:], module = pickle.load(sys.stdin.buffer)
 importlib.import_module(module)
 from tinylm.workers import serve
