@@ -39,9 +39,16 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"{unknown[0]}: no such option{did_you_mean(unknown[0], known) or '; --help lists all'}")
         return options
 
+    def format_help(self) -> str:
+        """The help, with a usage of one line: the options are listed below it anyway."""
+        names = {action.dest: action.nargs for action in self._actions if not action.option_strings}
+        words = [f"[{name}]" if nargs in ("?", "*") else name for name, nargs in names.items()]
+        self.usage = " ".join(["%(prog)s", *words, "[options]"])
+        return super().format_help()
+
     def error(self, message: str):
         """Raises instead of printing the usage."""
-        raise ConfigError(message)
+        raise ConfigError(f"{message}; {self.prog} --help explains them" if "are required" in message else message)
 
 
 def _dashed(word: str) -> str:

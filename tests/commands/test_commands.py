@@ -50,6 +50,9 @@ def test_alone_it_lists_every_command_on_one_screen(capfd):
         (["generate", "--temprature", "1"], 2, "--temprature: no such option, did you mean '--temperature'?"),
         (["generate"], 66, "--model: missing, and runs/ has no trained run; train one with"),
         (["configs", "tinny"], 66, "tinny: no such config file, did you mean 'tiny'?"),
+        (["validate"], 66, f"{Path('runs/run')}: no such run; give --run.name, or train it with fit"),
+        (["score"], 2, "give either --text or --pairs"),
+        (["quantize"], 2, "required: --model, --out; tinylm quantize --help explains them"),
         (["configs", "--out", "x.yaml"], 2, "--out: which config? Give its name"),
     ],
 )

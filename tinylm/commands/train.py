@@ -68,7 +68,7 @@ def given_configs(words: list[str]) -> list[str]:
     >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml"])
     ['small', 'overlays/bf16.yaml']
     """
-    values = zip(words, [*words[1:], ""], strict=True)
+    values = zip(words, [*words[1:], ""], strict=False)
     found = [
         after if word in ("-c", "--config") else word.partition("=")[2]
         for word, after in values
