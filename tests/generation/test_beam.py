@@ -152,8 +152,8 @@ class Scripted(nn.Module):
         self.embedding = nn.Embedding(1, 1)
         self.logits, self.rows = torch.tensor(probabilities, dtype=torch.float64).log(), []
 
-    def hidden(self, ids, cache):
-        cache.advance(ids.shape[1])
+    def prefill(self, parts, cache, row=None):
+        cache.truncate([len(parts[0])])
 
     def step(self, ids, cache):
         assert cache.lengths == [cache.lengths[0]] * len(ids)
