@@ -171,7 +171,7 @@ class KVCache:
 
     def row(self, index: int) -> "KVCache":
         """One row as a cache of its own, in the same memory; its length is its own."""
-        cache = KVCache.__new__(KVCache)
+        cache = object.__new__(type(self))  # without taking memory of its own
         cache.max_len, cache.places, cache.lengths = self.max_len, self.places, [self.lengths[index]]
         cache._use([memory[:, index : index + 1] for memory in self._memories])
         return cache
