@@ -123,7 +123,9 @@ def _structure(model: TransformerLM, fresh: TransformerLM) -> Iterator[str]:
             sizes = twin.in_features, twin.out_features, twin.bias is not None
             twin = _rounded(type(module), *sizes, tuple(module.options.items()))
         elif type(module) is not type(twin):
-            yield f"{name} is {_a(module)}, not {_a(twin)}"
+            alike = type(module).__name__ == type(twin).__name__
+            found = f"a {type(module).__module__}.{type(module).__name__}" if alike else _a(module)
+            yield f"{name} is {found}, not {_a(twin)}"
             return
         yield from _differences(name, module, twin)
     yield from (f"{name} is missing" for name in expected)
