@@ -73,6 +73,7 @@ def checkpoints(tmp_path) -> LastCheckpoint:
     return LastCheckpoint(2, str(tmp_path / "checkpoints"))
 
 
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capfd):
     """`load` would make another network of it; the run itself ends well, and goes on in a network that is the same."""
     reason = "blocks.0.feedforward is a SignedSwiGLU, not a SwiGLU"
@@ -87,13 +88,13 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
     said = capfd.readouterr().err
     assert f"no model folder, which could not hold this network: {reason}" in said and "to hear it" not in said
     assert not (tmp_path / "model").exists()
-    again = run(subclass, steps=4, ckpt_path=path, weights_only=True)
+    again = run(subclass, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
     for name, weight in again.net.state_dict().items():
         assert torch.equal(weight, module.net.state_dict()[name])
     with pytest.raises(
         ConfigError, match=r"what the config does not describe: checkpoint blocks\.0\..*; this network noth"
     ):
-        run(None, ckpt_path=path, weights_only=True)
+        run(None, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
 
 
 def test_a_hook_is_no_part_of_a_checkpoint(run, tmp_path):
