@@ -78,6 +78,10 @@ class CachedDecoder:
     Args:
         model: the network, in evaluation mode
 
+    Attributes:
+        end: the token that ends a document, for networks with `document_mask`: what is behind it does not see it, nor
+            what is before it. None: each text is one document. A `Generator` sets it.
+
     Raises:
         ConfigError: for a network that is not exactly its config's, or in training mode with dropout.
     """
@@ -86,6 +90,7 @@ class CachedDecoder:
 
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
+        self.end: int | None = None
         self.check()
 
     def check(self) -> None:
@@ -107,15 +112,33 @@ class CachedDecoder:
             cache: of all rows
             row: which one; None: all
         """
-        counts = [len(part) for part in parts]
-        cache.truncate([0 if row in (None, i) else length for i, length in enumerate(cache.lengths)])
-        if not max(counts, default=0):
+        begins = [self._last_document(part) for part in parts]  # what is before will not be seen
+        if len(set(begins)) > 1:
+            for place, part in enumerate(parts):
+                self.prefill([part], cache, place)
             return
-        ids = torch.tensor([[*part, *[0] * (max(counts) - len(part))] for part in parts])  # padded at the right end
+        for place, begin in enumerate(begins) if row is None else [(row, begins[0])]:
+            cache.restart(place, begin)
+        counts = [len(part) - begin for part, begin in zip(parts, begins, strict=True)]
+        width = max(counts, default=0)
+        if not width:
+            return
+        padded = [[*part[begin:], *[0] * width][:width] for part, begin in zip(parts, begins, strict=True)]
         target = cache if row is None else cache.row(row)
-        self.model.hidden(ids.to(cache.keys[0].device), cache=target, counts=counts)
+        self.model.hidden(torch.tensor(padded, device=cache.keys[0].device), cache=target, counts=counts)
         if row is not None:
-            cache.lengths[row] = counts[0]
+            cache.lengths[row] = len(parts[0])
+
+    @property
+    def separator(self) -> int | None:
+        """The token that ends a document, where this network keeps documents apart."""
+        return self.end if self.model.config.document_mask else None
+
+    def _last_document(self, ids: Sequence[int]) -> int:
+        """Where the document begins that what follows some tokens is in."""
+        if self.separator is None or self.separator not in ids:
+            return 0
+        return len(ids) - list(ids)[::-1].index(self.separator)
 
     def steps(self, ids: Sequence[int], cache: KVCache, count: int) -> Tensor:
         """Reads several tokens of one text.
@@ -128,8 +151,24 @@ class CachedDecoder:
         Returns:
             the logits of what follows each, (count, V)
         """
-        new = torch.tensor([ids], device=cache.keys[0].device)
-        return self.model.logits(self.model.hidden(new, cache=cache)[0, -count:])
+        documents, separator = [list(ids)], self.separator
+        while separator is not None and separator in documents[-1][:-1]:
+            end = documents[-1].index(separator) + 1
+            documents[-1:] = [documents[-1][:end], documents[-1][end:]]
+        hidden = []
+        for document in documents:
+            new = torch.tensor([document], device=cache.keys[0].device)
+            hidden.append(self.model.hidden(new, cache=cache)[0])
+            if document[-1] == separator:
+                cache.begin_document(0)
+        return self.model.logits(torch.cat(hidden)[-count:])
+
+    def _end_documents(self, ids: Tensor, cache: KVCache) -> None:
+        """After a step: where the token just read ends a document, another one begins."""
+        if self.separator is not None:
+            for row, token in enumerate(ids.tolist()):
+                if token == self.separator:
+                    cache.begin_document(row)
 
 
 class Decoder(CachedDecoder):
@@ -181,6 +220,7 @@ class Decoder(CachedDecoder):
             x = layer.forward(x, rotary, mask, cache)
         logits = self.head.forward(self.final_norm(x))
         cache.advance(1)
+        self._end_documents(ids, cache)
         return widened(logits)
 
 
@@ -214,15 +254,19 @@ class CompiledDecoder(CachedDecoder):
         lengths = torch.tensor(cache.lengths, device=ids.device)[:, None]
         filled = max(cache.lengths) // self.ROUNDED * self.ROUNDED + self.ROUNDED
         places = torch.arange(min(filled, cache.places), device=ids.device)
+        starts = None
+        if self.model.config.document_mask:  # whether or not this text has documents: one program for all
+            starts = torch.tensor([begins[-1] for begins in cache.begins], device=ids.device)[:, None]
         if len(ids) not in self._ready:
-            self._compile(ids, lengths, places[: self.ROUNDED], cache)
+            self._compile(ids, lengths, places[: self.ROUNDED], starts, cache)
             self._ready.add(len(ids))
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True):  # the network and the cache are those: do not look
-            logits = self._run(ids, lengths, places, cache.keys, cache.values)
+            logits = self._run(ids, lengths, places, starts, cache.keys, cache.values)
         cache.advance(1)
+        self._end_documents(ids, cache)
         return logits
 
-    def _compile(self, ids: Tensor, lengths: Tensor, places: Tensor, cache: KVCache) -> None:
+    def _compile(self, ids: Tensor, lengths: Tensor, places: Tensor, starts: Tensor | None, cache: KVCache) -> None:
         """Makes the program by a first step; it writes where the step itself will, and what it gives is not used."""
         import torch._inductor.config as inductor  # a second of importing, for those who compile
         from torch._dynamo import mark_dynamic
@@ -234,7 +278,7 @@ class CompiledDecoder(CachedDecoder):
         try:
             with inductor.patch(self.OPTIONS), warnings.catch_warnings(), said:
                 warnings.simplefilter("ignore")
-                self._run(ids, lengths, places, cache.keys, cache.values)
+                self._run(ids, lengths, places, starts, cache.keys, cache.values)
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
             raise ConfigError(f"a step cannot be compiled ({reason}); install a C++ compiler, or do without") from error
@@ -245,8 +289,16 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, lengths: Tensor, places: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        cache = StaticCache(keys, values, lengths, places)
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        places: Tensor,
+        starts: Tensor | None,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> Tensor:
+        cache = StaticCache(keys, values, lengths, places, starts)
         visible = visible_places(lengths, cache.held, self.model.config.sliding_window)
         return self.model.logits(self.model.read(ids[:, None], lengths, visible, cache)[:, -1])
 

@@ -122,8 +122,12 @@ class Generator:
 
     # --- the loop
 
-    def look_at_model(self) -> None:
+    def look_at_model(self, apart: bool = True) -> None:
         """Before anything is read: takes another decoder where the model was changed since.
+
+        Args:
+            apart: whether the end-of-text token ends a document, as in the texts of a corpus, for a network that keeps
+                documents apart; not in a conversation, which training read as one document
 
         Raises:
             ConfigError: if the caller chose the decoder, and it is not right for the model any more.
@@ -132,10 +136,18 @@ class Generator:
             self.decoder = make_decoder(self.model, self.decoder)
         elif isinstance(self._chosen, CachedDecoder):
             self._chosen.check()
+        framed = bool(self.before or self.after)  # by the roles of a conversation
+        self.decoder.end = self.tokenizer.end_of_text if apart and not framed else None
 
     @torch.inference_mode()
     def decode(
-        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
+        self,
+        texts: Iterable[Text],
+        config: SamplingConfig,
+        batch_size: int = 1,
+        *,
+        log_probs: bool = False,
+        apart: bool = True,
     ) -> Iterator[Text]:
         """Lets texts grow until they are finished, some of them at a time.
 
@@ -144,11 +156,12 @@ class Generator:
             config: how tokens are chosen; its seed and its stop strings are the caller's affair
             batch_size: how many texts at a time
             log_probs: whether to note those, too
+            apart: whether the end-of-text token ends a document; as in `look_at_model`
 
         Yields:
             each text when it has one more token, or has ended; the caller may set `finished`
         """
-        self.look_at_model()
+        self.look_at_model(apart)
         waiting, slid = iter(texts), False
         rows = list(islice(waiting, batch_size))
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len

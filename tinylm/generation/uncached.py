@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
+from tinylm.model.attention import documents_apart
 from tinylm.model.normalization import widened
 
 
@@ -68,12 +69,16 @@ class UncachedDecoder:
 
     Args:
         model: the network, in evaluation mode: whatever gives logits (B, T, V) for ids (B, T)
+
+    Attributes:
+        end: as `Decoder`'s
     """
 
     fixed_rows: ClassVar = False
 
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
+        self.end: int | None = None
 
     def make_cache(self, rows: int, spare: int = 0) -> TokenRows:
         """For some rows; `spare` is not needed."""
@@ -99,7 +104,9 @@ class UncachedDecoder:
 
     def _logits(self, cache: TokenRows, row: int) -> Tensor:
         """What follows a row, (1, V)."""
-        logits = self.model(cache.ids[row : row + 1, : cache.lengths[row]])  # (1, T, V)
+        ids = cache.ids[row : row + 1, : cache.lengths[row]]  # (1, T)
+        documents = documents_apart(self.model.config, ids, self.end)
+        logits = self.model(ids) if documents is None else self.model(ids, documents=documents)  # (1, T, V)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise ConfigError(
                 f"the network gives a {type(logits).__name__}; generation needs logits, (rows, tokens, V)"

@@ -241,7 +241,9 @@ class LitTransformerLM(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
-        log_probs = -F.cross_entropy(self(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+        log_probs = -F.cross_entropy(
+            self(batch.inputs, batch.documents).transpose(1, 2), batch.targets, reduction="none"
+        )
         counts = batch.targets != IGNORE
         return batch.targets[counts], log_probs[counts]
 
