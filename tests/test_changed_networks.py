@@ -237,7 +237,7 @@ class Idle(SignedSwiGLU):
     ("change", "message"),
     [
         (averaging, r"blocks\.1\.attention was not computed where a network of tinylm computes it"),
-        (own_kernel, r"blocks\.0\.attention, a Attention, does not attend by a kernel of tinylm: no weights to show"),
+        (own_kernel, r"blocks\.0\.attention \(Attention\) does not attend by a kernel of tinylm: no weights to show"),
         (whole, r"blocks\.1 is a Whole, whose inside is not known, and not a Block"),
     ],
 )

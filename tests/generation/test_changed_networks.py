@@ -149,6 +149,14 @@ def test_a_decoder_that_was_chosen_refuses_the_network_once_it_is_changed(kind):
     hook(model)
     with pytest.raises(ConfigError, match=rf"^{kind.__name__} cannot read this network: blocks\.0 has a forward hook"):
         generator.generate("abc")
+    model = network()
+    generator = Generator(model, LETTERS, kind(model))
+    with torch.no_grad():
+        model.blocks[1].feedforward.gate.weight.mul_(2)
+    with pytest.raises(
+        ConfigError, match=rf"^{kind.__name__} has copies of weights that were changed since; make a new"
+    ):
+        generator.generate("abc")
 
 
 def test_hooks_of_all_modules_count():

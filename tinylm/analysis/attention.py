@@ -91,7 +91,7 @@ def _kernel_layer(number: int, attention: nn.Module) -> Attention:
     if not isinstance(attention, Attention) or attention.attend not in (attend_plain, attend_fused):
         kind = type(attention).__name__
         raise ConfigError(
-            f"blocks.{number}.attention, a {kind}, does not attend by a kernel of tinylm: no weights to show"
+            f"blocks.{number}.attention ({kind}) does not attend by a kernel of tinylm: no weights to show"
         )
     return attention
 

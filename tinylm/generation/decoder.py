@@ -14,6 +14,7 @@ were changed since are noticed; only writing to `weight.data` is not.
 
 import contextlib
 import io
+import operator
 import statistics
 import time
 import warnings
@@ -51,7 +52,7 @@ def make_decoder(
     check_deterministic(model)
     reason = unsuited_part(model)
     if reason is None:
-        return earlier if isinstance(earlier, Decoder) and earlier.weights == _versions(model) else Decoder(model)
+        return earlier if isinstance(earlier, Decoder) and earlier.is_current else Decoder(model)
     if _told.get(model) != reason:
         _told[model] = reason
         notice(f"decoding without a cache, which is slower: {reason}")
@@ -64,12 +65,6 @@ _told: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()  # of which net
 def unsuited_part(model: nn.Module) -> str | None:
     """Why a `Decoder` or a `CompiledDecoder` would be wrong for a network; None: they are right."""
     return unknown_part(model) or mixed_part(model)
-
-
-def _versions(model: nn.Module) -> list[tuple[int, int]]:
-    """Which tensors a network has, and how often each was written to."""
-    tensors = (*model.parameters(), *model.buffers())
-    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 class CachedDecoder:
@@ -91,14 +86,28 @@ class CachedDecoder:
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
         self.end: int | None = None
+        self._weights, self._versions = self._look()
         self.check()
 
     def check(self) -> None:
         """Raises where the network is not, or not any more, one that this decoder is right for."""
         check_deterministic(self.model)
-        reason = unsuited_part(self.model)
+        reason, name = unsuited_part(self.model), type(self).__name__
         if reason is not None:
-            raise ConfigError(f"{type(self).__name__} cannot read this network: {reason}; take an UncachedDecoder")
+            raise ConfigError(f"{name} cannot read this network: {reason}; take an UncachedDecoder")
+        if not self.is_current:
+            raise ConfigError(f"{name} has copies of weights that were changed since; make a new one")
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the network has the weights that it had when the decoder was made; `weight.data` is not watched."""
+        weights, versions = self._look()
+        return versions == self._versions and all(map(operator.is_, weights, self._weights))
+
+    def _look(self) -> tuple[list[Tensor], list[int]]:
+        """The network's tensors, and how often each was written to."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
     def make_cache(self, rows: int, spare: int = 0) -> KVCache:
         """An empty cache; arguments as `TransformerLM.make_cache`'s."""
@@ -176,7 +185,6 @@ class Decoder(CachedDecoder):
 
     def __init__(self, model: TransformerLM) -> None:
         super().__init__(model)
-        self.weights = _versions(model)
         config, device = model.config, model.embedding.weight.device
         parts = torch.get_num_threads() if device.type == "cpu" else 1
         self.embedding = model.embedding
