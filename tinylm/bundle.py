@@ -20,6 +20,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.locate import MANIFEST, find_model
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.known import check_known
 from tinylm.model.linear import check_layers, describe_layers, put_layers
 from tinylm.model.lora import merged_weights
 from tinylm.tokenizer import Tokenizer, load_tokenizer
@@ -50,8 +51,10 @@ def save_bundle(
         info: what else to record (step, validation loss ...), plain values
 
     Raises:
-        ConfigError: if tokenizer and model have different vocabularies.
+        ConfigError: if tokenizer and model have different vocabularies, or the network has adapters, hooks or a part
+            that its config does not describe: `load` would give another network.
     """
+    check_known(model, "a model folder")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -179,7 +182,10 @@ def rebuild_model(
 
 
 def checkpoint_entry(
-    config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float] | None = None
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    adapters: dict[str, float] | None = None,
+    changed: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint carries under the key `tinylm`, so that `load` needs no YAML.
 
@@ -187,9 +193,11 @@ def checkpoint_entry(
         config: of the network
         tokenizer: of the same vocabulary
         adapters: alpha / rank of each LoRA adapter among the weights, which `load` merges
+        changed: a part of the network that the config does not describe, in words: `load` will refuse it
     """
     entry = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.to_dict()}
-    return entry | {"adapters": adapters} if adapters else entry
+    more = {"adapters": adapters or None, "changed": changed}
+    return entry | {name: value for name, value in more.items() if value is not None}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -224,6 +232,11 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 def _read_checkpoint_model(path: Path) -> Bundle:
     checkpoint = read_checkpoint(path)
     entry = checkpoint["tinylm"]
+    if entry.get("changed"):
+        raise DataError(
+            f"{path}: is of a network that its config does not describe ({entry['changed']}); "
+            "make that network in Python and load tinylm.bundle.network_weights(read_checkpoint(path)) into it"
+        )
     weights = merged_weights(network_weights(checkpoint), entry.get("adapters", {}))
     model = rebuild_model(entry["model"], weights, source=str(path))
     return Bundle(model, Tokenizer.from_dict(entry["tokenizer"], source=str(path)), {"step": checkpoint["global_step"]})

@@ -14,6 +14,7 @@ from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import BeamConfig, Generator, beam_search
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 PENALTIES = [-1.5, 0.0, 0.5, 1.0, 2.0]
@@ -42,7 +43,9 @@ class Found(NamedTuple):
 @torch.no_grad()
 def log_probs(generator: Generator, prompt: list[int], ids: list[int]) -> list[float]:
     """Of each of the ids after a prompt, by one forward pass without a cache."""
-    logits = generator.model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+    model, text = generator.model, torch.tensor([[*prompt, *ids]])
+    documents = documents_apart(model.config, text, generator.tokenizer.end_of_text)
+    logits = model(text, documents=documents)[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1)[range(len(ids)), ids].tolist()
 
 
@@ -152,8 +155,8 @@ class Scripted(nn.Module):
         self.embedding = nn.Embedding(1, 1)
         self.logits, self.rows = torch.tensor(probabilities, dtype=torch.float64).log(), []
 
-    def hidden(self, ids, cache):
-        cache.advance(ids.shape[1])
+    def prefill(self, parts, cache, row=None):
+        cache.truncate([len(parts[0])])
 
     def step(self, ids, cache):
         assert cache.lengths == [cache.lengths[0]] * len(ids)

@@ -39,9 +39,9 @@ class Scripted(nn.Module):
         self.embedding = nn.Embedding(1, 1)
         self.script, self.read = list(script), []
 
-    def hidden(self, ids, cache, counts):
-        self.read += ids[0].tolist()
-        cache.advance(ids.shape[1])
+    def prefill(self, parts, cache, row=None):
+        self.read += parts[0]
+        cache.truncate([len(parts[0])])
 
     def step(self, ids, cache):
         self.read += ids.tolist()

@@ -53,17 +53,17 @@ def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
 
 def passes(generator: Generator, monkeypatch) -> list[int]:
     """Grows by the number of tokens of each pass of the big model."""
-    sizes, hidden, step = [], generator.model.hidden, generator.decoder.step
+    sizes, steps, step = [], generator.decoder.steps, generator.decoder.step
 
-    def counted(ids, **rest):
-        sizes.append(ids.shape[1])
-        return hidden(ids, **rest)
+    def counted(ids, *rest):
+        sizes.append(len(ids))
+        return steps(ids, *rest)
 
     def counted_step(ids, cache):
         sizes.append(1)
         return step(ids, cache)
 
-    monkeypatch.setattr(generator.model, "hidden", counted)
+    monkeypatch.setattr(generator.decoder, "steps", counted)
     monkeypatch.setattr(generator.decoder, "step", counted_step)
     return sizes
 

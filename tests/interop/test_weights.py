@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.interop.tables import SHAPE
 from tests.strategies import random_model
+from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.interop import export_huggingface, load_huggingface, load_huggingface_model
 from tinylm.model import ModelConfig
@@ -61,13 +62,16 @@ def test_weights_that_do_not_fit_the_config_are_named(change, message, folder):
     assert "\n" not in str(raised.value)
 
 
-def test_adapted_layers_are_refused_by_their_name(tmp_path):
-    model = random_model(ModelConfig(**SHAPE), dtype=torch.float32)
-    model.blocks[1].attention.query = torch.nn.Sequential(model.blocks[1].attention.query)
-    with pytest.raises(
-        ConfigError, match=r"blocks\.1\.attention\.query\.0\.weight: an adapted layer .* merge it first"
+def test_adapted_and_quantized_layers_are_refused_by_their_name(tmp_path):
+    adapted = random_model(ModelConfig(**SHAPE), dtype=torch.float32)
+    add_lora(adapted, LoRAConfig(targets=("blocks.1.attention.query",)))
+    rounded = quantize(random_model(ModelConfig(**SHAPE), dtype=torch.float32))
+    for model, message in (
+        (adapted, r"^an export: blocks\.1\.attention\.query has LoRA adapters; merge_lora and remove_lora first$"),
+        (rounded, r"^an export: blocks\.0\.attention\.query is quantized; take the model that it was made from$"),
     ):
-        export_huggingface(model, None, tmp_path / "m")
+        with pytest.raises(ConfigError, match=message):
+            export_huggingface(model, None, tmp_path / "m")
     assert not [*tmp_path.iterdir()]
 
 

@@ -11,6 +11,7 @@ from tests.strategies import random_model
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.sampling import probabilities as their_probabilities
 from tinylm.model import ModelConfig
+from tinylm.model.attention import document_numbers
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.generate import choose, generate, probabilities
 from tinylm.tokenizer import ByteTokenizer
@@ -28,6 +29,23 @@ def test_greedy_text_is_pytorchs(form):
     generator = Generator(model, ByteTokenizer())
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=40)
     assert found.tolist() == [list(generator.stream_ids([*prompt], greedy)) for prompt in prompts]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_documents_are_kept_apart_as_in_training(form):
+    """Greedy, with separators in the prompt and beyond the context, against PyTorch's forward with documents."""
+    config = ModelConfig(vocab_size=12, d_model=16, num_layers=2, max_seq_len=10, document_mask=True, **form)
+    model, end = random_model(config), 11
+    text = window = torch.tensor([[11, 3, 4, 11, 7], [11, 5, 6, 7, 8]])
+    for _ in range(20):
+        if window.shape[1] > 10:
+            window = text[:, -5:]
+        new = model(window, documents=document_numbers(window, end))[:, -1].argmax(-1, keepdim=True)
+        text, window = torch.cat((text, new), dim=1), torch.cat((window, new), dim=1)
+    found = generate(twin_of(model), text[:, :5].numpy(), 20, temperature=0, separator=end)
+    assert found.tolist() == text[:, 5:].tolist()
+    assert found.tolist() != generate(twin_of(model), text[:, :5].numpy(), 20, temperature=0).tolist()
 
 
 @settings(max_examples=60, deadline=None)

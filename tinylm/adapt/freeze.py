@@ -35,7 +35,8 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
         their names
 
     Raises:
-        ConfigError: for a block or a pattern that the model does not have, or if nothing is left to learn.
+        ConfigError: for a block or a pattern that the model does not have, if nothing is left to learn, or for
+            `all_but_last` and a weight of which nobody knows whether it stands before those blocks.
     """
     patterns = [f"blocks.{number}.*" for number in _block_numbers(model, config)]
     names = [name for name, _ in model.named_parameters()]  # a tied head is the embedding
@@ -44,11 +45,19 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
     patterns += config.patterns
     if config.all_but_last is not None:
         patterns += ["embedding.*", "positions.*"]
+        _check_places(names)
     frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if len(frozen) == len(names):
         raise ConfigError("freeze: nothing is left to learn; freeze less")
     rest(model, frozen)
     return frozen
+
+
+def _check_places(names: Iterable[str]) -> None:
+    places = ("embedding.", "positions.", "blocks.", "final_norm.", "head.")
+    for name in names:
+        known = name.startswith(places)
+        require(known, f"freeze.all_but_last: is {name} before the last blocks? Say what is frozen by freeze.patterns")
 
 
 def matching(pattern: str, names: Sequence[str], problem: str, groups: Iterable[str] = ()) -> list[str]:

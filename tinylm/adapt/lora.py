@@ -23,6 +23,7 @@ from tinylm.model.lora import A, B, LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every weight in it
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GROUPS = {"attention": "blocks.*.attention.*", "feedforward": "blocks.*.feedforward.*", "head": "head"}
 
 
@@ -62,9 +63,12 @@ def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") ->
         the names of the layers
 
     Raises:
-        ConfigError: for a target that the model does not have, a name that is taken, a head that is the embedding.
+        ConfigError: for a target that the model does not have, a name that is taken, a head that is the embedding, a
+            layer that is not a plain linear one.
     """
     layers = _targets(model, config)
+    for path in layers:
+        _check_plain(path, model.get_submodule(path))
     if any(name in each.lora_a for each in lora_layers(model).values()):
         raise ConfigError(f"adapter {name}: there is one of this name already; give another")
     rest(model, [each for each, _ in model.named_parameters() if A not in each and B not in each])
@@ -76,6 +80,14 @@ def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") ->
             model.set_submodule(path, layer)
         layer.add(name, config.rank, config.alpha, config.dropout)
     return layers
+
+
+def _check_plain(path: str, layer: nn.Module) -> None:
+    """Refuses a layer that would not be what it was inside a `LoRALinear`: a subclass, or one with hooks."""
+    kind = type(layer).__name__
+    require(type(layer) in (nn.Linear, LoRALinear), f"lora.targets: {path} is no plain nn.Linear but a {kind}")
+    hooked = any(vars(layer)[name] for name in HOOKS)
+    require(not hooked, f"lora.targets: {path} has hooks, which an adapter's layer would not have; remove them")
 
 
 def _targets(model: TransformerLM, config: LoRAConfig) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tinylm.adapt.freeze import matching
 from tinylm.errors import ConfigError, NumericError
 from tinylm.model import TransformerLM
+from tinylm.model.known import check_known
 from tinylm.model.linear import RoundedLinear, make_layer, pack, rounded_layers
 
 GROUP_SIZE = 32
@@ -44,7 +45,8 @@ def quantize(
             is tied to the embedding always stays.
 
     Raises:
-        ConfigError: for a value out of range, a model in training or one that is quantized already.
+        ConfigError: for a value out of range, a model in training, one that is quantized already or has adapters, and
+            one with a part that its config does not describe.
         NumericError: for weights that are not finite.
     """
     kind, options = _choose(bits, group_size)
@@ -75,6 +77,7 @@ def _check(model: TransformerLM) -> None:
         raise ConfigError(f"the model is quantized already ({done} layers); take the one that it was made from")
     if model.training:
         raise ConfigError("a model in training cannot be quantized; finish it and call model.eval()")
+    check_known(model, "quantization")  # else layers of one's own would be passed over, and hooks lost
 
 
 def _chosen(model: TransformerLM, skip: Sequence[str]) -> list[tuple[str, nn.Linear]]:

@@ -6,6 +6,7 @@ import torch
 
 from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
+from tinylm.model.known import check_known
 
 
 @torch.no_grad()
@@ -20,8 +21,9 @@ def grow_vocabulary(model: TransformerLM, vocab_size: int) -> TransformerLM:
         vocab_size: how many tokens from now on
 
     Raises:
-        ConfigError: if that is fewer than there are.
+        ConfigError: if that is fewer than there are, or the network has a part that its config does not describe.
     """
+    check_known(model, "a larger vocabulary")
     old = model.config.vocab_size
     if vocab_size < old:
         raise ConfigError(f"vocab_size: the model has {old} tokens, which cannot become {vocab_size}; keep them")

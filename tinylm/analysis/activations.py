@@ -4,20 +4,22 @@ Looked at are the residual stream (after the embedding and after each block), wh
 units of the feed-forward layers: what their last projection reads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from tinylm.analysis.watch import blocks_of, evaluating, hooked
+from tinylm.analysis.watch import blocks_of, check_seen, evaluating, hooked
 from tinylm.model import TransformerLM
+from tinylm.model.config import require
 
 DEAD = 0.01
 """A unit is dead that on no token comes beyond so much of its layer's root mean square; a ReLU that never fires is."""
 FAR = 6.0
 """A value is an outlier that is further from the mean than so many standard deviations."""
+PLACES = ("embedding", "attention", "units", "feedforward", "stream")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +42,58 @@ class Activations:
 
 
 @contextmanager
-def watching_activations(model: TransformerLM, see: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+def watching_activations(
+    model: TransformerLM, see: Callable[[str, int, Tensor], None], places: Sequence[str] = PLACES
+) -> Iterator[None]:
     """Shows what flows through a network as it computes.
 
     Args:
         model: the network
         see: gets the place, the block, and the numbers, (B, T, units)
+        places: which places to look at
+
+    Raises:
+        ConfigError: for a network that has no such place, or did not come by one.
     """
+    watched = [each for each in _watched(model) if each[0] in places]
+    for _, layer, module in watched:
+        found = isinstance(module, nn.Module)
+        require(found, f"blocks.{layer}.feedforward has no layer `output`, so its units are unknown")
+    seen: list[str] = []
 
-    def after(module: nn.Module, place: str, layer: int):
-        def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            see(place, layer, output)
+    def note(place: str, layer: int, values: Tensor) -> None:
+        seen.append(_name(place, layer))
+        see(place, layer, values)
 
-        return module.register_forward_hook(look)
+    def after(place: str, layer: int):
+        return lambda module, inputs, output: note(place, layer, output)
 
-    def before(module: nn.Module, place: str, layer: int):
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            see(place, layer, inputs[0])
+    def before(place: str, layer: int):
+        return lambda module, inputs: note(place, layer, inputs[0])
 
-        return module.register_forward_pre_hook(look)
-
-    handles = [after(model.dropout, "embedding", -1)]
-    for layer, block in enumerate(blocks_of(model)):
-        handles.append(after(block.attention, "attention", layer))
-        handles.append(before(block.feedforward.output, "units", layer))
-        handles.append(after(block.feedforward, "feedforward", layer))
-        handles.append(after(block, "stream", layer))
+    handles = []
+    for place, layer, module in watched:
+        if place == "units":
+            handles.append(module.register_forward_pre_hook(before(place, layer)))
+        else:
+            handles.append(module.register_forward_hook(after(place, layer)))
     with hooked(handles):
         yield
+        check_seen(seen, [_name(place, layer) for place, layer, _ in watched])
+
+
+def _watched(model: TransformerLM) -> Iterator[tuple[str, int, Any]]:
+    """Places, blocks and the modules that give the numbers; of units the module that takes them."""
+    yield "embedding", -1, model.dropout
+    for layer, block in enumerate(blocks_of(model)):
+        yield "attention", layer, block.attention
+        yield "units", layer, getattr(block.feedforward, "output", None)
+        yield "feedforward", layer, block.feedforward
+        yield "stream", layer, block
+
+
+def _name(place: str, layer: int) -> str:
+    return place if layer < 0 else f"blocks.{layer}.{place}"
 
 
 def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Activations]:
@@ -80,7 +106,7 @@ def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor |
     """
     found: list[Activations] = []
     with evaluating(model), watching_activations(model, lambda *seen: found.append(describe(*seen))):
-        model.hidden(ids, documents=documents)
+        model(ids, documents=documents)
     return found
 
 

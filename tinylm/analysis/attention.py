@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tinylm.analysis.watch import blocks_of, evaluating
+from tinylm.analysis.watch import blocks_of, check_seen, evaluating
+from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
-from tinylm.model.attention import Attention, visible_keys
+from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
 from tinylm.model.normalization import widened
 
 
@@ -64,16 +65,35 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
     Args:
         model: the network
         see: gets the layer, from 0, and its weights, (B, H, T, S)
+
+    Raises:
+        ConfigError: for a layer that does not attend by a kernel of tinylm: its weights are not known.
     """
-    layers = [block.attention for block in blocks_of(model)]
+    layers = [_kernel_layer(number, block.attention) for number, block in enumerate(blocks_of(model))]
     kernels = [attention.attend for attention in layers]
+    seen: list[str] = []
+
+    def look(layer: int, weights: Tensor) -> None:
+        seen.append(f"blocks.{layer}.attention")
+        see(layer, weights)
+
     for attention, kernel in zip(layers, kernels, strict=True):
-        attention.attend = _showing(attention, kernel, see)
+        attention.attend = _showing(attention, kernel, look)
     try:
         yield
+        check_seen(seen, [f"blocks.{attention.layer}.attention" for attention in layers])
     finally:
         for attention, kernel in zip(layers, kernels, strict=True):
             attention.attend = kernel
+
+
+def _kernel_layer(number: int, attention: nn.Module) -> Attention:
+    if not isinstance(attention, Attention) or attention.attend not in (attend_plain, attend_fused):
+        kind = type(attention).__name__
+        raise ConfigError(
+            f"blocks.{number}.attention ({kind}) does not attend by a kernel of tinylm: no weights to show"
+        )
+    return attention
 
 
 def _showing(attention: Attention, kernel: Callable[..., Tensor], see: Callable[[int, Tensor], None]):
@@ -97,7 +117,7 @@ def attention_maps(model: TransformerLM, ids: Tensor, documents: Tensor | None =
     """
     maps: list[Tensor] = []
     with evaluating(model), watching_attention(model, lambda layer, weights: maps.append(weights)):
-        model.hidden(ids, documents=documents)
+        model(ids, documents=documents)
     return torch.stack(maps)
 
 
@@ -122,7 +142,7 @@ def head_scores(model: TransformerLM, ids: Tensor, documents: Tensor | None = No
         previous.append(weights.diagonal(-1, dim1=-2, dim2=-1).mean(dim=(0, 2)))
 
     with evaluating(model), watching_attention(model, see):
-        model.hidden(ids, documents=documents)
+        model(ids, documents=documents)
     T = ids.shape[1]
     visible = visible_keys(T, T, window=model.config.sliding_window, documents=documents, device=ids.device)
     seen = (causal(T, T) if visible is None else visible).sum(dim=-1)
@@ -156,5 +176,5 @@ def induction_scores(model: TransformerLM, *, rows: int = 8, seed: int = 0) -> T
         found.append(after.mean(dim=(0, 2)))
 
     with evaluating(model), watching_attention(model, see):
-        model.hidden(once.repeat(1, 2).to(model.embedding.weight.device))
+        model(once.repeat(1, 2).to(model.embedding.weight.device))
     return torch.stack(found)

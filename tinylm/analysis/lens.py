@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinylm.analysis.activations import watching_activations
 from tinylm.analysis.watch import evaluating
+from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
 
 
@@ -45,15 +46,19 @@ class Readings:
 
 def layer_streams(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Tensor]:
     """The stream after the embedding and after each block: layers + 1 of (B, T, D)."""
+    return _read(model, ids, documents)[0]
+
+
+def _read(model: TransformerLM, ids: Tensor, documents: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """The streams, and the network's own logits, (B, T, V)."""
     streams: list[Tensor] = []
 
     def see(place: str, layer: int, values: Tensor) -> None:
-        if place in ("embedding", "stream"):
-            streams.append(values)
+        streams.append(values)
 
-    with evaluating(model), watching_activations(model, see):
-        model.hidden(ids, documents=documents)
-    return streams
+    with evaluating(model), watching_activations(model, see, ("embedding", "stream")):
+        logits = model(ids, documents=documents)
+    return streams, logits
 
 
 def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Iterator[Tensor]:
@@ -66,10 +71,16 @@ def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = Non
 
     Yields:
         logits, (B, T, V); the last are the network's own
+
+    Raises:
+        ConfigError: if they are not: then the network computes something else behind its last block.
     """
-    for stream in layer_streams(model, ids, documents):
+    streams, own = _read(model, ids, documents)
+    for number, stream in enumerate(streams, start=1):
         with evaluating(model):
             logits = model.logits(model.final_norm(stream))
+        if number == len(streams) and not torch.allclose(logits, own, rtol=1e-4, atol=1e-4):
+            raise ConfigError("this network does more behind its last block than final_norm and head; no lens shows it")
         yield logits
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tinylm.analysis.watch import blocks_of
 from tinylm.model import KVCache, ModelConfig, TransformerLM
 from tinylm.model.config import require
+from tinylm.model.known import check_known
 from tinylm.model.linear import RoundedLinear
 
 
@@ -108,8 +109,9 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
         length: tokens of a sequence; None: the context
 
     Raises:
-        ConfigError: for a length out of range.
+        ConfigError: for a length out of range, and a network with adapters or a part that its config does not describe.
     """
+    check_known(model, "a profile", hooks=False)
     config, weight = model.config, model.embedding.weight
     length = config.max_seq_len if length is None else length
     require(1 <= length <= config.max_seq_len, f"length must be from 1 to {config.max_seq_len}, got {length}")

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,10 @@ def run(options: argparse.Namespace) -> None:
     ids = ([] if end is None else [end]) + tokenizer.encode(prompt)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
-    sampling = dict(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    sampling: dict[str, Any] = dict(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed
+    )
+    sampling["separator"] = end
     new = generate(model, np.array([ids] * options.num_samples), options.max_new_tokens, **sampling)
     for number, row in enumerate(new.tolist()):
         text = tokenizer.decode(row[: row.index(end)] if end in row else row)

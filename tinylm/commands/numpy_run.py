@@ -173,7 +173,7 @@ class Files:
             files.save(found.model, new, info)
         draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f"to hear it: {generate_command(self.folder, prompt, info)}")
+        notice(f"to hear it: {generate_command(self.folder, prompt)}")
 
 
 # --- the run
@@ -390,7 +390,7 @@ class Run:
             return self.prompts.remove(prompt)
         ids = ids[-context:] or [0]
         length = min(self.options.sample_tokens, max(1, context - len(ids)))
-        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed)[0].tolist()
+        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=end)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
         self.files.add_sample(self.stage.global_step, text)

@@ -131,10 +131,10 @@ def beam_search(
 @torch.inference_mode()
 def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list[Beam]:
     """All texts that have ended, or grown to their full length, in no order."""
-    end, device = generator.tokenizer.end_of_text, generator.model.embedding.weight.device
-    cache = generator.model.make_cache(1)
-    if len(prompt) > 1:
-        generator.model.hidden(torch.tensor([prompt[:-1]], device=device), cache=cache)
+    generator.look_at_model()
+    end, device = generator.tokenizer.end_of_text, next(generator.model.parameters()).device
+    cache = generator.decoder.make_cache(1)
+    generator.decoder.prefill([prompt[:-1]], cache)
     running, ended = [Beam(0, [], [])], []  # one row reads the prompt for all
     for _ in range(config.max_new_tokens):
         if _is_over(running, ended, config):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from tinylm.errors import ConfigError, notice
-from tinylm.generation.decoder import CompiledDecoder, Decoder
+from tinylm.generation.decoder import CachedDecoder, CompiledDecoder, Decoder, make_decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
 from tinylm.generation.text import Completion, Stats, Text, until
+from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.blocks import utf8
@@ -29,9 +30,9 @@ class Generator:
     """Continues texts with a model.
 
     Args:
-        model: the network, in evaluation mode (`tinylm.load` does that); its weights are taken as they are now
+        model: the network, in evaluation mode (`tinylm.load` does that)
         tokenizer: of the model
-        decoder: what reads single tokens; None: a `Decoder` of the model
+        decoder: what reads the texts; None: what `make_decoder` makes of the model
 
     Attributes:
         stats: counts and times of all its texts
@@ -40,10 +41,13 @@ class Generator:
     """
 
     def __init__(
-        self, model: TransformerLM, tokenizer: Tokenizer, decoder: Decoder | CompiledDecoder | None = None
+        self,
+        model: TransformerLM,
+        tokenizer: Tokenizer,
+        decoder: Decoder | CompiledDecoder | UncachedDecoder | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.decoder = Decoder(model) if decoder is None else decoder
+        self.model, self.tokenizer, self._chosen = model, tokenizer, decoder
+        self.decoder: Any = make_decoder(model) if decoder is None else decoder
         self.stats = Stats()
         self.before: Sequence[int] = ()
         self.after: Sequence[int] = ()
@@ -118,9 +122,32 @@ class Generator:
 
     # --- the loop
 
+    def look_at_model(self, apart: bool = True) -> None:
+        """Before anything is read: takes another decoder where the model was changed since.
+
+        Args:
+            apart: whether the end-of-text token ends a document, as in the texts of a corpus, for a network that keeps
+                documents apart; not in a conversation, which training read as one document
+
+        Raises:
+            ConfigError: if the caller chose the decoder, and it is not right for the model any more.
+        """
+        if self._chosen is None:
+            self.decoder = make_decoder(self.model, self.decoder)
+        elif isinstance(self._chosen, CachedDecoder):
+            self._chosen.check()
+        framed = bool(self.before or self.after)  # by the roles of a conversation
+        self.decoder.end = self.tokenizer.end_of_text if apart and not framed else None
+
     @torch.inference_mode()
     def decode(
-        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
+        self,
+        texts: Iterable[Text],
+        config: SamplingConfig,
+        batch_size: int = 1,
+        *,
+        log_probs: bool = False,
+        apart: bool = True,
     ) -> Iterator[Text]:
         """Lets texts grow until they are finished, some of them at a time.
 
@@ -129,14 +156,16 @@ class Generator:
             config: how tokens are chosen; its seed and its stop strings are the caller's affair
             batch_size: how many texts at a time
             log_probs: whether to note those, too
+            apart: whether the end-of-text token ends a document; as in `look_at_model`
 
         Yields:
             each text when it has one more token, or has ended; the caller may set `finished`
         """
+        self.look_at_model(apart)
         waiting, slid = iter(texts), False
         rows = list(islice(waiting, batch_size))
-        device, context = self.model.embedding.weight.device, self.model.config.max_seq_len
-        cache = self.model.make_cache(len(rows))
+        device, context = next(self.model.parameters()).device, self.model.config.max_seq_len
+        cache = self.decoder.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
         self._read(cache, [text.prompt[:-1] for text in rows])
         while rows:
@@ -165,20 +194,13 @@ class Generator:
                 rows = [rows[row] for row in going]
                 cache.select(going)
 
-    def _read(self, cache: KVCache, parts: list[list[int]], row: int | None = None) -> None:
+    def _read(self, cache: KVCache | TokenRows, parts: list[list[int]], row: int | None = None) -> None:
         """Reads the beginning of each text, or of one in a row, in place of what the cache held."""
-        cache.truncate([0 if row in (None, i) else length for i, length in enumerate(cache.lengths)])
-        counts = [len(part) for part in parts]
-        if not max(counts, default=0):
-            return
         started = time.perf_counter()
-        ids = torch.tensor([part + [0] * (max(counts) - len(part)) for part in parts])  # padded at the right end
-        target = cache if row is None else cache.row(row)
-        self.model.hidden(ids.to(cache.keys[0].device), cache=target, counts=counts)
-        if row is not None:
-            cache.lengths[row] = counts[0]
-        self.stats.prompt_tokens += sum(counts)
-        self.stats.prompt_seconds += time.perf_counter() - started
+        self.decoder.prefill(parts, cache, row)
+        if count := sum(map(len, parts)):
+            self.stats.prompt_tokens += count
+            self.stats.prompt_seconds += time.perf_counter() - started
 
     def _extend(self, rows: list[Text], logits: Tensor, config: SamplingConfig, log_probs: bool) -> None:
         """Chooses the next token of each text."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.model import TransformerLM
+from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer
 
 
@@ -71,12 +72,14 @@ def score_text(
     ids = np.concatenate([np.array(before, dtype=np.int64), ids])
     if len(ids) < 2:
         raise DataError("the text has no token to predict; give a longer one")
-    nats = math.fsum(_window_nats(model, ids, stride, batch_size))
+    nats = math.fsum(_window_nats(model, ids, stride, batch_size, tokenizer.end_of_text))
     num_bytes = int(tokenizer.byte_lengths[ids[1:]].sum())
     return Score(nats, len(ids) - 1, num_bytes)
 
 
-def _window_nats(model: TransformerLM, ids: np.ndarray, stride: int, batch_size: int) -> list[float]:
+def _window_nats(
+    model: TransformerLM, ids: np.ndarray, stride: int, batch_size: int, separator: int | None
+) -> list[float]:
     """The nats of batches of windows."""
     context, device = model.config.max_seq_len, model.embedding.weight.device
     last = max(len(ids) - 1 - context, 0)  # where the last window begins, at the latest
@@ -87,7 +90,8 @@ def _window_nats(model: TransformerLM, ids: np.ndarray, stride: int, batch_size:
     for i in range(0, len(begins), batch_size):
         rows = np.stack([ids[begin : begin + context + 1] for begin in begins[i : i + batch_size]])
         rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
-        log_probs = model(rows[:, :-1]).double().log_softmax(dim=-1)
+        documents = documents_apart(model.config, rows[:, :-1], separator)
+        log_probs = model(rows[:, :-1], documents=documents).double().log_softmax(dim=-1)
         losses = F.nll_loss(log_probs.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(rows[:, 1:].shape)
         for row, new in zip(losses, fresh[i : i + batch_size], strict=True):
             found.append(float(row[len(row) - new :].sum()))

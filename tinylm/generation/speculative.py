@@ -27,10 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.errors import ConfigError
-from tinylm.generation.decoder import CompiledDecoder, Decoder
+from tinylm.generation.decoder import Decoder, make_decoder
 from tinylm.generation.generate import Generator, announce_sliding
 from tinylm.generation.sampling import SamplingConfig, probabilities
 from tinylm.generation.text import Completion, Text
+from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
 
@@ -87,9 +88,10 @@ class _Reader:
         spare: how many tokens it may have to take back
     """
 
-    def __init__(self, model: TransformerLM, decoder: Decoder | CompiledDecoder, spare: int) -> None:
-        self.model, self.decoder, self.context, self.start = model, decoder, model.config.max_seq_len, 0
-        self.cache = model.make_cache(1, spare)
+    def __init__(self, model: TransformerLM, decoder: Decoder | UncachedDecoder, spare: int) -> None:
+        self.decoder: Any = decoder
+        self.context, self.start, self.device = model.config.max_seq_len, 0, next(model.parameters()).device
+        self.cache = self.decoder.make_cache(1, spare)
 
     def restart(self, start: int = 0) -> None:
         """Forgets everything; the next text, or the rest of this one, begins at `start`."""
@@ -105,11 +107,10 @@ class _Reader:
 
     def read(self, ids: list[int], count: int) -> Tensor:
         """Reads what is new of a text: the logits of what follows each of its last `count` tokens, (count, V)."""
-        new = torch.tensor(ids[self.start + self.cache.lengths[0] :], device=self.cache.keys[0].device)
+        new = ids[self.start + self.cache.lengths[0] :]
         if len(new) == 1:
-            return self.decoder.step(new, self.cache)
-        x = self.model.hidden(new[None], cache=self.cache)[0, -count:]  # (count, D)
-        return self.model.logits(x)
+            return self.decoder.step(torch.tensor(new, device=self.device), self.cache)
+        return self.decoder.steps(new, self.cache, count)
 
     def keep(self, length: int) -> None:
         """Takes back what it has read beyond the first so many tokens of the text."""
@@ -209,7 +210,7 @@ class SpeculativeGenerator(Generator):
             )
         super().__init__(model, tokenizer)
         self.draft, self.num_draft, self.lookup = draft, num_draft, lookup
-        self.draft_decoder = None if draft is None else Decoder(draft)
+        self.draft_decoder = None if draft is None else make_decoder(draft)
         self.drafted = self.accepted = 0
 
     def complete(
@@ -218,9 +219,22 @@ class SpeculativeGenerator(Generator):
         """As `Generator.complete`, one text after the other."""
         return super().complete(prompts, num_samples=num_samples, batch_size=batch_size, **options)
 
+    def look_at_model(self, apart: bool = True) -> None:
+        """As `Generator.look_at_model`, for the draft too."""
+        super().look_at_model(apart)
+        if self.draft is not None:
+            self.draft_decoder = make_decoder(self.draft, self.draft_decoder)
+            self.draft_decoder.end = self.decoder.end
+
     @torch.inference_mode()
     def decode(
-        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
+        self,
+        texts: Iterable[Text],
+        config: SamplingConfig,
+        batch_size: int = 1,
+        *,
+        log_probs: bool = False,
+        apart: bool = True,
     ) -> Iterator[Text]:
         """As `Generator.decode`, one text after the other.
 
@@ -229,6 +243,7 @@ class SpeculativeGenerator(Generator):
         """
         if batch_size > 1:
             raise ConfigError(f"speculative decoding writes one text at a time, got batch_size={batch_size}; use 1")
+        self.look_at_model(apart)
         reader, slid = _Reader(self.model, self.decoder, self.num_draft + 1), False
         self.stats.cache_bytes = reader.cache.num_bytes
         lookup = _Lookup(self.lookup, self.model.config.vocab_size)

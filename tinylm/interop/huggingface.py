@@ -20,6 +20,8 @@ from tinylm.interop.configs import describe, understand
 from tinylm.interop.families import choose_family
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
 from tinylm.model import TransformerLM
+from tinylm.model.known import check_known
+from tinylm.model.linear import rounded_layers
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.merges import reading
 
@@ -44,9 +46,12 @@ def export_huggingface(
         the class of transformers that it will be
 
     Raises:
-        ConfigError: if the architecture has no counterpart, with the field; if the tokenizer has none, or another
-            vocabulary.
+        ConfigError: if the architecture has no counterpart, with the field, or the network has a part that its config
+            does not describe; if the tokenizer has no counterpart, or another vocabulary.
     """
+    check_known(model, "an export")
+    for name, _ in rounded_layers(model):
+        raise ConfigError(f"an export: {name} is quantized; take the model that it was made from")
     config = model.config
     family = choose_family(config)
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:

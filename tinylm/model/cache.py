@@ -11,6 +11,9 @@ Rows may have different lengths: which position a place holds follows from its r
 
 Gradients reach the tokens that are being read, and none that were read before.
 
+Where documents are kept apart (`document_mask`), `begin_document` draws a line: positions before it are still counted,
+and no later query sees them.
+
 `Int8KVCache` keeps the same in a quarter of the memory.
 """
 
@@ -35,6 +38,7 @@ class KVCache:
 
     Attributes:
         lengths: how many positions of each row are filled
+        begins: where the documents of each row begin; only the last one is seen
         places: C, how many positions a row holds at once
         keys: of each layer, (B, K, C + 1, E)
         values: of each layer, (B, K, C + 1, E)
@@ -53,7 +57,7 @@ class KVCache:
         self.max_len = config.max_seq_len if max_len is None else max_len
         window = config.sliding_window
         self.places = self.max_len if window is None else min(self.max_len, window + spare)
-        self.lengths = [0] * batch_size
+        self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         # One place more than is used: what is read is never the whole memory, so a step compiled for some places serves
         # for all of them.
         shape = (batch_size, config.kv_heads, self.places + 1, config.head_width)
@@ -94,7 +98,8 @@ class KVCache:
         """
         first, last = min(self.lengths), max(self.lengths)
         writing = not torch.is_grad_enabled()  # else what a gradient needs would be written over
-        if writing and first == last and last + num_new <= self.places:  # the common case, without any index
+        whole = all(begins == [0] for begins in self.begins)
+        if writing and whole and first == last and last + num_new <= self.places:  # the common case, without any index
             self._new = slice(last, last + num_new)
             # views of all layers at once: a call for each is what costs time
             self._slots = [memory[:, :, :, self._new].unbind() for memory in self._memories]
@@ -105,12 +110,17 @@ class KVCache:
         positions = lengths + torch.arange(num_new, device=device)  # (B, T)
         if num_new == 1 and writing:
             self._new, self._end = self._index(positions), min(last + 1, self.places)
-            return positions, self._held(lengths + 1, torch.arange(self._end, device=device))
+            return positions, self._seen(self._held(lengths + 1, torch.arange(self._end, device=device)))
         real = num_new if counts is None else torch.tensor(counts, device=device)[:, None]
         places = torch.arange(self.places, device=device)
         # (B, C): which of the new ones a place takes; negative: none
         self._new = self._held(lengths + real, places) - lengths
-        return positions, torch.cat((self._held(lengths, places), positions), dim=1)
+        return positions, torch.cat((self._seen(self._held(lengths, places)), positions), dim=1)
+
+    def _seen(self, held: Tensor) -> Tensor:
+        """The positions in each place, (B, S), those of earlier documents as if there were none."""
+        starts = torch.tensor([begins[-1] for begins in self.begins], device=held.device)[:, None]
+        return held.masked_fill(held < starts, -1)
 
     def _index(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, heads and places of one position of each row, (B, 1), as `index_put_` takes them."""
@@ -164,15 +174,27 @@ class KVCache:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forgets the positions from these lengths on, one for each row; at most `spare` where there is a window."""
         self.lengths = list(lengths)
+        for length, begins in zip(lengths, self.begins, strict=True):
+            while begins[-1] > length:
+                begins.pop()
 
     def clear(self) -> None:
         """Forgets everything; the memory stays."""
-        self.lengths = [0] * self.batch_size
+        self.truncate([0] * self.batch_size)
+
+    def restart(self, row: int, position: int = 0) -> None:
+        """Forgets a row; what is read next is a document that begins at a position, with nothing before it."""
+        self.lengths[row], self.begins[row] = position, [0, position] if position else [0]
+
+    def begin_document(self, row: int) -> None:
+        """What a row reads next is another document than what it has read."""
+        self.begins[row].append(self.lengths[row])
 
     def row(self, index: int) -> "KVCache":
         """One row as a cache of its own, in the same memory; its length is its own."""
-        cache = KVCache.__new__(KVCache)
-        cache.max_len, cache.places, cache.lengths = self.max_len, self.places, [self.lengths[index]]
+        cache = object.__new__(type(self))  # without taking memory of its own
+        cache.max_len, cache.places = self.max_len, self.places
+        cache.lengths, cache.begins = [self.lengths[index]], [list(self.begins[index])]
         cache._use([memory[:, index : index + 1] for memory in self._memories])
         return cache
 
@@ -180,7 +202,7 @@ class KVCache:
         """Keeps these rows, in this order; a row may come several times."""
         index = torch.tensor(rows, dtype=torch.long, device=self.keys[0].device)
         self._use([memory.index_select(1, index) for memory in self._memories])
-        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths, self.begins = [self.lengths[row] for row in rows], [list(self.begins[row]) for row in rows]
 
 
 class Int8KVCache(KVCache):
@@ -213,15 +235,20 @@ class StaticCache(KVCache):
         values: of the same
         lengths: of its rows, int64 (B, 1): the new positions
         places: 0, 1 ... S - 1, all those that are or become filled and maybe more
+        starts: of the documents that the new positions are in, int64 (B, 1); None: documents are not kept apart
 
     Attributes:
         held: the position of every key once the new ones are there, (B, S); negative where there is none
     """
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor, places: Tensor) -> None:
+    def __init__(
+        self, keys: list[Tensor], values: list[Tensor], lengths: Tensor, places: Tensor, starts: Tensor | None = None
+    ) -> None:
         self.keys, self.values, self.places = keys, values, keys[0].shape[2] - 1
         self._new, self._end = self._index(lengths), len(places)
         self.held = self._held(lengths + 1, places)
+        if starts is not None:
+            self.held = self.held.masked_fill(self.held < starts, -1)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As `KVCache.append`."""

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from tinylm.errors import ConfigError
 from tinylm.model.attention import Attention, visible_keys, visible_places
 from tinylm.model.cache import KVCache
-from tinylm.model.config import ModelConfig, parameter_count
+from tinylm.model.config import ModelConfig
+from tinylm.model.count import count_parameters
 from tinylm.model.feedforward import make_feedforward
 from tinylm.model.normalization import make_norm, widened
 from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
@@ -181,5 +182,5 @@ class TransformerLM(nn.Module):
         return self.cache_type(self.config, batch_size, spare=spare, dtype=weight.dtype, device=weight.device)
 
     def num_parameters(self) -> int:
-        """How many numbers the model learned, tied weights counted once."""
-        return parameter_count(self.config)
+        """How many numbers the model learned, tied weights counted once, adapters not."""
+        return count_parameters(self)

@@ -18,6 +18,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    separator: int | None = None,
 ) -> Array:
     """Continues several texts of equal length at a time.
 
@@ -29,19 +30,27 @@ def generate(
         top_k: keep the k likeliest
         top_p: keep the likeliest that together have probability p
         seed: of the draws; None: another one each time
+        separator: the token that ends a document, which a network with `document_mask` does not see behind it; then
+            the whole text is read for each token, for the cache holds one document. None: a text is one document
 
     Returns:
         the new ids, (B, max_new_tokens)
     """
     random, config = np.random.default_rng(seed), model.config
-    text, unread = np.array(ids), np.array(ids)
+    apart = config.document_mask and separator is not None
+    text = window = np.array(ids)
     cache = KVCache(config, len(text), model.dtype)
     for _ in range(max_new_tokens):
-        if cache.length == config.max_seq_len:
-            unread, cache.length = text[:, -max(config.max_seq_len // 2, 1) :], 0
-        x, _ = model.hidden(unread, cache=cache)  # (B, T, D)
-        unread = choose(x[:, -1] @ model.head.T, temperature, top_k, top_p, random)[:, None]
-        text = np.concatenate((text, unread), axis=1)
+        if window.shape[1] > config.max_seq_len:
+            window, cache.length = text[:, -max(config.max_seq_len // 2, 1) :], 0
+        if apart:
+            ends = window == separator  # each in the document that it ends
+            logits = model.logits(window, ends.cumsum(axis=1) - ends)[:, -1]
+        else:
+            x, _ = model.hidden(window[:, cache.length :], cache=cache)  # (B, T, D)
+            logits = x[:, -1] @ model.head.T
+        new = choose(logits, temperature, top_k, top_p, random)[:, None]
+        text, window = (np.concatenate((each, new), axis=1) for each in (text, window))
     return text[:, np.shape(ids)[1] :]
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from tinylm.adapt import add_lora, save_adapter, trainable_share
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
-from tinylm.data import CHAT
+from tinylm.data import CHAT, Template
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
 from tinylm.files import make_folder
 from tinylm.locate import command
@@ -99,10 +99,13 @@ class Throughput(Callback):
 
 
 def training_flops(module: LitTransformerLM) -> int:
-    """Operations for each token: `flops_per_token`, with adapters, and without the gradients of weights that rest."""
+    """Operations for each token: `flops_per_token`, without the gradients of weights that rest.
+
+    Six for each parameter that the config does not describe: those of adapters, or of layers of one's own.
+    """
     learning, everything = trainable_share(module.net)
-    adapters = everything - parameter_count(module.network)
-    return flops_per_token(module.network) + 6 * adapters - 2 * (everything - learning)
+    others = everything - parameter_count(module.network)
+    return flops_per_token(module.network) + 6 * others - 2 * (everything - learning)
 
 
 class MetricsLog(Callback):
@@ -202,18 +205,8 @@ class FinishRun(Callback):
         """Only after the last step: an exception or a signal does not come here."""
         if not trainer.is_global_zero:
             return
-        try:
-            best = load_bundle(_best_or_last(self.folder))
-        except MissingInputError:  # checkpoints were switched off
-            info, model = {"step": trainer.global_step}, pl_module.net
-        else:
-            info, model = best.info | self._best_loss(trainer), best.model
-            self._save_adapter(pl_module)
+        problem = pl_module.changed or self._save_model(trainer, pl_module)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        info = {**info, "run": self.folder.name, "prompt": self.prompt}
-        if pl_module.template is not None:
-            info["template"] = pl_module.template.name
-        save_bundle(self.folder / "model", model, pl_module.tokenizer, info)
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         for tracker in trackers(trainer):
@@ -221,8 +214,28 @@ class FinishRun(Callback):
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        if problem is not None:
+            notice(f"no model folder, which could not hold this network: {problem}")
+            return
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f"to hear it: {generate_command(self.folder, self.prompt, info)}")
+        notice(f"to hear it: {generate_command(self.folder, self.prompt, pl_module.template)}")
+
+    def _save_model(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> str | None:
+        """Writes the model folder, of the best checkpoint where there are any; why it could not, or None."""
+        try:
+            best = load_bundle(_best_or_last(self.folder))
+        except MissingInputError:  # checkpoints were switched off
+            info, model = {"step": trainer.global_step}, pl_module.net
+        else:
+            info, model = best.info | self._best_loss(trainer), best.model
+            self._save_adapter(pl_module)
+        try:
+            info |= {"run": self.folder.name, "prompt": self.prompt}
+            info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
+            save_bundle(self.folder / "model", model, pl_module.tokenizer, info)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
         """The best checkpoint's figure of what it was chosen by."""
@@ -242,9 +255,9 @@ class FinishRun(Callback):
         notice(f"adapter: {self.folder / 'adapter'}")
 
 
-def generate_command(folder: Path, prompt: str, info: dict[str, Any]) -> str:
+def generate_command(folder: Path, prompt: str, template: Template | None = None) -> str:
     """What to type to hear a model. A long prompt is left out: it is recorded with the model, and the default."""
-    chat = ["--chat"] if info.get("template") == CHAT.name else []
+    chat = ["--chat"] if template == CHAT else []
     return command("generate", "--model", folder, *([*chat, "--prompt", prompt] if len(prompt) <= 60 else []))
 
 

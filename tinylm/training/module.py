@@ -23,6 +23,7 @@ from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import document_numbers
 from tinylm.model.config import WITHOUT_WEIGHTS, require
+from tinylm.model.known import unknown_part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -83,6 +84,7 @@ class LitTransformerLM(pl.LightningModule):
         self.stop_wanted: tuple[bool, bool] = (False, False)
         self.stop_agreed = self.stop_wanted
         self._step_nll: Tensor | float = 0.0
+        self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as the config has them
         self._totals = torch.zeros(5, dtype=torch.float64)
 
@@ -134,6 +136,7 @@ class LitTransformerLM(pl.LightningModule):
         """Shards the weights where the strategy says so (overlays/fsdp.yaml): each block gathers its own to compute."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
+        self._changed = self.changed
         muon = self.optimizer.name == "muon"
         require(not muon, "optimizer.name: muon needs whole matrices, and fsdp shards them; take adamw")
         assert self.device_mesh is not None
@@ -243,7 +246,9 @@ class LitTransformerLM(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
-        log_probs = -F.cross_entropy(self(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+        log_probs = -F.cross_entropy(
+            self(batch.inputs, batch.documents).transpose(1, 2), batch.targets, reduction="none"
+        )
         counts = batch.targets != IGNORE
         return batch.targets[counts], log_probs[counts]
 
@@ -280,7 +285,14 @@ class LitTransformerLM(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the architecture and the tokenizer."""
-        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters)
+        checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
+
+    @property
+    def changed(self) -> str | None:
+        """A part of the network that its config does not describe, in words, hooks left out; None: there is none."""
+        if not isinstance(self.net, FSDPModule):  # whose classes are FSDP's; it was looked at before
+            self._changed = unknown_part(self.net, hooks=False)
+        return self._changed
 
     @property
     def _adapters(self) -> dict[str, float]:
@@ -302,6 +314,8 @@ class LitTransformerLM(pl.LightningModule):
         )
         theirs = entry.get("adapters", {})
         require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
+        theirs, ours = (each or "nothing" for each in (entry.get("changed"), self.changed))
+        require(theirs == ours, f"what the config does not describe: checkpoint {theirs}; this network {ours}")
         if self.trainer.state.fn == "fit":
             theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")

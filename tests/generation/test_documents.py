@@ -1,0 +1,189 @@
+"""Where documents are kept apart: generation, scores and pictures see what training saw.
+
+The oracle is the training forward: `model(ids, documents=document_numbers(ids, end))`, the whole text for each token.
+"""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.changes import gate
+from tests.model.test_cache import with_rounded_keys
+from tests.strategies import model_configs, random_model
+from tinylm.analysis.tokens import token_losses
+from tinylm.data.batches import Batch
+from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator, beam_search, exact_match, score_text
+from tinylm.generation.decoder import CompiledDecoder, Decoder
+from tinylm.generation.text import Text
+from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
+from tinylm.model.attention import document_numbers
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.training import LitTransformerLM
+
+LETTERS = CharTokenizer("abcdefghij", [END_OF_TEXT])
+END = LETTERS.end_of_text
+NEW = 14
+GREEDY = SamplingConfig(max_new_tokens=NEW, temperature=0.0)
+PROMPTS = [[END], [END, 0, 1, 2], [END, 3, END, 4, 5], [6, 7, END], [END, END, 8, 9, 1, 2], [3]]
+positions = pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
+
+
+class Fixed(Decoder):
+    """Keeps all rows, as a compiled one does."""
+
+    fixed_rows = True
+
+
+def network(**fields) -> TransformerLM:
+    shape = dict(vocab_size=11, d_model=16, num_layers=2, num_heads=2, tie_embeddings=False, max_seq_len=32)
+    return random_model(ModelConfig(**shape | dict(document_mask=True) | fields), seed=6)
+
+
+@torch.no_grad()
+def plainly(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
+    """Greedy; beyond the context the newer half goes on."""
+    ids = window = list(prompt)
+    for _ in range(count):
+        if len(window) > model.config.max_seq_len:
+            window = ids[-(model.config.max_seq_len // 2) :]
+        read = torch.tensor([window])
+        token = int(model(read, documents=document_numbers(read, end))[0, -1].argmax())
+        if token == END:
+            break
+        ids, window = [*ids, token], [*window, token]
+    return ids[len(prompt) :]
+
+
+def texts_of(generator: Generator, batch_size: int = 1, config: SamplingConfig = GREEDY) -> list[list[int]]:
+    texts = [Text(list(prompt)) for prompt in PROMPTS]
+    for _ in generator.decode(texts, config, batch_size):
+        pass
+    return [text.ids for text in texts]
+
+
+@positions
+@pytest.mark.parametrize("fields", [{}, dict(max_seq_len=8), dict(sliding_window=3, max_seq_len=10)], ids=str)
+@pytest.mark.parametrize("cache", [KVCache, Int8KVCache])
+def test_texts_are_what_the_training_forward_says(positions, fields, cache):
+    """Prompts of one document and of several, alone and in batches, within the context and sliding."""
+    model = network(positional_encoding=positions, **fields)
+    model.cache_type = cache
+    oracle = network(positional_encoding=positions, **fields)
+    if cache is Int8KVCache:
+        oracle = with_rounded_keys(oracle)
+    expected = [plainly(oracle, prompt) for prompt in PROMPTS]
+    for batch_size in (1, 2, 6):
+        assert texts_of(Generator(model, LETTERS), batch_size) == expected
+        assert texts_of(Generator(model, LETTERS, Fixed(model)), batch_size) == expected
+    together = [plainly(oracle, prompt, end=None) for prompt in PROMPTS]
+    assert expected != together, "what is hidden does not show"
+
+
+@positions
+def test_speculation_too(positions):
+    """Drafts may end a document, and be taken back."""
+    model = network(positional_encoding=positions, max_seq_len=12)
+    expected = [plainly(model, prompt) for prompt in PROMPTS]
+    for draft in (None, model, network(positional_encoding=positions, max_seq_len=7), network(document_mask=False)):
+        assert texts_of(SpeculativeGenerator(model, LETTERS, draft)) == expected
+
+
+def test_a_changed_network_too():
+    model = network()
+    gate(model)
+    assert texts_of(Generator(model, LETTERS), 3) == [plainly(model, prompt) for prompt in PROMPTS]
+    assert texts_of(SpeculativeGenerator(model, LETTERS)) == [plainly(model, prompt) for prompt in PROMPTS]
+
+
+@positions
+@torch.no_grad()
+def test_beams_too(positions):
+    model = network(positional_encoding=positions)
+    found = beam_search(Generator(model, LETTERS), "abc", num_beams=4, num_return=4, max_new_tokens=8)
+    for each in found:
+        ids = torch.tensor([[END, 0, 1, 2, *each.ids]])
+        log_probs = model(ids, documents=document_numbers(ids, END))[0].log_softmax(-1)
+        expected = log_probs[range(3, ids.shape[1] - 1), each.ids].tolist()
+        assert each.log_probs == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model_configs(document_mask=st.just(True), vocab_size=st.just(4), max_seq_len=st.integers(3, 10)),
+    st.lists(st.integers(0, 3), min_size=3, max_size=10),
+    st.integers(0, 9),
+    st.booleans(),
+)
+@torch.no_grad()
+def test_logits_after_any_beginning_are_the_training_forwards(config, ids, begun, one_by_one):
+    """Separators anywhere: read at once, as a beginning, or one by one; taken back and read again."""
+    model, ids = random_model(config), ids[: config.max_seq_len]
+    decoder, begun = Decoder(model), min(begun, len(ids) - 1)
+    decoder.end = 3
+    rows = torch.tensor([ids])
+    full = model(rows, documents=document_numbers(rows, 3))[0]
+    cache = decoder.make_cache(1, spare=len(ids))
+    decoder.prefill([ids[:begun]], cache)
+    for _ in range(2):
+        if one_by_one:
+            found = torch.cat([decoder.step(torch.tensor([token]), cache) for token in ids[begun:]])
+        else:
+            found = decoder.steps(ids[begun:], cache, len(ids) - begun)
+        torch.testing.assert_close(found, full[begun:], rtol=0, atol=1e-9)
+        cache.truncate([begun])
+
+
+@pytest.mark.slow  # half a minute of compiling
+def test_the_compiled_decoder_too():
+    model = network().float()
+    generator = Generator(model, LETTERS, CompiledDecoder(model))
+    assert texts_of(generator, 6) == [plainly(model, prompt) for prompt in PROMPTS]
+
+
+# --- conversations
+
+
+def test_a_conversation_is_one_document_as_training_reads_it():
+    """A record of pairs has one document number (data/pair_batches.py), the ends of its turns included."""
+    model = network()
+    whole = [plainly(model, prompt, end=None) for prompt in PROMPTS]
+    assert whole != [plainly(model, prompt) for prompt in PROMPTS]
+    found = exact_match(Generator(model, LETTERS), PROMPTS, [""] * len(PROMPTS), max_new_tokens=NEW, batch_size=3)
+    assert found.answers == [LETTERS.decode(ids) for ids in whole]
+    framed = Generator(model, LETTERS)
+    framed.before, framed.after = [9], [8]  # roles
+    for prompt, text in itertools.product(["", "ab"], ["ca"]):
+        ids = [END, 9, *LETTERS.encode(prompt + text), 8]
+        (found,) = framed.complete([prompt + text], max_new_tokens=NEW, temperature=0)
+        assert found.ids == plainly(model, ids, end=None)
+
+
+# --- scores
+
+
+@pytest.mark.parametrize("text", ["a", "abcdefg", "hgfedcbaabcdefghijjihgfedcba"])
+@positions
+@torch.no_grad()
+def test_scores_pictures_and_validation_agree(text, positions):
+    """The whole text in one window; the oracle is what a validation step computes."""
+    model = network(positional_encoding=positions)
+    ids = torch.tensor([[END, *LETTERS.encode(text)]])
+    module = LitTransformerLM(model.config)
+    module.net = model
+    module.__class__ = type("Module", (LitTransformerLM,), {"tokenizer": LETTERS})
+    nats = float(module._sums(Batch(ids[:, :-1], ids[:, 1:], len(text)))[0])
+    assert score_text(model, LETTERS, text).nats == pytest.approx(nats, abs=1e-9)
+    assert sum(each.nats for each in token_losses(model, LETTERS, text)) == pytest.approx(nats, abs=1e-9)
+    if len(text) > 1:
+        together = model(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])
+        assert abs(float(together.sum()) + nats) > 1e-3
+
+
+@torch.no_grad()
+def test_scores_and_pictures_agree_beyond_the_context_too():
+    model, text = network(max_seq_len=8), "hgfedcbaabcdefghijjihgfedcba"
+    losses = [each.nats for each in token_losses(model, LETTERS, text)]
+    assert score_text(model, LETTERS, text).nats == pytest.approx(sum(losses), abs=1e-9)

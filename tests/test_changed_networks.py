@@ -1,0 +1,278 @@
+"""Everything that takes a network's inside for granted, on one that was changed: right, or refused by name.
+
+Texts are in tests/generation/test_changed_networks.py; what counts as changed in tests/model/test_known.py.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.changes import CHANGES, SignedSwiGLU, gate, hook, parameter, subclass
+from tests.strategies import random_ids, random_model
+from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora, freeze, grow_vocabulary, quantize
+from tinylm.analysis.activations import activation_statistics
+from tinylm.analysis.attention import attention_maps, attention_weights, head_scores, induction_scores
+from tinylm.analysis.gradients import gradient_statistics
+from tinylm.analysis.lens import layer_views, read_layers
+from tinylm.analysis.profile import profile
+from tinylm.analysis.tokens import token_losses
+from tinylm.bundle import save_bundle
+from tinylm.errors import ConfigError
+from tinylm.generation import score_text
+from tinylm.interop import export_huggingface
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.attention import Attention
+from tinylm.tokenizer import CharTokenizer
+
+LETTERS = CharTokenizer("abcdefghij")
+CONFIG = ModelConfig(vocab_size=10, d_model=16, num_layers=2, num_heads=2, max_seq_len=12, tie_embeddings=False)
+changes = pytest.mark.parametrize("change", CHANGES)
+
+
+def network(change=None) -> TransformerLM:
+    model = random_model(CONFIG, dtype=torch.float32)
+    if change is not None:
+        change(model)
+    return model
+
+
+# --- refused
+
+
+@changes
+def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
+    make, message = CHANGES[change]
+    for purpose, use in {
+        "quantization": lambda model: quantize(model),
+        "an export": lambda model: export_huggingface(model, LETTERS, tmp_path / "out"),
+        "a model folder": lambda model: save_bundle(tmp_path / "out", model, LETTERS),
+        "a larger vocabulary": lambda model: grow_vocabulary(model, 12),
+    }.items():
+        with pytest.raises(ConfigError) as error:
+            use(network(make))
+        assert str(error.value) == f"{purpose} needs a network that is exactly its config's, and {message}"
+    assert not [*tmp_path.iterdir()]
+
+
+@changes
+def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
+    make, message = CHANGES[change]
+    if "hook" in change:  # which has no weights and no products of its own
+        assert profile(network(make)) == profile(network())
+        return
+    with pytest.raises(ConfigError, match=r"^a profile needs a network that is exactly its config") as error:
+        profile(network(make))
+    assert message in str(error.value)
+
+
+def test_adapters_are_merged_before_a_model_is_counted_quantized_or_written(tmp_path):
+    for purpose, use in {
+        "a profile": profile,
+        "quantization": quantize,
+        "a model folder": lambda model: save_bundle(tmp_path / "out", model, LETTERS),
+        "a larger vocabulary": lambda model: grow_vocabulary(model, 12),
+    }.items():
+        model = network()
+        add_lora(model, LoRAConfig())
+        with pytest.raises(
+            ConfigError, match=rf"^{purpose}: blocks\.0\.attention\.query has LoRA adapters; merge_lora"
+        ):
+            use(model)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_adapters_replace_plain_layers_only():
+    """A LoRALinear in the place of another kind of layer would compute something else."""
+    model = network()
+    model.blocks[1].attention.value.__class__ = Doubled
+    with pytest.raises(
+        ConfigError, match=r"^lora\.targets: blocks\.1\.attention\.value is no plain nn\.Linear but a Doub"
+    ):
+        add_lora(model, LoRAConfig())
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert all(weight.requires_grad for weight in model.parameters())  # refused before anything was done
+    model = network()
+    model.blocks[0].feedforward.input.register_forward_hook(lambda module, inputs, output: -output)
+    with pytest.raises(ConfigError, match=r"^lora\.targets: blocks\.0\.feedforward\.input has hooks"):
+        add_lora(model, LoRAConfig())
+
+
+@changes
+@torch.no_grad()
+def test_adapters_over_a_changed_network_begin_as_it_was_and_are_its_own(change):
+    """Only the layers that get adapters must be known."""
+    model, ids = network(CHANGES[change][0]), random_ids(CONFIG)
+    expected = model(ids)
+    layers = add_lora(model, LoRAConfig(targets=("blocks.*.attention.key",)))
+    assert torch.equal(model(ids), expected) and len(layers) == 2
+
+
+def test_freezing_all_before_the_last_blocks_asks_where_a_foreign_weight_stands():
+    model = network()
+    model.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(ConfigError, match=r"^freeze\.all_but_last: is scale before the last blocks\?"):
+        freeze(model, FreezeConfig(all_but_last=1))
+    assert freeze(model, FreezeConfig(patterns=("scale",))) == ["scale"]
+    gate(model)
+    del model.scale
+    assert "blocks.0.attention.gate.weight" in freeze(model, FreezeConfig(all_but_last=1))
+
+
+# --- right
+
+
+def test_parameters_are_counted_where_they_are():
+    """16 x 16 and 16 biases for each of two gates; 16 for a vector."""
+    known = network().num_parameters()
+    assert known == sum(weight.numel() for weight in network().parameters())
+    assert network(gate).num_parameters() == known + 2 * (16 * 16 + 16)
+    assert network(parameter).num_parameters() == known + 16
+    assert network(subclass).num_parameters() == network(hook).num_parameters() == known
+    model = network()
+    model.blocks[0].feedforward = model.blocks[1].feedforward
+    assert model.num_parameters() == known - 3 * 16 * CONFIG.ff_width
+
+
+@changes
+@torch.no_grad()
+def test_scores_and_losses_are_those_of_the_changed_network(change):
+    model, text = network(CHANGES[change][0]), "abcdefghij"
+    ids = torch.tensor([LETTERS.encode(text)])
+    log_probs = model(ids[:, :-1]).double().log_softmax(-1)
+    expected = -log_probs.gather(2, ids[:, 1:, None])[0, :, 0]
+    assert score_text(model, LETTERS, text).nats == pytest.approx(float(expected.sum()), rel=1e-6)
+    found = [each.nats for each in token_losses(model, LETTERS, text)][1:]
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [gate, parameter, hook])
+def test_gradients_are_those_of_the_changed_network(change):
+    model, ids = network(change), random_ids(CONFIG, 2)
+    found = gradient_statistics(model, ids[:, :-1], ids[:, 1:])
+    assert sum(each.weights for each in found) == sum(weight.numel() for weight in model.parameters())
+    loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    assert sum(each.norm**2 for each in found) == pytest.approx(
+        sum(float(g.square().sum()) for g in gradients), rel=1e-4
+    )
+
+
+# --- what looks inside
+
+
+@pytest.mark.parametrize("change", [gate, subclass, hook])
+@torch.no_grad()
+def test_attention_is_shown_as_the_changed_network_computes_it(change):
+    """Of the second layer, whose queries and keys follow from what was changed in the first."""
+    model, ids = network(change), random_ids(CONFIG, 1)
+    seen = []
+    kernel = model.blocks[1].attention.attend
+    model.blocks[1].attention.attend = lambda q, k, *rest: seen.append((q, k)) or kernel(q, k, *rest)
+    model(ids)
+    model.blocks[1].attention.attend = kernel
+    expected = attention_weights(*seen[0], None)
+    assert torch.equal(attention_maps(model, ids)[1], expected)
+    assert not torch.allclose(attention_maps(network(), ids)[1], expected, atol=1e-3)
+
+
+class Averaging(Attention):
+    """Attends without a kernel: a mean over what came before."""
+
+    def forward(self, x, visible, rotary, cache):
+        values = self.value(x).cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return self.output(values)
+
+
+class Bare(nn.Module):
+    """A feed-forward layer without a name for its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.all(x).relu()
+
+
+class Whole(nn.Module):
+    """A block of one's own."""
+
+    def forward(self, x, visible, rotary, cache):
+        return x
+
+
+def averaging(model: TransformerLM) -> None:
+    model.blocks[1].attention.__class__ = Averaging
+
+
+def own_kernel(model: TransformerLM) -> None:
+    kernel = model.blocks[0].attention.attend
+    model.blocks[0].attention.attend = lambda query, *rest: kernel(2 * query, *rest)
+
+
+def whole(model: TransformerLM) -> None:
+    model.blocks[1] = Whole()
+
+
+def bare(model: TransformerLM) -> None:
+    model.blocks[0].feedforward = Bare()
+
+
+def idle(model: TransformerLM) -> None:
+    model.blocks[0].feedforward.__class__ = Idle
+
+
+class Idle(SignedSwiGLU):
+    """Does not use its last projection."""
+
+    def forward(self, x):
+        return self.gate(x) @ self.output.weight.T
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (averaging, r"blocks\.1\.attention was not computed where a network of tinylm computes it"),
+        (own_kernel, r"blocks\.0\.attention \(Attention\) does not attend by a kernel of tinylm: no weights to show"),
+        (whole, r"blocks\.1 is a Whole, whose inside is not known, and not a Block"),
+    ],
+)
+def test_attention_that_cannot_be_shown_is_named(change, message):
+    model, ids = network(change), random_ids(CONFIG, 1)
+    for look in (lambda: attention_maps(model, ids), lambda: head_scores(model, ids), lambda: induction_scores(model)):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            look()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (bare, r"blocks\.0\.feedforward has no layer `output`, so its units are unknown"),
+        (idle, r"blocks\.0\.units was not computed where a network of tinylm computes it"),
+        (whole, r"blocks\.1 is a Whole, whose inside is not known, and not a Block"),
+    ],
+)
+def test_activations_that_cannot_be_shown_are_named(change, message):
+    model = network(change)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        activation_statistics(model, random_ids(CONFIG))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@changes
+@torch.no_grad()
+def test_the_lens_ends_with_what_the_network_says_or_says_why_not(change):
+    model, ids = network(CHANGES[change][0]), random_ids(CONFIG, 1)
+    if change in ("hook on the network", "forward of a subclass", "read of a subclass"):  # behind the last block
+        for look in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
+            with pytest.raises(ConfigError, match="does more behind its last block than final_norm and head"):
+                look()
+        return
+    last = layer_views(model, ids[:, :-1], ids[:, 1:])[-1]
+    expected = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert last.loss == pytest.approx(expected, rel=1e-5) and last.agreement == 1
+    assert torch.equal(read_layers(model, ids).best[-1], model(ids)[0].argmax(-1))

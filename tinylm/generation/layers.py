@@ -1,0 +1,151 @@
+"""The layers of a network, rearranged to read one token of each text: what a `Decoder` is put together from.
+
+- Queries, keys and values are one product, and so are the two inputs of SwiGLU;
+- matrices lie transposed and, on a CPU, cut into as many parts as there are threads: its library shares a product out
+  by rows of x, of which there are few, but a batch of products one by one;
+- queries and keys are normalized and rotated together;
+- there is no dropout, no gradient and no module around an operation.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinylm.model import KVCache, TransformerLM
+from tinylm.model.feedforward import SwiGLU
+from tinylm.model.linear import join_layers
+from tinylm.model.normalization import LayerNorm, RMSNorm
+from tinylm.model.positional import PositionTable
+from tinylm.model.transformer import Block
+
+
+def position_rows(model: TransformerLM) -> Tensor | None:
+    """What belongs to each position: a vector to add, (positions, D), or for rotary ones the cosines and the signed
+    sines of each coordinate, (positions, 2, 1, 1, E)."""
+    match model.positions:
+        case nn.Embedding():
+            return model.positions.weight
+        case PositionTable() if model.config.positional_encoding == "rotary":
+            cos, sin = model.positions(model.embedding.weight)  # (positions, E/2) each
+            rows = torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)
+            return rows[:, :, None, None]
+        case PositionTable():
+            return model.positions(model.embedding.weight)
+    return None
+
+
+def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a norm computes."""
+    if isinstance(module, nn.Identity):
+        return module.forward
+    assert isinstance(module, LayerNorm | RMSNorm)
+    weight, eps = module.weight, module.eps
+    if isinstance(module, RMSNorm):
+        return lambda x: torch.rms_norm(x, weight.shape, weight, eps)
+    return lambda x: torch.layer_norm(x, weight.shape, weight, module.bias, eps)
+
+
+class Layer:
+    """A `Block` for one token of each row."""
+
+    def __init__(self, block: Block, parts: int) -> None:
+        attention, feedforward = block.attention, block.feedforward
+        self.pre_norm, self.index, self.head_width = block.pre_norm, attention.layer, attention.head_width
+        self.attention_norm, self.feedforward_norm = (
+            norm_function(block.attention_norm),
+            norm_function(block.feedforward_norm),
+        )
+        self.heads = attention.query.out_features // self.head_width
+        self.kv_heads = attention.key.out_features // self.head_width
+        self.qk_weight = None
+        if attention.query_norm is not None and attention.key_norm is not None:
+            weights = (attention.query_norm.weight.expand(self.heads, -1), attention.key_norm.weight)
+            both = torch.cat((weights[0], weights[1].expand(self.kv_heads, -1)))
+            self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
+            self.eps = attention.query_norm.eps
+        self.query_key_value = Product([attention.query, attention.key, attention.value], parts)
+        self.attention_output = Product([attention.output], parts)
+        self.gated = isinstance(feedforward, SwiGLU)
+        inputs = [feedforward.gate, feedforward.input] if isinstance(feedforward, SwiGLU) else [feedforward.input]
+        self.activation = None if isinstance(feedforward, SwiGLU) else feedforward.activation
+        self.input, self.output = Product(inputs, parts), Product([feedforward.output], parts)
+
+    def forward(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        """(B, D) -> (B, D)
+
+        Args:
+            x: what comes in
+            rotary: cosines and signed sines, (B, 1, 1, E) each, or one row for all
+            mask: what is added to the scores of keys, (B, 1, 1, S)
+            cache: of keys and values
+        """
+        if self.pre_norm:
+            x = x + self._attend(self.attention_norm(x), rotary, mask, cache)
+            return x + self._feed(self.feedforward_norm(x))
+        x = self.attention_norm(x + self._attend(x, rotary, mask, cache))
+        return self.feedforward_norm(x + self._feed(x))
+
+    def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+        B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_width
+        heads = self.query_key_value.forward(x).view(B, H + 2 * K, 1, E)
+        both, value = heads.split_with_sizes((H + K, K), dim=1)
+        if self.qk_weight is not None:
+            both = torch.rms_norm(both, (E,), None, self.eps) * self.qk_weight
+        if rotary is not None:
+            both = torch.addcmul(both * rotary[0], both.roll(E // 2, dims=-1), rotary[1]).type_as(x)
+        query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
+        keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
+        query = query.view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
+        if B == 1:
+            return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
+        query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
+        mask = query.new_zeros(()) if mask is None else mask.expand(B, K, -1, -1).reshape(B * K, 1, -1)
+        weights = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=E**-0.5).softmax(dim=-1)  # (B K, H/K, S)
+        return self.attention_output.forward(torch.bmm(weights, values).view(B, H * E))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        inside = self.input.forward(x)
+        if self.gated:
+            gate, inside = inside.chunk(2, dim=-1)
+            return self.output.forward(F.silu(gate) * inside)
+        assert self.activation is not None
+        return self.output.forward(self.activation(inside))
+
+
+class Product:
+    """Linear layers of the same input as one product: (B, inputs) -> (B, all outputs).
+
+    Args:
+        layers: what to put together; layers in few bits are joined where they are alike, and if one is something else
+            than a plain `nn.Linear`, each computes for itself
+        parts: into how many the outputs are cut, if they can be
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], parts: int) -> None:
+        plain = [layer for layer in layers if type(layer) is nn.Linear]
+        self.layers = None if len(plain) == len(layers) else list(layers)
+        if self.layers is not None:
+            joined = join_layers(self.layers)
+            self.layers = self.layers if joined is None else [joined]
+            return
+        weight = torch.cat([layer.weight.detach() for layer in plain])  # (O, I)
+        biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
+        outputs, inputs = weight.shape
+        self.parts = parts if outputs % parts == 0 else 1
+        weight = weight.view(self.parts, -1, inputs).transpose(1, 2).contiguous()  # (G, I, O/G)
+        bias = torch.cat(biases).view(self.parts, 1, -1) if biases else None
+        self.weight = weight if self.parts > 1 else weight[0]
+        self.bias = bias if bias is None or self.parts > 1 else bias.flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) -> (B, outputs)"""
+        if self.layers is not None:
+            return self.layers[0](x) if len(self.layers) == 1 else torch.cat([each(x) for each in self.layers], dim=-1)
+        if self.parts == 1:
+            return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        x = x.expand(self.parts, -1, -1)  # (G, B, I)
+        y = torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        rows = x.shape[1]
+        return y.view(1, -1) if rows == 1 else y.transpose(0, 1).reshape(rows, -1)
