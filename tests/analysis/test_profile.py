@@ -100,7 +100,8 @@ def test_what_training_keeps_is_what_pytorchs_profiler_sees_stay(options, elsewh
     ids = random_ids(model.config, 1)
     model(ids)  # the table of positions is there from now on, and is kept
     table = 2 * 24 * 8 * 4 if model.config.positional_encoding == "rotary" else 0
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    watched = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=watched, profile_memory=True, acc_events=True) as profiler:
         loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
     stayed = sum(event.self_cpu_memory_usage for event in profiler.events())
     assert kept_bytes(model, ids) == stayed - loss.nbytes + table - elsewhere  # the loss holds the rest until here

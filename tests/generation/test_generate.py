@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -11,7 +11,7 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.decoder import Decoder
 from tinylm.generation.sampling import choose
-from tinylm.generation.text import until
+from tinylm.generation.text import Completion, StopStrings, until
 from tinylm.model import KVCache, ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -173,17 +173,26 @@ def test_penalties_see_what_was_read_and_said():
 # --- stop strings
 
 
+def ends_before(text: str, stops: list[str]) -> str:
+    """The rule: a text ends where a stop string is first complete; the longest that is so there is cut off."""
+    for n in range(1, len(text) + 1):
+        if complete := [stop for stop in stops if text[:n].endswith(stop)]:
+            return text[: n - max(map(len, complete))]
+    return text
+
+
 @few
 @given(
     st.lists(st.text("ab", max_size=4), max_size=8),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
 )
+@example(["ab", "a"], ["b", "aba"])  # "aba" begins first, "b" is complete first
+@example(["aba"], ["b", "aba"])
+@example(["aab"], ["b", "ab"])  # complete at once
 def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, stops):
-    text = "".join(pieces)
-    expected = text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
-    taken = []
-    found = []
-    for piece in until((taken.append(piece) or piece for piece in pieces), stops):
+    expected = ends_before("".join(pieces), stops)
+    taken, found = [], []
+    for piece in until((taken.append(piece) or piece for piece in pieces), StopStrings(stops)):
         found.append(piece)
         whole = "".join(found)
         read = "".join(taken)
@@ -193,6 +202,31 @@ def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, 
             rest = read[len(whole) :]
             assert not rest or any(stop.startswith(rest) for stop in stops)
     assert "".join(found) == expected
+
+
+BYTES = ByteTokenizer()
+BYTES.token_bytes = [bytes([i]) if i else b"" for i in range(256)]  # 0 says nothing, as a gap among ids does
+
+
+@few
+@given(
+    st.lists(st.sampled_from([*"ab\0é".encode(), 0xC3]), min_size=1, max_size=12),
+    st.lists(st.text("abé\ufffd", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+@example([0, *b"ab"], ["ab"])  # the last token that is allowed completes it
+@example([*b"a", 0, 0, *b"ba"], ["ab"])  # of more tokens than it has bytes
+@example([0xC3, 0xA9, *b"a"], ["\ufffd"])  # half a character is not a character
+def test_streams_and_batches_end_at_the_same_token(script, stops):
+    options = dict(max_new_tokens=len(script), stop=stops, **GREEDY)
+    expected = ends_before(BYTES.decode(script), stops)
+    said = [bytes(script[:n]).replace(b"\0", b"") for n in range(1, len(script) + 1)]
+    read = [each.removesuffix(b"\xc3").decode(errors="replace") for each in said]  # what it begins may still come
+    count = next((n for n, text in enumerate(read, 1) if any(stop in text for stop in stops)), len(script))
+    stopped = any(stop in BYTES.decode(script) for stop in stops)
+    text, pieces = saying(Scripted(script, BYTES), BYTES).begin("a", **options)
+    found = Completion("a", "".join(pieces), text.ids, text.log_probs, text.finished)
+    assert (found.text, found.ids, found.finished) == (expected, script[:count], "stop" if stopped else "length")
+    assert saying(Scripted(script, BYTES), BYTES).complete(["a"], **options) == [found]
 
 
 def test_stop_strings_that_straddle_tokens_end_the_text_and_what_would_follow_is_not_computed():

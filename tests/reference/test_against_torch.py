@@ -99,7 +99,7 @@ def test_masks_are_drawn_with_their_probability_and_keep_the_mean():
         "blocks.0.feedforward": wide,
     }
     for mask in masks.values():
-        assert set(np.unique(mask)) == {np.float32(0), 1 / np.float32(0.7)}
+        assert set(np.unique(mask)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
         assert abs((mask == 0).mean() - 0.3) < 4 * (0.3 * 0.7 / mask.size) ** 0.5
     model = NumpyTransformerLM(config)
     ids = np.arange(64)[None] % 5

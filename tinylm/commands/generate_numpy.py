@@ -12,7 +12,8 @@ from tinylm.reference import NumpyTransformerLM, files
 from tinylm.reference.generate import generate
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
-KNOWN = ("model", "prompt", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "num_samples", "debug")
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+KNOWN = ("model", "prompt", "num_samples", "debug", *SAMPLING)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,11 +36,8 @@ def run(options: argparse.Namespace) -> None:
     ids = ([] if end is None else [end]) + tokenizer.encode(prompt)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
-    sampling: dict[str, Any] = dict(
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed
-    )
-    sampling["separator"] = end
-    new = generate(model, np.array([ids] * options.num_samples), options.max_new_tokens, **sampling)
+    sampling: dict[str, Any] = {name: getattr(options, name) for name in SAMPLING}
+    new = generate(model, np.array([ids] * options.num_samples), separator=end, **sampling)
     for number, row in enumerate(new.tolist()):
         text = tokenizer.decode(row[: row.index(end)] if end in row else row)
         print(*(["---"] if number else []), prompt + text, sep="\n")

@@ -19,11 +19,10 @@ from torch import Tensor
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.decoder import CachedDecoder, CompiledDecoder, Decoder, make_decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
-from tinylm.generation.text import Completion, Stats, Text, until
+from tinylm.generation.text import Completion, Stats, StopStrings, Text, until
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import KVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
-from tinylm.tokenizer.blocks import utf8
 
 
 class Generator:
@@ -94,11 +93,13 @@ class Generator:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         seeds = [None if config.seed is None else config.seed + i for i in range(num_samples)]
         texts = [Text(ids, seed) for ids in [self.prompt_ids(p, truncate) for p in prompts] for seed in seeds]
-        longest = max((len(utf8(stop)) for stop in config.stop), default=0)  # so it begins at most as many tokens ago
+        readers = {text: (self.tokenizer.piece_decoder(), StopStrings(config.stop)) for text in texts}
         for text in self.decode(texts, config, batch_size, log_probs=True):
-            if config.stop and any(stop in self.tokenizer.decode(text.ids[-longest:]) for stop in config.stop):
-                text.finished = "stop"
-        said = ["".join(until([self.tokenizer.decode(text.ids)], config.stop)) for text in texts]
+            piece_of, stops = readers[text]
+            if config.stop and text.finished != "end":
+                stops.read(piece_of(text.ids[-1]))
+                text.finished = "stop" if stops.found else text.finished
+        said = ["".join(self._until([self.tokenizer.decode(text.ids)], text, config)) for text in texts]
         return [self.completion(prompts[i // num_samples], text, said[i]) for i, text in enumerate(texts)]
 
     def completion(self, prompt: str, text: Text, said: str) -> Completion:
@@ -108,8 +109,13 @@ class Generator:
     def _pieces(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[str]:
         """The pieces of one text as they come; it is finished when they end."""
         ids = self._new_ids(text, config, log_probs)
-        yield from until(self.tokenizer.decode_stream(ids), config.stop)
-        text.finished = text.finished or "stop"
+        yield from self._until(self.tokenizer.decode_stream(ids), text, config)
+
+    def _until(self, pieces: Iterable[str], text: Text, config: SamplingConfig) -> Iterator[str]:
+        """The pieces of a text up to the first stop string, by which it is finished."""
+        stops = StopStrings(config.stop)
+        yield from until(pieces, stops)
+        text.finished = "stop" if stops.found else text.finished
 
     def _new_ids(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[int]:
         for _ in self.decode([text], config, log_probs=log_probs):

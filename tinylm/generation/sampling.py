@@ -52,7 +52,7 @@ class SamplingConfig:
     min_new_tokens: int = 0
     """The text does not end before so many tokens."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings."""
+    """The text ends before the first of these strings to be completed; the longest, if several end together."""
     seed: int | None = None
     """The same text for the same seed. Empty: another one each time."""
 

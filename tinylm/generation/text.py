@@ -14,8 +14,9 @@ class Text:
         prompt: token ids, at least one
         ids: those that were generated
         log_probs: of each of these, what the model gave it before any temperature or filter; in nats
-        finished: why it ended: "end" (the end-of-text token, which is not in `ids`), "length", "stop" (a stop string,
-            of which a part may be in `ids`); empty as long as it grows. Whoever reads it may end it.
+        finished: why it ended: "stop" (`ids` contain a stop string, which may be complete only with the last token
+            allowed), "end" (the end-of-text token, which is not in `ids`) or "length"; empty as long as it grows.
+            Its reader may end it.
     """
 
     prompt: list[int]
@@ -70,27 +71,44 @@ class Stats:
     cache_bytes: int = 0
 
 
-def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """The pieces of a text up to the first of some strings, wherever pieces end.
+class StopStrings:
+    """Passes a text on, piece by piece, up to the first stop string.
 
-    What may be the beginning of such a string is kept back until it is known.
+    The text ends at the first character that completes a stop string; if it completes several, the longest of them is
+    cut off. What follows is never looked at, and how the text is divided into pieces makes no difference: with the
+    stop strings "b" and "aba", "aba" ends after "a", at the "b", although "aba" begins earlier.
+
+    Attributes:
+        found: whether the text has ended
+        held: the end of the text that is kept back, since a stop string may begin with it
     """
-    held = ""
-    if not stops:
-        yield from pieces
-        return
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = sorted(stops, key=len, reverse=True)
+        self.found, self.held = False, ""
+
+    def read(self, piece: str) -> str:
+        """What can be passed on after one more piece of the text."""
+        if self.found or not self._stops:
+            return "" if self.found else piece
+        for character in piece:
+            self.held += character
+            if stop := next(filter(self.held.endswith, self._stops), ""):
+                said, self.held, self.found = self.held.removesuffix(stop), "", True
+                return said
+        sizes = range(min(len(self._stops[0]) - 1, len(self.held)), 0, -1)
+        begun = next((n for n in sizes if any(stop.startswith(self.held[-n:]) for stop in self._stops)), 0)
+        said = self.held[: len(self.held) - begun]
+        self.held = self.held[len(said) :]
+        return said
+
+
+def until(pieces: Iterable[str], stops: StopStrings) -> Iterator[str]:
+    """The pieces of a text up to the first stop string, wherever pieces end; none is taken after it."""
     for piece in pieces:
-        held += piece
-        found = [place for place in map(held.find, stops) if place >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
+        if said := stops.read(piece):
+            yield said
+        if stops.found:
             return
-        longest = max(len(stop) for stop in stops) - 1
-        begun = (n for n in range(min(longest, len(held)), 0, -1) if any(stop.startswith(held[-n:]) for stop in stops))
-        safe = len(held) - next(begun, 0)
-        if safe:
-            yield held[:safe]
-        held = held[safe:]
-    if held:
-        yield held
+    if stops.held:
+        yield stops.held

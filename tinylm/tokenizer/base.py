@@ -7,7 +7,7 @@ as `<|endoftext|>`, have ids but are never found in text unless it is asked for:
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -242,12 +242,18 @@ class Tokenizer(ABC):
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids piece by piece, as they come; never half a character. The pieces join to `decode(ids)`."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for i in ids:
-            if piece := decoder.decode(self._bytes(i)):
-                yield piece
-        if rest := decoder.decode(b"", final=True):
+        piece_of = self.piece_decoder()
+        yield from filter(None, map(piece_of, ids))
+        if rest := piece_of(None):
             yield rest
+
+    def piece_decoder(self) -> Callable[[int | None], str]:
+        """A function to be called with the ids of one text in order, and with None at its end.
+
+        It returns what each of them adds to the text in whole characters.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda i: decoder.decode(b"", final=True) if i is None else decoder.decode(self._bytes(i))
 
     def _bytes(self, token: int) -> bytes:
         token = int(token)

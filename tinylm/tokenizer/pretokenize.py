@@ -230,7 +230,7 @@ def character_kinds(data: np.ndarray) -> np.ndarray:
     of_point = _point_kinds()
     for size, low, high in ((2, 0xC0, 0xE0), (3, 0xE0, 0xF0), (4, 0xF0, 0xF8)):  # by the first byte
         leads = np.flatnonzero((data >= low) & (data < high))
-        points = data[leads] & np.int32(0x7F >> size)
+        points = data[leads].astype(np.int32) & (0x7F >> size)
         for i in range(1, size):
             points = points << 6 | data[leads + i] & 0x3F
         for i in range(size):

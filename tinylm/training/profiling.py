@@ -32,7 +32,7 @@ class StepProfile(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts before the first of the steps."""
         if trainer.is_global_zero and trainer.global_step == self.first_step and self._profile is None:
-            self._profile = profile(activities=[ProfilerActivity.CPU, *self._cuda()])
+            self._profile = profile(activities=[ProfilerActivity.CPU, *self._cuda()], acc_events=True)
             self._profile.__enter__()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
