@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,9 @@ def unknown_part(model: nn.Module, *, hooks: bool = True) -> str | None:
     """
     if type(model) is not TransformerLM:
         return f"the network is {_a(model)}, not a TransformerLM"
-    parts = chain(_structure(model, _fresh(model.config)), _classes(), _hooks(model) if hooks else ())
-    return next(parts, None)
+    if hooks and (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks):
+        return "all modules have a forward hook"
+    return next(chain(_structure(model, _fresh(model.config), hooks), _classes()), None)
 
 
 def mixed_part(model: nn.Module) -> str | None:
@@ -85,9 +86,11 @@ def check_deterministic(model: nn.Module) -> None:
         ConfigError: naming the layer.
     """
     for name, module in model.named_modules():
+        if not module.training:
+            continue
         rates = (module.p,) if isinstance(module, nn.Dropout) else getattr(module, "dropouts", {}).values()
         rates = (module.dropout,) if isinstance(module, Attention) else rates
-        if module.training and any(rate > 0 for rate in rates):
+        if any(rate > 0 for rate in rates):
             raise ConfigError(f"{name} drops activations at random: the network is in training mode; call model.eval()")
 
 
@@ -106,10 +109,12 @@ def _rounded(kind: type[RoundedLinear], inputs: int, outputs: int, bias: bool, o
         return kind(inputs, outputs, bias, **dict(options))
 
 
-def _structure(model: TransformerLM, fresh: TransformerLM) -> Iterator[str]:
-    """What is unlike a fresh network."""
+def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Iterator[str]:
+    """What is unlike a fresh network; one pass over the modules, since a text is begun in less than a millisecond."""
     expected = dict(fresh.named_modules(remove_duplicate=False))
+    tied = {("head.weight", "embedding.weight")} if model.config.tie_embeddings else set()
     adapters: set[str] = set()  # names of what lies inside a layer with adapters
+    first: dict[int, str] = {}  # each weight's id and name
     for name, module in model.named_modules(remove_duplicate=False):
         twin = expected.pop(name, None)
         if name in adapters and type(module) is nn.ParameterDict:
@@ -127,28 +132,52 @@ def _structure(model: TransformerLM, fresh: TransformerLM) -> Iterator[str]:
             found = f"a {type(module).__module__}.{type(module).__name__}" if alike else _a(module)
             yield f"{name} is {found}, not {_a(twin)}"
             return
-        yield from _differences(name, module, twin)
+        yield from _differences(name, module, _wanted(twin))
+        for key, weight in module._parameters.items():
+            full = f"{name}.{key}" if name else key
+            if (
+                weight is not None
+                and (other := first.setdefault(id(weight), full)) != full
+                and (full, other) not in tied
+            ):
+                yield f"{full} is {other}"
+        if hooks and (module._forward_hooks or module._forward_pre_hooks):
+            yield f"{name or 'the network'} has a forward hook"
     yield from (f"{name} is missing" for name in expected)
-    yield from _sharing(model)
+    if tied and model.head.weight is not model.embedding.weight:
+        yield "head.weight is not embedding.weight, which tie_embeddings makes it"
 
 
-def _differences(name: str, module: nn.Module, twin: nn.Module) -> Iterator[str]:
-    """How one module differs from its twin in a fresh network."""
+class _Wanted(NamedTuple):
+    """What a fresh module has: shapes of its parameters and buffers, attributes that act on what it computes."""
+
+    tensors: dict[str, dict[str, tuple[type, torch.Size]]]
+    attributes: dict[str, Any]
+
+
+@lru_cache(maxsize=2048)
+def _wanted(twin: nn.Module) -> _Wanted:
+    tensors = {
+        kind: {key: (type(each), each.shape) for key, each in vars(twin)[kind].items() if each is not None}
+        for kind in ("_parameters", "_buffers")
+    }
+    free = {key for key in vars(twin) if key in FREE or (key[0] == "_" and key != "_exact")}
+    return _Wanted(tensors, {key: value for key, value in vars(twin).items() if key not in free})
+
+
+def _differences(name: str, module: nn.Module, wanted: _Wanted) -> Iterator[str]:
+    """How one module differs from what a fresh network has in its place."""
     own, prefix = vars(module), f"{name}." if name else ""
-    for kind in ("_parameters", "_buffers"):
-        tensors, wanted = ({k: t for k, t in vars(each)[kind].items() if t is not None} for each in (module, twin))
-        for key in {**tensors, **wanted}:
-            if key not in wanted:
+    for kind, shapes in wanted.tensors.items():
+        tensors = {key: tensor for key, tensor in own[kind].items() if tensor is not None}
+        for key, tensor in tensors.items():
+            if key not in shapes:
                 yield f"{prefix}{key} is none of its {kind[1:]}"
-            elif key not in tensors:
-                yield f"{prefix}{key} is missing"
-            elif type(tensors[key]) is not type(wanted[key]) or tensors[key].shape != wanted[key].shape:
-                found = f"{type(tensors[key]).__name__} {tuple(tensors[key].shape)}"
-                yield f"{prefix}{key} is a {found}, not {tuple(wanted[key].shape)}"
+            elif (type(tensor), tensor.shape) != shapes[key]:
+                yield f"{prefix}{key} is a {type(tensor).__name__} {tuple(tensor.shape)}, not {tuple(shapes[key][1])}"
+        yield from (f"{prefix}{key} is missing" for key in shapes if key not in tensors)
     yield from (f"{prefix}{key} is not the method of its class" for key in own.keys() & _METHODS[type(module)].keys())
-    for key, value in vars(twin).items():
-        if key in FREE or (key[0] == "_" and key != "_exact"):
-            continue
+    for key, value in wanted.attributes.items():
         if key not in own or not _same(own[key], value):
             yield f"{prefix}{key} is {_shown(own.get(key))}, not {_shown(value)}"
     if own.get("_compiled_call_impl") is not None:
@@ -161,27 +190,6 @@ def _same(value: Any, wanted: Any) -> bool:
     if wanted in (attend_plain, attend_fused):  # which compute the same
         return value in (attend_plain, attend_fused)
     return value is wanted or (type(value) is type(wanted) and value == wanted)
-
-
-def _sharing(model: TransformerLM) -> Iterator[str]:
-    """Which weights are one where the config has two, or two where it has one."""
-    tied = model.config.tie_embeddings
-    if tied and model.head.weight is not model.embedding.weight:
-        yield "head.weight is not embedding.weight, which tie_embeddings makes it"
-    seen: dict[int, str] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        first = seen.setdefault(id(weight), name)
-        if first != name and not (tied and name == "head.weight"):
-            yield f"{name} is {first}"
-
-
-def _hooks(model: nn.Module) -> Iterator[str]:
-    """Forward hooks: of all modules there are, and of this network's."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        yield "all modules have a forward hook"
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            yield f"{name or 'the network'} has a forward hook"
 
 
 def _classes() -> Iterator[str]:
