@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-import torch._inductor.config as inductor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,9 +146,12 @@ def test_the_compiled_decoder_takes_weights_that_are_slices():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of its own
 @torch.inference_mode()
 def test_compiled_products_are_never_those_of_another_layers_weights():
     """PyTorch keeps compiled programs, with an int8 layer's codes in them, under a key of its shape alone."""
+    import torch._inductor.config as inductor  # a second of importing
+
     options = CompiledDecoder.OPTIONS | {"max_autotune_gemm_backends": "CPP"}  # whose programs hold codes
     x = torch.randn(5, 64)
     for code in (1, 2):
