@@ -128,7 +128,8 @@ class Int8Linear(RoundedLinear):
 
     def packed(self, x: Tensor) -> Tensor:
         """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
-        codes, scales = self.codes, self.scales
+        codes, scales = self._buffers["codes"], self._buffers["scales"]  # half a microsecond less for each than by name
+        assert codes is not None and scales is not None
         if scales.dtype != torch.bfloat16:  # after `model.float()` or the like
             scales = scales.to(torch.bfloat16)
         if not torch.compiler.is_compiling() and (x.data_ptr() | codes.data_ptr()) % ALIGNMENT:
