@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylm.console import Parser, exit_code, pick_device, run_as_script
+from tinylm.console import Parser, exit_code, interruptible, pick_device, run_as_script
 from tinylm.errors import ConfigError, notice
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def make_generator(options: argparse.Namespace, rows: int) -> "tuple[Generator, 
     return Generator(model, tokenizer, decoder), threads
 
 
+@interruptible()
 def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, show_prompt: bool) -> "Completion":
     """Prints one text as it comes."""
     text, pieces = generator.begin(prompt, **settings)
@@ -138,6 +139,7 @@ def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, sho
     return generator.completion(prompt, text, "".join(said))
 
 
+@interruptible()
 def complete(
     generator: "Generator", prompts: list[str], options: argparse.Namespace, settings: dict[str, Any]
 ) -> "list[Completion]":
