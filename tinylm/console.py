@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -126,7 +127,8 @@ def check_interrupt() -> None:
 
 
 def run_as_script(main: Callable[[list[str]], int]) -> None:
-    """Ends the process with what `main` returns for its arguments."""
+    """Ends the process with what `main` returns for its arguments; a crash in compiled code names its Python line."""
+    faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # Windows consoles
     sys.exit(main(sys.argv[1:]))

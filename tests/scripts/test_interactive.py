@@ -295,8 +295,5 @@ if __name__ == "__main__":
         terminal = Terminal(save_model(Path(folder) / "model"), Path(folder))
         seconds = sorted(seconds_until_heard(terminal, int(sys.argv[1])))
         terminal.close()
-    print(
-        f"{len(seconds)} of {sys.argv[1]} heard; half of them within {seconds[len(seconds) // 2] * 1000:.0f} ms,",
-        end=" ",
-    )
-    print(f"all within {seconds[-1] * 1000:.0f} ms")
+    half, longest = 1000 * seconds[len(seconds) // 2], 1000 * seconds[-1]
+    print(f"{len(seconds)} of {sys.argv[1]} heard; half of them within {half:.0f} ms, all within {longest:.0f} ms")
