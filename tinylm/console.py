@@ -5,9 +5,11 @@ import contextlib
 import faulthandler
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
@@ -123,6 +125,47 @@ def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> i
         message = str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where"
         print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
         return error.exit_code if ours else TinyLMError.exit_code
+
+
+_stop_wanted = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, the first Ctrl-C raises KeyboardInterrupt at the next `check_interrupt`, the second one at once.
+
+    Python's own handler raises it wherever the program happens to be, and in a finalizer, the callback of a weak
+    reference or that of a C library it is printed and lost. Where Ctrl-C is handled otherwise already, and in threads
+    other than the main one, which alone may set handlers, nothing is changed.
+
+    Raises:
+        KeyboardInterrupt: at the end, after a Ctrl-C that no check has come upon.
+    """
+    global _stop_wanted
+    earlier = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or earlier is not signal.default_int_handler:
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        global _stop_wanted
+        _stop_wanted = True
+        signal.signal(signal.SIGINT, earlier)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+        unheard, _stop_wanted = _stop_wanted, False
+    if unheard:
+        raise KeyboardInterrupt
+
+
+def check_interrupt() -> None:
+    """Raises KeyboardInterrupt after a Ctrl-C in `interruptible`: loops call it at each token."""
+    if _stop_wanted and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 def process_rank() -> int:

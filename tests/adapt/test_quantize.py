@@ -1,6 +1,8 @@
 """Rounding against its bounds, quantized models against plain ones of the same numbers, and what training loses."""
 
 import copy
+import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import tinylm
+from tests.model.test_linear import moved
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.adapt.quantize import round_groups, round_rows
+from tinylm.bundle import save_bundle
 from tinylm.data.stories import story
 from tinylm.errors import ConfigError, NumericError
+from tinylm.generation import Generator
 from tinylm.generation.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.linear import RoundedLinear, rounded_layers
+from tinylm.model.linear import RoundedLinear, kernels, rounded_layers
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
 few = settings(max_examples=40, deadline=None)
 SMALL = dict(vocab_size=11, d_model=32, num_layers=2, num_heads=4, max_seq_len=12)
@@ -142,6 +149,37 @@ def test_decoding_by_packed_kernels_matches_the_full_forward_to_bfloat16(bits):
     for t in range(config.max_seq_len):
         found = decoder.step(ids[:, t], cache)
         assert float((found - full[:, t]).norm() / full[:, t].norm()) < 14 * 2**-8
+
+
+FORMS = [
+    dict(d_model=96, bias=True),
+    dict(d_model=64, positional_encoding="learned", norm="layernorm", activation="gelu_tanh", bias=True),
+    dict(d_model=100, d_ff=256, bias=True),
+]
+
+
+def speak_from_a_folder(folder: Path, bits: int) -> None:
+    """Five texts at once of each form: by the model that was saved, and by the one that is loaded from a file whose
+    weights come to stand 8 bytes beyond where PyTorch would put them."""
+    read = tinylm.bundle.load_file
+    tinylm.bundle.load_file = lambda path: {name: moved(tensor, 8) for name, tensor in read(path).items()}
+    for form in FORMS:
+        config = ModelConfig(**dict(vocab_size=257, num_layers=2, num_heads=2, max_seq_len=40) | form)
+        saved = quantize(random_model(config, dtype=torch.float32), bits=bits, group_size=None if bits == 8 else 4)
+        save_bundle(folder, saved, ByteTokenizer([END_OF_TEXT]))
+        loaded, tokenizer = tinylm.load(folder)
+        texts = [Generator(model, tokenizer).complete(["ab"], num_samples=5, seed=0) for model in (saved, loaded)]
+        assert texts[0] == texts[1] and len({text.text for text in texts[0]}) == 5
+        assert "packed" in str(kernels(saved, rows=5)) or bits == 4
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_from_a_file_speaks_as_the_one_that_was_saved(bits, tmp_path):
+    """In a process of its own, which a kernel that counts on addresses would end."""
+    process = multiprocessing.get_context("spawn").Process(target=speak_from_a_folder, args=(tmp_path / "model", bits))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("kind", SIZES)

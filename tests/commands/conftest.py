@@ -31,12 +31,16 @@ def load(capfd):
     return load
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A folder with a random model by character and a context of 16."""
+def save_model(folder: Path) -> Path:
+    """Writes a random model by character with a context of 16."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer("abcdefghé\n 😀")
     config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
-    folder = tmp_path_factory.mktemp("run") / "model"
     save_bundle(folder, TransformerLM(config), tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """The folder of that model."""
+    return save_model(tmp_path_factory.mktemp("run") / "model")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import tinylm
 from tinylm.bundle import save_bundle
 from tinylm.data import CHAT, Turn, prompt_ids
 from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
@@ -231,3 +233,20 @@ def test_what_cannot_be_is_one_line_and_an_exit_code(model, run, tmp_path, words
     found, out, err = run("--model", model, *words)
     assert (found, out) == (code, "")
     assert message in only_line(err)
+
+
+@pytest.mark.parametrize("way", [["--num-samples", "1"], ["--num-samples", "3"], ["--num-beams", "2"], ["--lookup"]])
+def test_ctrl_c_ends_the_program_with_130_within_a_token(way, run, model, monkeypatch):
+    read, steps = Decoder.step, []
+
+    def step(self, ids, cache):
+        steps.append(ids)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return read(self, ids, cache)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    code, _, err = run(
+        "--model", model, "--prompt", "a", "--max-new-tokens", 9, "--device", "cpu", "--threads", 1, *way
+    )
+    assert (code, err, len(steps)) == (130, "", 3)

@@ -1,16 +1,22 @@
-"""`tinylm generate` --interactive as a user meets it: at a real terminal, and with lines that come through a pipe."""
+"""`tinylm generate --interactive` as a user meets it: at a real terminal, and with lines that come through a pipe.
+
+`python -m tests.commands.test_interactive 200` presses Ctrl-C 200 times while two other processes keep the cores busy.
+"""
 
 import io
 import os
+import random
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.commands.conftest import save_model
 
 import tinylm
 from tinylm.errors import ConfigError
@@ -148,6 +154,40 @@ def test_ctrl_d_ends_and_a_history_that_cannot_be_kept_is_no_matter(terminals, g
     assert "error" not in terminal.unread.decode()
 
 
+def seconds_until_heard(terminal: Terminal, times: int) -> list[float]:
+    """Presses Ctrl-C at random moments of so many texts, while two processes compute."""
+    moments = random.Random(0)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        terminal.until("> ")
+        terminal.answer("/set max_new_tokens 100000000")
+        found = []
+        for _ in range(times):
+            terminal.type("ab\n")
+            terminal.until("ab\n")
+            terminal.until("\n")  # of the text
+            time.sleep(moments.uniform(0, 0.3))
+            pressed = time.monotonic()
+            terminal.type("\x03")
+            terminal.until("\n> ")
+            found.append(time.monotonic() - pressed)
+        return found
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@needs_terminal
+@pytest.mark.slow
+def test_ctrl_c_is_heard_at_any_moment_of_a_text(model, tmp_path):
+    terminal = Terminal(model, tmp_path)
+    try:
+        assert len(seconds_until_heard(terminal, 20)) == 20  # each within `Terminal.until`'s minute
+    finally:
+        terminal.close()
+
+
 # --- through a pipe
 
 
@@ -248,3 +288,12 @@ def test_ctrl_c_ends_what_reads_from_a_pipe(generator, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
     with pytest.raises(KeyboardInterrupt):
         converse(generator, SETTINGS)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        terminal = Terminal(save_model(Path(folder) / "model"), Path(folder))
+        seconds = sorted(seconds_until_heard(terminal, int(sys.argv[1])))
+        terminal.close()
+    half, longest = 1000 * seconds[len(seconds) // 2], 1000 * seconds[-1]
+    print(f"{len(seconds)} of {sys.argv[1]} heard; half of them within {half:.0f} ms, all within {longest:.0f} ms")

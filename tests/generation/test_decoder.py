@@ -12,7 +12,8 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator
 from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads
-from tinylm.model import KVCache, ModelConfig
+from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.model.linear import Int8Linear
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -128,6 +129,41 @@ def test_the_compiled_decoder_gives_the_networks_logits(changes):
             torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
 
 
+def compiled_error(model: TransformerLM) -> float:
+    """How far the logits of a compiled step are from the network's, relative to their size."""
+    expected = model(torch.tensor([[1], [2]]))[:, -1]
+    found = CompiledDecoder(model).step(torch.tensor([1, 2]), model.make_cache(2))
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_compiled_decoder_takes_weights_that_are_slices():
+    model = random_model(ModelConfig(**SMALL), dtype=torch.float32)
+    for weight in model.parameters():
+        weight.data = torch.cat((torch.full((16,), 7.0), weight.data.flatten()))[16:].view(weight.shape)
+    assert compiled_error(model) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of its own
+@torch.inference_mode()
+def test_compiled_products_are_never_those_of_another_layers_weights():
+    """PyTorch keeps compiled programs, with an int8 layer's codes in them, under a key of its shape alone."""
+    import torch._inductor.config as inductor  # a second of importing
+
+    options = CompiledDecoder.OPTIONS | {"max_autotune_gemm_backends": "CPP"}  # whose programs hold codes
+    x = torch.randn(5, 64)
+    for code in (1, 2):
+        layer = Int8Linear(64, 16, bias=False)
+        layer.codes.fill_(code)
+        layer.scales.fill_(1.0)
+        torch.compiler.reset()
+        with inductor.patch(options):
+            found = torch.compile(layer, dynamic=False)(x)
+        torch.testing.assert_close(found, code * x.sum(dim=1, keepdim=True).expand(5, 16), rtol=0.02, atol=0.2)
+
+
 @pytest.mark.slow
 def test_without_a_compiler_the_error_says_so(tmp_path):
     """In a process of its own: PyTorch remembers the compiler that it found."""
@@ -136,6 +172,7 @@ import torch
 from tinylm.errors import ConfigError
 from tinylm.generation.decoder import CompiledDecoder
 from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.model.linear import Int8Linear
 model = TransformerLM(ModelConfig(vocab_size=5, d_model=4, num_layers=1, num_heads=1, max_seq_len=4)).eval()
 with torch.inference_mode():
     try:

@@ -1,5 +1,11 @@
 """Layers in few bits against `nn.Linear` with the weight that they stand for; PyTorch's kernels within bfloat16."""
 
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +17,7 @@ from tinylm.model.linear import (
     Int4Linear,
     Int8Linear,
     RoundedLinear,
+    aligned,
     describe_layers,
     join_layers,
     kernels,
@@ -101,9 +108,14 @@ def test_the_packed_way_differs_by_bfloat16_rounding_alone(kind, sizes, dtype):
     for rows in (1, 2, 3, 5, layer.most_rows):
         x = random(rows, sizes[0], dtype=dtype)
         assert layer.kernel(x) == "packed"
-        exact, weight = x.double() @ layer.weight.double().T, layer.weight.double()
-        bound = 2 * 2**-9 * (x.double().abs() @ weight.abs().T) + 2 * 2**-9 * exact.abs() + 1e-6
-        assert ((layer(x).double() - exact).abs() <= bound).all()
+        assert_within_bfloat16(layer, x)
+
+
+def assert_within_bfloat16(layer: RoundedLinear, x: torch.Tensor) -> None:
+    """What a layer computes is the product of numbers, but for activations, weights and result rounded to 8 bits."""
+    exact, weight = x.double() @ layer.weight.double().T, layer.weight.double()
+    bound = 2 * 2**-9 * (x.double().abs() @ weight.abs().T) + 2 * 2**-9 * exact.abs() + 1e-6
+    assert ((layer(x).double() - exact).abs() <= bound).all()
 
 
 @torch.no_grad()
@@ -115,6 +127,94 @@ def test_shapes_and_strides_of_x_do_not_matter(kind):
     assert torch.equal(layer(x), rows)
     assert torch.equal(layer(x.reshape(2, 3, 64)), rows.view(2, 3, 32))
     assert layer(x[:0]).shape == (0, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("convert", [nn.Module.float, nn.Module.half, nn.Module.bfloat16])
+def test_scales_of_another_type_are_taken(kind, convert):
+    layer = convert(filled(kind, 64, 32))
+    assert layer.kernel(random(3, 64)) == "packed"
+    assert_within_bfloat16(layer, random(3, 64))
+
+
+# --- addresses
+
+
+def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
+    """A copy that starts so many bytes beyond an address that 64 divides."""
+    size = tensor.numel() * tensor.element_size()
+    memory = torch.empty(size + 128, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64 + offset
+    return memory[start : start + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+@torch.no_grad()
+def multiply_at_every_address() -> None:
+    """Codes, scales and x at all offsets from 0 to 56 bytes, and x at all that its type allows."""
+    for kind in ("int8", "int4"):
+        for offset in range(0, 64, 8):
+            for name in ("codes", "scales"):
+                assigned, bypassed = filled(kind, 96, 16), filled(kind, 96, 16)
+                setattr(assigned, name, moved(getattr(assigned, name), offset))
+                bypassed.register_buffer(name, moved(getattr(bypassed, name), offset))
+                for layer in (assigned, bypassed):
+                    for rows in range(1, 17):
+                        assert_within_bfloat16(layer, random(rows, 96))
+        layer = filled(kind, 96, 16)
+        for rows in range(1, 17):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = random(rows, 96, dtype=dtype)
+                for offset in range(0, 64, x.element_size()):
+                    assert_within_bfloat16(layer, moved(x, offset))
+    print(torch.backends.cpu.get_cpu_capability())
+
+
+CAPABILITIES = ["default", "avx2", "avx512"]  # PyTorch believes its environment: what is not there would crash
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_no_address_of_codes_scales_and_x_crashes_or_changes_a_product(capability):
+    """In a process of its own, which a kernel may end."""
+    most = torch.backends.cpu.get_cpu_capability().lower()
+    if capability not in CAPABILITIES[: CAPABILITIES.index(most) + 1 if most in CAPABILITIES else 1]:
+        pytest.skip(f"this process has {most} kernels")
+    program = "from tests.model.test_linear import multiply_at_every_address; multiply_at_every_address()"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().lower() == (capability if most in CAPABILITIES else most)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_codes_and_scales_are_aligned_when_they_are_put_in_and_stay_so_in_copies(kind):
+    layer, other = filled(kind, 64, 32), filled(kind, 64, 32)
+    layer.load_state_dict({name: moved(each, 8) for name, each in other.state_dict().items()}, assign=True)
+    for each in (layer, copy.deepcopy(layer), join_layers([layer, other])):
+        assert each.codes.data_ptr() % 64 == each.scales.data_ptr() % 64 == 0
+        assert each.codes.storage_offset() == each.scales.storage_offset() == 0
+    assert torch.equal(layer.codes, other.codes) and torch.equal(layer.scales, other.scales)
+
+
+def test_what_is_aligned_is_not_copied():
+    whole = torch.zeros(2, 64)
+    assert aligned(whole) is whole
+    part = aligned(whole[1])  # at an address that 64 divides, but a copy of the storage may stand elsewhere
+    assert part.storage_offset() == 0 and part.untyped_storage().nbytes() == 64 * 4
+
+
+def test_codes_that_are_assigned_later_count():
+    layer, other = filled("int4", 64, 32), filled("int4", 64, 32)
+    with torch.no_grad():
+        layer(random(1, 64))
+        layer.codes = other.codes = 255 - other.codes
+        assert torch.equal(layer(random(1, 64)), other(random(1, 64)))
 
 
 def test_the_packed_way_is_taken_where_it_can_be():

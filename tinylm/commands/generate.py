@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylm.console import Parser, add_model_option, announce_model, pick_device
+from tinylm.console import Parser, add_model_option, announce_model, interruptible, pick_device
 from tinylm.errors import ConfigError, notice
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     return Generator(model, tokenizer, decoder), threads
 
 
+@interruptible()
 def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, show_prompt: bool) -> "Completion":
     """Prints one text as it comes."""
     text, pieces = generator.begin(prompt, **settings)
@@ -153,6 +154,7 @@ def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, sho
     return generator.completion(prompt, text, "".join(said))
 
 
+@interruptible()
 def complete(
     generator: "Generator", prompts: list[str], options: argparse.Namespace, settings: dict[str, Any]
 ) -> "list[Completion]":

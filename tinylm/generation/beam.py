@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import check_names, check_numbers, check_rule, check_truncate
@@ -137,6 +138,7 @@ def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list
     generator.decoder.prefill([prompt[:-1]], cache)
     running, ended = [Beam(0, [], [])], []  # one row reads the prompt for all
     for _ in range(config.max_new_tokens):
+        check_interrupt()
         if _is_over(running, ended, config):
             return ended
         last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=device)

@@ -33,6 +33,7 @@ from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.known import check_deterministic, mixed_part, unknown_part
+from tinylm.model.linear import aligned
 from tinylm.model.normalization import widened
 from tinylm.model.transformer import Block
 
@@ -248,12 +249,15 @@ class CompiledDecoder(CachedDecoder):
         "max_autotune": True,  # kernels of its own for the products, where they are faster
         "max_autotune_gemm_backends": "CPP,ATEN",
         "autotune_num_choices_displayed": 0,
+        "fx_graph_cache": False,  # it takes a network of the same shape for the same one, weights and all
     }
 
     def __init__(self, model: TransformerLM) -> None:
         if model.cache_type is not KVCache:
             raise ConfigError("a compiled step has no cache in 8 bits; take one of the two")
         super().__init__(model)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = aligned(tensor.data)  # of a constant Inductor forgets where in its storage it begins
         self._run = torch.compile(_Step(model), dynamic=False, fullgraph=True)
         self._ready: set[int] = set()  # numbers of rows
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.decoder import CachedDecoder, CompiledDecoder, Decoder, make_decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
@@ -175,6 +176,7 @@ class Generator:
         self.stats.cache_bytes = cache.num_bytes
         self._read(cache, [text.prompt[:-1] for text in rows])
         while rows:
+            check_interrupt()
             growing = [text for text in rows if not text.finished]
             last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=device)
             started = time.perf_counter()

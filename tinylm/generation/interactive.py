@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tinylm.console import interruptible
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
 from tinylm.files import default_cache_dir
 from tinylm.generation.generate import Generator
@@ -74,10 +75,10 @@ def _loop(generator: Generator, settings: dict[str, Any]) -> None:
 
 def _continue(prompt: str, generator: Generator, settings: dict[str, Any]) -> None:
     """Prints what follows a prompt, as it comes."""
-    pieces = generator.stream(prompt, **settings)
     try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        with interruptible():
+            for piece in generator.stream(prompt, **settings):
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if not _at_terminal():
             raise

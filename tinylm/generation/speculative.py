@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
 from tinylm.generation.decoder import Decoder, make_decoder
 from tinylm.generation.generate import Generator, announce_sliding
@@ -252,6 +253,7 @@ class SpeculativeGenerator(Generator):
             reader.restart()
             drafter.restart()
             while not text.finished:
+                check_interrupt()
                 room = reader.make_room(len(text.prompt) + len(text.ids))
                 if reader.start and not slid:
                     announce_sliding(reader.context)
