@@ -31,12 +31,12 @@ def load(capfd):
     return load
 
 
-def save_model(folder: Path) -> Path:
+def save_model(folder: Path, **info: str) -> Path:
     """Writes a random model by character with a context of 16."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer("abcdefghé\n 😀")
     config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
-    save_bundle(folder, TransformerLM(config), tokenizer)
+    save_bundle(folder, TransformerLM(config), tokenizer, info)
     return folder
 
 

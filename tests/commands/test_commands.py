@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests import processes
-from tinylm.bundle import save_bundle
+from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
 from tinylm.commands.fit_help import SECTIONS, help_text, read_options
 from tinylm.locate import CONFIGS, command, newest_run
-from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,12 +188,6 @@ def test_the_printed_program_is_one_that_the_shell_finds(tmp_path, monkeypatch):
     (other / "tinylm").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(other))  # another environment's
     assert command("fit") == f"{python} -m tinylm fit"
-
-
-def save_model(folder: Path, **info: str) -> None:
-    tokenizer = CharTokenizer("abc d")
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)
-    save_bundle(folder, TransformerLM(config), tokenizer, info)
 
 
 def test_without_options_the_newest_run_is_continued_from_its_prompt(tmp_path, monkeypatch, load):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.commands.conftest import save_model
 
 import tinylm
+from tests.commands.conftest import save_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.interactive import converse

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tinylm.bundle import load, save_bundle
+from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.linear import describe_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
@@ -41,7 +42,7 @@ loss [+-]\d\.\d\d%, over [\d,]+ tokens
 )
 def test_a_run_becomes_a_smaller_folder_that_predicts_its_stories_alike(options, entry, run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--out", "small", *options)
-    assert (code, err) == (0, "tinylm: loading runs/tiny/model\n")
+    assert (code, err) == (0, f"tinylm: to hear it: {command('generate', '--model', 'small')}\n")
     found = re.match(TABLE, out)
     assert found, out
     size, loss, new_size, new_loss = map(float, found.groups())
