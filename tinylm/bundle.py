@@ -20,6 +20,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.locate import MANIFEST, find_model
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 from tinylm.model.linear import check_layers, describe_layers, put_layers
 from tinylm.model.lora import merged_weights
@@ -163,7 +164,7 @@ def rebuild_model(
         DataError: if config, layers and weights do not fit each other; `source` is named.
     """
     try:
-        with torch.device("meta"):  # no time spent on random weights
+        with without_weights():
             model = TransformerLM(ModelConfig.from_dict(config))
             put_layers(model, layers)
         if model.config.tie_embeddings:

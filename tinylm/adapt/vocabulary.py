@@ -6,6 +6,7 @@ import torch
 
 from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
+from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 
 
@@ -27,7 +28,7 @@ def grow_vocabulary(model: TransformerLM, vocab_size: int) -> TransformerLM:
     old = model.config.vocab_size
     if vocab_size < old:
         raise ConfigError(f"vocab_size: the model has {old} tokens, which cannot become {vocab_size}; keep them")
-    with torch.device("meta"):
+    with without_weights():
         grown = TransformerLM(dataclasses.replace(model.config, vocab_size=vocab_size))
     weights = dict(model.state_dict())
     for name in ("embedding.weight", "head.weight"):

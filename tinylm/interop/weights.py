@@ -18,6 +18,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.empty import without_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
@@ -86,7 +87,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
 
 def our_shapes(config: ModelConfig, family: Family) -> dict[str, torch.Size]:
     """Name and shape of our weights, a head that is the embedding left out; with biases if the family has them."""
-    with torch.device("meta"):
+    with without_weights():
         model = TransformerLM(dataclasses.replace(config, bias=family.has_biases(config)))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:

@@ -23,6 +23,7 @@ from torch.nn.modules import module as torch_module
 from tinylm.errors import ConfigError
 from tinylm.model.attention import Attention, attend_fused, attend_plain
 from tinylm.model.config import ModelConfig
+from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
 from tinylm.model.linear import Int4Linear, Int8Linear, RoundedLinear
 from tinylm.model.lora import LoRALinear
@@ -99,13 +100,13 @@ def check_deterministic(model: nn.Module) -> None:
 
 @lru_cache(maxsize=4)
 def _fresh(config: ModelConfig) -> TransformerLM:
-    with torch.device("meta"):
+    with without_weights():
         return TransformerLM(config)
 
 
 @lru_cache(maxsize=256)
 def _rounded(kind: type[RoundedLinear], inputs: int, outputs: int, bias: bool, options: Any) -> RoundedLinear:
-    with torch.device("meta"):
+    with without_weights():
         return kind(inputs, outputs, bias, **dict(options))
 
 
