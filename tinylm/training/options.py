@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
+from docstring_parser import DocstringStyle
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.model.config import FOREIGN_NAMES
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the sentences under the fields of a dataclass
 
 
 class ConfigFile(ActionConfigFile):
@@ -36,6 +35,11 @@ class ConfigFile(ActionConfigFile):
 
 class Parser(LightningArgumentParser):
     """Raises ConfigError with one line where jsonargparse prints its usage and exits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        helping = any(word.endswith("help") for word in sys.argv)  # reading the sentences under fields takes a second
+        set_parsing_settings(docstring_parse_attribute_docstrings=helping, docstring_parse_style=DocstringStyle.GOOGLE)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turns jsonargparse's words into ours."""
