@@ -77,11 +77,11 @@ def run(arguments: list[str]) -> None:
     from tinylm.bundle import load_bundle
     from tinylm.generation import SamplingConfig, output
 
-    bundle = load_bundle(path, pick_device(options.device))
-    if options.prompt is None:
-        options.prompt = bundle.info.get("prompt", "")
-        options.chat |= bundle.info.get("template") == "chat" and not (options.prompts_file or options.interactive)
     prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
+    bundle = load_bundle(path, pick_device(options.device))
+    if prompts == [None]:
+        prompts = [bundle.info.get("prompt", "")]
+        options.chat |= bundle.info.get("template") == "chat" and not options.interactive
     batch_size = 1 if options.draft or options.lookup else options.batch_size  # guessing ahead goes text by text
     generator, threads = make_generator(bundle, options, min(batch_size, len(prompts) * options.num_samples))
     if options.chat:
