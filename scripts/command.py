@@ -1,6 +1,7 @@
 """What the scripts beside it are: one command of tinylm each, as `tinylm COMMAND`."""
 
 import sys
+from pathlib import Path
 
 
 def run(*words: str) -> None:
@@ -13,6 +14,6 @@ def run(*words: str) -> None:
         from tinylm.commands import main
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        install = f'"{sys.executable}" -m pip install -e .'
+        install = f'"{sys.executable}" -m pip install -e "{Path(__file__).resolve().parent.parent}"'
         sys.exit(f"tinylm: error: {sys.executable} has no {missing}; to install it: {install}")
     sys.exit(main([*words, *sys.argv[1:]]))

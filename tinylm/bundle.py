@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
-from tinylm.locate import MANIFEST, find_model
+from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
@@ -27,7 +27,6 @@ from tinylm.model.lora import merged_weights
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
-WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.tinylm.json"
 PREFIX = "net."  # of the network's weights inside a checkpoint
 
 

@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,7 +36,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: for one that is unknown or wrong.
         """
-        options, unknown = self.parse_known_args([_dashed(word) for word in arguments])
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        options, unknown = self.parse_known_args([*map(_dashed, arguments[:end]), *arguments[end:]])
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
             raise ConfigError(f"{unknown[0]}: no such option{did_you_mean(unknown[0], known) or '; --help lists all'}")
@@ -54,8 +56,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _dashed(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+    """An option's name with `-` for `_`; anything else as it is."""
+    return re.sub(r"\A--\w[\w-]*(?=\Z|=)", lambda found: found.group().replace("_", "-"), word)
 
 
 def pick_device(name: str) -> str:
@@ -111,7 +113,9 @@ def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> i
         the exit code
     """
     try:
-        return run(arguments) or 0
+        code = run(arguments) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print()
         return 130
@@ -171,7 +175,7 @@ def check_interrupt() -> None:
 def process_rank() -> int:
     """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
-        if name in os.environ:
+        if os.environ.get(name):
             return int(os.environ[name])
     return 0
 

@@ -13,7 +13,7 @@ from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
 CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
-MANIFEST = "tinylm.json"  # what makes a folder a model folder
+MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # a model folder
 
 
 def command(*words: str | Path) -> str:

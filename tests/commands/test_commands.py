@@ -48,7 +48,8 @@ def test_alone_it_lists_every_command_on_one_screen(capfd):
         (["generate", "--temprature", "1"], 2, "--temprature: no such option, did you mean '--temperature'?"),
         (["generate"], 66, "--model: missing, and runs/ has no trained run; train one with"),
         (["configs", "tinny"], 66, "tinny: no such config file, did you mean 'tiny'?"),
-        (["validate"], 66, f"{Path('runs/run')}: no such run; give --run.name, or train it with fit"),
+        (["validate"], 2, "-c: missing; give the run's config, as in -c small or -c runs/small/config.yaml"),
+        (["fit", "-csmal"], 66, "smal: no such config file, did you mean 'small'?"),
         (["score"], 2, "give either --text or --pairs"),
         (["quantize"], 2, "required: --model, --out; tinylm quantize --help explains them"),
         (["configs", "--out", "x.yaml"], 2, "--out: which config? Give its name"),
@@ -60,6 +61,32 @@ def test_a_mistake_is_one_line(words, code, problem, tmp_path, monkeypatch, capf
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("tinylm: error: ") and err.count("\n") == 1
     assert problem in err
+
+
+def test_help_of_a_command_is_its_help(capfd):
+    assert main(["help", "fit"]) == 0
+    asked = capfd.readouterr().out
+    assert main(["fit", "--help"]) == 0
+    assert capfd.readouterr().out == asked
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the pipe is a shell's")
+def test_a_reader_who_leaves_is_no_error():
+    run = subprocess.run(
+        f"{shlex.quote(sys.executable)} -u -m tinylm | true", shell=True, capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.stderr == ""
+
+
+def test_values_keep_their_underscores_and_dashes(tmp_path, load):
+    save_model(tmp_path)
+    code, _, err = load("generate")("--model", tmp_path, "--max_new_tokens", 1, "--prompt=--a_b")
+    assert code == 65 and "'-' (U+002D) at position 0" in err
+    code, _, err = load("generate")("--model", tmp_path, "--prompt", "_a _b")
+    assert code == 65 and "'_' (U+005F) at position 0" in err
+    code, _, err = load("tokenizer")("inspect", tmp_path / "tokenizer.tinylm.json", "--", "--_b")
+    assert code == 65 and "'-' (U+002D) at position 0" in err
 
 
 def test_what_nobody_thought_of_is_one_line_too(monkeypatch, capfd):
@@ -244,6 +271,16 @@ def test_what_numpy_does_not_know_is_refused_by_name(words, code, problem, tmp_p
     files.save(files.load(tmp_path), tmp_path / "it.npz")
     found, out, err = load("generate")("--model", tmp_path / "it.npz", *words)
     assert (found, out) == (code, "") and problem in err
+
+
+@pytest.mark.parametrize("prompt", ["--- a", "a b", "'", "x" * 61])
+def test_the_printed_prompt_is_read_as_it_is(prompt):
+    from tinylm.commands.generate import make_parser
+    from tinylm.training.callbacks import generate_command
+
+    words = shlex.split(generate_command(Path("runs/it"), prompt))
+    options = make_parser().parse(words[words.index("generate") + 1 :])
+    assert options.prompt == (prompt if len(prompt) <= 60 else None)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,14 @@ def test_a_quantized_model_is_not_quantized_again(run):
     assert run("--model", "alone", "--out", "small", "--text", "t.txt")[0] == 0
     code, _, err = run("--model", "small", "--out", "smaller")
     assert code == 2 and "the model is quantized already (7 layers)" in err
+
+
+def test_only_a_model_folder_is_replaced(run):
+    folder = Path("mine")
+    folder.mkdir()
+    (folder / "diary.txt").write_text("today")
+    code, _, err = run("--model", "alone", "--out", "mine", "--text", "t.txt")
+    assert code == 73 and "mine: exists and is no model folder" in err
+    assert (folder / "diary.txt").read_text() == "today"
+    assert run("--model", "alone", "--out", "again", "--text", "t.txt")[0] == 0
+    assert run("--model", "alone", "--out", "again", "--text", "t.txt")[0] == 0

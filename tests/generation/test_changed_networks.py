@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tests.changes import CHANGES, hook, subclass
 from tests.strategies import random_model
@@ -16,6 +17,7 @@ from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads,
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
+from tinylm.training.optim import OptimizerConfig, make_optimizer
 
 LETTERS = CharTokenizer("abcdefghij")
 NEW = 14
@@ -199,3 +201,40 @@ def test_networks_that_give_no_logits_are_refused():
     model.__class__ = Pair
     with pytest.raises(ConfigError, match="the network gives a tuple; generation needs logits"):
         Generator(model, LETTERS).generate("abc")
+
+
+def small_generator() -> Generator:
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=10, d_model=16, num_layers=1, num_heads=2, max_seq_len=32)
+    generator = Generator(TransformerLM(config).eval(), LETTERS)
+    generator.generate("abc", max_new_tokens=4, temperature=0)
+    return generator
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_of_an_optimizer_are_noticed(name, fused):
+    """The fused kernels write weights without raising their version."""
+    generator = small_generator()
+    model = generator.model
+    optimizer = make_optimizer(model, OptimizerConfig(name=name, lr=0.3), fused=fused)
+    for _ in range(5):
+        model(torch.tensor([[0, 1, 2, 3]]))[0, :, 4].sum().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ids = [0, 1, 2]
+    for _ in range(8):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert generator.generate("abc", max_new_tokens=8, temperature=0) == LETTERS.decode(ids[3:])
+
+
+def negate(model: nn.Module) -> None:
+    nn.utils.vector_to_parameters(-nn.utils.parameters_to_vector(model.parameters()), model.parameters())
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, nn.Module.bfloat16, negate])
+def test_weights_that_lie_elsewhere_or_are_of_another_type_are_noticed(change):
+    generator = small_generator()
+    change(generator.model)
+    expected = Generator(generator.model, LETTERS).generate("abc", max_new_tokens=8, temperature=0)
+    assert generator.generate("abc", max_new_tokens=8, temperature=0) == expected

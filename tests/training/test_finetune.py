@@ -53,7 +53,7 @@ def test_a_lora_run_leaves_its_base_alone_and_an_adapter(second, finished_run, c
     result = cli("fit", "-c", second, "--model.lora.rank", "2", "--model.lora.targets", '["attention"]')
     assert result.code == 0, result.err
     # blocks, rank, and of query and output 32+32, of key and value 32+16
-    assert f"learning: {2 * 2 * (2 * 64 + 2 * 48):,} of" in result.err
+    assert f"trainable: {2 * 2 * (2 * 64 + 2 * 48):,} of" in result.err
     base, (model, _) = tinylm.load(finished_run)[0], tinylm.load("runs/second")
     weights = read_checkpoint("runs/second/checkpoints/last.ckpt")["state_dict"]
     for name, weight in base.named_parameters():
@@ -180,7 +180,7 @@ def test_packing_needs_documents_kept_apart(second, pairs, cli):
         (["--data.tokenizer", "byte"], 2, "data.tokenizer: {run}/model was trained with another; leave data.tokenizer out"),
         (["--model.init_from", "nowhere"], 66, "nowhere: no such model"),
         (["--model.lora.targets", '["attn"]'], 2, "lora.targets: no linear layer is named attn, did you mean 'attention'?"),
-        (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: all weights but the adapters rest already"),
+        (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: all weights but the adapters are frozen already"),
         (["--model.freeze.layers", "[5]"], 2, "freeze.layers: the model has blocks 0 to 1, got 5"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ import pytest
 
 from tinylm.analysis.plots import draw_curves, read_metrics
 from tinylm.errors import ConfigError, MissingInputError
+from tinylm.locate import command
 from tinylm.training.records import (
     RUN_FOLDER,
     MetricsCSV,
@@ -57,15 +58,18 @@ def test_metrics_csv_goes_on_where_a_resumed_run_begins(tmp_path):
 
 def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
     config = RunConfig(dir=str(tmp_path))
-    assert new_run_folder(config, "small", "train") == tmp_path / "small"
+    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small"
     monkeypatch.delenv(RUN_FOLDER)
-    assert new_run_folder(config, "small", "train") == tmp_path / "small-2"
-    assert "unfinished; to go on with it: train --resume" in capfd.readouterr().err
+    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
+    assert f"unfinished; to go on with it: {command('fit', '--resume')}" in capfd.readouterr().err
     # a process that rank 0 starts gets the same folder
-    assert new_run_folder(config, "small", "train") == tmp_path / "small-2"
+    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
     monkeypatch.delenv(RUN_FOLDER)
-    assert new_run_folder(config, "small", "train") == tmp_path / "small-3"
-    assert "small-2 exists (unfinished; to go on with it: train --run.name small-2 --resume)" in capfd.readouterr().err
+    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-3"
+    assert (
+        f"small-2 exists (unfinished; to go on with it: {command('fit', '--run.name', 'small-2', '--resume')})"
+        in capfd.readouterr().err
+    )
 
 
 def test_unknown_run_names_the_ones_there_are(tmp_path):

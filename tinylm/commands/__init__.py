@@ -32,16 +32,16 @@ GROUPS = {
         "generate": Command("generate", "continue a prompt, or --interactive: ask for prompts"),
         "score": Command("score", "perplexity and bits per byte of a text; exact match of answers"),
     },
-    "Adapt and take along": {
+    "Adapt and export": {
         "prepare": Command("prepare", "write data sets: questions, summaries, tinystories"),
-        "quantize": Command("quantize", "a model in 8 or 4 bits"),
-        "export": Command("export", "to Hugging Face's transformers, and from there"),
+        "quantize": Command("quantize", "write a model in 8 or 4 bits"),
+        "export": Command("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
         "plot": Command("plot", "learning curves of runs, drawn over each other"),
         "compare": Command("compare", "runs in one table: loss, time, spread over seeds"),
         "analyze": Command("analyze", "inside a model: attention, activations, logit lens, cost"),
-        "tokenizer": Command("tokenizer", "train a tokenizer, see how it cuts a text, convert it"),
+        "tokenizer": Command("tokenizer", "train a tokenizer, see how it splits a text, convert it"),
         "train-numpy": Command("train_numpy", "fit without PyTorch's autograd: every gradient by hand"),
         "compare-numpy": Command("compare_numpy", "PyTorch and the NumPy twin, layer by layer"),
     },
@@ -91,20 +91,23 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         the exit code
     """
+    prepare_process()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    if words and words[0] in COMMANDS:
+        return run_command(words[0], words[1:])
+    return exit_code(_show, words)
+
+
+def _show(words: list[str]) -> None:
+    """What stands for itself: the overview, the version, or that there is no such command."""
     from tinylm import __version__
 
-    prepare_process()
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name = words[0] if words else "--help"
     if name in ("--help", "-h", "help"):
         print(overview())
     elif name in ("--version", "-V"):
         print(f"tinylm {__version__}")
-    elif name in COMMANDS:
-        return run_command(name, rest)
     else:
-        return exit_code(_refuse, [name])
-    return 0
-
-
-def _refuse(words: list[str]) -> None:
-    raise ConfigError(f"{words[0]}: no such command{did_you_mean(words[0], COMMANDS) or '; tinylm --help lists them'}")
+        raise ConfigError(f"{name}: no such command{did_you_mean(name, COMMANDS) or '; tinylm --help lists them'}")

@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder of the pictures (%(default)s)")
     parser.add_argument("--length", type=int, help="tokens of a sequence (the context)")
     parser.add_argument("--rows", type=int, default=32, help="sequences to take figures from, at most (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=24, help="in pictures of attention and lens (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=24, help="shown in attention and lens pictures (%(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
     return parser
 

@@ -20,7 +20,7 @@ SPREAD = ("val_loss", "bpb", "excess", "seconds")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = Parser("compare", __doc__)
-    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (%(default)s)")
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (runs)")
     parser.add_argument("--sort", default="val_loss", help=f"one of {', '.join(COLUMNS)} (%(default)s)")
     parser.add_argument("--csv", action="store_true", help="plain numbers, separated by commas")
     options = parser.parse(arguments)

@@ -22,10 +22,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = Parser("compare-numpy", __doc__)
     add_model_option(parser)
-    parser.add_argument("--batch-size", type=int, default=4, help="sequences (%(default)s)")
-    parser.add_argument("--length", type=int, help="tokens of each (the context)")
-    parser.add_argument("--precision", choices=TOLERANCES, default="float64", help="of both (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the tokens (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="random sequences to compare on (%(default)s)")
+    parser.add_argument("--length", type=int, help="tokens of each sequence (the context)")
+    parser.add_argument("--precision", choices=TOLERANCES, default="float64", help="type of both (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random tokens (%(default)s)")
     return parser.parse(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Takes models to other programs and back.
+"""Converts models to and from Hugging Face folders.
 
 tinylm export --model runs/small --to hf --out small-hf        # for Hugging Face's transformers
 tinylm export --model gpt2 --to tinylm --out runs/gpt2         # from a folder of theirs
@@ -48,9 +48,9 @@ FORMATS: dict[str, Callable[[str, Path], list[str]]] = {"hf": to_huggingface, "t
 def run(arguments: list[str]) -> None:
     """Converts a model, and prints what was written and how to load it."""
     parser = Parser("export", __doc__)
-    parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint; a folder of theirs")
+    parser.add_argument("--model", required=True, help="a run, model folder or checkpoint; or a Hugging Face folder")
     parser.add_argument("--to", choices=[*FORMATS], required=True, help="hf: Hugging Face's folder; tinylm: from it")
-    parser.add_argument("--out", type=Path, required=True, help="where to; nothing may be there yet")
+    parser.add_argument("--out", type=Path, required=True, help="the output folder; it must be empty or not exist")
     options = parser.parse(arguments)
     check_free(options.out)
     print(*FORMATS[options.to](options.model, options.out), sep="\n")

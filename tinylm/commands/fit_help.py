@@ -59,7 +59,7 @@ TRAINER = {
     "logger+": "One more logger; see overlays/wandb.yaml",
 }
 COMMON = {
-    "-c, --config NAME": "A config by name or path; of several, later ones override (small)",
+    "-c, --config NAME": "A config by name or path; of several, later ones override (fit: small)",
     "--resume": "fit: go on with the run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
     "--seed_everything N": "Seed of the first weights and of dropout (0)",

@@ -1,7 +1,7 @@
 """Makes a model speak: `tinylm generate --model runs/small --prompt "Once upon a time"`.
 
-Without --model it is the newest run in runs/, without a prompt the one that the model's training ended with. A .npz
-archive of `tinylm train-numpy` is read and continued by NumPy, without PyTorch.
+Without --model it takes the newest run in runs/, without a prompt the run's own sample prompt. A .npz archive of
+`tinylm train-numpy` is read by NumPy, without PyTorch.
 """
 
 import argparse
@@ -24,10 +24,12 @@ def make_parser() -> Parser:
     parser = Parser("generate", __doc__)
     add_model_option(parser, "a run folder, a model folder, a checkpoint or a .npz archive")
     begins = parser.add_mutually_exclusive_group()
-    begins.add_argument("--prompt", help="where the text begins (the prompt that the model's training ended with)")
+    begins.add_argument("--prompt", help="where the text begins (the run's own sample prompt)")
     begins.add_argument("--prompts-file", type=Path, help="a prompt on each line, or .jsonl with a field `prompt`")
     begins.add_argument("--interactive", action="store_true", help="ask for prompts, with these options to begin with")
-    parser.add_argument("--chat", action="store_true", help="prompts are said by a user; answers alone are printed")
+    parser.add_argument(
+        "--chat", action="store_true", help="treat each prompt as a chat user's turn; print only the answer"
+    )
     sampling = parser.add_argument_group("how tokens are chosen")
     add = sampling.add_argument
     add("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
@@ -37,16 +39,18 @@ def make_parser() -> Parser:
     add("--top-p", type=float, help="keep the likeliest tokens of total probability p")
     add("--min-p", type=float, help="keep tokens at least this fraction as likely as the likeliest")
     add("--typical-p", type=float, help="keep the most typical tokens of total probability p")
-    add("--repetition-penalty", type=float, default=1.0, help="above 1: seen tokens become less likely (%(default)s)")
-    add("--presence-penalty", type=float, default=0.0, help="off the logit of each generated token (%(default)s)")
-    add("--frequency-penalty", type=float, default=0.0, help="the same for each occurrence (%(default)s)")
-    add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="ids that never come")
+    less = "above 1 makes tokens already present less likely (%(default)s)"
+    add("--repetition-penalty", type=float, default=1.0, help=less)
+    once = "subtracted once from the logit of every token already generated (%(default)s)"
+    add("--presence-penalty", type=float, default=0.0, help=once)
+    add("--frequency-penalty", type=float, default=0.0, help="subtracted once per earlier occurrence (%(default)s)")
+    add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="token ids that are never generated")
     add("--stop", nargs="+", default=[], help="end before the first of these strings")
     add("--seed", type=int, help="the same text for the same seed; sample i has the seed + i")
     add("--num-beams", type=int, help="beam search with this many beams, without sampling")
     add("--length-penalty", type=float, default=1.0, help="with beams: above 1 favours long texts (%(default)s)")
     add("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
-    output = parser.add_argument_group("what becomes of it")
+    output = parser.add_argument_group("output")
     add = output.add_argument
     add("--num-samples", type=int, default=1, help="texts per prompt; with beams, how many of the best (%(default)s)")
     add("--stream", action=argparse.BooleanOptionalAction, default=True, help="print one text as it comes (yes)")
@@ -56,7 +60,7 @@ def make_parser() -> Parser:
     speed = parser.add_argument_group("speed")
     add = speed.add_argument
     add("--batch-size", type=int, default=16, help="texts at a time (%(default)s)")
-    add("--threads", type=int, help="of the CPU; without it they are measured at the start")
+    add("--threads", type=int, help="CPU threads (the fastest number, measured at the start)")
     add("--compile", action="store_true", help="one compiled program for a token: a minute at the start, then faster")
     add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8: a quarter of the memory (%(default)s)")
     add("--draft", help="draft model: a small model of the same tokenizer, for speculative decoding")
@@ -81,9 +85,10 @@ def run(arguments: list[str]) -> None:
     bundle = load_bundle(path, pick_device(options.device))
     if prompts == [None]:
         prompts = [bundle.info.get("prompt", "")]
-        options.chat |= bundle.info.get("template") == "chat" and not options.interactive
-    batch_size = 1 if options.draft or options.lookup else options.batch_size  # guessing ahead goes text by text
+        options.chat |= bundle.info.get("template") == "chat"
+    batch_size = 1 if options.draft or options.lookup else options.batch_size  # speculative decoding goes text by text
     generator, threads = make_generator(bundle, options, min(batch_size, len(prompts) * options.num_samples))
+    generator.conversation = "template" in bundle.info
     if options.chat:
         from tinylm.data.template import CHAT, question_frame
 

@@ -15,7 +15,8 @@ import yaml
 
 from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import TOKENIZER
-from tinylm.data import IGNORE, TextDataModule
+from tinylm.data import IGNORE, Template, TextDataModule
+from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
     DataError,
@@ -112,15 +113,15 @@ class Files:
         """
         run = build(RunConfig, config.run)
         stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
-        words = [word for word in arguments if word != "--resume"]
-        self.command = command("train-numpy", *words)  # goes on with it, with --resume
+        words = ["train-numpy", *(word for word in arguments if word != "--resume")]
         if config.resume:
             self.folder = existing_run_folder(run, stem)
         else:
-            self.folder = new_run_folder(run, stem, self.command)
+            self.folder = new_run_folder(run, stem, words)
             os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
         if self.folder.name != (run.name or stem):
-            self.command += f" --run.name {self.folder.name}"
+            words += ["--run.name", self.folder.name]
+        self.command = command(*words, "--resume")
         self.paths = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
         self.csv = MetricsCSV(self.folder)
 
@@ -162,18 +163,19 @@ class Files:
         with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
             file.write(f"=== step {step}\n{text}\n\n")
 
-    def finish(self, tokenizer: Tokenizer, prompt: str) -> None:
+    def finish(self, tokenizer: Tokenizer, prompt: str, template: Template | None) -> None:
         """Writes the best model as a folder and the curves as a picture, and says where they are and what to type."""
         has_best = self.paths["best"].is_file()
         found = read_checkpoint(self.paths["best" if has_best else "last"])
         info = {"step": found.step, "run": self.folder.name, "prompt": prompt}
         info |= {"val/loss": found.notes["best"]} if has_best else {}
+        info |= {"template": template.name} if template is not None else {}
         with atomic_folder(self.folder / "model") as new:
             tokenizer.save(new / TOKENIZER)
             files.save(found.model, new, info)
         draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f"to hear it: {generate_command(self.folder, prompt)}")
+        notice(f"to hear it: {generate_command(self.folder, prompt, template)}")
 
 
 # --- the run
@@ -206,6 +208,7 @@ class Run:
         self.best, self.stopped_by = math.inf, 0
         prompts = [self.data.example_prompt()] if self.options.prompts is None else list(self.options.prompts)
         self.prompt = next(iter(prompts), "")
+        self.template = self.data.template if self.data.pairs is not None else None
         self.prompts = prompts if self.options.sample_tokens else []
         self.files = Files(config, arguments)
         self.model, self.optimizer = self._go_on() if config.resume else self._begin(self._first_weights())
@@ -295,7 +298,7 @@ class Run:
         minutes, seconds = divmod(time.perf_counter() - started, 60)
         figures = f", {loss_and_floor(self.stage.callback_metrics)}" if self.stage.callback_metrics else ""
         notice(f"{self.stage.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
-        self.files.finish(self.tokenizer, self.prompt)
+        self.files.finish(self.tokenizer, self.prompt, self.template)
 
     def _take_steps(self) -> None:
         first, accumulate = self.stage.global_step, self.stage.accumulate_grad_batches
@@ -356,7 +359,7 @@ class Run:
 
     def _stop(self) -> None:
         kind, step = Interrupted if self.stopped_by == signal.SIGINT else Preempted, self.stage.global_step
-        raise kind(f"stopped after step {step:,}, which is saved; to go on: {self.files.command} --resume")
+        raise kind(f"stopped after step {step:,}, which is saved; to go on: {self.files.command}")
 
     # --- validation
 
@@ -384,13 +387,15 @@ class Run:
         """How the model continues a prompt, on the screen and in samples.txt."""
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
-            ids = ([] if end is None else [end]) + self.tokenizer.encode(prompt)
+            before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
+            ids = [*([] if end is None else [end]), *before, *self.tokenizer.encode(prompt), *after]
         except DataError as error:  # a prompt with characters that this text does not have
             notice(f"no sample for {prompt!r}: {error}")
             return self.prompts.remove(prompt)
         ids = ids[-context:] or [0]
         length = min(self.options.sample_tokens, max(1, context - len(ids)))
-        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=end)[0].tolist()
+        separator = end if self.template is None else None  # a prompt and its answer are one document
+        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
         self.files.add_sample(self.stage.global_step, text)

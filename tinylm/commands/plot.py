@@ -18,12 +18,12 @@ USUAL = ("loss", "lr", "grad_norm", "throughput")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser, names = Parser("plot", __doc__), ", ".join(PANELS)
-    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (%(default)s)")
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (runs)")
     parser.add_argument("--out", nargs="+", type=Path, default=[Path("curves.png")], help=".png and .svg (curves.png)")
     parser.add_argument("--x", choices=AXES, default="steps", help="what the curves are drawn against (%(default)s)")
     parser.add_argument("--panels", nargs="+", metavar="PANEL", default=[],
                         help=f"of {names}; the first is drawn large ({' '.join(USUAL)})")  # fmt: skip
-    parser.add_argument("--smooth", type=float, default=0.0, help="exponential smoothing of curves (%(default)s)")
+    parser.add_argument("--smooth", type=float, default=0.0, help="exponential smoothing; 0: none (%(default)s)")
     parser.add_argument("--log", nargs="+", choices=["x", "y"], default=[], help="logarithmic axes")
     parser.add_argument("--each-seed", action="store_true", help="draw runs that differ by their seed apart")
     parser.add_argument("--title", default="", help="what stands above")

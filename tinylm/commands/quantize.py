@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model, table
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import CannotCreateError, ConfigError, notice
 from tinylm.files import file_size, read_chunks
-from tinylm.locate import command
+from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, command
 
 if TYPE_CHECKING:
     from tinylm.generation import Score
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument("--bits", type=int, default=8, help="of a weight, 8 or 4 (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the new model folder")
     parser.add_argument("--group-size", type=int, help="with 4 bits: how many weights share a scale (32)")
-    parser.add_argument("--skip", nargs="+", default=["head"], help="layers that stay, as blocks.0.* (%(default)s)")
+    parser.add_argument("--skip", nargs="+", default=["head"], help="layers left unquantized, as in blocks.0.* (head)")
     parser.add_argument("--text", type=Path, help="a UTF-8 text file to measure with")
     return parser
 
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
 
     from tinylm.adapt import quantize
     from tinylm.analysis.profile import weight_bytes
-    from tinylm.bundle import WEIGHTS, load_bundle, save_bundle
+    from tinylm.bundle import load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
     from tinylm.generation.decoder import fastest_threads
     from tinylm.model.linear import kernels
@@ -63,13 +63,17 @@ def run(arguments: list[str]) -> None:
 
 
 def check_out(model: Path, out: Path) -> None:
-    """Refuses to write over the model that is read, or over its run.
+    """Refuses to write over the model that is read or its run, and over anything but a model folder.
 
     Raises:
-        ConfigError: if it would.
+        ConfigError: if it is the model that is read.
+        CannotCreateError: if something else is there.
     """
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
+    files = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.is_file() or (files and files != {MANIFEST, WEIGHTS, TOKENIZER}):
+        raise CannotCreateError(f"{out}: exists and is no model folder; give another --out, or remove it")
 
 
 def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "Score | None":

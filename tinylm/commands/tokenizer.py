@@ -124,7 +124,7 @@ def export(arguments: list[str]) -> None:
 def run(arguments: list[str]) -> None:
     """Does what the first word says; without one of these it trains."""
     commands = {"train": train, "inspect": inspect, "export": export}
-    if arguments and arguments[0] in commands and not Path(arguments[0]).exists():
+    if arguments and arguments[0] in commands:
         commands[arguments[0]](arguments[1:])
     else:
         train(arguments)

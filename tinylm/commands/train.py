@@ -5,10 +5,11 @@ saying so.
 """
 
 import sys
+from importlib.util import find_spec
 
 from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
-from tinylm.errors import notice
+from tinylm.errors import ConfigError, notice
 from tinylm.locate import command, find_config
 
 
@@ -28,11 +29,21 @@ def run(arguments: list[str]) -> int:
         print(trainer_help())
         return 0
     words = announced_configs(words, default="small" if name == "fit" else None)
+    if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
+        raise ConfigError("-c: missing; give the run's config, as in -c small or -c runs/small/config.yaml")
+    _name_main_module()
     sys.argv = [sys.argv[0], name, *words]  # which Lightning hands to the processes that it starts
 
     from tinylm.training.cli import main
 
     return main()
+
+
+def _name_main_module() -> None:
+    """Windows' tinylm.exe is an archive, whose main module Lightning could not start again for another device."""
+    main = sys.modules["__main__"]
+    if getattr(main.__spec__, "name", "") == "__main__":
+        main.__spec__ = find_spec("tinylm.__main__")
 
 
 def wants_help(words: list[str]) -> bool:
@@ -65,13 +76,13 @@ def announced_configs(words: list[str], default: str | None) -> list[str]:
 def given_configs(words: list[str]) -> list[str]:
     """The values of all `-c` and `--config`.
 
-    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml"])
-    ['small', 'overlays/bf16.yaml']
+    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
+    ['small', 'overlays/bf16.yaml', 'tiny']
     """
-    values = zip(words, [*words[1:], ""], strict=False)
-    found = [
-        after if word in ("-c", "--config") else word.partition("=")[2]
-        for word, after in values
-        if word in ("-c", "--config") or word.startswith(("-c=", "--config="))
-    ]
-    return [value for value in found if value]
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in ("-c", "--config"):
+            found.append(following)
+        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
+            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
+    return [config for config in found if config]

@@ -5,14 +5,25 @@ Prompts, and several tokens of one text, are read by the network's modules; sing
 
 import operator
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tinylm.errors import ConfigError
 from tinylm.model import KVCache, TransformerLM
 from tinylm.model.known import check_deterministic, mixed_part, unknown_part
+
+_optimizer_steps = 0  # of all optimizers in this process
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def unsuited_part(model: nn.Module) -> str | None:
@@ -53,14 +64,19 @@ class CachedDecoder:
 
     @property
     def is_current(self) -> bool:
-        """Whether the network has the weights that it had when the decoder was made; `weight.data` is not watched."""
+        """Whether the network has the weights that it had when the decoder was made.
+
+        Writing into `weight.data` is not noticed. A step of any optimizer counts as a change: the fused ones do not
+        raise a tensor's version.
+        """
         weights, versions = self._look()
         return versions == self._versions and all(map(operator.is_, weights, self._weights))
 
-    def _look(self) -> tuple[list[Tensor], list[int]]:
-        """The network's tensors, and how often each was written to."""
+    def _look(self) -> tuple[list[Tensor], list[Any]]:
+        """The network's tensors; where each lies, its type and how often it was written to; steps of optimizers."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        return tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        versions = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+        return tensors, [*versions, _optimizer_steps]
 
     def make_cache(self, rows: int, spare: int = 0) -> KVCache:
         """An empty cache; arguments as `TransformerLM.make_cache`'s."""

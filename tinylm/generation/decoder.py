@@ -9,7 +9,7 @@ Both are right only for a network that is exactly what its config describes (mod
 first: any other network is read by an `UncachedDecoder`, which asks the network itself, and the user is told.
 
 The weights are copied. A `Generator` looks again whenever it begins to write, so that hooks, layers and weights that
-were changed since are noticed; only writing to `weight.data` is not.
+were changed since are noticed; only writing into `weight.data` is not.
 """
 
 import contextlib
@@ -139,6 +139,7 @@ class CompiledDecoder(CachedDecoder):
         super().__init__(model)
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = aligned(tensor.data)  # of a constant Inductor forgets where in its storage it begins
+        self._weights, self._versions = self._look()
         self._run = torch.compile(_Step(model), dynamic=False, fullgraph=True)
         self._ready: set[int] = set()  # numbers of rows
 

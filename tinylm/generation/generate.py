@@ -39,6 +39,7 @@ class Generator:
         stats: counts and times of all its texts
         before: ids that stand before every prompt, such as the token of a chat's user
         after: ids that stand behind it
+        conversation: whether prompts are those of pairs or chats, which training read as one document with its answer
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Generator:
         self.stats = Stats()
         self.before: Sequence[int] = ()
         self.after: Sequence[int] = ()
+        self.conversation = False
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The continuation of a prompt, without the prompt.
@@ -144,8 +146,8 @@ class Generator:
             self.decoder = make_decoder(self.model, self.decoder)
         elif isinstance(self._chosen, CachedDecoder):
             self._chosen.check()
-        framed = bool(self.before or self.after)  # by the roles of a conversation
-        self.decoder.end = self.tokenizer.end_of_text if apart and not framed else None
+        conversation = self.conversation or bool(self.before or self.after)
+        self.decoder.end = self.tokenizer.end_of_text if apart and not conversation else None
 
     @torch.inference_mode()
     def decode(
@@ -277,7 +279,7 @@ class Generator:
 
 def announce_sliding(context: int) -> None:
     """Says once what becomes of a text that is longer than the context."""
-    notice(f"beyond {context} tokens a text slides: its newer half is read again, the rest forgotten")
+    notice(f"beyond {context} tokens, generation keeps the newest half of the context and continues")
 
 
 def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:

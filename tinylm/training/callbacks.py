@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.fsdp import FSDPModule
 
 from tinylm.adapt import add_lora, save_adapter, trainable_share
 from tinylm.analysis.plots import draw_curves
@@ -19,6 +20,7 @@ from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted
 from tinylm.files import make_folder
 from tinylm.locate import command
 from tinylm.model import TransformerLM, flops_per_token, parameter_count
+from tinylm.model.known import unknown_part
 from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -182,7 +184,7 @@ class GracefulStop(Callback):
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
         kind = Interrupted if pl_module.stop_agreed[0] else Preempted
-        raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to go on: {self.command} --resume")
+        raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to go on: {self.command}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
         """Gives the signals back."""
@@ -206,6 +208,7 @@ class FinishRun(Callback):
         if not trainer.is_global_zero:
             return
         problem = pl_module.changed or self._save_model(trainer, pl_module)
+        hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
@@ -215,9 +218,11 @@ class FinishRun(Callback):
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         if problem is not None:
-            notice(f"no model folder, which could not hold this network: {problem}")
+            notice(f"no model folder is written, since it cannot describe this network: {problem}")
             return
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+        if hooked is not None:
+            notice(f"warning: {hooked}, which the saved model does not have")
         notice(f"to hear it: {generate_command(self.folder, self.prompt, pl_module.template)}")
 
     def _save_model(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> str | None:
@@ -258,7 +263,8 @@ class FinishRun(Callback):
 def generate_command(folder: Path, prompt: str, template: Template | None = None) -> str:
     """What to type to hear a model. A long prompt is left out: it is recorded with the model, and the default."""
     chat = ["--chat"] if template == CHAT else []
-    return command("generate", "--model", folder, *([*chat, "--prompt", prompt] if len(prompt) <= 60 else []))
+    words = [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
+    return command("generate", "--model", folder, *([*chat, *words] if len(prompt) <= 60 else []))
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:

@@ -122,19 +122,19 @@ class TinyLMCLI(LightningCLI):
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
-        self.command = command(*(word for word in sys.argv[1:] if word != "--resume"))
+        words = [word for word in sys.argv[1:] if word != "--resume"]
         if self.subcommand == "fit" and not config.resume:
-            self.folder = new_run_folder(run, stem, self.command)
+            self.folder = new_run_folder(run, stem, words)
             self.claimed = self.folder if process_rank() == 0 else None
             if self.folder.name != (run.name or stem):
-                self.command += f" --run.name {self.folder.name}"
+                words += ["--run.name", self.folder.name]
         elif config.get("ckpt_path") and self.subcommand != "fit":
             self.folder = Path(config.ckpt_path).parent  # no run is needed
         else:
             self.folder = existing_run_folder(run, stem)
         if config.model.init_from:
             self._begin_with_another(config)
-        self.run = run
+        self.run, self.command = run, command(*words, "--resume")
         _prepare_loggers(config.trainer, self.folder)
 
     def _begin_with_another(self, config: Any) -> None:
@@ -265,7 +265,7 @@ class TinyLMCLI(LightningCLI):
             )
         learning, weights = trainable_share(net)
         if learning < weights:
-            notice(f"learning: {learning:,} of {weights:,} parameters ({learning / weights:.1%})")
+            notice(f"trainable: {learning:,} of {weights:,} parameters ({learning / weights:.1%})")
         row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
         notice(
             f"training: {length} of {data.batch_size} {row}, {self.model.optimizer.name}, "

@@ -67,7 +67,7 @@ class LitTransformerLM(pl.LightningModule):
         if schedule.min_lr > optimizer.lr:
             raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
         if lora is not None and freeze is not None:
-            raise ConfigError("model.lora: all weights but the adapters rest already; leave out model.freeze")
+            raise ConfigError("model.lora: all weights but the adapters are frozen already; leave out model.freeze")
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True

@@ -118,6 +118,7 @@ class SampleText(Callback):
         generator = Generator(pl_module.net, pl_module.tokenizer)
         if pl_module.template is not None:
             generator.before, generator.after = question_frame(pl_module.tokenizer, pl_module.template)
+            generator.conversation = True
         samples = []
         for seed, prompt in enumerate(self.prompts, start=1):  # the same prompt twice gives two texts
             try:

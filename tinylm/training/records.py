@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tinylm.console import process_rank
 from tinylm.errors import CannotCreateError, ConfigError, MissingInputError, notice
 from tinylm.files import make_folder, write_text
-from tinylm.locate import MANIFEST
+from tinylm.locate import MANIFEST, command
 
 RUN_FOLDER = "TINYLM_RUN_FOLDER"  # how rank 0 tells the processes that it starts
 
@@ -52,7 +53,7 @@ class RunConfig:
             raise ConfigError(f"run.peak_flops must be positive, got {self.peak_flops}")
 
 
-def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
+def new_run_folder(config: RunConfig, stem: str, words: Sequence[str]) -> Path:
     """Creates the folder of a new run: `<dir>/<name>`, or the first free `<dir>/<name>-2`, `-3` ...
 
     Processes that this one starts find the folder in the environment. Where something else starts them all (torchrun,
@@ -61,7 +62,7 @@ def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
     Args:
         config: name and place
         stem: the name where the config gives none
-        command: how to go on with an earlier run, for the announcement
+        words: of the command line, behind `tinylm`; with --resume it goes on with an earlier run
 
     Raises:
         CannotCreateError: if it cannot be made, or is there already and cannot be another.
@@ -79,8 +80,9 @@ def new_run_folder(config: RunConfig, stem: str, command: str) -> Path:
         folder = Path(config.dir) / (base if number == 1 else f"{base}-{number}")
         if not folder.exists() and _claim(folder):
             if earlier is not None:
-                way_on = command if earlier.name == base else f"{command} --run.name {earlier.name}"
-                state = "finished" if is_finished(earlier) else f"unfinished; to go on with it: {way_on} --resume"
+                name = [] if earlier.name == base else ["--run.name", earlier.name]
+                way_on = command(*words, *name, "--resume")
+                state = "finished" if is_finished(earlier) else f"unfinished; to go on with it: {way_on}"
                 notice(f"{earlier} exists ({state}); this run is {folder}")
             os.environ[RUN_FOLDER] = str(folder)
             return folder
