@@ -159,6 +159,10 @@ def test_a_conversation_is_one_document_as_training_reads_it():
         ids = [END, 9, *LETTERS.encode(prompt + text), 8]
         (found,) = framed.complete([prompt + text], max_new_tokens=NEW, temperature=0)
         assert found.ids == plainly(model, ids, end=None)
+    pairs = Generator(model, LETTERS)  # whose template puts nothing around a prompt
+    pairs.conversation = True
+    (found,) = pairs.complete(["abc"], max_new_tokens=NEW, temperature=0)
+    assert found.ids == plainly(model, [END, 0, 1, 2], end=None) != plainly(model, [END, 0, 1, 2])
 
 
 # --- scores

@@ -86,7 +86,7 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
     ):
         load(path)
     said = capfd.readouterr().err
-    assert f"no model folder, which could not hold this network: {reason}" in said and "to hear it" not in said
+    assert f"no model folder is written, since it cannot describe this network: {reason}" in said and "to hear it" not in said
     assert not (tmp_path / "model").exists()
     again = run(subclass, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
     for name, weight in again.net.state_dict().items():
@@ -97,11 +97,12 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
         run(None, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
 
 
-def test_a_hook_is_no_part_of_a_checkpoint(run, tmp_path):
+def test_a_hook_is_no_part_of_a_checkpoint_and_the_end_says_so(run, tmp_path, capfd):
     def watch(net):
         net.blocks[0].register_forward_hook(lambda module, inputs, output: None)
 
-    module = run(watch, checkpoints(tmp_path))
+    module = run(watch, checkpoints(tmp_path), FinishRun(tmp_path, "the "))
+    assert "warning: blocks.0 has a forward hook, which the saved model does not have" in capfd.readouterr().err
     loaded, _ = load(tmp_path / "checkpoints" / "last.ckpt")
     ids = torch.arange(8)[None]
     assert torch.equal(loaded(ids), module.net.eval()(ids))
