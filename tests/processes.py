@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 FORKS = os.name == "posix"  # Windows has no such server: a process starts from nothing there
 _context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
@@ -37,7 +38,7 @@ def command_line(arguments: list[str], folder: Path, output: Path) -> None:
     from tinylm.commands import main
 
     _speak_into(output, folder)
-    sys.argv = ["tinylm", *arguments]
+    sys.argv = [str(ROOT / "scripts" / "train.py"), *arguments]  # which Lightning can start again
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
