@@ -121,7 +121,7 @@ def test_a_conversation_at_a_terminal(terminals, generator, cache):
     # Ctrl-C while a text comes stops it alone
     assert terminal.answer("/set max_new_tokens 100000000") == "tinylm: max_new_tokens: 100000000"
     terminal.type("ab\n")
-    terminal.until("the rest forgotten\n")  # so it has begun, and gone beyond the context
+    terminal.until("context and continues\n")  # so it has begun, and gone beyond the context
     terminal.type("\x03")
     terminal.until("\n> ")
     terminal.answer("/set max_new_tokens 9")

@@ -290,7 +290,7 @@ def test_sliding_is_announced_exactly_when_it_happens(count, slides, capfd):
     model = Scripted([0] * count, LETTERS, max_seq_len=8)
     saying(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
     assert (len(model.read) > 4 + count - 1) == slides  # something was read twice
-    assert ("beyond 8 tokens a text slides" in capfd.readouterr().err) == slides
+    assert ("beyond 8 tokens, generation keeps" in capfd.readouterr().err) == slides
 
 
 # --- options
