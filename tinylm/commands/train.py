@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
 def _name_main_module() -> None:
     """Windows' tinylm.exe is an archive, whose main module Lightning could not start again for another device."""
     main = sys.modules["__main__"]
-    if getattr(main.__spec__, "name", "") == "__main__":
+    if getattr(getattr(main, "__spec__", None), "name", "") == "__main__":
         main.__spec__ = find_spec("tinylm.__main__")
 
 
