@@ -74,8 +74,12 @@ def exact_match(
         if not 1 <= len(prompt) <= context:
             raise ConfigError(f"prompt {number} has {len(prompt)} tokens, must have 1 to the context's {context}")
     texts = [Text(list(prompt)) for prompt in prompts]
-    for _ in generator.decode(texts, config, batch_size, apart=False):  # a record is one document
-        pass
+    earlier, generator.conversation = generator.conversation, True  # a record is one document
+    try:
+        for _ in generator.decode(texts, config, batch_size):
+            pass
+    finally:
+        generator.conversation = earlier
     answers = [generator.tokenizer.decode(text.ids).strip() for text in texts]
     return ExactMatch(answers, [each.strip() for each in expected])
 

@@ -132,12 +132,10 @@ class Generator:
 
     # --- the loop
 
-    def look_at_model(self, apart: bool = True) -> None:
+    def look_at_model(self) -> None:
         """Before anything is read: takes another decoder where the model was changed since.
 
-        Args:
-            apart: whether the end-of-text token ends a document, as in the texts of a corpus, for a network that keeps
-                documents apart; not in a conversation, which training read as one document
+        For a network that keeps documents apart the end-of-text token ends a document, but not in a conversation.
 
         Raises:
             ConfigError: if the caller chose the decoder, and it is not right for the model any more.
@@ -147,17 +145,11 @@ class Generator:
         elif isinstance(self._chosen, CachedDecoder):
             self._chosen.check()
         conversation = self.conversation or bool(self.before or self.after)
-        self.decoder.end = self.tokenizer.end_of_text if apart and not conversation else None
+        self.decoder.end = self.tokenizer.end_of_text if not conversation else None
 
     @torch.inference_mode()
     def decode(
-        self,
-        texts: Iterable[Text],
-        config: SamplingConfig,
-        batch_size: int = 1,
-        *,
-        log_probs: bool = False,
-        apart: bool = True,
+        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
     ) -> Iterator[Text]:
         """Lets texts grow until they are finished, some of them at a time.
 
@@ -166,12 +158,11 @@ class Generator:
             config: how tokens are chosen; its seed and its stop strings are the caller's affair
             batch_size: how many texts at a time
             log_probs: whether to note those, too
-            apart: whether the end-of-text token ends a document; as in `look_at_model`
 
         Yields:
             each text when it has one more token, or has ended; the caller may set `finished`
         """
-        self.look_at_model(apart)
+        self.look_at_model()
         waiting, slid = iter(texts), False
         rows = list(islice(waiting, batch_size))
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len

@@ -220,22 +220,16 @@ class SpeculativeGenerator(Generator):
         """As `Generator.complete`, one text after the other."""
         return super().complete(prompts, num_samples=num_samples, batch_size=batch_size, **options)
 
-    def look_at_model(self, apart: bool = True) -> None:
+    def look_at_model(self) -> None:
         """As `Generator.look_at_model`, for the draft too."""
-        super().look_at_model(apart)
+        super().look_at_model()
         if self.draft is not None:
             self.draft_decoder = make_decoder(self.draft, self.draft_decoder)
             self.draft_decoder.end = self.decoder.end
 
     @torch.inference_mode()
     def decode(
-        self,
-        texts: Iterable[Text],
-        config: SamplingConfig,
-        batch_size: int = 1,
-        *,
-        log_probs: bool = False,
-        apart: bool = True,
+        self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
     ) -> Iterator[Text]:
         """As `Generator.decode`, one text after the other.
 
@@ -244,7 +238,7 @@ class SpeculativeGenerator(Generator):
         """
         if batch_size > 1:
             raise ConfigError(f"speculative decoding writes one text at a time, got batch_size={batch_size}; use 1")
-        self.look_at_model(apart)
+        self.look_at_model()
         reader, slid = _Reader(self.model, self.decoder, self.num_draft + 1), False
         self.stats.cache_bytes = reader.cache.num_bytes
         lookup = _Lookup(self.lookup, self.model.config.vocab_size)

@@ -98,8 +98,8 @@ class KVCache:
         """
         first, last = min(self.lengths), max(self.lengths)
         writing = not torch.is_grad_enabled()  # else what a gradient needs would be written over
-        whole = all(begins == [0] for begins in self.begins)
-        if writing and whole and first == last and last + num_new <= self.places:  # the common case, without any index
+        alike = first == last and self._one_document
+        if writing and alike and last + num_new <= self.places:  # the common case, without any index
             self._new = slice(last, last + num_new)
             # views of all layers at once: a call for each is what costs time
             self._slots = [memory[:, :, :, self._new].unbind() for memory in self._memories]
@@ -117,8 +117,15 @@ class KVCache:
         self._new = self._held(lengths + real, places) - lengths
         return positions, torch.cat((self._seen(self._held(lengths, places)), positions), dim=1)
 
+    @property
+    def _one_document(self) -> bool:
+        """Whether no row has begun a second document."""
+        return all(begins == [0] for begins in self.begins)
+
     def _seen(self, held: Tensor) -> Tensor:
         """The positions in each place, (B, S), those of earlier documents as if there were none."""
+        if self._one_document:
+            return held
         starts = torch.tensor([begins[-1] for begins in self.begins], device=held.device)[:, None]
         return held.masked_fill(held < starts, -1)
 
