@@ -21,7 +21,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import seal_zip, sha256_json
 from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.linear import describe_layers
+from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdé\n😀", [END_OF_TEXT])

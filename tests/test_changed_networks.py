@@ -15,10 +15,10 @@ from tinylm.analysis.attention import attention_maps, attention_weights, head_sc
 from tinylm.analysis.gradients import gradient_statistics
 from tinylm.analysis.lens import layer_views, read_layers
 from tinylm.analysis.profile import profile
-from tinylm.analysis.tokens import token_losses
 from tinylm.bundle import save_bundle
 from tinylm.errors import ConfigError
-from tinylm.generation import score_text
+from tinylm.evaluation import score_text
+from tinylm.evaluation.tokens import token_losses
 from tinylm.interop import export_huggingface
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import Attention

@@ -11,7 +11,7 @@ import pytest
 from tinylm import workers
 from tinylm.errors import ConfigError, DataError, TinyLMError
 from tinylm.tokenizer import CharTokenizer
-from tinylm.tokenizer.blocks import Block
+from tinylm.tokenizer.fast.blocks import Block
 from tinylm.workers import map_in_order, num_cores
 
 

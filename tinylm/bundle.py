@@ -22,8 +22,8 @@ from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
-from tinylm.model.linear import check_layers, describe_layers, put_layers
 from tinylm.model.lora import merged_weights
+from tinylm.model.quantized import check_layers, describe_layers, put_layers
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1

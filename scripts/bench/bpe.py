@@ -26,8 +26,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from tinylm.tokenizer import BPETokenizer, write_tokenizer_json
-from tinylm.tokenizer.blocks import file_blocks
-from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.fast.blocks import file_blocks
+from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
 from tinylm.workers import map_in_order, num_cores
 
 VOCAB_SIZE = 10_000

@@ -12,9 +12,9 @@ import torch
 
 from tinylm.adapt import quantize
 from tinylm.analysis.profile import weight_bytes
-from tinylm.generation.decoder import Decoder, fastest_threads, step_seconds
+from tinylm.generation.fast.decoder import Decoder, fastest_threads, step_seconds
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.linear import kernels
+from tinylm.model.quantized import kernels
 
 STEPS, CONTEXT, V = 20, 256, 1024
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tinylm.data.corpus import open_corpus
-from tinylm.data.stories import story
+from tinylm.data.grammar.stories import story
 from tinylm.data.tokens import open_tokens, resolve_tokenizer
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tinylm.data.stories import stories
+from tinylm.data.grammar.stories import stories
 from tinylm.tokenizer import BPETokenizer
 
 text = Path(sys.argv[1]).read_text(encoding="utf-8") if len(sys.argv) > 1 else "".join(stories(seed=0, count=1000))

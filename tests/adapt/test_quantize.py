@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.model.test_linear import moved
 from torch import Tensor, nn
 
 import tinylm
-from tests.model.test_linear import moved
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.adapt.quantize import round_groups, round_rows
 from tinylm.bundle import save_bundle
-from tinylm.data.stories import story
+from tinylm.data.grammar.stories import story
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.linear import RoundedLinear, kernels, rounded_layers
+from tinylm.model.quantized import QuantizedLinear, kernels, quantized_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -101,7 +101,7 @@ def test_the_search_takes_a_fifth_off_the_error_of_normal_weights():
 def plain_twin(model: TransformerLM) -> TransformerLM:
     """The same with `nn.Linear`s that have the rounded weights."""
     twin = copy.deepcopy(model)
-    for name, layer in list(rounded_layers(twin)):
+    for name, layer in list(quantized_layers(twin)):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         plain.weight.data = layer.weight.to(twin.embedding.weight.dtype)
         plain.bias = layer.bias
@@ -122,7 +122,7 @@ def test_a_quantized_model_is_the_plain_one_with_rounded_weights(config, bits):
     expected = twin(ids)
     scale = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(rounded(ids), expected, rtol=0.0, atol=1e-12 * scale)
-    assert sum(1 for _ in rounded_layers(rounded)) == config.num_layers * (7 if config.activation == "swiglu" else 6)
+    assert sum(1 for _ in quantized_layers(rounded)) == config.num_layers * (7 if config.activation == "swiglu" else 6)
 
 
 @few
@@ -191,19 +191,19 @@ def test_the_original_stays_and_the_copy_counts_the_same(kind):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert rounded.num_parameters() == model.num_parameters()
     assert not rounded.training and rounded.head.weight is rounded.embedding.weight
-    kinds = {layer.kind for _, layer in rounded_layers(rounded)}
+    kinds = {layer.kind for _, layer in quantized_layers(rounded)}
     assert kinds == {kind}
     assert not any("weight" in name and "feedforward." in name for name, _ in rounded.named_parameters())
 
 
 def test_what_is_skipped_stays():
     model = random_model(ModelConfig(**SMALL, tie_embeddings=False), dtype=torch.float32)
-    names = {name for name, _ in rounded_layers(quantize(model, skip=("head", "blocks.0.*", "*.feedforward.gate")))}
+    names = {name for name, _ in quantized_layers(quantize(model, skip=("head", "blocks.0.*", "*.feedforward.gate")))}
     assert names == {
         *(f"blocks.1.attention.{name}" for name in ("query", "key", "value", "output")),
         *(f"blocks.1.feedforward.{name}" for name in ("input", "output")),
     }
-    assert isinstance(quantize(model, skip=()).head, RoundedLinear)
+    assert isinstance(quantize(model, skip=()).head, QuantizedLinear)
     tied = random_model(ModelConfig(**SMALL), dtype=torch.float32)
     assert type(quantize(tied, skip=()).head) is nn.Linear
 

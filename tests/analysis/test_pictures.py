@@ -18,8 +18,8 @@ from tinylm.analysis.pictures import (
     draw_heads,
     draw_lens,
 )
-from tinylm.analysis.plots import save_figure
 from tinylm.model import ModelConfig
+from tinylm.runs.plots import save_figure
 
 CONFIG = ModelConfig(vocab_size=9, d_model=16, num_layers=2, num_heads=4, max_seq_len=40)
 WORDS = ["$a$", "b_1", "<|endoftext|>", "é", "\\n", "^", "{", "%", "·x"]  # none of it is mathematics

@@ -25,7 +25,7 @@ PICTURES = {
 def run(load, tmp_path, monkeypatch):
     """run(*arguments) calls the script's main in a folder with a run on the built-in stories; all bytes are equal."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tinylm.analysis.plots.DOTS_PER_INCH", 20)  # much faster
+    monkeypatch.setattr("tinylm.runs.plots.DOTS_PER_INCH", 20)  # much faster
     config = ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=2, max_seq_len=16, qk_norm=False)
     model = TransformerLM(config)
     for parameter in model.parameters():

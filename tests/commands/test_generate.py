@@ -14,7 +14,7 @@ import tinylm
 from tinylm.bundle import save_bundle
 from tinylm.data import CHAT, Turn, prompt_ids
 from tinylm.generation import Generator, SamplingConfig
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 

@@ -19,9 +19,9 @@ import yaml
 
 import tinylm
 from tests.commands.conftest import save_model
+from tinylm.commands.interactive import converse
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig
-from tinylm.generation.interactive import converse
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 SETTINGS = dict(max_new_tokens=9, temperature=0.8, seed=1)

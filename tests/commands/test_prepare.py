@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinylm.data import open_corpus, read_pairs
-from tinylm.data.questions import write_parts
+from tinylm.data.grammar.questions import write_parts
 from tinylm.data.tinystories import sources
 from tinylm.locate import command
 

@@ -10,7 +10,7 @@ import torch
 from tinylm.bundle import load, save_bundle
 from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.linear import describe_layers
+from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
 

@@ -21,10 +21,10 @@ import tinylm
 from tests import processes
 from tests.commands.numpy_runs import train_numpy
 from tinylm import locate
-from tinylm.analysis.plots import read_metrics
 from tinylm.commands import run_command
 from tinylm.reference import files
 from tinylm.reference.checkpoint import read_checkpoint
+from tinylm.runs.plots import read_metrics
 from tinylm.training.records import RUN_FOLDER
 
 MINI = """

@@ -9,7 +9,7 @@ import pytest
 import tiktoken.load
 import tokenizers
 
-from tinylm.data.stories import stories
+from tinylm.data.grammar.stories import stories
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, WordTokenizer, load_tokenizer
 
 

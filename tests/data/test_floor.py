@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinylm.data.floor import Floor
+from tinylm.data.grammar.floor import Floor
 
 END = 9
 

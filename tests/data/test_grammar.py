@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.grammar import Grammar, load_grammar, log_prob_of
+from tinylm.data.grammar.grammar import Grammar, load_grammar, log_prob_of
 from tinylm.errors import DataError, MissingInputError
 
 

@@ -11,7 +11,7 @@ from tinylm.data.download import Download
 from tinylm.data.pretrained import VOCABULARIES, Vocabulary
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.tokenizer import BPETokenizer, write_tiktoken
-from tinylm.tokenizer.pretokenize import PATTERNS
+from tinylm.tokenizer.fast.pretokenize import PATTERNS
 
 TEXT = "Once upon a time, it's 2024! " * 20
 

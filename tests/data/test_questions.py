@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tinylm.data import PAIRS, Turn, encode_turns
-from tinylm.data.questions import KINDS, write_pair, write_parts
-from tinylm.data.stories import stories
+from tinylm.data.grammar.questions import KINDS, write_pair, write_parts
+from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError
 from tinylm.model.config import PRESETS
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-import tinylm.data.stories
+import tinylm.data.grammar.stories
 from tests.data.test_grammar import chi_square_p, probabilities
 from tinylm.data.corpus import GrammarCorpus, open_corpus
-from tinylm.data.grammar import Grammar, log_prob_of
-from tinylm.data.stories import log_prob, parse, stories, story, story_grammar, write_text
+from tinylm.data.grammar.grammar import Grammar, log_prob_of
+from tinylm.data.grammar.stories import log_prob, parse, stories, story, story_grammar, write_text
 from tinylm.model.config import PRESETS
 from tinylm.tokenizer import BPETokenizer
 
 COUNT = 10_000
-RULES = yaml.safe_load(Path(tinylm.data.stories.__file__).with_name("stories.grammar.yaml").read_text(encoding="utf-8"))
+GRAMMAR = Path(tinylm.data.grammar.stories.__file__).with_name("stories.grammar.yaml")
+RULES = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_stories_are_of_the_promised_kind(written):
 def test_stories_are_the_same_in_every_process(python):
     code = """
     import hashlib
-    from tinylm.data.stories import stories
+    from tinylm.data.grammar.stories import stories
     print(hashlib.sha256("".join(stories(5, 100)).encode()).hexdigest())
     """
     processes = [python(code, env=os.environ | {"PYTHONHASHSEED": seed}) for seed in ("1", "2")]

@@ -9,7 +9,7 @@ import pytest
 
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
 from tinylm.data.corpus import GrammarCorpus
-from tinylm.data.stories import story_grammar
+from tinylm.data.grammar.stories import story_grammar
 from tinylm.data.tokens import open_log_probs
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
@@ -223,7 +223,8 @@ import os
 import signal
 from tinylm.data import journal, tokens
 from tinylm.data.corpus import open_corpus
-from tinylm.tokenizer import blocks, load_tokenizer
+from tinylm.tokenizer import load_tokenizer
+from tinylm.tokenizer.fast import blocks
 
 source, cache, tokenizer, until = sys.argv[1:]
 blocks.BLOCK = 1000

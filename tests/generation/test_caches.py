@@ -6,7 +6,7 @@ import torch
 from tests.model.test_cache import with_rounded_keys
 from tests.strategies import random_model
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 

@@ -13,7 +13,7 @@ from tests.changes import CHANGES, hook, subclass
 from tests.strategies import random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
-from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads, make_decoder, step_seconds
+from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, fastest_threads, make_decoder, step_seconds
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer

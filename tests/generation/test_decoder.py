@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator
-from tinylm.generation.decoder import CompiledDecoder, Decoder, fastest_threads
+from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, fastest_threads
 from tinylm.model import KVCache, ModelConfig, TransformerLM
-from tinylm.model.linear import Int8Linear
+from tinylm.model.quantized import Int8Linear
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -170,9 +170,9 @@ def test_without_a_compiler_the_error_says_so(tmp_path):
     program = """
 import torch
 from tinylm.errors import ConfigError
-from tinylm.generation.decoder import CompiledDecoder
+from tinylm.generation.fast.decoder import CompiledDecoder
 from tinylm.model import KVCache, ModelConfig, TransformerLM
-from tinylm.model.linear import Int8Linear
+from tinylm.model.quantized import Int8Linear
 model = TransformerLM(ModelConfig(vocab_size=5, d_model=4, num_layers=1, num_heads=1, max_seq_len=4)).eval()
 with torch.inference_mode():
     try:

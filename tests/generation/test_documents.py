@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests.changes import gate
 from tests.model.test_cache import with_rounded_keys
 from tests.strategies import model_configs, random_model
-from tinylm.analysis.tokens import token_losses
 from tinylm.data.batches import Batch
-from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator, beam_search, exact_match, score_text
-from tinylm.generation.decoder import CompiledDecoder, Decoder
+from tinylm.evaluation import exact_match, score_text
+from tinylm.evaluation.tokens import token_losses
+from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator, beam_search
+from tinylm.generation.fast.decoder import CompiledDecoder, Decoder
 from tinylm.generation.text import Text
 from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
 from tinylm.model.attention import document_numbers

@@ -9,7 +9,7 @@ from torch import nn
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, SamplingConfig
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.sampling import choose
 from tinylm.generation.text import Completion, StopStrings, until
 from tinylm.model import KVCache, ModelConfig, TransformerLM

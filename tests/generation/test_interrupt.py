@@ -9,7 +9,7 @@ import torch
 from tests.strategies import random_model
 from tinylm.console import check_interrupt, interruptible
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import CharTokenizer
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator
+from tinylm.generation.fast.speculative import _DraftModel, acceptance, residual, verify
 from tinylm.generation.sampling import adjusted, filtered
-from tinylm.generation.speculative import _DraftModel, acceptance, residual, verify
 from tinylm.generation.text import Text
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer

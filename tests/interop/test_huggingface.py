@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.interop.tables import EXPORTS, SHAPE
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.bundle import load, save_bundle
-from tinylm.data.stories import stories
+from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.generation import Generator
 from tinylm.interop import export_huggingface, load_huggingface, load_huggingface_model

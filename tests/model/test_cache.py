@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_ids, random_model
-from tinylm.generation.decoder import Decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
 
 

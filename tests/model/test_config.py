@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.strategies import model_configs, random_ids
+from tinylm.checks import FOREIGN_NAMES
 from tinylm.errors import ConfigError
 from tinylm.model import PRESETS, ModelConfig, TransformerLM, flops_per_token, parameter_count, preset
-from tinylm.model.config import FOREIGN_NAMES
 
 few = settings(max_examples=40, deadline=None)
 

@@ -121,7 +121,7 @@ class MyLinear(nn.Linear):
     [
         (put("blocks.1.pre_norm", False), "blocks.1.pre_norm is False, not True"),
         (put("blocks.1.attention.layer", 0), "blocks.1.attention.layer is 0, not 1"),
-        (put("blocks.1.attention.head_width", 8), "blocks.1.attention.head_width is 8, not 16"),
+        (put("blocks.1.attention.head_dim", 8), "blocks.1.attention.head_dim is 8, not 16"),
         (put("blocks.0.attention_norm.eps", 1e-3), "blocks.0.attention_norm.eps is 0.001, not 1e-05"),
         (put("final_norm", nn.Identity), "final_norm is an Identity, not a RMSNorm"),
         (put("final_norm", LayerNorm(32, 1e-5, bias=False)), "final_norm is a LayerNorm, not a RMSNorm"),

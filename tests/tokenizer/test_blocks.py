@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.errors import DataError
-from tinylm.tokenizer import blocks
-from tinylm.tokenizer.blocks import Block, FileBlock, Packer
+from tinylm.tokenizer.fast import blocks
+from tinylm.tokenizer.fast.blocks import Block, FileBlock, Packer
 
 few = settings(max_examples=200, deadline=None)
 documents = st.lists(st.lists(st.text("ab \n", max_size=12), max_size=4), max_size=6)

@@ -14,13 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from tinylm.data.stories import stories
+from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, blocks, bpe, load_tokenizer, merging, textbook
-from tinylm.tokenizer.blocks import Block
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer, textbook
 from tinylm.tokenizer.bpe import BYTE_IDS, BYTES
-from tinylm.tokenizer.merging import merge_word
-from tinylm.tokenizer.pretokenize import PATTERNS
+from tinylm.tokenizer.fast import blocks, merging
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.merging import merge_word
+from tinylm.tokenizer.fast.pretokenize import PATTERNS
 
 few = settings(max_examples=50, deadline=None)
 H, E, L, O, SPACE = (BYTES.index(sign) for sign in b"helo ")  # noqa: E741

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from tinylm.data.stories import stories
+from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import (
     END_OF_TEXT,
@@ -24,8 +24,9 @@ from tinylm.tokenizer import (
     load_tokenizer,
 )
 from tinylm.tokenizer.bpe import BYTES
-from tinylm.tokenizer.formats import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
-from tinylm.tokenizer.huggingface import (
+from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.formats.gpt2 import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
+from tinylm.tokenizer.formats.huggingface import (
     DIGITS,
     GPT4,
     read_tokenizer_json,
@@ -33,8 +34,7 @@ from tinylm.tokenizer.huggingface import (
     to_tokenizer_json,
     write_tokenizer_json,
 )
-from tinylm.tokenizer.merges import ALPHABET
-from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.formats.merges import ALPHABET
 
 few = settings(max_examples=50, deadline=None)
 SPECIAL = ["<x>", END_OF_TEXT, "<x>y", " z ", "<|日本|>"]

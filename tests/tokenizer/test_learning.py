@@ -5,8 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinylm.tokenizer import learning, textbook
-from tinylm.tokenizer.learning import MergeLearner
+from tinylm.tokenizer import textbook
+from tinylm.tokenizer.fast import learning
+from tinylm.tokenizer.fast.learning import MergeLearner
 
 LETTERS = [b"a", b"b", b"c", b"d"]
 words = st.dictionaries(

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.tokenizer import textbook
-from tinylm.tokenizer.merging import MergeTable, merge_word
+from tinylm.tokenizer.fast.merging import MergeTable, merge_word
 
 many = settings(max_examples=300, deadline=None)
 tables = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=10)

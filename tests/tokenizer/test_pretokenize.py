@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.blocks import Block
-from tinylm.tokenizer.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitter, character_kinds
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitter, character_kinds
 
 few = settings(max_examples=100, deadline=None)
 # what patterns tell apart: letters, digits, other signs, contractions, white space of several kinds

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, UNKNOWN_WORD, WordTokenizer
-from tinylm.tokenizer.pretokenize import WordSplitter
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
 
 few = settings(max_examples=50, deadline=None)
 sayings = st.text("ab é'.\n\u0301", min_size=1, max_size=40)

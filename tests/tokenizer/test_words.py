@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinylm.tokenizer import words as words_module
-from tinylm.tokenizer.arrays import MULTIPLIER, KeyTable, Ragged, slices
-from tinylm.tokenizer.blocks import Block
-from tinylm.tokenizer.words import BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.fast import words as words_module
+from tinylm.tokenizer.fast.arrays import MULTIPLIER, KeyTable, Ragged, slices
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.words import BlockCounter, WordCounter, WordTable
 
 few = settings(max_examples=100, deadline=None)
 keys = st.one_of(st.integers(0, 30), st.integers(0, 2**64 - 2))

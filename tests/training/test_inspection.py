@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tinylm.analysis.attention import attention_maps, entropy
-from tinylm.analysis.plots import read_metrics
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
+from tinylm.runs.plots import read_metrics
 from tinylm.training import (
     ActivationStatistics,
     AttentionEntropy,

@@ -2,9 +2,9 @@ import csv
 
 import pytest
 
-from tinylm.analysis.plots import draw_curves, read_metrics
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
+from tinylm.runs.plots import draw_curves, read_metrics
 from tinylm.training.records import (
     RUN_FOLDER,
     MetricsCSV,

@@ -17,8 +17,8 @@ import torch
 import wandb
 import yaml
 
-from tinylm.analysis.plots import read_metrics
 from tinylm.files import read_json
+from tinylm.runs.plots import read_metrics
 from tinylm.training.records import RUN_FOLDER
 from tinylm.training.tracking import WandbTracker, histogram, model_metadata
 

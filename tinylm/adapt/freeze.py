@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from tinylm.checks import check_types, require
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.model import TransformerLM
-from tinylm.model.config import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tinylm.adapt.freeze import matching, rest
 from tinylm.bundle import read_safetensors
+from tinylm.checks import check_types, require
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import atomic_folder, read_json, write_json
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import check_types, require
 from tinylm.model.lora import A, B, LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

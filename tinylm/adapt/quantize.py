@@ -23,7 +23,7 @@ from tinylm.adapt.freeze import matching
 from tinylm.errors import ConfigError, NumericError
 from tinylm.model import TransformerLM
 from tinylm.model.known import check_known
-from tinylm.model.linear import RoundedLinear, make_layer, pack, rounded_layers
+from tinylm.model.quantized import QuantizedLinear, make_layer, pack, quantized_layers
 
 GROUP_SIZE = 32
 
@@ -72,7 +72,7 @@ def _choose(bits: int, group_size: int | None) -> tuple[str, dict[str, int]]:
 
 
 def _check(model: TransformerLM) -> None:
-    done = sum(1 for _ in rounded_layers(model))
+    done = sum(1 for _ in quantized_layers(model))
     if done:
         raise ConfigError(f"the model is quantized already ({done} layers); take the one that it was made from")
     if model.training:
@@ -94,7 +94,7 @@ def _chosen(model: TransformerLM, skip: Sequence[str]) -> list[tuple[str, nn.Lin
 
 
 @torch.no_grad()
-def _fill(layer: RoundedLinear, plain: nn.Linear) -> None:
+def _fill(layer: QuantizedLinear, plain: nn.Linear) -> None:
     """Puts the rounded weight of a plain layer, and its bias, into an empty one."""
     if layer.kind == "int8":
         layer.codes, layer.scales = round_rows(plain.weight)

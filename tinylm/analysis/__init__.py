@@ -1,1 +1,1 @@
-"""Looking at runs and models."""
+"""Inside a network: cost, attention, activations, gradients, predictions by layer."""

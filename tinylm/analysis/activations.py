@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinylm.analysis.watch import blocks_of, check_seen, evaluating, hooked
+from tinylm.analysis.watch import blocks_of, check_seen, hooked
+from tinylm.checks import require
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
-from tinylm.model.config import require
 
 DEAD = 0.01
 """A unit is dead that on no token comes beyond so much of its layer's root mean square; a ReLU that never fires is."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tinylm.analysis.watch import blocks_of, check_seen, evaluating
+from tinylm.analysis.watch import blocks_of, check_seen
 from tinylm.errors import ConfigError
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
 from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
 from tinylm.model.normalization import widened

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinylm.analysis.watch import evaluating
 from tinylm.errors import ConfigError
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
-from tinylm.model.linear import rounded_layers
+from tinylm.model.quantized import quantized_layers
 
 DECADES = (-12, 2)
 """The powers of ten that histograms reach from and to; what lies outside is counted in the last bin at that end."""
@@ -87,7 +87,7 @@ def gradient_statistics(
         raise ConfigError(
             f"signal and noise need at least 2 sequences, got {len(ids)}; give more rows, more text or a smaller length"
         )
-    if any(True for _ in rounded_layers(model)):
+    if any(True for _ in quantized_layers(model)):
         raise ConfigError("weights of 8 and 4 bits have no gradients; look at the model that they were made of")
     learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     sums = [torch.zeros_like(weight) for weight in learned.values()]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.analysis.activations import watching_activations
-from tinylm.analysis.watch import evaluating
 from tinylm.errors import ConfigError
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tinylm.analysis.activations import FAR, Activations
 from tinylm.analysis.gradients import BINS, DECADES, Gradients
 from tinylm.analysis.lens import Readings
-from tinylm.analysis.plots import BLUE, GREEN, GREY, ORANGE, plain
+from tinylm.runs.plots import BLUE, GREEN, GREY, ORANGE, plain
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.analysis.watch import blocks_of
+from tinylm.checks import require
 from tinylm.model import KVCache, ModelConfig, TransformerLM
-from tinylm.model.config import require
 from tinylm.model.known import check_known
-from tinylm.model.linear import RoundedLinear
+from tinylm.model.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
         number_bytes=weight.element_size(),
         weight_bytes=weight_bytes(model),
         cache_bytes=KVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
-        cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_width * weight.element_size(),
+        cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_dim * weight.element_size(),
         window=config.sliding_window or config.max_seq_len,
         activation_bytes=kept_bytes(model, torch.zeros(1, length, dtype=torch.long, device=weight.device)),
     )
@@ -143,7 +143,7 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
         stored: bytes of the weights of its attention, feedforward and head, as `stored_bytes` gives them
     """
     D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
-    heads, kv, F_ = config.num_heads * config.head_width, config.kv_heads * config.head_width, config.ff_width
+    heads, kv, F_ = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
 
     def linears(name: str, memory: int, *sizes: tuple[int, int]) -> Part:
         matrices = layers * sum(inputs * outputs for inputs, outputs in sizes)
@@ -166,7 +166,7 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
     gates = [(D, F_)] if config.activation == "swiglu" else []
     yield linears("feed-forward", stored["feedforward"], *gates, (D, F_), (F_, D))
     norm = D * (2 if config.norm == "layernorm" and config.bias else 1)
-    qk_norms = 2 * config.head_width if config.qk_norm else 0
+    qk_norms = 2 * config.head_dim if config.qk_norm else 0
     final = norm if config.norm_placement == "pre" else 0
     yield Part(name="norms", parameters=layers * (2 * norm + qk_norms) + final)
     own = 0 if config.tie_embeddings else V * D
@@ -182,7 +182,7 @@ def stored_bytes(model: TransformerLM) -> dict[str, int]:
     for block in blocks_of(model):
         for name in sums:
             for layer in getattr(block, name).modules():
-                if isinstance(layer, nn.Linear | RoundedLinear):
+                if isinstance(layer, nn.Linear | QuantizedLinear):
                     sums[name] += weight_bytes(layer)
     return sums | {"head": weight_bytes(model.head)}
 

@@ -18,13 +18,13 @@ from tinylm.analysis.pictures import (
     draw_heads,
     draw_lens,
 )
-from tinylm.analysis.plots import save_figure
 from tinylm.analysis.profile import profile
-from tinylm.analysis.tokens import html_page, legend, mean_loss, show_losses, text_rows, token_losses
 from tinylm.console import table
+from tinylm.evaluation.tokens import html_page, legend, mean_loss, show_losses, text_rows, token_losses
 from tinylm.files import write_text
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
+from tinylm.runs.plots import save_figure
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from tinylm.errors import ConfigError
@@ -41,21 +39,6 @@ def check_seen(places: Iterable[Any], expected: Iterable[Any]) -> None:
             raise ConfigError(
                 f"{place} was not computed where a network of tinylm computes it, and cannot be looked at"
             )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode that was comes back.
-
-    Not PyTorch's inference mode: the tables of positions that are made in it could not be trained with afterwards.
-    """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

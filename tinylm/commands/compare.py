@@ -7,9 +7,9 @@ import argparse
 import csv
 import sys
 
-from tinylm.analysis.compare import Row, find_runs, group_by_seed, read_run, sort_rows
 from tinylm.console import Parser
 from tinylm.errors import ConfigError, did_you_mean
+from tinylm.runs.compare import Row, find_runs, group_by_seed, read_run, sort_rows
 
 COLUMNS = ("name", "parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds")
 TITLES = ("run", "parameters", "tokens", "steps", "val loss", "bits/byte", "excess", "time", "")

@@ -79,7 +79,8 @@ def run(arguments: list[str]) -> None:
     _, path = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
-    from tinylm.generation import SamplingConfig, output
+    from tinylm.commands import output
+    from tinylm.generation import SamplingConfig
 
     prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
     bundle = load_bundle(path, pick_device(options.device))
@@ -96,7 +97,7 @@ def run(arguments: list[str]) -> None:
     names = {"truncate", *(field.name for field in dataclasses.fields(SamplingConfig))}
     settings = {name: value for name, value in vars(options).items() if name in names}
     if options.interactive:
-        from tinylm.generation.interactive import converse
+        from tinylm.commands.interactive import converse
 
         return converse(generator, settings)
     single = len(prompts) * options.num_samples == 1 and options.num_beams is None
@@ -123,7 +124,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
 
     import tinylm
     from tinylm.generation import Generator, SpeculativeGenerator
-    from tinylm.generation.decoder import CompiledDecoder, fastest_threads
+    from tinylm.generation.fast.decoder import CompiledDecoder, fastest_threads
     from tinylm.model import Int8KVCache, KVCache
 
     if options.threads is not None and options.threads < 1:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import yaml
 
-from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import TOKENIZER
 from tinylm.data import IGNORE, Template, TextDataModule
 from tinylm.data.template import question_frame
@@ -37,6 +36,7 @@ from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_chec
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate, make_optimizer
 from tinylm.reference.train import Batch, Step, evaluate, train
+from tinylm.runs.plots import draw_curves
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.callbacks import GracefulStop, generate_command, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord

@@ -6,11 +6,11 @@ Runs that differ only by their seed are drawn as their mean, with a band of one 
 import argparse
 from pathlib import Path
 
-from tinylm.analysis.compare import find_runs
-from tinylm.analysis.curves import AXES, read_curves
-from tinylm.analysis.plots import PANELS, draw
 from tinylm.console import Parser
 from tinylm.errors import ConfigError, DataError, did_you_mean
+from tinylm.runs.compare import find_runs
+from tinylm.runs.curves import AXES, read_curves
+from tinylm.runs.plots import PANELS, draw
 
 USUAL = ("loss", "lr", "grad_norm", "throughput")
 

@@ -31,7 +31,7 @@ def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
             if count < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {count}")
 
-        from tinylm.data.questions import write_parts
+        from tinylm.data.grammar.questions import write_parts
 
         for name, records in zip(counts, write_parts(kind, list(counts.values()), options.seed), strict=True):
             lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]

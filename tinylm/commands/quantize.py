@@ -15,7 +15,7 @@ from tinylm.files import file_size, read_chunks
 from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, command
 
 if TYPE_CHECKING:
-    from tinylm.generation import Score
+    from tinylm.evaluation import Score
     from tinylm.model import TransformerLM
     from tinylm.tokenizer import Tokenizer
 
@@ -45,8 +45,8 @@ def run(arguments: list[str]) -> None:
     from tinylm.analysis.profile import weight_bytes
     from tinylm.bundle import load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
-    from tinylm.generation.decoder import fastest_threads
-    from tinylm.model.linear import kernels
+    from tinylm.generation.fast.decoder import fastest_threads
+    from tinylm.model.quantized import kernels
 
     found = load_bundle(path)
     rounded = quantize(found.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
@@ -78,7 +78,7 @@ def check_out(model: Path, out: Path) -> None:
 
 def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "Score | None":
     """Of all texts together; none, where there are none."""
-    from tinylm.generation import Score, score_text
+    from tinylm.evaluation import Score, score_text
 
     scores = [score_text(model, tokenizer, text) for text in texts]
     if not scores:
@@ -92,7 +92,7 @@ def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "
 
 def decoding_speeds(*models: "TransformerLM") -> list[float]:
     """Tokens per second of each, one text, in turn in the middle of the context: medians."""
-    from tinylm.generation.decoder import Decoder, step_seconds
+    from tinylm.generation.fast.decoder import Decoder, step_seconds
 
     decoders = [Decoder(model) for model in models]
     seconds: list[list[float]] = [[] for _ in models]

@@ -42,7 +42,7 @@ def print_score(options: argparse.Namespace) -> None:
     _, found = announce_model(options.model)
 
     import tinylm
-    from tinylm.generation import score_text
+    from tinylm.evaluation import score_text
 
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
     started = time.perf_counter()
@@ -61,7 +61,8 @@ def print_answers(options: argparse.Namespace) -> None:
 
     import tinylm
     from tinylm.data import encode_pairs, find_template, prompt_ids, read_pairs
-    from tinylm.generation import Generator, exact_match, score_answers
+    from tinylm.evaluation import exact_match, score_answers
+    from tinylm.generation import Generator
 
     template, pairs = find_template(options.template), read_pairs(options.pairs)
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))

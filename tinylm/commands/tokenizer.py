@@ -26,7 +26,7 @@ from tinylm.tokenizer import (
     write_tiktoken,
     write_tokenizer_json,
 )
-from tinylm.tokenizer.blocks import file_blocks
+from tinylm.tokenizer.fast.blocks import file_blocks
 from tinylm.tokenizer.pieces import figures, show_pieces
 
 KINDS = ("bpe", "word", "char", "byte")

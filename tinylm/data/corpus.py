@@ -16,8 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from tinylm.data.download import Download, download
-from tinylm.data.grammar import Grammar, load_grammar
-from tinylm.data.stories import COUNT, story_grammar, write_text
+from tinylm.data.grammar.grammar import Grammar, load_grammar
+from tinylm.data.grammar.stories import COUNT, story_grammar, write_text
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from tinylm.files import read_chunks, sha256_json
 

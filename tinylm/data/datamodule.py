@@ -30,7 +30,7 @@ from tinylm.data.datasets import (
     PairTrainingBatches,
     TrainingBatches,
 )
-from tinylm.data.floor import Floor
+from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
 from tinylm.data.pairs import read_pairs
 from tinylm.data.template import Example, TooLong, encode_pairs, find_template

@@ -37,7 +37,7 @@ from tinylm.files import (
 )
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
-from tinylm.tokenizer.blocks import Block, Packer
+from tinylm.tokenizer.fast.blocks import Block, Packer
 from tinylm.workers import map_in_order
 
 FORMAT = 2

@@ -27,12 +27,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tinylm.checks import check_types
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import check_names, check_numbers, check_rule, check_truncate
 from tinylm.generation.text import Completion
-from tinylm.model.config import check_types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
-from tinylm.generation.cached import CachedDecoder
-from tinylm.generation.decoder import CompiledDecoder, Decoder, make_decoder
+from tinylm.generation.fast.cached import CachedDecoder
+from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, make_decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
 from tinylm.generation.text import Completion, Stats, StopStrings, Text, until
 from tinylm.generation.uncached import TokenRows, UncachedDecoder

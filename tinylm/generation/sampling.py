@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tinylm.checks import check_types
 from tinylm.errors import ConfigError, NumericError, did_you_mean
-from tinylm.model.config import check_types
 
 EXCLUDED = float("-inf")
 

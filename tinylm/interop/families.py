@@ -121,7 +121,7 @@ class Family:
 
 
 def _heads(config: ModelConfig) -> dict[str, Any]:
-    return {"head_dim": config.head_width}
+    return {"head_dim": config.head_dim}
 
 
 def _windows(config: ModelConfig) -> dict[str, Any]:

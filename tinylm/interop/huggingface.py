@@ -21,9 +21,9 @@ from tinylm.interop.families import choose_family
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
 from tinylm.model import TransformerLM
 from tinylm.model.known import check_known
-from tinylm.model.linear import rounded_layers
+from tinylm.model.quantized import quantized_layers
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json
-from tinylm.tokenizer.merges import reading
+from tinylm.tokenizer.formats.merges import reading
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
@@ -50,7 +50,7 @@ def export_huggingface(
             does not describe; if the tokenizer has no counterpart, or another vocabulary.
     """
     check_known(model, "an export")
-    for name, _ in rounded_layers(model):
+    for name, _ in quantized_layers(model):
         raise ConfigError(f"an export: {name} is quantized; take the model that it was made from")
     config = model.config
     family = choose_family(config)

@@ -148,7 +148,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_width = E = config.head_width
+        self.head_dim = E = config.head_dim
         self.dropout = config.dropout
         self.attend = attend_plain if config.attention_kernel == "plain" else attend_fused
         self.query = nn.Linear(config.d_model, config.num_heads * E, bias=config.bias)
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         Returns:
             (B, T, D)
         """
-        heads = (*x.shape[:2], -1, self.head_width)
+        heads = (*x.shape[:2], -1, self.head_dim)
         query = self.query(x).view(heads)  # (B, T, H, E)
         key = self.key(x).view(heads)  # (B, T, K, E)
         value = self.value(x).view(heads)  # (B, T, K, E)

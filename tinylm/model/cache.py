@@ -60,7 +60,7 @@ class KVCache:
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         # One place more than is used: what is read is never the whole memory, so a step compiled for some places serves
         # for all of them.
-        shape = (batch_size, config.kv_heads, self.places + 1, config.head_width)
+        shape = (batch_size, config.kv_heads, self.places + 1, config.head_dim)
         self._use(self._make_memories((2 * config.num_layers, *shape), dtype, device))
 
     def _make_memories(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:

@@ -6,33 +6,16 @@ Every module of the network takes a `ModelConfig` and nothing else. `PRESETS` ar
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.checks import FOREIGN_NAMES, check_types, require
+from tinylm.errors import did_you_mean
 
 PositionalEncoding = Literal["rotary", "learned", "sinusoidal", "none"]
 Norm = Literal["rmsnorm", "layernorm"]
 NormPlacement = Literal["pre", "post"]
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]
 AttentionKernel = Literal["fused", "plain"]
-
-# What other projects call our fields: refused, with the right name in the message.
-FOREIGN_NAMES = {
-    "n_layer": "num_layers", "n_layers": "num_layers", "num_hidden_layers": "num_layers", "depth": "num_layers",
-    "n_head": "num_heads", "n_heads": "num_heads", "num_attention_heads": "num_heads", "heads": "num_heads",
-    "n_kv_head": "num_kv_heads", "n_kv_heads": "num_kv_heads", "n_query_groups": "num_kv_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "n_embd": "d_model", "hidden_size": "d_model", "embed_dim": "d_model", "dim": "d_model", "width": "d_model",
-    "block_size": "max_seq_len", "context_length": "max_seq_len", "n_ctx": "max_seq_len", "n_positions": "max_seq_len",
-    "max_position_embeddings": "max_seq_len", "seq_len": "max_seq_len", "context": "max_seq_len",
-    "intermediate_size": "d_ff", "n_inner": "d_ff", "ffn_dim": "d_ff",
-    "hidden_act": "activation", "activation_function": "activation",
-    "rope_base": "rope_theta", "tie_word_embeddings": "tie_embeddings", "padded_vocab_size": "vocab_size",
-    "learning_rate": "lr", "min_learning_rate": "min_lr", "warmup_iters": "warmup_steps",
-    "num_warmup_steps": "warmup_steps", "max_iters": "max_steps", "dataset": "corpus",
-    "gradient_accumulation_steps": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
-    "grad_clip": "gradient_clip_val",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +89,9 @@ class ModelConfig:
         )
         if self.positional_encoding == "rotary":
             require(
-                self.head_width % 2 == 0,
+                self.head_dim % 2 == 0,
                 f"rotary positions need an even head width, got d_model={self.d_model} / num_heads={self.num_heads} "
-                f"= {self.head_width}",
+                f"= {self.head_dim}",
             )
             require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
@@ -124,7 +107,7 @@ class ModelConfig:
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Width of one head, E."""
         return self.d_model // self.num_heads
 
@@ -158,42 +141,6 @@ WITHOUT_WEIGHTS = ("attention_kernel", "activation_checkpointing", "dropout", "z
 _FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError(message) unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def check_types(config: Any) -> None:
-    """Refuses what a dataclass lets through: 'yes' for a bool, 2.5 layers, an unknown choice; an int is a float too.
-
-    Raises:
-        ConfigError: naming the field.
-    """
-    for name, expected in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(expected) is Literal:
-            choices = get_args(expected)
-            hint = did_you_mean(str(value), choices)
-            require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
-            continue
-        if get_origin(expected) is tuple and Ellipsis in get_args(expected):
-            kind = get_args(expected)[0]
-            good = isinstance(value, list | tuple) and all(type(each) is kind for each in value)
-            require(good, f"{name} must be a list of {kind.__name__}, got {value!r}")
-            object.__setattr__(config, name, tuple(value))
-            continue
-        if get_origin(expected) is tuple:
-            require(len(value) == len(get_args(expected)), f"{name} must have {len(get_args(expected))} values")
-            continue
-        allowed = [get_origin(kind) or kind for kind in get_args(expected) or (expected,)]
-        if float in allowed and type(value) is int:
-            object.__setattr__(config, name, float(value))
-            continue
-        wanted = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in allowed)
-        require(type(value) in allowed, f"{name} must be {wanted}, got {value!r}")
-
-
 # The sizes that configs/*.yaml use. Parameter counts depend on the vocabulary: `parameter_count` computes them.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=96, num_layers=2, num_heads=4, max_seq_len=128),
@@ -222,7 +169,7 @@ def parameter_count(config: ModelConfig) -> int:
 
     Shared weights (tied embeddings) are counted once. Sinusoidal and rotary positions have none.
     """
-    width, heads, kv, head = config.d_model, config.num_heads, config.kv_heads, config.head_width
+    width, heads, kv, head = config.d_model, config.num_heads, config.kv_heads, config.head_dim
     bias = int(config.bias)
 
     def linear(inputs: int, outputs: int) -> int:

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from tinylm.model.linear import RoundedLinear
 from tinylm.model.lora import LoRALinear
+from tinylm.model.quantized import QuantizedLinear
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -16,6 +16,6 @@ def count_parameters(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, LoRALinear):
             adapters |= {id(weight) for weight in (*module.lora_a.values(), *module.lora_b.values())}
-        elif isinstance(module, RoundedLinear):
+        elif isinstance(module, QuantizedLinear):
             codes += module.in_features * module.out_features
     return codes + sum(weight.numel() for weight in model.parameters() if id(weight) not in adapters)

@@ -25,10 +25,10 @@ from tinylm.model.attention import Attention, attend_fused, attend_plain
 from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
-from tinylm.model.linear import Int4Linear, Int8Linear, RoundedLinear
 from tinylm.model.lora import LoRALinear
 from tinylm.model.normalization import LayerNorm, RMSNorm
 from tinylm.model.positional import PositionTable
+from tinylm.model.quantized import Int4Linear, Int8Linear, QuantizedLinear
 from tinylm.model.transformer import Block, TransformerLM
 
 TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, LayerNorm, RMSNorm, PositionTable, Int8Linear,
@@ -105,7 +105,7 @@ def _fresh(config: ModelConfig) -> TransformerLM:
 
 
 @lru_cache(maxsize=256)
-def _rounded(kind: type[RoundedLinear], inputs: int, outputs: int, bias: bool, options: Any) -> RoundedLinear:
+def _rounded(kind: type[QuantizedLinear], inputs: int, outputs: int, bias: bool, options: Any) -> QuantizedLinear:
     with without_weights():
         return kind(inputs, outputs, bias, **dict(options))
 
@@ -125,7 +125,7 @@ def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Itera
             return
         if type(twin) is nn.Linear and type(module) is LoRALinear:
             adapters |= {f"{name}.lora_a", f"{name}.lora_b"}
-        elif type(twin) is nn.Linear and isinstance(module, RoundedLinear) and type(module) in TYPES:
+        elif type(twin) is nn.Linear and isinstance(module, QuantizedLinear) and type(module) in TYPES:
             sizes = twin.in_features, twin.out_features, twin.bias is not None
             twin = _rounded(type(module), *sizes, tuple(module.options.items()))
         elif type(module) is not type(twin):

@@ -75,7 +75,7 @@ class TransformerLM(nn.Module):
             case "sinusoidal":
                 return PositionTable(sinusoidal_table(config.max_seq_len, config.d_model))
             case "rotary":
-                return PositionTable(rotary_table(config.max_seq_len, config.head_width, config.rope_theta))
+                return PositionTable(rotary_table(config.max_seq_len, config.head_dim, config.rope_theta))
         return None
 
     def _initialize(self) -> None:

@@ -150,7 +150,7 @@ def attention(
         (B, T, D), and backward: dy -> dx, gradients by name
     """
     B, T, _ = x.shape
-    H, K, E = config.num_heads, config.kv_heads, config.head_width
+    H, K, E = config.num_heads, config.kv_heads, config.head_dim
     stacked, unstack = stack(weights, NAMES)
     projected, project_back = linear(x, *stacked)  # (B, T, (H + 2K) E)
     heads = projected.reshape(B, T, H + 2 * K, E)

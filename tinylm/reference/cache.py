@@ -19,7 +19,7 @@ class KVCache:
     """
 
     def __init__(self, config: Config, batch_size: int, dtype: np.dtype) -> None:
-        shape = (config.num_layers, batch_size, config.max_seq_len, config.kv_heads, config.head_width)
+        shape = (config.num_layers, batch_size, config.max_seq_len, config.kv_heads, config.head_dim)
         self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)
         self.length = 0
 

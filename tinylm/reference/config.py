@@ -42,7 +42,7 @@ class Config:
         return self.num_kv_heads or self.num_heads
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Width of one head, E."""
         return self.d_model // self.num_heads
 
@@ -75,7 +75,7 @@ class Config:
 
         A tied head is the embedding and has no name of its own.
         """
-        D, E, F, V = self.d_model, self.head_width, self.ff_width, self.vocab_size
+        D, E, F, V = self.d_model, self.head_dim, self.ff_width, self.vocab_size
 
         def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
             return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if self.bias else {})

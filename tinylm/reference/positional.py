@@ -33,7 +33,7 @@ def position_table(config: Config) -> Array:
         case "sinusoidal":
             return sinusoidal_table(config.max_seq_len, config.d_model)
         case "rotary":
-            return rotary_table(config.max_seq_len, config.head_width, config.rope_theta)
+            return rotary_table(config.max_seq_len, config.head_dim, config.rope_theta)
     return np.empty(0)
 
 

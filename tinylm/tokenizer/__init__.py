@@ -4,8 +4,8 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, load_tokenizer, tokeni
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
-from tinylm.tokenizer.formats import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
-from tinylm.tokenizer.huggingface import read_tokenizer_json, write_tokenizer_json
+from tinylm.tokenizer.formats.gpt2 import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
+from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 __all__ = [

@@ -17,7 +17,7 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size, read_chunks, sha256_json, write_json
-from tinylm.tokenizer.blocks import Block, blocks, utf8
+from tinylm.tokenizer.fast.blocks import Block, blocks, utf8
 from tinylm.workers import map_in_order
 
 FORMAT = 1
@@ -327,6 +327,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         MissingInputError: if there is no such file.
         DataError: if it is damaged or something else.
     """
-    from tinylm.tokenizer.formats import read_any  # it knows all tokenizers, which know this file
+    from tinylm.tokenizer.formats.gpt2 import read_any  # it knows all tokenizers, which know this file
 
     return read_any(path)

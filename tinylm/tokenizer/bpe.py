@@ -23,13 +23,13 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError, notice
-from tinylm.tokenizer.arrays import slices
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.blocks import Block, blocks, file_blocks, utf8
-from tinylm.tokenizer.learning import MergeLearner, Pair
-from tinylm.tokenizer.merging import MergeTable, merge_word
-from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
-from tinylm.tokenizer.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.fast.arrays import slices
+from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.learning import MergeLearner, Pair
+from tinylm.tokenizer.fast.merging import MergeTable, merge_word
+from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
 from tinylm.workers import map_in_order
 
 # GPT-2's order of the bytes: those that are printable in Latin-1 first. A byte's id is its place here.
@@ -93,7 +93,7 @@ class BPETokenizer(Tokenizer):
     @staticmethod
     def from_gpt2(vocab: str | Path, merges: str | Path) -> "BPETokenizer":
         """Reads GPT-2's vocab.json and merges.txt. Errors as `read_gpt2`'s, in formats.py."""
-        from tinylm.tokenizer.formats import read_gpt2  # it knows this file
+        from tinylm.tokenizer.formats.gpt2 import read_gpt2  # it knows this file
 
         return read_gpt2(vocab, merges)
 

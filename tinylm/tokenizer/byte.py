@@ -8,7 +8,7 @@ import numpy as np
 
 from tinylm.files import file_size, read_range
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.blocks import utf8
+from tinylm.tokenizer.fast.blocks import utf8
 
 
 class ByteTokenizer(Tokenizer):

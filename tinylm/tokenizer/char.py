@@ -10,7 +10,7 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.blocks import utf8
+from tinylm.tokenizer.fast.blocks import utf8
 
 UNKNOWN = "<|unk|>"
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.blocks import blocks, utf8
-from tinylm.tokenizer.pretokenize import WordSplitter
+from tinylm.tokenizer.fast.blocks import blocks, utf8
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
 
 UNKNOWN_WORD = "<unk>"
 END = "<eos>"

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
 
 from tinylm.adapt import add_lora, save_adapter, trainable_share
-from tinylm.analysis.plots import draw_curves
 from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
 from tinylm.data import CHAT, Template
 from tinylm.errors import ConfigError, Interrupted, MissingInputError, Preempted, notice
@@ -21,6 +20,7 @@ from tinylm.files import make_folder
 from tinylm.locate import command
 from tinylm.model import TransformerLM, flops_per_token, parameter_count
 from tinylm.model.known import unknown_part
+from tinylm.runs.plots import draw_curves
 from tinylm.training.checkpoint import BestCheckpoint, LastCheckpoint, finished_step, validation_follows
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers

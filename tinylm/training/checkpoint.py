@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tinylm.analysis.compare import flat_config
 from tinylm.bundle import read_checkpoint
 from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import atomic_write, seal_zip
+from tinylm.runs.compare import flat_config
 
 
 def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:

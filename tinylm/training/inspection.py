@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from tinylm.analysis.activations import activation_statistics
 from tinylm.analysis.attention import head_scores
 from tinylm.analysis.gradients import gradient_norms
+from tinylm.checks import require
 from tinylm.data import Batch
 from tinylm.model.attention import Attention
-from tinylm.model.config import require
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
 

@@ -18,11 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
+from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, Template, TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import document_numbers
-from tinylm.model.config import WITHOUT_WEIGHTS, require
+from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.known import unknown_part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer

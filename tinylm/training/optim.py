@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tinylm.checks import check_types, require
 from tinylm.errors import NumericError
-from tinylm.model.config import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)

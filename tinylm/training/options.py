@@ -11,9 +11,9 @@ from docstring_parser import DocstringStyle
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from tinylm.checks import FOREIGN_NAMES
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
-from tinylm.model.config import FOREIGN_NAMES
 
 
 class ConfigFile(ActionConfigFile):

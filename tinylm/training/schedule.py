@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tinylm.model.config import check_types, require
+from tinylm.checks import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)

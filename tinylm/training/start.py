@@ -5,10 +5,11 @@ from typing import Any
 
 from tinylm.adapt import grow_vocabulary
 from tinylm.bundle import Bundle, load_bundle
+from tinylm.checks import require
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import WITHOUT_WEIGHTS, require
-from tinylm.model.linear import describe_layers
+from tinylm.model.config import WITHOUT_WEIGHTS
+from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import Tokenizer
 
 FREE = (*WITHOUT_WEIGHTS, "document_mask")  # documents may be kept apart where they were not before

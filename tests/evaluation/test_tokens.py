@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import random_model
-from tinylm.analysis.tokens import (
+from tinylm.errors import DataError
+from tinylm.evaluation import score_text
+from tinylm.evaluation.tokens import (
     SHADES,
     TokenLoss,
     html_page,
@@ -21,8 +23,6 @@ from tinylm.analysis.tokens import (
     text_rows,
     token_losses,
 )
-from tinylm.errors import DataError
-from tinylm.generation import score_text
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinylm.analysis.watch import evaluating
 from tinylm.errors import DataError, notice
+from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer

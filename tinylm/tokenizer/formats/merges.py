@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.tokenizer.bpe import BYTE_IDS, PRINTABLE, BPETokenizer
-from tinylm.tokenizer.merging import Pair, merge_word
+from tinylm.tokenizer.fast.merging import Pair, merge_word
 
 # The characters of the bytes in the order of their ids. Printable bytes stand for themselves.
 ALPHABET = "".join(map(chr, PRINTABLE)) + "".join(chr(256 + number) for number in range(256 - len(PRINTABLE)))

@@ -13,9 +13,9 @@ So two words have the same number exactly if they have the same bytes: nothing i
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinylm.tokenizer.arrays import KeyTable, Ragged, slices
-from tinylm.tokenizer.blocks import Block
-from tinylm.tokenizer.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.fast.arrays import KeyTable, Ragged, slices
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 
 PIECE = 7  # bytes
 MAX_KNOWN = 1 << 19  # words and pieces; a table that would grow larger begins anew, where that is possible

@@ -25,15 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.errors import ConfigError, notice
-from tinylm.generation.cached import CachedDecoder, unsuited_part
-from tinylm.generation.layers import Layer, Product, norm_function, position_rows
+from tinylm.generation.fast.cached import CachedDecoder, unsuited_part
+from tinylm.generation.fast.layers import Layer, Product, norm_function, position_rows
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import KVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_places
 from tinylm.model.cache import StaticCache
 from tinylm.model.known import check_deterministic
-from tinylm.model.linear import aligned
 from tinylm.model.normalization import widened
+from tinylm.model.quantized import aligned
 from tinylm.model.transformer import Block
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from tinylm.data.grammar import Derivation, Grammar, load_grammar
+from tinylm.data.grammar.grammar import Derivation, Grammar, load_grammar
 
 COUNT = 8000  # 4 MB
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tinylm.model import KVCache, TransformerLM
 from tinylm.model.feedforward import SwiGLU
-from tinylm.model.linear import join_layers
 from tinylm.model.normalization import LayerNorm, RMSNorm
 from tinylm.model.positional import PositionTable
+from tinylm.model.quantized import join_layers
 from tinylm.model.transformer import Block
 
 
@@ -52,13 +52,13 @@ class Layer:
 
     def __init__(self, block: Block, parts: int) -> None:
         attention, feedforward = block.attention, block.feedforward
-        self.pre_norm, self.index, self.head_width = block.pre_norm, attention.layer, attention.head_width
+        self.pre_norm, self.index, self.head_dim = block.pre_norm, attention.layer, attention.head_dim
         self.attention_norm, self.feedforward_norm = (
             norm_function(block.attention_norm),
             norm_function(block.feedforward_norm),
         )
-        self.heads = attention.query.out_features // self.head_width
-        self.kv_heads = attention.key.out_features // self.head_width
+        self.heads = attention.query.out_features // self.head_dim
+        self.kv_heads = attention.key.out_features // self.head_dim
         self.qk_weight = None
         if attention.query_norm is not None and attention.key_norm is not None:
             weights = (attention.query_norm.weight.expand(self.heads, -1), attention.key_norm.weight)
@@ -88,7 +88,7 @@ class Layer:
         return self.feedforward_norm(x + self._feed(x))
 
     def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
-        B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_width
+        B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_dim
         heads = self.query_key_value.forward(x).view(B, H + 2 * K, 1, E)
         both, value = heads.split_with_sizes((H + K, K), dim=1)
         if self.qk_weight is not None:

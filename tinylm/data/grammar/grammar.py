@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from tinylm.data.rules import Draw, Entry, Recall, Rules, Symbol, capitalized, read_rules
+from tinylm.data.grammar.rules import Draw, Entry, Recall, Rules, Symbol, capitalized, read_rules
 
 
 class Choice(NamedTuple):

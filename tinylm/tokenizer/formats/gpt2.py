@@ -14,8 +14,8 @@ from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.files import read_json, write_json, write_text
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
-from tinylm.tokenizer.huggingface import from_tokenizer_json, is_tokenizer_json
-from tinylm.tokenizer.merges import (
+from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
+from tinylm.tokenizer.formats.merges import (
     ALPHABET,
     NamedMerges,
     names_and_ids,

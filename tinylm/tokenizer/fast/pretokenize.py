@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.blocks import SEPARATOR, Block, utf8
+from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, utf8
 
 PATTERNS = {
     # contractions | letters | digits | other signs | white space, the last of it only where no word follows

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinylm.errors import ConfigError
-from tinylm.model.linear import (
+from tinylm.model.quantized import (
     Int4Linear,
     Int8Linear,
-    RoundedLinear,
+    QuantizedLinear,
     aligned,
     describe_layers,
     join_layers,
@@ -30,7 +30,7 @@ few = settings(max_examples=40, deadline=None)
 TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-def filled(kind: str, inputs: int, outputs: int, bias: bool = False, group_size: int = 32) -> RoundedLinear:
+def filled(kind: str, inputs: int, outputs: int, bias: bool = False, group_size: int = 32) -> QuantizedLinear:
     """A layer with random codes, every one of them possible, and scales of both signs."""
     generator = torch.Generator().manual_seed(inputs + outputs)
     layer = Int8Linear(inputs, outputs, bias) if kind == "int8" else Int4Linear(inputs, outputs, bias, group_size)
@@ -111,7 +111,7 @@ def test_the_packed_way_differs_by_bfloat16_rounding_alone(kind, sizes, dtype):
         assert_within_bfloat16(layer, x)
 
 
-def assert_within_bfloat16(layer: RoundedLinear, x: torch.Tensor) -> None:
+def assert_within_bfloat16(layer: QuantizedLinear, x: torch.Tensor) -> None:
     """What a layer computes is the product of numbers, but for activations, weights and result rounded to 8 bits."""
     exact, weight = x.double() @ layer.weight.double().T, layer.weight.double()
     bound = 2 * 2**-9 * (x.double().abs() @ weight.abs().T) + 2 * 2**-9 * exact.abs() + 1e-6
@@ -251,7 +251,7 @@ def test_codes_that_are_loaded_later_count():
 def test_joined_layers_compute_what_each_does(kind, bias):
     layers = [filled(kind, 64, outputs, bias) for outputs in (32, 16, 48)]
     joined = join_layers(layers)
-    assert isinstance(joined, RoundedLinear)
+    assert isinstance(joined, QuantizedLinear)
     for x in (random(3, 64), random(40, 64), random(3, 64, dtype=torch.float64)):
         expected = torch.cat([layer(x) for layer in layers], dim=-1)
         torch.testing.assert_close(joined(x), expected, rtol=0.0, atol=2e-5)

@@ -30,7 +30,7 @@ from tinylm.errors import ConfigError, did_you_mean
 ALIGNMENT = 64  # bytes
 
 
-class RoundedLinear(nn.Module, ABC):
+class QuantizedLinear(nn.Module, ABC):
     """x weightᵀ + bias, as `nn.Linear`, of a weight that is stored in few bits.
 
     A new layer has room for codes and scales, and nothing in it.
@@ -98,7 +98,7 @@ class RoundedLinear(nn.Module, ABC):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{options}"
 
 
-class Int8Linear(RoundedLinear):
+class Int8Linear(QuantizedLinear):
     """Eight bits for a weight, and a scale for each output.
 
     Attributes:
@@ -137,7 +137,7 @@ class Int8Linear(RoundedLinear):
         return torch.ops.aten._weight_int8pack_mm(x, codes, scales)
 
 
-class Int4Linear(RoundedLinear):
+class Int4Linear(QuantizedLinear):
     """Four bits for a weight, and a scale for each group of `group_size` inputs of an output.
 
     For the packed kernel the codes are arranged anew when it is first used, which takes the memory of a second copy.
@@ -231,20 +231,20 @@ def unpack(codes: Tensor) -> Tensor:
 
 # --- such layers in a network
 
-KINDS: dict[str, type[RoundedLinear]] = {layer.kind: layer for layer in (Int8Linear, Int4Linear)}
+KINDS: dict[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (Int8Linear, Int4Linear)}
 
 
-def rounded_layers(model: nn.Module) -> Iterator[tuple[str, RoundedLinear]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
     """Names and layers of all that are not plain."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, RoundedLinear))
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
 
 
-def join_layers(layers: Sequence[nn.Module]) -> RoundedLinear | None:
+def join_layers(layers: Sequence[nn.Module]) -> QuantizedLinear | None:
     """One layer that computes what some of the same input do, their outputs one after the other; None: they differ."""
     first = layers[0]
-    if not isinstance(first, RoundedLinear):
+    if not isinstance(first, QuantizedLinear):
         return None
-    alike = [each for each in layers if isinstance(each, RoundedLinear) and type(each) is type(first)]
+    alike = [each for each in layers if isinstance(each, QuantizedLinear) and type(each) is type(first)]
     if len(alike) < len(layers) or any(each.options != first.options for each in alike):
         return None
     biases = [each.bias.detach() for each in alike if each.bias is not None]
@@ -258,7 +258,7 @@ def join_layers(layers: Sequence[nn.Module]) -> RoundedLinear | None:
 def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
     """Which layers are of which kind, as plain values: `[{"kind": "int4", "group_size": 32, "names": [...]}]`."""
     found: list[dict[str, Any]] = []
-    for name, layer in rounded_layers(model):
+    for name, layer in quantized_layers(model):
         what = {"kind": layer.kind, **layer.options}
         same = [entry for entry in found if {**entry, "names": None} == {**what, "names": None}]
         if not same:
@@ -288,7 +288,7 @@ def put_layers(model: nn.Module, layers: Any) -> None:
             model.set_submodule(name, make_layer(kind, plain, name, **options))
 
 
-def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> RoundedLinear:
+def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> QuantizedLinear:
     """An empty layer of a kind, of the sizes of a plain one.
 
     Raises:
@@ -308,7 +308,7 @@ def check_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: naming the layer.
     """
-    for name, layer in rounded_layers(model):
+    for name, layer in quantized_layers(model):
         wanted = torch.uint8 if isinstance(layer, Int4Linear) else torch.int8
         if layer.codes.dtype != wanted or not layer.scales.is_floating_point():
             types = f"{layer.codes.dtype} and {layer.scales.dtype}"
@@ -319,7 +319,7 @@ def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
     """How many linear layers compute which way when each reads some rows, as decoding does: `{"int8 packed": 21}`."""
     found: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, RoundedLinear):
+        if isinstance(module, QuantizedLinear):
             dtype = next(model.parameters()).dtype  # of the embedding, and so of what goes through the network
             x = torch.empty(rows, module.in_features, dtype=dtype, device=module.codes.device)
             found[f"{module.kind} {module.kernel(x)}"] += 1

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tinylm.analysis.plots import read_metrics
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.locate import command
+from tinylm.runs.plots import read_metrics
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig

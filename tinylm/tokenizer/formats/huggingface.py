@@ -22,8 +22,8 @@ from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BYTE_IDS, BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
-from tinylm.tokenizer.merges import ALPHABET, NamedMerges, names_and_ids, reading, require, vocabulary, with_ids
-from tinylm.tokenizer.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.formats.merges import ALPHABET, NamedMerges, names_and_ids, reading, require, vocabulary, with_ids
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 # --- patterns

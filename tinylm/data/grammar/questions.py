@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from tinylm.data.grammar import Grammar
-from tinylm.data.rules import read_rules
-from tinylm.data.stories import story_grammar, write_text
+from tinylm.data.grammar.grammar import Grammar
+from tinylm.data.grammar.rules import read_rules
+from tinylm.data.grammar.stories import story_grammar, write_text
 from tinylm.errors import ConfigError, did_you_mean
 
 KINDS = ("questions", "summaries")

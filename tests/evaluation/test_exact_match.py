@@ -9,7 +9,8 @@ from torch import nn
 
 from tests.strategies import random_model
 from tinylm.errors import ConfigError, DataError
-from tinylm.generation import Generator, exact_match, score_answers
+from tinylm.evaluation import exact_match, score_answers
+from tinylm.generation import Generator
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer

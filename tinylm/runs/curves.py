@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tinylm.analysis.compare import (
+from tinylm.errors import DataError
+from tinylm.runs.compare import (
     batch_tokens,
     elapsed_seconds,
     is_finished,
@@ -17,8 +18,7 @@ from tinylm.analysis.compare import (
     reading,
     seed_group,
 )
-from tinylm.analysis.plots import Curves, read_metrics
-from tinylm.errors import DataError
+from tinylm.runs.plots import Curves, read_metrics
 
 AXES = {"steps": "step", "tokens": "tokens", "flops": "FLOPs", "time": "training time (s)"}
 SMOOTHED = ("train/", "perf/")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-
 from tests.analysis.test_compare import NETWORK, make_run
-from tinylm.analysis.curves import read_curves, smoothed
-from tinylm.analysis.plots import Curves, figure_of
+
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token
+from tinylm.runs.curves import read_curves, smoothed
+from tinylm.runs.plots import Curves, figure_of
 
 
 @pytest.mark.parametrize(

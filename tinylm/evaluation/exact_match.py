@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from tinylm.errors import ConfigError, DataError
+from tinylm.evaluation.score import Score
 from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import SamplingConfig
-from tinylm.generation.score import Score
 from tinylm.generation.text import Text
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import random_model
 from tinylm.errors import ConfigError, DataError
-from tinylm.generation import score_text
+from tinylm.evaluation import score_text
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinylm.tokenizer.arrays import KeyTable
+from tinylm.tokenizer.fast.arrays import KeyTable
 
 Pair = tuple[int, int]
 NEVER = 2**31 - 1  # the rank of a pair that is not merged

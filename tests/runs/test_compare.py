@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinylm.analysis.compare import find_runs, group_by_seed, read_run, sort_rows, training_seconds
 from tinylm.errors import DataError, MissingInputError
+from tinylm.runs.compare import find_runs, group_by_seed, read_run, sort_rows, training_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": None, "d_ff": 32, "max_seq_len": 8}
@@ -154,5 +154,5 @@ def test_a_damaged_run_is_named(tmp_path, name, text):
 
 def test_finished_runs_are_read_without_torch(tmp_path):
     make_run(tmp_path / "a")
-    code = "import sys; from tinylm.analysis.compare import *; read_run(Path('a')); sys.exit('torch' in sys.modules)"
+    code = "import sys; from tinylm.runs.compare import *; read_run(Path('a')); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}).returncode == 0

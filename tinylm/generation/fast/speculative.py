@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
-from tinylm.generation.decoder import Decoder, make_decoder
+from tinylm.generation.fast.decoder import Decoder, make_decoder
 from tinylm.generation.generate import Generator, announce_sliding
 from tinylm.generation.sampling import SamplingConfig, probabilities
 from tinylm.generation.text import Completion, Text

@@ -1,0 +1,1 @@
+"""Faster ways to the same texts: tuned, compiled and speculative decoding."""

@@ -1,0 +1,1 @@
+"""Run folders: their metrics, comparisons between them, and curves."""
