@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.model.test_linear import moved
+from tests.model.test_quantized import moved
 from torch import Tensor, nn
 
 import tinylm

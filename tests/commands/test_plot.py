@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.analysis.test_compare import make_run
+from tests.runs.test_compare import make_run
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_no_address_of_codes_scales_and_x_crashes_or_changes_a_product(capabilit
     most = torch.backends.cpu.get_cpu_capability().lower()
     if capability not in CAPABILITIES[: CAPABILITIES.index(most) + 1 if most in CAPABILITIES else 1]:
         pytest.skip(f"this process has {most} kernels")
-    program = "from tests.model.test_linear import multiply_at_every_address; multiply_at_every_address()"
+    program = "from tests.model.test_quantized import multiply_at_every_address; multiply_at_every_address()"
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", program],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tests.analysis.test_compare import NETWORK, make_run
+from tests.runs.test_compare import NETWORK, make_run
 
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token

@@ -20,11 +20,11 @@ from tinylm.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     WordTokenizer,
-    blocks,
     load_tokenizer,
     tokenizer_class,
     write_tokenizer_json,
 )
+from tinylm.tokenizer.fast import blocks
 
 KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
 KINDS["byte"] = lambda text, **options: ByteTokenizer.train_from_texts([text], **options)
