@@ -61,10 +61,10 @@ class Rolled(TransformerLM):
 
 
 class Flipped(TransformerLM):
-    """`hidden` is another one; `forward` is as it was."""
+    """Another function of the logits alone."""
 
-    def read(self, ids, positions, visible, cache):
-        return super().read(ids, positions, visible, cache).flip(-1)
+    def forward(self, ids, **options):
+        return super().forward(ids, **options).flip(-1)
 
 
 def gate(model: TransformerLM) -> None:
@@ -144,13 +144,13 @@ CHANGES: dict[str, tuple[Callable[[TransformerLM], None], str]] = {
     "subclass": (subclass, "blocks.0.feedforward is a SignedSwiGLU, not a SwiGLU"),
     "hook": (hook, "blocks.0 has a forward hook"),
     "hook at a position": (hook_at_a_position, "blocks.0 has a forward hook"),
-    "hook on the network": (hook_on_the_network, "the network has a forward hook"),
-    "parameter": (parameter, "blocks.1.feedforward.shift is none of its parameters"),
+    "hook on the network": (hook_on_the_network, "the model has a forward hook"),
+    "parameter": (parameter, "blocks.1.feedforward.shift is not one of its parameters"),
     "reads the token before": (wrap(ShiftedFeedForward), "blocks.0.feedforward is a ShiftedFeedForward, not a SwiGLU"),
     "looks ahead": (wrap(CentredFeedForward), "blocks.0.feedforward is a CentredFeedForward, not a SwiGLU"),
     "mixes rows": (wrap(BatchedFeedForward), "blocks.0.feedforward is a BatchedFeedForward, not a SwiGLU"),
-    "forward of a subclass": (become(Rolled), "the network is a Rolled, not a TransformerLM"),
-    "read of a subclass": (become(Flipped), "the network is a Flipped, not a TransformerLM"),
+    "forward of a subclass": (become(Rolled), "the model is a Rolled, not a TransformerLM"),
+    "logits of a subclass": (become(Flipped), "the model is a Flipped, not a TransformerLM"),
     "attend": (attend, "blocks.0.attention.attend is <lambda>, not attend_fused"),
     "forward of an instance": (own_forward, "final_norm.forward is not the method of its class"),
 }

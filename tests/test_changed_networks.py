@@ -50,7 +50,7 @@ def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
     }.items():
         with pytest.raises(ConfigError) as error:
             use(network(make))
-        assert str(error.value) == f"{purpose} needs a network that is exactly its config's, and {message}"
+        assert str(error.value) == f"{purpose} requires a model that is exactly what its config describes, but {message}"
     assert not [*tmp_path.iterdir()]
 
 
@@ -60,7 +60,7 @@ def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
     if "hook" in change:  # which has no weights and no products of its own
         assert profile(network(make)) == profile(network())
         return
-    with pytest.raises(ConfigError, match=r"^a profile needs a network that is exactly its config") as error:
+    with pytest.raises(ConfigError, match=r"^a profile requires a model that is exactly what its config describes") as error:
         profile(network(make))
     assert message in str(error.value)
 
@@ -267,7 +267,7 @@ def test_activations_that_cannot_be_shown_are_named(change, message):
 @torch.no_grad()
 def test_the_lens_ends_with_what_the_network_says_or_says_why_not(change):
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG, 1)
-    if change in ("hook on the network", "forward of a subclass", "read of a subclass"):  # behind the last block
+    if change in ("hook on the network", "forward of a subclass", "logits of a subclass"):  # behind the last block
         for look in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
             with pytest.raises(ConfigError, match="does more behind its last block than final_norm and head"):
                 look()

@@ -1,4 +1,4 @@
-"""Checks of values from configs and arguments: a rule that must hold, and types of dataclass fields."""
+"""Checks of values from configs and arguments."""
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import transformers
 
 from tinylm.generation import Generator, SamplingConfig
-from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, fastest_threads
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.generation.fast.decoder import Decoder, fastest_threads
 from tinylm.generation.text import Text
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer

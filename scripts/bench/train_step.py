@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.tuned import tune_for_training
 from tinylm.training import OptimizerConfig
 from tinylm.training.optim import make_optimizer
 
@@ -56,6 +57,7 @@ def tinylm_step(shape: tuple[int, ...], autocast: Callable, optimizer_name: str,
     layers, heads, width, context, batch = shape
     sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "max_seq_len": context}
     model = TransformerLM(ModelConfig(vocab_size=65, **sizes, **network))
+    tune_for_training(model)
     optimizer = make_optimizer(model, OptimizerConfig(name=optimizer_name), fused=True)
     ids = torch.randint(0, 65, (batch, context + 1))
 

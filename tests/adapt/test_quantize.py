@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.model.test_quantized import moved
 from torch import Tensor, nn
 
 import tinylm
+from tests.model.test_quantized import moved
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.adapt.quantize import round_groups, round_rows

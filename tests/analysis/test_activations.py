@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.analysis.activations import activation_statistics, describe, watching_activations
 from tinylm.model import ModelConfig
+from tinylm.model.positional import sinusoidal_table
 
 few = settings(max_examples=25, deadline=None)
 
@@ -60,9 +61,14 @@ def test_places_are_those_of_the_network(config):
         torch.no_grad(),
         watching_activations(model, lambda place, layer, values: seen.update({(place, layer): values})),
     ):
-        hidden = model.hidden(ids)
+        logits = model(ids)
     stream = seen["embedding", -1]
-    torch.testing.assert_close(stream, model._embed(ids, slice(ids.shape[1]))[0])
+    embedded = model.embedding(ids)
+    if config.positional_encoding == "learned":
+        embedded = embedded + model.positions.weight[: ids.shape[1]]
+    elif config.positional_encoding == "sinusoidal":
+        embedded = embedded + sinusoidal_table(config.max_seq_len, config.d_model)[: ids.shape[1]]
+    torch.testing.assert_close(stream, embedded)
     for layer, block in enumerate(model.blocks):
         torch.testing.assert_close(block.feedforward.output(seen["units", layer]), seen["feedforward", layer])
         if config.norm_placement == "pre":
@@ -71,7 +77,7 @@ def test_places_are_those_of_the_network(config):
             stream = block.attention_norm(stream + seen["attention", layer])
             stream = block.feedforward_norm(stream + seen["feedforward", layer])
         torch.testing.assert_close(stream, seen["stream", layer])
-    torch.testing.assert_close(model.final_norm(stream), hidden)
+    torch.testing.assert_close(model.head(model.final_norm(stream)), logits)
     order = [(each.place, each.layer) for each in activation_statistics(model, ids)]
     assert order == list(seen) and len(order) == 1 + 4 * config.num_layers
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

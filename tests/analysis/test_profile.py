@@ -74,7 +74,7 @@ def test_parameters_of_each_part_are_those_of_the_network(config):
 def test_the_cache_is_as_large_as_the_one_that_is_made(config):
     model = random_model(config)
     found, cache = profile(model), model.make_cache(1)
-    assert found.cache_bytes == cache.num_bytes == found.cache_bytes_per_token * (cache.places + 1)
+    assert found.cache_bytes == cache.num_bytes == found.cache_bytes_per_token * (cache.num_slots + 1)
 
 
 RANDOM_STATE = torch.get_rng_state().nbytes

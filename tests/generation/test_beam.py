@@ -317,7 +317,7 @@ def test_options_change_the_config_and_unknown_ones_are_refused():
 def test_what_does_not_fit_the_context_is_refused_or_cut_on_the_left(capfd):
     generator = make(end=False, max_seq_len=8)
     assert len(beam_search(generator, "abc", max_new_tokens=5)[0].ids) == 5  # just fits
-    rule = "the prompt and max_new_tokens must fit the context of 8 tokens together, for beams do not slide"
+    rule = "with beams, the prompt and max_new_tokens together must fit the context of 8 tokens"
     with pytest.raises(ConfigError, match=f"^{rule}, got 4 and 5; lower max_new_tokens or use --truncate left$"):
         beam_search(generator, "cabc", max_new_tokens=5)
     with pytest.raises(ConfigError, match=f"^{rule}, got 1 and 8; lower max_new_tokens$"):
@@ -332,5 +332,5 @@ def test_what_does_not_fit_the_context_is_refused_or_cut_on_the_left(capfd):
 def test_ruined_weights_are_a_numeric_error():
     generator = make()
     generator.model.embedding.weight.data.fill_(math.nan)
-    with pytest.raises(NumericError, match="the model's logits are not finite numbers: its weights are ruined"):
+    with pytest.raises(NumericError, match="the model's logits are not finite: its weights are corrupt"):
         beam_search(Generator(generator.model, generator.tokenizer), "a", max_new_tokens=3)

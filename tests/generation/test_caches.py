@@ -7,7 +7,7 @@ from tests.model.test_cache import with_rounded_keys
 from tests.strategies import random_model
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
 from tinylm.generation.fast.decoder import Decoder
-from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
+from tinylm.model import Int8KVCache, ModelConfig, RingKVCache, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 LETTERS = CharTokenizer("abcdefghij", [END_OF_TEXT])
@@ -15,7 +15,7 @@ END = LETTERS.end_of_text
 PROMPTS = ["", "abc", "jihgf", "a", "bb", "cdefgh", "ja"]
 NEW = 20
 
-caches = pytest.mark.parametrize("cache", [KVCache, Int8KVCache])
+caches = pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
 windows = pytest.mark.parametrize(
     "fields", [{}, dict(sliding_window=4), dict(sliding_window=3, num_kv_heads=1)], ids=str
 )
@@ -27,7 +27,7 @@ class Fixed(Decoder):
     fixed_rows = True
 
 
-def network(cache: type[KVCache], max_seq_len: int = 8, **fields) -> TransformerLM:
+def network(cache: type[RingKVCache], max_seq_len: int = 8, **fields) -> TransformerLM:
     shape = dict(vocab_size=LETTERS.vocab_size, d_model=16, num_layers=2, num_heads=2, tie_embeddings=False)
     model = random_model(ModelConfig(max_seq_len=max_seq_len, **shape | fields), seed=2)
     model.cache_type = cache
@@ -100,7 +100,7 @@ def test_a_row_alone_and_rows_in_another_order_are_the_same_cache(cache):
     for row, count in enumerate((2, 5, 3)):
         alone = rows.row(row)
         assert type(alone) is cache
-        model.hidden(ids[row : row + 1, :count], cache=alone)
+        model(ids[row : row + 1, :count], cache=alone)
         rows.lengths[row] = count
     rows.select([2, 0, 2])
     found = Decoder(model).step(torch.tensor([4, 5, 6]), rows)

@@ -13,7 +13,8 @@ from tests.changes import CHANGES, hook, subclass
 from tests.strategies import random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
-from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, fastest_threads, make_decoder, step_seconds
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.generation.fast.decoder import Decoder, fastest_threads, make_decoder, step_seconds
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
@@ -99,7 +100,7 @@ def test_beyond_the_context_too(change):
 @changes
 def test_what_reads_through_a_cache_refuses_the_network_by_name(change):
     for kind in (Decoder, CompiledDecoder):
-        with pytest.raises(ConfigError, match=f"{kind.__name__} cannot read this network: ") as error:
+        with pytest.raises(ConfigError, match=f"{kind.__name__} cannot read this model: ") as error:
             kind(network(change))
         assert CHANGES[change][1] in str(error.value)
 
@@ -149,14 +150,14 @@ def test_a_decoder_that_was_chosen_refuses_the_network_once_it_is_changed(kind):
     model = network()
     generator = Generator(model, LETTERS, kind(model))
     hook(model)
-    with pytest.raises(ConfigError, match=rf"^{kind.__name__} cannot read this network: blocks\.0 has a forward hook"):
+    with pytest.raises(ConfigError, match=rf"^{kind.__name__} cannot read this model: blocks\.0 has a forward hook"):
         generator.generate("abc")
     model = network()
     generator = Generator(model, LETTERS, kind(model))
     with torch.no_grad():
         model.blocks[1].feedforward.gate.weight.mul_(2)
     with pytest.raises(
-        ConfigError, match=rf"^{kind.__name__} has copies of weights that were changed since; make a new"
+        ConfigError, match=rf"^{kind.__name__} holds copies of weights that have changed since; make a new"
     ):
         generator.generate("abc")
 
@@ -187,7 +188,7 @@ def test_a_network_in_training_mode_with_dropout_is_refused():
         lambda: beam_search(generator, "abc", max_new_tokens=3),
         lambda: Generator(model, LETTERS),
     ):
-        with pytest.raises(ConfigError, match=r"drops activations at random: .* call model\.eval\(\)"):
+        with pytest.raises(ConfigError, match=r"applies dropout, .* call model\.eval\(\)"):
             write()
     assert Generator(network().train(), LETTERS).generate("abc", max_new_tokens=3)  # without dropout modes are alike
 
@@ -199,7 +200,7 @@ def test_networks_that_give_no_logits_are_refused():
 
     model = network()
     model.__class__ = Pair
-    with pytest.raises(ConfigError, match="the network gives a tuple; generation needs logits"):
+    with pytest.raises(ConfigError, match="the model returned a tuple; generation needs logits"):
         Generator(model, LETTERS).generate("abc")
 
 

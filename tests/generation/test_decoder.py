@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator
-from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, fastest_threads
-from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.generation.fast.decoder import Decoder, fastest_threads
+from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.quantized import Int8Linear
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
@@ -47,10 +48,10 @@ def test_the_decoder_gives_the_networks_logits(config, rows, threads, data):
     torch.set_num_threads(threads)
     for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         model = random_model(config, dtype=dtype)
-        decoder, cache, full = Decoder(model), KVCache(config, rows, dtype=dtype), model(ids)
+        decoder, cache, full = Decoder(model), RingKVCache(config, rows, dtype=dtype), model(ids)
         scale = max(1.0, full.abs().max().item())
         if begun:
-            model.hidden(ids[:, :begun], cache=cache)
+            model(ids[:, :begun], cache=cache)
         for t in range(begun, config.max_seq_len):
             found = decoder.step(ids[:, t], cache)
             torch.testing.assert_close(found, full[:, t], rtol=0.0, atol=atol * scale)
@@ -69,12 +70,13 @@ def test_rows_of_different_lengths_are_each_as_alone(config, data):
     counts = prefixes(data, config, 3)
     full = model(ids)
     for step in (Decoder(model).step, lambda last, cache: model(last[:, None], cache=cache)[:, -1]):
-        cache = KVCache(config, 3, dtype=torch.float64)
+        cache = RingKVCache(config, 3, dtype=torch.float64)
         if max(counts):
             padded = torch.stack(
                 [torch.where(torch.arange(max(counts)) < counts[i], ids[i, : max(counts)], 0) for i in rows]
             )
-            model.hidden(padded, cache=cache, counts=counts)
+            cache.expect(counts)
+            model(padded, cache=cache)
         for t in range(config.max_seq_len - max(counts)):
             last = torch.stack([ids[i, counts[i] + t] for i in rows])
             expected = torch.stack([full[i, counts[i] + t] for i in rows])
@@ -86,9 +88,9 @@ def test_rows_of_different_lengths_are_each_as_alone(config, data):
 def test_rows_can_be_read_alone_and_put_in_another_order():
     config = ModelConfig(**SMALL)
     model, ids = random_model(config), random_ids(config, 3)
-    full, cache = model(ids), KVCache(config, 3, dtype=torch.float64)
+    full, cache = model(ids), RingKVCache(config, 3, dtype=torch.float64)
     for row, count in enumerate((2, 5, 3)):
-        model.hidden(ids[row : row + 1, :count], cache=cache.row(row))
+        model(ids[row : row + 1, :count], cache=cache.row(row))
         cache.lengths[row] = count
     cache.select([2, 0, 2])
     found = Decoder(model).step(torch.stack([ids[2, 3], ids[0, 2], ids[2, 3]]), cache)
@@ -97,11 +99,11 @@ def test_rows_can_be_read_alone_and_put_in_another_order():
 
 def test_a_window_needs_no_more_places_than_it_is_long():
     config = ModelConfig(**SMALL, sliding_window=5)
-    assert KVCache(config, 1).places == 5
-    assert KVCache(config, 1, spare=2).places == 7
-    assert KVCache(config, 1, max_len=3).places == 3
-    everything = KVCache(ModelConfig(**SMALL), 2)
-    assert everything.places == 12
+    assert RingKVCache(config, 1).num_slots == 5
+    assert RingKVCache(config, 1, spare=2).num_slots == 7
+    assert RingKVCache(config, 1, max_len=3).num_slots == 3
+    everything = RingKVCache(ModelConfig(**SMALL), 2)
+    assert everything.num_slots == 12
     assert everything.num_bytes == 2 * 2 * 2 * 13 * 16 * 4  # keys and values, layers, rows, positions, width, bytes
 
 
@@ -123,7 +125,8 @@ def test_the_compiled_decoder_gives_the_networks_logits(changes):
     last = config.max_seq_len - 2
     for start in (last - 3, 2):  # the program is made where much has been read
         cache.clear()
-        model.hidden(ids[:, : start + 2], cache=cache, counts=[start + 2, start])
+        cache.expect([start + 2, start])
+        model(ids[:, : start + 2], cache=cache)
         for t in range(start, last):
             found = decoder.step(torch.stack([ids[0, t + 2], ids[1, t]]), cache)
             torch.testing.assert_close(found, torch.stack([full[0, t + 2], full[1, t]]), rtol=0.0, atol=1e-5)
@@ -170,13 +173,13 @@ def test_without_a_compiler_the_error_says_so(tmp_path):
     program = """
 import torch
 from tinylm.errors import ConfigError
-from tinylm.generation.fast.decoder import CompiledDecoder
-from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.model import RingKVCache, ModelConfig, TransformerLM
 from tinylm.model.quantized import Int8Linear
 model = TransformerLM(ModelConfig(vocab_size=5, d_model=4, num_layers=1, num_heads=1, max_seq_len=4)).eval()
 with torch.inference_mode():
     try:
-        CompiledDecoder(model).step(torch.tensor([1]), KVCache(model.config, 1))
+        CompiledDecoder(model).step(torch.tensor([1]), RingKVCache(model.config, 1))
     except ConfigError as error:
         print(error)
 """

@@ -17,9 +17,10 @@ from tinylm.data.batches import Batch
 from tinylm.evaluation import exact_match, score_text
 from tinylm.evaluation.tokens import token_losses
 from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator, beam_search
-from tinylm.generation.fast.decoder import CompiledDecoder, Decoder
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.text import Text
-from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
+from tinylm.model import Int8KVCache, ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.attention import document_numbers
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 from tinylm.training import LitTransformerLM
@@ -67,7 +68,7 @@ def texts_of(generator: Generator, batch_size: int = 1, config: SamplingConfig =
 
 @positions
 @pytest.mark.parametrize("fields", [{}, dict(max_seq_len=8), dict(sliding_window=3, max_seq_len=10)], ids=str)
-@pytest.mark.parametrize("cache", [KVCache, Int8KVCache])
+@pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
 def test_texts_are_what_the_training_forward_says(positions, fields, cache):
     """Prompts of one document and of several, alone and in batches, within the context and sliding."""
     model = network(positional_encoding=positions, **fields)

@@ -12,7 +12,7 @@ from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.sampling import choose
 from tinylm.generation.text import Completion, StopStrings, until
-from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
@@ -102,7 +102,7 @@ def test_sampling_draws_from_the_logits_of_whole_forward_passes():
 @torch.no_grad()
 def test_the_decoder_sees_no_more_than_the_window_where_the_cache_has_spare_places(config, spare):
     model, decoder = random_model(config), Decoder(random_model(config))
-    cache, ids = KVCache(config, 2, spare=spare, dtype=torch.float64), random_ids(config)
+    cache, ids = RingKVCache(config, 2, spare=spare, dtype=torch.float64), random_ids(config)
     logits = [decoder.step(ids[:, t], cache) for t in range(config.max_seq_len)]
     torch.testing.assert_close(torch.stack(logits, dim=1), model(ids), rtol=1e-9, atol=1e-9)
 
@@ -255,7 +255,7 @@ def test_an_empty_prompt_is_just_the_end_of_text_token():
     model = Scripted([1, 2], tokenizer)
     assert saying(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 1]
-    with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no token to begin a text with"):
+    with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no end-of-text token"):
         make().stream("")  # at once, not at the first piece
 
 

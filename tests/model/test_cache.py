@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.generation.fast.decoder import Decoder
-from tinylm.model import Int8KVCache, KVCache, ModelConfig, TransformerLM
+from tinylm.model import Int8KVCache, ModelConfig, RingKVCache, TransformerLM
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,7 +20,7 @@ def test_what_was_taken_back_leaves_no_trace_also_where_a_window_had_moved_on(co
     """Other tokens are read, up to `spare` of them are taken back, and the right ones follow."""
     model, ids = random_model(config), random_ids(config, 2)
     context = config.max_seq_len
-    cache, expected = KVCache(config, 2, spare=spare, dtype=torch.float64), model(ids)
+    cache, expected = RingKVCache(config, 2, spare=spare, dtype=torch.float64), model(ids)
     while (read := cache.lengths[0]) < context:
         right = data.draw(st.integers(0 if spare else 1, context - read), label="right")
         wrong = data.draw(st.integers(0, min(spare, context - read - right)), label="wrong")
@@ -37,7 +37,7 @@ def test_what_was_taken_back_leaves_no_trace_also_where_a_window_had_moved_on(co
 def test_gradients_reach_the_tokens_that_are_being_read(config):
     model, ids = random_model(config), random_ids(config, 2)
     found = []
-    for cache in (None, KVCache(config, 2, dtype=torch.float64)):
+    for cache in (None, RingKVCache(config, 2, dtype=torch.float64)):
         model.zero_grad()
         model(ids, cache=cache).square().sum().backward()
         found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError
-from tinylm.model import KVCache, ModelConfig, TransformerLM, parameter_count
+from tinylm.model import ModelConfig, RingKVCache, TransformerLM, parameter_count
 
 few = settings(max_examples=40, deadline=None)
 EXACT = dict(rtol=0.0, atol=1e-10)  # for float64
@@ -113,7 +113,7 @@ def test_cached_decode_matches_full_forward(config, data):
     chunks = partition(data, config.max_seq_len)
     for dtype, atol in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         model = random_model(config, dtype=dtype)
-        cache = KVCache(config, batch_size=2, dtype=dtype)
+        cache = RingKVCache(config, batch_size=2, dtype=dtype)
         full = model(ids)
         scale = max(1.0, full.abs().max().item())
         torch.testing.assert_close(decode(model, ids, chunks, cache), full, rtol=0.0, atol=atol * scale)
@@ -184,10 +184,10 @@ def tiny_model(**changes):
         (
             {"document_mask": True},
             2,
-            {"documents": torch.zeros(1, 2), "cache": KVCache(tiny_model().config, 1)},
+            {"documents": torch.zeros(1, 2), "cache": RingKVCache(tiny_model().config, 1)},
             r"documents and a cache cannot be used together",
         ),
-        ({}, 3, {"cache": KVCache(tiny_model().config, 1, max_len=2)}, r"the context holds 2 tokens, got 3"),
+        ({}, 3, {"cache": RingKVCache(tiny_model().config, 1, max_len=2)}, r"the context holds 2 tokens, got 3"),
     ],
     ids=["too-long", "documents-without-mask", "documents-with-cache", "cache-too-short"],
 )
@@ -198,7 +198,7 @@ def test_forward_refuses(changes, length, arguments, message):
 
 def test_a_full_cache_refuses_one_token_more():
     model = tiny_model()
-    cache = KVCache(model.config, batch_size=1)
+    cache = RingKVCache(model.config, batch_size=1)
     model(torch.zeros(1, 4, dtype=torch.long), cache=cache)
     with pytest.raises(ConfigError, match="the context holds 4 tokens, got 5"):
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)

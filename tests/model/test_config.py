@@ -31,7 +31,7 @@ REFUSED = [
         r"^num_heads must be divisible by num_kv_heads, got num_heads=4 and num_kv_heads=3$",
     ),
     (dict(num_heads=2, num_kv_heads=4), r"got num_heads=2 and num_kv_heads=4$"),
-    (dict(d_model=12, num_heads=4), r"^rotary positions need an even head width, got d_model=12 / num_heads=4 = 3$"),
+    (dict(d_model=12, num_heads=4), r"^rotary positions need an even head_dim, got d_model=12 / num_heads=4 = 3$"),
     (dict(rope_theta=0.0), r"^rope_theta must be positive, got 0\.0$"),
     (dict(rope_theta=float("nan")), r"^rope_theta must be positive, got nan$"),
     (

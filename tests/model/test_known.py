@@ -15,7 +15,6 @@ from tinylm.errors import ConfigError
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
 from tinylm.model.attention import Attention, attend_plain
 from tinylm.model.known import check_deterministic, check_known, mixed_part, unknown_part
-from tinylm.model.normalization import LayerNorm
 from tinylm.model.positional import PositionTable
 
 SHAPE = dict(vocab_size=10, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)
@@ -86,7 +85,7 @@ def test_what_is_changed_is_named(change):
     assert unknown_part(model) == message
     with pytest.raises(ConfigError) as error:
         check_known(model, "this")
-    assert str(error.value) == f"this needs a network that is exactly its config's, and {message}"
+    assert str(error.value) == f"this requires a model that is exactly what its config describes, but {message}"
     assert (unknown_part(model, hooks=False) is None) == ("hook" in change)
 
 
@@ -124,21 +123,21 @@ class MyLinear(nn.Linear):
         (put("blocks.1.attention.head_dim", 8), "blocks.1.attention.head_dim is 8, not 16"),
         (put("blocks.0.attention_norm.eps", 1e-3), "blocks.0.attention_norm.eps is 0.001, not 1e-05"),
         (put("final_norm", nn.Identity), "final_norm is an Identity, not a RMSNorm"),
-        (put("final_norm", LayerNorm(32, 1e-5, bias=False)), "final_norm is a LayerNorm, not a RMSNorm"),
+        (put("final_norm", nn.LayerNorm(32, 1e-5, bias=False)), "final_norm is a LayerNorm, not a RMSNorm"),
         (put("final_norm", nn.RMSNorm(32)), "final_norm is a torch.nn.modules.normalization.RMSNorm, not a RMSNorm"),
         (put("positions", PositionTable(torch.ones(2, 24, 8, dtype=torch.float64))), "positions._exact is a Tensor"),
         (put("positions", nn.Embedding(24, 32)), "positions is an Embedding, not a PositionTable"),
         (put("embedding.max_norm", 1.0), "embedding.max_norm is 1.0, not None"),
         (put("blocks.0.attention.query", MyLinear(32, 32, bias=False)), "query is a MyLinear, not a Linear"),
-        (put("blocks.0.attention.query.bias", nn.Parameter(torch.ones(32))), "query.bias is none of its parameters"),
+        (put("blocks.0.attention.query.bias", nn.Parameter(torch.ones(32))), "query.bias is not one of its parameters"),
         (put("blocks.0.attention.query", nn.Linear(32, 16, bias=False)), "query.weight is a Parameter (16, 32), not"),
-        (put("blocks.0.extra", nn.Linear(2, 2)), "blocks.0.extra, a Linear, is none of its modules"),
-        (put("scale", nn.Parameter(torch.ones(()))), "scale is none of its parameters"),
-        (put("logits", lambda hidden: hidden), "logits is not the method of its class"),
+        (put("blocks.0.extra", nn.Linear(2, 2)), "blocks.0.extra, a Linear, is not one of its modules"),
+        (put("scale", nn.Parameter(torch.ones(()))), "scale is not one of its parameters"),
+        (put("forward", lambda ids: ids), "forward is not the method of its class"),
         (put("blocks.1.attention.query_norm", None), "blocks.1.attention.query_norm is missing"),
-        (lambda model: model.blocks[0].register_buffer("table", torch.ones(2)), "table is none of its buffers"),
+        (lambda model: model.blocks[0].register_buffer("table", torch.ones(2)), "table is not one of its buffers"),
         (lambda model: nn.utils.parametrizations.weight_norm(model.head), "is a ParametrizedLinear, not a Linear"),
-        (lambda model: model.blocks.append(copy.copy(model.blocks[1])), "blocks.2, a Block, is none of its modules"),
+        (lambda model: model.blocks.append(copy.copy(model.blocks[1])), "blocks.2, a Block, is not one of its modules"),
         (lambda model: model.blocks.pop(1), "blocks.1 is missing"),
         (lambda model: model.blocks[0].compile(backend="eager"), "blocks.0 was compiled"),
         (swap, "blocks.0.attention.layer is 1, not 0"),
@@ -161,7 +160,7 @@ def test_an_activation_of_ones_own_is_found():
 def test_a_method_that_is_put_into_a_class_is_found(monkeypatch):
     model = network()
     monkeypatch.setattr(Attention, "forward", lambda self, x, *rest: x)
-    assert unknown_part(model) == "Attention.forward is another than it was when tinylm was imported"
+    assert unknown_part(model) == "Attention.forward was replaced after tinylm was imported"
 
 
 def test_weights_of_several_kinds_are_found():
@@ -176,10 +175,10 @@ def test_weights_of_several_kinds_are_found():
 def test_dropout_in_training_mode_is_found():
     check_deterministic(network().train())
     check_deterministic(network(dropout=0.1))
-    with pytest.raises(ConfigError, match=r"^dropout drops activations at random: the network is in training mode"):
+    with pytest.raises(ConfigError, match=r"^dropout applies dropout, because the model is in training mode"):
         check_deterministic(network(dropout=0.1).train())
     model = network()
     add_lora(model, LoRAConfig(dropout=0.1))
     check_deterministic(model)
-    with pytest.raises(ConfigError, match=r"^blocks\.0\.attention\.query drops activations at random"):
+    with pytest.raises(ConfigError, match=r"^blocks\.0\.attention\.query applies dropout"):
         check_deterministic(model.train())

@@ -1,11 +1,13 @@
-"""LayerNorm and RMSNorm against their formulas in NumPy, float64."""
+"""LayerNorm, RMSNorm and its tuned version against their formulas in NumPy, float64."""
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import LayerNorm
 
 from tinylm.model import ModelConfig
-from tinylm.model.normalization import LayerNorm, RMSNorm, make_norm
+from tinylm.model.normalization import RMSNorm, make_norm
+from tinylm.model.tuned import tune_for_training
 
 D, EPS = 24, 1e-3
 
@@ -20,8 +22,10 @@ def rms_norm(x, weight, bias):
 
 
 def make(kind):
-    return {"layernorm": LayerNorm(D, EPS, bias=True), "layernorm-nobias": LayerNorm(D, EPS, bias=False),
-            "rmsnorm": RMSNorm(D, EPS)}[kind]  # fmt: skip
+    norms = {"layernorm": LayerNorm(D, EPS, bias=True), "layernorm-nobias": LayerNorm(D, EPS, bias=False),
+             "rmsnorm": RMSNorm(D, EPS), "rmsnorm-tuned": RMSNorm(D, EPS)}  # fmt: skip
+    tune_for_training(norms["rmsnorm-tuned"])
+    return norms[kind]
 
 
 def norm_and_expected(kind, dtype):
@@ -34,11 +38,11 @@ def norm_and_expected(kind, dtype):
     weight, bias = (
         np.zeros(D) if p is None else p.detach().double().numpy() for p in (norm.weight, getattr(norm, "bias", None))
     )
-    formula = rms_norm if kind == "rmsnorm" else layer_norm
+    formula = rms_norm if kind.startswith("rmsnorm") else layer_norm
     return norm, x, torch.from_numpy(formula(x.double().numpy(), weight, bias))
 
 
-every_kind = pytest.mark.parametrize("kind", ["layernorm", "layernorm-nobias", "rmsnorm"])
+every_kind = pytest.mark.parametrize("kind", ["layernorm", "layernorm-nobias", "rmsnorm", "rmsnorm-tuned"])
 
 
 @every_kind
@@ -74,7 +78,7 @@ def test_norm_gradients_match_finite_differences(kind):
 
 @every_kind
 def test_second_derivatives_match_finite_differences(kind):
-    """RMSNorm's gradient by hand is made of differentiable steps: a gradient penalty or a Hessian is right too."""
+    """The hand-written gradient consists of differentiable steps, so gradient penalties and Hessians are right too."""
     norm, x, _ = norm_and_expected(kind, torch.float64)
     assert torch.autograd.gradgradcheck(norm, (x[:, 1].clone().requires_grad_(),))
 

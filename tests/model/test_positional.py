@@ -24,7 +24,7 @@ def test_sinusoidal_table_is_vaswanis_formula():
 
 
 def test_sinusoidal_model_adds_the_table_to_the_embeddings():
-    """Zero blocks pass the stream on, so the last hidden state is the norm of embedding + table."""
+    """Zero blocks pass the stream on, so the logits are those of the norm of embedding + table."""
     config = ModelConfig(
         vocab_size=7, d_model=6, num_layers=1, num_heads=1, max_seq_len=5, positional_encoding="sinusoidal",
         norm_placement="pre", norm="rmsnorm",
@@ -35,7 +35,7 @@ def test_sinusoidal_model_adds_the_table_to_the_embeddings():
         block.feedforward.output.weight.data.zero_()
     x = model.embedding.weight[ids] + sinusoidal_table(5, 6)
     expected = x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * model.final_norm.weight
-    torch.testing.assert_close(model.hidden(ids), expected, **EXACT)
+    torch.testing.assert_close(model(ids), model.head(expected), **EXACT)
 
 
 def test_rotation_of_one_pair_computed_by_hand():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
 
@@ -150,6 +150,6 @@ def test_gradients_match_transformers(family):
 def test_cached_decode_matches_transformers(family):
     """Seven tokens at once, then one by one, against their full forward."""
     theirs, ours, _ = both_models(family)
-    ids, cache = token_ids(), KVCache(ours.config, batch_size=3)
+    ids, cache = token_ids(), RingKVCache(ours.config, batch_size=3)
     logits = torch.cat([ours(part, cache=cache) for part in ids.split([7, *[1] * (T - 7)], dim=1)], dim=1)
     torch.testing.assert_close(logits, theirs(input_ids=ids, use_cache=False).logits, rtol=0.0, atol=ATOL)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.runs.test_compare import NETWORK, make_run
 
+from tests.runs.test_compare import NETWORK, make_run
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token
 from tinylm.runs.curves import read_curves, smoothed

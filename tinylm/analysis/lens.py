@@ -15,6 +15,7 @@ from tinylm.analysis.activations import watching_activations
 from tinylm.errors import ConfigError
 from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
+from tinylm.model.normalization import widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = Non
     streams, own = _read(model, ids, documents)
     for number, stream in enumerate(streams, start=1):
         with evaluating(model):
-            logits = model.logits(model.final_norm(stream))
+            logits = widened(model.head(model.final_norm(stream)))
         if number == len(streams) and not torch.allclose(logits, own, rtol=1e-4, atol=1e-4):
             raise ConfigError("this network does more behind its last block than final_norm and head; no lens shows it")
         yield logits

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tinylm.analysis.watch import blocks_of
 from tinylm.checks import require
-from tinylm.model import KVCache, ModelConfig, TransformerLM
+from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.known import check_known
 from tinylm.model.quantized import QuantizedLinear
 
@@ -120,7 +120,7 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
         length=length,
         number_bytes=weight.element_size(),
         weight_bytes=weight_bytes(model),
-        cache_bytes=KVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
+        cache_bytes=RingKVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
         cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_dim * weight.element_size(),
         window=config.sliding_window or config.max_seq_len,
         activation_bytes=kept_bytes(model, torch.zeros(1, length, dtype=torch.long, device=weight.device)),

@@ -124,14 +124,15 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
 
     import tinylm
     from tinylm.generation import Generator, SpeculativeGenerator
-    from tinylm.generation.fast.decoder import CompiledDecoder, fastest_threads
-    from tinylm.model import Int8KVCache, KVCache
+    from tinylm.generation.fast.compiled import CompiledDecoder
+    from tinylm.generation.fast.decoder import fastest_threads
+    from tinylm.model import Int8KVCache, RingKVCache
 
     if options.threads is not None and options.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {options.threads}")
     model, tokenizer = bundle.model, bundle.tokenizer
     device = model.embedding.weight.device
-    model.cache_type = {"plain": KVCache, "int8": Int8KVCache}[options.kv_cache]
+    model.cache_type = {"plain": RingKVCache, "int8": Int8KVCache}[options.kv_cache]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     threads = None if device.type != "cpu" else options.threads or fastest_threads(model, max(rows, 1))

@@ -1,11 +1,10 @@
-"""The decoding loop: read the prompts, then one token of each text after the other, each from the logits of the last.
+"""Generator: continues many prompts at once, streams, slides over long texts, and stops at strings.
 
-The keys and values of what was read stay in a cache, so a token costs one position. When the context is full a text
-slides: its newer half is read again as a fresh start, which costs one prompt per half context and nothing else.
+The loop is that of textbook.py: read the prompts, then repeatedly turn the logits of the last token into one more.
+Texts generated together share the cost of loading the weights. Each has its own row of the cache, length and random
+numbers, so the rest of the batch changes its logits by rounding alone; where one ends, the next prompt takes its row.
 
-Texts that are written together share the work of bringing the weights from memory. Each has a row of the cache, a
-length and random numbers of its own, so what else is in the batch changes its logits by rounding alone; where one ends,
-the next that waits takes its row.
+When the context is full a text slides: the newest half is read again as a new beginning.
 """
 
 import time
@@ -19,34 +18,34 @@ from torch import Tensor
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.fast.cached import CachedDecoder
-from tinylm.generation.fast.decoder import CompiledDecoder, Decoder, make_decoder
+from tinylm.generation.fast.decoder import make_decoder
 from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
 from tinylm.generation.text import Completion, Stats, StopStrings, Text, until
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
-from tinylm.model import KVCache, TransformerLM
+from tinylm.model import RingKVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
 
 
 class Generator:
-    """Continues texts with a model.
+    """Continues prompts with a model.
 
     Args:
-        model: the network, in evaluation mode (`tinylm.load` does that)
-        tokenizer: of the model
-        decoder: what reads the texts; None: what `make_decoder` makes of the model
+        model: the model, in evaluation mode (`tinylm.load` sets it)
+        tokenizer: the model's tokenizer
+        decoder: reads the tokens. None: the best decoder for the model (`make_decoder`)
 
     Attributes:
-        stats: counts and times of all its texts
-        before: ids that stand before every prompt, such as the token of a chat's user
-        after: ids that stand behind it
-        conversation: whether prompts are those of pairs or chats, which training read as one document with its answer
+        stats: counts and times of all texts so far
+        before: ids inserted before every prompt, such as the user token of a chat
+        after: ids appended to every prompt
+        conversation: whether prompts are pairs or chats, which training reads as one document with their answer
     """
 
     def __init__(
         self,
         model: TransformerLM,
         tokenizer: Tokenizer,
-        decoder: Decoder | CompiledDecoder | UncachedDecoder | None = None,
+        decoder: CachedDecoder | UncachedDecoder | None = None,
     ) -> None:
         self.model, self.tokenizer, self._chosen = model, tokenizer, decoder
         self.decoder: Any = make_decoder(model) if decoder is None else decoder
@@ -56,37 +55,38 @@ class Generator:
         self.conversation = False
 
     def generate(self, prompt: str, **options: Any) -> str:
-        """The continuation of a prompt, without the prompt.
+        """Returns the completion of a prompt, without the prompt.
 
         Args:
-            prompt: where the text begins; the end-of-text token, if the tokenizer has one, is put before it
-            options: fields of `SamplingConfig`, and `truncate="left"` to cut a prompt that is too long
+            prompt: the beginning of the text. The end-of-text token, if the tokenizer has one, is inserted before it
+            options: fields of `SamplingConfig`, and `truncate="left"`, which shortens a prompt that is too long
 
         Raises:
-            ConfigError: for an option without meaning, a prompt that is empty or longer than the context.
+            ConfigError: for an invalid option, or a prompt that is empty or longer than the context.
         """
         return "".join(self.stream(prompt, **options))
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """As `generate`, piece by piece; never half a character."""
+        """Yields the completion of a prompt in pieces of whole characters. Options and errors as for `generate`."""
         return self.begin(prompt, log_probs=False, **options)[1]
 
     def begin(self, prompt: str, *, log_probs: bool = True, **options: Any) -> tuple[Text, Iterator[str]]:
-        """As `stream`, with the text that grows while its pieces are taken, and notes log probabilities."""
+        """Returns a text and the pieces of its completion; the text grows as they are taken."""
         config, truncate = self.check_options(options)
         text = Text(self.prompt_ids(prompt, truncate), config.seed)
-        return text, self._pieces(text, config, log_probs)
+        pieces = self.tokenizer.decode_stream(self._new_ids(text, config, log_probs))
+        return text, self._until_stop(pieces, text, config)
 
     def complete(
         self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 16, **options: Any
     ) -> list[Completion]:
-        """The continuations of many prompts, several of them at a time.
+        """Returns the completions of many prompts, generated in batches.
 
         Args:
-            prompts: where texts begin
-            num_samples: how many for each prompt; the i-th, from 0, is drawn with the seed + i
-            batch_size: how many texts at a time
-            options: as `generate`'s
+            prompts: the beginnings of the texts
+            num_samples: completions per prompt. Sample i, from 0, is drawn with the seed + i
+            batch_size: texts generated at once
+            options: as for `generate`
 
         Returns:
             the samples of the first prompt, then those of the second, and so on
@@ -99,24 +99,19 @@ class Generator:
         texts = [Text(ids, seed) for ids in [self.prompt_ids(p, truncate) for p in prompts] for seed in seeds]
         readers = {text: (self.tokenizer.piece_decoder(), StopStrings(config.stop)) for text in texts}
         for text in self.decode(texts, config, batch_size, log_probs=True):
-            piece_of, stops = readers[text]
+            decode_piece, stops = readers[text]
             if config.stop and text.finished != "end":
-                stops.read(piece_of(text.ids[-1]))
+                stops.read(decode_piece(text.ids[-1]))
                 text.finished = "stop" if stops.found else text.finished
-        said = ["".join(self._until([self.tokenizer.decode(text.ids)], text, config)) for text in texts]
-        return [self.completion(prompts[i // num_samples], text, said[i]) for i, text in enumerate(texts)]
+        generated = ["".join(self._until_stop([self.tokenizer.decode(text.ids)], text, config)) for text in texts]
+        return [self.completion(prompts[i // num_samples], text, generated[i]) for i, text in enumerate(texts)]
 
-    def completion(self, prompt: str, text: Text, said: str) -> Completion:
-        """What became of a prompt."""
-        return Completion(prompt, said, text.ids, text.log_probs, text.finished)
+    def completion(self, prompt: str, text: Text, generated: str) -> Completion:
+        """The result for a finished text."""
+        return Completion(prompt, generated, text.ids, text.log_probs, text.finished)
 
-    def _pieces(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[str]:
-        """The pieces of one text as they come; it is finished when they end."""
-        ids = self._new_ids(text, config, log_probs)
-        yield from self._until(self.tokenizer.decode_stream(ids), text, config)
-
-    def _until(self, pieces: Iterable[str], text: Text, config: SamplingConfig) -> Iterator[str]:
-        """The pieces of a text up to the first stop string, by which it is finished."""
+    def _until_stop(self, pieces: Iterable[str], text: Text, config: SamplingConfig) -> Iterator[str]:
+        """Yields pieces up to the first stop string, which finishes the text."""
         stops = StopStrings(config.stop)
         yield from until(pieces, stops)
         text.finished = "stop" if stops.found else text.finished
@@ -127,18 +122,18 @@ class Generator:
                 yield text.ids[-1]
 
     def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
-        """The ids that follow `prompt`, which is not empty and fits the context; ends at the end-of-text token."""
+        """Yields the ids that follow a prompt, which must fit the context, up to the end-of-text token."""
         return self._new_ids(Text(prompt, config.seed), config, log_probs=False)
 
     # --- the loop
 
-    def look_at_model(self) -> None:
-        """Before anything is read: takes another decoder where the model was changed since.
+    def refresh_decoder(self) -> None:
+        """Replaces the decoder if the model has changed since it was made.
 
-        For a network that keeps documents apart the end-of-text token ends a document, but not in a conversation.
+        In a model that keeps documents apart the end-of-text token ends a document, except in a conversation.
 
         Raises:
-            ConfigError: if the caller chose the decoder, and it is not right for the model any more.
+            ConfigError: if the caller chose the decoder, and it does not fit the model any more.
         """
         if self._chosen is None:
             self.decoder = make_decoder(self.model, self.decoder)
@@ -151,24 +146,24 @@ class Generator:
     def decode(
         self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
     ) -> Iterator[Text]:
-        """Lets texts grow until they are finished, some of them at a time.
+        """Extends texts until they are finished, a batch at a time.
 
         Args:
-            texts: with prompts that fit the context
-            config: how tokens are chosen; its seed and its stop strings are the caller's affair
-            batch_size: how many texts at a time
-            log_probs: whether to note those, too
+            texts: their prompts must fit the context
+            config: how tokens are chosen; its seed and stop strings are left to the caller
+            batch_size: texts generated at once
+            log_probs: whether to record log probabilities
 
         Yields:
-            each text when it has one more token, or has ended; the caller may set `finished`
+            each text whenever it has one more token or has ended; the caller may set `finished`
         """
-        self.look_at_model()
-        waiting, slid = iter(texts), False
+        self.refresh_decoder()
+        waiting, announced = iter(texts), False
         rows = list(islice(waiting, batch_size))
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len
         cache = self.decoder.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
-        self._read(cache, [text.prompt[:-1] for text in rows])
+        self._prefill(cache, [text.prompt[:-1] for text in rows])
         while rows:
             check_interrupt()
             growing = [text for text in rows if not text.finished]
@@ -183,21 +178,21 @@ class Generator:
                 following = next(waiting, None) if text.finished else None
                 if following is not None:
                     rows[row] = following
-                    self._read(cache, [following.prompt[:-1]], row)
+                    self._prefill(cache, [following.prompt[:-1]], row)
                 elif cache.lengths[row] == context and not text.finished:
-                    if not slid:
+                    if not announced:
                         announce_sliding(context)
-                    slid = True
-                    self._read(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
-            going = [row for row, text in enumerate(rows) if not text.finished]
-            if going and self.decoder.fixed_rows:
-                cache.truncate([n if row in going else 0 for row, n in enumerate(cache.lengths)])  # the others idle
-            elif len(going) < len(rows):
-                rows = [rows[row] for row in going]
-                cache.select(going)
+                    announced = True
+                    self._prefill(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
+            unfinished = [row for row, text in enumerate(rows) if not text.finished]
+            if unfinished and self.decoder.fixed_rows:  # finished rows idle
+                cache.truncate([length if row in unfinished else 0 for row, length in enumerate(cache.lengths)])
+            elif len(unfinished) < len(rows):
+                rows = [rows[row] for row in unfinished]
+                cache.select(unfinished)
 
-    def _read(self, cache: KVCache | TokenRows, parts: list[list[int]], row: int | None = None) -> None:
-        """Reads the beginning of each text, or of one in a row, in place of what the cache held."""
+    def _prefill(self, cache: RingKVCache | TokenRows, parts: list[list[int]], row: int | None = None) -> None:
+        """Reads the beginning of every text, or of the one in `row`, and replaces what the cache held."""
         started = time.perf_counter()
         self.decoder.prefill(parts, cache, row)
         if count := sum(map(len, parts)):
@@ -211,21 +206,23 @@ class Generator:
         found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist() if log_probs else []
         for i, (text, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if not text.finished:
-                self._say(text, token, found[i : i + 1], config)
+                self._append(text, token, found[i : i + 1], config)
 
-    def _scores(self, logits: Tensor, read: list[list[int]], said: list[list[int]], config: SamplingConfig) -> Tensor:
-        """The logits (B, V) after what depends on each prompt and what was said since, before any temperature."""
+    def _scores(
+        self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
+    ) -> Tensor:
+        """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         scores, end = logits, self.tokenizer.end_of_text
         if config.adjusts:
-            scores = adjusted(logits, _counts(read, logits), _counts(said, logits), config)
+            scores = adjusted(logits, _counts(prompts, logits), _counts(generated, logits), config)
         if config.min_new_tokens and end is not None:
-            short = torch.tensor([len(ids) < config.min_new_tokens for ids in said], device=logits.device)
+            short = torch.tensor([len(ids) < config.min_new_tokens for ids in generated], device=logits.device)
             scores = scores.clone()
             scores[short, end] = EXCLUDED
         return scores
 
-    def _say(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
-        """Adds a token, with its log probability or none, to a text, which may end by it."""
+    def _append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
+        """Appends a token to a text and finishes the text where it ends."""
         if token == self.tokenizer.end_of_text:
             text.finished = "end"
             return
@@ -234,13 +231,13 @@ class Generator:
         if len(text.ids) == config.max_new_tokens:
             text.finished = "length"
 
-    # --- what is asked for
+    # --- options and prompts
 
     def check_options(self, options: dict[str, Any]) -> tuple[SamplingConfig, Literal["left"] | None]:
-        """The options of `generate`, checked, and `truncate`.
+        """Splits the options of `generate` into a checked `SamplingConfig` and `truncate`.
 
         Raises:
-            ConfigError: for one without meaning.
+            ConfigError: for an invalid option.
         """
         options = dict(options)
         truncate = options.pop("truncate", None)
@@ -251,14 +248,16 @@ class Generator:
         return config, truncate
 
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
-        """The ids of a prompt and what stands around it, after the end-of-text token. Errors as `generate`'s."""
+        """The ids that the model reads for a prompt: end-of-text token, `before`, prompt, `after`.
+
+        Raises:
+            ConfigError: if there are none, or more than the context holds.
+        """
         ids = [*self.before, *self.tokenizer.encode(prompt), *self.after]
         if self.tokenizer.end_of_text is not None:
-            ids = [self.tokenizer.end_of_text, *ids]  # it stands before every document that the model has read
+            ids = [self.tokenizer.end_of_text, *ids]  # it precedes every document in training
         if not ids:
-            raise ConfigError(
-                "the prompt is empty, and this tokenizer has no token to begin a text with; give a prompt"
-            )
+            raise ConfigError("the prompt is empty, and this tokenizer has no end-of-text token; give a prompt")
         context = self.model.config.max_seq_len
         if len(ids) > context:
             if truncate != "left":
@@ -269,11 +268,11 @@ class Generator:
 
 
 def announce_sliding(context: int) -> None:
-    """Says once what becomes of a text that is longer than the context."""
+    """Tells once that a text is longer than the context, and what is done."""
     notice(f"beyond {context} tokens, generation keeps the newest half of the context and continues")
 
 
 def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
-    """How often each token is in each list, int64 like logits, (B, V)."""
+    """Counts each token in each list: int64 (B, V), for logits (B, V)."""
     counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=logits.shape[1]) for ids in lists]
     return torch.stack(counts).to(logits.device)

@@ -1,9 +1,8 @@
-"""From logits to one token: one pure function per idea.
+"""From logits to one token, with one pure function per idea.
 
-First logits are changed by what stands in the text already (`adjusted`), then come the temperature and the filters
-(`filtered`), then a token is drawn (`choose`). Each filter takes logits (..., V) and gives logits of the same shape in
-which what it excludes is -inf, so filters compose in any order; the usual one is temperature, top-k, top-p, min-p,
-typical.
+Penalties for tokens that are in the text already come first (`adjusted`), then temperature and filters (`filtered`),
+then a token is drawn (`choose`). Each filter maps logits (..., V) to logits in which excluded tokens are -inf, so
+filters compose in any order; the usual one is temperature, top-k, top-p, min-p, typical.
 """
 
 import math
@@ -21,40 +20,40 @@ EXCLUDED = float("-inf")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen.
+    """Options of sampling.
 
     Raises:
-        ConfigError: for a value without meaning.
+        ConfigError: for an invalid value.
     """
 
     max_new_tokens: int = 500
-    """The most tokens to generate."""
+    """Most tokens to generate."""
     temperature: float = 1.0
-    """Divides the logits: below 1 the likely becomes likelier, 0 is greedy."""
+    """Divides the logits: below 1 favours likely tokens, 0 is greedy."""
     top_k: int | None = None
-    """Keep the k likeliest tokens. Above the vocabulary: all."""
+    """Keep the k most likely tokens. Default: all."""
     top_p: float | None = None
-    """Keep the likeliest tokens that together have probability p (nucleus sampling)."""
+    """Keep the most likely tokens that together have probability p (nucleus sampling). Default: all."""
     min_p: float | None = None
-    """Keep tokens at least this fraction as likely as the likeliest."""
+    """Keep tokens at least this fraction as likely as the most likely one. Default: all."""
     typical_p: float | None = None
-    """Keep the tokens whose information is nearest to what is expected, that together have probability p."""
+    """Keep the tokens whose information is closest to the entropy, of total probability p. Default: all."""
     repetition_penalty: float = 1.0
-    """Divides the odds of what stands in the prompt or the text: above 1 it comes less often."""
+    """Above 1 makes tokens already present, prompt included, less likely; 1 is off."""
     presence_penalty: float = 0.0
-    """Is subtracted from the logits of what was generated already."""
+    """Subtracted once from the logit of every token already generated."""
     frequency_penalty: float = 0.0
-    """Is subtracted for each time that it was generated."""
+    """Subtracted from the logit of a token once per earlier occurrence."""
     logit_bias: dict[int, float] | None = None
-    """Token id -> what is added to its logit."""
+    """Values added to logits, by token id."""
     banned_tokens: tuple[int, ...] = ()
-    """Ids of tokens that never come."""
+    """Ids of tokens that are never generated."""
     min_new_tokens: int = 0
-    """The text does not end before so many tokens."""
+    """Fewest tokens to generate before the end-of-text token is allowed."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these strings to be completed; the longest, if several end together."""
     seed: int | None = None
-    """The same text for the same seed. Empty: another one each time."""
+    """Seed of the random numbers: the same seed gives the same text. Default: different each time."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -83,7 +82,7 @@ class SamplingConfig:
         return any((*penalties, self.logit_bias, self.banned_tokens))
 
     def check_tokens(self, vocab_size: int) -> None:
-        """Checks the ids against a vocabulary.
+        """Checks token ids against the vocabulary.
 
         Raises:
             ConfigError: for an id outside of it, or if all are banned.
@@ -95,13 +94,13 @@ class SamplingConfig:
 
 
 def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
-    """Raises ConfigError with the rule and the value unless the condition holds."""
+    """Raises ConfigError, with the rule and the value, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{name} must be {rule}, got {value}")
 
 
 def check_names(options: Iterable[str], config: type, what: str) -> None:
-    """Raises ConfigError, with the name that was probably meant, unless the options are fields of a dataclass."""
+    """Raises ConfigError, with a suggestion, unless all options are fields of a dataclass."""
     known = [each.name for each in fields(config)]
     for name in options:
         if name not in known:
@@ -109,26 +108,26 @@ def check_names(options: Iterable[str], config: type, what: str) -> None:
 
 
 def check_truncate(truncate: object) -> None:
-    """Raises ConfigError unless it is a way to cut a prompt, or None."""
+    """Raises ConfigError unless `truncate` is "left" or None."""
     if truncate not in (None, "left"):
         raise ConfigError(f"truncate must be left, got {truncate!r}")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keeps the k largest (and what equals the k-th)."""
+    """Keeps the k largest logits, and any that equal the k-th."""
     smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < smallest, EXCLUDED)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps the smallest set of likeliest tokens whose probability is at least p (Holtzman et al. 2020)."""
+    """Keeps the fewest most likely tokens whose total probability is at least p (Holtzman et al. 2020)."""
     ordered, order = logits.sort(dim=-1, descending=True)
     return _first_of(logits, order, ordered.softmax(dim=-1), p)
 
 
 def _first_of(logits: Tensor, order: Tensor, probabilities: Tensor, p: float) -> Tensor:
-    """Keeps the first tokens of an order that together have probability p; `probabilities` are in that order."""
-    before = probabilities.cumsum(dim=-1) - probabilities  # of all earlier tokens; 0 for the first, which stays
+    """Keeps the first tokens of an order, up to total probability p; `probabilities` are in that order."""
+    before = probabilities.cumsum(dim=-1) - probabilities  # 0 for the first token, which is always kept
     excluded = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= p)
     return logits.masked_fill(excluded, EXCLUDED)
 
@@ -139,9 +138,9 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def typical(logits: Tensor, p: float) -> Tensor:
-    """Keeps the smallest set of typical tokens whose probability is at least p (Meister et al. 2023).
+    """Keeps the fewest most typical tokens whose total probability is at least p (Meister et al. 2023).
 
-    How typical a token is: how near its information -log q is to the mean one, the entropy.
+    A token is typical if its information, -log q, is close to the entropy.
     """
     probabilities = logits.softmax(dim=-1)
     entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
@@ -150,13 +149,13 @@ def typical(logits: Tensor, p: float) -> Tensor:
 
 
 def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
-    """Bias, bans and the penalties for what stands in the text, before any temperature.
+    """Applies penalties, biases and bans.
 
     Args:
         logits: (B, V)
-        prompt: how often each token is in the prompt, int64 (B, V)
-        generated: and in what was generated, int64 (B, V)
-        config: how
+        prompt: count of each token in the prompt, int64 (B, V)
+        generated: count of each token in the generated text, int64 (B, V)
+        config: the options
     """
     if config.repetition_penalty != 1:  # Keskar et al. 2019: a positive logit is divided, a negative one multiplied
         penalized = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
@@ -170,8 +169,9 @@ def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: Sampling
 
 
 def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Temperature, then the filters that the config asks for. The temperature must not be 0."""
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature  # a tiny temperature never overflows
+    """Applies the temperature, which must not be 0, and then the filters."""
+    # shifted to at most 0, so that a tiny temperature cannot overflow
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
     if config.top_k is not None:
         logits = top_k(logits, config.top_k)
     if config.top_p is not None:
@@ -184,15 +184,14 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """How likely each token is to be drawn; at temperature 0 the likeliest is certain.
+    """The probability of drawing each token; at temperature 0 the most likely one has probability 1.
 
     Args:
         logits: (..., V)
-        config: how
+        config: the options
 
     Returns:
-        (..., V), on the CPU and in float64: a seed then gives the same text on every device, and no temperature is too
-        small
+        (..., V), in float64 on the CPU, so that a seed gives the same text on every device
 
     Raises:
         NumericError: if a logit is NaN.
@@ -209,8 +208,8 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
 
     Args:
         logits: (B, V)
-        config: how
-        generators: of each row's random numbers, on the CPU
+        config: the options
+        generators: random number generator of each row, on the CPU
 
     Returns:
         token ids, int64 (B,), on the logits' device
@@ -229,4 +228,4 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
 def check_numbers(logits: Tensor) -> None:
     """Raises NumericError if a logit is NaN."""
     if torch.isnan(logits).any():
-        raise NumericError("the model's logits are not finite numbers: its weights are ruined; use another checkpoint")
+        raise NumericError("the model's logits are not finite: its weights are corrupt; use another checkpoint")

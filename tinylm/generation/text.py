@@ -1,4 +1,4 @@
-"""What the decoding loop works on and gives: a text as it grows, what became of it, and where it stops."""
+"""Texts during generation, their results, and stop strings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ import torch
 
 @dataclass(eq=False)
 class Text:
-    """A prompt and what follows it, as it grows.
+    """A prompt and the tokens generated after it so far.
 
     Attributes:
         prompt: token ids, at least one
-        ids: those that were generated
-        log_probs: of each of these, what the model gave it before any temperature or filter; in nats
-        finished: why it ended: "stop" (`ids` contain a stop string, which may be complete only with the last token
-            allowed), "end" (the end-of-text token, which is not in `ids`) or "length"; empty as long as it grows.
-            Its reader may end it.
+        seed: of the random numbers. None: from the system
+        ids: generated token ids
+        log_probs: log probability of each, in nats, before temperature and filters
+        finished: why the text ended: "stop" (`ids` contain a stop string), "end" (the end-of-text token, which is not
+            in `ids`) or "length"; empty while it grows. The consumer of a text may set it
     """
 
     prompt: list[int]
@@ -35,14 +35,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated after a prompt.
+    """The completion of a prompt.
 
     Attributes:
-        prompt: the text that it follows
-        text: it, without the prompt
-        ids: its tokens
-        log_probs: of each token, in nats, as in `Text`
-        finished: as in `Text`
+        prompt: the prompt
+        text: the generated text
+        ids: its token ids
+        log_probs: log probability of each token, in nats, before temperature and filters
+        finished: why it ended: "stop", "end" or "length"
     """
 
     prompt: str
@@ -54,14 +54,14 @@ class Completion:
 
 @dataclass
 class Stats:
-    """What a generator did so far.
+    """Counts and times of a generator.
 
     Attributes:
-        prompt_tokens: read many at once: prompts, and texts that slid
-        prompt_seconds: for these
-        new_tokens: generated
-        decode_seconds: for these, one after the other, from logits to tokens included
-        cache_bytes: of the last cache
+        prompt_tokens: tokens read many at a time: prompts, and the context kept when a text slides
+        prompt_seconds: time for these
+        new_tokens: generated tokens
+        decode_seconds: time for these, choosing included
+        cache_bytes: size of the last key/value cache
     """
 
     prompt_tokens: int = 0
@@ -72,15 +72,15 @@ class Stats:
 
 
 class StopStrings:
-    """Passes a text on, piece by piece, up to the first stop string.
+    """Passes on a text, piece by piece, up to the first stop string.
 
-    The text ends at the first character that completes a stop string; if it completes several, the longest of them is
-    cut off. What follows is never looked at, and how the text is divided into pieces makes no difference: with the
-    stop strings "b" and "aba", "aba" ends after "a", at the "b", although "aba" begins earlier.
+    The text ends at the first character that completes a stop string; if it completes several, the longest is cut off.
+    So neither the division into pieces nor what follows matters: with the stop strings "b" and "aba", the text "aba"
+    ends after "a", at the "b", although "aba" begins earlier.
 
     Attributes:
-        found: whether the text has ended
-        held: the end of the text that is kept back, since a stop string may begin with it
+        found: whether a stop string has been completed
+        held: the end of the text that is held back, since a stop string may begin with it
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -88,26 +88,26 @@ class StopStrings:
         self.found, self.held = False, ""
 
     def read(self, piece: str) -> str:
-        """What can be passed on after one more piece of the text."""
+        """Takes one more piece of the text and returns what can be passed on."""
         if self.found or not self._stops:
             return "" if self.found else piece
         for character in piece:
             self.held += character
             if stop := next(filter(self.held.endswith, self._stops), ""):
-                said, self.held, self.found = self.held.removesuffix(stop), "", True
-                return said
+                passed, self.held, self.found = self.held.removesuffix(stop), "", True
+                return passed
         sizes = range(min(len(self._stops[0]) - 1, len(self.held)), 0, -1)
         begun = next((n for n in sizes if any(stop.startswith(self.held[-n:]) for stop in self._stops)), 0)
-        said = self.held[: len(self.held) - begun]
-        self.held = self.held[len(said) :]
-        return said
+        passed = self.held[: len(self.held) - begun]
+        self.held = self.held[len(passed) :]
+        return passed
 
 
 def until(pieces: Iterable[str], stops: StopStrings) -> Iterator[str]:
-    """The pieces of a text up to the first stop string, wherever pieces end; none is taken after it."""
+    """Yields the pieces of a text up to the first stop string, and takes none after it."""
     for piece in pieces:
-        if said := stops.read(piece):
-            yield said
+        if passed := stops.read(piece):
+            yield passed
         if stops.found:
             return
     if stops.held:

@@ -1,13 +1,12 @@
-"""Decoding without a cache: the whole text goes through the network again for every new token.
+"""Decoding without a cache: the model reads the whole text again for every new token.
 
-This is the definition of what a network says, and what everything else in this folder makes faster: the next token
-follows from `model(ids)`, the network called as training calls it, with its hooks. So it is right for any network, also
-where nothing is known of its inside. A cache of keys and values is right only for networks that read each token by
-itself, from keys and values of earlier ones: a layer that looks ahead, counts positions from 0 or ignores the cache
-would say something else with it, and no trial on a few tokens could rule that out. Rows are read one by one, since a
-foreign layer may mix rows, or see what fills them up.
+This is the definition of generation: the next token follows from `model(ids)`, called as in training, with hooks. So it
+is right for any model, including modified ones of which nothing is known. A key/value cache is right only if each
+token is read by itself, given the keys and values of earlier ones. A layer that looks ahead, counts positions from 0 or
+ignores the cache would give different results with a cache, and no test on a few tokens could rule that out. Rows are
+read one by one, since an unknown layer may mix rows or see padding.
 
-The price: a text of T tokens costs T passes of up to T tokens.
+A text of T tokens costs T passes of up to T tokens.
 """
 
 from collections.abc import Sequence
@@ -23,15 +22,15 @@ from tinylm.model.normalization import widened
 
 
 class TokenRows:
-    """What rows of text have read so far: the tokens themselves. The counterpart of a `KVCache`.
+    """The tokens that each row has read: the counterpart of a key/value cache.
 
     Args:
-        rows: how many
-        max_len: the most tokens of a row
-        device: of the tokens
+        rows: number of rows
+        max_len: most tokens of a row
+        device: where the tokens are stored
 
     Attributes:
-        lengths: how many tokens each row has read
+        lengths: number of tokens read by each row
         ids: int64 (B, max_len)
     """
 
@@ -41,17 +40,17 @@ class TokenRows:
 
     @property
     def num_bytes(self) -> int:
-        """The memory of the tokens."""
+        """Memory of the tokens, in bytes."""
         return self.ids.nbytes
 
     def append(self, row: int, ids: Tensor) -> None:
-        """Adds tokens, (T,), to a row."""
+        """Appends tokens, (T,), to a row."""
         length = self.lengths[row]
         self.lengths[row] = length + len(ids)
         self.ids[row, length : self.lengths[row]] = ids
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forgets the tokens from these lengths on, one for each row."""
+        """Forgets the tokens from these lengths on, one per row."""
         self.lengths = list(lengths)
 
     def clear(self) -> None:
@@ -59,19 +58,19 @@ class TokenRows:
         self.lengths = [0] * len(self.lengths)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows, in this order; a row may come several times."""
+        """Keeps these rows in this order; a row may be repeated."""
         self.ids = self.ids[torch.tensor(rows, dtype=torch.long, device=self.ids.device)]
         self.lengths = [self.lengths[row] for row in rows]
 
 
 class UncachedDecoder:
-    """Reads the whole text of a row for each new token. Methods as `Decoder`'s, with `TokenRows` for the cache.
+    """Reads the whole text of a row for each new token. Its methods are those of `Decoder`, with `TokenRows` as cache.
 
     Args:
-        model: the network, in evaluation mode: whatever gives logits (B, T, V) for ids (B, T)
+        model: the model, in evaluation mode: any module that maps ids (B, T) to logits (B, T, V)
 
     Attributes:
-        end: as `Decoder`'s
+        end: id of the document separator, for models with `document_mask`
     """
 
     fixed_rows: ClassVar = False
@@ -81,34 +80,37 @@ class UncachedDecoder:
         self.end: int | None = None
 
     def make_cache(self, rows: int, spare: int = 0) -> TokenRows:
-        """For some rows; `spare` is not needed."""
+        """Empty rows. `spare` is ignored: any number of tokens can be truncated."""
         return TokenRows(rows, self.model.config.max_seq_len, next(self.model.parameters()).device)
 
     def prefill(self, parts: Sequence[Sequence[int]], cache: TokenRows, row: int | None = None) -> None:
-        """As `Decoder.prefill`; nothing is computed."""
-        for place, part in enumerate(parts) if row is None else [(row, parts[0])]:
-            cache.lengths[place] = 0
-            cache.append(place, torch.tensor(part, dtype=torch.long))
+        """Replaces the tokens of every row, or of the one `row`; computes nothing."""
+        for index, part in enumerate(parts) if row is None else [(row, parts[0])]:
+            cache.lengths[index] = 0
+            cache.append(index, torch.tensor(part, dtype=torch.long))
 
     def step(self, ids: Tensor, cache: TokenRows) -> Tensor:
-        """As `Decoder.step`."""
+        """Appends the next token of each row, (B,), and returns the logits after it, (B, V)."""
         for row, token in enumerate(ids):
             cache.append(row, token[None])
         return torch.cat([self._logits(cache, row) for row in range(len(ids))])
 
     def steps(self, ids: Sequence[int], cache: TokenRows, count: int) -> Tensor:
-        """As `Decoder.steps`, token by token: what follows in a text may act on what stands before it."""
+        """Appends several tokens to one row and returns the logits after each of the last `count`, (count, V).
+
+        Token by token, since later tokens may affect the logits of earlier ones.
+        """
         first = len(ids) - count
         cache.append(0, torch.tensor(ids[:first], dtype=torch.long))
         return torch.cat([self.step(torch.tensor([token]), cache) for token in ids[first:]])
 
     def _logits(self, cache: TokenRows, row: int) -> Tensor:
-        """What follows a row, (1, V)."""
+        """The logits after the last token of a row, (1, V)."""
         ids = cache.ids[row : row + 1, : cache.lengths[row]]  # (1, T)
         documents = documents_apart(self.model.config, ids, self.end)
         logits = self.model(ids) if documents is None else self.model(ids, documents=documents)  # (1, T, V)
         if not isinstance(logits, Tensor) or logits.dim() != 3:
             raise ConfigError(
-                f"the network gives a {type(logits).__name__}; generation needs logits, (rows, tokens, V)"
+                f"the model returned a {type(logits).__name__}; generation needs logits of shape (rows, tokens, V)"
             )
         return widened(logits[:, -1])

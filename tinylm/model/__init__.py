@@ -1,4 +1,4 @@
-"""The network. Pure PyTorch: it knows nothing of text, training or files.
+"""The transformer. Pure PyTorch: text, training and files are elsewhere.
 
 Axes, wherever a shape is given:
 
@@ -6,11 +6,15 @@ Axes, wherever a shape is given:
     T query position        K key/value heads       V vocabulary
     S key position          E head width            D model width (H * E)
 
-Read in this order: config, normalization, positional, attention, feedforward, transformer, cache.
+Read in this order: config, normalization, positional, attention, feedforward, transformer, cache. The other files
+hold what is swapped in for a purpose: caches for many rows and in 8 bits (ring_cache, int8_cache), quantized and LoRA
+layers (quantized, lora), a faster gradient (tuned); known checks that a model is what its config describes.
 """
 
-from tinylm.model.cache import Int8KVCache, KVCache
+from tinylm.model.cache import KVCache
 from tinylm.model.config import PRESETS, ModelConfig, flops_per_token, parameter_count, preset
+from tinylm.model.int8_cache import Int8KVCache
+from tinylm.model.ring_cache import RingKVCache
 from tinylm.model.transformer import Block, TransformerLM
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "Int8KVCache",
     "KVCache",
     "ModelConfig",
+    "RingKVCache",
     "TransformerLM",
     "flops_per_token",
     "parameter_count",

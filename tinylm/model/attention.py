@@ -1,8 +1,8 @@
-"""Causal self-attention (Vaswani et al. 2017) with as many key/value heads as wanted.
+"""Causal self-attention (Vaswani et al. 2017) with any number of key/value heads.
 
-K = H key/value heads are multi-head attention, K = 1 multi-query (Shazeer 2019), anything between grouped-query
-(Ainslie et al. 2023). Two kernels compute the same: `attend_plain` is the formula, to be read; `attend_fused` is
-PyTorch's, which on CUDA is FlashAttention and nowhere stores the (T, S) matrix of weights.
+K = H key/value heads are multi-head attention, K = 1 is multi-query attention (Shazeer 2019), and anything between is
+grouped-query attention (Ainslie et al. 2023). Two kernels compute the same function: `attend_plain` is the formula, to
+be read; `attend_fused` is PyTorch's kernel, FlashAttention on CUDA, which never stores the (T, S) weights.
 """
 
 import torch
@@ -16,14 +16,11 @@ from tinylm.model.positional import rotate
 
 
 def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
-    """The number of the document that each token is in, as `TransformerLM.forward` takes them.
+    """Numbers the documents of each row: (B, T) -> (B, T). A separator belongs to the document that it ends.
 
     Args:
         ids: token ids, (B, T)
-        end: the separator, which ends its own document
-
-    Returns:
-        (B, T); None where there is no separator
+        end: id of the separator. None: the rows have none, and the result is None
     """
     if end is None:
         return None
@@ -32,13 +29,13 @@ def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
 
 
 def documents_apart(config: ModelConfig, ids: Tensor, end: int | None, known: Tensor | None = None) -> Tensor | None:
-    """The documents that a network is to keep apart: those that are known, else by separators; None where it does not.
+    """The `documents` argument of `TransformerLM.forward`; None unless the config sets `document_mask`.
 
     Args:
-        config: the network's
+        config: the model's config
         ids: token ids, (B, T)
-        end: the separator
-        known: the number of the document that each token is in, (B, T)
+        end: id of the separator
+        known: document numbers, (B, T). None: counted by separators
     """
     if not config.document_mask:
         return None
@@ -53,22 +50,20 @@ def visible_keys(
     documents: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor | None:
-    """Which keys each query may look at. The queries are the last of the keys' positions.
+    """The attention mask. The queries stand at the last of the keys' positions.
 
     Args:
         num_queries: T
         num_keys: S, at least T
-        window: how many positions back a query sees, itself included
-        documents: the document number of each position, (B, S); only for T = S
-        device: where the mask is wanted
+        window: number of positions that a query sees, itself included
+        documents: document number of each position, (B, S); requires T = S
+        device: device of the mask
 
     Returns:
-        True where the key is seen, (T, S), or (B, 1, T, S) with documents. None where the rule is causality alone and
-        needs no matrix: T = S, or a single query, which sees every key.
+        True where a query sees a key, (T, S), or (B, 1, T, S) with documents. None where causality alone decides and no
+        matrix is needed: T = S, or a single query that sees every key.
     """
-    if window is not None and window >= num_keys:
-        window = None
-    if documents is None and window is None and num_queries in (1, num_keys):
+    if documents is None and (window is None or window >= num_keys) and num_queries in (1, num_keys):
         return None
     query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]  # (T, 1)
     key = torch.arange(num_keys, device=device)  # (S,)
@@ -81,16 +76,16 @@ def visible_keys(
     return visible
 
 
-def visible_places(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """`visible_keys` for rows whose positions differ.
+def visible_positions(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """The attention mask of rows whose positions differ.
 
     Args:
-        queries: their positions, (B, T)
-        keys: theirs, (B, S), negative where there is no key
-        window: as above
+        queries: position of each query, (B, T)
+        keys: position of each key, (B, S), negative for none
+        window: number of positions that a query sees, itself included
 
     Returns:
-        True where the key is seen, (B, 1, T, S)
+        True where a query sees a key, (B, 1, T, S)
     """
     query, key = queries[:, :, None], keys[:, None, :]  # (B, T, 1), (B, 1, S)
     visible = (key >= 0) & (key <= query)
@@ -100,13 +95,13 @@ def visible_places(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √E) v over the visible keys, in grouped form: query head h reads key/value head h // (H/K).
+    """softmax(q kᵀ / √E) v over the visible keys. Query head h reads key/value head h // (H/K).
 
     Args:
         query: (B, H, T, E)
         key: (B, K, S, E)
         value: (B, K, S, E)
-        visible: as `visible_keys` gives it
+        visible: the mask of `visible_keys`
         dropout: probability of dropping an attention weight
 
     Returns:
@@ -125,21 +120,10 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | No
 
 
 def attend_fused(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """The same function as `attend_plain`, by PyTorch's fused kernel.
-
-    For a single query `torch.compile` gets the formula: what it makes of it is faster.
-    """
-    if torch.compiler.is_compiling() and query.shape[2] == 1:
-        return attend_plain(query, key, value, visible, dropout)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=visible,
-        dropout_p=dropout,
-        is_causal=visible is None and query.shape[2] > 1,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    """`attend_plain` by PyTorch's fused kernel."""
+    causal = visible is None and query.shape[2] > 1
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, visible, dropout, causal, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -159,13 +143,13 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
-        """One layer of attention.
+        """Computes one layer of attention.
 
         Args:
             x: (B, T, D)
-            visible: as `visible_keys` gives it
+            visible: the mask of `visible_keys`
             rotary: rows of the rotary table for these positions, (2, T, E/2) or (2, B, T, E/2)
-            cache: where earlier keys and values are, and these go
+            cache: holds the keys and values of earlier tokens, and takes those of the new ones
 
         Returns:
             (B, T, D)

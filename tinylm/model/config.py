@@ -1,6 +1,6 @@
-"""ModelConfig: the whole architecture in one frozen dataclass, checked once.
+"""ModelConfig: the whole architecture in one frozen dataclass, checked when it is created.
 
-Every module of the network takes a `ModelConfig` and nothing else. `PRESETS` are the sizes that configs/*.yaml use.
+Every module of the model takes a `ModelConfig` and nothing else. `PRESETS` are the sizes that configs/*.yaml use.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ AttentionKernel = Literal["fused", "plain"]
 class ModelConfig:
     """The architecture of a decoder-only transformer.
 
-    The defaults are the shape that the presets share: rotary positions, RMSNorm before each sublayer, SwiGLU,
-    QK-norm, no bias, tied embeddings.
+    The defaults are the shape of the presets: rotary positions, RMSNorm before each sublayer, SwiGLU, QK-norm, no bias,
+    tied embeddings.
 
     Raises:
-        ConfigError: if a value, or a combination of values, has no meaning.
+        ConfigError: if a value, or a combination of values, is invalid.
     """
 
     vocab_size: int
@@ -36,17 +36,17 @@ class ModelConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 4
-    """Query heads per layer; d_model / num_heads is their width."""
+    """Query heads per layer, each of dimension d_model / num_heads."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer; 1: multi-query. Default: num_heads."""
+    """Key/value heads per layer; 1 is multi-query attention. Default: num_heads."""
     d_ff: int | None = None
     """Width of the feed-forward layer. Default: 4 d_model; swiglu: 8/3 d_model, rounded up to a multiple of 64."""
     max_seq_len: int = 256
-    """The context: tokens that the network sees at once."""
+    """The context: most tokens that the model can see."""
     dropout: float = 0.0
     """Dropout probability of embeddings, attention weights and sublayer outputs."""
     positional_encoding: PositionalEncoding = "rotary"
-    """Positions: rotary, learned, sinusoidal or none."""
+    """Positional encoding: rotary, learned, sinusoidal or none."""
     norm: Norm = "rmsnorm"
     """Normalization: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
@@ -64,15 +64,15 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     sliding_window: int | None = None
-    """Tokens that a query sees, itself included. Default: all."""
+    """Number of tokens that a query sees, itself included. Default: all."""
     attention_kernel: AttentionKernel = "fused"
-    """fused: PyTorch's kernel. plain: the formula, written out."""
+    """fused: PyTorch's kernel. plain: the formula, step by step."""
     document_mask: bool = False
-    """Hide documents of one sequence from each other."""
+    """Hide the documents of one sequence from each other."""
     zero_init_output: bool = False
     """Start the last projection of every sublayer at zero."""
     activation_checkpointing: bool = False
-    """Recompute blocks in backward: less memory, a third more time."""
+    """Recompute blocks in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -90,7 +90,7 @@ class ModelConfig:
         if self.positional_encoding == "rotary":
             require(
                 self.head_dim % 2 == 0,
-                f"rotary positions need an even head width, got d_model={self.d_model} / num_heads={self.num_heads} "
+                f"rotary positions need an even head_dim, got d_model={self.d_model} / num_heads={self.num_heads} "
                 f"= {self.head_dim}",
             )
             require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
@@ -103,27 +103,27 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """`num_kv_heads`, or what it stands for when empty."""
+        """Number of key/value heads, K."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def head_dim(self) -> int:
-        """Width of one head, E."""
+        """Dimension of one head, E."""
         return self.d_model // self.num_heads
 
     @property
     def ff_width(self) -> int:
-        """`d_ff`, or what it stands for when empty."""
+        """Width of the feed-forward layer, F."""
         if self.d_ff is not None:
             return self.d_ff
         return 64 * math.ceil(8 * self.d_model / 3 / 64) if self.activation == "swiglu" else 4 * self.d_model
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """A config from plain values, as checkpoints and model folders store it.
+        """Makes a config from plain values, as stored in checkpoints and model folders.
 
         Raises:
-            ConfigError: for a name that is not a field, with the one that was probably meant.
+            ConfigError: for an unknown field, with a suggestion.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in values:
@@ -136,12 +136,11 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
-# Fields that a run may change at any time: its weights mean the same.
+# Fields that may change in mid-run: they do not affect the meaning of the weights.
 WITHOUT_WEIGHTS = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
 _FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
 
 
-# The sizes that configs/*.yaml use. Parameter counts depend on the vocabulary: `parameter_count` computes them.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=96, num_layers=2, num_heads=4, max_seq_len=128),
     "small": dict(d_model=128, num_layers=3, num_heads=4, max_seq_len=128),
@@ -165,10 +164,7 @@ def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """How many parameters a `TransformerLM` of this config has, by arithmetic: nothing is built.
-
-    Shared weights (tied embeddings) are counted once. Sinusoidal and rotary positions have none.
-    """
+    """Computes the number of parameters of a `TransformerLM` without building one; tied weights count once."""
     width, heads, kv, head = config.d_model, config.num_heads, config.kv_heads, config.head_dim
     bias = int(config.bias)
 
@@ -188,11 +184,11 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations to train on one token at full context, forward and backward.
+    """Floating-point operations of training on one token at full context, forward and backward.
 
-    PaLM's convention (Chowdhery et al. 2022, appendix B), which the MFU of most papers follows: six for every parameter
-    that is not only looked up, plus 12 d_model * (visible tokens) per layer for the two products of attention, as if
-    every query saw the whole context; softmax and recomputation are left out.
+    The convention of PaLM (Chowdhery et al. 2022, appendix B) and of most published MFU figures: six operations per
+    parameter, lookup tables excluded, plus 12 d_model * (visible tokens) per layer for the two products of attention,
+    as if every query saw the whole context. Softmax and recomputation are left out.
     """
     embedding = config.vocab_size * config.d_model
     lookups = embedding if not config.tie_embeddings else 0

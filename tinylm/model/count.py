@@ -1,4 +1,4 @@
-"""How many numbers a network has learned, by looking at it. `parameter_count` (config.py) computes it for a config."""
+"""Counts the parameters of a model. `parameter_count` (config.py) computes their number from a config alone."""
 
 from torch import nn
 
@@ -7,9 +7,9 @@ from tinylm.model.quantized import QuantizedLinear
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The numbers that a network has learned, tied ones once, each code of a layer in few bits as one number.
+    """Number of parameters: tied ones count once, each weight of a quantized layer counts as one.
 
-    LoRA adapters are not counted: `merge_lora` would add them to weights that are.
+    LoRA adapters are left out, since `merge_lora` would add them to weights that are counted.
     """
     adapters: set[int] = set()
     codes = 0

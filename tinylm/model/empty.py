@@ -1,4 +1,4 @@
-"""A network whose weights have no values yet: to be loaded, or only looked at."""
+"""Models without values: their weights are loaded later, or never."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` does: on the meta device it has no effect and imports a second of compiler."""
+    """Skips `torch.nn.init`, which has no effect on the meta device and imports the compiler, a second."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -20,6 +20,6 @@ class _NoInitialization(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Inside, modules are made on the meta device, where tensors have shapes and types but no numbers."""
+    """Creates modules on the meta device, where tensors have a shape and a type but no values."""
     with torch.device("meta"), _NoInitialization():
         yield

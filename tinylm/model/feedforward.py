@@ -1,7 +1,7 @@
-"""The feed-forward layer: two linear maps with a nonlinearity between, at every position alone.
+"""The feed-forward layer: two linear layers with a nonlinearity between them, applied at each position by itself.
 
-GELU exact and in GPT-2's tanh form (Hendrycks, Gimpel 2016), ReLU, ReLU² (So et al. 2021), and the gated SwiGLU
-(Shazeer 2020), whose second input projection decides how much of each unit passes.
+Activations: GELU, exact and in GPT-2's tanh form (Hendrycks, Gimpel 2016), ReLU, ReLU² (So et al. 2021), and the gated
+SwiGLU (Shazeer 2020), whose second input projection decides how much of each unit passes.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tinylm.model.config import ModelConfig
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Φ(x), Φ the distribution function of the normal distribution."""
+    """x Φ(x), where Φ is the normal distribution function."""
     return F.gelu(x)
 
 
@@ -32,12 +32,7 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "relu": relu,
-    "relu2": relu2,
-}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {each.__name__: each for each in (gelu, gelu_tanh, relu, relu2)}
 
 
 class FeedForward(nn.Module):
@@ -55,7 +50,7 @@ class FeedForward(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """output(silu(gate(x)) * input(x)), silu(x) = x sigmoid(x)"""
+    """output(silu(gate(x)) * input(x)), where silu(x) = x sigmoid(x)"""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""Whether a network is exactly the one that its config describes.
+"""Checks that a model is standard: exactly what its config describes.
 
-Some code knows a network by its config instead of asking its modules: the fast decoder repeats the computation, an
-export renames the weights, a profile counts FLOPs. On a network that somebody has changed (a gate in the attention, a
-subclass of a layer, a forward hook) such code would go on and be right about another network. So it asks here first.
+Some code relies on the config instead of calling the modules: the fast decoder repeats the computation, an export
+renames the weights, a profile counts FLOPs. For a modified model (a gate in the attention, a subclass of a layer, a
+forward hook) such code would silently describe a different model, so it checks here first.
 
-A network is known if it equals a fresh one of its config in everything that acts on its output: the same modules at the
-same places, each of exactly that type with its own methods; parameters and buffers of the same names and shapes, tied
-where the config ties them; the same attributes. Where the fresh one has a plain linear layer, one in few bits or one
-with LoRA adapters is known too. Weights may have any value, and dropout any probability.
+A model is standard if it equals a new one of its config in everything that affects its output: the same modules under
+the same names, each of exactly that type and with its own methods; parameters and buffers of the same names and shapes,
+tied where the config ties them; the same attributes. A quantized layer, or one with LoRA adapters, may stand for a
+linear layer. Weights may have any value, dropout any probability.
 """
 
 from collections.abc import Iterator
@@ -26,32 +26,34 @@ from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
 from tinylm.model.lora import LoRALinear
-from tinylm.model.normalization import LayerNorm, RMSNorm
+from tinylm.model.normalization import RMSNorm, rms_norm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import Int4Linear, Int8Linear, QuantizedLinear
 from tinylm.model.transformer import Block, TransformerLM
+from tinylm.model.tuned import tuned_rms_norm
 
-TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, LayerNorm, RMSNorm, PositionTable, Int8Linear,
-         Int4Linear, LoRALinear, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)  # fmt: skip
-FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attributes that may differ: dropout, LoRA's own
+TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, PositionTable, Int8Linear, Int4Linear,
+         LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)  # fmt: skip
+FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attributes that may differ: dropout, LoRA
+EQUIVALENT = ((attend_plain, attend_fused), (rms_norm, tuned_rms_norm))  # functions that compute the same
 
 
 def unknown_part(model: nn.Module, *, hooks: bool = True) -> str | None:
-    """The first part of a network that its config does not describe, in words; None if there is none.
+    """Describes the first part of a model that its config does not describe; None for a standard model.
 
     Args:
-        model: the network
-        hooks: whether forward hooks count; a file, for one, holds none anyway
+        model: the model
+        hooks: whether forward hooks count. Saving, for example, cannot store them anyway
     """
     if type(model) is not TransformerLM:
-        return f"the network is {_a(model)}, not a TransformerLM"
+        return f"the model is {_a(model)}, not a TransformerLM"
     if hooks and (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks):
         return "all modules have a forward hook"
     return next(chain(_structure(model, _fresh(model.config), hooks), _classes()), None)
 
 
 def mixed_part(model: nn.Module) -> str | None:
-    """The first weight of another type or on another device than the first one of all, in words; None: all alike."""
+    """Describes the first weight whose type or device differs from the first weight's; None if there is none."""
     weights = list(model.named_parameters())
     first, standard = weights[0]
     for name, weight in weights:
@@ -61,27 +63,27 @@ def mixed_part(model: nn.Module) -> str | None:
 
 
 def check_known(model: nn.Module, purpose: str, *, adapters: bool = False, hooks: bool = True) -> None:
-    """Refuses a network with a part that its config does not describe.
+    """Refuses a model with a part that its config does not describe.
 
     Args:
-        model: the network
-        purpose: what needs to know it; begins the message
-        adapters: whether layers with LoRA adapters are allowed
-        hooks: as in `unknown_part`
+        model: the model
+        purpose: what requires a standard model; begins the message
+        adapters: whether LoRA adapters are allowed
+        hooks: whether forward hooks count
 
     Raises:
         ConfigError: naming the part.
     """
     found = unknown_part(model, hooks=hooks)
     if found is not None:
-        raise ConfigError(f"{purpose} needs a network that is exactly its config's, and {found}")
+        raise ConfigError(f"{purpose} requires a model that is exactly what its config describes, but {found}")
     adapted = next((name for name, module in model.named_modules() if isinstance(module, LoRALinear)), None)
     if adapted is not None and not adapters:
         raise ConfigError(f"{purpose}: {adapted} has LoRA adapters; merge_lora and remove_lora first")
 
 
 def check_deterministic(model: nn.Module) -> None:
-    """Refuses a network whose output is random: dropout in training mode.
+    """Refuses a model whose output is random, because dropout is active.
 
     Raises:
         ConfigError: naming the layer.
@@ -92,7 +94,7 @@ def check_deterministic(model: nn.Module) -> None:
         rates = (module.p,) if isinstance(module, nn.Dropout) else getattr(module, "dropouts", {}).values()
         rates = (module.dropout,) if isinstance(module, Attention) else rates
         if any(rate > 0 for rate in rates):
-            raise ConfigError(f"{name} drops activations at random: the network is in training mode; call model.eval()")
+            raise ConfigError(f"{name} applies dropout, because the model is in training mode; call model.eval()")
 
 
 # --- the comparison
@@ -111,17 +113,17 @@ def _rounded(kind: type[QuantizedLinear], inputs: int, outputs: int, bias: bool,
 
 
 def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Iterator[str]:
-    """What is unlike a fresh network; one pass over the modules, since a text is begun in less than a millisecond."""
+    """Differences from a new model, in one pass over the modules: every text begins with this check."""
     expected = dict(fresh.named_modules(remove_duplicate=False))
     tied = {("head.weight", "embedding.weight")} if model.config.tie_embeddings else set()
-    adapters: set[str] = set()  # names of what lies inside a layer with adapters
-    first: dict[int, str] = {}  # each weight's id and name
+    adapters: set[str] = set()  # names of submodules of LoRA layers
+    first: dict[int, str] = {}  # id of each weight -> its first name
     for name, module in model.named_modules(remove_duplicate=False):
         twin = expected.pop(name, None)
         if name in adapters and type(module) is nn.ParameterDict:
             continue
         if twin is None:
-            yield f"{name}, {_a(module)}, is none of its modules"
+            yield f"{name}, {_a(module)}, is not one of its modules"
             return
         if type(twin) is nn.Linear and type(module) is LoRALinear:
             adapters |= {f"{name}.lora_a", f"{name}.lora_b"}
@@ -143,14 +145,14 @@ def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Itera
             ):
                 yield f"{full} is {other}"
         if hooks and (module._forward_hooks or module._forward_pre_hooks):
-            yield f"{name or 'the network'} has a forward hook"
+            yield f"{name or 'the model'} has a forward hook"
     yield from (f"{name} is missing" for name in expected)
     if tied and model.head.weight is not model.embedding.weight:
         yield "head.weight is not embedding.weight, which tie_embeddings makes it"
 
 
 class _Wanted(NamedTuple):
-    """What a fresh module has: shapes of its parameters and buffers, attributes that act on what it computes."""
+    """A new module's parameter and buffer shapes, and the attributes that affect its output."""
 
     tensors: dict[str, dict[str, tuple[type, torch.Size]]]
     attributes: dict[str, Any]
@@ -167,13 +169,13 @@ def _wanted(twin: nn.Module) -> _Wanted:
 
 
 def _differences(name: str, module: nn.Module, wanted: _Wanted) -> Iterator[str]:
-    """How one module differs from what a fresh network has in its place."""
+    """Differences of one module from its counterpart in a new model."""
     own, prefix = vars(module), f"{name}." if name else ""
     for kind, shapes in wanted.tensors.items():
         tensors = {key: tensor for key, tensor in own[kind].items() if tensor is not None}
         for key, tensor in tensors.items():
             if key not in shapes:
-                yield f"{prefix}{key} is none of its {kind[1:]}"
+                yield f"{prefix}{key} is not one of its {kind[1:]}"
             elif (type(tensor), tensor.shape) != shapes[key]:
                 yield f"{prefix}{key} is a {type(tensor).__name__} {tuple(tensor.shape)}, not {tuple(shapes[key][1])}"
         yield from (f"{prefix}{key} is missing" for key in shapes if key not in tensors)
@@ -182,27 +184,28 @@ def _differences(name: str, module: nn.Module, wanted: _Wanted) -> Iterator[str]
         if key not in own or not _same(own[key], value):
             yield f"{prefix}{key} is {_shown(own.get(key))}, not {_shown(value)}"
     if own.get("_compiled_call_impl") is not None:
-        yield f"{name or 'the network'} was compiled"
+        yield f"{name or 'the model'} was compiled"
 
 
 def _same(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, Tensor):
         return value is wanted or (isinstance(value, Tensor) and torch.equal(value, wanted))
-    if wanted in (attend_plain, attend_fused):  # which compute the same
-        return value in (attend_plain, attend_fused)
+    for alternatives in EQUIVALENT:
+        if wanted in alternatives:
+            return value in alternatives
     return value is wanted or (type(value) is type(wanted) and value == wanted)
 
 
 def _classes() -> Iterator[str]:
-    """Methods that were put into the classes themselves."""
+    """Methods that were replaced in the classes themselves."""
     for kind, methods in _METHODS.items():
         for key, method in methods.items():
             if getattr(kind, key) is not method:
-                yield f"{kind.__name__}.{key} is another than it was when tinylm was imported"
+                yield f"{kind.__name__}.{key} was replaced after tinylm was imported"
 
 
 def _methods(kind: type) -> dict[str, Any]:
-    """The methods and properties of a class, inherited ones too."""
+    """Methods and properties of a class, including inherited ones."""
     own = {key: getattr(kind, key) for key in dir(kind) if not key.startswith("__")}
     return {key: value for key, value in own.items() if isinstance(value, FunctionType | property)}
 
@@ -220,7 +223,7 @@ def _kind(weight: Tensor) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: of a function its name, of other objects their type."""
+    """Shows a value in a message: the name of a function, the type of other objects."""
     if isinstance(value, int | float | str | None):
         return repr(value)
     return getattr(value, "__name__", None) or f"a {type(value).__name__}"

@@ -1,9 +1,9 @@
-"""LoRALinear: a linear layer whose weight rests while a product of two thin matrices beside it learns (Hu et al. 2021).
+"""LoRALinear: a linear layer with a trainable low-rank update of its frozen weight (Hu et al. 2021).
 
     y = W x + b + (alpha / rank) B A x        A (rank, inputs), B (outputs, rank)
 
-A begins random and B at zero, so the layer begins as it was. Several adapters can lie over one weight, each by its
-name; the active ones add up. Which layers become such is `tinylm.adapt`'s affair.
+A is initialized at random and B at zero, so a new adapter changes nothing. Several named adapters can share one
+layer; the active ones add up. `tinylm.adapt` chooses the layers.
 """
 
 import math
@@ -12,35 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-A, B = ".lora_a.", ".lora_b."  # within the name of an adapter's weights in a state dict: <layer>.lora_a.<adapter>
+A, B = ".lora_a.", ".lora_b."  # inside names of a state dict: <layer>.lora_a.<adapter>
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with adapters; its own weight and bias keep their names and are shared with the layer it replaces.
+    """A linear layer with adapters. It shares weight and bias, and their names, with the layer that it replaces.
 
     Attributes:
         scales: alpha / rank of each adapter
-        active: the names of the adapters that take part
+        active: names of the adapters in use
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        nn.Module.__init__(self)  # nn.Linear's would make new weights
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate new weights
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         self.scales: dict[str, float] = {}
         self.dropouts: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
-        self._before: Tensor | None = None  # the weight without adapters, while they are merged into it
+        self._before: Tensor | None = None  # the weight without adapters, while they are merged
         self.train(linear.training)
 
     @property
     def merged(self) -> bool:
-        """Whether the active adapters are in the weight."""
+        """Whether the active adapters are merged into the weight."""
         return self._before is not None
 
     def add(self, name: str, rank: int, alpha: float, dropout: float) -> None:
-        """Adds an adapter that changes nothing yet, and makes it active."""
+        """Adds an adapter, which changes nothing yet, and activates it."""
         a = self.weight.new_empty(rank, self.in_features)
         nn.init.uniform_(a, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
         self.lora_a[name], self.lora_b[name] = nn.Parameter(a), nn.Parameter(a.new_zeros(self.out_features, rank))
@@ -48,20 +48,20 @@ class LoRALinear(nn.Linear):
         self.active = (*self.active, name)
 
     def delta(self, name: str) -> Tensor:
-        """What an adapter adds to the weight, (outputs, inputs)."""
+        """The update of the weight by one adapter, (outputs, inputs)."""
         return self.scales[name] * (self.lora_b[name] @ self.lora_a[name])
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)"""
         y = F.linear(input, self.weight, self.bias)
         for name in () if self.merged else self.active:
-            thin = F.linear(F.dropout(input, self.dropouts[name], self.training), self.lora_a[name])  # (..., rank)
-            y = y + self.scales[name] * F.linear(thin, self.lora_b[name])
+            low = F.linear(F.dropout(input, self.dropouts[name], self.training), self.lora_a[name])  # (..., rank)
+            y = y + self.scales[name] * F.linear(low, self.lora_b[name])
         return y
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds the active adapters to the weight, so that they cost nothing any more; twice is once."""
+        """Adds the active adapters to the weight, so that they cost nothing. Repeating it does nothing."""
         if self._before is None:
             self._before = self.weight.clone()
             for name in self.active:
@@ -69,24 +69,24 @@ class LoRALinear(nn.Linear):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Takes the weight back as it was, to the last bit."""
+        """Restores the weight bit for bit."""
         if self._before is not None:
             self.weight.copy_(self._before)
             self._before = None
 
     def plain(self) -> nn.Linear:
-        """The layer as an `nn.Linear` with the weight as it is now."""
+        """An `nn.Linear` with the current weight."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear
 
 
 def merged_weights(weights: dict[str, Tensor], scales: dict[str, float]) -> dict[str, Tensor]:
-    """A state dict with its adapters in the weights of their layers: the plain network's.
+    """Merges the adapters of a state dict, which becomes that of a model without adapters.
 
     Args:
-        weights: of a network with `LoRALinear`
-        scales: alpha / rank of each adapter that is to take part
+        weights: state dict of a model with `LoRALinear` layers
+        scales: alpha / rank of each adapter to merge; others are dropped
     """
     merged = {name: weight for name, weight in weights.items() if A not in name and B not in name}
     for name, a in weights.items():

@@ -1,12 +1,11 @@
-"""How a network that sees a set of tokens learns their order.
+"""Positional encodings, without which attention could not tell one order of the tokens from another.
 
-- learned: a table of one vector per position, added to the embeddings (GPT-2).
-- sinusoidal: the same with a fixed table of sines and cosines (Vaswani et al. 2017, section 3.5).
-- rotary: queries and keys are rotated by an angle proportional to their position, so that their product depends
-  only on the distance (Su et al. 2021). Pairs are (i, i + E/2), as in Llama and Qwen.
+- learned: one trained vector per position, added to the embeddings (GPT-2).
+- sinusoidal: a fixed table of sines and cosines, added to the embeddings (Vaswani et al. 2017, section 3.5).
+- rotary: queries and keys are rotated by an angle proportional to their position, so that their product depends only
+  on the distance between them (Su et al. 2021). Pairs are (i, i + E/2), as in Llama and Qwen.
 
-Tables are computed in float64, whatever the model computes in, and cast when they are used: an angle of a few
-thousand radians has lost its fraction in bfloat16.
+Tables are computed in float64 and cast when used: bfloat16 loses the phase of long positions.
 """
 
 import contextlib
@@ -29,15 +28,15 @@ def sinusoidal_table(num_positions: int, width: int) -> Tensor:
 
 
 def rotary_table(num_positions: int, width: int, theta: float) -> Tensor:
-    """Cosines, then sines, of every position's angles, in float64: (2, positions, width/2)."""
+    """Cosines and sines of the angles of every position, in float64: (2, positions, width/2)."""
     angles = _angles(num_positions, width, theta)
     return torch.stack((angles.cos(), angles.sin()))
 
 
 class PositionTable(nn.Module):
-    """A constant table, kept in float64 on the CPU and cast once for each type and device that asks for it.
+    """A constant table, kept in float64 on the CPU and cast once per type and device.
 
-    It is no buffer on purpose: `model.to(torch.bfloat16)` would round it, and it needs no place in a checkpoint.
+    It is not a buffer: `model.to(torch.bfloat16)` would round it, and checkpoints need not store it.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -49,14 +48,14 @@ class PositionTable(nn.Module):
         """The table on `like`'s device: in float64 for a float64 model, else in float32."""
         key = (torch.float64 if like.dtype == torch.float64 else torch.float32, like.device)
         if key not in self._cast:
-            # what is made in inference mode could never be trained with; torch.compile knows no such mode
+            # a tensor made in inference mode cannot take part in training; torch.compile does not know the mode
             with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
                 self._cast[key] = self._exact.to(dtype=key[0], device=key[1])
         return self._cast[key]
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates each pair (x_i, x_{i+E/2}) of every head by its position's angle.
+    """Rotates each pair (x_i, x_{i+E/2}) of every head by the angle of its position.
 
     Args:
         x: (B, T, heads, E)

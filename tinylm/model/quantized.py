@@ -1,19 +1,18 @@
-"""Linear layers whose weights are small integers, 8 bits or 4 each, with one scale for many.
+"""Quantized linear layers: weights of 8 or 4 bits, with a shared scale for many of them.
 
-    int8   w = scale * code, -127 to 127, one scale for all weights of an output (Dettmers et al. 2022)
-    int4   w = scale * code, -8 to 7, one scale for each group of inputs of an output (as in GPTQ, Frantar et al. 2022)
+    int8   w = scale * code, -127 to 127, one scale per output (Dettmers et al. 2022)
+    int4   w = scale * code, -8 to 7, one scale per group of inputs of an output (as in GPTQ, Frantar et al. 2022)
 
-Scales are in bfloat16, which is what PyTorch's kernels take: they are half a bit for each weight in groups of 32.
-Rounding the weights is `tinylm.adapt.quantize`'s affair; here they are stored and used.
+Scales are stored in bfloat16, which PyTorch's kernels require; for groups of 32 they cost half a bit per weight.
+`tinylm.adapt.quantize` rounds the weights; this file stores and uses them.
 
-Each layer has two ways to its product. `plain` turns the codes back into numbers of x's type and multiplies: right
-everywhere, and with many rows the faster one. `packed` is PyTorch's kernel for CPUs, which reads the codes themselves:
-with few rows, as in decoding, most of the time of a wide network goes into bringing weights from memory, and these are
-a quarter or an eighth of them. (Below a width of about 500 the gain is memory, not time.) It takes activations in
-bfloat16, so it differs from `plain` by their rounding. `kernels` says which way is taken.
+Each layer can compute its product in two ways. `plain` dequantizes the weight to x's type and multiplies: it works
+everywhere, and is faster for many rows. `packed` is PyTorch's CPU kernel, which reads the codes themselves. Decoding a
+wide model spends most of its time on loading weights, of which there are a quarter or an eighth as many bytes. (Below a
+width of about 500 quantization saves memory, not time.) The kernel rounds activations to bfloat16, so its results
+differ slightly from those of `plain`. `kernels` tells which one is used.
 
-Codes and scales are no parameters: an optimizer does not see them. Gradients pass through such a layer to what lies
-before it, by the plain way.
+Codes and scales are buffers, not parameters, so no optimizer changes them. Gradients pass through to earlier layers.
 """
 
 from abc import ABC, abstractmethod
@@ -31,14 +30,12 @@ ALIGNMENT = 64  # bytes
 
 
 class QuantizedLinear(nn.Module, ABC):
-    """x weightᵀ + bias, as `nn.Linear`, of a weight that is stored in few bits.
-
-    A new layer has room for codes and scales, and nothing in it.
+    """`nn.Linear` with a quantized weight: x weightᵀ + bias. A new layer holds zeros.
 
     Attributes:
-        kind: what a model folder calls this class
-        most_rows: up to so many rows of x the packed kernel is the faster one
-        fits: whether that kernel takes a weight of this shape
+        kind: name of this class in a model folder
+        most_rows: most rows of x for which the packed kernel is faster
+        fits: whether the packed kernel supports a weight of this shape
     """
 
     kind: ClassVar[str]
@@ -54,24 +51,24 @@ class QuantizedLinear(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `__init__` was given beyond sizes: plain values, for a model folder."""
+        """Arguments of `__init__` other than sizes, as plain values for a model folder."""
         return {}
 
     @property
     @abstractmethod
     def weight(self) -> Tensor:
-        """What codes and scales stand for, float32 (O, I)."""
+        """The dequantized weight, float32 (O, I)."""
 
     @abstractmethod
     def plain(self, x: Tensor) -> Tensor:
-        """x weightᵀ by numbers of x's type: (..., I) -> (..., O)"""
+        """x weightᵀ with the dequantized weight: (..., I) -> (..., O)"""
 
     @abstractmethod
     def packed(self, x: Tensor) -> Tensor:
-        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
+        """x weightᵀ by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
 
     def kernel(self, x: Tensor) -> str:
-        """Which way `forward` takes for x: `packed` or `plain`."""
+        """The method that `forward` uses for x: `packed` or `plain`."""
         few = 0 < x.numel() <= self.most_rows * self.in_features
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad
         return "packed" if few and usable and self.fits else "plain"
@@ -80,7 +77,7 @@ class QuantizedLinear(nn.Module, ABC):
         """(..., I) -> (..., O), of x's type"""
         if self.kernel(x) == "plain":
             y = self.plain(x)
-        elif x.dim() == 2:  # the decoder's, where microseconds count
+        elif x.dim() == 2:  # from the decoder, where microseconds count
             y = self.packed(x.to(torch.bfloat16).contiguous()).to(x.dtype)
         else:
             rows = x.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
@@ -88,18 +85,18 @@ class QuantizedLinear(nn.Module, ABC):
         return y if self.bias is None else y + self.bias
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; codes and scales are aligned here, once: whatever loads or joins layers assigns them."""
+        """Sets an attribute. Codes and scales are aligned here, since loading and joining layers both assign them."""
         super().__setattr__(name, aligned(value) if name in ("codes", "scales") else value)
 
     def extra_repr(self) -> str:
-        """As `nn.Linear` shows itself."""
+        """The fields of `nn.Linear`, and the options."""
         options = "".join(f", {name}={value}" for name, value in self.options.items())
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{options}"
 
 
 class Int8Linear(QuantizedLinear):
-    """Eight bits for a weight, and a scale for each output.
+    """8-bit weights with one scale per output.
 
     Attributes:
         codes: int8 (O, I)
@@ -113,22 +110,22 @@ class Int8Linear(QuantizedLinear):
         super().__init__(in_features, out_features, bias)
         self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scales", torch.zeros(out_features, dtype=torch.bfloat16))
-        self.fits = in_features % 32 == 0  # the kernel reads so many at a time, past the end if it must
+        self.fits = in_features % 32 == 0  # the kernel reads 32 at a time, even past the end
 
     @property
     def weight(self) -> Tensor:
-        """What codes and scales stand for, float32 (O, I)."""
+        """The dequantized weight, float32 (O, I)."""
         return self.codes * self.scales.float()[:, None]
 
     def plain(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O); scales last: there are fewer outputs than weights."""
-        if x.dtype == torch.float16:  # whose range the sum of many codes may leave
+        """(..., I) -> (..., O), scaling the outputs, of which there are fewer than weights."""
+        if x.dtype == torch.float16:  # a sum of many codes may overflow
             return F.linear(x, self.weight.to(x.dtype))
         return F.linear(x, self.codes.to(x.dtype)) * self.scales.to(x.dtype)
 
     def packed(self, x: Tensor) -> Tensor:
-        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
-        codes, scales = self._buffers["codes"], self._buffers["scales"]  # half a microsecond less for each than by name
+        """x weightᵀ by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
+        codes, scales = self._buffers["codes"], self._buffers["scales"]  # faster than attribute access
         assert codes is not None and scales is not None
         if scales.dtype != torch.bfloat16:  # after `model.float()` or the like
             scales = scales.to(torch.bfloat16)
@@ -138,17 +135,17 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int4Linear(QuantizedLinear):
-    """Four bits for a weight, and a scale for each group of `group_size` inputs of an output.
+    """4-bit weights with one scale per group of `group_size` inputs of an output.
 
-    For the packed kernel the codes are arranged anew when it is first used, which takes the memory of a second copy.
+    The packed kernel needs the codes in another order, which is made when it is first used and kept as a second copy.
 
     Attributes:
-        codes: uint8 (O, I/2), as `pack` makes them
-        scales: bfloat16 (O, I / group_size); a negative one turns the range of its group round
+        codes: uint8 (O, I/2), made by `pack`
+        scales: bfloat16 (O, I / group_size); a negative scale mirrors the range of its group
     """
 
     kind = "int4"
-    most_rows = 32  # unpacking is much work
+    most_rows = 32  # more than for int8: unpacking is expensive
 
     def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int) -> None:
         if type(group_size) is not int or group_size < 2 or group_size % 2 or in_features % group_size:
@@ -164,12 +161,12 @@ class Int4Linear(QuantizedLinear):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The size of groups."""
+        """The group size."""
         return {"group_size": self.group_size}
 
     @property
     def weight(self) -> Tensor:
-        """What codes and scales stand for, float32 (O, I)."""
+        """The dequantized weight, float32 (O, I)."""
         return self._weight(torch.float32)
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
@@ -181,19 +178,19 @@ class Int4Linear(QuantizedLinear):
         return F.linear(x, self._weight(x.dtype))
 
     def packed(self, x: Tensor) -> Tensor:
-        """The same by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
+        """x weightᵀ by PyTorch's kernel, in bfloat16: (rows, I) -> (rows, O)"""
         if self._arranged is None:
             self._arranged = self._arrange()
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._arranged[0], self.group_size, self._arranged[1])
 
     def _arrange(self) -> tuple[Tensor, Tensor]:
-        """The codes as this machine's kernel wants them, and scales and zero points, (groups, O, 2)."""
+        """Codes in the order of this machine's kernel; scales and zero points, (groups, O, 2)."""
         scales = self.scales.T.to(torch.bfloat16)
         codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack(self.codes).int() + 8, 1)
         return codes, torch.stack((scales, torch.zeros_like(scales)), dim=-1)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; other codes or scales must be arranged anew."""
+        """Sets an attribute. New codes or scales must be arranged again."""
         super().__setattr__(name, value)
         if name in ("codes", "scales"):
             self._arranged = None
@@ -204,18 +201,19 @@ class Int4Linear(QuantizedLinear):
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it if it does not start its storage, or starts at an address that 64 does not divide.
+    """The tensor itself if it starts its storage at a multiple of 64 bytes, else a copy that does.
 
-    PyTorch allocates at such addresses, safetensors and NumPy do not, and a slice starts anywhere. With AVX-512
-    `_weight_int8pack_mm` crashes unless 32 divides the address of x and, with four rows or more, 16 that of the codes;
-    with AVX2 unless 16 divides that of x. Our other kernels, those of floats and of int4, take any address.
+    PyTorch allocates at such addresses; safetensors and NumPy do not, and a slice may start anywhere. With AVX-512,
+    `_weight_int8pack_mm` crashes unless the address of x is a multiple of 32 bytes and, for four rows or more, that of
+    the codes a multiple of 16; with AVX2, unless that of x is a multiple of 16. Float and int4 kernels take any
+    address.
     """
     whole = tensor.data_ptr() % ALIGNMENT == 0 and tensor.storage_offset() == 0  # deepcopy keeps offsets, not addresses
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two codes from -8 to 7 in a byte, the first in its lower half: int8 (..., I) -> uint8 (..., I/2)
+    """Packs two codes from -8 to 7 into a byte, the first into its lower half: int8 (..., I) -> uint8 (..., I/2)
 
     >>> pack(torch.tensor([-8, 7, 0, 1], dtype=torch.int8))
     tensor([240, 152], dtype=torch.uint8)
@@ -225,53 +223,53 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(codes: Tensor) -> Tensor:
-    """What `pack` packed: uint8 (..., I/2) -> int8 (..., I)"""
+    """The inverse of `pack`: uint8 (..., I/2) -> int8 (..., I)"""
     return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
 
 
-# --- such layers in a network
+# --- quantized layers in a model
 
 KINDS: dict[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (Int8Linear, Int4Linear)}
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
-    """Names and layers of all that are not plain."""
+    """Names and modules of all quantized layers."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
 
 
 def join_layers(layers: Sequence[nn.Module]) -> QuantizedLinear | None:
-    """One layer that computes what some of the same input do, their outputs one after the other; None: they differ."""
+    """Joins layers of the same input into one, whose outputs follow each other; None if they differ in kind."""
     first = layers[0]
     if not isinstance(first, QuantizedLinear):
         return None
-    alike = [each for each in layers if isinstance(each, QuantizedLinear) and type(each) is type(first)]
-    if len(alike) < len(layers) or any(each.options != first.options for each in alike):
+    parts = [each for each in layers if isinstance(each, QuantizedLinear) and type(each) is type(first)]
+    if len(parts) < len(layers) or any(each.options != first.options for each in parts):
         return None
-    biases = [each.bias.detach() for each in alike if each.bias is not None]
-    both = type(first)(first.in_features, sum(each.out_features for each in alike), bool(biases), **first.options)
-    both.codes = torch.cat([each.codes for each in alike])
-    both.scales = torch.cat([each.scales for each in alike])
-    both.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
-    return both
+    biases = [each.bias.detach() for each in parts if each.bias is not None]
+    joined = type(first)(first.in_features, sum(each.out_features for each in parts), bool(biases), **first.options)
+    joined.codes = torch.cat([each.codes for each in parts])
+    joined.scales = torch.cat([each.scales for each in parts])
+    joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return joined
 
 
 def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
-    """Which layers are of which kind, as plain values: `[{"kind": "int4", "group_size": 32, "names": [...]}]`."""
+    """Lists the quantized layers by kind, as plain values: `[{"kind": "int4", "group_size": 32, "names": [...]}]`."""
     found: list[dict[str, Any]] = []
     for name, layer in quantized_layers(model):
-        what = {"kind": layer.kind, **layer.options}
-        same = [entry for entry in found if {**entry, "names": None} == {**what, "names": None}]
-        if not same:
-            found.append({**what, "names": []})
-        (same or found[-1:])[0]["names"].append(name)
+        kind = {"kind": layer.kind, **layer.options}
+        entry = next((entry for entry in found if entry | {"names": None} == kind | {"names": None}), None)
+        if entry is None:
+            found.append(entry := kind | {"names": []})
+        entry["names"].append(name)
     return found
 
 
 def put_layers(model: nn.Module, layers: Any) -> None:
-    """Puts empty layers in the places of plain ones, as `describe_layers` describes them.
+    """Replaces linear layers by empty quantized ones, as `describe_layers` lists them.
 
     Raises:
-        ConfigError: for an unknown kind, options that it does not have, and names that are not of plain linear layers.
+        ConfigError: for an unknown kind or option, or a name that is not of a linear layer.
     """
     for entry in layers:
         if not isinstance(entry, dict) or not isinstance(entry.get("names"), list):
@@ -289,10 +287,10 @@ def put_layers(model: nn.Module, layers: Any) -> None:
 
 
 def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> QuantizedLinear:
-    """An empty layer of a kind, of the sizes of a plain one.
+    """An empty quantized layer of the size of a linear one.
 
     Raises:
-        ConfigError: for options that do not fit; `name` is named.
+        ConfigError: for options that do not fit; the message begins with `name`.
     """
     try:
         return KINDS[kind](plain.in_features, plain.out_features, plain.bias is not None, **options)
@@ -303,7 +301,7 @@ def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> Quanti
 
 
 def check_layers(model: nn.Module) -> None:
-    """Checks the types of what was loaded into such layers.
+    """Checks the types of loaded codes and scales.
 
     Raises:
         ConfigError: naming the layer.
@@ -316,11 +314,11 @@ def check_layers(model: nn.Module) -> None:
 
 
 def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
-    """How many linear layers compute which way when each reads some rows, as decoding does: `{"int8 packed": 21}`."""
+    """Counts the kernels that linear layers use for x with some rows, as in decoding: `{"int8 packed": 21}`."""
     found: Counter[str] = Counter()
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            dtype = next(model.parameters()).dtype  # of the embedding, and so of what goes through the network
+            dtype = next(model.parameters()).dtype  # of the embedding, and so of activations
             x = torch.empty(rows, module.in_features, dtype=dtype, device=module.codes.device)
             found[f"{module.kind} {module.kernel(x)}"] += 1
         elif type(module) is nn.Linear:

@@ -25,6 +25,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import document_numbers
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.known import unknown_part
+from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -74,6 +75,7 @@ class LitTransformerLM(pl.LightningModule):
         self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
         self.start = None if init_from is None else Start(init_from)
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
+        tune_for_training(self.net)
         if freeze is not None:
             freeze_weights(self.net, freeze)
         if lora is not None:

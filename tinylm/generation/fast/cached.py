@@ -1,6 +1,6 @@
-"""What all decoders with a cache of keys and values have in common: for which networks they are right, and prompts.
+"""Base class of decoders with a key/value cache: which models they fit, and reading of prompts.
 
-Prompts, and several tokens of one text, are read by the network's modules; single tokens are a subclass's affair.
+Prompts, and several tokens of one text, are read by the modules of the model. Subclasses read single tokens.
 """
 
 import operator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tinylm.errors import ConfigError
-from tinylm.model import KVCache, TransformerLM
+from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.known import check_deterministic, mixed_part, unknown_part
 
 _optimizer_steps = 0  # of all optimizers in this process
@@ -27,122 +27,124 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def unsuited_part(model: nn.Module) -> str | None:
-    """Why a `Decoder` or a `CompiledDecoder` would be wrong for a network; None: they are right."""
+    """Describes why a cached decoder would be wrong for a model; None if it is right."""
     return unknown_part(model) or mixed_part(model)
 
 
 class CachedDecoder:
-    """A network with a cache of keys and values; its prompts are read by its modules.
+    """Reads tokens with a key/value cache. Subclasses define `step`.
 
     Args:
-        model: the network, in evaluation mode
+        model: the model, in evaluation mode
 
     Attributes:
-        end: the token that ends a document, for networks with `document_mask`: what is behind it does not see it, nor
-            what is before it. None: each text is one document. A `Generator` sets it.
+        end: id of the token that ends a document, for models with `document_mask`: later tokens do not see it or
+            anything before it. None: each text is one document. `Generator` sets it.
 
     Raises:
-        ConfigError: for a network that is not exactly its config's, or in training mode with dropout.
+        ConfigError: for a model that is not standard, or has dropout and is in training mode.
     """
 
-    fixed_rows: ClassVar = False  # whether another number of rows would cost much
+    fixed_rows: ClassVar = False  # whether changing the number of rows is expensive
 
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
         self.end: int | None = None
-        self._weights, self._versions = self._look()
+        self._weights, self._versions = self._snapshot()
         self.check()
 
     def check(self) -> None:
-        """Raises where the network is not, or not any more, one that this decoder is right for."""
+        """Raises ConfigError if this decoder is not, or no longer, right for its model."""
         check_deterministic(self.model)
         reason, name = unsuited_part(self.model), type(self).__name__
         if reason is not None:
-            raise ConfigError(f"{name} cannot read this network: {reason}; take an UncachedDecoder")
+            raise ConfigError(f"{name} cannot read this model: {reason}; use an UncachedDecoder")
         if not self.is_current:
-            raise ConfigError(f"{name} has copies of weights that were changed since; make a new one")
+            raise ConfigError(f"{name} holds copies of weights that have changed since; make a new one")
 
     @property
     def is_current(self) -> bool:
-        """Whether the network has the weights that it had when the decoder was made.
+        """Whether the weights are those for which the decoder was made.
 
-        Writing into `weight.data` is not noticed. A step of any optimizer counts as a change: the fused ones do not
-        raise a tensor's version.
+        Writing into `weight.data` goes unnoticed. A step of any optimizer counts as a change, because fused optimizers
+        do not increment a tensor's version.
         """
-        weights, versions = self._look()
+        weights, versions = self._snapshot()
         return versions == self._versions and all(map(operator.is_, weights, self._weights))
 
-    def _look(self) -> tuple[list[Tensor], list[Any]]:
-        """The network's tensors; where each lies, its type and how often it was written to; steps of optimizers."""
+    def _snapshot(self) -> tuple[list[Tensor], list[Any]]:
+        """The tensors of the model; their addresses, types and versions, and the number of optimizer steps so far."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         versions = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
         return tensors, [*versions, _optimizer_steps]
 
-    def make_cache(self, rows: int, spare: int = 0) -> KVCache:
-        """An empty cache; arguments as `TransformerLM.make_cache`'s."""
+    def make_cache(self, rows: int, spare: int = 0) -> RingKVCache:
+        """An empty cache; `spare` is the number of positions that can be truncated."""
         return self.model.make_cache(rows, spare)
 
-    def prefill(self, parts: Sequence[Sequence[int]], cache: KVCache, row: int | None = None) -> None:
-        """Reads the beginning of each row's text in place of what the row had read.
+    def prefill(self, parts: Sequence[Sequence[int]], cache: RingKVCache, row: int | None = None) -> None:
+        """Reads the beginning of each row's text and replaces what the row held.
 
         Args:
-            parts: token ids, maybe none, of each row, or of the one row
+            parts: token ids of each row, or of the one row; may be empty
             cache: of all rows
-            row: which one; None: all
+            row: the only row to read. None: all
         """
-        begins = [self._last_document(part) for part in parts]  # what is before will not be seen
+        begins = [self._last_document(part) for part in parts]  # earlier documents will not be visible
         if len(set(begins)) > 1:
-            for place, part in enumerate(parts):
-                self.prefill([part], cache, place)
+            for index, part in enumerate(parts):
+                self.prefill([part], cache, index)
             return
-        for place, begin in enumerate(begins) if row is None else [(row, begins[0])]:
-            cache.restart(place, begin)
+        for index, begin in enumerate(begins) if row is None else [(row, begins[0])]:
+            cache.restart(index, begin)
         counts = [len(part) - begin for part, begin in zip(parts, begins, strict=True)]
         width = max(counts, default=0)
         if not width:
             return
         padded = [[*part[begin:], *[0] * width][:width] for part, begin in zip(parts, begins, strict=True)]
         target = cache if row is None else cache.row(row)
-        self.model.hidden(torch.tensor(padded, device=cache.keys[0].device), cache=target, counts=counts)
+        target.expect(counts)
+        self.model(torch.tensor(padded, device=cache.keys[0].device), cache=target, skip=width)
         if row is not None:
             cache.lengths[row] = len(parts[0])
 
     @property
     def separator(self) -> int | None:
-        """The token that ends a document, where this network keeps documents apart."""
+        """Id of the token that ends a document, if the model keeps documents apart."""
         return self.end if self.model.config.document_mask else None
 
     def _last_document(self, ids: Sequence[int]) -> int:
-        """Where the document begins that what follows some tokens is in."""
+        """Position where the document of the next token begins."""
         if self.separator is None or self.separator not in ids:
             return 0
         return len(ids) - list(ids)[::-1].index(self.separator)
 
-    def steps(self, ids: Sequence[int], cache: KVCache, count: int) -> Tensor:
+    def steps(self, ids: Sequence[int], cache: RingKVCache, count: int) -> Tensor:
         """Reads several tokens of one text.
 
         Args:
             ids: the next tokens, (T,)
-            cache: of one row; the tokens are added to it
-            count: of how many of the last tokens to give the logits
+            cache: of one row
+            count: number of last tokens whose logits are returned
 
         Returns:
-            the logits of what follows each, (count, V)
+            the logits after each of them, (count, V)
         """
         documents, separator = [list(ids)], self.separator
         while separator is not None and separator in documents[-1][:-1]:
             end = documents[-1].index(separator) + 1
             documents[-1:] = [documents[-1][:end], documents[-1][end:]]
-        hidden = []
+        logits, skip = [], len(ids) - count
         for document in documents:
             new = torch.tensor([document], device=cache.keys[0].device)
-            hidden.append(self.model.hidden(new, cache=cache)[0])
+            logits.append(self.model(new, cache=cache, skip=min(skip, len(document)))[0])
+            skip = max(skip - len(document), 0)
             if document[-1] == separator:
                 cache.begin_document(0)
-        return self.model.logits(torch.cat(hidden)[-count:])
+        return torch.cat(logits)
 
-    def _end_documents(self, ids: Tensor, cache: KVCache) -> None:
-        """After a step: where the token just read ends a document, another one begins."""
+    def _end_documents(self, ids: Tensor, cache: RingKVCache) -> None:
+        """Begins a new document in each row whose last token, (B,), ended one."""
         if self.separator is not None:
             for row, token in enumerate(ids.tolist()):
                 if token == self.separator:

@@ -1,10 +1,10 @@
-"""The layers of a network, rearranged to read one token of each text: what a `Decoder` is put together from.
+"""The layers of `Decoder`: blocks rearranged to read one token of each text.
 
-- Queries, keys and values are one product, and so are the two inputs of SwiGLU;
-- matrices lie transposed and, on a CPU, cut into as many parts as there are threads: its library shares a product out
-  by rows of x, of which there are few, but a batch of products one by one;
-- queries and keys are normalized and rotated together;
-- there is no dropout, no gradient and no module around an operation.
+- Queries, keys and values come from one product, and so do the two inputs of SwiGLU.
+- Matrices are transposed and, on a CPU, split into as many parts as there are threads: the library distributes a
+  product by rows of x, of which there are few, but a batch of products one by one.
+- Queries and keys are normalized and rotated together.
+- There is no dropout, no gradient, and no module around an operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinylm.model import KVCache, TransformerLM
+from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.feedforward import SwiGLU
-from tinylm.model.normalization import LayerNorm, RMSNorm
+from tinylm.model.normalization import RMSNorm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import join_layers
 from tinylm.model.transformer import Block
 
 
 def position_rows(model: TransformerLM) -> Tensor | None:
-    """What belongs to each position: a vector to add, (positions, D), or for rotary ones the cosines and the signed
-    sines of each coordinate, (positions, 2, 1, 1, E)."""
+    """A table with one row per position: vectors to add, (positions, D), or rotary cosines and signed sines of each
+    coordinate, (positions, 2, 1, 1, E)."""
     match model.positions:
         case nn.Embedding():
             return model.positions.weight
@@ -37,10 +37,10 @@ def position_rows(model: TransformerLM) -> Tensor | None:
 
 
 def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a norm computes."""
+    """The function that a norm computes."""
     if isinstance(module, nn.Identity):
         return module.forward
-    assert isinstance(module, LayerNorm | RMSNorm)
+    assert isinstance(module, nn.LayerNorm | RMSNorm)
     weight, eps = module.weight, module.eps
     if isinstance(module, RMSNorm):
         return lambda x: torch.rms_norm(x, weight.shape, weight, eps)
@@ -48,7 +48,7 @@ def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 class Layer:
-    """A `Block` for one token of each row."""
+    """A `Block` that reads one token of each row."""
 
     def __init__(self, block: Block, parts: int) -> None:
         attention, feedforward = block.attention, block.feedforward
@@ -72,14 +72,14 @@ class Layer:
         self.activation = None if isinstance(feedforward, SwiGLU) else feedforward.activation
         self.input, self.output = Product(inputs, parts), Product([feedforward.output], parts)
 
-    def forward(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: RingKVCache) -> Tensor:
         """(B, D) -> (B, D)
 
         Args:
-            x: what comes in
+            x: residual stream, (B, D)
             rotary: cosines and signed sines, (B, 1, 1, E) each, or one row for all
-            mask: what is added to the scores of keys, (B, 1, 1, S)
-            cache: of keys and values
+            mask: added to the attention scores, (B, 1, 1, S)
+            cache: keys and values
         """
         if self.pre_norm:
             x = x + self._attend(self.attention_norm(x), rotary, mask, cache)
@@ -87,7 +87,7 @@ class Layer:
         x = self.attention_norm(x + self._attend(x, rotary, mask, cache))
         return self.feedforward_norm(x + self._feed(x))
 
-    def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: RingKVCache) -> Tensor:
         B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_dim
         heads = self.query_key_value.forward(x).view(B, H + 2 * K, 1, E)
         both, value = heads.split_with_sizes((H + K, K), dim=1)
@@ -97,7 +97,7 @@ class Layer:
             both = torch.addcmul(both * rotary[0], both.roll(E // 2, dims=-1), rotary[1]).type_as(x)
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
-        query = query.view(B, K, H // K, E)  # the heads of a group stand where queries of a text would
+        query = query.view(B, K, H // K, E)  # the heads of a group take the place of queries
         if B == 1:
             return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
@@ -118,9 +118,8 @@ class Product:
     """Linear layers of the same input as one product: (B, inputs) -> (B, all outputs).
 
     Args:
-        layers: what to put together; layers in few bits are joined where they are alike, and if one is something else
-            than a plain `nn.Linear`, each computes for itself
-        parts: into how many the outputs are cut, if they can be
+        layers: layers to combine. Quantized ones are joined if they are of one kind; other mixtures compute one by one
+        parts: number of parts into which the outputs are split, where it divides them
     """
 
     def __init__(self, layers: Sequence[nn.Module], parts: int) -> None:

@@ -1,21 +1,22 @@
-"""Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): several tokens for one pass of the model.
+"""Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): several tokens per pass of the model.
 
-What costs a pass is bringing the weights from memory, so one over five tokens takes little longer than one over a
-single token. Something cheap drafts the next tokens, from probabilities q; the model reads them all at once, which
-gives its own probabilities p of each; a drafted x is accepted with probability min(1, p(x) / q(x)). The first that is
-not is replaced by a draw from max(0, p - q), normalized, and ends the round. What is said has exactly p's distribution:
+A pass spends its time on loading the weights, so one over five tokens takes little longer than one over a single token.
+A cheap drafter proposes the next tokens, drawn from its probabilities q. The model reads them all in one pass, which
+gives its own probabilities p at each. A drafted token x is accepted with probability min(1, p(x) / q(x)). The first
+rejected one is replaced by a draw from max(0, p - q), normalized, which ends the round. The result has exactly the
+distribution p:
 
-    drafted and accepted     q(x) min(1, p(x) / q(x)) = min(p(x), q(x))
-    drawn after a rejection  Σ q - min(p, q) = Σ max(0, p - q) is how often, so max(0, p(x) - q(x)) for x
-    together                 min(p(x), q(x)) + max(0, p(x) - q(x)) = p(x)
+    x drafted and accepted       q(x) min(1, p(x) / q(x)) = min(p(x), q(x))
+    x drawn after a rejection    max(0, p(x) - q(x)), since rejections have probability Σ max(0, p - q)
+    together                     min(p(x), q(x)) + max(0, p(x) - q(x)) = p(x)
 
-This holds for any q: drafts decide the speed, never the text. p and q are what plain decoding would draw from, after
-penalties, temperature and filters, each for the text with the drafted tokens before it.
+This holds for any q: drafts decide the speed, never the distribution. p and q are taken after penalties, temperature
+and filters.
 
-Two ways of drafting: a small model with the same tokenizer, or looking up the last tokens earlier in the text and
-drafting what followed there (Saxena 2023), which is certain of itself: q(x) = 1.
+There are two drafters: a small model with the same tokenizer (the draft model), and prompt lookup, which finds the last
+tokens earlier in the text and drafts what followed them there, with q(x) = 1 (Saxena 2023).
 
-Left out: batches, of which each row would accept another number of tokens; and trees of drafts.
+Left out: batches, whose rows would accept different numbers of tokens, and trees of drafts.
 """
 
 import time
@@ -40,29 +41,29 @@ from tinylm.tokenizer import Tokenizer
 
 
 def acceptance(p: Tensor, q: Tensor) -> Tensor:
-    """How likely each token is accepted if it was drafted: min(1, p / q).
+    """Probability of accepting each token if it is drafted: min(1, p / q).
 
     Args:
-        p: the model's probabilities, (V,)
-        q: the draft's, (V,)
+        p: probabilities of the model, (V,)
+        q: probabilities of the drafter, (V,)
     """
     return torch.where(p < q, p / q, 1.0)
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is drawn from after a rejection, (V,): max(0, p - q), normalized. Arguments as `acceptance`'s."""
-    rest = (p - q).clamp(min=0)
-    return rest / rest.sum() if rest.any() else p  # where p = q only rounding rejects, and leaves nothing
+    """The distribution after a rejection: max(0, p - q), normalized; all are (V,)."""
+    excess = (p - q).clamp(min=0)
+    return excess / excess.sum() if excess.any() else p  # where p = q, only rounding can reject
 
 
 def verify(draft: Sequence[int], p: Tensor, q: Sequence[Tensor], random: torch.Generator) -> list[int]:
-    """The accepted beginning of a draft and one token more.
+    """Returns the accepted beginning of a draft, and one more token.
 
     Args:
         draft: k tokens, each drawn from its q
-        p: the model's probabilities of each and of what follows them all, (k + 1, V)
-        q: the draft's of each, k times (V,)
-        random: of the draws
+        p: probabilities of the model at each of them and after the last, (k + 1, V)
+        q: probabilities of the drafter at each, k times (V,)
+        random: generator of the draws
 
     Returns:
         token ids, 1 to k + 1
@@ -77,16 +78,16 @@ def _draw(probabilities: Tensor, random: torch.Generator) -> int:
     return int(torch.multinomial(probabilities, 1, generator=random))
 
 
-# --- what reads and what drafts
+# --- reading and drafting
 
 
 class _Reader:
-    """A model and what it has read of one text: the part from `start` on that its cache holds.
+    """A model and its cache of one text, from position `start` on.
 
     Args:
-        model: the network, in evaluation mode
-        decoder: of the model
-        spare: how many tokens it may have to take back
+        model: the model, in evaluation mode
+        decoder: the model's decoder
+        spare: most tokens that `keep` will drop
     """
 
     def __init__(self, model: TransformerLM, decoder: Decoder | UncachedDecoder, spare: int) -> None:
@@ -95,31 +96,30 @@ class _Reader:
         self.cache = self.decoder.make_cache(1, spare)
 
     def restart(self, start: int = 0) -> None:
-        """Forgets everything; the next text, or the rest of this one, begins at `start`."""
+        """Forgets everything. The next tokens begin at position `start` of the text."""
         self.start = start
         self.cache.clear()
 
     def make_room(self, length: int) -> int:
-        """How many tokens more than the first so many of the text the context holds; slides if it holds not even
-        these."""
+        """Room in the context after the first `length` tokens of the text; slides if they do not fit."""
         if length - self.start > self.context:
             self.restart(length - max(self.context // 2, 1))
         return self.context - (length - self.start)
 
     def read(self, ids: list[int], count: int) -> Tensor:
-        """Reads what is new of a text: the logits of what follows each of its last `count` tokens, (count, V)."""
+        """Reads the new tokens of a text and returns the logits after each of the last `count`, (count, V)."""
         new = ids[self.start + self.cache.lengths[0] :]
         if len(new) == 1:
             return self.decoder.step(torch.tensor(new, device=self.device), self.cache)
         return self.decoder.steps(new, self.cache, count)
 
     def keep(self, length: int) -> None:
-        """Takes back what it has read beyond the first so many tokens of the text."""
+        """Drops all but the first `length` tokens of the text."""
         self.cache.truncate([min(self.cache.lengths[0], length - self.start)])
 
 
 class _DraftModel(_Reader):
-    """Drafts by the small model of a generator."""
+    """Drafts with the draft model of a generator."""
 
     def __init__(self, generator: "SpeculativeGenerator", config: SamplingConfig) -> None:
         assert generator.draft is not None and generator.draft_decoder is not None
@@ -127,9 +127,9 @@ class _DraftModel(_Reader):
         self.generator, self.config = generator, config
 
     def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
-        """At most `limit` tokens, up to the end of text, and the probabilities (V,) that each was drawn from."""
+        """Drafts at most `limit` tokens, up to the end of the text; returns them and the distributions, (V,) each."""
         ids, tokens, q = [*text.prompt, *text.ids], [], []
-        room = self.make_room(len(ids))  # a draft ends where the context does; its last token is not read
+        room = self.make_room(len(ids))  # the last drafted token is not read
         while len(tokens) < min(limit, room + 1) and end not in tokens[-1:]:
             logits = self.read(ids + tokens, 1)
             q.append(self.generator.probabilities(logits, text, [tokens], self.config)[0])
@@ -138,10 +138,10 @@ class _DraftModel(_Reader):
 
 
 class _Lookup:
-    """Drafts by looking up where the last n tokens of a text stood before.
+    """Prompt lookup: drafts what followed an earlier occurrence of the last n tokens.
 
     Args:
-        n: how many
+        n: number of tokens to match
         vocab_size: V
     """
 
@@ -151,44 +151,44 @@ class _Lookup:
 
     def restart(self) -> None:
         """Forgets the text."""
-        self.known, self.after = self.n, dict[tuple[int, ...], int]()  # n tokens -> the place after the latest of them
+        self.known, self.after = self.n, dict[tuple[int, ...], int]()  # position after the latest n tokens
 
     def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
-        """As `_DraftModel.draft`. What is drafted counts as text: `abcabc` goes on with `abcabc`."""
+        """Drafts like `_DraftModel.draft`. A draft may extend itself: `abcabc` is continued by `abcabc`."""
         ids = [*text.prompt, *text.ids]
-        for place in range(self.known, len(ids)):  # the last n themselves wait until something follows them
-            self.after[tuple(ids[place - self.n : place])] = place
+        for position in range(self.known, len(ids)):
+            self.after[tuple(ids[position - self.n : position])] = position
         self.known, length = max(self.known, len(ids)), len(ids)
-        place = self.after.get(tuple(ids[-self.n :]))
-        while place is not None and len(ids) < length + limit and end not in ids[length:]:
-            ids.append(ids[place])
-            place += 1
+        position = self.after.get(tuple(ids[-self.n :]))
+        while position is not None and len(ids) < length + limit and end not in ids[length:]:
+            ids.append(ids[position])
+            position += 1
         tokens = ids[length:]
         return tokens, list(F.one_hot(torch.tensor(tokens, dtype=torch.long), self.vocab_size).double())
 
     def keep(self, length: int) -> None:
-        """Nothing that was drafted was noted."""
+        """Does nothing: drafts are not recorded."""
 
 
-# --- the whole
+# --- the generator
 
 
 class SpeculativeGenerator(Generator):
-    """Continues one text at a time, as `Generator` does, for fewer passes of the model.
+    """A `Generator` that needs fewer passes of the model, for one text at a time.
 
     Args:
-        model: as `Generator`'s
-        tokenizer: of the model, and of the draft
-        draft: a smaller network, in evaluation mode; its context may be shorter, it slides by itself. None: lookup
-        num_draft: how many tokens are drafted at a time, at most
-        lookup: how many of the last tokens are looked up, where no network drafts
+        model: the model, in evaluation mode
+        tokenizer: tokenizer of both models
+        draft: a smaller model, in evaluation mode; its context may be shorter. None: prompt lookup
+        num_draft: most tokens to draft at a time
+        lookup: number of tokens to match in prompt lookup
 
     Attributes:
-        drafted: how many tokens were drafted so far
-        accepted: how many of these were accepted
+        drafted: number of tokens drafted so far
+        accepted: number of these that were accepted
 
     Raises:
-        ConfigError: for a number below 1, or a draft of another vocabulary.
+        ConfigError: for a number below 1, or a draft model of another vocabulary.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class SpeculativeGenerator(Generator):
         own, other = model.config.vocab_size, model.config.vocab_size if draft is None else draft.config.vocab_size
         if own != other:
             raise ConfigError(
-                f"the draft must have the model's vocabulary, got {other} tokens for the model's {own}; "
+                f"the draft model must have the model's vocabulary, got {other} tokens for the model's {own}; "
                 "use one that was trained with the same tokenizer"
             )
         super().__init__(model, tokenizer)
@@ -217,12 +217,12 @@ class SpeculativeGenerator(Generator):
     def complete(
         self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 1, **options: Any
     ) -> list[Completion]:
-        """As `Generator.complete`, one text after the other."""
+        """Returns the completions of many prompts, as `Generator.complete` does, one text after another."""
         return super().complete(prompts, num_samples=num_samples, batch_size=batch_size, **options)
 
-    def look_at_model(self) -> None:
-        """As `Generator.look_at_model`, for the draft too."""
-        super().look_at_model()
+    def refresh_decoder(self) -> None:
+        """Replaces the decoders of both models if they have changed."""
+        super().refresh_decoder()
         if self.draft is not None:
             self.draft_decoder = make_decoder(self.draft, self.draft_decoder)
             self.draft_decoder.end = self.decoder.end
@@ -231,15 +231,15 @@ class SpeculativeGenerator(Generator):
     def decode(
         self, texts: Iterable[Text], config: SamplingConfig, batch_size: int = 1, *, log_probs: bool = False
     ) -> Iterator[Text]:
-        """As `Generator.decode`, one text after the other.
+        """Extends texts until they are finished, as `Generator.decode` does, one text after another.
 
         Raises:
             ConfigError: for a batch_size above 1.
         """
         if batch_size > 1:
-            raise ConfigError(f"speculative decoding writes one text at a time, got batch_size={batch_size}; use 1")
-        self.look_at_model()
-        reader, slid = _Reader(self.model, self.decoder, self.num_draft + 1), False
+            raise ConfigError(f"speculative decoding generates one text at a time, got batch_size={batch_size}; use 1")
+        self.refresh_decoder()
+        reader, announced = _Reader(self.model, self.decoder, self.num_draft + 1), False
         self.stats.cache_bytes = reader.cache.num_bytes
         lookup = _Lookup(self.lookup, self.model.config.vocab_size)
         drafter = lookup if self.draft is None else _DraftModel(self, config)
@@ -249,9 +249,9 @@ class SpeculativeGenerator(Generator):
             while not text.finished:
                 check_interrupt()
                 room = reader.make_room(len(text.prompt) + len(text.ids))
-                if reader.start and not slid:
+                if reader.start and not announced:
                     announce_sliding(reader.context)
-                    slid = True
+                    announced = True
                 limit = min(self.num_draft, room, config.max_new_tokens - len(text.ids) - 1)
                 started = time.perf_counter()
                 tokens, logits = self._round(text, reader, drafter, limit, config)
@@ -259,7 +259,7 @@ class SpeculativeGenerator(Generator):
                 self.stats.new_tokens += len(tokens)
                 found = logits.log_softmax(dim=-1)[range(len(tokens)), tokens].tolist() if log_probs else []
                 for i, token in enumerate(tokens):
-                    self._say(text, token, found[i : i + 1], config)
+                    self._append(text, token, found[i : i + 1], config)
                     yield text
                     if text.finished:
                         break
@@ -267,18 +267,18 @@ class SpeculativeGenerator(Generator):
     def _round(
         self, text: Text, reader: _Reader, drafter: _DraftModel | _Lookup, limit: int, config: SamplingConfig
     ) -> tuple[list[int], Tensor]:
-        """One pass of the model: the next tokens of a text, at most limit + 1, and the logits of each, (tokens, V)."""
+        """One pass of the model: returns the next tokens, at most limit + 1, and the logits of each, (tokens, V)."""
         ids = [*text.prompt, *text.ids]
         draft, q = drafter.draft(text, limit, self.tokenizer.end_of_text)
         logits = reader.read(ids + draft, len(draft) + 1)  # (k + 1, V)
         p = self.probabilities(logits, text, [draft[:i] for i in range(len(draft) + 1)], config)
         tokens = verify(draft, p, q, text.random)
         for each in (reader, drafter):
-            each.keep(len(ids) + len(tokens) - 1)  # the last one is read in the next round
+            each.keep(len(ids) + len(tokens) - 1)  # the last token is read in the next round
         self.drafted, self.accepted = self.drafted + len(draft), self.accepted + len(tokens) - 1
         return tokens, logits[: len(tokens)]
 
     def probabilities(self, logits: Tensor, text: Text, drafts: list[list[int]], config: SamplingConfig) -> Tensor:
-        """What plain decoding would draw from, (B, V), where each row of logits follows a text and a draft."""
-        said = [text.ids + draft for draft in drafts]
-        return probabilities(self._scores(logits, [text.prompt] * len(said), said, config), config)
+        """The distribution that plain decoding would draw from, (B, V); row i follows the text and `drafts[i]`."""
+        generated = [text.ids + draft for draft in drafts]
+        return probabilities(self._scores(logits, [text.prompt] * len(generated), generated, config), config)
