@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster: one task for each device, asked to save 90 s before the time is up, requeued, resumed.
+# Trains on a SLURM cluster: one task per device; saves 90 s before the time limit, requeues itself and resumes.
 #   sbatch scripts/slurm.sh --config large.yaml --run.name my-run
-# What follows the script's name goes to `tinylm fit`; --run.name is needed, so that the requeued job finds its run.
-# Nodes, devices and hours: here, or as options of sbatch (`sbatch --nodes 4 scripts/slurm.sh ...`). docs/clusters.md
+# Arguments are passed to `tinylm fit`; --run.name is required, so that the requeued job finds its run.
+# Set nodes, devices and time below or as options of sbatch (`sbatch --nodes 4 scripts/slurm.sh ...`): docs/clusters.md
 #SBATCH --job-name=tinylm
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -37,7 +37,7 @@ srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m tinylm fit "$@" --trainer.strat
     --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" "${resume[@]}"
 code=$?
 
-if [ "$code" -eq 75 ]; then # saved, and ready to go on
+if [ "$code" -eq 75 ]; then # saved and ready to resume
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -1,6 +1,6 @@
-"""Changes that somebody may make to a network: each makes it another one than its config describes.
+"""Changes that a user may make to a network, after which its config no longer describes it.
 
-`CHANGES` maps a name to what makes the change, in place, and a part of what the refusal must say.
+`CHANGES` maps a name to a function that makes the change in place, and to a part of the expected error message.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from tinylm.model.feedforward import SwiGLU
 
 
 class GatedAttention(Attention):
-    """A learned share of each number passes."""
+    """Multiplies the output by a learned gate in (0, 1)."""
 
     def forward(self, x, visible, rotary, cache):
         return super().forward(x, visible, rotary, cache) * torch.sigmoid(self.gate(x))
 
 
 class SignedSwiGLU(SwiGLU):
-    """The gate keeps its sign: tanh in place of silu. No new weight."""
+    """Uses tanh instead of silu as the gate's activation. No new weights."""
 
     def forward(self, x):
         return self.output(torch.tanh(self.gate(x)) * self.input(x))
 
 
 class ShiftedFeedForward(nn.Module):
-    """Reads the token before, too: right only where the whole text is there."""
+    """Adds the previous token's input: correct only if the whole text is passed at once."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -40,28 +40,28 @@ class ShiftedFeedForward(nn.Module):
 
 
 class CentredFeedForward(ShiftedFeedForward):
-    """Takes off the mean over the text: looks ahead, so even a whole text gives other logits than its beginning."""
+    """Subtracts the mean over the text: not causal, so a prefix alone has other logits than in the whole text."""
 
     def forward(self, x):
         return self.inner(x - x.mean(dim=1, keepdim=True))
 
 
 class BatchedFeedForward(ShiftedFeedForward):
-    """Takes off half the mean over the rows: what else is in a batch changes a text."""
+    """Subtracts half the mean over the rows: a text depends on the other rows of its batch."""
 
     def forward(self, x):
         return self.inner(x - 0.5 * x.mean(dim=0, keepdim=True))
 
 
 class Rolled(TransformerLM):
-    """Another function of the logits that depends on where a token stands in the text."""
+    """Permutes the logits depending on the length of the text."""
 
     def forward(self, ids, **options):
         return super().forward(ids, **options).roll(ids.shape[1], dims=-1)
 
 
 class Flipped(TransformerLM):
-    """Another function of the logits alone."""
+    """Reverses the logits."""
 
     def forward(self, ids, **options):
         return super().forward(ids, **options).flip(-1)
@@ -82,14 +82,14 @@ def subclass(model: TransformerLM) -> None:
 
 
 def hook(model: TransformerLM) -> None:
-    """Steering: a vector is added to the stream."""
+    """Steering: adds a vector to the residual stream."""
     width = model.config.d_model
     vector = torch.linspace(-3, 3, width, dtype=model.embedding.weight.dtype)
     model.blocks[0].register_forward_hook(lambda module, inputs, output: output + vector)
 
 
 def hook_at_a_position(model: TransformerLM) -> None:
-    """An intervention on all positions but the last: what a cache of keys and values cannot know of."""
+    """Changes all positions but the last, which a KV cache cannot reproduce."""
 
     def patch(module, inputs, output):
         return torch.cat((output[:, :-1].flip(-1), output[:, -1:]), dim=1)
@@ -98,7 +98,7 @@ def hook_at_a_position(model: TransformerLM) -> None:
 
 
 def hook_on_the_network(model: TransformerLM) -> None:
-    """Logits that depend on all ids."""
+    """Makes the logits depend on all ids of the text."""
 
     def punish(module, inputs, output):
         return output - 2 * F.one_hot(inputs[0], output.shape[-1]).sum(1, keepdim=True)
@@ -107,7 +107,7 @@ def hook_on_the_network(model: TransformerLM) -> None:
 
 
 def parameter(model: TransformerLM) -> None:
-    """A vector of the feed-forward layer's own, which a pre-hook adds."""
+    """Adds a parameter to a feed-forward layer, and a pre-hook that adds it to the input."""
     layer = model.blocks[1].feedforward
     layer.shift = nn.Parameter(torch.linspace(3, -3, model.config.d_model, dtype=model.embedding.weight.dtype))
     layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + module.shift,))

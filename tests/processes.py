@@ -1,4 +1,4 @@
-"""Real processes that start quickly: forked from a server that has imported torch and Lightning already."""
+"""Starts processes quickly, by forking a server that has already imported torch and Lightning."""
 
 import json
 import multiprocessing
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-FORKS = os.name == "posix"  # Windows has no such server: a process starts from nothing there
+FORKS = os.name == "posix"  # Windows has no such server; every process starts from scratch
 _context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
     _context.set_forkserver_preload(["tinylm.training.cli"])
 
 
 def start(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
-    """Starts a process that calls a function of a module, under some environment variables."""
+    """Starts a process that calls a module-level function, with additional environment variables."""
     process = _context.Process(target=_call, args=(function, arguments, environment))
     process.start()
     return process
@@ -29,25 +29,25 @@ def _call(function: Any, arguments: tuple, environment: dict[str, str]) -> None:
         del os.environ[name]
     os.environ.update(environment)
     if FORKS:
-        multiprocessing.set_start_method("fork", force=True)  # as where nothing forked this process from a server
+        multiprocessing.set_start_method("fork", force=True)  # as in a process not forked from a server
     function(*arguments)
 
 
 def command_line(arguments: list[str], folder: Path, output: Path) -> None:
-    """`tinylm ARGUMENTS` in a folder; what it says goes into a file."""
+    """Runs `tinylm ARGUMENTS` in a folder, with its output in a file."""
     from tinylm.commands import main
 
-    _speak_into(output, folder)
-    sys.argv = [str(ROOT / "scripts" / "train.py"), *arguments]  # which Lightning can start again
+    _redirect(output, folder)
+    sys.argv = [str(ROOT / "scripts" / "train.py"), *arguments]  # Lightning can start it again for other ranks
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # nothing of this process's parent is to be cleaned up
+    os._exit(code)  # skips the cleanup of state inherited from the parent
 
 
 def script(path: Path, arguments: list[str], folder: Path, output: Path) -> None:
-    """`python SCRIPT ARGUMENTS` in a folder; what it says goes into a file."""
-    _speak_into(output, folder)
+    """Runs `python SCRIPT ARGUMENTS` in a folder, with its output in a file."""
+    _redirect(output, folder)
     sys.argv = [str(path), *arguments]
     sys.path[0] = str(path.parent)
     code = 0
@@ -60,7 +60,7 @@ def script(path: Path, arguments: list[str], folder: Path, output: Path) -> None
     os._exit(code)
 
 
-def _speak_into(output: Path, folder: Path) -> None:
+def _redirect(output: Path, folder: Path) -> None:
     os.chdir(folder)
     with output.open("ab") as file:
         os.dup2(file.fileno(), 2)
@@ -68,24 +68,24 @@ def _speak_into(output: Path, folder: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens to."""
+    """A local port that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def run_ranks(world_size: int, function: Any, *arguments: Any, out: Path) -> list[Any]:
-    """Calls `function(*arguments, path)` in all processes of a job; each writes its result to its `path`, as JSON.
+    """Calls `function(*arguments, path)` in `world_size` processes; each writes its result to its `path`, as JSON.
 
-    Lightning finds their ranks in the environment, as if something else had started them.
+    Lightning reads the ranks from environment variables, as under a launcher.
     """
     port = str(free_port())
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
     paths = [out / f"rank-{rank}.json" for rank in range(world_size)]
     for path in paths:
         path.unlink(missing_ok=True)
-    ours = [shared | {"LOCAL_RANK": str(rank)} if world_size > 1 else {} for rank in range(world_size)]
-    processes = [start(function, *arguments, path, **ours[rank]) for rank, path in enumerate(paths)]
+    environments = [shared | {"LOCAL_RANK": str(rank)} if world_size > 1 else {} for rank in range(world_size)]
+    processes = [start(function, *arguments, path, **environments[rank]) for rank, path in enumerate(paths)]
     for process in processes:
         process.join(120)
         process.kill()

@@ -1,4 +1,4 @@
-"""What many tests draw from: any model config, tokens for it, and a model whose every weight matters."""
+"""Shared test inputs: any model config, token ids for it, and a model in which every weight matters."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from tinylm.model import ModelConfig, TransformerLM
 
 @st.composite
 def model_configs(draw, **overrides: st.SearchStrategy) -> ModelConfig:
-    """Any small ModelConfig, every field drawn; `overrides` are strategies for the fields of that name."""
+    """Draws every field of a small ModelConfig; `overrides` are strategies for single fields, by name."""
     values = {}
 
     def pick(name, strategy):
@@ -46,19 +46,19 @@ def model_configs(draw, **overrides: st.SearchStrategy) -> ModelConfig:
 
 
 def random_model(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> TransformerLM:
-    """A model in eval mode with every weight random: norms away from one, biases and zeroed layers from zero."""
+    """A model in eval mode with random weights: no norm weight is one, no bias or zero-initialized layer is zero."""
     generator = torch.Generator().manual_seed(seed)
     model = TransformerLM(config).to(dtype).eval()
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         if weight.dim() == 2:
-            weight.data.copy_(noise * weight.shape[1] ** -0.5)  # keeps the size of what passes through
+            weight.data.copy_(noise * weight.shape[1] ** -0.5)  # keeps activations at their scale
         else:
             weight.data.copy_(noise * 0.3 + (1.0 if name.endswith("norm.weight") else 0.0))
     return model
 
 
 def random_ids(config: ModelConfig, batch_size: int = 2, length: int | None = None, seed: int = 0) -> Tensor:
-    """Token ids, (B, T), T by default the whole context."""
+    """Random token ids, (B, T); T defaults to the context length."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (batch_size, length or config.max_seq_len), generator=generator)

@@ -1,6 +1,6 @@
-"""Everything that takes a network's inside for granted, on one that was changed: right, or refused by name.
+"""Functions that rely on a network's internals either handle a changed network correctly or refuse it by name.
 
-Texts are in tests/generation/test_changed_networks.py; what counts as changed in tests/model/test_known.py.
+For generation see tests/generation/test_changed_networks.py; for what counts as changed, tests/model/test_known.py.
 """
 
 import pytest
@@ -57,7 +57,7 @@ def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
 @changes
 def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
     make, message = CHANGES[change]
-    if "hook" in change:  # which has no weights and no products of its own
+    if "hook" in change:  # hooks have no weights and no matrix products
         assert profile(network(make)) == profile(network())
         return
     with pytest.raises(ConfigError, match=r"^a profile requires a model that is exactly what its config describes") as error:
@@ -86,7 +86,7 @@ class Doubled(nn.Linear):
 
 
 def test_adapters_replace_plain_layers_only():
-    """A LoRALinear in the place of another kind of layer would compute something else."""
+    """Replacing any other kind of layer by a LoRALinear would change the result."""
     model = network()
     model.blocks[1].attention.value.__class__ = Doubled
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_adapters_replace_plain_layers_only():
     ):
         add_lora(model, LoRAConfig())
     assert not any("lora" in name for name, _ in model.named_parameters())
-    assert all(weight.requires_grad for weight in model.parameters())  # refused before anything was done
+    assert all(weight.requires_grad for weight in model.parameters())  # refused before any change
     model = network()
     model.blocks[0].feedforward.input.register_forward_hook(lambda module, inputs, output: -output)
     with pytest.raises(ConfigError, match=r"^lora\.targets: blocks\.0\.feedforward\.input has hooks"):
@@ -104,7 +104,7 @@ def test_adapters_replace_plain_layers_only():
 @changes
 @torch.no_grad()
 def test_adapters_over_a_changed_network_begin_as_it_was_and_are_its_own(change):
-    """Only the layers that get adapters must be known."""
+    """Only the adapted layers must be standard."""
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG)
     expected = model(ids)
     layers = add_lora(model, LoRAConfig(targets=("blocks.*.attention.key",)))
@@ -126,7 +126,7 @@ def test_freezing_all_before_the_last_blocks_asks_where_a_foreign_weight_stands(
 
 
 def test_parameters_are_counted_where_they_are():
-    """16 x 16 and 16 biases for each of two gates; 16 for a vector."""
+    """Two gates of 16 x 16 weights and 16 biases each; one vector of 16."""
     known = network().num_parameters()
     assert known == sum(weight.numel() for weight in network().parameters())
     assert network(gate).num_parameters() == known + 2 * (16 * 16 + 16)
@@ -161,13 +161,13 @@ def test_gradients_are_those_of_the_changed_network(change):
     )
 
 
-# --- what looks inside
+# --- analysis
 
 
 @pytest.mark.parametrize("change", [gate, subclass, hook])
 @torch.no_grad()
 def test_attention_is_shown_as_the_changed_network_computes_it(change):
-    """Of the second layer, whose queries and keys follow from what was changed in the first."""
+    """Checks the second layer, whose queries and keys depend on the change in the first."""
     model, ids = network(change), random_ids(CONFIG, 1)
     seen = []
     kernel = model.blocks[1].attention.attend
@@ -180,7 +180,7 @@ def test_attention_is_shown_as_the_changed_network_computes_it(change):
 
 
 class Averaging(Attention):
-    """Attends without a kernel: a mean over what came before."""
+    """Computes a running mean instead of calling an attention kernel."""
 
     def forward(self, x, visible, rotary, cache):
         values = self.value(x).cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
@@ -188,7 +188,7 @@ class Averaging(Attention):
 
 
 class Bare(nn.Module):
-    """A feed-forward layer without a name for its units."""
+    """A feed-forward layer without an `output` layer to read its units from."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Bare(nn.Module):
 
 
 class Whole(nn.Module):
-    """A block of one's own."""
+    """A custom block."""
 
     def forward(self, x, visible, rotary, cache):
         return x
@@ -227,7 +227,7 @@ def idle(model: TransformerLM) -> None:
 
 
 class Idle(SignedSwiGLU):
-    """Does not use its last projection."""
+    """Uses the weights of its output layer without calling the layer."""
 
     def forward(self, x):
         return self.gate(x) @ self.output.weight.T
@@ -267,7 +267,7 @@ def test_activations_that_cannot_be_shown_are_named(change, message):
 @torch.no_grad()
 def test_the_lens_ends_with_what_the_network_says_or_says_why_not(change):
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG, 1)
-    if change in ("hook on the network", "forward of a subclass", "logits of a subclass"):  # behind the last block
+    if change in ("hook on the network", "forward of a subclass", "logits of a subclass"):  # after the last block
         for look in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
             with pytest.raises(ConfigError, match="does more behind its last block than final_norm and head"):
                 look()

@@ -1,10 +1,10 @@
-"""How far from the best possible: n-gram models and trained runs on the built-in stories, each story from its start.
+"""Measures the excess over the loss floor of n-gram models and trained runs on the built-in stories.
 
     python scripts/bench/floor.py runs/small runs/small-64 ...
 
-Prints bits per byte on the validation stories of `small.yaml`, what that is above the floor, and the standard error of
-the difference, from the spread over stories (each story's loss is compared with its own log probability). Bits per byte
-are the same measure for all tokenizers.
+Prints bits per byte on the validation stories of `small.yaml`, the excess over the floor, and the standard error of the
+difference, a paired one over stories: the loss of each is compared with its own log probability. Each story is scored
+from its start. Bits per byte can be compared across tokenizers.
 """
 
 import argparse
@@ -21,27 +21,27 @@ from tinylm.model import TransformerLM
 
 
 def ngram_nats(train: np.ndarray, text: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
-    """Nats of each token of a text under an interpolated n-gram model (Witten and Bell 1991), (tokens,).
+    """The loss of each token of a text under an interpolated n-gram model (Witten and Bell 1991), in nats, (tokens,).
 
-    p(w | h) = (count(h w) + kinds(h) p(w | shorter h)) / (count(h) + kinds(h)), down to 1 / vocab_size. The separator
-    stands before the first token.
+    p(w | h) = (count(h w) + kinds(h) p(w | shorter h)) / (count(h) + kinds(h)), down to 1 / vocab_size. The first
+    token is preceded by the separator.
     """
     padded = [np.concatenate([np.full(order - 1, train[-1]), ids]).astype(np.int64) for ids in (train, text)]
     probs = np.full(len(text), 1 / vocab_size)
     for n in range(1, order + 1):
         grams, seen = (pack(ids, order, n, vocab_size) for ids in padded)
         kinds, counts = np.unique(grams, return_counts=True)
-        contexts, of = np.unique(kinds // vocab_size, return_inverse=True)
-        totals, types = np.bincount(of, counts), np.bincount(of)
-        here = look_up(kinds, counts, seen)
+        contexts, context_of = np.unique(kinds // vocab_size, return_inverse=True)
+        totals, types = np.bincount(context_of, counts), np.bincount(context_of)
+        count = look_up(kinds, counts, seen)
         total, variety = look_up(contexts, totals, seen // vocab_size), look_up(contexts, types, seen // vocab_size)
         known = total > 0
-        probs[known] = (here + variety * probs)[known] / (total + variety)[known]
+        probs[known] = (count + variety * probs)[known] / (total + variety)[known]
     return -np.log(probs)
 
 
 def pack(padded: np.ndarray, order: int, n: int, vocab_size: int) -> np.ndarray:
-    """The n-gram that ends at each token, as one number."""
+    """The n-gram that ends at each token, packed into one integer."""
     count = len(padded) - order + 1
     number = np.zeros(count, dtype=np.int64)
     for back in range(n - 1, -1, -1):
@@ -49,15 +49,15 @@ def pack(padded: np.ndarray, order: int, n: int, vocab_size: int) -> np.ndarray:
     return number
 
 
-def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value of each wanted key, 0 where it is missing; keys are sorted."""
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0)
+def look_up(keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The value of each query, 0 if it is not among the sorted keys."""
+    index = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[index] == queries, values[index], 0)
 
 
 @torch.inference_mode()
 def model_nats(model: TransformerLM, tokens: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """Nats of each token of the documents, each from its start, (tokens,)."""
+    """The loss of each token in nats, with each document scored from its start, (tokens,)."""
     rows = document_rows(begins, len(tokens), model.config.max_seq_len)
     nats = []
     for first in range(0, len(rows.begins), 16):
@@ -68,7 +68,7 @@ def model_nats(model: TransformerLM, tokens: np.ndarray, begins: np.ndarray) -> 
 
 
 def report(name: str, data: TextDataModule, nats: np.ndarray) -> None:
-    """Prints what a model pays for the validation stories, token by token, beside the best possible."""
+    """Prints the loss on the validation stories, compared with the floor."""
     floor = data.floors["val"]
     story = np.repeat(np.arange(len(floor.begins)), document_lengths(floor.begins, floor.num_tokens))
     difference = np.bincount(story, nats) + floor.log_probs  # of each story, in nats
@@ -83,10 +83,10 @@ def report(name: str, data: TextDataModule, nats: np.ndarray) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="runs, model folders or checkpoints, trained on the stories")
-    parser.add_argument("--corpus", default="stories", help="stories, stories:20000, or a grammar")
-    parser.add_argument("--tokenizers", nargs="*", default=["char", "bpe:2048"], help="of the n-gram models")
-    parser.add_argument("--orders", type=int, nargs="*", default=[1, 3, 5, 7], help="of the n-gram models")
+    parser.add_argument("runs", nargs="*", help="runs, model folders or checkpoints trained on the stories")
+    parser.add_argument("--corpus", default="stories", help="stories, stories:N, or a grammar (default: %(default)s)")
+    parser.add_argument("--tokenizers", nargs="*", default=["char", "bpe:2048"], help="tokenizers of the n-gram models")
+    parser.add_argument("--orders", type=int, nargs="*", default=[1, 3, 5, 7], help="orders of the n-gram models")
     options = parser.parse_args()
 
     def open_data(tokenizer: str = "char") -> TextDataModule:

@@ -1,12 +1,12 @@
-"""Decoding beside transformers' cached `generate`: the same weights, the same greedy tokens first, then times.
+"""Compares decoding with transformers' cached `generate`: checks that greedy tokens agree, then measures speed.
 
     python scripts/bench/generation.py [--no-compile]
 
-6 layers, width 256, 8 heads, context 256, vocabulary 65, float32, a prompt of 8 tokens, 200 new ones; in GPT-2's form
-and in the presets' own (Qwen3's). All sides run in turn, several times over; ratios are of medians. transformers gets
-the number of threads that is better for it, ours the one that `fastest_threads` measures. `uncached` is nanoGPT's way,
-a whole forward pass for every token. The floor is the products of the matrices with as many vectors alone, by the
-fastest of three ways to call them.
+6 layers, width 256, 8 heads, context 256, vocabulary 65, float32, a prompt of 8 tokens, 200 new ones; in GPT-2's
+architecture and in that of the presets (Qwen3's). All implementations have the same weights and run in turn, several
+times over; ratios are of medians. transformers uses the better of one thread and all, tinylm the number that
+`fastest_threads` finds. `uncached` runs a full forward pass for every token, as nanoGPT does. The bound is the time of
+the matrix-vector products alone, by the fastest of three ways to call them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + V))))
 
 
 def new_model(**changes: object) -> TransformerLM:
-    """Weights large enough that the greedy tokens do not repeat themselves at once."""
+    """A model whose weights are large enough that greedy decoding does not repeat itself at once."""
     torch.manual_seed(0)
     model = TransformerLM(ModelConfig.from_dict(SHAPE | changes)).eval()
     for weight in model.parameters():
@@ -43,7 +43,7 @@ def new_model(**changes: object) -> TransformerLM:
 
 
 def gpt2() -> tuple[TransformerLM, torch.nn.Module]:
-    """A model of ours in GPT-2's form, and transformers' with the same weights."""
+    """A tinylm model in GPT-2's architecture, and its transformers counterpart with the same weights."""
     config = transformers.GPT2Config(vocab_size=V, n_embd=256, n_layer=6, n_head=8, n_positions=256)
     ours, theirs = new_model(**GPT2), transformers.GPT2LMHeadModel(config).eval()
     pairs = {"wte": ours.embedding.weight, "wpe": ours.positions.weight}
@@ -61,12 +61,12 @@ def gpt2() -> tuple[TransformerLM, torch.nn.Module]:
     state = {f"transformer.{name}" + ("" if "." in name else ".weight"): weight for name, weight in pairs.items()}
     missing, unknown = theirs.load_state_dict(state, strict=False)
     assert not unknown
-    assert all("ln_" in name or name == "lm_head.weight" for name in missing)  # norms are ones and zeros on both sides
+    assert all("ln_" in name or name == "lm_head.weight" for name in missing)  # norms are ones and zeros in both
     return ours, theirs
 
 
 def qwen3() -> tuple[TransformerLM, torch.nn.Module]:
-    """A model of ours in the presets' form, and transformers' with the same weights."""
+    """A tinylm model in the presets' architecture, and its transformers counterpart with the same weights."""
     config = transformers.Qwen3Config(
         vocab_size=V, hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
         intermediate_size=704, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True,
@@ -87,11 +87,11 @@ def qwen3() -> tuple[TransformerLM, torch.nn.Module]:
     return ours, theirs
 
 
-# --- the sides; each gives the new tokens, (B, NEW)
+# --- the implementations; each returns the new tokens, (B, NEW)
 
 
 def by_transformers(model: torch.nn.Module, prompts: torch.Tensor) -> torch.Tensor:
-    """Their `generate`, with its cache."""
+    """transformers' `generate`, with its cache."""
     found = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
         pad_token_id=0, eos_token_id=None,
@@ -100,7 +100,7 @@ def by_transformers(model: torch.nn.Module, prompts: torch.Tensor) -> torch.Tens
 
 
 def by_us(generator: Generator, prompts: torch.Tensor) -> torch.Tensor:
-    """The loop that everything goes through."""
+    """tinylm's decoding loop."""
     texts = [Text(prompt) for prompt in prompts.tolist()]
     config = SamplingConfig(max_new_tokens=NEW, temperature=0)
     for _ in generator.decode(texts, config, len(texts)):
@@ -110,7 +110,7 @@ def by_us(generator: Generator, prompts: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def uncached(model: TransformerLM, prompts: torch.Tensor) -> torch.Tensor:
-    """A forward pass over all that was said, for each token."""
+    """A forward pass over the whole text for each token."""
     ids = prompts
     for _ in range(NEW):
         ids = torch.cat((ids, model(ids[:, -256:])[:, -1].argmax(dim=-1, keepdim=True)), dim=1)
@@ -118,8 +118,8 @@ def uncached(model: TransformerLM, prompts: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def floor(model: TransformerLM, rows: int) -> float:
-    """Seconds for the products of a step: of the fastest way, the median."""
+def bound(model: TransformerLM, rows: int) -> float:
+    """Median seconds for the matrix products of one step, by the fastest of three ways."""
     weights = [weight for block in model.blocks for weight in block.parameters() if weight.dim() == 2]
     x = {size: torch.randn(rows, size) for size in {weight.shape[1] for weight in weights}}
     transposed = [weight.T.contiguous() for weight in weights]
@@ -144,7 +144,7 @@ def floor(model: TransformerLM, rows: int) -> float:
 
 
 def bench(name: str, rows: int, turns: int, compiled: bool, most: int) -> None:
-    """Prints the table of one form and batch; `most` threads may be used."""
+    """Prints the table of one architecture and batch size, with at most `most` threads."""
     ours, theirs = {"gpt2": gpt2, "qwen3": qwen3}[name]()
     torch.set_num_threads(most)
     threads = fastest_threads(ours, rows)
@@ -163,11 +163,11 @@ def bench(name: str, rows: int, turns: int, compiled: bool, most: int) -> None:
         print(f"compiled in {time.perf_counter() - started:.0f} s")
         sides["tinylm, compiled"] = threads, lambda: by_us(program, prompts)
     times: dict[str, list[float]] = {side: [] for side in sides}
-    floors = []
+    bounds = []
     expected = sides["tinylm, eager"][1]()
     for side, (count, run) in sides.items():
         torch.set_num_threads(count)
-        assert torch.equal(run(), expected), f"{side}: other tokens"
+        assert torch.equal(run(), expected), f"{side}: the tokens differ"
     for _ in range(turns):
         for side, (count, run) in sides.items():
             torch.set_num_threads(count)
@@ -175,34 +175,34 @@ def bench(name: str, rows: int, turns: int, compiled: bool, most: int) -> None:
             run()
             times[side].append(time.perf_counter() - started)
         torch.set_num_threads(threads)
-        floors.append(floor(ours, rows))
+        bounds.append(bound(ours, rows))
     medians = {side: statistics.median(seconds) for side, seconds in times.items()}
     peer = min(seconds for side, seconds in medians.items() if side.startswith("transformers"))
-    print(f"\n{name}, batch {rows}: {NEW} tokens each, the same on all sides; tinylm on {threads} of {most} threads")
+    print(f"\n{name}, batch {rows}: {NEW} tokens each, all equal; tinylm on {threads} of {most} threads")
     for side, seconds in medians.items():
         speed, best = rows * NEW / seconds, rows * NEW / min(times[side])
-        share = NEW * statistics.median(floors) / seconds
+        share = NEW * statistics.median(bounds) / seconds
         print(f"  {side:26} {speed:7.0f} tokens/s (best {best:6.0f})   {peer / seconds:5.2f} x transformers   "
-              f"{share:4.0%} of the floor")  # fmt: skip
+              f"{share:4.0%} of the bound")  # fmt: skip
     if "uncached" in medians:
         ratios = {side: medians["uncached"] / seconds for side, seconds in medians.items() if "tinylm" in side}
         print("  " + ", ".join(f"{side}: {ratio:.1f} x uncached" for side, ratio in ratios.items()))
-    print(f"  the floor: {rows / statistics.median(floors):.0f} tokens/s, the products alone")
+    print(f"  bound: {rows / statistics.median(bounds):.0f} tokens/s, matrix products alone")
 
 
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7, help="runs of each side (%(default)s)")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled side out")
-    parser.add_argument("--forms", nargs="+", default=["gpt2", "qwen3"], choices=["gpt2", "qwen3"])
+    parser.add_argument("--turns", type=int, default=7, help="runs of each implementation (default: %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="skip the compiled decoder")
+    parser.add_argument("--architectures", nargs="+", default=["gpt2", "qwen3"], choices=["gpt2", "qwen3"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     most = torch.get_num_threads()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    for name in options.forms:
+    for name in options.architectures:
         for rows in options.batches:
             bench(name, rows, options.turns, not options.no_compile, most)
 

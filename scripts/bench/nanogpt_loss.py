@@ -1,4 +1,4 @@
-"""The loss that a trained nanoGPT reaches on the whole validation split, as `val/loss` is defined here.
+"""Computes the loss of a trained nanoGPT on the whole validation split, defined like tinylm's `val/loss`.
 
     git clone https://github.com/karpathy/nanoGPT && cd nanoGPT && python data/shakespeare_char/prepare.py
     python train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 \\
@@ -6,7 +6,7 @@
         --dropout=0.0
     python scripts/bench/nanogpt_loss.py --nanogpt nanoGPT
 
-Windows of one context, side by side, every token but the first a target once.
+The windows are adjacent, so that every token but the first is a target exactly once.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tinylm.data.batches import gather_rows, window_rows
 def main() -> None:
     """Prints the loss."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone in which the model was trained")
+    parser.add_argument("--nanogpt", type=Path, required=True, help="the clone in which the model was trained")
     parser.add_argument("--out-dir", default="out-shakespeare-char")
     folder = parser.parse_args().nanogpt
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     nanogpt = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nanogpt)
-    # nanoGPT's checkpoint holds plain numbers and tensors
+    # a nanoGPT checkpoint contains plain numbers and tensors only
     checkpoint = torch.load(folder / parser.parse_args().out_dir / "ckpt.pt", weights_only=True)
     model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint["model_args"])).eval()
     model.load_state_dict(checkpoint["model"])
@@ -42,7 +42,7 @@ def main() -> None:
         with torch.no_grad():
             logits, _ = model(
                 batch.inputs.contiguous(), batch.targets.clamp(min=0)
-            )  # with targets nanoGPT gives the logits of all positions
+            )  # nanoGPT returns the logits of all positions only if it gets targets
         nats += F.cross_entropy(logits.transpose(1, 2), batch.targets, reduction="sum").item()
         count += batch.num_targets
     print(f"nanoGPT, step {checkpoint['iter_num']}: {nats / count:.4f} nats per token over {count:,} tokens")

@@ -1,7 +1,7 @@
-"""How soon a command answers: `python scripts/bench/start.py`, in an empty folder, with tinylm installed.
+"""Measures startup times: `python scripts/bench/start.py`, with tinylm installed.
 
-Help is timed to its end; a training run, and generation from it, to the first line and to the first step or token.
-Medians and ranges of some turns, in milliseconds, each in a process of its own.
+Help is timed until the process ends; training and generation until the first line and until the second step or the
+first token. Prints medians and ranges over several turns, in milliseconds, each turn in a new process.
 """
 
 import argparse
@@ -18,12 +18,12 @@ FIT = ["fit", "-c", "tiny", "--trainer.val_check_interval", "2", *SHORT]
 
 
 def milliseconds(words: list[str], folder: str, until: str = "") -> float:
-    """The time until a command prints a line that has a text in it, or ends if the text is empty."""
+    """The time until a command prints a line that contains `until`; if that is empty, until it ends."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "tinylm", *words]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    process = subprocess.Popen(command, cwd=folder, env=environment, **both)
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=folder, env=environment, **streams)
     assert process.stdout is not None
     found = None
     for line in process.stdout:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     turns = parser.parse_args().turns
     with tempfile.TemporaryDirectory() as folder:
-        milliseconds(FIT, folder)  # the corpus is encoded, and files are in memory
+        milliseconds(FIT, folder)  # a warm-up: encodes the corpus and fills the file cache
         cases = [(" ".join(words), words, "") for words in HELP]
         cases += [("fit -c tiny: first line", FIT, "tinylm: "), ("fit -c tiny: second step", FIT, "step 2")]
         cases += [("generate: first line", ["generate", "--max-new-tokens", "1"], "tinylm: ")]

@@ -1,4 +1,4 @@
-"""A corpus, a network, a training run and a text, in twenty lines: `python scripts/examples/twenty_lines.py`."""
+"""Trains a model on the stories and generates text, in twenty lines: `python scripts/examples/twenty_lines.py`."""
 
 import lightning.pytorch as pl
 

@@ -1,15 +1,15 @@
-"""Runs a document: its Python in one namespace, its commands in the same folder, in the order in which they stand.
+"""Runs the code blocks of a document in order: Python in one namespace, commands in one folder.
 
-- A block ```python is executed; the block ```text right behind it is what it prints.
-- In a block ```console a line after `$` is a command, and the lines below it are what it prints. `...` stands for
-  anything, and white space is white space.
-- In a block ```sh each line is a command that has to succeed, whatever it prints. Training takes two steps (BUDGETS).
+- A ```python block is executed; the ```text block directly after it is its expected output.
+- In a ```console block, a line that starts with `$` is a command, and the lines below it are its expected output.
+  `...` matches anything; differences in white space are ignored.
+- In a ```sh block, each line is a command that must succeed; its output is ignored. Training takes two steps (BUDGETS).
 
-A comment in the line above a block changes that: `<!-- budget: words -->` adds words to its commands, so that they
-take seconds; `<!-- not run: reason -->` leaves the block out; `<!-- not compared: reason -->` lets it print anything;
-`<!-- file: name -->` writes a block ```yaml there.
+A comment in the line above a block changes this. `<!-- budget: options -->` appends options to its commands, so that
+they take seconds; `<!-- not run: reason -->` skips the block; `<!-- not compared: reason -->` ignores its output;
+`<!-- file: name -->` writes a ```yaml block to that file.
 
-    python -m tests.docs.runner docs/tutorial/*.md     writes what comes out into the documents, pictures beside them
+    python -m tests.docs.runner docs/tutorial/*.md     updates the outputs and pictures of the documents
 """
 
 import contextlib
@@ -44,26 +44,26 @@ SECONDS = 300  # for one command
 
 @dataclass(frozen=True)
 class Result:
-    """What a block or a command was to print, and what it printed."""
+    """The expected and the actual output of a block or a command."""
 
     line: int
     expected: str
     found: str
-    output: tuple[int, int] = (-1, -1)  # where in the document the expected output stands; (-1, -1): nowhere
+    output: tuple[int, int] = (-1, -1)  # span of the expected output in the document; (-1, -1): none
     code: int = 0  # a command's exit status
 
     @property
     def good(self) -> bool:
-        """Whether they are the same, and a command failed only where an error is what it was to print."""
+        """Whether the outputs match, and the command succeeded unless an error was expected."""
         if self.code != 0 and "error: " not in self.expected:
             return False
         options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-        expected = re.sub(r"\A\.\.\.\n", "...", self.expected)  # nothing may come first, not even a line's end
+        expected = re.sub(r"\A\.\.\.\n", "...", self.expected)  # a leading `...` may match nothing, not even a newline
         return doctest.OutputChecker().check_output(expected, self.found, options)
 
 
 def run_document(text: str, folder: Path) -> Iterator[Result]:
-    """Runs the blocks of a document in a folder that is the current one."""
+    """Runs the blocks of a document in `folder`, the current working directory."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
         if block["directive"] == "file":
@@ -72,17 +72,17 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
             continue
         line = text.count("\n", 0, block.start("code")) + 1
         budget = block["words"] if block["directive"] == "budget" else ""
-        anything = "..." if block["directive"] == "not compared" else ""
+        ignored = "..." if block["directive"] == "not compared" else ""
         if block["kind"] == "python":
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
                 exec(compile(block["code"], f"line {line}", "exec"), namespace)
-            yield Result(line, anything or block["output"] or "", said.getvalue(), block.span("output"))
+            yield Result(line, ignored or block["output"] or "", printed.getvalue(), block.span("output"))
         elif block["kind"] == "console":
             for part in re.split(r"^\$ ", block["code"], flags=re.MULTILINE)[1:]:
                 command, _, expected = part.partition("\n")
                 found, code = run_command(command, budget, folder)
-                yield Result(line, anything or expected, found, code=code)
+                yield Result(line, ignored or expected, found, code=code)
                 line += part.count("\n")
         else:
             for command in block["code"].splitlines():
@@ -92,13 +92,13 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
 
 
 def default_budget(command: str) -> str:
-    """What makes a command of a list short."""
+    """The options that make a command of a ```sh block short."""
     _, words = split_command(command)
     return BUDGETS.get(words[0], "") if words else ""
 
 
 def split_command(command: str) -> tuple[str | None, list[str]]:
-    """The script of a command, None for `tinylm`, and its arguments."""
+    """The script of a command (None for `tinylm`) and its arguments."""
     program, *words = shlex.split(command, comments=True)
     if program == "tinylm":
         return None, words
@@ -107,7 +107,7 @@ def split_command(command: str) -> tuple[str | None, list[str]]:
 
 
 def run_command(command: str, budget: str, folder: Path) -> tuple[str, int]:
-    """What a command prints, on stdout and stderr together, and its exit status."""
+    """Runs a command; returns its output, stdout and stderr together, and its exit status."""
     script, words = split_command(command)
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "output"
@@ -123,9 +123,9 @@ def run_command(command: str, budget: str, folder: Path) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Writes what blocks print into their documents, and the pictures that they draw beside them."""
+    """Writes the outputs of blocks into their documents, and their pictures beside them."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    folder = Path(tempfile.mkdtemp())  # one for all, as their reader has it
+    folder = Path(tempfile.mkdtemp())  # shared by all documents, as for a reader
     paths = [Path(each).resolve() for each in sys.argv[1:]]
     os.chdir(folder)
     for path in paths:

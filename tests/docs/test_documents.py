@@ -1,7 +1,7 @@
-"""README and the other documents: their Python runs, their commands end well, what is the same everywhere is printed.
+"""README and the other documents: their Python and commands run, and print the outputs shown.
 
-Left out are docs/tutorial (test_tutorial.py), the commands that install (.ci/run), and docs/benchmarks.md, whose
-commands take hours.
+Not covered: docs/tutorial (see test_tutorial.py), the installation commands (see .ci/run), and docs/benchmarks.md,
+whose commands take hours.
 """
 
 import json
@@ -21,7 +21,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What a reader has who has done what README begins with, and has texts, and folders for transformers."""
+    """The folder of a reader who has trained README's first model and has some texts and Hugging Face folders."""
     folder = tmp_path_factory.mktemp("documents")
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
@@ -33,17 +33,17 @@ def folder(tmp_path_factory) -> Path:
     sums = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(10) for b in range(10)]
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, sums)), encoding="utf-8")
     command = "tinylm fit --config small.yaml"
-    said, code = run_command(command, BUDGETS["fit"], folder)
-    assert code == 0, said
+    output, code = run_command(command, BUDGETS["fit"], folder)
+    assert code == 0, output
     for name in ("gpt2", "llama-folder"):
-        said, code = run_command(f"tinylm export --model runs/small --to hf --out {name}", "", folder)
-        assert code == 0, said
+        output, code = run_command(f"tinylm export --model runs/small --to hf --out {name}", "", folder)
+        assert code == 0, output
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_BLOCKS, ids=lambda path: path.stem)
-def test_a_document_runs_and_prints_what_it_says(path, folder, tmp_path, monkeypatch):
+def test_document_runs_and_prints_the_outputs_shown(path, folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     results = list(run_document(path.read_text(encoding="utf-8"), tmp_path))
@@ -52,29 +52,29 @@ def test_a_document_runs_and_prints_what_it_says(path, folder, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_rows_of_readmes_table_run_in_their_order(folder, tmp_path):
+def test_commands_of_readme_table_run_in_order(folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     rows = re.findall(r"^\|.*\| (`tinylm .*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) >= 10
     for command in (each for row in rows for each in re.findall("`(.*?)`", row)):
-        said, code = run_command(command, default_budget(command), tmp_path)
-        assert code == 0, (command, said)
+        output, code = run_command(command, default_budget(command), tmp_path)
+        assert code == 0, (command, output)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_commands_stand_in_blocks_that_are_run(path):
+def test_commands_are_in_blocks_that_are_run(path):
     for kind, code in FENCED.findall(path.read_text(encoding="utf-8")):
         if kind not in ("console", "sh", "bash"):
             assert not re.search(r"^(\$ |tinylm |python |pip |torchrun |sbatch |wandb )", code, re.MULTILINE), code
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_python_within_a_line_runs(path):
+def test_inline_python_runs(path):
     for code in re.findall(r'`python -c "(.*?)"`', path.read_text(encoding="utf-8")):
         exec(code, {})
 
 
-def test_names_of_tinylm_in_the_documents_are_there():
+def test_names_of_tinylm_in_documents_exist():
     texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
     names = {name for text in texts for name in re.findall(r"`(tinylm(?:\.\w+)+)", text)} - {"tinylm.json"}
     assert len(names) > 5

@@ -1,4 +1,4 @@
-"""The tutorial: its blocks run and print what it says, and what it names is there."""
+"""The tutorial: its blocks run and print the outputs shown, and its links and pictures exist."""
 
 import re
 import struct
@@ -10,26 +10,26 @@ import pytest
 from tests.docs.runner import BLOCK, PICTURE, ROOT, run_command, run_document
 
 CHAPTERS = sorted((ROOT / "docs/tutorial").glob("*.md"))
-FROM_A_WHOLE_RUN = {"curves.png"}  # what no block draws
+FROM_A_WHOLE_RUN = {"curves.png"}  # not drawn by a block
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)\)")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """One for all chapters, as their reader has it."""
+    """The folder of a reader, shared by all chapters."""
     return tmp_path_factory.mktemp("tutorial")
 
 
 @pytest.fixture
 def no_windows():
-    """Pictures go into files, and none stays open."""
+    """Draws pictures to files only and closes all figures."""
     plt.switch_backend("agg")
     yield
     plt.close("all")
 
 
 def pictures_of(chapter: Path) -> set[str]:
-    """The names of those that it shows."""
+    """The names of the pictures in a chapter."""
     return {picture["name"] for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8"))}
 
 
@@ -40,10 +40,10 @@ def pictures_of(chapter: Path) -> set[str]:
         for path in CHAPTERS
     ],
 )
-def test_a_chapter_prints_what_it_says_and_draws_what_it_shows(chapter, folder, monkeypatch, no_windows):
+def test_chapter_prints_its_outputs_and_draws_its_pictures(chapter, folder, monkeypatch, no_windows):
     monkeypatch.chdir(folder)
     before = set(folder.glob("*.png"))
-    if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it goes on with the model of chapter 6
+    if chapter.stem == "9-finetuning" and not Path("runs/tiny").exists():  # it uses the model of chapter 6
         first = BLOCK.search((ROOT / "docs/tutorial/6-training.md").read_text(encoding="utf-8"))
         run_command(first["code"].splitlines()[0].removeprefix("$ "), first["words"] or "", folder)
     results = list(run_document(chapter.read_text(encoding="utf-8"), folder))
@@ -55,24 +55,24 @@ def test_a_chapter_prints_what_it_says_and_draws_what_it_shows(chapter, folder, 
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_a_chapter_shows_pictures_that_are_there_and_small(chapter):
+def test_chapter_has_pictures_that_exist_and_are_small(chapter):
     assert pictures_of(chapter)
     for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8")):
-        said = picture[0].removeprefix("![").partition("](")[0]
-        assert len(said.split()) >= 5, f"{picture[0]}: say what is to be seen"
+        caption = picture[0].removeprefix("![").partition("](")[0]
+        assert len(caption.split()) >= 5, f"{picture[0]}: describe the picture"
         content = (chapter.parent / picture["name"]).read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n"), picture[0]
-        width, height = struct.unpack(">II", content[16:24])  # the first chunk, IHDR, begins with them
+        width, height = struct.unpack(">II", content[16:24])  # the first fields of the first chunk, IHDR
         assert 300 <= width <= 2000 and 100 <= height <= 2000, picture[0]
         assert len(content) < 150_000, picture[0]
 
 
-def test_every_picture_of_the_tutorial_is_shown_once():
+def test_every_picture_is_shown_once():
     shown = sorted(name for chapter in CHAPTERS for name in pictures_of(chapter))
     assert shown == sorted(path.name for path in (ROOT / "docs/tutorial").glob("*.png"))
 
 
-def test_there_are_nine_chapters_with_two_exercises_each_and_the_contents_name_them():
+def test_nine_chapters_with_two_exercises_each_are_in_the_contents():
     contents = (ROOT / "docs/TUTORIAL.md").read_text(encoding="utf-8")
     assert len(CHAPTERS) == 9
     for path in CHAPTERS:
@@ -84,7 +84,7 @@ def test_there_are_nine_chapters_with_two_exercises_each_and_the_contents_name_t
 
 
 @pytest.mark.parametrize("path", [ROOT / "docs/TUTORIAL.md", *CHAPTERS], ids=lambda path: path.stem)
-def test_links_lead_to_files_that_have_what_they_name(path):
+def test_links_point_to_files_that_define_the_names_linked(path):
     for link in LINK.finditer(path.read_text(encoding="utf-8")):
         target = path.parent / link["target"]
         assert target.is_file(), link[0]

@@ -26,4 +26,4 @@ def _rows(heading: str) -> list[tuple[str, str]]:
 
 
 EXPORTS = {f"{last} {first}": (_changes(first), last) for first, last in _rows("| tinylm | Hugging Face |")}
-REFUSALS = {first: (_changes(first), last.strip("`")) for first, last in _rows("| tinylm | what is said |")}
+REFUSALS = {first: (_changes(first), last.strip("`")) for first, last in _rows("| tinylm | message |")}
