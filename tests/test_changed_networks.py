@@ -50,7 +50,9 @@ def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
     }.items():
         with pytest.raises(ConfigError) as error:
             use(network(make))
-        assert str(error.value) == f"{purpose} requires a model that is exactly what its config describes, but {message}"
+        assert (
+            str(error.value) == f"{purpose} requires a model that is exactly what its config describes, but {message}"
+        )
     assert not [*tmp_path.iterdir()]
 
 
@@ -60,7 +62,9 @@ def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
     if "hook" in change:  # hooks have no weights and no matrix products
         assert profile(network(make)) == profile(network())
         return
-    with pytest.raises(ConfigError, match=r"^a profile requires a model that is exactly what its config describes") as error:
+    with pytest.raises(
+        ConfigError, match=r"^a profile requires a model that is exactly what its config describes"
+    ) as error:
         profile(network(make))
     assert message in str(error.value)
 

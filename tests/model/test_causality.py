@@ -185,7 +185,7 @@ def tiny_model(**changes):
             {"document_mask": True},
             2,
             {"documents": torch.zeros(1, 2), "cache": RingKVCache(tiny_model().config, 1)},
-            r"documents and a cache cannot be used together",
+            r"documents were given, but a cache holds one document at a time",
         ),
         ({}, 3, {"cache": RingKVCache(tiny_model().config, 1, max_len=2)}, r"the context holds 2 tokens, got 3"),
     ],

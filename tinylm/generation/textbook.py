@@ -42,9 +42,8 @@ def generate(
     Yields:
         token ids, without `end`
     """
-    weight = model.embedding.weight
+    weight, ids = model.embedding.weight, prompt
     cache = KVCache(model.config, batch_size=1, dtype=weight.dtype, device=weight.device)
-    ids = prompt
     for _ in range(max_new_tokens):
         logits = model(torch.tensor([ids], device=weight.device), cache=cache)  # (1, T, V)
         token = choose(logits[0, -1])

@@ -45,7 +45,6 @@ def documents_apart(config: ModelConfig, ids: Tensor, end: int | None, known: Te
 def visible_keys(
     num_queries: int,
     num_keys: int,
-    *,
     window: int | None = None,
     documents: Tensor | None = None,
     device: torch.device | str | None = None,

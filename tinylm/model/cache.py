@@ -21,7 +21,7 @@ class KVCache:
         device: where they are stored
 
     Attributes:
-        length: number of positions filled
+        length: number of positions reserved
         keys: (layers, B, K, C, E), for C = max_len
         values: (layers, B, K, C, E)
     """
@@ -40,11 +40,12 @@ class KVCache:
         self.keys, self.values = torch.zeros(2, *shape, dtype=dtype, device=device)
 
     def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
-        """The positions of the next tokens, and of the keys that `append` will return; None: 0, 1, 2, ..."""
-        return slice(self.length, self.length + num_new), None
+        """Reserves the next positions; returns them, and those of the keys that `append` returns. None: 0, 1, 2, ..."""
+        self.begin, self.length = self.length, self.length + num_new
+        return slice(self.begin, self.length), None
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values of new tokens in one layer.
+        """Stores the keys and values of one layer at the positions reserved by `place`.
 
         Args:
             layer: index of the layer
@@ -54,11 +55,6 @@ class KVCache:
         Returns:
             all keys and all values of the layer so far, (B, K, S, E) each
         """
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def advance(self, num_new: int) -> None:
-        """Counts the tokens that every layer has just stored."""
-        self.length += num_new
+        self.keys[layer, :, :, self.begin : self.length] = key
+        self.values[layer, :, :, self.begin : self.length] = value
+        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]

@@ -51,7 +51,7 @@ class RingKVCache(KVCache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_len = config.max_seq_len if max_len is None else max_len
+        self.max_len = config.max_seq_len if max_len is None else min(max_len, config.max_seq_len)
         window = config.sliding_window
         self.num_slots = self.max_len if window is None else min(self.max_len, window + spare)
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
@@ -89,15 +89,20 @@ class RingKVCache(KVCache):
         self._counts = counts
 
     def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
-        """Chooses slots for the next tokens of every row, before the layers `append` them.
+        """Reserves slots for the next tokens of every row, which the layers then `append`.
 
         Args:
             num_new: T, tokens per row
 
         Returns:
             the new positions, a slice where all rows have the same length, else int64 (B, T); and the position of every
-            key that `append` will return, int64 (B, S), negative for an empty slot. None: 0, 1, 2, ...
+            key that `append` returns, int64 (B, S), negative for an empty slot. None: 0, 1, 2, ...
         """
+        placed = self._place(num_new)
+        self.advance(num_new)
+        return placed
+
+    def _place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         first, last = min(self.lengths), max(self.lengths)
         overwrite = not torch.is_grad_enabled()  # never what a gradient still needs
         aligned = first == last and self._one_document and self._counts is None
@@ -171,7 +176,7 @@ class RingKVCache(KVCache):
         return everything
 
     def advance(self, num_new: int) -> None:
-        """Counts the tokens that every layer has just stored."""
+        """Counts new tokens in the length of every row."""
         counts = [num_new] * self.batch_size if self._counts is None else self._counts
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         self._counts = None

@@ -111,8 +111,7 @@ class TransformerLM(nn.Module):
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.place(ids.shape[1])
         if isinstance(positions, slice):
-            window, S = self.config.sliding_window, positions.stop
-            visible = visible_keys(ids.shape[1], S, window=window, documents=documents, device=ids.device)
+            visible = visible_keys(ids.shape[1], positions.stop, self.config.sliding_window, documents, ids.device)
         else:
             assert keys is not None
             visible = visible_positions(positions, keys, self.config.sliding_window)
@@ -125,26 +124,22 @@ class TransformerLM(nn.Module):
             case PositionTable():
                 x = (x + self.positions(x)[positions]).type_as(x)
         x = self.dropout(x)
-        recompute = self.config.activation_checkpointing and self.training
         for block in self.blocks:
-            block = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            if self.config.activation_checkpointing and self.training:
+                block = partial(checkpoint, block, use_reentrant=False)
             x = block(x, visible, rotary, cache)
-        if cache is not None:
-            cache.advance(ids.shape[1])
         return widened(self.head(self.final_norm(x)[:, skip:]))
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
-        rows, length, limit = *ids.shape, self.config.max_seq_len
-        if cache is not None:
-            length, limit = cache.length + length, min(limit, cache.max_len)
-            if cache.batch_size != rows:
-                raise ConfigError(f"the cache has {cache.batch_size} rows, got {rows}; make one of the batch's size")
-            if documents is not None:
-                raise ConfigError("documents and a cache cannot be used together; read one document at a time")
-        if length > limit:
-            raise ConfigError(f"the context holds {limit} tokens, got {length}; shorten the input")
-        if documents is not None and not self.config.document_mask:
-            raise ConfigError("documents were given, but document_mask is off in the model's config; turn it on")
+        read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)
+        if read + ids.shape[1] > limit:
+            raise ConfigError(f"the context holds {limit} tokens, got {read + ids.shape[1]}; shorten the input")
+        if cache is not None and cache.batch_size != len(ids):
+            raise ConfigError(f"the cache has {cache.batch_size} rows, got {len(ids)}; make one of the batch's size")
+        if documents is not None and (cache is not None or not self.config.document_mask):
+            off = "document_mask is off in the model's config; turn it on"
+            reason = "a cache holds one document at a time; read one after another" if cache is not None else off
+            raise ConfigError(f"documents were given, but {reason}")
 
     def make_cache(self, batch_size: int, spare: int = 0) -> RingKVCache:
         """An empty cache of `cache_type` for this model, on its device; the arguments are those of `RingKVCache`."""

@@ -144,6 +144,3 @@ class StaticCache(RingKVCache):
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores one key and value per row, (B, K, 1, E) each, and returns the first S slots, (B, K, S, E) each."""
         return self._scatter(self.keys[layer], key), self._scatter(self.values[layer], value)
-
-    def advance(self, num_new: int) -> None:
-        """The caller counts."""

@@ -100,7 +100,6 @@ class Decoder(CachedDecoder):
         for layer in self.layers:
             x = layer.forward(x, rotary, mask, cache)
         logits = self.head.forward(self.final_norm(x))
-        cache.advance(1)
         self._end_documents(ids, cache)
         return widened(logits)
 
