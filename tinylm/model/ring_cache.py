@@ -105,7 +105,7 @@ class RingKVCache(KVCache):
     def _place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         first, last = min(self.lengths), max(self.lengths)
         overwrite = not torch.is_grad_enabled()  # never what a gradient still needs
-        aligned = first == last and self._one_document and self._counts is None
+        aligned = first == last and self._one_document
         if overwrite and aligned and last + num_new <= self.num_slots:  # the common case needs no index
             self._new = slice(last, last + num_new)
             # views of all layers at once: one call per layer would be slower
