@@ -11,9 +11,11 @@ the matrix-vector products alone, by the fastest of three ways to call them.
 
 import argparse
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +25,14 @@ from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.compiled import CompiledDecoder
 from tinylm.generation.fast.decoder import Decoder, fastest_threads
 from tinylm.generation.text import Text
+from tinylm.interop import export_huggingface
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer
 
 NEW, PROMPT, V = 200, 8, 65
 SHAPE = dict(vocab_size=V, d_model=256, num_layers=6, num_heads=8, max_seq_len=256)
 GPT2 = dict(positional_encoding="learned", norm="layernorm", activation="gelu_tanh", qk_norm=False, bias=True)
+ARCHITECTURES: dict[str, dict] = {"gpt2": GPT2, "qwen3": {}}
 TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + V))))
 
 
@@ -42,49 +46,11 @@ def new_model(**changes: object) -> TransformerLM:
     return model
 
 
-def gpt2() -> tuple[TransformerLM, torch.nn.Module]:
-    """A tinylm model in GPT-2's architecture, and its transformers counterpart with the same weights."""
-    config = transformers.GPT2Config(vocab_size=V, n_embd=256, n_layer=6, n_head=8, n_positions=256)
-    ours, theirs = new_model(**GPT2), transformers.GPT2LMHeadModel(config).eval()
-    pairs = {"wte": ours.embedding.weight, "wpe": ours.positions.weight}
-    for i, block in enumerate(ours.blocks):
-        attention, feed = block.attention, block.feedforward
-        parts = (attention.query, attention.key, attention.value)
-        layers = {
-            "attn.c_attn": (torch.cat([each.weight for each in parts]), torch.cat([each.bias for each in parts])),
-            "attn.c_proj": (attention.output.weight, attention.output.bias),
-            "mlp.c_fc": (feed.input.weight, feed.input.bias),
-            "mlp.c_proj": (feed.output.weight, feed.output.bias),
-        }
-        for name, (weight, bias) in layers.items():
-            pairs |= {f"h.{i}.{name}.weight": weight.T, f"h.{i}.{name}.bias": bias}
-    state = {f"transformer.{name}" + ("" if "." in name else ".weight"): weight for name, weight in pairs.items()}
-    missing, unknown = theirs.load_state_dict(state, strict=False)
-    assert not unknown
-    assert all("ln_" in name or name == "lm_head.weight" for name in missing)  # norms are ones and zeros in both
-    return ours, theirs
-
-
-def qwen3() -> tuple[TransformerLM, torch.nn.Module]:
-    """A tinylm model in the presets' architecture, and its transformers counterpart with the same weights."""
-    config = transformers.Qwen3Config(
-        vocab_size=V, hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, head_dim=32,
-        intermediate_size=704, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True,
-    )  # fmt: skip
-    ours, theirs = new_model(), transformers.Qwen3ForCausalLM(config).eval()
-    state = {"model.embed_tokens.weight": ours.embedding.weight}
-    for i, block in enumerate(ours.blocks):
-        attention, feed = block.attention, block.feedforward
-        layers = {
-            "self_attn.q_proj": attention.query, "self_attn.k_proj": attention.key,
-            "self_attn.v_proj": attention.value, "self_attn.o_proj": attention.output,
-            "mlp.gate_proj": feed.gate, "mlp.up_proj": feed.input, "mlp.down_proj": feed.output,
-        }  # fmt: skip
-        state |= {f"model.layers.{i}.{name}.weight": layer.weight for name, layer in layers.items()}
-    missing, unknown = theirs.load_state_dict(state, strict=False)
-    assert not unknown
-    assert all("norm" in name or name == "lm_head.weight" for name in missing)
-    return ours, theirs
+def exported(model: TransformerLM) -> torch.nn.Module:
+    """The transformers model that `export_huggingface` makes of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_huggingface(model, TOKENIZER, Path(folder) / "model")
+        return transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model").eval()
 
 
 # --- the implementations; each returns the new tokens, (B, NEW)
@@ -145,7 +111,8 @@ def bound(model: TransformerLM, rows: int) -> float:
 
 def bench(name: str, rows: int, turns: int, compiled: bool, most: int) -> None:
     """Prints the table of one architecture and batch size, with at most `most` threads."""
-    ours, theirs = {"gpt2": gpt2, "qwen3": qwen3}[name]()
+    ours = new_model(**ARCHITECTURES[name])
+    theirs = exported(ours)
     torch.set_num_threads(most)
     threads = fastest_threads(ours, rows)
     prompts = torch.randint(V, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
@@ -195,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="runs of each implementation (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="skip the compiled decoder")
-    parser.add_argument("--architectures", nargs="+", default=["gpt2", "qwen3"], choices=["gpt2", "qwen3"])
+    parser.add_argument("--architectures", nargs="+", default=[*ARCHITECTURES], choices=ARCHITECTURES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
