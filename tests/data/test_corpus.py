@@ -7,7 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.corpus import FileCorpus, TinyStories, check_split, open_corpus, split_documents
+from tinylm.data.corpora import check_split, open_corpus
+from tinylm.data.corpora.base import split_documents
+from tinylm.data.corpora.text import TextCorpus
+from tinylm.data.corpora.tinystories import TinyStoriesCorpus
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
@@ -138,12 +141,12 @@ def test_fingerprints_differ_where_the_parts_do(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c = (tmp_path / name for name in "abc")
     different = [
-        FileCorpus("x", [a], (0.9, 0.1)), FileCorpus("x", [b], (0.9, 0.1)), FileCorpus("x", [a], (0.8, 0.2)),
-        FileCorpus("x", [a], (0.9, 0.1), "replace"), FileCorpus("x", [b, c], (0.9, 0.1)),
-        FileCorpus("x", [c, b], (0.9, 0.1)),
+        TextCorpus("x", [a], (0.9, 0.1)), TextCorpus("x", [b], (0.9, 0.1)), TextCorpus("x", [a], (0.8, 0.2)),
+        TextCorpus("x", [a], (0.9, 0.1), "replace"), TextCorpus("x", [b, c], (0.9, 0.1)),
+        TextCorpus("x", [c, b], (0.9, 0.1)),
     ]  # fmt: skip
     assert len({corpus.fingerprint for corpus in different}) == len(different)
-    assert FileCorpus("x", [a], (0.9, 0.1)).fingerprint == different[0].fingerprint
+    assert TextCorpus("x", [a], (0.9, 0.1)).fingerprint == different[0].fingerprint
 
 
 # --- what is not there
@@ -195,8 +198,8 @@ def test_tinystories_keeps_its_own_split_and_shares_validation_with_test(tmp_pat
     train, validation = tmp_path / "train.txt", tmp_path / "valid.txt"
     train.write_bytes(b"one\n<|endoftext|>\ntwo\n<|endoftext|>")
     validation.write_text("a<|endoftext|>b<|endoftext|>c")
-    two = TinyStories([train, validation], (0.9, 0.1))
-    three = TinyStories([train, validation], (0.8, 0.1, 0.1))
+    two = TinyStoriesCorpus("t", [train, validation], (0.9, 0.1))
+    three = TinyStoriesCorpus("t", [train, validation], (0.8, 0.1, 0.1))
     assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
     assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
     assert two.fingerprint != three.fingerprint

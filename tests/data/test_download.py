@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tinylm.data import corpus, open_corpus
+from tinylm.data import corpora, open_corpus
 from tinylm.data.download import Download, download
 from tinylm.errors import DataError, MissingInputError, TinyLMError
 
@@ -133,13 +133,13 @@ def test_a_url_is_a_corpus(server, tmp_path):
     [("tinyshakespeare", "TINYSHAKESPEARE", BODY), ("names", "FIRST_NAMES", BODY.replace(b"\r\n", b""))],
 )
 def test_a_corpus_put_by_hand_needs_no_network_and_is_checked(name, source, text, tmp_path, monkeypatch):
-    download = getattr(corpus, source)
+    download = getattr(corpora, source)
     path = download.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     with pytest.raises(DataError, match="SHA-256 differs"):
         open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
-    monkeypatch.setattr(corpus, source, Download(download.url, sha256=SHA256))
+    monkeypatch.setattr(corpora, source, Download(download.url, sha256=SHA256))
     found = open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
     assert "".join(found.texts()) == text.decode()
 
@@ -152,6 +152,6 @@ def test_tinystories_is_fetched_by_its_pointers(server, tmp_path, monkeypatch):
         )
         for i, text in enumerate(texts)
     ]
-    monkeypatch.setattr(corpus, "TINYSTORIES", sources)
+    monkeypatch.setattr(corpora, "TINYSTORIES", sources)
     found = open_corpus("tinystories", split=(0.9, 0.1), cache_dir=tmp_path)
     assert list(found.texts()) == ["one", "two", "three"]

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.grammar.grammar import Grammar, load_grammar, log_prob_of
+from tinylm.data.grammar.generate import log_prob_of
+from tinylm.data.grammar.parse import Grammar, load_grammar
 from tinylm.errors import DataError, MissingInputError
 
 
@@ -173,29 +174,29 @@ def test_a_rule_may_write_more_texts_than_could_be_listed():
 # --- refusals
 
 REFUSED = {
-    "no mapping": ([], "a grammar is a mapping of rules to their alternatives"),
-    "name": ({"Story": ["x"]}, "begins with a small letter, got 'Story'"),
+    "no mapping": ([], "a grammar must be a mapping of rules to their alternatives"),
+    "name": ({"Story": ["x"]}, "begin with a lowercase letter, got 'Story'"),
     "no list": ({"story": "x"}, "story: must be a list of alternatives, or a mapping"),
     "empty": ({"story": []}, "story: must be a list"),
-    "twice": ({"story": ["a", "a"]}, "story: 'a' is there twice; give weights instead"),
+    "twice": ({"story": ["a", "a"]}, "story: 'a' is listed twice; give weights instead"),
     "yes": ({"story": [True]}, "True is not a text; put it in quotes"),
     "weight": ({"story": {"a": 0}}, "the weight of 'a' must be a positive number, got 0"),
     "weight text": ({"story": {"a": "2"}}, "the weight of 'a' must be a positive number, got '2'"),
     "brackets": ({"story": ["a < b"]}, "story: < and > must enclose a reference, in 'a < b'"),
-    "no reference": ({"story": ["<a b>"]}, "<a b> is no reference; write"),
+    "no reference": ({"story": ["<a b>"]}, "<a b> is not a reference; write"),
     "no rule": ({"story": ["<x=animla>"], "animal": ["cat"]}, "no rule 'animla', did you mean 'animal'"),
-    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor remembered anywhere"),
-    "rule and variable": ({"story": ["<animal=animal>"], "animal": ["cat"]}, "'animal' is a rule already"),
+    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor a variable, did you mean 'animal'"),
+    "rule and variable": ({"story": ["<animal=animal>"], "animal": ["cat"]}, "'animal' is already a rule"),
     "itself": ({"story": ["a<next>"], "next": ["<story>"]}, "story > next > story: a rule must not contain itself"),
-    "no trace": ({"story": ["<a><b>"], "a": ["x", "xy"], "b": ["yz", "z"]}, "story: writes 'xyz' in two ways"),
-    "too early": ({"story": ["<x> <x=a>"], "a": ["b"]}, "<x> may not be remembered yet, in '<x> <x=a>'"),
-    "maybe": ({"story": ["<m> <x>"], "m": ["<x=a>", "no"], "a": ["b"]}, "<x> may not be remembered yet"),
-    "again": ({"story": ["<m> <x=a>"], "m": ["<x=a>", "no"], "a": ["b", "c"]}, "<x=a>: it is remembered already"),
-    "no attribute": ({"story": ["<x=a><x.y>"], "a": ["b<.y:1>", "c"]}, "<x.y>: 'c' of a has none"),
-    "attribute twice": ({"story": ["<x=a>"], "a": ["b<.y:1><.y:2>"]}, "an attribute is given twice"),
-    "misplaced": ({"story": ["<x=a><.y:1>"], "a": ["b"]}, "<.y:...> belongs into a rule of plain text"),
-    "composite": ({"story": ["<z=m>"], "m": ["<x=a>"], "a": ["b"]}, "only a rule of plain text, of at most"),
-    "too few": ({"story": ["<x=a><y=a>"], "a": ["b"]}, "a: has 1 alternatives, and up to 2 are remembered at once"),
+    "no trace": ({"story": ["<a><b>"], "a": ["x", "xy"], "b": ["yz", "z"]}, "story: generates 'xyz' in two ways"),
+    "too early": ({"story": ["<x> <x=a>"], "a": ["b"]}, "<x> may not be set yet, in '<x> <x=a>'"),
+    "maybe": ({"story": ["<m> <x>"], "m": ["<x=a>", "no"], "a": ["b"]}, "<x> may not be set yet"),
+    "again": ({"story": ["<m> <x=a>"], "m": ["<x=a>", "no"], "a": ["b", "c"]}, "<x=a>: may be set already"),
+    "no attribute": ({"story": ["<x=a><x.y>"], "a": ["b<.y:1>", "c"]}, "<x.y>: 'c' of a has no such attribute"),
+    "attribute twice": ({"story": ["<x=a>"], "a": ["b<.y:1><.y:2>"]}, "an attribute is set twice"),
+    "misplaced": ({"story": ["<x=a><.y:1>"], "a": ["b"]}, "<.y:...> is allowed in plain rules only"),
+    "composite": ({"story": ["<z=m>"], "m": ["<x=a>"], "a": ["b"]}, "only a plain rule of at most"),
+    "too few": ({"story": ["<x=a><y=a>"], "a": ["b"]}, "a: has 1 alternatives, but up to 2 are held at once"),
     "too many": ({"story": ["<x=b>"], "b": ["<a><a><a><a><a>"], "a": [*"abcdefghij"]}, "of at most 10,000 texts"),
 }  # fmt: skip
 
@@ -211,7 +212,7 @@ def test_files_are_read_and_refused_by_name(tmp_path):
     path.write_text("story: [a <b>]\nb: {c: 1, d: 3}\n")
     assert math.exp(load_grammar(path).log_prob("a d")) == pytest.approx(3 / 4)
     path.write_text("story: [a]\nb: [c]\nstory: [d]\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is there twice, line 3"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is defined twice, line 3"):
         load_grammar(path)
     path.write_text("story: [a\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):

@@ -58,21 +58,21 @@ def test_conversations_have_many_turns_and_perhaps_a_system(tmp_path):
 GOOD = '{"prompt": "a", "response": "b"}\n'
 user, assistant = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
 REFUSED = {
-    "a.txt": (GOOD, r"a\.txt: is of an unknown kind; give a file whose name ends in \.json, \.jsonl, \.csv"),
-    "noname": (GOOD, "noname: is of an unknown kind"),
-    "empty.jsonl": ("", r"empty\.jsonl: has no record; write at least one"),
-    "blank.jsonl": ("\n \n", r"blank\.jsonl: has no record"),
-    "empty.json": ("", r"empty\.json: has no record"),
-    "list.json": ("[]", r"list\.json: has no record"),
-    "empty.csv": ("", r"empty\.csv: has no record"),
-    "names.csv": ("prompt,response\n", r"names\.csv: has no record"),
+    "a.txt": (GOOD, r"a\.txt: is not a known format; give a file whose name ends in \.json, \.jsonl, \.csv"),
+    "noname": (GOOD, "noname: is not a known format"),
+    "empty.jsonl": ("", r"empty\.jsonl: has no records; write at least one"),
+    "blank.jsonl": ("\n \n", r"blank\.jsonl: has no records"),
+    "empty.json": ("", r"empty\.json: has no records"),
+    "list.json": ("[]", r"list\.json: has no records"),
+    "empty.csv": ("", r"empty\.csv: has no records"),
+    "names.csv": ("prompt,response\n", r"names\.csv: has no records"),
     "latin.jsonl": (
         GOOD.encode() + b'{"prompt": "caf\xe9"',
         r"latin\.jsonl: is not UTF-8 at byte 48 .*save it as UTF-8",
     ),
-    "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is damaged JSON \(.*\); repair or remove it"),
-    "cut.json": ("[" + GOOD, r"cut\.json: is damaged JSON"),
-    "deep.json": ("[" * 100_000, r"deep\.json: is damaged JSON"),
+    "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is not valid JSON \(.*\); repair or remove it"),
+    "cut.json": ("[" + GOOD, r"cut\.json: is not valid JSON"),
+    "deep.json": ("[" * 100_000, r"deep\.json: is not valid JSON"),
     "object.json": (GOOD, r"object\.json: must be a list of records; write \[\.\.\.\] around it, or name it \.jsonl"),
     "number.jsonl": ("\n" + GOOD + "7\n", r"number\.jsonl: line 3: must be an object such as .*, got 7$"),
     "record.json": (f"[{GOOD}, 7]", r"record\.json: record 2: must be an object"),
@@ -85,30 +85,36 @@ REFUSED = {
     "qa.csv": ("question,answer\na,b\n", r"qa\.csv: line 2: .*; rename question to prompt and answer to response"),
     "half.jsonl": ('{"prompt": "a", "completion": "b"}', r"has no response; rename completion to response"),
     "sharegpt.json": ('[{"conversations": []}]', r"rename conversations to messages"),
-    "number2.jsonl": ('{"prompt": "2+2", "response": 4}', r"line 1: response must be a text, got 4; put it in quotes"),
-    "null.jsonl": ('{"prompt": null, "response": "a"}', r"line 1: prompt must be a text, got null"),
+    "number2.jsonl": (
+        '{"prompt": "2+2", "response": 4}',
+        r"line 1: response must be a string, got 4; put it in quotes",
+    ),
+    "null.jsonl": ('{"prompt": null, "response": "a"}', r"line 1: prompt must be a string, got null"),
     "empty2.jsonl": ('{"prompt": "a", "response": ""}', r"line 1: has an empty response; fill it in, or remove"),
     "blank2.csv": ('prompt,response\na," "\n', r"line 2: has an empty response"),
     "few.csv": (
         "prompt,response\na,b\nc\n",
-        r"few\.csv: line 3: has not 2 columns as line 1 has; put text with commas",
+        r"few\.csv: line 3: must have 2 columns as in line 1; put text with commas",
     ),
-    "many.csv": ("prompt,response\na,b,c\n", r"many\.csv: line 2: has not 2 columns"),
-    "quote.csv": ('prompt,response\n"a,b\n', r"quote\.csv: line 2: is damaged CSV \(unexpected end of data\)"),
+    "many.csv": ("prompt,response\na,b,c\n", r"many\.csv: line 2: must have 2 columns"),
+    "quote.csv": ('prompt,response\n"a,b\n', r"quote\.csv: line 2: is not valid CSV \(unexpected end of data\)"),
     "none.jsonl": ('{"messages": []}', r"line 1: messages must be a list of .*, got \[\]"),
     "text.jsonl": ('{"messages": "hi"}', r'line 1: messages must be a list of .*, got "hi"'),
     "only.jsonl": (
         f'{{"messages": [{user}]}}',
-        r"line 1: has no turn of the assistant, and so nothing to learn; add one",
+        r"line 1: has no turn of the assistant to train on; add one",
     ),
     "last.jsonl": (
         f'{{"messages": [{assistant}, {user}]}}',
-        r"line 1: ends with a turn of the user; let the assistant's",
+        r"line 1: ends with a turn of the user; end it with the assistant's",
     ),
-    "human.jsonl": ('{"messages": [{"role": "human", "content": "a"}]}', r"message 1: has no role .*mean 'user'"),
+    "human.jsonl": (
+        '{"messages": [{"role": "human", "content": "a"}]}',
+        r"message 1: has an unknown role .*mean 'user'",
+    ),
     "tool.jsonl": (
         f'{{"messages": [{user}, {{"role": "tool", "content": ""}}]}}',
-        r"message 2: has no role .*roles are ",
+        r"message 2: has an unknown role .*roles are ",
     ),
     "keys.jsonl": (
         '{"messages": [{"from": "user", "value": "a"}]}',
@@ -116,7 +122,7 @@ REFUSED = {
     ),
     "content.jsonl": (
         '{"messages": [{"role": "user", "content": [1]}]}',
-        r"message 1: content must be a text, got \[1\]",
+        r"message 1: content must be a string, got \[1\]",
     ),
 }
 

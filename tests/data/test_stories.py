@@ -12,8 +12,10 @@ import yaml
 
 import tinylm.data.grammar.stories
 from tests.data.test_grammar import chi_square_p, probabilities
-from tinylm.data.corpus import GrammarCorpus, open_corpus
-from tinylm.data.grammar.grammar import Grammar, log_prob_of
+from tinylm.data.corpora import open_corpus
+from tinylm.data.corpora.generated import GrammarCorpus
+from tinylm.data.grammar.generate import log_prob_of
+from tinylm.data.grammar.parse import Grammar
 from tinylm.data.grammar.stories import log_prob, parse, stories, story, story_grammar, write_text
 from tinylm.model.config import PRESETS
 from tinylm.tokenizer import BPETokenizer

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tinylm.data import open_corpus, tinystories
+from tinylm.data import open_corpus
+from tinylm.data.corpora import tinystories
+from tinylm.data.corpora.tinystories import NAMES, sources, write_sample
 from tinylm.data.download import Download
-from tinylm.data.tinystories import NAMES, sources, write_sample
 from tinylm.errors import DataError, MissingInputError
 
 # As the real files begin: a story, a line break, the separator, a line break; é is two bytes, “ three.

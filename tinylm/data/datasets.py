@@ -1,7 +1,4 @@
-"""What each process reads: its share of every step, and of an evaluation.
-
-An item of a training set is a micro-batch, numbered from the run's first; an item of an evaluation set is a batch.
-"""
+"""The share of each process: its micro-batches of every training step, and its batches of an evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ from tinylm.data.pair_batches import PairRows, RowOrder
 
 
 class MicroSteps(Sampler[int]):
-    """The indices of an epoch's micro-batches, from where the run stands to the epoch's end."""
+    """The indices of an epoch's micro-batches, counted from the run's first, from the current position on."""
 
     def __init__(self, per_epoch: int, position) -> None:
         self.per_epoch, self.position = per_epoch, position
@@ -27,7 +24,7 @@ class MicroSteps(Sampler[int]):
         return iter(range(start, (start // self.per_epoch + 1) * self.per_epoch))
 
 
-# --- of a text
+# --- text
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ class TrainingBatches(Dataset[Batch]):
 class EvaluationBatches(Dataset[Batch]):
     """Item i is this process's i-th batch of evaluation rows.
 
-    All processes have as many batches, since those that hold parts of one model compute together. One that has run out
-    of rows gets one without targets.
+    All processes have equally many batches, because processes that shard one model compute together. A process whose
+    rows have run out gets a batch without targets.
     """
 
     tokens: np.ndarray
@@ -71,7 +68,7 @@ class EvaluationBatches(Dataset[Batch]):
         return without_targets(gather_rows(self.tokens, self.rows, slice(1)))
 
 
-# --- of pairs
+# --- pairs
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class PairTrainingBatches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class PairEvaluationBatches(Dataset[Batch]):
-    """Item i is this process's i-th batch of rows in order; as in `EvaluationBatches`, all processes have as many."""
+    """Item i is this process's i-th batch of rows; as in `EvaluationBatches`, all processes have equally many."""
 
     rows: PairRows
     batch_size: int

@@ -1,4 +1,4 @@
-"""Vocabularies that others have trained, by name: OpenAI's, from the files that tiktoken reads."""
+"""Published vocabularies by name: OpenAI's, from tiktoken's files of ranks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ _HOST = "https://openaipublic.blob.core.windows.net/encodings"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A file of ranks, and what it does not say.
+    """A file of ranks, with what the file does not contain.
 
     Attributes:
-        ranks: where the file is
-        pattern: what a word is
+        ranks: the file
+        pattern: name of the pre-tokenizer's pattern
         special_tokens: name -> id
     """
 
@@ -46,15 +46,14 @@ OTHER_NAMES = {"r50k_base": "gpt2", "cl100k_base": "cl100k", "gpt4": "cl100k"}
 
 
 def pretrained_tokenizer(name: str, cache_dir: Path) -> BPETokenizer:
-    """The tokenizer of a name: `gpt2` or `cl100k` (GPT-4's).
+    """The tokenizer `gpt2` or `cl100k` (GPT-4's).
 
     Raises:
-        ConfigError: for another name.
-        MissingInputError: if its file is not in the cache and cannot be fetched, with the place to put it by hand.
+        ConfigError: for any other name.
+        MissingInputError: if its file is neither in the cache nor can be downloaded.
     """
     if name not in VOCABULARIES:
         hint = did_you_mean(name, VOCABULARIES, OTHER_NAMES) or f", known are {', '.join(VOCABULARIES)}"
         raise ConfigError(f"data.tokenizer: tiktoken:{name}: no such vocabulary{hint}")
     vocabulary = VOCABULARIES[name]
-    path = download(vocabulary.ranks, cache_dir)
-    return read_tiktoken(path, vocabulary.pattern, vocabulary.special_tokens)
+    return read_tiktoken(download(vocabulary.ranks, cache_dir), vocabulary.pattern, vocabulary.special_tokens)
