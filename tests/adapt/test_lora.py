@@ -216,5 +216,5 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
             load_adapter(tmp_path / "a", random_model(CONFIG))
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match="not a safetensors file"):
         load_adapter(tmp_path / "a", random_model(CONFIG))
