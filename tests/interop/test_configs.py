@@ -62,11 +62,13 @@ def test_defaults_of_every_family_are_those_of_transformers(kind):
 
 REFUSED = {
     "linear scaling": (LLAMA, dict(rope_scaling={"type": "linear", "factor": 2.0}),
-                       'rope_scaling is {"type": "linear", "factor": 2.0}; tinylm supports unscaled rotary'),
+                       'rope_scaling is {"type": "linear", "factor": 2.0}; '
+                       "tinylm supports unscaled rotary positions only"),
     "llama3 scaling": (LLAMA, dict(rope_parameters={"rope_type": "llama3", "rope_theta": 500.0}), "rope_parameters is"),
     "partial rotary": (LLAMA, dict(rope_parameters={"rope_theta": 1.0, "partial_rotary_factor": 0.5}),
                        "rope_parameters is"),
-    "partial rotary, old": (LLAMA, dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; tinylm does not"),
+    "partial rotary, old": (LLAMA, dict(partial_rotary_factor=0.5),
+                            "partial_rotary_factor is 0.5; tinylm does not support this field"),
     "rope of no shape": (LLAMA, dict(rope_scaling=[2]), "rope_scaling is [2]"),
     "two thetas": (LLAMA, dict(rope_theta=2.0, rope_parameters={"rope_theta": 3.0}), "rope_theta is 2.0, but 3.0 in"),
     "bias of attention alone": (LLAMA, dict(attention_bias=True), "mlp_bias is false; tinylm supports only true here"),
@@ -80,7 +82,8 @@ REFUSED = {
     "a gate in GPT-2": (GPT2, dict(activation_function="silu"), 'activation_function is "silu"; tinylm supports gelu'),
     "an activation of no kind": (LLAMA, dict(hidden_act=["silu"]), "hidden_act"),
     "windows in some layers": (QWEN3, dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
-                               'layer_types is ["full_attention", "sliding_attention"]; tinylm supports only ["'),
+                               'layer_types is ["full_attention", "sliding_attention"]; '
+                               'tinylm supports only ["sliding_attention", "sliding_attention"] here'),
     "scaled by layer": (GPT2, dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is true"),
     "not scaled": (GPT2, dict(scale_attn_weights=False), "scale_attn_weights is false; tinylm supports only true here"),
     "cross attention": (GPT2, dict(add_cross_attention=True), "add_cross_attention is true"),
