@@ -147,16 +147,10 @@ def _check_entry(entry: Any, keys: set[str], source: str) -> None:
 def rebuild_model(
     config: dict[str, Any], weights: dict[str, torch.Tensor], source: str, layers: Any = ()
 ) -> TransformerLM:
-    """The model of a stored config with stored weights, in the dtypes of the weights.
-
-    Args:
-        config: fields of `ModelConfig`
-        weights: name -> tensor
-        source: the file, for errors
-        layers: the quantized layers, from `describe_layers`
+    """The model of a stored config, with stored weights in their dtypes and quantized `layers` (`describe_layers`).
 
     Raises:
-        DataError: if config, layers and weights do not fit together.
+        DataError: if config, layers and weights do not fit together; names `source`.
     """
     try:
         with without_weights():
@@ -178,10 +172,7 @@ def rebuild_model(
 
 
 def checkpoint_entry(
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    adapters: dict[str, float] | None = None,
-    changed: str | None = None,
+    config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float] | None = None, changed: str | None = None
 ) -> dict[str, Any]:
     """The entry `tinylm` of a checkpoint, by which `load` needs no YAML.
 

@@ -185,7 +185,7 @@ REFUSED = {
     "brackets": ({"story": ["a < b"]}, "story: < and > must enclose a reference, in 'a < b'"),
     "no reference": ({"story": ["<a b>"]}, "<a b> is not a reference; write"),
     "no rule": ({"story": ["<x=animla>"], "animal": ["cat"]}, "no rule 'animla', did you mean 'animal'"),
-    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor a variable, did you mean 'animal'"),
+    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor a variable, did you"),
     "rule and variable": ({"story": ["<animal=animal>"], "animal": ["cat"]}, "'animal' is already a rule"),
     "itself": ({"story": ["a<next>"], "next": ["<story>"]}, "story > next > story: a rule must not contain itself"),
     "no trace": ({"story": ["<a><b>"], "a": ["x", "xy"], "b": ["yz", "z"]}, "story: generates 'xyz' in two ways"),

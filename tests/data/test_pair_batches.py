@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_model
 from tinylm.data import IGNORE, Batch
-from tinylm.data.datasets import PairEvaluationBatches, PairTrainingBatches
-from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
+from tinylm.data.pair_batches import (
+    PairEvaluationBatches,
+    PairRows,
+    PairTrainingBatches,
+    RowOrder,
+    pack_rows,
+    pad_rows,
+    split_examples,
+)
 from tinylm.data.template import Example
 from tinylm.model import ModelConfig
 

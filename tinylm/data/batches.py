@@ -8,6 +8,7 @@ is kept between steps, so a resumed run sees the same tokens in the same order o
 Where documents are short, each begins a window, so no target depends on text cut off before the window.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 
 from tinylm.errors import DataError
 
@@ -161,11 +163,7 @@ def window_rows(num_tokens: int, context: int) -> Rows:
 def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray | None = None) -> Rows:
     """Each document from its start, its separator included, in as many rows as the context requires.
 
-    Args:
-        begins: positions of the separators before the documents, from `document_begins`
-        num_tokens: tokens of all documents, each of which ends with a separator
-        context: the most targets in a row
-        log_probs: log probabilities of the documents, counted in each document's first row
+    The documents begin at `document_begins`. Their log probabilities are counted in each document's first row.
     """
     lengths = document_lengths(begins, num_tokens)
     pieces = -(-lengths // context)
@@ -200,3 +198,61 @@ def without_targets(batch: Batch) -> Batch:
     """The batch with nothing to predict."""
     log_prob = None if batch.log_prob is None else 0.0
     return batch._replace(targets=torch.full_like(batch.targets, IGNORE), num_targets=0, log_prob=log_prob)
+
+
+# --- the share of each process
+
+
+class MicroSteps(Sampler[int]):
+    """The indices of an epoch's micro-batches, counted from the run's first, from the current position on."""
+
+    def __init__(self, per_epoch: int, position) -> None:
+        self.per_epoch, self.position = per_epoch, position
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.position()
+        return iter(range(start, (start // self.per_epoch + 1) * self.per_epoch))
+
+
+@dataclass(frozen=True)
+class TrainingBatches(Dataset[Batch]):
+    """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
+
+    tokens: np.ndarray
+    windows: TrainingWindows
+    accumulate: int
+    world_size: int
+    rank: int
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro_step = divmod(index, self.accumulate)
+        shares = self.windows.starts(step).reshape(self.world_size, self.accumulate, -1)
+        num_targets = self.windows.batch_size * self.windows.context
+        return gather(self.tokens, shares[self.rank, micro_step], self.windows.context, num_targets)
+
+
+@dataclass(frozen=True)
+class EvaluationBatches(Dataset[Batch]):
+    """Item i is this process's i-th batch of evaluation rows.
+
+    All processes have equally many batches, because processes that shard one model compute together. A process whose
+    rows have run out gets a batch without targets.
+    """
+
+    tokens: np.ndarray
+    rows: Rows
+    batch_size: int
+    world_size: int
+    rank: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows.begins) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (index * self.world_size + self.rank) * self.batch_size
+        if first < len(self.rows.begins):
+            return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
+        return without_targets(gather_rows(self.tokens, self.rows, slice(1)))

@@ -17,21 +17,25 @@ from torch.utils.data import DataLoader, Dataset
 from tinylm.data.batches import (
     Batch,
     DocumentWindows,
+    EvaluationBatches,
+    MicroSteps,
+    TrainingBatches,
     TrainingWindows,
     document_begins,
     document_rows,
     window_rows,
 )
 from tinylm.data.corpora import PARTS, Corpus, check_split, open_corpus
-from tinylm.data.datasets import (
-    EvaluationBatches,
-    MicroSteps,
-    PairEvaluationBatches,
-    PairTrainingBatches,
-    TrainingBatches,
-)
 from tinylm.data.grammar.floor import Floor
-from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
+from tinylm.data.pair_batches import (
+    PairEvaluationBatches,
+    PairRows,
+    PairTrainingBatches,
+    RowOrder,
+    pack_rows,
+    pad_rows,
+    split_examples,
+)
 from tinylm.data.pairs import read_pairs
 from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer

@@ -17,8 +17,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled
+from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled, without_targets
 from tinylm.data.template import Example
 
 
@@ -48,11 +49,9 @@ class PairRows:
         return np.array([sum(counted[i] for i in row) for row in self.rows], dtype=np.int64)
 
     def batch(self, numbers: Sequence[int] | np.ndarray, num_targets: int | None = None) -> Batch:
-        """The batch of some rows. Its document numbers are 0, 1, ... for the pairs of a row, and the next for padding.
+        """The batch of some rows of an optimizer step with `num_targets` targets (default: those of these rows).
 
-        Args:
-            numbers: indices of the rows
-            num_targets: targets in the whole optimizer step. None: those of these rows
+        Document numbers are 0, 1, ... for the pairs of a row, and the next number for padding.
         """
         rows = [[self.examples[i] for i in self.rows[number]] for number in numbers]
         width = self.width or max(sum(example.num_inputs for example in row) for row in rows)
@@ -70,8 +69,8 @@ class PairRows:
             documents[number, begin:] = len(row)
         if num_targets is None:
             num_targets = int(self.num_targets[list(numbers)].sum())
-        as_tensor = torch.from_numpy
-        return Batch(as_tensor(inputs), as_tensor(targets), num_targets, documents=as_tensor(documents))
+        inputs, targets, documents = map(torch.from_numpy, (inputs, targets, documents))
+        return Batch(inputs, targets, num_targets, documents=documents)
 
 
 def pad_rows(examples: Sequence[Example], pad: int) -> PairRows:
@@ -119,15 +118,9 @@ class RowOrder:
 
 
 def split_examples(examples: Sequence[Example], split: Sequence[float], seed: int) -> list[list[Example]]:
-    """Divides pairs into parts by a seeded permutation; pairs with equal prompts stay in one part.
+    """Divides pairs into parts by a seeded permutation, and keeps the order within a part.
 
-    Args:
-        examples: the encoded pairs
-        split: fractions of the parts
-        seed: seed of the permutation
-
-    Returns:
-        the parts, each in the given order
+    Pairs with equal prompts stay together, so parts share no prompt.
     """
     prompts = [example.ids[~example.counts].tobytes() for example in examples]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
@@ -138,3 +131,42 @@ def split_examples(examples: Sequence[Example], split: Sequence[float], seed: in
     middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
     homes = np.searchsorted(np.cumsum(split)[:-1] * len(examples), middles)[groups]
     return [[each for each, home in zip(examples, homes, strict=True) if home == part] for part in range(len(split))]
+
+
+# --- the share of each process
+
+
+@dataclass(frozen=True)
+class PairTrainingBatches(Dataset[Batch]):
+    """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
+
+    rows: PairRows
+    order: RowOrder
+    accumulate: int
+    world_size: int
+    rank: int
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro_step = divmod(index, self.accumulate)
+        numbers = self.order.rows(step)
+        shares = numbers.reshape(self.world_size, self.accumulate, -1)
+        return self.rows.batch(shares[self.rank, micro_step], int(self.rows.num_targets[numbers].sum()))
+
+
+@dataclass(frozen=True)
+class PairEvaluationBatches(Dataset[Batch]):
+    """Item i is this process's i-th batch of rows; as in `EvaluationBatches`, all processes have equally many."""
+
+    rows: PairRows
+    batch_size: int
+    world_size: int
+    rank: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (index * self.world_size + self.rank) * self.batch_size
+        if first < len(self.rows):
+            return self.rows.batch(range(first, min(first + self.batch_size, len(self.rows))))
+        return without_targets(self.rows.batch([0]))

@@ -123,13 +123,7 @@ def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
 
 
 def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) -> list[int]:
-    """The prompt of a record's last response, a prefix of `encode_turns`.
-
-    Args:
-        tokenizer: a tokenizer with the template's special tokens
-        turns: a whole record, whose last turn, the assistant's, is left out
-        template: the format
-    """
+    """The prompt of the last response of a whole record: a prefix of its `encode_turns`."""
     ids = encode_turns(tokenizer, turns[:-1], template).ids.tolist()
     return ids + template.start_of("assistant", tokenizer)
 

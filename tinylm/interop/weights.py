@@ -28,13 +28,7 @@ BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_e
 
 
 def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """The family's weights, by name.
-
-    Args:
-        weights: the `state_dict()` of a standard model without adapters or quantized layers
-        config: the model's config
-        family: a family that fits the config
-    """
+    """The family's weights, by name, from the `state_dict()` of a standard model that the family fits."""
     shapes = _our_shapes(config, family)
     zeros = weights["embedding.weight"].new_zeros  # for the biases that a family always has
     return {
@@ -44,12 +38,7 @@ def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: F
 
 
 def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """Our weights, by name, without those of a tied head.
-
-    Args:
-        weights: the family's, by name; emptied, to save memory
-        config: the imported config
-        family: the family
+    """Our weights, by name, without those of a tied head. Empties `weights` to save memory.
 
     Raises:
         DataError: if weights are missing, unexpected, of another shape, or not floating point.

@@ -47,12 +47,7 @@ class TinyStoriesCorpus(FileCorpus):
 
 
 def sources(url: str | None) -> tuple[Download, Download]:
-    """The training and the validation file.
-
-    Args:
-        url: of a mirror's folder that has the two files, or of one text file (.txt) used for both. Default: Hugging
-            Face
-    """
+    """The training and the validation file, from Hugging Face or a mirror's folder, or one .txt file for both."""
     if url is not None and url.endswith(".txt"):
         return Download(url), Download(url)
     train, val = TINYSTORIES if url is None else [Download(f"{url.rstrip('/')}/{name}") for name in NAMES]
@@ -62,13 +57,9 @@ def sources(url: str | None) -> tuple[Download, Download]:
 def write_sample(
     folder: Path, counts: tuple[int, int], origins: tuple[Download, Download], cache_dir: Path
 ) -> list[Path]:
-    """Writes `train.txt` and `val.txt`, and returns their paths.
+    """Writes `train.txt` and `val.txt` with `counts` stories from `origins`, and returns their paths.
 
-    Args:
-        folder: where to write
-        counts: training and validation stories
-        origins: the files to read; if they are the same file, validation stories follow the training stories
-        cache_dir: a file found in this cache is read from there
+    If the two origins are the same file, the validation stories follow the training stories.
 
     Raises:
         MissingInputError: if a file cannot be downloaded.

@@ -33,14 +33,7 @@ class Floor:
 
     @classmethod
     def of(cls, tokens: np.ndarray, separator: int, byte_lengths: np.ndarray, log_probs: np.ndarray) -> "Floor":
-        """The floor of encoded documents.
-
-        Args:
-            tokens: the documents one after the other, each followed by a separator, (tokens,)
-            separator: the separator's id
-            byte_lengths: bytes of text of each token id, (vocab_size,)
-            log_probs: log probabilities of the documents, in nats, (documents,)
-        """
+        """The floor of documents that a separator follows each, given the bytes of each token id, (vocab_size,)."""
         begins = document_begins(tokens, separator)
         counts = document_lengths(begins, len(tokens))
         # Ratio estimator: the error of sum(nats) / sum(tokens) comes from the residuals around that ratio.

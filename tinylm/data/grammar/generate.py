@@ -2,10 +2,11 @@
 
 import math
 from bisect import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cached_property
 from itertools import accumulate
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinylm.data.grammar.rules import Draw, Entry, Recall, Rules, Symbol, capitalize
 
@@ -36,12 +37,14 @@ def log_prob_of(derivation: Iterable[Choice]) -> float:
 class GenerativeRules(Rules):
     """Rules that generate texts."""
 
-    def __init__(self, rules: Mapping[str, Any], *, start: str | None = None, name: str = "grammar") -> None:
-        super().__init__(rules, start=start, name=name)
-        self._shares = {
-            rule: tuple(each.probability for each in group) for rule, group in (self.rules | self.entries).items()
-        }
-        self._bounds = {rule: tuple(accumulate(shares)) for rule, shares in self._shares.items()}
+    @cached_property
+    def _shares(self) -> dict[str, tuple[float, ...]]:
+        groups = self.rules | self.entries
+        return {rule: tuple(each.probability for each in group) for rule, group in groups.items()}
+
+    @cached_property
+    def _bounds(self) -> dict[str, tuple[float, ...]]:
+        return {rule: tuple(accumulate(shares)) for rule, shares in self._shares.items()}
 
     def generate(self, random: Random) -> tuple[str, Derivation]:
         """A text and its derivation. Only `random.random()` is called: its numbers are the same on every platform."""

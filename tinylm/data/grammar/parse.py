@@ -5,7 +5,7 @@ where the next words tell the alternatives apart.
 """
 
 import math
-from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from tinylm.data.grammar.rules import Draw, Recall, capitalize, read_rules
 class Grammar(GenerativeRules):
     """Rules that generate and parse texts."""
 
-    def __init__(self, rules: Mapping[str, Any], *, start: str | None = None, name: str = "grammar") -> None:
-        super().__init__(rules, start=start, name=name)
-        self._texts = {
+    @cached_property
+    def _texts(self) -> dict[tuple[str, bool], tuple[str, ...]]:
+        return {
             (rule, capital): tuple(capitalize(entry.text, capital) for entry in group)
             for rule, group in self.entries.items()
             for capital in (False, True)

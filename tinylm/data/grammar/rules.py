@@ -84,8 +84,6 @@ class Rules:
     """The compiled rules of a grammar.
 
     Attributes:
-        name: the grammar's name in errors
-        start: the rule that generates a whole text
         rules: rule -> its alternatives
         entries: plain rule -> all of its texts
         sources: variable -> the rules it is drawn from
@@ -97,14 +95,16 @@ class Rules:
 
         Args:
             rules: rule -> a list of alternatives, or a mapping of alternatives to weights
-            start: the rule to begin with. Default: the first
+            start: the rule that generates a whole text. Default: the first
             name: the grammar's name in errors
 
         Raises:
             DataError: if a rule is malformed, refers to something that does not exist, or contains itself.
         """
         self.name = name
-        weights = {rule: self._weights(rule, alternatives) for rule, alternatives in self._mapping(rules).items()}
+        if not isinstance(rules, Mapping) or not rules:
+            self._fail("a grammar must be a mapping of rules to their alternatives")
+        weights = {rule: self._weights(rule, alternatives) for rule, alternatives in rules.items()}
         self.start = next(iter(weights)) if start is None else start
         if self.start not in weights:
             self._fail(f"start: no rule {self.start!r}{did_you_mean(self.start, weights)}")
@@ -122,33 +122,23 @@ class Rules:
 
     # --- compilation
 
-    def _mapping(self, rules: Any) -> Mapping[str, Any]:
-        if not isinstance(rules, Mapping) or not rules:
-            self._fail("a grammar must be a mapping of rules to their alternatives")
-        for rule in rules:
-            if not isinstance(rule, str) or not re.fullmatch(r"[a-z_]\w*", rule):
-                self._fail(
-                    f"a rule's name must be letters, digits and _ and begin with a lowercase letter, got {rule!r}"
-                )
-        return rules
-
-    def _weights(self, rule: str, alternatives: Any) -> dict[str, float]:
-        if isinstance(alternatives, list):
-            repeated = {str(each) for each in alternatives if alternatives.count(each) > 1}
-            if repeated:
-                self._fail(f"{rule}: {sorted(repeated)[0]!r} is listed twice; give weights instead")
-            alternatives = dict.fromkeys(map(self._plain, alternatives), 1)
-        if not isinstance(alternatives, Mapping) or not alternatives:
+    def _weights(self, rule: Any, alternatives: Any) -> dict[str, float]:
+        if not isinstance(rule, str) or not re.fullmatch(r"[a-z_]\w*", rule):
+            self._fail(f"a rule's name must be letters, digits and _ and begin with a lowercase letter, got {rule!r}")
+        if not isinstance(alternatives, list | Mapping) or not alternatives:
             self._fail(f"{rule}: must be a list of alternatives, or a mapping of alternatives to weights")
+        for text in alternatives:
+            if not isinstance(text, str):
+                self._fail(f"{rule}: {text!r} is not a text; put it in quotes")
+        if isinstance(alternatives, list):
+            repeated = [text for text in alternatives if alternatives.count(text) > 1]
+            if repeated:
+                self._fail(f"{rule}: {repeated[0]!r} is listed twice; give weights instead")
+            return dict.fromkeys(alternatives, 1)
         for text, weight in alternatives.items():
             if type(weight) not in (int, float) or not 0 < weight < math.inf:
                 self._fail(f"{rule}: the weight of {text!r} must be a positive number, got {weight!r}")
-        return {self._plain(text): weight for text, weight in alternatives.items()}
-
-    def _plain(self, text: Any) -> str:
-        if not isinstance(text, str):
-            self._fail(f"{text!r} is not a text; put it in quotes")
-        return text
+        return dict(alternatives)
 
     def _compile(self, rule: str, weights: dict[str, float], rules: set[str]) -> tuple[Alternative, ...]:
         total = math.fsum(weights.values())
@@ -246,58 +236,46 @@ class Rules:
                 self.sources.setdefault(symbol.variable, set()).add(symbol.rule)
         for rule, symbol in symbols:
             if isinstance(symbol, Recall):
-                self._check_recall(rule, symbol)
+                self._check_recall(rule, symbol.variable, symbol.attribute)
 
-    def _check_recall(self, rule: str, symbol: Recall) -> None:
-        name, attribute = symbol.variable, symbol.attribute
-        if name not in self.sources:
-            self._fail(
-                f"{rule}: <{name}> is neither a rule nor a variable{did_you_mean(name, [*self.rules, *self.sources])}"
-            )
-        for source in self.sources[name] if attribute else ():
+    def _check_recall(self, rule: str, variable: str, attribute: str | None) -> None:
+        if variable not in self.sources:
+            hint = did_you_mean(variable, [*self.rules, *self.sources])
+            self._fail(f"{rule}: <{variable}> is neither a rule nor a variable{hint}")
+        for source in self.sources[variable] if attribute else ():
             lacking = [entry.text for entry in self.entries[source] if attribute not in entry.attributes]
             if lacking:
-                self._fail(f"{rule}: <{name}.{attribute}>: {lacking[0]!r} of {source} has no such attribute")
+                self._fail(f"{rule}: <{variable}.{attribute}>: {lacking[0]!r} of {source} has no such attribute")
 
     def _check_variables(self, rule: str, surely: frozenset, possibly: frozenset, known: dict) -> tuple:
-        """Checks that variables are set once, and before they are used.
+        """Checks that variables are set once and before their use; returns those surely and possibly set after a rule.
 
-        Args:
-            rule: the rule to check
-            surely: the variables set before it on every path
-            possibly: the variables set before it on some path
-            known: results, so that each case is checked once
-
-        Returns:
-            the variables surely and possibly set after the rule
+        `surely` are the variables set on every path to the rule, `possibly` those set on some. `known` caches results.
         """
         if rule in self.entries:
             return surely, possibly
-        if (rule, surely, possibly) not in known:
+        key = (rule, surely, possibly)
+        if key not in known:
             ends = [self._check_alternative(rule, each, surely, possibly, known) for each in self.rules[rule]]
-            known[rule, surely, possibly] = (
-                frozenset.intersection(*(sure for sure, _ in ends)),
-                frozenset.union(*(maybe for _, maybe in ends)),
-            )
-        return known[rule, surely, possibly]
+            surely_sets, possibly_sets = zip(*ends, strict=True)
+            known[key] = frozenset.intersection(*surely_sets), frozenset.union(*possibly_sets)
+        return known[key]
 
-    def _check_alternative(
-        self, rule: str, alternative: Alternative, sure: frozenset, maybe: frozenset, known
-    ) -> tuple:
-        for symbol in alternative.symbols:
-            if isinstance(symbol, Recall) and symbol.variable not in sure:
-                self._fail(f"{rule}: <{symbol.variable}> may not be set yet, in {alternative.text!r}")
+    def _check_alternative(self, rule: str, each: Alternative, surely: frozenset, possibly: frozenset, known) -> tuple:
+        for symbol in each.symbols:
+            if isinstance(symbol, Recall) and symbol.variable not in surely:
+                self._fail(f"{rule}: <{symbol.variable}> may not be set yet, in {each.text!r}")
             if isinstance(symbol, Draw) and symbol.variable:
-                self._check_draw(rule, symbol.rule, symbol.variable, maybe)
-                sure, maybe = sure | {symbol.variable}, maybe | {symbol.variable}
+                self._check_draw(rule, symbol.rule, symbol.variable, possibly)
+                surely, possibly = surely | {symbol.variable}, possibly | {symbol.variable}
             elif isinstance(symbol, Draw):
-                sure, maybe = self._check_variables(symbol.rule, sure, maybe, known)
-        return sure, maybe
+                surely, possibly = self._check_variables(symbol.rule, surely, possibly, known)
+        return surely, possibly
 
-    def _check_draw(self, rule: str, source: str, variable: str, maybe: frozenset) -> None:
-        if variable in maybe:
+    def _check_draw(self, rule: str, source: str, variable: str, possibly: frozenset) -> None:
+        if variable in possibly:
             self._fail(f"{rule}: <{variable}={source}>: may be set already")
-        needed = 1 + sum(source in self.sources[other] for other in maybe)
+        needed = 1 + sum(source in self.sources[other] for other in possibly)
         if (available := len(self.entries[source])) < needed:
             self._fail(f"{source}: has {available} alternatives, but up to {needed} are held at once")
 
