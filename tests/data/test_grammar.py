@@ -1,4 +1,4 @@
-"""Grammars: against an enumeration of all derivations that is written anew here, from the rules' meaning."""
+"""Grammars against an independent enumeration of all derivations."""
 
 import itertools
 import math
@@ -21,17 +21,17 @@ def chi_square_p(statistic: float, freedom: int) -> float:
     return torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(statistic / 2).double()).item()
 
 
-# --- an oracle: all derivations, by the meaning of the rules, with no code of the grammar's
+# --- an oracle that shares no code with the grammar
 
 
 def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
-    """(text, probability) of every derivation; works on the rules as written, by substitution from the left."""
+    """(text, probability) of every derivation, by leftmost substitution in the rules as written."""
 
     def shares(rule):
         found = rules[rule] if isinstance(rules[rule], dict) else dict.fromkeys(rules[rule], 1)
         return {text: weight / sum(found.values()) for text, weight in found.items()}
 
-    def plain(rule):  # [(text, attributes, probability)]
+    def plain(rule):  # -> [(text, attributes, probability)]
         found = []
         for text, share in shares(rule).items():
             attributes = dict(re.findall(r"<\.(\w+):([^<>]*)>", text))
@@ -43,7 +43,7 @@ def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
                 found.append((written, merged, share * math.prod(p for _, _, p in combination)))
         return found
 
-    def expand(text, done, memory, probability):
+    def expand(text, done, variables, probability):
         match = re.search(r"<([^<>]*)>", text)
         if not match:
             yield done + text, probability
@@ -53,25 +53,27 @@ def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
         name, _, source = (reference[0].lower() + reference[1:]).partition("=")
         variable, _, attribute = name.partition(".")
         if source:
-            entries = [entry for entry in plain(source) if (source, entry[0]) not in {m[:2] for m in memory.values()}]
+            entries = [
+                entry for entry in plain(source) if (source, entry[0]) not in {m[:2] for m in variables.values()}
+            ]
             total = sum(p for _, _, p in entries)
             for written, attributes, p in entries:
-                then = memory | {name: (source, written, attributes)}
+                then = variables | {name: (source, written, attributes)}
                 yield from expand(rest, done + capital(written), then, probability * p / total)
-        elif variable in memory:
-            _, written, attributes = memory[variable]
+        elif variable in variables:
+            _, written, attributes = variables[variable]
             yield from expand(
-                rest, done + capital(attributes[attribute] if attribute else written), memory, probability
+                rest, done + capital(attributes[attribute] if attribute else written), variables, probability
             )
         else:
             for alternative, p in shares(name).items():
-                if reference[0].isupper():  # only plain rules: no memory to change
+                if reference[0].isupper():  # plain rules only, which set no variables
                     for written, _, q in plain(name):
-                        yield from expand(rest, done + capital(written), memory, probability * q)
+                        yield from expand(rest, done + capital(written), variables, probability * q)
                     return
                 if "<." in alternative:
                     alternative = re.sub(r"<\.[^<>]*>", "", alternative)
-                yield from expand(alternative + rest, done, memory, probability * p)
+                yield from expand(alternative + rest, done, variables, probability * p)
 
     return list(expand(f"<{start}>", "", {}, 1.0))
 
@@ -96,7 +98,7 @@ def probabilities(rules: dict, start: str) -> dict[str, float]:
 
 def test_probabilities_by_hand():
     grammar = Grammar(BY_HAND)
-    # ann: 1/2 * 2/3; then ben, since ann is taken: (1/2 * 1/2) / (1 - 1/3); saw: 1/2; dog: 1/2; Friend left: 3/4
+    # ann: 1/2 * 2/3; ben, given that ann is excluded: (1/2 * 1/2) / (1 - 1/3); saw: 1/2; dog: 1/2; Friend left: 3/4
     expected = 1 / 3 * (1 / 4) / (2 / 3) * 1 / 2 * 1 / 2 * 3 / 4
     text = "ann met ben. Ann saw ben and her dog. Ben left."
     assert math.exp(grammar.log_prob(text)) == pytest.approx(expected, rel=1e-12)
@@ -109,9 +111,9 @@ def test_probabilities_by_hand():
     assert grammar.log_prob("ann met") == grammar.log_prob(text + " ") == -math.inf
 
 
-def test_all_texts_of_a_small_grammar_have_probabilities_that_sum_to_one():
+def test_probabilities_of_a_small_grammar_sum_to_one():
     grammar, expected = Grammar(BY_HAND), probabilities(BY_HAND, "story")
-    assert len(expected) == 12 * 2 * 2 * (1 + 2 * 2)  # pairs of names, verbs, animals, ends
+    assert len(expected) == 12 * 2 * 2 * (1 + 2 * 2)  # pairs of names, verbs, animals, endings
     assert sum(expected.values()) == pytest.approx(1, abs=1e-12)
     assert math.fsum(math.exp(grammar.log_prob(text)) for text in expected) == pytest.approx(1, abs=1e-12)
     for text, probability in expected.items():
@@ -119,8 +121,8 @@ def test_all_texts_of_a_small_grammar_have_probabilities_that_sum_to_one():
         assert len(grammar.parse(text)) == 1
 
 
-def test_drawn_texts_have_their_probabilities():
-    """Chi-square over whole texts: what is drawn follows what log_prob says."""
+def test_generated_texts_follow_their_probabilities():
+    """A chi-square test of whole texts against `log_prob`."""
     grammar, expected, count = Grammar(BY_HAND), probabilities(BY_HAND, "story"), 40_000
     random = Random(1)
     found = Counter(grammar.generate(random)[0] for _ in range(count))
@@ -129,14 +131,14 @@ def test_drawn_texts_have_their_probabilities():
     assert chi_square_p(statistic, len(expected) - 1) > 1e-6
 
 
-# --- grammars nobody wrote
+# --- random grammars
 
-WORDS = ["a", "b", "ab", "ba", "abc", ""]  # some begin with others, so that many texts can be read in several ways
+WORDS = ["a", "b", "ab", "ba", "abc", ""]  # some are prefixes of others, so many texts are ambiguous
 
 
 @st.composite
 def grammars(draw) -> dict:
-    """Two levels of templates over two lists; variables are drawn before they are recalled."""
+    """Two levels of templates over two lists; variables are set before they are used."""
     words = lambda: draw(st.lists(st.sampled_from(WORDS), min_size=3, max_size=4, unique=True))
     weigh = lambda texts: {text: draw(st.integers(1, 4)) for text in texts}
     rules = {"one": weigh(words()), "two": [f"{word}<.x:{draw(st.sampled_from('cd'))}>" for word in words()]}
@@ -149,7 +151,7 @@ def grammars(draw) -> dict:
 
 @settings(max_examples=60, deadline=None)
 @given(grammars(), st.integers(0, 100))
-def test_log_prob_of_any_grammar_is_that_of_the_enumeration(rules, seed):
+def test_log_prob_of_any_grammar_matches_the_enumeration(rules, seed):
     rules = {rule: list(found) if isinstance(found, list) else found for rule, found in rules.items()}
     grammar, derivations = Grammar(rules), enumerate_texts(rules, "start")
     expected, ways = probabilities(rules, "start"), Counter(text for text, _ in derivations)
@@ -165,7 +167,7 @@ def test_log_prob_of_any_grammar_is_that_of_the_enumeration(rules, seed):
         assert text in expected
 
 
-def test_a_rule_may_write_more_texts_than_could_be_listed():
+def test_a_rule_can_have_too_many_texts_to_enumerate():
     grammar = Grammar({"story": ["<a><a><a><a><a><a>."], "a": [*"abcdefghij"]})
     assert grammar.log_prob("abcdej.") == pytest.approx(-6 * math.log(10))
     assert len(grammar.parse(grammar.generate(Random(0))[0])) == 1
@@ -202,12 +204,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("rules", "problem"), REFUSED.values(), ids=REFUSED)
-def test_grammars_without_meaning_are_refused(rules, problem):
+def test_invalid_grammars_are_refused(rules, problem):
     with pytest.raises(DataError, match="^my: .*" + re.escape(problem)):
         Grammar(rules, name="my")
 
 
-def test_files_are_read_and_refused_by_name(tmp_path):
+def test_invalid_files_are_refused_by_name(tmp_path):
     path = tmp_path / "my.grammar.yaml"
     path.write_text("story: [a <b>]\nb: {c: 1, d: 3}\n")
     assert math.exp(load_grammar(path).log_prob("a d")) == pytest.approx(3 / 4)

@@ -1,12 +1,10 @@
 """A larger vocabulary for a trained model: new tokens at the end, old ones unchanged."""
 
-import dataclasses
-
 import torch
 
+from tinylm.bundle import rebuild_model
 from tinylm.errors import ConfigError
 from tinylm.model import TransformerLM
-from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 
 
@@ -28,13 +26,9 @@ def grow_vocabulary(model: TransformerLM, vocab_size: int) -> TransformerLM:
     old = model.config.vocab_size
     if vocab_size < old:
         raise ConfigError(f"vocab_size must be at least the model's {old}, got {vocab_size}; keep all tokens")
-    with without_weights():
-        grown = TransformerLM(dataclasses.replace(model.config, vocab_size=vocab_size))
     weights = dict(model.state_dict())
     for name in ("embedding.weight", "head.weight"):
         rows = weights[name]  # (V, D)
         weights[name] = torch.cat((rows, rows.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)))
-    grown.load_state_dict(weights, assign=True)
-    if model.config.tie_embeddings:
-        grown.head.weight = grown.embedding.weight
-    return grown.train(model.training)
+    config = model.config.to_dict() | {"vocab_size": vocab_size}
+    return rebuild_model(config, weights, source="a larger vocabulary").train(model.training)

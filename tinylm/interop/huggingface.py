@@ -26,6 +26,11 @@ from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_
 from tinylm.tokenizer.formats.merges import reading
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # the defaults of our Generator
+TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
+    "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
+    "clean_up_tokenization_spaces": False, "padding_side": "left",
+}  # fmt: skip
 
 
 # --- export
@@ -58,37 +63,22 @@ def export_huggingface(
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {config.vocab_size}")
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     end = None if tokenizer is None else tokenizer.end_of_text
+    end_tokens = {} if end is None else dict.fromkeys(["bos_token", "eos_token", "pad_token"], END_OF_TEXT)
     fields = {"architectures": [family.architecture], "model_type": family.model_type, **export_config(config, family)}
     fields |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     fields["torch_dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
     with atomic_folder(folder) as new:
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, new / TOKENIZER)
-            write_json(new / "tokenizer_config.json", _tokenizer_config(tokenizer, config.max_seq_len))
+            settings = {**TOKENIZER_CONFIG, "model_max_length": config.max_seq_len, **end_tokens}
+            write_json(new / "tokenizer_config.json", settings)
         write_json(new / CONFIG, fields)
-        write_json(new / "generation_config.json", _generation_config(end))
+        write_json(
+            new / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **SAMPLING}
+        )
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
         write_text(new / "README.md", model_card(config, family, tokenizer, Path(folder).name, info or {}))
     return family.architecture
-
-
-def _generation_config(end: int | None) -> dict[str, Any]:
-    """The defaults of our Generator: sample from all tokens, stop at the end of text."""
-    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **sampling}
-
-
-def _tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
-    """The settings of AutoTokenizer: it adds nothing to a text and cleans nothing up."""
-    end = dict.fromkeys(["bos_token", "eos_token", "pad_token"], END_OF_TEXT)
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-        "padding_side": "left",
-        **(end if tokenizer.end_of_text is not None else {}),
-    }
 
 
 # --- import

@@ -37,11 +37,6 @@ def stories(seed: int, count: int) -> Iterator[str]:
     return (story(seed, number) for number in range(count))
 
 
-def parse(text: str) -> list[Derivation]:
-    """All derivations of a story: exactly one, or none if the grammar cannot generate the text."""
-    return story_grammar().parse(text)
-
-
 def log_prob(text: str) -> float:
     """The exact log probability of a story, in nats; -inf if the grammar cannot generate it."""
     return story_grammar().log_prob(text)
