@@ -1,4 +1,4 @@
-"""Reading pairs: three kinds of files give the same records, and what is wrong is named with its place."""
+"""Reading pairs: three formats give equal records, and errors name the line or record."""
 
 import csv
 import json
@@ -19,17 +19,17 @@ def conversation(prompt: str, response: str) -> tuple[Turn, ...]:
     return (Turn("user", prompt), Turn("assistant", response))
 
 
-# --- what is read
+# --- formats
 
 
 @few
 @given(written=st.lists(st.tuples(texts, responses), min_size=1, max_size=5))
-def test_all_kinds_of_files_give_what_other_tools_wrote(tmp_path, written):
+def test_all_formats_give_the_records_written(tmp_path, written):
     records = [{"prompt": prompt, "response": response} for prompt, response in written]
     chats = [[dict(role="user", content=p), dict(role="assistant", content=r)] for p, r in written]
     (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
     for name, rows in (("a.jsonl", records), ("b.jsonl", [dict(messages=chat) for chat in chats])):
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]  # U+2028 in it ends no line
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]  # U+2028 does not end a line
         (tmp_path / name).write_text("\n\n".join(lines) + "\n", encoding="utf-8", newline="")
     with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["prompt", "response"])
@@ -39,21 +39,21 @@ def test_all_kinds_of_files_give_what_other_tools_wrote(tmp_path, written):
         assert read_pairs(tmp_path / name) == [conversation(*pair) for pair in written], name
 
 
-def test_what_else_a_record_has_is_not_read_and_a_byte_order_mark_is_skipped(tmp_path):
+def test_other_fields_and_a_byte_order_mark_are_ignored(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfid,response,prompt\r\n7,"4, or so","2+2\nis "\r\n')
     assert read_pairs(tmp_path / "a.csv") == [conversation("2+2\nis ", "4, or so")]
     (tmp_path / "a.jsonl").write_text('{"prompt": "", "response": " x", "id": 1, "meta": {}}')
     assert read_pairs(tmp_path / "a.jsonl") == [conversation("", " x")]
 
 
-def test_conversations_have_many_turns_and_perhaps_a_system(tmp_path):
+def test_conversations_have_many_turns_and_an_optional_system_turn(tmp_path):
     turns = (("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "bye!"))
     messages = [dict(role=role, content=content, name="x") for role, content in turns]
     (tmp_path / "a.json").write_text(json.dumps([dict(messages=messages)]))
     assert read_pairs(tmp_path / "a.json") == [tuple(Turn(*turn) for turn in turns)]
 
 
-# --- what is refused
+# --- refusals
 
 GOOD = '{"prompt": "a", "response": "b"}\n'
 user, assistant = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
@@ -128,7 +128,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_named_with_its_place_and_what_to_do(name, tmp_path):
+def test_errors_name_the_place_and_the_remedy(name, tmp_path):
     content, problem = REFUSED[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=problem) as caught:
@@ -136,6 +136,6 @@ def test_what_is_wrong_is_named_with_its_place_and_what_to_do(name, tmp_path):
     assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_missing_input(tmp_path):
+def test_a_missing_file_is_missing_input(tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.jsonl: no such file of pairs"):
         read_pairs(tmp_path / "nowhere.jsonl")
