@@ -136,14 +136,14 @@ def flips(size: int, count: int) -> list[int]:
 @pytest.mark.parametrize("name", FILES)
 def test_no_flipped_byte_of_a_model_folder_goes_unnoticed(name, folder):
     data, whole = (folder / name).read_bytes(), load_bundle(folder)
-    places = flips(len(data), 40) if name == "model.safetensors" else range(len(data))
+    offsets = flips(len(data), 40) if name == "model.safetensors" else range(len(data))
     silent = []
-    for place in places:
-        (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for offset in offsets:
+        (folder / name).write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         try:
             found = load_bundle(folder)
             if not (same_bits(found.model, whole.model) and (found.tokenizer, found.info) == (TOKENIZER, whole.info)):
-                silent.append(data[max(place - 20, 0) : place + 20])
+                silent.append(data[max(offset - 20, 0) : offset + 20])
         except DataError as error:
             assert "\n" not in str(error)
     assert silent == []
@@ -206,15 +206,15 @@ def test_no_flipped_byte_or_cut_of_a_checkpoint_goes_unnoticed(sealed, tmp_path)
     damaged = [(i, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]) for i in [*flips(len(data), 40), len(data) - 70]]
     damaged += [(i, data[:i]) for i in (0, 1, 73, 74, len(data) // 2, len(data) - 74, len(data) - 1)]
     silent = []
-    for place, content in damaged:
+    for offset, content in damaged:
         path.write_bytes(content)
         try:
             assert same_bits(load(path)[0], model)
-            silent.append(place)  # padding between the archive's members, or a damaged seal
+            silent.append(offset)  # padding between the archive's members, or a damaged seal
         except DataError as error:
             assert str(path) in str(error) and "\n" not in str(error)
     assert len(silent) < 0.4 * len(damaged)
-    assert not sealed or all(place >= len(data) - 73 for place in silent)
+    assert not sealed or all(offset >= len(data) - 73 for offset in silent)
 
 
 CHECKPOINTS = {
@@ -383,13 +383,13 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("make", PICKLES.values(), ids=PICKLES)
-@pytest.mark.parametrize("place", ["own path", "run folder"])
-def test_a_malicious_checkpoint_is_refused_and_never_executed(make, place, tmp_path):
+@pytest.mark.parametrize("found_by", ["own path", "run folder"])
+def test_a_malicious_checkpoint_is_refused_and_never_executed(make, found_by, tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(make({"tinylm": ENTRY, "state_dict": {"net.x": Malice(canary)}, "global_step": 3}))
     with pytest.raises(DataError, match=r"last\.ckpt: "):
-        load(path if place == "own path" else tmp_path / "run")
+        load(path if found_by == "own path" else tmp_path / "run")
     assert not canary.exists()
 
 

@@ -1,8 +1,8 @@
 """A model folder, and `load`, the one way in for everything that uses a model.
 
-A model folder has three files: `tinylm.json` (the config, the checksums of the other two, information on the run),
-`model.safetensors` (the weights) and `tokenizer.tinylm.json`. Reading them executes no code. A checkpoint contains the
-same beside the training state, so `load` reads it too.
+A model folder has three files: `tinylm.json` (the config, the checksums, information on the run), `model.safetensors`
+(the weights) and `tokenizer.tinylm.json`. Reading them executes no code. A checkpoint contains the same in addition to
+the training state, so `load` reads it too.
 
 If linear layers are quantized, the manifest lists them under `layers`, and `load` creates them. A reader that does not
 know `layers` meets unknown weights and refuses the folder.
@@ -76,13 +76,10 @@ def _checksums(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TransformerLM, Tokenizer]:
-    """Loads the model and tokenizer of a run folder, a model folder or a checkpoint.
+    """Loads the model, in evaluation mode, and the tokenizer of a run folder, a model folder or a checkpoint.
 
     Of a run folder it loads `model/` (the best by validation loss), else `checkpoints/best.ckpt`, else
     `checkpoints/last.ckpt`, and reports which on stderr.
-
-    Returns:
-        the model, in evaluation mode, and its tokenizer
 
     Raises:
         MissingInputError: if there is no model.

@@ -260,8 +260,8 @@ def trained() -> tuple[TransformerLM, Tensor]:
 def test_a_trained_model_loses_less_than_half_a_percent_in_8_bits_and_three_in_4(trained):
     model, windows = trained
 
-    def loss(network: TransformerLM) -> float:
-        return float(F.cross_entropy(network(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()))
+    def loss(model: TransformerLM) -> float:
+        return float(F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()))
 
     before = loss(model)
     frequencies = windows.flatten().bincount() / windows.numel()

@@ -81,11 +81,11 @@ def test_summaries_contain_the_facts_of_the_story(records):
 
 def test_no_story_occurs_twice_in_any_part():
     parts = write_parts("questions", [1500, 300, 200])
-    told = [prompt.split("\n")[0] for part in parts for prompt, _ in part]
+    seen = [prompt.split("\n")[0] for part in parts for prompt, _ in part]
     assert [len(part) for part in parts] == [1500, 300, 200]
-    assert len(set(told)) == 2000
+    assert len(set(seen)) == 2000
     other = [prompt.split("\n")[0] for prompt, _ in write_parts("questions", [2000], seed=1)[0]]
-    assert not set(told) & set(other)
+    assert not set(seen) & set(other)
 
 
 def test_records_depend_on_kind_seed_and_number_only():

@@ -174,6 +174,6 @@ def test_a_corpus_name_can_set_the_number_of_texts(tmp_path):
     options = dict(split=(0.5, 0.5), cache_dir=tmp_path)
     assert open_corpus("stories", **options).count == 8000
     assert open_corpus("stories:12", **options).count == 12
-    mine = open_corpus(f"{tmp_path / 'my.grammar.yaml'}:7", **options)
-    assert mine.count == 7 and mine.log_prob("a c") == pytest.approx(math.log(1 / 2))
-    assert sum(1 for _ in mine.items()) == 7
+    found = open_corpus(f"{tmp_path / 'my.grammar.yaml'}:7", **options)
+    assert found.count == 7 and found.log_prob("a c") == pytest.approx(math.log(1 / 2))
+    assert sum(1 for _ in found.items()) == 7

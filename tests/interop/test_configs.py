@@ -73,7 +73,7 @@ REFUSED = {
     "two thetas": (LLAMA, dict(rope_theta=2.0, rope_parameters={"rope_theta": 3.0}), "rope_theta is 2.0, but 3.0 in"),
     "bias of attention alone": (LLAMA, dict(attention_bias=True), "mlp_bias is false; tinylm supports only true here"),
     "bias of the feed-forward alone": (LLAMA, dict(mlp_bias=True), "mlp_bias is true; tinylm supports only false here"),
-    "bias beside QK-norm": (QWEN3, dict(attention_bias=True), "attention_bias is true; tinylm supports only false"),
+    "bias with QK-norm": (QWEN3, dict(attention_bias=True), "attention_bias is true; tinylm supports only false"),
     "wide heads": (QWEN3, dict(head_dim=128), "head_dim is 128; tinylm supports only 8"),
     "wide heads by default": (
         {k: v for k, v in QWEN3.items() if k != "head_dim"}, {}, "head_dim is 128; tinylm supports only 8"

@@ -56,11 +56,7 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
 
 
 def matching(pattern: str, names: Sequence[str], problem: str, groups: Iterable[str] = ()) -> list[str]:
-    """The names that match a pattern with `*`.
-
-    Raises:
-        ConfigError: if there are none: `problem`, and the nearest of the names and `groups`.
-    """
+    """The names that match a pattern; if there are none, raises `problem` with the nearest of names and `groups`."""
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         candidates = [*groups, *names]

@@ -66,8 +66,6 @@ def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") ->
         ConfigError: for an unknown target, a name in use, a tied head, or a layer that is not a plain `nn.Linear`.
     """
     layers = _targets(model, config)
-    for path in layers:
-        _check_plain(path, model.get_submodule(path))
     if any(name in each.lora_a for each in lora_layers(model).values()):
         raise ConfigError(f"adapter {name}: the model already has an adapter of this name; choose another")
     freeze_parameters(model, [each for each, _ in model.named_parameters() if A not in each and B not in each])
@@ -81,15 +79,8 @@ def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") ->
     return layers
 
 
-def _check_plain(path: str, layer: nn.Module) -> None:
-    """Refuses subclasses and layers with hooks, which a `LoRALinear` would not preserve."""
-    kind = type(layer).__name__
-    require(type(layer) in (nn.Linear, LoRALinear), f"lora.targets: {path} must be a plain nn.Linear, got {kind}")
-    hooked = any(vars(layer)[name] for name in HOOKS)
-    require(not hooked, f"lora.targets: {path} has hooks, which an adapted layer would lose; remove them")
-
-
 def _targets(model: TransformerLM, config: LoRAConfig) -> list[str]:
+    """The names of the layers to adapt. A subclass or hooks would be lost in a `LoRALinear`, so they are refused."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found: list[str] = []
     for target in config.targets:
@@ -97,6 +88,12 @@ def _targets(model: TransformerLM, config: LoRAConfig) -> list[str]:
         found += matching(GROUPS.get(target, target), linear, problem, GROUPS)
     if "head" in found and model.config.tie_embeddings:
         raise ConfigError("lora.targets: the head is tied to the embedding (tie_embeddings), so it cannot be adapted")
+    for path in found:
+        layer, kind = model.get_submodule(path), type(model.get_submodule(path))
+        plain = kind in (nn.Linear, LoRALinear)
+        require(plain, f"lora.targets: {path} must be a plain nn.Linear, got {kind.__name__}")
+        hooked = any(vars(layer)[name] for name in HOOKS)
+        require(not hooked, f"lora.targets: {path} has hooks, which an adapted layer would lose; remove them")
     return [name for name in linear if name in found]
 
 
@@ -106,11 +103,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def use_adapters(model: nn.Module, *names: str) -> None:
-    """Activates these adapters and deactivates all others.
-
-    Raises:
-        ConfigError: for an unknown name, or while adapters are merged.
-    """
+    """Activates these adapters and deactivates all others, which is refused while adapters are merged."""
     layers = lora_layers(model).values()
     known = {name for layer in layers for name in layer.lora_a}
     for name in names:

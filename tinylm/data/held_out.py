@@ -10,12 +10,7 @@ from tinylm.files import default_cache_dir
 
 
 def held_out_stories(model: Path, count: int) -> list[str]:
-    """Up to `count` validation stories, if the run trained on the built-in stories; otherwise none.
-
-    Args:
-        model: a run folder, its model folder, or one of its checkpoints
-        count: the most stories to return
-    """
+    """Up to `count` validation stories for a run, its model folder or checkpoint; none unless it trained on stories."""
     configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
     config = next((path for path in configs if path.is_file()), None)
     try:

@@ -3,7 +3,7 @@
 As with text (batches.py), the pairs of step s are a pure function of (seed, s): an epoch is a seeded permutation of the
 rows, and the epochs form one endless sequence.
 
-Padded, a row holds one pair, and a batch is as wide as its longest row. Padding stands at the right, where causality
+Padded, a row holds one pair, and a batch is as wide as its longest row. Padding is at the right, where causality
 hides it. Packed, a row holds as many pairs as fit, and document numbers keep them apart; this requires a model with
 `document_mask`. Positions continue through a row, so a packed pair equals a single one only with relative positions
 (rotary); a model with learned or sinusoidal positions sees pairs at varying positions.

@@ -62,7 +62,7 @@ def read_pairs(path: str | Path) -> list[Turns]:
     return pairs
 
 
-Records = Iterator[tuple[Any, str]]  # (record, its place for errors)
+Records = Iterator[tuple[Any, str]]  # (record, its file and line for errors)
 
 
 def _json_records(text: str, name: str) -> Records:

@@ -27,16 +27,12 @@ class Vocabulary:
 
 VOCABULARIES = {
     "gpt2": Vocabulary(
-        Download(
-            f"{_HOST}/r50k_base.tiktoken", sha256="306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-        ),
+        Download(f"{_HOST}/r50k_base.tiktoken", "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
         "gpt2",
         {END_OF_TEXT: 50256},
     ),
     "cl100k": Vocabulary(
-        Download(
-            f"{_HOST}/cl100k_base.tiktoken", sha256="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
-        ),
+        Download(f"{_HOST}/cl100k_base.tiktoken", "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"),
         "gpt4",
         {END_OF_TEXT: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
         | {"<|endofprompt|>": 100276},

@@ -64,11 +64,7 @@ TEMPLATES = {template.name: template for template in (PAIRS, CHAT)}
 
 
 def find_template(name: str) -> Template:
-    """The template of this name.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """The template of a name; raises ConfigError for an unknown one."""
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES) or f", known are {', '.join(TEMPLATES)}"
         raise ConfigError(f"data.template: no template {name!r}{hint}")
@@ -129,11 +125,7 @@ def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) 
 
 
 def question_frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[int]]:
-    """The ids before and after a user's message that the assistant is to answer.
-
-    Raises:
-        ConfigError: if the tokenizer lacks special tokens of the template.
-    """
+    """The ids before and after a user's message that the assistant is to answer."""
     template.check_tokenizer(tokenizer)
     return template.start_of("user", tokenizer), template.start_of("assistant", tokenizer)
 
@@ -172,7 +164,7 @@ def encode_pairs(
 
 
 def _shortened(examples: list[Example], longer: list[int], context: int, too_long: TooLong, name: str) -> list[Example]:
-    """The records, without those that are too long or with these cut, as `too_long` says."""
+    """Refuses, drops or cuts the records longer than the context."""
     problem = f"{name}: {len(longer):,} of {len(examples):,} records have more than the {context} tokens of the context"
     if too_long == "error":
         first = f"the first is record {longer[0] + 1} with {examples[longer[0]].num_inputs}"

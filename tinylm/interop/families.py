@@ -212,11 +212,7 @@ FAMILIES = {family.model_type: family for family in _FAMILIES}
 
 
 def choose_family(config: ModelConfig) -> Family:
-    """The first family that fits a config.
-
-    Raises:
-        ConfigError: if there is none, with the fields that do not fit, and values that would.
-    """
+    """The first family that fits a config; if there is none, the ConfigError suggests values that would fit."""
     if config.sliding_window == 1:
         raise ConfigError(
             "sliding_window=1: no counterpart in Hugging Face's models, whose cache keeps window - 1 tokens"

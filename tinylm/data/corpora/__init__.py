@@ -60,11 +60,7 @@ def open_corpus(
 
 
 def _find_files(source: str) -> list[Path]:
-    """The files of a path or glob, sorted by name.
-
-    Raises:
-        MissingInputError: if there are none.
-    """
+    """The files of a path or glob, sorted by name; raises MissingInputError if there are none."""
     found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH113
     paths = [Path(path) for path in found if os.path.isfile(path)]  # noqa: PTH113 (Path raises for an overlong name)
     if not paths:

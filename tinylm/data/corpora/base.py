@@ -108,20 +108,16 @@ def _scan(path: Path, errors: str) -> tuple[str, int]:
 
 def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
     """The nonempty texts between separators, which may straddle chunks."""
-    rest = ""
+    tail = ""
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(separator)
-        yield from filter(None, whole)
-    if rest:
-        yield rest
+        *complete, tail = (tail + chunk).split(separator)
+        yield from filter(None, complete)
+    if tail:
+        yield tail
 
 
 def check_split(split: Iterable[float]) -> tuple[float, ...]:
-    """Returns `data.split` as a tuple.
-
-    Raises:
-        ConfigError: if it is not two or three positive fractions that sum to 1.
-    """
+    """Returns a split as a tuple; raises ConfigError unless it is two or three positive fractions that sum to 1."""
     split = tuple(split)
     if len(split) not in (2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
         raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")

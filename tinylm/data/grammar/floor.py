@@ -33,7 +33,7 @@ class Floor:
 
     @classmethod
     def of(cls, tokens: np.ndarray, separator: int, byte_lengths: np.ndarray, log_probs: np.ndarray) -> "Floor":
-        """The floor of documents that a separator follows each, given the bytes of each token id, (vocab_size,)."""
+        """The floor of documents that each end with `separator`; `byte_lengths` are the bytes of each id, (V,)."""
         begins = document_begins(tokens, separator)
         counts = document_lengths(begins, len(tokens))
         # Ratio estimator: the error of sum(nats) / sum(tokens) comes from the residuals around that ratio.

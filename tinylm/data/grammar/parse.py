@@ -40,24 +40,24 @@ class Grammar(GenerativeRules):
                 if at == len(text):
                     found.append(_unwind(trail))
                 continue
-            symbol, rest = todo[0][todo[1]], (todo[0], todo[1] + 1, todo[2])
+            symbol, after = todo[0][todo[1]], (todo[0], todo[1] + 1, todo[2])
             if isinstance(symbol, Recall):
                 symbol = recall(symbol, variables)
             if isinstance(symbol, str):
                 if text.startswith(symbol, at):
-                    states.append((at + len(symbol), rest, variables, trail))
+                    states.append((at + len(symbol), after, variables, trail))
             elif symbol.rule in self.entries:
                 excluded = self._excluded(symbol, variables)
                 for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
                     if text.startswith(written, at) and number not in excluded:
                         entry = self.entries[symbol.rule][number]
                         then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
-                        states.append((at + len(written), rest, then, (self._choice(symbol, number, excluded), trail)))
+                        states.append((at + len(written), after, then, (self._choice(symbol, number, excluded), trail)))
             else:
                 for each in self.rules[symbol.rule]:
                     if not isinstance(each.symbols[0], str) or text.startswith(each.symbols[0], at):
                         choice = Choice(symbol.rule, each.text, each.probability)
-                        states.append((at, (each.symbols, 0, rest), variables, (choice, trail)))
+                        states.append((at, (each.symbols, 0, after), variables, (choice, trail)))
         return found
 
     def log_prob(self, text: str) -> float:
@@ -76,10 +76,5 @@ def _unwind(trail: tuple | None) -> Derivation:
 
 
 def load_grammar(path: str | Path) -> Grammar:
-    """Reads a grammar from its YAML file.
-
-    Raises:
-        MissingInputError: if there is no such file.
-        DataError: if it is not YAML, or not a grammar.
-    """
+    """Reads a grammar from its YAML file; raises DataError if it is not a grammar."""
     return Grammar(read_rules(path), name=Path(path).name)

@@ -22,11 +22,7 @@ KINDS = ("questions", "summaries")
 
 @lru_cache
 def pair_grammar(kind: str) -> Grammar:
-    """The grammar of one kind of records: its own rules, and the plain rules of the stories.
-
-    Raises:
-        ConfigError: for an unknown kind.
-    """
+    """The grammar of `questions` or `summaries`: its own rules, and the plain rules of the stories."""
     if kind not in KINDS:
         raise ConfigError(
             f"no pairs of the kind {kind!r}{did_you_mean(kind, KINDS) or ', known are ' + ', '.join(KINDS)}"
@@ -44,13 +40,7 @@ def write_pair(kind: str, seed: int, number: int) -> tuple[str, str]:
 
 
 def write_parts(kind: str, counts: Sequence[int], seed: int = 0) -> list[list[tuple[str, str]]]:
-    """Records in parts, each record about a different story.
-
-    Args:
-        kind: `questions` or `summaries`
-        counts: records in each part; a part does not depend on those after it
-        seed: seed of the records
-    """
+    """Records in parts of these sizes, each about a different story. A part does not depend on those after it."""
     pairs = _pairs_about_new_stories(kind, seed)
     return [list(islice(pairs, size)) for size in counts]
 
