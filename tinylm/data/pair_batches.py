@@ -129,8 +129,8 @@ def split_examples(examples: Sequence[Example], split: Sequence[float], seed: in
     order = shuffle(seed, 0, len(sizes))[0]
     middles = np.empty(len(sizes))  # of each group, in the permuted sequence of pairs
     middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
-    homes = np.searchsorted(np.cumsum(split)[:-1] * len(examples), middles)[groups]
-    return [[each for each, home in zip(examples, homes, strict=True) if home == part] for part in range(len(split))]
+    parts = np.searchsorted(np.cumsum(split)[:-1] * len(examples), middles)[groups]
+    return [[each for each, found in zip(examples, parts, strict=True) if found == part] for part in range(len(split))]
 
 
 # --- the share of each process

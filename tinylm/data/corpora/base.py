@@ -17,7 +17,7 @@ PARTS = ("train", "val", "test")
 
 
 class Corpus(ABC):
-    """A text in parts. A subclass defines `documents` or `items`.
+    """A text in parts.
 
     Attributes:
         name: the value of `data.corpus`
@@ -62,13 +62,17 @@ class HashSplitCorpus(Corpus):
     separated = short_documents = True
     split: tuple[float, ...]
 
-    def documents(self, part: str) -> Iterator[Iterable[str]]:
-        """The documents of a part. All documents are read to find them."""
-        return (document for home, document in self.items() if home == part)
-
     @abstractmethod
+    def all_documents(self) -> Iterator[str]:
+        """The documents of all parts."""
+
     def items(self) -> Iterator[tuple[str, Iterable[str]]]:
         """(part, document) of all documents, in one pass; parts alternate."""
+        return ((self._part_of(text), [text]) for text in self.all_documents())
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """The documents of a part. All documents are read to find them."""
+        return (document for found, document in self.items() if found == part)
 
     def _part_of(self, text: str) -> str:
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()

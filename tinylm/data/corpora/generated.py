@@ -1,6 +1,6 @@
 """GrammarCorpus: texts that a probabilistic grammar generates, whose exact probabilities are known."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from tinylm.data.corpora.base import PARTS, HashSplitCorpus
 from tinylm.data.grammar.parse import Grammar
@@ -18,11 +18,9 @@ class GrammarCorpus(HashSplitCorpus):
         self.split, self.seed, self.count = split, seed, count
         self.fingerprint = sha256_json(["grammar", grammar.fingerprint, seed, count, split])
 
-    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """(part, text) of all texts."""
-        for number in range(self.count):
-            text, _ = write_text(self.grammar, self.seed, number)
-            yield self._part_of(text), [text]
+    def all_documents(self) -> Iterator[str]:
+        """The generated texts."""
+        return (write_text(self.grammar, self.seed, number)[0] for number in range(self.count))
 
     def log_prob(self, document: str) -> float:
         """The exact log probability of a text under the grammar, in nats."""

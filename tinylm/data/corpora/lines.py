@@ -1,6 +1,6 @@
 """LineCorpus: files in which each line is a document, such as names, titles or games."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinylm.data.corpora.base import FileCorpus, HashSplitCorpus, split_documents
@@ -21,12 +21,11 @@ class LineCorpus(HashSplitCorpus, FileCorpus):
 
     def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
         super().__init__(name, paths, split, errors)
-        if next(self.items(), None) is None:
+        if next(self.all_documents(), None) is None:
             raise DataError(f"data.corpus: {name}: is empty")
 
-    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """(part, line) of all lines."""
+    def all_documents(self) -> Iterator[str]:
+        """The nonempty lines of all files."""
         for path in self.paths:
-            for line in split_documents(read_chunks(path, self.errors), "\n"):
-                if text := line.removesuffix("\r"):
-                    yield self._part_of(text), [text]
+            lines = split_documents(read_chunks(path, self.errors), "\n")
+            yield from filter(None, (line.removesuffix("\r") for line in lines))
