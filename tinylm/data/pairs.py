@@ -100,11 +100,8 @@ def _csv_records(text: str, name: str) -> Records:
         raise DataError(f"{name}: line {reader.line_num + 1}: is not valid CSV ({error}); repair it") from error
 
 
-READERS: dict[str, Callable[[str, str], Records]] = {
-    ".json": _json_records,
-    ".jsonl": _jsonl_records,
-    ".csv": _csv_records,
-}
+Reader = Callable[[str, str], Records]
+READERS: dict[str, Reader] = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
 
 
 # --- checking
