@@ -58,7 +58,7 @@ def test_an_untied_head_trains_with_the_last_blocks():
         (dict(patterns=["*"]), "no parameter is left to train"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused(config, message):
+def test_invalid_freezes_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         freeze(random_model(CONFIG), FreezeConfig(**config))
 

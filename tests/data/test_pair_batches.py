@@ -131,7 +131,7 @@ def test_packing_changes_neither_losses_nor_gradients_where_positions_are_relati
     together, apart = losses(model, batch), alone(model, pairs)
     in_rows = [torch.cat([apart[number] for number in row]) for row in rows.rows]
     counted = [row[targets != IGNORE] for row, targets in zip(together, batch.targets, strict=True)]
-    assert_same(counted, in_rows, 1e-11)  # elsewhere in the row, rotary angles are rounded otherwise
+    assert_same(counted, in_rows, 1e-11)  # rotary angles at other positions round differently
     assert_same(gradients(model, together.sum()), gradients(model, torch.cat(apart).sum()), 1e-10)
 
 
