@@ -50,7 +50,11 @@ def quantize(
         NumericError: for weights that are not finite.
     """
     kind, options = _kind(bits, group_size)
-    _check(model)
+    if number := sum(1 for _ in quantized_layers(model)):
+        raise ConfigError(f"the model is already quantized ({number} layers); quantize the original instead")
+    if model.training:
+        raise ConfigError("a model in training mode cannot be quantized; call model.eval() first")
+    check_known(model, "quantization")  # unknown layers would be skipped, and hooks lost
     model = copy.deepcopy(model)
     for name, plain in _chosen(model, skip):
         if not plain.weight.isfinite().all():
@@ -69,14 +73,6 @@ def _kind(bits: int, group_size: int | None) -> tuple[str, dict[str, int]]:
     if group_size is not None:
         raise ConfigError(f"group_size is for 4 bits, got {group_size} with 8; leave it out")
     return "int8", {}
-
-
-def _check(model: TransformerLM) -> None:
-    if number := sum(1 for _ in quantized_layers(model)):
-        raise ConfigError(f"the model is already quantized ({number} layers); quantize the original instead")
-    if model.training:
-        raise ConfigError("a model in training mode cannot be quantized; call model.eval() first")
-    check_known(model, "quantization")  # unknown layers would be skipped, and hooks lost
 
 
 def _chosen(model: TransformerLM, skip: Sequence[str]) -> list[tuple[str, nn.Linear]]:

@@ -30,7 +30,7 @@ REASONS = {"qwen2": "only its queries, keys and values have a bias, which ModelC
 def export_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The fields of config.json that change logits, and dropout."""
     ours = config.to_dict() | {"num_kv_heads": config.kv_heads, "d_ff": config.ff_width}
-    ours |= {"bias": family.has_biases(config), "activation": ACTIVATIONS[config.activation]}
+    ours |= {"bias": config.bias or family.biased, "activation": ACTIVATIONS[config.activation]}
     fields = {}
     for name, theirs in family.names.items():
         fields |= dict.fromkeys(_all(theirs), ours[name])

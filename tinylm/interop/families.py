@@ -107,10 +107,6 @@ class Family:
     transposed: bool = False
     spare_positions: int = 0
 
-    def has_biases(self, config: ModelConfig) -> bool:
-        """Whether the exported model has biases."""
-        return config.bias or self.biased
-
 
 def _head_dim(config: ModelConfig) -> dict[str, Any]:
     return {"head_dim": config.head_dim}
@@ -120,24 +116,6 @@ def _windows(config: ModelConfig) -> dict[str, Any]:
     sliding = config.sliding_window is not None
     kind = "sliding_attention" if sliding else "full_attention"
     return {"use_sliding_window": sliding, "layer_types": [kind] * config.num_layers}
-
-
-def _qwen3(config: ModelConfig) -> dict[str, Any]:
-    return {**_head_dim(config), **_windows(config), "attention_bias": False}
-
-
-def _smollm3(config: ModelConfig) -> dict[str, Any]:
-    rotary = int(config.positional_encoding == "rotary")
-    return {**_windows(config), "no_rope_layers": [rotary] * config.num_layers}
-
-
-def _gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-
-
-def _opt(config: ModelConfig) -> dict[str, Any]:
-    norms = {"do_layer_norm_before": False, "layer_norm_elementwise_affine": True}
-    return {**norms, "word_embed_proj_dim": config.d_model}
 
 
 UNGATED = ("gelu", "gelu_tanh", "relu", "relu2")
@@ -157,7 +135,8 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
     ),
     Family(
         model_type="qwen3", architecture="Qwen3ForCausalLM", fits=LLAMA | {"qk_norm": (True,), "bias": (False,)},
-        modules=LLAMA_MODULES, names=NAMES | WINDOW, extra=_qwen3,
+        modules=LLAMA_MODULES, names=NAMES | WINDOW,
+        extra=lambda config: {**_head_dim(config), **_windows(config), "attention_bias": False},
         defaults=DEFAULTS
         | {"num_key_value_heads": 32, "head_dim": 128, "use_sliding_window": False, "sliding_window": 4096},
     ),
@@ -168,7 +147,10 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
     ),
     Family(
         model_type="gpt2", architecture="GPT2LMHeadModel", fits=GPT2,
-        modules=GPT2_MODULES, names=GPT2_NAMES, extra=_gpt2,
+        modules=GPT2_MODULES, names=GPT2_NAMES,
+        extra=lambda config: dict(
+            scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
+        ),
         defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
         | {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
         biased=True, transposed=True,
@@ -191,7 +173,10 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
     Family(
         model_type="smollm3", architecture="SmolLM3ForCausalLM",
         fits=LLAMA | {"positional_encoding": ("rotary", "none")},
-        modules=LLAMA_MODULES, names=NAMES | BIASES | WINDOW, extra=_smollm3,
+        modules=LLAMA_MODULES, names=NAMES | BIASES | WINDOW,
+        extra=lambda config: {
+            **_windows(config), "no_rope_layers": [int(config.positional_encoding == "rotary")] * config.num_layers,
+        },
         defaults=DEFAULTS | NO_BIASES
         | {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6}
         | {"use_sliding_window": False, "sliding_window": None},
@@ -199,7 +184,10 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
     Family(
         model_type="opt", architecture="OPTForCausalLM",
         fits=GPT2 | {"norm_placement": ("post",), "norm_eps": (1e-5,)},
-        modules=OPT_MODULES, names=OPT_NAMES, extra=_opt,
+        modules=OPT_MODULES, names=OPT_NAMES,
+        extra=lambda config: dict(
+            do_layer_norm_before=False, layer_norm_elementwise_affine=True, word_embed_proj_dim=config.d_model
+        ),
         defaults={"activation_function": "relu", "tie_word_embeddings": True, "enable_bias": True}
         | {"dropout": 0.1, "attention_dropout": 0.0, "do_layer_norm_before": True},
         biased=True, spare_positions=2,

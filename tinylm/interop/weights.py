@@ -65,7 +65,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
 def _our_shapes(config: ModelConfig, family: Family) -> dict[str, torch.Size]:
     """The shapes of our weights, without a tied head, and with biases if the family has them."""
     with without_weights():
-        model = TransformerLM(dataclasses.replace(config, bias=family.has_biases(config)))
+        model = TransformerLM(dataclasses.replace(config, bias=config.bias or family.biased))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del shapes["head.weight"]
