@@ -1,4 +1,4 @@
-"""Model folders and checkpoints: loaded is what was saved, bit by bit, or an error; nothing is ever executed."""
+"""Model folders and checkpoints load bit by bit or raise an error, and never execute code."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def same_bits(one: TransformerLM, other: TransformerLM) -> bool:
 
 
 def seal(data: bytes) -> bytes:
-    """What `seal_zip` does, for bytes that need not be a zip archive."""
+    """`seal_zip` for any bytes, a zip archive or not."""
     data = data[:-2] + (71).to_bytes(2, "little") if data[-22:-18] == b"PK\5\6" else data + (71).to_bytes(2, "little")
     return data + b"sha256:" + hashlib.sha256(data[:-2]).hexdigest().encode()
 
@@ -68,15 +68,15 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-# --- there and back
+# --- saved and loaded
 
 
-@pytest.mark.parametrize("way", ["folder", "checkpoint"])
+@pytest.mark.parametrize("kind", ["folder", "checkpoint"])
 @settings(max_examples=20, deadline=None)
 @given(model_configs(vocab_size=st.just(TOKENIZER.vocab_size), max_seq_len=st.just(8)))
-def test_a_loaded_model_of_any_config_computes_the_same_bits(way, tmp_path_factory, config):
+def test_a_loaded_model_of_any_config_computes_the_same_bits(kind, tmp_path_factory, config):
     model, path = random_model(config, dtype=torch.float32), tmp_path_factory.mktemp("model") / "saved"
-    save_bundle(path, model.train(), TOKENIZER, {"step": 3}) if way == "folder" else save_checkpoint(path, model)
+    save_bundle(path, model.train(), TOKENIZER, {"step": 3}) if kind == "folder" else save_checkpoint(path, model)
     bundle = load_bundle(path)
     assert same_bits(model.eval(), bundle.model)
     assert not bundle.model.training
@@ -85,12 +85,12 @@ def test_a_loaded_model_of_any_config_computes_the_same_bits(way, tmp_path_facto
     assert all(parameter.requires_grad for parameter in bundle.model.parameters())
 
 
-def test_weights_keep_their_type(tmp_path):
+def test_weights_keep_their_dtype(tmp_path):
     save_bundle(tmp_path / "b", make_model().to(torch.bfloat16), TOKENIZER)
     assert {weight.dtype for weight in load(tmp_path / "b")[0].parameters()} == {torch.bfloat16}
 
 
-def test_a_model_folder_replaces_an_earlier_one_whole(folder):
+def test_a_model_folder_replaces_an_earlier_one_completely(folder):
     (folder / "extra").write_text("of the earlier one")
     save_bundle(folder, make_model(1), TOKENIZER)
     assert same_bits(load(folder)[0], make_model(1))
@@ -102,7 +102,7 @@ def test_the_package_loads_a_folder_or_its_manifest(folder, capfd):
     for path in (folder, str(folder), folder / "tinylm.json"):
         model, tokenizer = tinylm.load(path)
         assert same_bits(model, make_model()) and tokenizer == TOKENIZER
-    assert capfd.readouterr().err == f"tinylm: loading {folder}\n"  # said where the path was another
+    assert capfd.readouterr().err == f"tinylm: loading {folder}\n"  # reported if it is not the given path
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
@@ -111,7 +111,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_folder_gives_model_then_best_then_last_and_says_which(tmp_path, capfd):
+def test_a_run_folder_loads_model_then_best_then_last_and_reports_which(tmp_path, capfd):
     run = tmp_path / "run"
     save_bundle(run / "model", make_model(1), TOKENIZER)
     save_checkpoint(run / "checkpoints" / "best.ckpt", make_model(2))
@@ -128,7 +128,7 @@ def test_a_run_folder_gives_model_then_best_then_last_and_says_which(tmp_path, c
 
 
 def flips(size: int, count: int) -> list[int]:
-    """Places spread over a file, its first and last bytes among them."""
+    """Offsets spread over a file, including its first and last bytes."""
     inner = torch.randint(size, (count,), generator=torch.Generator().manual_seed(size)).tolist()
     return sorted({0, 7, 8, 9, size // 2, size - 1, *inner})
 
@@ -136,14 +136,14 @@ def flips(size: int, count: int) -> list[int]:
 @pytest.mark.parametrize("name", FILES)
 def test_no_flipped_byte_of_a_model_folder_goes_unnoticed(name, folder):
     data, whole = (folder / name).read_bytes(), load_bundle(folder)
-    places = flips(len(data), 40) if name == "model.safetensors" else range(len(data))
+    offsets = flips(len(data), 40) if name == "model.safetensors" else range(len(data))
     silent = []
-    for place in places:
-        (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for offset in offsets:
+        (folder / name).write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         try:
             found = load_bundle(folder)
             if not (same_bits(found.model, whole.model) and (found.tokenizer, found.info) == (TOKENIZER, whole.info)):
-                silent.append(data[max(place - 20, 0) : place + 20])
+                silent.append(data[max(offset - 20, 0) : offset + 20])
         except DataError as error:
             assert "\n" not in str(error)
     assert silent == []
@@ -183,11 +183,11 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize(("change", "problem"), MANIFESTS.values(), ids=MANIFESTS)
-def test_a_manifest_that_fits_nothing_is_refused(change, problem, folder):
+def test_an_inconsistent_manifest_is_refused(change, problem, folder):
     path = folder / "tinylm.json"
     ours = isinstance(change, dict) and "model_type" not in change
     manifest = json.loads(path.read_text()) | change if ours else change
-    if "model" in change:  # as if it had been saved so
+    if "model" in change:  # with a valid checksum
         checksums = manifest.pop("sha256")
         manifest["sha256"] = checksums | {"tinylm.json": sha256_json(manifest)}
     path.write_text(json.dumps(manifest))
@@ -196,7 +196,7 @@ def test_a_manifest_that_fits_nothing_is_refused(change, problem, folder):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "as Lightning writes it"])
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "as written by Lightning"])
 def test_no_flipped_byte_or_cut_of_a_checkpoint_goes_unnoticed(sealed, tmp_path):
     path, model = tmp_path / "last.ckpt", make_model()
     save_checkpoint(path, model)
@@ -206,19 +206,19 @@ def test_no_flipped_byte_or_cut_of_a_checkpoint_goes_unnoticed(sealed, tmp_path)
     damaged = [(i, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]) for i in [*flips(len(data), 40), len(data) - 70]]
     damaged += [(i, data[:i]) for i in (0, 1, 73, 74, len(data) // 2, len(data) - 74, len(data) - 1)]
     silent = []
-    for place, content in damaged:
+    for offset, content in damaged:
         path.write_bytes(content)
         try:
             assert same_bits(load(path)[0], model)
-            silent.append(place)  # padding between the archive's members, or a seal that is no longer one
+            silent.append(offset)  # padding between the archive's members, or a damaged seal
         except DataError as error:
             assert str(path) in str(error) and "\n" not in str(error)
     assert len(silent) < 0.4 * len(damaged)
-    assert not sealed or all(place >= len(data) - 73 for place in silent)
+    assert not sealed or all(offset >= len(data) - 73 for offset in silent)
 
 
 CHECKPOINTS = {
-    "of something else": (dict(state_dict={}), "is a checkpoint of something else"),
+    "of something else": (dict(state_dict={}), "is not a checkpoint of tinylm"),
     "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not fit"),
     "without a state": (dict(tinylm=ENTRY), r"last\.ckpt"),
     "with half an entry": (dict(tinylm={"format": 1}, state_dict={}, global_step=3), r"last\.ckpt"),
@@ -227,7 +227,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize(("content", "problem"), CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_a_whole_checkpoint_with_other_contents_is_refused(content, problem, tmp_path):
+def test_an_intact_checkpoint_with_wrong_contents_is_refused(content, problem, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(seal(torch_bytes(content)))
     with pytest.raises(DataError, match=problem):
         load(tmp_path / "last.ckpt")
@@ -241,13 +241,13 @@ def test_a_checkpoint_whose_config_does_not_fit_its_weights_is_refused(tmp_path)
         load(tmp_path / "last.ckpt")
 
 
-# --- layers in few bits
+# --- quantized layers
 
 INT4 = [{"kind": "int4", "group_size": 8, "names": ["blocks.0.attention.query"]}]
 
 
 @pytest.mark.parametrize("options", [dict(bits=8), dict(bits=4, group_size=8)], ids=str)
-def test_a_quantized_model_comes_back_bit_by_bit(options, tmp_path):
+def test_a_quantized_model_loads_bit_by_bit(options, tmp_path):
     model = quantize(make_model(bias=True), **options)
     save_bundle(tmp_path / "b", model, TOKENIZER)
     found = load(tmp_path / "b")[0]
@@ -263,12 +263,12 @@ def test_a_quantized_model_comes_back_bit_by_bit(options, tmp_path):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_a_folder_of_plain_layers_is_as_it_always_was(folder):
+def test_a_manifest_of_plain_layers_has_no_entry_for_layers(folder):
     assert json.loads((folder / "tinylm.json").read_text()).keys() == {"format", "model", "info", "sha256"}
 
 
 def damaged_bundle(folder, layers=None, change=lambda weights: None):
-    """A folder of a quantized model with a manifest or weights that somebody else wrote, checksums and all."""
+    """A folder of a quantized model with another manifest or weights, and valid checksums."""
     save_bundle(folder, quantize(make_model(), bits=4, group_size=8), TOKENIZER)
     weights = load_file(folder / "model.safetensors")
     change(weights)
@@ -290,13 +290,13 @@ def damaged_bundle(folder, layers=None, change=lambda weights: None):
         ([{**INT4[0], "names": ["blocks.9.attention.query"]}], "is not a plain linear layer of this model"),
         ([{**INT4[0], "group_size": 5}], "group_size must be even and divide"),
         ([{**INT4[0], "size": 5}], "int4 has other options than"),
-        (INT4, r"Missing key.*blocks\.0\.attention\.key\.weight"),  # the others were rounded, too
+        (INT4, r"Missing key.*blocks\.0\.attention\.key\.weight"),  # the other layers are quantized too
         ([], r"Missing key.*blocks\.0\.attention\.query\.weight"),
         (["int4"], "each entry must have a kind and names"),
         (4, "weights and its config do not fit"),
     ],
 )
-def test_layers_that_fit_nothing_are_refused(layers, problem, tmp_path):
+def test_wrong_entries_for_layers_are_refused(layers, problem, tmp_path):
     with pytest.raises(DataError, match=problem) as raised:
         load(damaged_bundle(tmp_path / "b", layers))
     assert str(tmp_path / "b") in str(raised.value) and "\n" not in str(raised.value)
@@ -325,19 +325,19 @@ def test_layers_that_fit_nothing_are_refused(layers, problem, tmp_path):
         ),
     ],
 )
-def test_codes_and_scales_that_fit_nothing_are_refused(change, problem, tmp_path):
+def test_wrong_codes_and_scales_are_refused(change, problem, tmp_path):
     with pytest.raises(DataError, match=problem) as raised:
         load(damaged_bundle(tmp_path / "b", change=change))
     assert str(tmp_path / "b") in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_what_does_not_know_such_layers_refuses_the_folder(tmp_path):
-    """As an older tinylm does, which leaves `layers` unread."""
+def test_a_reader_that_ignores_layers_refuses_the_folder(tmp_path):
+    """An older tinylm does not read `layers`."""
     with pytest.raises(DataError, match="weights and its config do not fit"):
         rebuild_model(SHAPE, quantize(make_model()).state_dict(), source="model")
 
 
-# --- what is not there
+# --- missing models
 
 
 @pytest.mark.parametrize("url", ["https://example.com/model", "http://127.0.0.1:9/a.ckpt", "file:///tmp/a", "s3://b/m"])
@@ -346,7 +346,7 @@ def test_urls_are_refused(url):
         load(url)
 
 
-def test_a_missing_path_names_the_runs_there_are(tmp_path):
+def test_a_missing_path_lists_the_runs(tmp_path):
     for name in ("small", "tiny-2"):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "notes.txt").write_text("no run")
@@ -360,11 +360,11 @@ def test_a_missing_path_names_the_runs_there_are(tmp_path):
         load(tmp_path / "runs" / "small")
 
 
-# --- malice
+# --- malicious files
 
 
 class Malice:
-    """Creates a file when it is unpickled the ordinary way."""
+    """Creates a file when it is unpickled without protection."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -383,17 +383,17 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("make", PICKLES.values(), ids=PICKLES)
-@pytest.mark.parametrize("place", ["own path", "run folder"])
-def test_a_malicious_checkpoint_is_refused_and_never_executed(make, place, tmp_path):
+@pytest.mark.parametrize("found_by", ["own path", "run folder"])
+def test_a_malicious_checkpoint_is_refused_and_never_executed(make, found_by, tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(make({"tinylm": ENTRY, "state_dict": {"net.x": Malice(canary)}, "global_step": 3}))
     with pytest.raises(DataError, match=r"last\.ckpt: "):
-        load(path if place == "own path" else tmp_path / "run")
+        load(path if found_by == "own path" else tmp_path / "run")
     assert not canary.exists()
 
 
-def test_the_malice_of_these_tests_would_work(tmp_path):
+def test_the_malicious_pickle_of_these_tests_works(tmp_path):
     pickle.loads(pickle.dumps(Malice(tmp_path / "canary"))).close()
     assert (tmp_path / "canary").exists()
     torch.load(io.BytesIO(torch_bytes(Malice(tmp_path / "canary 2"))), weights_only=False).close()
@@ -408,7 +408,7 @@ def test_the_seal_of_these_tests_is_the_real_one(tmp_path):
     assert content == seal(content[:-73] + b"\0\0")
 
 
-def test_a_pickle_in_the_place_of_the_weights_is_refused_and_never_executed(folder):
+def test_a_pickle_in_place_of_the_weights_is_refused_and_never_executed(folder):
     evil = pickle.dumps(Malice(folder / "canary"))
     (folder / "model.safetensors").write_bytes(evil)
     manifest = json.loads((folder / "tinylm.json").read_text())

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tinylm.data.corpus import open_corpus
+from tinylm.data.corpora import open_corpus
 from tinylm.data.grammar.stories import story
 from tinylm.data.tokens import open_tokens, resolve_tokenizer
 

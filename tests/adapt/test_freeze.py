@@ -1,4 +1,4 @@
-"""Freezing and growing: what rests rests, and old tokens stay what they were."""
+"""Freezing and larger vocabularies: frozen parameters do not move, and old tokens keep their logits."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from tinylm.model import ModelConfig
 CONFIG = ModelConfig(vocab_size=13, d_model=8, num_layers=3, num_heads=2, max_seq_len=12)
 
 
-def learning(model) -> set[str]:
-    """What a step of SGD moves."""
+def moved_by_sgd(model) -> set[str]:
+    """The parameters that a step of SGD changes."""
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     model(random_ids(model.config)).square().sum().backward()
@@ -35,30 +35,30 @@ def learning(model) -> set[str]:
         ),
     ],
 )
-def test_frozen_weights_rest_and_the_others_move(config, moving):
+def test_only_trainable_parameters_move(config, moving):
     model = random_model(CONFIG)
     names = {name for name, _ in model.named_parameters()}
     frozen = freeze(model, config)
-    assert learning(model) == {name for name in names if moving(name)} == names - set(frozen)
+    assert moved_by_sgd(model) == {name for name in names if moving(name)} == names - set(frozen)
 
 
-def test_an_own_head_learns_beside_the_last_blocks():
+def test_an_untied_head_trains_with_the_last_blocks():
     model = random_model(ModelConfig(**vars(CONFIG) | {"tie_embeddings": False}))
     freeze(model, FreezeConfig(all_but_last=1))
-    assert "head.weight" in learning(model)
+    assert "head.weight" in moved_by_sgd(model)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (dict(layers=[3]), "freeze.layers: the model has blocks 0 to 2, got 3"),
-        (dict(patterns=["attn.*"]), r"freeze.patterns: nothing is named attn\.\*; names are such as embedding.weight"),
+        (dict(patterns=["attn.*"]), r"freeze.patterns: no parameter matches attn\.\*; known are embedding.weight"),
         (dict(all_but_last=4), "freeze.all_but_last: the model has 3 blocks, got 4"),
         (dict(all_but_last=-1), "freeze.all_but_last must not be negative"),
-        (dict(patterns=["*"]), "nothing is left to learn"),
+        (dict(patterns=["*"]), "no parameter is left to train"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused(config, message):
+def test_invalid_freezes_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         freeze(random_model(CONFIG), FreezeConfig(**config))
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_frozen_is_refused(config, message):
 @settings(max_examples=30, deadline=None)
 @given(model_configs(), st.integers(0, 3))
 @torch.no_grad()
-def test_old_tokens_keep_their_logits_and_a_new_ones_is_their_mean(config, more):
+def test_old_tokens_keep_their_logits_and_new_ones_have_the_mean(config, more):
     model, ids = random_model(config), random_ids(config)
     logits = model(ids)
     grown = grow_vocabulary(model, config.vocab_size + more)
@@ -79,5 +79,5 @@ def test_old_tokens_keep_their_logits_and_a_new_ones_is_their_mean(config, more)
 
 
 def test_a_vocabulary_never_shrinks():
-    with pytest.raises(ConfigError, match="the model has 13 tokens, which cannot become 12"):
+    with pytest.raises(ConfigError, match="vocab_size must be at least the model's 13, got 12"):
         grow_vocabulary(random_model(CONFIG), 12)

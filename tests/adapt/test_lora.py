@@ -1,4 +1,4 @@
-"""LoRA against its formula, against `peft`, and in and out of files."""
+"""LoRA against its formula and against `peft`, saved and loaded."""
 
 import json
 
@@ -47,7 +47,7 @@ def randomize(model: TransformerLM, name: str, seed: int = 1) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(model_configs())
-def test_an_adapter_begins_as_the_base_exactly(config):
+def test_a_new_adapter_changes_nothing(config):
     model, ids = random_model(config), random_ids(config)
     before = model(ids)
     add_lora(model, LoRAConfig(rank=2, dropout=0.5))
@@ -57,16 +57,16 @@ def test_an_adapter_begins_as_the_base_exactly(config):
 @settings(max_examples=30, deadline=None)
 @given(model_configs(), st.sampled_from([torch.float32, torch.float64]))
 @torch.no_grad()
-def test_merged_equals_unmerged_and_unmerging_gives_the_base_back(config, dtype):
+def test_merging_changes_no_logits_and_unmerging_restores_the_base(config, dtype):
     model, ids = with_adapter(config).to(dtype), random_ids(config)
     base = {name: weight.clone() for name, weight in model.state_dict().items()}
-    apart = model(ids)
+    unmerged = model(ids)
     merge_lora(model)
-    torch.testing.assert_close(model(ids), apart, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
-    merge_lora(model)  # twice is once
+    torch.testing.assert_close(model(ids), unmerged, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
+    merge_lora(model)  # has no further effect
     unmerge_lora(model)
     assert all(torch.equal(weight, base[name]) for name, weight in model.state_dict().items())
-    assert torch.equal(model(ids), apart)
+    assert torch.equal(model(ids), unmerged)
 
 
 @torch.no_grad()
@@ -81,18 +81,18 @@ def test_a_layer_adds_scaled_b_a_x():
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
-def test_the_adapter_alone_learns():
+def test_only_the_adapter_trains():
     model, ids = with_adapter(), random_ids(CONFIG)
     model(ids).square().sum().backward()
-    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert learned == {name for name, _ in model.named_parameters() if ".lora_" in name}
-    # per block: query and output 16+16, key and value 16+8, gate, input and output 16+24; of rank 3
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if ".lora_" in name}
+    # rank 3 times, per block: query and output 16+16, key and value 16+8, gate, input and output 16+24
     assert trainable_share(model)[0] == 2 * 3 * (2 * 32 + 2 * 24 + 3 * 40)
     assert trainable_share(model)[1] == trainable_share(model)[0] + model.num_parameters()
 
 
 @torch.no_grad()
-def test_several_adapters_over_one_base():
+def test_several_adapters_add_up():
     ids = random_ids(CONFIG)
     model = with_adapter(name="first", targets=["attention"])
     first = model(ids)
@@ -113,7 +113,7 @@ def test_several_adapters_over_one_base():
 
 
 @torch.no_grad()
-def test_removed_adapters_leave_plain_layers():
+def test_removing_merged_adapters_leaves_plain_layers():
     model, ids = with_adapter(), random_ids(CONFIG)
     adapted = model(ids)
     merge_lora(model)
@@ -124,7 +124,7 @@ def test_removed_adapters_leave_plain_layers():
     torch.testing.assert_close(model(ids), adapted, rtol=0, atol=1e-10)
 
 
-def test_dropout_drops_inputs_of_adapters_in_training_only():
+def test_dropout_acts_in_training_only():
     model = with_adapter(dropout=0.9)
     ids = random_ids(CONFIG)
     assert torch.equal(model(ids), model(ids))
@@ -133,7 +133,7 @@ def test_dropout_drops_inputs_of_adapters_in_training_only():
 
 
 @torch.no_grad()
-def test_an_adapter_comes_back_from_its_file(tmp_path):
+def test_a_saved_adapter_loads_exactly(tmp_path):
     model, ids = with_adapter(), random_ids(CONFIG)
     save_adapter(tmp_path / "adapter", model, base="runs/small")
     other = random_model(CONFIG)
@@ -149,8 +149,8 @@ def test_an_adapter_comes_back_from_its_file(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's use of transformers
 @torch.no_grad()
-def test_peft_lays_our_adapter_over_the_exported_llama(changes, tmp_path):
-    """The adapter's file alone: what is under it is the exported base."""
+def test_peft_loads_our_adapter_onto_the_exported_llama(changes, tmp_path):
+    """The base is exported without the adapter."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     config = ModelConfig(
         vocab_size=13, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=12, qk_norm=False,
@@ -162,7 +162,7 @@ def test_peft_lays_our_adapter_over_the_exported_llama(changes, tmp_path):
     assert type(llama) is transformers.LlamaForCausalLM
     save_adapter(tmp_path / "ours", model)
     theirs = peft.PeftModel.from_pretrained(llama, tmp_path / "ours").double().eval()
-    # transformers norms and rotates in float32, whatever the weights
+    # transformers computes RMSNorm and rotary angles in float32 for any dtype
     torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-5)
     back = random_model(config)
     theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
@@ -174,23 +174,23 @@ def test_peft_lays_our_adapter_over_the_exported_llama(changes, tmp_path):
     ("changes", "message"),
     [
         (dict(targets=["attn"]), r"lora.targets: no linear layer is named attn, did you mean 'attention'\?"),
-        (dict(targets=["head"]), "lora.targets: this head is the embedding"),
+        (dict(targets=["head"]), "lora.targets: the head is tied to the embedding"),
         (dict(rank=0), "lora.rank must be at least 1, got 0"),
         (dict(alpha=-1.0), "lora.alpha must be positive"),
         (dict(dropout=1.0), r"lora.dropout must be in \[0, 1\)"),
         (dict(targets=[]), "lora.targets must name"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_configs_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         add_lora(random_model(CONFIG), LoRAConfig(**changes))
 
 
-def test_names_of_adapters_are_checked():
+def test_adapter_names_are_checked():
     model = with_adapter()
-    with pytest.raises(ConfigError, match="adapter default: there is one of this name already"):
+    with pytest.raises(ConfigError, match="adapter default: the model already has an adapter of this name"):
         add_lora(model, LORA)
-    with pytest.raises(ConfigError, match="adapter other: there is none of this name; known are default"):
+    with pytest.raises(ConfigError, match="adapter other: the model has no such adapter; known are default"):
         use_adapters(model, "other")
     merge_lora(model)
     with pytest.raises(ConfigError, match="unmerge them first"):
@@ -202,16 +202,19 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
     save_adapter(tmp_path / "a", model)
     with pytest.raises(MissingInputError, match=r"nowhere.*adapter_config.json"):
         load_adapter(tmp_path / "nowhere", random_model(CONFIG))
-    with pytest.raises(DataError, match="which the model has no place for"):
+    with pytest.raises(DataError, match="which the model lacks"):
         load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"num_layers": 1})))
     with pytest.raises(DataError, match=r"is missing or not \(3, 32\)"):
         load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"d_model": 32})))
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    for change, message in (({"use_dora": True}, "use_dora is True"), ({"peft_type": "IA3"}, "is not a LoRA adapter")):
+    for change, message in (
+        ({"use_dora": True}, "use_dora is True"),
+        ({"peft_type": "IA3"}, "is not the config of a LoRA adapter"),
+    ):
         (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(DataError, match=message):
             load_adapter(tmp_path / "a", random_model(CONFIG))
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match="not a safetensors file"):
         load_adapter(tmp_path / "a", random_model(CONFIG))

@@ -1,4 +1,4 @@
-"""Rounding against its bounds, quantized models against plain ones of the same numbers, and what training loses."""
+"""Rounding against its bounds, quantized models against plain ones with equal weights, and the loss they cost."""
 
 import copy
 import multiprocessing
@@ -29,7 +29,7 @@ few = settings(max_examples=40, deadline=None)
 SMALL = dict(vocab_size=11, d_model=32, num_layers=2, num_heads=4, max_seq_len=12)
 SIZES = {"int8": dict(bits=8), "int4": dict(bits=4, group_size=16)}
 
-# any finite weights, of all sizes: subnormal ones, too
+# finite weights of all magnitudes, subnormal ones included
 weights = st.lists(
     st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, 1.0, 1e-40]), min_size=8, max_size=8),
     min_size=1,
@@ -48,28 +48,28 @@ def test_8_bits_move_no_weight_by_more_than_half_a_step(weight):
     steps = scales.double()[:, None]
     assert ((codes * steps - weight.double()).abs() <= steps / 2 * (1 + 1e-6)).all()
     largest = weight.abs().amax(dim=1).double()
-    assert (scales.double() <= (largest / 127).clamp(min=2**-126) * (1 + 2**-8)).all()  # no coarser than they must be
+    assert (scales.double() <= (largest / 127).clamp(min=2**-126) * (1 + 2**-8)).all()  # no coarser than necessary
 
 
 @few
 @given(weights, st.sampled_from([2, 4, 8]))
 def test_4_bits_without_a_search_move_no_weight_by_more_than_half_a_step(weight, size):
-    codes, scales = round_groups(weight, size, stands=(7.0,))
+    codes, scales = round_groups(weight, size, candidates=(7.0,))
     steps = scales.double().abs().repeat_interleave(size, dim=1)
-    assert (stood_for(codes, scales).sub(weight.double()).abs() <= steps / 2 * (1 + 1e-6)).all()
+    assert (dequantized(codes, scales).sub(weight.double()).abs() <= steps / 2 * (1 + 1e-6)).all()
 
 
-def stood_for(codes: Tensor, scales: Tensor) -> Tensor:
+def dequantized(codes: Tensor, scales: Tensor) -> Tensor:
     return codes * scales.double().repeat_interleave(codes.shape[1] // scales.shape[1], dim=1)
 
 
 @few
 @given(weights, st.sampled_from([2, 4, 8]))
-def test_the_search_never_loses_more_in_any_group(weight, size):
-    def loss(found: tuple[Tensor, Tensor]) -> Tensor:
-        return (stood_for(*found) - weight.double()).square().unflatten(1, (-1, size)).sum(dim=2)
+def test_the_search_never_increases_the_error_of_a_group(weight, size):
+    def error(found: tuple[Tensor, Tensor]) -> Tensor:
+        return (dequantized(*found) - weight.double()).square().unflatten(1, (-1, size)).sum(dim=2)
 
-    searched, plain = loss(round_groups(weight, size)), loss(round_groups(weight, size, stands=(7.0,)))
+    searched, plain = error(round_groups(weight, size)), error(round_groups(weight, size, candidates=(7.0,)))
     assert (searched <= plain * (1 + 1e-5)).all()
 
 
@@ -78,28 +78,28 @@ def test_rounding_by_hand():
     assert codes.tolist() == [[127, -64, 0, 0], [0, 0, 0, 0]]
     assert scales[0] == 1
     codes, scales = round_groups(torch.tensor([[-8.0, 7.0, 3.0, 1.0, 16.0, -14.0, 6.0, 0.0]]), 4)
-    assert stood_for(codes, scales).tolist() == [[-8, 7, 3, 1, 16, -14, 6, 0]]  # 16 steps hold them exactly
-    assert scales.tolist() == [[1, -2]]  # the largest always stands at -8
+    assert dequantized(codes, scales).tolist() == [[-8, 7, 3, 1, 16, -14, 6, 0]]  # exact in 16 steps
+    assert scales.tolist() == [[1, -2]]  # the largest weight has the code -8
 
 
-def test_the_search_takes_a_fifth_off_the_error_of_normal_weights():
-    """Of 32 normal weights the largest is about 2.4 deviations from zero, the step then 2.4 / 7, and the mean squared
-    error, step² / 12, about 1% of the variance. Finer steps that cut the largest off must do clearly better."""
+def test_the_search_reduces_the_error_of_normal_weights_by_a_fifth():
+    """The largest of 32 normal weights is about 2.4 deviations from zero. The step is then 2.4 / 7, the mean squared
+    error, step² / 12, is about 1% of the variance. Finer steps that clip the largest weight must do clearly better."""
     weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
 
-    def loss(found: tuple[Tensor, Tensor]) -> float:
-        return float((stood_for(*found) - weight).square().mean())
+    def error(found: tuple[Tensor, Tensor]) -> float:
+        return float((dequantized(*found) - weight).square().mean())
 
-    plain = loss(round_groups(weight, 32, stands=(7.0,)))
+    plain = error(round_groups(weight, 32, candidates=(7.0,)))
     assert 0.009 < plain < 0.011
-    assert loss(round_groups(weight, 32)) < 0.8 * plain
+    assert error(round_groups(weight, 32)) < 0.8 * plain
 
 
 # --- models
 
 
 def plain_twin(model: TransformerLM) -> TransformerLM:
-    """The same with `nn.Linear`s that have the rounded weights."""
+    """The model with plain layers that have the quantized weights."""
     twin = copy.deepcopy(model)
     for name, layer in list(quantized_layers(twin)):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
@@ -115,7 +115,7 @@ even_widths = dict(d_ff=st.sampled_from([None, 16, 32]), num_heads=st.sampled_fr
 @few
 @given(model_configs(positional_encoding=st.just("rotary"), **even_widths), st.sampled_from([8, 4]))
 @torch.no_grad()
-def test_a_quantized_model_is_the_plain_one_with_rounded_weights(config, bits):
+def test_a_quantized_model_matches_the_plain_one_with_quantized_weights(config, bits):
     model, ids = random_model(config), random_ids(config)
     rounded = quantize(model, bits=bits, group_size=2 if bits == 4 else None)
     twin = plain_twin(rounded)
@@ -141,7 +141,7 @@ def test_decoding_with_a_cache_matches_the_full_forward(config, rows):
 @pytest.mark.parametrize("bits", [8, 4])
 @torch.no_grad()
 def test_decoding_by_packed_kernels_matches_the_full_forward_to_bfloat16(bits):
-    """A relative rounding of 2^-9 of what goes into and comes out of each of 14 products."""
+    """Relative rounding errors of 2^-9 of the input and output of each of 14 products."""
     config = ModelConfig(**SMALL | dict(d_model=64, max_seq_len=40))
     model = quantize(random_model(config, dtype=torch.float32), bits=bits)
     ids = random_ids(config, 1)
@@ -151,20 +151,20 @@ def test_decoding_by_packed_kernels_matches_the_full_forward_to_bfloat16(bits):
         assert float((found - full[:, t]).norm() / full[:, t].norm()) < 14 * 2**-8
 
 
-FORMS = [
+ARCHITECTURES = [
     dict(d_model=96, bias=True),
     dict(d_model=64, positional_encoding="learned", norm="layernorm", activation="gelu_tanh", bias=True),
     dict(d_model=100, d_ff=256, bias=True),
 ]
 
 
-def speak_from_a_folder(folder: Path, bits: int) -> None:
-    """Five texts at once of each form: by the model that was saved, and by the one that is loaded from a file whose
-    weights come to stand 8 bytes beyond where PyTorch would put them."""
+def generate_from_a_folder(folder: Path, bits: int) -> None:
+    """Generates five texts with a saved model, and with the one loaded from its file. The loaded weights lie 8 bytes
+    behind an aligned address, where PyTorch would never put them."""
     read = tinylm.bundle.load_file
     tinylm.bundle.load_file = lambda path: {name: moved(tensor, 8) for name, tensor in read(path).items()}
-    for form in FORMS:
-        config = ModelConfig(**dict(vocab_size=257, num_layers=2, num_heads=2, max_seq_len=40) | form)
+    for changes in ARCHITECTURES:
+        config = ModelConfig(**dict(vocab_size=257, num_layers=2, num_heads=2, max_seq_len=40) | changes)
         saved = quantize(random_model(config, dtype=torch.float32), bits=bits, group_size=None if bits == 8 else 4)
         save_bundle(folder, saved, ByteTokenizer([END_OF_TEXT]))
         loaded, tokenizer = tinylm.load(folder)
@@ -174,16 +174,18 @@ def speak_from_a_folder(folder: Path, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_model_from_a_file_speaks_as_the_one_that_was_saved(bits, tmp_path):
-    """In a process of its own, which a kernel that counts on addresses would end."""
-    process = multiprocessing.get_context("spawn").Process(target=speak_from_a_folder, args=(tmp_path / "model", bits))
+def test_a_loaded_model_generates_what_the_saved_one_does(bits, tmp_path):
+    """In a process of its own, which a kernel that requires aligned addresses would crash."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=generate_from_a_folder, args=(tmp_path / "model", bits)
+    )
     process.start()
     process.join(120)
     assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_the_original_stays_and_the_copy_counts_the_same(kind):
+def test_quantization_copies_the_model_and_keeps_its_parameter_count(kind):
     model = random_model(ModelConfig(**SMALL, bias=True), dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rounded = quantize(model, **SIZES[kind])
@@ -196,7 +198,7 @@ def test_the_original_stays_and_the_copy_counts_the_same(kind):
     assert not any("weight" in name and "feedforward." in name for name, _ in rounded.named_parameters())
 
 
-def test_what_is_skipped_stays():
+def test_skipped_layers_stay_plain():
     model = random_model(ModelConfig(**SMALL, tie_embeddings=False), dtype=torch.float32)
     names = {name for name, _ in quantized_layers(quantize(model, skip=("head", "blocks.0.*", "*.feedforward.gate")))}
     assert names == {
@@ -218,28 +220,28 @@ def test_what_is_skipped_stays():
         (dict(skip=["*"]), r"skip: \* leaves no layer to quantize"),
     ],
 )
-def test_options_without_meaning_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         quantize(random_model(ModelConfig(**SMALL)), **options)
 
 
 def test_models_that_cannot_be_quantized_are_refused():
     model = random_model(ModelConfig(**SMALL))
-    with pytest.raises(ConfigError, match=r"quantized already \(14 layers\)"):
+    with pytest.raises(ConfigError, match=r"already quantized \(14 layers\)"):
         quantize(quantize(model))
-    with pytest.raises(ConfigError, match="a model in training cannot be quantized"):
+    with pytest.raises(ConfigError, match="a model in training mode cannot be quantized"):
         quantize(model.train())
     model.eval().blocks[1].feedforward.output.weight.data[0, 0] = float("nan")
     with pytest.raises(NumericError, match=r"blocks\.1\.feedforward\.output: has weights that are not finite"):
         quantize(model)
 
 
-# --- what a trained model loses
+# --- the loss of a trained model
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[TransformerLM, Tensor]:
-    """A model by byte after some seconds of training on stories, and windows of others."""
+    """A byte model trained on stories for a few seconds, and windows of other stories."""
     text = "\n".join(story(0, number) for number in range(200)).encode()
     windows = torch.frombuffer(bytearray(text[: len(text) // 65 * 65]), dtype=torch.uint8).long().view(-1, 65)
     torch.manual_seed(0)
@@ -258,11 +260,11 @@ def trained() -> tuple[TransformerLM, Tensor]:
 def test_a_trained_model_loses_less_than_half_a_percent_in_8_bits_and_three_in_4(trained):
     model, windows = trained
 
-    def loss(network: TransformerLM) -> float:
-        return float(F.cross_entropy(network(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()))
+    def loss(model: TransformerLM) -> float:
+        return float(F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()))
 
     before = loss(model)
     frequencies = windows.flatten().bincount() / windows.numel()
-    assert before < 0.8 * float(torch.special.entr(frequencies).sum())  # it has learned more than those
+    assert before < 0.8 * float(torch.special.entr(frequencies).sum())  # better than byte frequencies
     assert abs(loss(quantize(model, bits=8)) / before - 1) < 0.005
     assert abs(loss(quantize(model, bits=4)) / before - 1) < 0.03

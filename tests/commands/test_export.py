@@ -57,7 +57,7 @@ ERRORS = {
     "no model": (["--model", "nowhere", "--to", "hf", "--out", "o"], 66, "nowhere: no such model"),
     "no folder of theirs": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
     "ours for theirs": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
-    "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal has no"),
+    "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal: no"),
     "what would change the numbers": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
     "another format": (["--model", "model", "--to", "onnx", "--out", "o"], 2, "invalid choice: 'onnx'"),
     "a wrong option": (["--model", "model", "--to", "hf", "--ou", "o"], 2, "--out"),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tinylm.data import open_corpus, read_pairs
+from tinylm.data.corpora.tinystories import sources
 from tinylm.data.grammar.questions import write_parts
-from tinylm.data.tinystories import sources
 from tinylm.locate import command
 
 

@@ -103,7 +103,7 @@ def test_errors_are_one_line_and_nothing_is_written(arguments, code, message, ru
 def test_a_quantized_model_is_not_quantized_again(run):
     assert run("--model", "alone", "--out", "small", "--text", "t.txt")[0] == 0
     code, _, err = run("--model", "small", "--out", "smaller")
-    assert code == 2 and "the model is quantized already (7 layers)" in err
+    assert code == 2 and "the model is already quantized (7 layers)" in err
 
 
 def test_only_a_model_folder_is_replaced(run):

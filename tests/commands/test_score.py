@@ -77,7 +77,7 @@ def test_answers_to_pairs_are_scored_by_hand(run, pairs):
         (["--model", "model"], 2, "give either --text or --pairs"),
         (["--model", "model", "--text", "t.txt", "--pairs", "p.jsonl"], 2, "give either --text or --pairs"),
         (["--model", "model", "--pairs", "no.jsonl"], 66, "no.jsonl: no such file of pairs"),
-        (["--model", "model", "--pairs", "t.txt"], 65, "t.txt: is of an unknown kind; give a file whose name ends in"),
+        (["--model", "model", "--pairs", "t.txt"], 65, "t.txt: is not a known format; give a file whose name ends in"),
         (["--model", "model", "--pairs", "p.csv", "--template", "chta"], 2, "did you mean 'chat'"),
         (
             ["--model", "model", "--pairs", "p.csv", "--template", "chat"],

@@ -1,4 +1,4 @@
-"""For the tests of data: a web server that can fail in every way, and processes that start in half a second."""
+"""Fixtures: a web server that can fail in every way, and processes that start in half a second."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-# tinylm.data's submodules without its __init__, which imports Lightning: seconds saved in each process
+# Makes tinylm.data's submodules importable without its __init__, whose imports take a second in each process.
 LIGHT = """
 import sys, types
 from pathlib import Path
@@ -24,7 +24,7 @@ sys.modules["tinylm.data"].__path__ = [str(Path(tinylm.__file__).parent / "data"
 
 @pytest.fixture
 def python():
-    """python(code, *arguments) starts a process that can use tinylm.data's submodules; the test's end kills it."""
+    """python(code, *arguments) starts a process with tinylm.data's submodules, killed after the test."""
     processes = []
 
     def start(code: str, *arguments: object, **options) -> subprocess.Popen:
@@ -54,7 +54,7 @@ class Server:
     requests: list[str] = field(default_factory=list)
 
     def serve(self, path: str, body: bytes = b"", **options) -> str:
-        """Puts a page under a path; returns its URL."""
+        """Adds a page and returns its URL."""
         self.pages[path] = Page(body, **options)
         return self.url + path
 

@@ -1,4 +1,4 @@
-"""Which tokens make up a step: epochs are permutations, evaluation covers everything once."""
+"""The tokens of a step: epochs are permutations, and evaluation covers every token once."""
 
 from itertools import chain
 
@@ -30,7 +30,7 @@ def windows(draw) -> TrainingWindows:
 
 
 def samples(windows: TrainingWindows, first: int, count: int) -> np.ndarray:
-    """The starts of samples `first` to `first + count` of the endless sequence."""
+    """The starts of `count` samples of the endless sequence, from sample `first` on."""
     size = windows.batch_size
     steps = range(first // size, -(-(first + count) // size))
     starts = np.concatenate([windows.starts(step) for step in steps])
@@ -48,11 +48,11 @@ def test_starts_are_a_pure_function_of_seed_and_step(windows, steps):
 
 @few
 @given(windows(), st.integers(0, 5))
-def test_every_epoch_is_a_permutation_of_windows_side_by_side(windows, epoch):
+def test_every_epoch_is_a_permutation_of_adjacent_windows(windows, epoch):
     starts = samples(windows, epoch * windows.num_windows, windows.num_windows)
     assert (np.diff(np.sort(starts)) == windows.context).all()
     assert starts.min() >= 0
-    assert starts.max() + windows.context + 1 <= windows.num_tokens  # the last target is a token
+    assert starts.max() + windows.context + 1 <= windows.num_tokens  # the last target exists
 
 
 @few
@@ -77,7 +77,7 @@ def test_epochs_and_seeds_differ_in_order_and_offset():
 
     epochs = [epoch(seed, number) for seed in range(3) for number in range(100)]
     assert len({order for _, order in epochs}) == 300
-    for seed in range(3):  # with 100 draws of 8 offsets, one is never drawn with probability 1e-5
+    for seed in range(3):  # 100 draws miss one of 8 offsets with probability 1e-5
         assert {offset for offset, _ in epochs[seed * 100 : seed * 100 + 100]} == set(range(8))
 
 
@@ -89,7 +89,7 @@ def test_windows_and_steps_by_hand():
     assert smallest.starts(7).tolist() == [0, 0]
 
 
-def test_a_training_text_without_a_whole_window_is_refused_with_counts():
+def test_a_training_text_shorter_than_a_window_is_refused_with_counts():
     with pytest.raises(DataError, match=r"^train has 90 tokens, needs at least 129$"):
         TrainingWindows(90, 128, 4)
     with pytest.raises(DataError, match=r"^train has 128 tokens, needs at least 129$"):
@@ -99,7 +99,7 @@ def test_a_training_text_without_a_whole_window_is_refused_with_counts():
 @few
 @given(windows(), st.sampled_from([np.uint16, np.uint32]))
 def test_targets_are_the_inputs_shifted_by_one(windows, dtype):
-    tokens = np.arange(windows.num_tokens, dtype=dtype) + 60_000  # a token tells its place; above int16
+    tokens = np.arange(windows.num_tokens, dtype=dtype) + 60_000  # each token is its position plus 60,000, above int16
     starts = windows.starts(0)
     inputs, targets, num_targets, *_ = gather(tokens, starts, windows.context, num_targets=17)
     assert inputs.tolist() == [list(range(60_000 + s, 60_000 + s + windows.context)) for s in starts]
@@ -123,20 +123,20 @@ def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, co
         )
         assert num_targets == counts.sum()
         assert (inputs[counts] + 1 == targets[counts]).all()
-        assert inputs.min() >= 0 and inputs.max() < num_tokens  # also where nothing is to be predicted
+        assert inputs.min() >= 0 and inputs.max() < num_tokens  # padding included
         assert log_prob is None
         seen += targets[counts].tolist()
     assert seen == list(range(1, num_tokens))
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])
-def test_nothing_is_evaluated_where_there_is_nothing_to_predict(num_tokens):
+def test_a_text_without_targets_has_no_rows(num_tokens):
     assert len(window_rows(num_tokens, 4).begins) == 0
 
 
 # --- documents
 
-END = 0  # the separator; no other token of a document is 0
+END = 0  # the separator, and the only token 0
 
 
 @st.composite
@@ -147,7 +147,7 @@ def documents(draw) -> list[list[int]]:
 @few
 @given(documents(), st.integers(1, 15), st.integers(1, 4))
 def test_evaluation_reads_each_document_from_the_separator_before_it(documents, context, batch_size):
-    """Against a loop over documents in plain Python."""
+    """Against a plain loop over documents."""
     tokens = np.array(list(chain.from_iterable(documents)), dtype=np.uint16)
     log_probs = -np.arange(1.0, len(documents) + 1)
     rows = document_rows(document_begins(tokens, END), len(tokens), context, log_probs)
@@ -180,8 +180,8 @@ def test_an_epoch_reads_every_token_of_every_document_aligned(documents, context
     rows = document_rows(document_begins(tokens, END), len(tokens), context)
     windows = DocumentWindows(len(tokens), context, batch_size, seed, begins=rows.begins)
     starts = samples(windows, epoch * windows.num_windows, windows.num_windows)
-    latest = len(tokens) - 1 - context  # a window must have all its targets, so that the last ones begin earlier
-    ends = np.cumsum([0, *map(len, documents)]) - 1  # of the documents, before the first one -1
+    latest = len(tokens) - 1 - context  # the last windows begin earlier, to have all targets
+    ends = np.cumsum([0, *map(len, documents)]) - 1  # of the documents; -1 before the first
     aligned = [first for i, end in enumerate(ends[:-1]) for first in range(end, ends[i + 1], context)]
     assert sorted(starts) == sorted(min(first, latest) for first in aligned)
     batch = gather(tokens, starts, context, num_targets=1)

@@ -1,4 +1,4 @@
-"""Text comes out as it went in, cut at the right characters; what is wrong with a file is said with its place."""
+"""Text is read unchanged and split at the right characters; errors name the file and the offset."""
 
 from itertools import pairwise
 
@@ -7,7 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.corpus import FileCorpus, TinyStories, check_split, open_corpus, split_documents
+from tinylm.data.corpora import check_split, open_corpus
+from tinylm.data.corpora.base import split_documents
+from tinylm.data.corpora.text import TextCorpus
+from tinylm.data.corpora.tinystories import TinyStoriesCorpus
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
@@ -37,7 +40,7 @@ def test_split_by_characters_gives_nanogpts_bounds(length, tmp_path):
 
 
 @pytest.mark.parametrize("split", [(0.8, 0.1, 0.1), (0.6, 0.3, 0.1), (0.7, 0.2, 0.1)])
-def test_bounds_of_three_parts_are_those_of_the_decimal_fractions(split, tmp_path):
+def test_bounds_follow_the_decimal_fractions_exactly(split, tmp_path):
     (tmp_path / "t.txt").write_text("0123456789" * 10)
     corpus = open_files(tmp_path / "t.txt", split)
     lengths = [len("".join(documents(corpus, part))) for part in corpus.parts]
@@ -50,7 +53,7 @@ def test_bounds_of_three_parts_are_those_of_the_decimal_fractions(split, tmp_pat
     st.lists(st.integers(1, 10), min_size=2, max_size=3),
 )
 @example([ODD, ODD], [1, 1, 1])
-def test_parts_join_to_the_whole_text_of_all_files(tmp_path_factory, texts, weights):
+def test_the_joined_parts_are_the_text_of_all_files(tmp_path_factory, texts, weights):
     folder = tmp_path_factory.mktemp("texts")
     for i, text in enumerate(texts):
         (folder / f"{i}.txt").write_bytes(text.encode())
@@ -63,9 +66,9 @@ def test_parts_join_to_the_whole_text_of_all_files(tmp_path_factory, texts, weig
         assert length == pytest.approx(sum(map(len, texts)) * weights[i] / sum(weights), abs=1)
 
 
-def test_each_file_of_a_glob_is_a_document_in_the_order_of_names(tmp_path):
+def test_each_file_of_a_glob_is_a_document_sorted_by_name(tmp_path):
     (tmp_path / "deep").mkdir()
-    for name, text in {"b.txt": "second", "a.txt": "first ", "deep/c.txt": "third!", "d.md": "not this"}.items():
+    for name, text in {"b.txt": "second", "a.txt": "first ", "deep/c.txt": "third!", "d.md": "not matched"}.items():
         (tmp_path / name).write_text(text)
     corpus = open_files(tmp_path / "**" / "*.txt", (0.5, 0.5))
     assert documents(corpus, "train") == ["first ", "sec"]  # 18 characters, cut at the ninth
@@ -74,14 +77,14 @@ def test_each_file_of_a_glob_is_a_document_in_the_order_of_names(tmp_path):
     assert not open_files(tmp_path / "a.txt").separated
 
 
-def test_a_file_whose_name_is_a_glob_is_that_file(tmp_path):
+def test_an_existing_file_takes_precedence_over_a_glob(tmp_path):
     (tmp_path / "[ab].txt").write_text("right")
     (tmp_path / "a.txt").write_text("wrong")
     assert "".join(open_files(tmp_path / "[ab].txt").texts()) == "right"
 
 
 @pytest.mark.parametrize("split", [(0.9, 0.1), (0.8, 0.1, 0.1), [0.5, 0.5]])
-def test_fractions_that_sum_to_one_are_a_split(split):
+def test_valid_splits_are_accepted(split):
     assert check_split(split) == tuple(split)
 
 
@@ -90,7 +93,7 @@ def test_fractions_that_sum_to_one_are_a_split(split):
     [(1.0,), (0.9,), (0.9, 0.2), (0.5, 0.4), (1.0, 0.0), (1.5, -0.5), (0.25,) * 4, (),
      (float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.1)],
 )  # fmt: skip
-def test_other_splits_are_refused(split):
+def test_invalid_splits_are_refused(split):
     with pytest.raises(ConfigError, match=r"data\.split must be two or three positive fractions that sum to 1, got"):
         check_split(split)
 
@@ -105,7 +108,7 @@ def test_nothing_is_normalized_at_any_chunk_border(before, tmp_path):
     assert "".join(open_files(tmp_path / "t.txt").texts()) == text
 
 
-A, EURO, SMILE = b"a" * (MEBIBYTE - 1), "€".encode(), "😀".encode()  # A leaves room for one byte of a chunk
+A, EURO, SMILE = b"a" * (MEBIBYTE - 1), "€".encode(), "😀".encode()  # A is one byte shorter than a chunk
 BAD_UTF8 = {
     "first byte": (b"", b"\xff rest"),
     "after a character of two bytes": ("é".encode(), b"\x80 rest"),
@@ -122,13 +125,13 @@ BAD_UTF8 = {
 
 
 @pytest.mark.parametrize(("good", "bad"), BAD_UTF8.values(), ids=BAD_UTF8)
-def test_invalid_utf8_is_named_with_its_byte_offset(good, bad, tmp_path):
+def test_errors_name_the_byte_offset_of_invalid_utf8(good, bad, tmp_path):
     (tmp_path / "t.txt").write_bytes(good + bad)
     with pytest.raises(DataError, match=rf"t\.txt: is not UTF-8 at byte {len(good)} \(.*data\.errors=replace"):
         open_files(tmp_path / "t.txt")
 
 
-def test_invalid_utf8_is_replaced_where_that_is_asked_for(tmp_path):
+def test_invalid_utf8_is_replaced_with_errors_replace(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"a\xffb\xe2\x82")
     assert "".join(open_files(tmp_path / "t.txt", errors="replace").texts()) == "a\ufffdb\ufffd"
 
@@ -138,31 +141,31 @@ def test_fingerprints_differ_where_the_parts_do(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c = (tmp_path / name for name in "abc")
     different = [
-        FileCorpus("x", [a], (0.9, 0.1)), FileCorpus("x", [b], (0.9, 0.1)), FileCorpus("x", [a], (0.8, 0.2)),
-        FileCorpus("x", [a], (0.9, 0.1), "replace"), FileCorpus("x", [b, c], (0.9, 0.1)),
-        FileCorpus("x", [c, b], (0.9, 0.1)),
+        TextCorpus("x", [a], (0.9, 0.1)), TextCorpus("x", [b], (0.9, 0.1)), TextCorpus("x", [a], (0.8, 0.2)),
+        TextCorpus("x", [a], (0.9, 0.1), "replace"), TextCorpus("x", [b, c], (0.9, 0.1)),
+        TextCorpus("x", [c, b], (0.9, 0.1)),
     ]  # fmt: skip
     assert len({corpus.fingerprint for corpus in different}) == len(different)
-    assert FileCorpus("x", [a], (0.9, 0.1)).fingerprint == different[0].fingerprint
+    assert TextCorpus("x", [a], (0.9, 0.1)).fingerprint == different[0].fingerprint
 
 
-# --- what is not there
+# --- missing and empty corpora
 
 
-def test_a_missing_corpus_is_missing_input_with_the_name_that_was_meant(tmp_path):
+def test_a_missing_corpus_is_missing_input_with_a_suggestion(tmp_path):
     with pytest.raises(MissingInputError, match=r"data\.corpus: storeis: no such .* did you mean 'stories'") as raised:
         open_corpus("storeis", split=(0.9, 0.1), cache_dir=tmp_path)
     assert raised.value.exit_code == 66
     with pytest.raises(MissingInputError, match=r"nowhere\.txt: no such corpus or file; give a text file, a glob"):
         open_files(tmp_path / "nowhere.txt")
     with pytest.raises(MissingInputError, match="no such corpus or file"):
-        open_files(tmp_path)  # a folder is no text
+        open_files(tmp_path)  # a folder is not a text
     with pytest.raises(MissingInputError, match="no such corpus or file"):
         open_corpus("", split=(0.9, 0.1), cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "nul\0.txt"])
-def test_what_cannot_be_a_file_name_is_missing_input_too(source, tmp_path):
+def test_an_impossible_file_name_is_missing_input(source, tmp_path):
     with pytest.raises(MissingInputError, match="no such corpus or file"):
         open_corpus(source, split=(0.9, 0.1), cache_dir=tmp_path)
 
@@ -184,19 +187,19 @@ def test_an_empty_corpus_is_refused(tmp_path):
     st.lists(st.integers(0, 100), max_size=8),
     st.sampled_from(["<|>", "|", "aa"]),
 )
-def test_documents_are_what_stands_between_separators_however_it_is_chunked(texts, cuts, separator):
+def test_documents_between_separators_do_not_depend_on_the_chunks(texts, cuts, separator):
     whole = separator.join(texts)
     bounds = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
     chunks = [whole[a:b] for a, b in pairwise(bounds)]
     assert list(split_documents(chunks, separator)) == [text for text in whole.split(separator) if text]
 
 
-def test_tinystories_keeps_its_own_split_and_shares_validation_with_test(tmp_path):
+def test_tinystories_keeps_its_own_split_and_divides_validation_for_test(tmp_path):
     train, validation = tmp_path / "train.txt", tmp_path / "valid.txt"
     train.write_bytes(b"one\n<|endoftext|>\ntwo\n<|endoftext|>")
     validation.write_text("a<|endoftext|>b<|endoftext|>c")
-    two = TinyStories([train, validation], (0.9, 0.1))
-    three = TinyStories([train, validation], (0.8, 0.1, 0.1))
+    two = TinyStoriesCorpus("t", [train, validation], (0.9, 0.1))
+    three = TinyStoriesCorpus("t", [train, validation], (0.8, 0.1, 0.1))
     assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
     assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
     assert two.fingerprint != three.fingerprint
@@ -210,26 +213,26 @@ def test_tinystories_keeps_its_own_split_and_shares_validation_with_test(tmp_pat
     st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=5)),
     st.sampled_from(["\n", "\r\n"]),
 )
-def test_every_line_is_a_document_of_one_part_and_empty_ones_are_none(tmp_path_factory, lines, ending):
+def test_every_nonempty_line_is_a_document_of_one_part(tmp_path_factory, lines, ending):
     path = tmp_path_factory.mktemp("lines") / "t.txt"
     path.write_bytes("".join(line + ending for line in [*lines, "x"]).encode())
     corpus = open_corpus(f"lines:{path}", split=(0.5, 0.3, 0.2), cache_dir=path.parent)
     expected = [line for line in [*lines, "x"] if line]
     homes = [(part, "".join(chunks)) for part, chunks in corpus.items()]
     assert [text for _, text in homes] == expected
-    assert len(set(homes)) == len(set(expected))  # a line that comes twice is in one part
+    assert len(set(homes)) == len(set(expected))  # equal lines are in one part
     for part in corpus.parts:
         assert documents(corpus, part) == [text for home, text in homes if home == part]
 
 
-def test_lines_are_split_as_the_fractions_say(tmp_path):
+def test_lines_are_split_by_the_fractions(tmp_path):
     (tmp_path / "t.txt").write_text("\n".join(map(str, range(10_000))))
     corpus = open_corpus(f"lines:{tmp_path}/*.txt", split=(0.9, 0.1), cache_dir=tmp_path)
     spread = (10_000 * 0.9 * 0.1) ** 0.5  # of a binomial
     assert len(documents(corpus, "train")) == pytest.approx(9_000, abs=4 * spread)
 
 
-def test_lines_of_nothing_are_refused(tmp_path):
+def test_a_file_of_empty_lines_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("\n\r\n\n")
     with pytest.raises(DataError, match=r"lines:.*t\.txt: is empty"):
         open_corpus(f"lines:{tmp_path / 't.txt'}", split=(0.9, 0.1), cache_dir=tmp_path)

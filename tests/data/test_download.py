@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole and checked, or an error that says where to put the file by hand."""
+"""Downloads from a local server: complete and checked, or an error that says where to put the file by hand."""
 
 import hashlib
 import re
@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tinylm.data import corpus, open_corpus
+from tinylm.data import corpora, open_corpus
 from tinylm.data.download import Download, download
 from tinylm.errors import DataError, MissingInputError, TinyLMError
 
 BODY = "Once upon a time é\r\n".encode() * 50_000  # several blocks
 SHA256 = hashlib.sha256(BODY).hexdigest()
-DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
+DEAD = "http://127.0.0.1:9"  # the discard port, on which no server listens
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def left_over(cache_dir):
+def leftover_files(cache_dir):
     return [path.name for path in cache_dir.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
@@ -33,15 +33,15 @@ def test_a_download_is_checked_and_fetched_once(server, tmp_path, capfd):
     assert download(source, tmp_path) == path
     assert server.requests == ["/deep/some%20text.txt"]
     assert capfd.readouterr().err == ""
-    assert left_over(tmp_path) == ["some text.txt"]
+    assert leftover_files(tmp_path) == ["some text.txt"]
 
 
-def test_equal_names_at_different_addresses_are_different_files(server, tmp_path):
+def test_equal_names_at_different_urls_are_different_files(server, tmp_path):
     paths = [download(Download(server.serve(f"/{i}/input.txt", b"%d" % i)), tmp_path) for i in range(2)]
     assert [path.read_bytes() for path in paths] == [b"0", b"1"]
 
 
-def test_several_at_once_fetch_once(server, tmp_path):
+def test_concurrent_downloads_fetch_once(server, tmp_path):
     source = Download(server.serve("/a.txt", BODY), sha256=SHA256)
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: download(source, tmp_path), range(4)))
@@ -49,11 +49,11 @@ def test_several_at_once_fetch_once(server, tmp_path):
     assert server.requests == ["/a.txt"]
 
 
-def test_another_file_than_the_expected_is_refused_and_not_kept(server, tmp_path):
+def test_an_unexpected_file_is_refused_and_not_kept(server, tmp_path):
     source = Download(server.serve("/a.txt", BODY + b"!"), sha256=SHA256)
     with pytest.raises(DataError, match=r"/a\.txt: is not the expected file \(SHA-256"):
         download(source, tmp_path)
-    assert left_over(tmp_path) == []
+    assert leftover_files(tmp_path) == []
 
 
 FAILURES = {
@@ -65,17 +65,17 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("page", "reason"), FAILURES.values(), ids=FAILURES)
-def test_a_failed_download_says_where_to_put_the_file_and_leaves_nothing(page, reason, server, tmp_path):
+def test_a_failed_download_names_the_path_for_the_file_and_leaves_nothing(page, reason, server, tmp_path):
     source = Download(server.serve("/a.txt", **page))
     by_hand = re.escape(f"put the file at {source.path(tmp_path)} by hand")
     with pytest.raises(MissingInputError, match=rf"cannot download .*/a\.txt .*({reason}).*{by_hand}") as raised:
         download(source, tmp_path)
     assert raised.value.exit_code == 66
-    assert left_over(tmp_path) == []
-    del raised  # and with it the response: left to the garbage collector, it would be a warning in some other test
+    assert leftover_files(tmp_path) == []
+    del raised  # frees the response, which would otherwise cause a ResourceWarning in a later test
 
 
-def test_without_a_network_the_place_for_the_file_is_named_and_a_file_there_is_used(tmp_path):
+def test_without_a_network_a_file_put_at_the_named_path_is_used(tmp_path):
     source = Download(f"{DEAD}/a.txt", sha256=SHA256)
     path = source.path(tmp_path)
     with pytest.raises(MissingInputError, match=rf"refused.*put the file at {re.escape(str(path))} by hand"):
@@ -89,7 +89,7 @@ def test_without_a_network_the_place_for_the_file_is_named_and_a_file_there_is_u
 
 
 @pytest.mark.parametrize("url", ["http://[bad", "://nothing", "nosuch://host/a.txt", "http://127.0.0.1:port/a"])
-def test_an_address_that_is_none_is_an_error_of_ours(url, tmp_path):
+def test_an_invalid_url_raises_an_error_of_ours(url, tmp_path):
     with pytest.raises(TinyLMError, match=re.escape(url)):
         open_corpus(url, split=(0.9, 0.1), cache_dir=tmp_path)
 
@@ -113,10 +113,10 @@ def test_a_git_lfs_pointer_gives_the_checksum(server, tmp_path):
     none = server.serve("/none", b"<html>please log in</html>")
     with pytest.raises(DataError, match="none: is not a Git LFS pointer"):
         download(Download(url, pointer=none), tmp_path / "none")
-    assert left_over(tmp_path / "bad") == left_over(tmp_path / "none") == []
+    assert leftover_files(tmp_path / "bad") == leftover_files(tmp_path / "none") == []
 
 
-# --- as a corpus
+# --- corpora
 
 
 def test_a_url_is_a_corpus(server, tmp_path):
@@ -132,19 +132,19 @@ def test_a_url_is_a_corpus(server, tmp_path):
     ("name", "source", "text"),
     [("tinyshakespeare", "TINYSHAKESPEARE", BODY), ("names", "FIRST_NAMES", BODY.replace(b"\r\n", b""))],
 )
-def test_a_corpus_put_by_hand_needs_no_network_and_is_checked(name, source, text, tmp_path, monkeypatch):
-    download = getattr(corpus, source)
+def test_a_corpus_in_the_cache_needs_no_network_and_is_checked(name, source, text, tmp_path, monkeypatch):
+    download = getattr(corpora, source)
     path = download.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     with pytest.raises(DataError, match="SHA-256 differs"):
         open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
-    monkeypatch.setattr(corpus, source, Download(download.url, sha256=SHA256))
+    monkeypatch.setattr(corpora, source, Download(download.url, sha256=SHA256))
     found = open_corpus(name, split=(0.9, 0.1), cache_dir=tmp_path)
     assert "".join(found.texts()) == text.decode()
 
 
-def test_tinystories_is_fetched_by_its_pointers(server, tmp_path, monkeypatch):
+def test_tinystories_is_checked_by_its_pointers(server, tmp_path, monkeypatch):
     texts = [b"one<|endoftext|>two", b"three"]
     sources = [
         Download(
@@ -152,6 +152,6 @@ def test_tinystories_is_fetched_by_its_pointers(server, tmp_path, monkeypatch):
         )
         for i, text in enumerate(texts)
     ]
-    monkeypatch.setattr(corpus, "TINYSTORIES", sources)
+    monkeypatch.setattr(corpora, "TINYSTORIES", sources)
     found = open_corpus("tinystories", split=(0.9, 0.1), cache_dir=tmp_path)
     assert list(found.texts()) == ["one", "two", "three"]

@@ -1,4 +1,4 @@
-"""The floor: ratios and their standard error, against a bootstrap."""
+"""The loss floor by hand, and its standard error against a bootstrap."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ END = 9
 
 
 def documents(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of documents, each with a separator behind, and log probabilities that go with the lengths."""
+    """Tokens of documents, each followed by a separator, and log probabilities correlated with their lengths."""
     lengths = random.integers(5, 60, count)
     tokens = np.concatenate([[*([1] * n), END] for n in lengths])
     return tokens, -0.4 * lengths + random.normal(0, 2, count)
@@ -23,12 +23,12 @@ def test_floor_by_hand():
     assert floor.begins.tolist() == [-1, 2] and (floor.num_tokens, floor.num_bytes) == (5, 7)
     assert floor.nats_per_token == pytest.approx(4 * np.log(2) / 5)
     assert floor.bits_per_byte == pytest.approx(4 / 7)
-    # the ratio is 0.8 bits a token: the first document has 1 bit where 3 tokens make 2.4 expected, the second 3 for 1.6
+    # 0.8 bits per token: the first document has 1 bit where 2.4 are expected, the second 3 where 1.6 are
     assert floor.standard_error == pytest.approx(np.sqrt(2 * 1.4**2) * np.log(2) / 5)
 
 
-def test_the_standard_error_is_that_of_documents_drawn_anew():
-    """Against what 2,000 other samples of the same documents give."""
+def test_the_standard_error_matches_a_bootstrap():
+    """2,000 resamples of the documents."""
     random = np.random.default_rng(0)
     tokens, log_probs = documents(400, random)
     floor = Floor.of(tokens, END, np.ones(10, dtype=np.int64), log_probs)

@@ -1,4 +1,4 @@
-"""Grammars: against an enumeration of all derivations that is written anew here, from the rules' meaning."""
+"""Grammars against an independent enumeration of all derivations."""
 
 import itertools
 import math
@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.grammar.grammar import Grammar, load_grammar, log_prob_of
+from tinylm.data.grammar.generate import log_prob_of
+from tinylm.data.grammar.parse import Grammar, load_grammar
 from tinylm.errors import DataError, MissingInputError
 
 
@@ -20,17 +21,17 @@ def chi_square_p(statistic: float, freedom: int) -> float:
     return torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), torch.tensor(statistic / 2).double()).item()
 
 
-# --- an oracle: all derivations, by the meaning of the rules, with no code of the grammar's
+# --- an oracle that shares no code with the grammar
 
 
 def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
-    """(text, probability) of every derivation; works on the rules as written, by substitution from the left."""
+    """(text, probability) of every derivation, by leftmost substitution in the rules as written."""
 
     def shares(rule):
         found = rules[rule] if isinstance(rules[rule], dict) else dict.fromkeys(rules[rule], 1)
         return {text: weight / sum(found.values()) for text, weight in found.items()}
 
-    def plain(rule):  # [(text, attributes, probability)]
+    def plain(rule):  # -> [(text, attributes, probability)]
         found = []
         for text, share in shares(rule).items():
             attributes = dict(re.findall(r"<\.(\w+):([^<>]*)>", text))
@@ -42,7 +43,7 @@ def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
                 found.append((written, merged, share * math.prod(p for _, _, p in combination)))
         return found
 
-    def expand(text, done, memory, probability):
+    def expand(text, done, variables, probability):
         match = re.search(r"<([^<>]*)>", text)
         if not match:
             yield done + text, probability
@@ -52,25 +53,27 @@ def enumerate_texts(rules: dict, start: str) -> list[tuple[str, float]]:
         name, _, source = (reference[0].lower() + reference[1:]).partition("=")
         variable, _, attribute = name.partition(".")
         if source:
-            entries = [entry for entry in plain(source) if (source, entry[0]) not in {m[:2] for m in memory.values()}]
+            entries = [
+                entry for entry in plain(source) if (source, entry[0]) not in {m[:2] for m in variables.values()}
+            ]
             total = sum(p for _, _, p in entries)
             for written, attributes, p in entries:
-                then = memory | {name: (source, written, attributes)}
+                then = variables | {name: (source, written, attributes)}
                 yield from expand(rest, done + capital(written), then, probability * p / total)
-        elif variable in memory:
-            _, written, attributes = memory[variable]
+        elif variable in variables:
+            _, written, attributes = variables[variable]
             yield from expand(
-                rest, done + capital(attributes[attribute] if attribute else written), memory, probability
+                rest, done + capital(attributes[attribute] if attribute else written), variables, probability
             )
         else:
             for alternative, p in shares(name).items():
-                if reference[0].isupper():  # only plain rules: no memory to change
+                if reference[0].isupper():  # plain rules only, which set no variables
                     for written, _, q in plain(name):
-                        yield from expand(rest, done + capital(written), memory, probability * q)
+                        yield from expand(rest, done + capital(written), variables, probability * q)
                     return
                 if "<." in alternative:
                     alternative = re.sub(r"<\.[^<>]*>", "", alternative)
-                yield from expand(alternative + rest, done, memory, probability * p)
+                yield from expand(alternative + rest, done, variables, probability * p)
 
     return list(expand(f"<{start}>", "", {}, 1.0))
 
@@ -95,7 +98,7 @@ def probabilities(rules: dict, start: str) -> dict[str, float]:
 
 def test_probabilities_by_hand():
     grammar = Grammar(BY_HAND)
-    # ann: 1/2 * 2/3; then ben, since ann is taken: (1/2 * 1/2) / (1 - 1/3); saw: 1/2; dog: 1/2; Friend left: 3/4
+    # ann: 1/2 * 2/3; ben, given that ann is excluded: (1/2 * 1/2) / (1 - 1/3); saw: 1/2; dog: 1/2; Friend left: 3/4
     expected = 1 / 3 * (1 / 4) / (2 / 3) * 1 / 2 * 1 / 2 * 3 / 4
     text = "ann met ben. Ann saw ben and her dog. Ben left."
     assert math.exp(grammar.log_prob(text)) == pytest.approx(expected, rel=1e-12)
@@ -108,9 +111,9 @@ def test_probabilities_by_hand():
     assert grammar.log_prob("ann met") == grammar.log_prob(text + " ") == -math.inf
 
 
-def test_all_texts_of_a_small_grammar_have_probabilities_that_sum_to_one():
+def test_probabilities_of_a_small_grammar_sum_to_one():
     grammar, expected = Grammar(BY_HAND), probabilities(BY_HAND, "story")
-    assert len(expected) == 12 * 2 * 2 * (1 + 2 * 2)  # pairs of names, verbs, animals, ends
+    assert len(expected) == 12 * 2 * 2 * (1 + 2 * 2)  # pairs of names, verbs, animals, endings
     assert sum(expected.values()) == pytest.approx(1, abs=1e-12)
     assert math.fsum(math.exp(grammar.log_prob(text)) for text in expected) == pytest.approx(1, abs=1e-12)
     for text, probability in expected.items():
@@ -118,8 +121,8 @@ def test_all_texts_of_a_small_grammar_have_probabilities_that_sum_to_one():
         assert len(grammar.parse(text)) == 1
 
 
-def test_drawn_texts_have_their_probabilities():
-    """Chi-square over whole texts: what is drawn follows what log_prob says."""
+def test_generated_texts_follow_their_probabilities():
+    """A chi-square test of whole texts against `log_prob`."""
     grammar, expected, count = Grammar(BY_HAND), probabilities(BY_HAND, "story"), 40_000
     random = Random(1)
     found = Counter(grammar.generate(random)[0] for _ in range(count))
@@ -128,14 +131,14 @@ def test_drawn_texts_have_their_probabilities():
     assert chi_square_p(statistic, len(expected) - 1) > 1e-6
 
 
-# --- grammars nobody wrote
+# --- random grammars
 
-WORDS = ["a", "b", "ab", "ba", "abc", ""]  # some begin with others, so that many texts can be read in several ways
+WORDS = ["a", "b", "ab", "ba", "abc", ""]  # some are prefixes of others, so many texts are ambiguous
 
 
 @st.composite
 def grammars(draw) -> dict:
-    """Two levels of templates over two lists; variables are drawn before they are recalled."""
+    """Two levels of templates over two lists; variables are set before they are used."""
     words = lambda: draw(st.lists(st.sampled_from(WORDS), min_size=3, max_size=4, unique=True))
     weigh = lambda texts: {text: draw(st.integers(1, 4)) for text in texts}
     rules = {"one": weigh(words()), "two": [f"{word}<.x:{draw(st.sampled_from('cd'))}>" for word in words()]}
@@ -148,7 +151,7 @@ def grammars(draw) -> dict:
 
 @settings(max_examples=60, deadline=None)
 @given(grammars(), st.integers(0, 100))
-def test_log_prob_of_any_grammar_is_that_of_the_enumeration(rules, seed):
+def test_log_prob_of_any_grammar_matches_the_enumeration(rules, seed):
     rules = {rule: list(found) if isinstance(found, list) else found for rule, found in rules.items()}
     grammar, derivations = Grammar(rules), enumerate_texts(rules, "start")
     expected, ways = probabilities(rules, "start"), Counter(text for text, _ in derivations)
@@ -164,7 +167,7 @@ def test_log_prob_of_any_grammar_is_that_of_the_enumeration(rules, seed):
         assert text in expected
 
 
-def test_a_rule_may_write_more_texts_than_could_be_listed():
+def test_a_rule_can_have_too_many_texts_to_enumerate():
     grammar = Grammar({"story": ["<a><a><a><a><a><a>."], "a": [*"abcdefghij"]})
     assert grammar.log_prob("abcdej.") == pytest.approx(-6 * math.log(10))
     assert len(grammar.parse(grammar.generate(Random(0))[0])) == 1
@@ -173,45 +176,45 @@ def test_a_rule_may_write_more_texts_than_could_be_listed():
 # --- refusals
 
 REFUSED = {
-    "no mapping": ([], "a grammar is a mapping of rules to their alternatives"),
-    "name": ({"Story": ["x"]}, "begins with a small letter, got 'Story'"),
+    "no mapping": ([], "a grammar must be a mapping of rules to their alternatives"),
+    "name": ({"Story": ["x"]}, "begin with a lowercase letter, got 'Story'"),
     "no list": ({"story": "x"}, "story: must be a list of alternatives, or a mapping"),
     "empty": ({"story": []}, "story: must be a list"),
-    "twice": ({"story": ["a", "a"]}, "story: 'a' is there twice; give weights instead"),
+    "twice": ({"story": ["a", "a"]}, "story: 'a' is listed twice; give weights instead"),
     "yes": ({"story": [True]}, "True is not a text; put it in quotes"),
     "weight": ({"story": {"a": 0}}, "the weight of 'a' must be a positive number, got 0"),
     "weight text": ({"story": {"a": "2"}}, "the weight of 'a' must be a positive number, got '2'"),
     "brackets": ({"story": ["a < b"]}, "story: < and > must enclose a reference, in 'a < b'"),
-    "no reference": ({"story": ["<a b>"]}, "<a b> is no reference; write"),
+    "no reference": ({"story": ["<a b>"]}, "<a b> is not a reference; write"),
     "no rule": ({"story": ["<x=animla>"], "animal": ["cat"]}, "no rule 'animla', did you mean 'animal'"),
-    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor remembered anywhere"),
-    "rule and variable": ({"story": ["<animal=animal>"], "animal": ["cat"]}, "'animal' is a rule already"),
+    "no name": ({"story": ["<animla>"], "animal": ["cat"]}, "<animla> is neither a rule nor a variable, did you"),
+    "rule and variable": ({"story": ["<animal=animal>"], "animal": ["cat"]}, "'animal' is already a rule"),
     "itself": ({"story": ["a<next>"], "next": ["<story>"]}, "story > next > story: a rule must not contain itself"),
-    "no trace": ({"story": ["<a><b>"], "a": ["x", "xy"], "b": ["yz", "z"]}, "story: writes 'xyz' in two ways"),
-    "too early": ({"story": ["<x> <x=a>"], "a": ["b"]}, "<x> may not be remembered yet, in '<x> <x=a>'"),
-    "maybe": ({"story": ["<m> <x>"], "m": ["<x=a>", "no"], "a": ["b"]}, "<x> may not be remembered yet"),
-    "again": ({"story": ["<m> <x=a>"], "m": ["<x=a>", "no"], "a": ["b", "c"]}, "<x=a>: it is remembered already"),
-    "no attribute": ({"story": ["<x=a><x.y>"], "a": ["b<.y:1>", "c"]}, "<x.y>: 'c' of a has none"),
-    "attribute twice": ({"story": ["<x=a>"], "a": ["b<.y:1><.y:2>"]}, "an attribute is given twice"),
-    "misplaced": ({"story": ["<x=a><.y:1>"], "a": ["b"]}, "<.y:...> belongs into a rule of plain text"),
-    "composite": ({"story": ["<z=m>"], "m": ["<x=a>"], "a": ["b"]}, "only a rule of plain text, of at most"),
-    "too few": ({"story": ["<x=a><y=a>"], "a": ["b"]}, "a: has 1 alternatives, and up to 2 are remembered at once"),
+    "no trace": ({"story": ["<a><b>"], "a": ["x", "xy"], "b": ["yz", "z"]}, "story: generates 'xyz' in two ways"),
+    "too early": ({"story": ["<x> <x=a>"], "a": ["b"]}, "<x> may not be set yet, in '<x> <x=a>'"),
+    "maybe": ({"story": ["<m> <x>"], "m": ["<x=a>", "no"], "a": ["b"]}, "<x> may not be set yet"),
+    "again": ({"story": ["<m> <x=a>"], "m": ["<x=a>", "no"], "a": ["b", "c"]}, "<x=a>: may be set already"),
+    "no attribute": ({"story": ["<x=a><x.y>"], "a": ["b<.y:1>", "c"]}, "<x.y>: 'c' of a has no such attribute"),
+    "attribute twice": ({"story": ["<x=a>"], "a": ["b<.y:1><.y:2>"]}, "an attribute is set twice"),
+    "misplaced": ({"story": ["<x=a><.y:1>"], "a": ["b"]}, "<.y:...> is allowed in plain rules only"),
+    "composite": ({"story": ["<z=m>"], "m": ["<x=a>"], "a": ["b"]}, "only a plain rule of at most"),
+    "too few": ({"story": ["<x=a><y=a>"], "a": ["b"]}, "a: has 1 alternatives, but up to 2 are held at once"),
     "too many": ({"story": ["<x=b>"], "b": ["<a><a><a><a><a>"], "a": [*"abcdefghij"]}, "of at most 10,000 texts"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rules", "problem"), REFUSED.values(), ids=REFUSED)
-def test_grammars_without_meaning_are_refused(rules, problem):
+def test_invalid_grammars_are_refused(rules, problem):
     with pytest.raises(DataError, match="^my: .*" + re.escape(problem)):
         Grammar(rules, name="my")
 
 
-def test_files_are_read_and_refused_by_name(tmp_path):
+def test_invalid_files_are_refused_by_name(tmp_path):
     path = tmp_path / "my.grammar.yaml"
     path.write_text("story: [a <b>]\nb: {c: 1, d: 3}\n")
     assert math.exp(load_grammar(path).log_prob("a d")) == pytest.approx(3 / 4)
     path.write_text("story: [a]\nb: [c]\nstory: [d]\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is there twice, line 3"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is defined twice, line 3"):
         load_grammar(path)
     path.write_text("story: [a\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):

@@ -1,4 +1,4 @@
-"""Held-out stories are those that the run validates on; other models have none."""
+"""Held-out stories are the validation stories of the run; other models have none."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tinylm.data import open_corpus
 from tinylm.data.held_out import held_out_stories
 
 
-def test_they_are_the_first_of_the_runs_validation_split(tmp_path, monkeypatch):
+def test_held_out_stories_are_the_first_validation_stories(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLM_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs/one"
     (run / "model").mkdir(parents=True)
@@ -20,7 +20,7 @@ def test_they_are_the_first_of_the_runs_validation_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [None, "data: {corpus: my.txt, split: [0.9, 0.1], seed: 0}\n"])
-def test_other_models_have_none(config, tmp_path):
+def test_models_of_other_corpora_have_none(config, tmp_path):
     if config is not None:
         (tmp_path / "config.yaml").write_text(config)
     assert held_out_stories(tmp_path, 4) == []

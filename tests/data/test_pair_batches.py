@@ -1,4 +1,4 @@
-"""Pairs in batches: neither padding nor neighbours in a row change anything, and every pair comes once an epoch."""
+"""Batches of pairs: neither padding nor packing changes losses, and every pair occurs once per epoch."""
 
 from collections import Counter
 
@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_model
 from tinylm.data import IGNORE, Batch
-from tinylm.data.datasets import PairEvaluationBatches, PairTrainingBatches
-from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
+from tinylm.data.pair_batches import (
+    PairEvaluationBatches,
+    PairRows,
+    PairTrainingBatches,
+    RowOrder,
+    pack_rows,
+    pad_rows,
+    split_examples,
+)
 from tinylm.data.template import Example
 from tinylm.model import ModelConfig
 
@@ -20,7 +27,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def example(length: int, seed: int = 0, vocab_size: int = 20) -> Example:
-    """`length` inputs, some prompt first; the last token counts, and others may."""
+    """A pair of `length` inputs. The first token does not count, the last one does, others may."""
     random = np.random.default_rng([seed, length])
     counts = random.random(length + 1) < 0.5
     counts[[0, -1]] = False, True
@@ -50,7 +57,7 @@ def test_a_packed_row_by_hand():
     pairs.append(Example(np.array([9, 3]), np.array([False, True])))
     batch = pack_rows(pairs, context=5, pad=0).batch([0])
     assert batch.inputs.tolist() == [[9, 1, 2, 9, 0]]
-    assert batch.targets.tolist() == [[IGNORE, 2, 9, 3, IGNORE]]  # no target is the next pair's first token
+    assert batch.targets.tolist() == [[IGNORE, 2, 9, 3, IGNORE]]  # the next pair's first token is not a target
     assert batch.documents is not None and batch.documents.tolist() == [[0, 0, 0, 1, 2]]
     assert batch.num_targets == 3
 
@@ -62,21 +69,21 @@ def test_packing_keeps_every_pair_once_and_fits_the_context(lengths, context):
     assert Counter(number for row in rows.rows for number in row) == Counter(range(len(lengths)))
     used = [sum(lengths[number] for number in row) for row in rows.rows]
     assert max(used) <= context
-    assert sum(2 * each <= context for each in used) <= 1  # or two rows that are half empty would have been one
+    assert sum(2 * each <= context for each in used) <= 1  # two half-empty rows would have been joined
 
 
-# --- what a network makes of them
+# --- losses of a model
 
 
 def losses(model, batch: Batch) -> torch.Tensor:
-    """Nats of each target, (B, T); 0 where there is none."""
+    """The loss of each target in nats, (B, T); 0 where none counts."""
     documents = batch.documents if model.config.document_mask else None
     logits = model(batch.inputs, documents=documents)
     return F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
 
 
 def alone(model, pairs: list[Example]) -> list[torch.Tensor]:
-    """Nats of each pair's targets, read by itself."""
+    """The losses of each pair's targets in nats, when the model reads the pair by itself."""
     found = []
     for ids, counts in pairs:
         logits = model(torch.from_numpy(ids[None, :-1]))[0]
@@ -90,7 +97,7 @@ def gradients(model, loss: torch.Tensor) -> list[torch.Tensor]:
 
 
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-12) -> None:
-    """To the tolerance, times the largest number where that is above 1."""
+    """Compares relative to the largest value if that is above 1."""
     for a, b in zip(found, expected, strict=True):
         largest = float(b.detach().abs().max()) if b.numel() else 0.0
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, largest))
@@ -124,12 +131,12 @@ def test_packing_changes_neither_losses_nor_gradients_where_positions_are_relati
     together, apart = losses(model, batch), alone(model, pairs)
     in_rows = [torch.cat([apart[number] for number in row]) for row in rows.rows]
     counted = [row[targets != IGNORE] for row, targets in zip(together, batch.targets, strict=True)]
-    assert_same(counted, in_rows, 1e-11)  # elsewhere in the row, rotary angles are rounded otherwise
+    assert_same(counted, in_rows, 1e-11)  # rotary angles at other positions round differently
     assert_same(gradients(model, together.sum()), gradients(model, torch.cat(apart).sum()), 1e-10)
 
 
-def test_without_document_numbers_a_packed_neighbour_would_be_seen():
-    """The test above would notice: a neighbour does change losses where nothing keeps the two apart."""
+def test_without_a_document_mask_packing_changes_losses():
+    """So the test above would detect a missing mask."""
     shape = dict(vocab_size=20, d_model=8, num_layers=1, num_heads=2, max_seq_len=12)
     pairs = examples([5, 6])
     batch = pack_rows(pairs, 12, pad=0).batch([0])
@@ -143,7 +150,7 @@ def test_without_document_numbers_a_packed_neighbour_would_be_seen():
 
 @few
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32), st.integers(0, 3))
-def test_every_epoch_has_every_row_once_whatever_the_batch_size(num_rows, batch_size, seed, epoch):
+def test_every_epoch_has_every_row_once_for_any_batch_size(num_rows, batch_size, seed, epoch):
     def samples(batch_size: int) -> list[int]:
         order = RowOrder(num_rows, batch_size, seed)
         steps = range(-(-(epoch + 1) * num_rows // batch_size))
@@ -160,7 +167,7 @@ def test_epochs_and_seeds_differ_in_order():
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("step", [0, 7])  # any step, as a run that is resumed begins
+@pytest.mark.parametrize("step", [0, 7])  # a resumed run begins at any step
 @pytest.mark.parametrize("packed", [False, True])
 def test_ranks_and_micro_steps_together_are_the_global_batch_in_order(world_size, accumulate, step, packed):
     pairs = examples([1 + number % 9 for number in range(50)])
@@ -178,7 +185,7 @@ def test_ranks_and_micro_steps_together_are_the_global_batch_in_order(world_size
 
 
 def trimmed(batch: Batch) -> list[tuple]:
-    """The rows of a batch without what fills them up."""
+    """The rows of a batch without padding."""
     assert batch.documents is not None
     found = []
     for inputs, targets, documents in zip(batch.inputs, batch.targets, batch.documents, strict=True):
@@ -192,7 +199,7 @@ def trimmed(batch: Batch) -> list[tuple]:
 def test_ranks_together_evaluate_every_pair_once_and_in_order(lengths, batch_size, world_size):
     rows = pad_rows(examples(lengths), 0)
     ranks = [PairEvaluationBatches(rows, batch_size, world_size, rank) for rank in range(world_size)]
-    assert len({len(data) for data in ranks}) == 1  # as many batches on each, some perhaps without targets
+    assert len({len(data) for data in ranks}) == 1  # equally many batches, some without targets
     batches = [data[i] for i in range(len(ranks[0])) for data in ranks]
     found = [row for batch in batches if batch.num_targets for row in trimmed(batch)]
     assert found == trimmed(rows.batch(range(len(rows))))
@@ -209,7 +216,7 @@ def test_ranks_together_evaluate_every_pair_once_and_in_order(lengths, batch_siz
     st.integers(0, 2**32),
 )
 def test_parts_have_every_pair_once_and_share_no_prompt(numbers, split, seed):
-    """Prompt and response are a token each, after the end."""
+    """Prompts and responses of one token each."""
     pairs = [Example(np.array([9, p, r]), np.array([False, False, True])) for p, r in numbers]
     parts = [[tuple(each.ids[1:]) for each in part] for part in split_examples(pairs, split, seed)]
     assert Counter(pair for part in parts for pair in part) == Counter(numbers)
@@ -219,7 +226,7 @@ def test_parts_have_every_pair_once_and_share_no_prompt(numbers, split, seed):
     assert [[tuple(each.ids[1:]) for each in part] for part in again] == parts
 
 
-def test_parts_are_as_large_as_asked_and_drawn_by_the_seed():
+def test_parts_have_the_requested_sizes_and_depend_on_the_seed():
     pairs = [Example(np.array([9, number, 1]), np.array([False, False, True])) for number in range(100)]
     drawn = []
     for seed in range(5):

@@ -1,4 +1,4 @@
-"""Reading pairs: three kinds of files give the same records, and what is wrong is named with its place."""
+"""Reading pairs: three formats give equal records, and errors name the line or record."""
 
 import csv
 import json
@@ -19,17 +19,17 @@ def conversation(prompt: str, response: str) -> tuple[Turn, ...]:
     return (Turn("user", prompt), Turn("assistant", response))
 
 
-# --- what is read
+# --- formats
 
 
 @few
 @given(written=st.lists(st.tuples(texts, responses), min_size=1, max_size=5))
-def test_all_kinds_of_files_give_what_other_tools_wrote(tmp_path, written):
+def test_all_formats_give_the_records_written(tmp_path, written):
     records = [{"prompt": prompt, "response": response} for prompt, response in written]
     chats = [[dict(role="user", content=p), dict(role="assistant", content=r)] for p, r in written]
     (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
     for name, rows in (("a.jsonl", records), ("b.jsonl", [dict(messages=chat) for chat in chats])):
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]  # U+2028 in it ends no line
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]  # U+2028 does not end a line
         (tmp_path / name).write_text("\n\n".join(lines) + "\n", encoding="utf-8", newline="")
     with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["prompt", "response"])
@@ -39,40 +39,40 @@ def test_all_kinds_of_files_give_what_other_tools_wrote(tmp_path, written):
         assert read_pairs(tmp_path / name) == [conversation(*pair) for pair in written], name
 
 
-def test_what_else_a_record_has_is_not_read_and_a_byte_order_mark_is_skipped(tmp_path):
+def test_other_fields_and_a_byte_order_mark_are_ignored(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfid,response,prompt\r\n7,"4, or so","2+2\nis "\r\n')
     assert read_pairs(tmp_path / "a.csv") == [conversation("2+2\nis ", "4, or so")]
     (tmp_path / "a.jsonl").write_text('{"prompt": "", "response": " x", "id": 1, "meta": {}}')
     assert read_pairs(tmp_path / "a.jsonl") == [conversation("", " x")]
 
 
-def test_conversations_have_many_turns_and_perhaps_a_system(tmp_path):
+def test_conversations_have_many_turns_and_an_optional_system_turn(tmp_path):
     turns = (("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "bye!"))
     messages = [dict(role=role, content=content, name="x") for role, content in turns]
     (tmp_path / "a.json").write_text(json.dumps([dict(messages=messages)]))
     assert read_pairs(tmp_path / "a.json") == [tuple(Turn(*turn) for turn in turns)]
 
 
-# --- what is refused
+# --- refusals
 
 GOOD = '{"prompt": "a", "response": "b"}\n'
 user, assistant = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
 REFUSED = {
-    "a.txt": (GOOD, r"a\.txt: is of an unknown kind; give a file whose name ends in \.json, \.jsonl, \.csv"),
-    "noname": (GOOD, "noname: is of an unknown kind"),
-    "empty.jsonl": ("", r"empty\.jsonl: has no record; write at least one"),
-    "blank.jsonl": ("\n \n", r"blank\.jsonl: has no record"),
-    "empty.json": ("", r"empty\.json: has no record"),
-    "list.json": ("[]", r"list\.json: has no record"),
-    "empty.csv": ("", r"empty\.csv: has no record"),
-    "names.csv": ("prompt,response\n", r"names\.csv: has no record"),
+    "a.txt": (GOOD, r"a\.txt: is not a known format; give a file whose name ends in \.json, \.jsonl, \.csv"),
+    "noname": (GOOD, "noname: is not a known format"),
+    "empty.jsonl": ("", r"empty\.jsonl: has no records; write at least one"),
+    "blank.jsonl": ("\n \n", r"blank\.jsonl: has no records"),
+    "empty.json": ("", r"empty\.json: has no records"),
+    "list.json": ("[]", r"list\.json: has no records"),
+    "empty.csv": ("", r"empty\.csv: has no records"),
+    "names.csv": ("prompt,response\n", r"names\.csv: has no records"),
     "latin.jsonl": (
         GOOD.encode() + b'{"prompt": "caf\xe9"',
         r"latin\.jsonl: is not UTF-8 at byte 48 .*save it as UTF-8",
     ),
-    "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is damaged JSON \(.*\); repair or remove it"),
-    "cut.json": ("[" + GOOD, r"cut\.json: is damaged JSON"),
-    "deep.json": ("[" * 100_000, r"deep\.json: is damaged JSON"),
+    "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is not valid JSON \(.*\); repair or remove it"),
+    "cut.json": ("[" + GOOD, r"cut\.json: is not valid JSON"),
+    "deep.json": ("[" * 100_000, r"deep\.json: is not valid JSON"),
     "object.json": (GOOD, r"object\.json: must be a list of records; write \[\.\.\.\] around it, or name it \.jsonl"),
     "number.jsonl": ("\n" + GOOD + "7\n", r"number\.jsonl: line 3: must be an object such as .*, got 7$"),
     "record.json": (f"[{GOOD}, 7]", r"record\.json: record 2: must be an object"),
@@ -85,30 +85,36 @@ REFUSED = {
     "qa.csv": ("question,answer\na,b\n", r"qa\.csv: line 2: .*; rename question to prompt and answer to response"),
     "half.jsonl": ('{"prompt": "a", "completion": "b"}', r"has no response; rename completion to response"),
     "sharegpt.json": ('[{"conversations": []}]', r"rename conversations to messages"),
-    "number2.jsonl": ('{"prompt": "2+2", "response": 4}', r"line 1: response must be a text, got 4; put it in quotes"),
-    "null.jsonl": ('{"prompt": null, "response": "a"}', r"line 1: prompt must be a text, got null"),
+    "number2.jsonl": (
+        '{"prompt": "2+2", "response": 4}',
+        r"line 1: response must be a string, got 4; put it in quotes",
+    ),
+    "null.jsonl": ('{"prompt": null, "response": "a"}', r"line 1: prompt must be a string, got null"),
     "empty2.jsonl": ('{"prompt": "a", "response": ""}', r"line 1: has an empty response; fill it in, or remove"),
     "blank2.csv": ('prompt,response\na," "\n', r"line 2: has an empty response"),
     "few.csv": (
         "prompt,response\na,b\nc\n",
-        r"few\.csv: line 3: has not 2 columns as line 1 has; put text with commas",
+        r"few\.csv: line 3: must have 2 columns as in line 1; put text with commas",
     ),
-    "many.csv": ("prompt,response\na,b,c\n", r"many\.csv: line 2: has not 2 columns"),
-    "quote.csv": ('prompt,response\n"a,b\n', r"quote\.csv: line 2: is damaged CSV \(unexpected end of data\)"),
+    "many.csv": ("prompt,response\na,b,c\n", r"many\.csv: line 2: must have 2 columns"),
+    "quote.csv": ('prompt,response\n"a,b\n', r"quote\.csv: line 2: is not valid CSV \(unexpected end of data\)"),
     "none.jsonl": ('{"messages": []}', r"line 1: messages must be a list of .*, got \[\]"),
     "text.jsonl": ('{"messages": "hi"}', r'line 1: messages must be a list of .*, got "hi"'),
     "only.jsonl": (
         f'{{"messages": [{user}]}}',
-        r"line 1: has no turn of the assistant, and so nothing to learn; add one",
+        r"line 1: has no turn of the assistant to train on; add one",
     ),
     "last.jsonl": (
         f'{{"messages": [{assistant}, {user}]}}',
-        r"line 1: ends with a turn of the user; let the assistant's",
+        r"line 1: ends with a turn of the user; end it with the assistant's",
     ),
-    "human.jsonl": ('{"messages": [{"role": "human", "content": "a"}]}', r"message 1: has no role .*mean 'user'"),
+    "human.jsonl": (
+        '{"messages": [{"role": "human", "content": "a"}]}',
+        r"message 1: has an unknown role .*mean 'user'",
+    ),
     "tool.jsonl": (
         f'{{"messages": [{user}, {{"role": "tool", "content": ""}}]}}',
-        r"message 2: has no role .*roles are ",
+        r"message 2: has an unknown role .*roles are ",
     ),
     "keys.jsonl": (
         '{"messages": [{"from": "user", "value": "a"}]}',
@@ -116,13 +122,13 @@ REFUSED = {
     ),
     "content.jsonl": (
         '{"messages": [{"role": "user", "content": [1]}]}',
-        r"message 1: content must be a text, got \[1\]",
+        r"message 1: content must be a string, got \[1\]",
     ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_named_with_its_place_and_what_to_do(name, tmp_path):
+def test_errors_name_the_place_and_the_remedy(name, tmp_path):
     content, problem = REFUSED[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=problem) as caught:
@@ -130,6 +136,6 @@ def test_what_is_wrong_is_named_with_its_place_and_what_to_do(name, tmp_path):
     assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_missing_input(tmp_path):
+def test_a_missing_file_is_missing_input(tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.jsonl: no such file of pairs"):
         read_pairs(tmp_path / "nowhere.jsonl")

@@ -1,4 +1,4 @@
-"""Vocabularies by name: fetched once, checked, and exactly tiktoken's."""
+"""Published vocabularies: downloaded once, checked, and equal to tiktoken's."""
 
 import hashlib
 
@@ -28,7 +28,7 @@ def offer(monkeypatch, url: str, sha256: str | None) -> None:
     monkeypatch.setenv("no_proxy", "*")
 
 
-def test_a_vocabulary_is_fetched_once_and_has_tiktokens_ids(server, ranks, tmp_path, monkeypatch, capfd):
+def test_a_vocabulary_is_downloaded_once_and_has_tiktokens_ids(server, ranks, tmp_path, monkeypatch, capfd):
     offer(monkeypatch, server.serve("/r.tiktoken", ranks), hashlib.sha256(ranks).hexdigest())
     for _ in range(2):
         tokenizer = resolve_tokenizer("tiktoken:gpt2", None, tmp_path / "cache")
@@ -43,13 +43,13 @@ def test_a_vocabulary_is_fetched_once_and_has_tiktokens_ids(server, ranks, tmp_p
     assert tokenizer.end_of_text == 300
 
 
-def test_without_a_network_the_place_for_the_file_is_named(tmp_path, monkeypatch):
+def test_without_a_network_the_path_for_the_file_is_named(tmp_path, monkeypatch):
     offer(monkeypatch, "http://127.0.0.1:9/r.tiktoken", None)
     with pytest.raises(MissingInputError, match=r"cannot download .*put the file at .*r\.tiktoken by hand"):
         resolve_tokenizer("tiktoken:gpt2", None, tmp_path)
 
 
-def test_a_file_put_there_by_hand_is_used(ranks, tmp_path, monkeypatch):
+def test_a_file_put_at_that_path_is_used(ranks, tmp_path, monkeypatch):
     offer(monkeypatch, "http://127.0.0.1:9/r.tiktoken", None)
     path = VOCABULARIES["gpt2"].ranks.path(tmp_path)
     path.parent.mkdir(parents=True)
@@ -65,12 +65,12 @@ def test_an_unknown_name_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("gpt2", "r50k_base"), ("cl100k", "cl100k_base")])
-def test_addresses_checksums_and_special_tokens_are_those_that_tiktoken_has(name, theirs, monkeypatch):
-    asked = {}
+def test_urls_checksums_and_special_tokens_equal_tiktokens(name, theirs, monkeypatch):
+    requested = {}
     monkeypatch.setattr(
-        openai, "load_tiktoken_bpe", lambda url, expected_hash: asked.update({url: expected_hash}) or {}
+        openai, "load_tiktoken_bpe", lambda url, expected_hash: requested.update({url: expected_hash}) or {}
     )
     special = getattr(openai, theirs)()["special_tokens"]
     vocabulary = VOCABULARIES[name]
-    assert asked == {vocabulary.ranks.url: vocabulary.ranks.sha256}
+    assert requested == {vocabulary.ranks.url: vocabulary.ranks.sha256}
     assert vocabulary.special_tokens == special

@@ -1,4 +1,4 @@
-"""Questions and summaries: what is answered stands in the story, by another reading of it; and all fits `small`."""
+"""Questions and summaries: the answers follow from the story by an independent reading, and records fit `small`."""
 
 import re
 
@@ -20,7 +20,7 @@ def records() -> dict[str, list[tuple[str, str]]]:
 
 
 def facts(story: str) -> dict[str, dict[str, str]]:
-    """What a story says, read by patterns: who had what and liked whom, where the thing was, on which day."""
+    """The facts of a story, by regular expressions: who had what and liked whom, where the thing was, on which day."""
     hero = re.match(r"Once upon a time there was (\w+)\.", story)
     pal = re.search(r"(\w+) liked (\w+)\.", story)
     when = re.search(r"\bOn (\w+day)\b", story)
@@ -32,7 +32,7 @@ def facts(story: str) -> dict[str, dict[str, str]]:
 
 
 def answer(question: str, story: str) -> str:
-    """To any of the four kinds of questions."""
+    """The answer to a question of any of the four kinds."""
     known = facts(story)
     owner = {thing: who for who, thing in known["had"].items()}
     people = known["people"]
@@ -49,7 +49,7 @@ def answer(question: str, story: str) -> str:
     raise AssertionError(question)
 
 
-def test_answers_are_what_the_story_says(records):
+def test_answers_follow_from_the_story(records):
     kinds = set()
     for prompt, response in records["questions"]:
         story, question, end = prompt.split("\n")
@@ -60,8 +60,8 @@ def test_answers_are_what_the_story_says(records):
     assert kinds == {"Who had", "Who liked", "Who did", "Where was", "On which"}
 
 
-def test_an_answer_cannot_be_known_without_the_story(records):
-    """Nobody who always gives the likeliest answer to a question's words is right more often than one in ten."""
+def test_answers_cannot_be_guessed_without_the_story(records):
+    """The most frequent answer to each question is right less than one time in ten."""
     by_words: dict[str, list[str]] = {}
     for prompt, response in records["questions"]:
         by_words.setdefault(" ".join(prompt.split("\n")[1].split()[:3]), []).append(response)
@@ -69,7 +69,7 @@ def test_an_answer_cannot_be_known_without_the_story(records):
     assert likeliest / COUNT < 0.1
 
 
-def test_summaries_name_who_matters_and_what_happened(records):
+def test_summaries_contain_the_facts_of_the_story(records):
     for prompt, response in records["summaries"]:
         story, end = prompt.split("\n")
         known, people = facts(story), facts(story)["people"]
@@ -79,13 +79,13 @@ def test_summaries_name_who_matters_and_what_happened(records):
             assert word in response, response
 
 
-def test_no_story_is_told_twice_in_any_part():
+def test_no_story_occurs_twice_in_any_part():
     parts = write_parts("questions", [1500, 300, 200])
-    told = [prompt.split("\n")[0] for part in parts for prompt, _ in part]
+    seen = [prompt.split("\n")[0] for part in parts for prompt, _ in part]
     assert [len(part) for part in parts] == [1500, 300, 200]
-    assert len(set(told)) == 2000
+    assert len(set(seen)) == 2000
     other = [prompt.split("\n")[0] for prompt, _ in write_parts("questions", [2000], seed=1)[0]]
-    assert not set(told) & set(other)
+    assert not set(seen) & set(other)
 
 
 def test_records_depend_on_kind_seed_and_number_only():
@@ -94,12 +94,14 @@ def test_records_depend_on_kind_seed_and_number_only():
     assert write_parts("questions", [10, 5])[0] == write_parts("questions", [10, 99])[0]
 
 
-def test_all_fit_the_context_of_small(records):
+def test_records_fit_the_context_of_small(records):
     tokenizer = BPETokenizer.train_from_texts(stories(0, 2000), vocab_size=2048, special_tokens=[END_OF_TEXT])
     for kind in KINDS:
         turns = [(Turn("user", prompt), Turn("assistant", response)) for prompt, response in records[kind]]
         longest = max(encode_turns(tokenizer, each, PAIRS).num_inputs for each in turns)
-        assert longest <= 0.9 * PRESETS["small"]["max_seq_len"]  # of 2,000; there are longer ones, none by a tenth
+        assert (
+            longest <= 0.9 * PRESETS["small"]["max_seq_len"]
+        )  # among 2,000 records; others are less than a tenth longer
 
 
 def test_other_kinds_are_refused():

@@ -1,4 +1,4 @@
-"""The built-in stories: exactly one derivation each, exact probabilities, the same on every machine, parts apart."""
+"""The built-in stories: unambiguous, exact in probability, equal on every machine, and split without overlap."""
 
 import hashlib
 import math
@@ -12,9 +12,11 @@ import yaml
 
 import tinylm.data.grammar.stories
 from tests.data.test_grammar import chi_square_p, probabilities
-from tinylm.data.corpus import GrammarCorpus, open_corpus
-from tinylm.data.grammar.grammar import Grammar, log_prob_of
-from tinylm.data.grammar.stories import log_prob, parse, stories, story, story_grammar, write_text
+from tinylm.data.corpora import open_corpus
+from tinylm.data.corpora.generated import GrammarCorpus
+from tinylm.data.grammar.generate import log_prob_of
+from tinylm.data.grammar.parse import Grammar
+from tinylm.data.grammar.stories import log_prob, stories, story, story_grammar, write_text
 from tinylm.model.config import PRESETS
 from tinylm.tokenizer import BPETokenizer
 
@@ -25,7 +27,7 @@ RULES = yaml.safe_load(GRAMMAR.read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def written() -> list:
-    """(text, derivation) of the first stories of a seed."""
+    """(text, derivation) of the first stories."""
     return [write_text(story_grammar(), 7, number) for number in range(COUNT)]
 
 
@@ -35,23 +37,23 @@ def written() -> list:
 @pytest.mark.slow
 def test_ten_thousand_stories_have_exactly_one_derivation_each(written):
     for text, derivation in written:
-        assert parse(text) == [derivation]
+        assert story_grammar().parse(text) == [derivation]
 
 
-def test_log_prob_is_the_sum_of_the_log_probabilities_recorded_while_writing(written):
+def test_log_prob_is_the_sum_of_the_log_probabilities_of_the_choices(written):
     for text, derivation in written[:500]:
         assert log_prob(text) == pytest.approx(sum(math.log(choice.probability) for choice in derivation), abs=1e-9)
 
 
 def test_frequencies_of_choices_follow_their_probabilities(written):
-    """Chi-square for each rule, over the choices in which nothing that was drawn before had a part."""
+    """A chi-square test of each rule, over the choices that do not depend on earlier ones."""
     grammar = story_grammar()
     shares = {rule: {each.text: each.probability for each in group} for rule, group in grammar.rules.items()}
     shares |= {rule: {entry.text: entry.probability for entry in group} for rule, group in grammar.entries.items()}
     found = defaultdict(Counter)
     for _, derivation in written:
         for choice in derivation:
-            if choice.probability == shares[choice.rule][choice.text]:  # else a renormalized one
+            if choice.probability == shares[choice.rule][choice.text]:  # not renormalized
                 found[choice.rule][choice.text] += 1
     tested = [rule for rule in found if len(shares[rule]) > 1]
     assert len(tested) > 30
@@ -69,8 +71,8 @@ def test_frequencies_of_choices_follow_their_probabilities(written):
         ("race", {"race_end": 2, "said": 2}),
     ],
 )
-def test_the_probabilities_of_all_texts_of_a_small_part_of_the_grammar_sum_to_one(plot, kept):
-    """The grammar's own rules, most lists cut to what must be there, enumerated by an oracle of the tests."""
+def test_probabilities_of_a_small_part_of_the_grammar_sum_to_one(plot, kept):
+    """The grammar's own rules with most lists shortened, enumerated by the oracle of test_grammar."""
     needed = {"food": 3, "toy": 3, "trait": 2, "animal": 2, "color": 2, "child": 2, "girl": 2}
     rules = {rule: _first(group, kept.get(rule, needed.get(rule, 1))) for rule, group in RULES.items()}
     opening = "<hero=child> liked <pal=child>. <Pal> had a <pet=animal>, and <hero> had a <look> <thing=toy>."
@@ -85,20 +87,20 @@ def _first(group: list | dict, count: int) -> list | dict:
     return {text: group[text] for text in list(group)[:count]} if isinstance(group, dict) else group[:count]
 
 
-def test_what_is_told_early_matters_late(written):
-    """A story in which one later mention is changed to another word of the same list is no story."""
+def test_stories_have_long_range_dependencies(written):
+    """With its last mention of the hero replaced by another name, a story has no derivation."""
     names = sorted({name for rule in ("girl", "boy") for name in RULES[rule]})
     for text, _ in written[:200]:
         hero = next(word for word in re.findall(r"\w+", text) if word in names)
         last = text.rindex(hero)
         other = next(name for name in names if name not in text)
-        assert parse(text[:last] + other + text[last + len(hero) :]) == []
+        assert story_grammar().parse(text[:last] + other + text[last + len(hero) :]) == []
 
 
-# --- what stories are like
+# --- properties of the stories
 
 
-def test_stories_are_of_the_promised_kind(written):
+def test_stories_have_the_documented_properties(written):
     texts = [text for text, _ in written]
     lengths = [len(text.split()) for text in texts]
     assert min(lengths) >= 60 and max(lengths) <= 150
@@ -108,13 +110,15 @@ def test_stories_are_of_the_promised_kind(written):
     assert 0 < nats / sum(map(len, texts)) <= 0.6
     assert all(text.isascii() and text.index("\n") == len(text) - 1 for text in texts)
     tokenizer = BPETokenizer.train_from_texts(texts[:2000], vocab_size=2048)
-    assert max(len(tokenizer.encode(text)) for text in texts) + 1 <= PRESETS["small"]["max_seq_len"]  # the separator
+    assert (
+        max(len(tokenizer.encode(text)) for text in texts) + 1 <= PRESETS["small"]["max_seq_len"]
+    )  # with the separator
 
 
-# --- the same everywhere
+# --- reproducibility
 
 
-def test_stories_are_the_same_in_every_process(python):
+def test_stories_are_equal_in_every_process(python):
     code = """
     import hashlib
     from tinylm.data.grammar.stories import stories
@@ -150,7 +154,7 @@ def test_parts_share_no_story_and_together_have_all(split):
 
 
 def test_equal_texts_go_to_the_same_part(tmp_path):
-    """A grammar of few texts: each is in one part only, however often it is written."""
+    """In a grammar of few texts, each is in one part only."""
     grammar = Grammar({"story": ["<a><a>"], "a": [*"abcdef"]})
     found = GrammarCorpus("few", grammar, (0.5, 0.5), seed=0, count=500)
     parts = [{text for document in found.documents(part) for text in document} for part in found.parts]
@@ -165,11 +169,11 @@ def test_fingerprints_differ_where_the_parts_do():
     assert len({each.fingerprint for each in different}) == 6
 
 
-def test_corpora_by_name_say_how_many_texts(tmp_path):
+def test_a_corpus_name_can_set_the_number_of_texts(tmp_path):
     (tmp_path / "my.grammar.yaml").write_text("story: [a <b>]\nb: [c, d]\n")
     options = dict(split=(0.5, 0.5), cache_dir=tmp_path)
     assert open_corpus("stories", **options).count == 8000
     assert open_corpus("stories:12", **options).count == 12
-    mine = open_corpus(f"{tmp_path / 'my.grammar.yaml'}:7", **options)
-    assert mine.count == 7 and mine.log_prob("a c") == pytest.approx(math.log(1 / 2))
-    assert sum(1 for _ in mine.items()) == 7
+    found = open_corpus(f"{tmp_path / 'my.grammar.yaml'}:7", **options)
+    assert found.count == 7 and found.log_prob("a c") == pytest.approx(math.log(1 / 2))
+    assert sum(1 for _ in found.items()) == 7

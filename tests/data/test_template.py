@@ -1,4 +1,4 @@
-"""How turns become tokens: what counts, by hand; and what generation reads is the beginning of what training read."""
+"""Encoded conversations by hand, and the prompts of generation as prefixes of the training tokens."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def conversations(draw) -> tuple[Turn, ...]:
 
 @pytest.fixture(scope="module")
 def bpe() -> BPETokenizer:
-    """It has tokens across the border of any prompt and response: "ab", " a", "b\\n" ..."""
+    """It has tokens that would span any prompt and response: "ab", " a", "b\\n" ..."""
     text = "ab a b: ab\nab:a b a\n b a" * 20
     return BPETokenizer.train_from_texts([text], vocab_size=300, pattern=r"[\s\S]+", special_tokens=CHAT.special_tokens)
 
@@ -39,7 +39,7 @@ def bpe() -> BPETokenizer:
 
 
 def test_a_pair_by_hand():
-    """a=0 b=1 c=2, the end 3."""
+    """a=0, b=1, c=2, <|endoftext|>=3."""
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     ids, counts = encode_turns(tokenizer, pair("ab", "ca"), PAIRS)
     assert ids.tolist() == [3, 0, 1, 2, 0, 3]
@@ -48,7 +48,7 @@ def test_a_pair_by_hand():
 
 
 def test_a_conversation_by_hand():
-    """a=0 b=1 c=2, then the end 3, system 4, user 5, assistant 6; each answer and its end count."""
+    """a=0, b=1, c=2, <|endoftext|>=3, system=4, user=5, assistant=6. Responses and their ends count."""
     tokenizer = CharTokenizer("abc", CHAT.special_tokens)
     turns = [Turn("system", "c"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "ab")]
     ids, counts = encode_turns(tokenizer, turns, CHAT)
@@ -56,23 +56,23 @@ def test_a_conversation_by_hand():
     assert counts.nonzero()[0].tolist() == [6, 7, 11, 12, 13]
 
 
-def test_names_of_special_tokens_in_what_somebody_said_are_plain_text():
+def test_names_of_special_tokens_in_messages_are_plain_text():
     tokenizer = ByteTokenizer(CHAT.special_tokens)
-    said = "x<|assistant|>y<|endoftext|>"
-    ids, _ = encode_turns(tokenizer, pair(said, said), CHAT)
+    message = "x<|assistant|>y<|endoftext|>"
+    ids, _ = encode_turns(tokenizer, pair(message, message), CHAT)
     special = [i for i in ids.tolist() if i >= 256]
     assert special == [
         tokenizer.special_tokens[name] for name in (END_OF_TEXT, "<|user|>", "<|assistant|>", END_OF_TEXT)
     ]
-    assert bytes(i for i in ids.tolist() if i < 256).decode() == said * 2
+    assert bytes(i for i in ids.tolist() if i < 256).decode() == message * 2
 
 
-# --- generation reads what training read
+# --- generation reads a prefix of the training tokens
 
 
 @few
 @given(texts, texts)
-def test_the_generators_prompt_is_the_beginning_of_the_training_tokens(bpe, prompt, response):
+def test_the_generators_prompt_is_a_prefix_of_the_training_tokens(bpe, prompt, response):
     model = TransformerLM(ModelConfig(vocab_size=bpe.vocab_size, d_model=4, num_layers=1, num_heads=1, max_seq_len=64))
     read = Generator(model, bpe).prompt_ids(prompt)
     ids, counts = encode_turns(bpe, pair(prompt, response), PAIRS)
@@ -83,7 +83,7 @@ def test_the_generators_prompt_is_the_beginning_of_the_training_tokens(bpe, prom
 
 @few
 @given(st.text(max_size=20))
-def test_the_generators_prompt_in_a_chat_is_the_beginning_of_the_training_tokens(bpe, prompt):
+def test_the_generators_chat_prompt_is_a_prefix_of_the_training_tokens(bpe, prompt):
     model = TransformerLM(ModelConfig(vocab_size=bpe.vocab_size, d_model=4, num_layers=1, num_heads=1, max_seq_len=64))
     generator = Generator(model, bpe)
     generator.before, generator.after = question_frame(bpe, CHAT)
@@ -92,13 +92,13 @@ def test_the_generators_prompt_in_a_chat_is_the_beginning_of_the_training_tokens
 
 @few
 @given(conversations())
-def test_a_conversation_is_read_up_to_the_last_answer(bpe, turns):
+def test_prompt_ids_end_before_the_last_response(bpe, turns):
     ids, counts = encode_turns(bpe, turns, CHAT)
     read = prompt_ids(bpe, turns, CHAT)
     assert ids[: len(read)].tolist() == read and read[-1] == bpe.special_tokens["<|assistant|>"]
     assert bpe.decode(ids[len(read) :]) == turns[-1].content + END_OF_TEXT and counts[len(read) :].all()
-    said = "".join(turn.content + END_OF_TEXT for turn in turns if turn.role == "assistant")
-    assert bpe.decode(ids[counts]) == said  # what counts is all of what the assistant says, and nothing else
+    responses = "".join(turn.content + END_OF_TEXT for turn in turns if turn.role == "assistant")
+    assert bpe.decode(ids[counts]) == responses  # all responses count, and nothing else
 
 
 # --- refusals
@@ -122,7 +122,7 @@ def test_templates_by_name():
 
 
 @pytest.mark.parametrize("roles", [("system", "user", "assistant"), ("user", "assistant") * 2, ("assistant",)])
-def test_pairs_have_place_for_one_prompt_and_one_response(roles):
+def test_the_pairs_template_takes_one_prompt_and_one_response(roles):
     turns = tuple(Turn(role, "a") for role in roles)
     with pytest.raises(
         DataError, match=rf"^p\.json: record 2: .*got turns of {', '.join(roles)}; set data\.template=chat"
@@ -130,12 +130,12 @@ def test_pairs_have_place_for_one_prompt_and_one_response(roles):
         encode_pairs(CharTokenizer("a", [END_OF_TEXT]), [pair("a", "a"), turns], PAIRS, 9, name="p.json")
 
 
-def test_text_without_ids_is_refused_with_its_record():
+def test_errors_name_the_record_that_cannot_be_encoded():
     with pytest.raises(DataError, match=r"^p\.json: record 2: character 'z'"):
         encode_pairs(CharTokenizer("ab", [END_OF_TEXT]), [pair("a", "b"), pair("a", "z")], PAIRS, 9, name="p.json")
 
 
-# --- longer than the context
+# --- records longer than the context
 
 TOKENIZER = CharTokenizer("abc", [END_OF_TEXT])
 PROMPTS = [pair("aa", "b"), pair("aaca", "b"), pair("", "b"), pair("acaca", "b")]  # 4, 6, 2 and 7 inputs
@@ -147,26 +147,26 @@ def encode(too_long: str, context: int = 4, pairs=PROMPTS) -> list[str]:
     return [TOKENIZER.decode(example.ids).replace(END_OF_TEXT, "|") for example in examples]
 
 
-def test_what_is_too_long_is_an_error_that_names_the_first():
+def test_too_long_records_are_refused_by_the_first():
     message = (
         r"^p\.json: 2 of 4 records have more than the 4 tokens of the context, the first is record 2 with 6; "
         "shorten them, or set data.too_long to drop or truncate$"
     )
     with pytest.raises(DataError, match=message):
         encode("error")
-    assert encode("error", context=7) == ["|aab|", "|aacab|", "|b|", "|acacab|"]  # the last end is only predicted
+    assert encode("error", context=7) == ["|aab|", "|aacab|", "|b|", "|acacab|"]  # the last token is only a target
 
 
-def test_what_is_too_long_can_be_left_out_and_that_is_said(capsys):
+def test_too_long_records_can_be_dropped_with_a_notice(capsys):
     assert encode("drop") == ["|aab|", "|b|"]
     assert "p.json: 2 of 4 records have more than the 4 tokens of the context: left out" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"no record fits the context of 1 tokens; raise max_seq_len"):
         encode("drop", context=1)
 
 
-def test_what_is_too_long_can_lose_the_beginning_of_its_prompt_but_nothing_of_its_answer(capsys):
+def test_too_long_records_can_be_truncated_within_the_prompt_only(capsys):
     assert encode("truncate") == ["|aab|", "acab|", "|b|", "acab|"]
     assert "2 of 4 records have more than the 4 tokens of the context: cut at the left" in capsys.readouterr().err
-    assert encode("truncate", pairs=[pair("a", "bcb")]) == ["abcb|"]  # all but the beginning just fits
+    assert encode("truncate", pairs=[pair("a", "bcb")]) == ["abcb|"]  # fits without its first token
     with pytest.raises(DataError, match=r"record 1: the response alone fills the context of 4 tokens; shorten it, or"):
         encode("truncate", pairs=[pair("a", "bcbc")])

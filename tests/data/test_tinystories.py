@@ -1,13 +1,14 @@
-"""A sample of TinyStories from a server on this machine that serves files in the same format."""
+"""Samples of TinyStories from a local server with files in the same format."""
 
 import pytest
 
-from tinylm.data import open_corpus, tinystories
+from tinylm.data import open_corpus
+from tinylm.data.corpora import tinystories
+from tinylm.data.corpora.tinystories import NAMES, sources, write_sample
 from tinylm.data.download import Download
-from tinylm.data.tinystories import NAMES, sources, write_sample
 from tinylm.errors import DataError, MissingInputError
 
-# As the real files begin: a story, a line break, the separator, a line break; é is two bytes, “ three.
+# The format of the real files: a story, a newline, the separator, a newline. é has two bytes, “ three.
 TRAIN = ["Once upon a time there was a café.\n", "\nOne day, a “cat” sat.\n", "\nLily\n\nhad a ball.\n", "\nTom ran.\n"]
 VALID = ["Ben saw a bird.\n", "\nThe end.\n", "\nA third one.\n"]
 
@@ -24,14 +25,14 @@ def mirror(server):
     return f"{server.url}/mirror"
 
 
-def test_the_default_is_hugging_faces_and_has_gpt_4s_stories():
+def test_the_default_source_is_gpt_4s_part_on_hugging_face():
     train, val = sources(None)
     assert train.url.startswith("https://huggingface.co/datasets/roneneldan/TinyStories/resolve/")
     assert (train.url.split("/")[-1], val.url.split("/")[-1]) == NAMES
     assert NAMES == ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 
 
-def test_a_sample_is_the_beginning_of_each_file_byte_for_byte(mirror, tmp_path):
+def test_a_sample_is_a_prefix_of_each_file_byte_for_byte(mirror, tmp_path):
     paths = write_sample(tmp_path / "new" / "s", (3, 2), sources(mirror), tmp_path / "cache")
     assert [path.name for path in paths] == ["train.txt", "val.txt"]
     for path, texts, count in zip(paths, (TRAIN, VALID), (3, 2), strict=True):
@@ -41,7 +42,7 @@ def test_a_sample_is_the_beginning_of_each_file_byte_for_byte(mirror, tmp_path):
     assert not list((tmp_path / "new").rglob(".tmp-*"))
 
 
-def test_of_a_single_file_the_stories_to_validate_on_come_next(server, tmp_path):
+def test_with_a_single_file_the_validation_stories_follow(server, tmp_path):
     url = server.serve("/all.txt", file_of(TRAIN))
     write_sample(tmp_path, (2, 1), sources(url), tmp_path / "cache")
     assert (tmp_path / "train.txt").read_text(encoding="utf-8").split("<|endoftext|>") == [*TRAIN[:2], ""]
@@ -49,17 +50,17 @@ def test_of_a_single_file_the_stories_to_validate_on_come_next(server, tmp_path)
     assert server.requests == ["/all.txt"]
 
 
-def test_the_folder_is_a_corpus_with_the_files_own_split(mirror, tmp_path):
+def test_a_sample_is_a_corpus_with_the_files_own_split(mirror, tmp_path):
     write_sample(tmp_path / "s", (3, 2), sources(mirror), tmp_path / "cache")
     corpus = open_corpus(str(tmp_path / "s"), split=(0.9, 0.1), cache_dir=tmp_path / "cache")
     assert ["".join(each) for each in corpus.documents("train")] == TRAIN[:3]
     assert ["".join(each) for each in corpus.documents("val")] == VALID[:2]
-    assert corpus.separated  # so that the tokenizer puts <|endoftext|> between the stories
+    assert corpus.separated  # so <|endoftext|> separates the stories
     assert corpus.name == str(tmp_path / "s")
 
 
-def test_no_more_is_read_than_the_sample_needs(tmp_path, monkeypatch, server):
-    """A stream that breaks right behind the blocks that hold the sample."""
+def test_reading_stops_after_the_sample(tmp_path, monkeypatch, server):
+    """A stream that fails right after the blocks of the sample."""
     url = server.serve("/long.txt", b"")
 
     def stream(source, cache_dir):
@@ -74,8 +75,8 @@ def test_no_more_is_read_than_the_sample_needs(tmp_path, monkeypatch, server):
     assert (tmp_path / "val.txt").read_bytes() == "tw\u00f6<|endoftext|>".encode()
 
 
-def test_a_file_put_into_the_cache_by_hand_needs_no_network(tmp_path):
-    origins = sources("http://127.0.0.1:9/mirror")  # where nobody listens
+def test_a_file_in_the_cache_needs_no_network(tmp_path):
+    origins = sources("http://127.0.0.1:9/mirror")  # no server listens there
     for source, texts in zip(origins, (TRAIN, VALID), strict=True):
         source.path(tmp_path / "cache").parent.mkdir(parents=True)
         source.path(tmp_path / "cache").write_bytes(file_of(texts))
@@ -97,7 +98,7 @@ def test_failures_leave_no_file(mirror, server, tmp_path):
     assert not [path for path in (tmp_path / "s").rglob("*") if path.is_file()]
 
 
-def test_a_connection_that_ends_behind_the_sample_is_none_the_worse(server, tmp_path):
+def test_a_connection_that_ends_after_the_sample_is_no_error(server, tmp_path):
     url = server.serve("/cut.txt", file_of(TRAIN), length=10**9)
     write_sample(tmp_path, (3, 1), sources(url), tmp_path / "cache")
     assert (tmp_path / "val.txt").read_text(encoding="utf-8") == TRAIN[3] + "<|endoftext|>"

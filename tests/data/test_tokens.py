@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
-from tinylm.data.corpus import GrammarCorpus
+from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.grammar.stories import story_grammar
 from tinylm.data.tokens import open_log_probs
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
@@ -167,7 +167,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(blocked, corpus, tmp_path):
 BUILD = """
 import time
 from tinylm.data import tokens
-from tinylm.data.corpus import open_corpus
+from tinylm.data.corpora import open_corpus
 from tinylm.tokenizer import ByteTokenizer
 
 source, cache, ready, other = map(Path, sys.argv[1:])
@@ -222,7 +222,7 @@ RESUME = """
 import os
 import signal
 from tinylm.data import journal, tokens
-from tinylm.data.corpus import open_corpus
+from tinylm.data.corpora import open_corpus
 from tinylm.tokenizer import load_tokenizer
 from tinylm.tokenizer.fast import blocks
 
@@ -281,7 +281,7 @@ def test_a_killed_builder_is_gone_on_with_and_the_result_is_the_same(harm, tmp_p
 @pytest.mark.parametrize(("kind", "tokens"), [("char", 14), ("byte", 14), ("word", 3), ("bpe:300", 3)])  # of 14 bytes
 def test_memory_does_not_grow_with_the_text(kind, tokens, tmp_path, python):
     code = """
-    from tinylm.data.corpus import open_corpus
+    from tinylm.data.corpora import open_corpus
     from tinylm.data.tokens import open_tokens, resolve_tokenizer
     def peak():  # of this process; getrusage's would begin with its parent's
         status = Path("/proc/self/status")

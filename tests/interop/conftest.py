@@ -1,4 +1,4 @@
-"""Nothing here touches the network, and transformers draws no bars."""
+"""Tests without network access and without progress bars."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The tables of docs/interop.md, which say what is exported to where, and what is refused."""
+"""The tables of docs/interop.md: exported configs with their classes, and refused configs with their messages."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "interop.md"
 
 
 def _changes(cell: str) -> dict[str, Any]:
-    """`a=1` `b=true` as a dict; 1e-05 too, which YAML takes for a text."""
+    """`a=1` `b=true` as a dict. YAML reads 1e-05 as a string."""
     found = {name: yaml.safe_load(value) for name, value in re.findall(r"`(\w+)=(\S+)`", cell)}
     return {name: float(value) if name in ("rope_theta", "norm_eps") else value for name, value in found.items()}
 
 
 def _rows(heading: str) -> list[tuple[str, str]]:
-    """Two cells of each row of the table under these two words."""
+    """The two cells of each row of the table with this heading."""
     _, _, rest = DOCS.read_text(encoding="utf-8").partition(f"{heading}\n|---|---|\n")
     table, _, _ = rest.partition("\n\n")
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]

@@ -1,4 +1,4 @@
-"""There and back, with transformers as the oracle: equal logits, texts, ids, and weights bit by bit."""
+"""Export and import against transformers: equal logits, texts, ids, and weights bit by bit."""
 
 import copy
 import random
@@ -23,8 +23,8 @@ from tinylm.interop import export_huggingface, load_huggingface, load_huggingfac
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, UNKNOWN, BPETokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
 
-TALE = "".join(stories(seed=3, count=60))
-TOKENIZER = BPETokenizer.train_from_texts([TALE], vocab_size=SHAPE["vocab_size"], special_tokens=[END_OF_TEXT])
+STORIES = "".join(stories(seed=3, count=60))
+TOKENIZER = BPETokenizer.train_from_texts([STORIES], vocab_size=SHAPE["vocab_size"], special_tokens=[END_OF_TEXT])
 IDS = random_ids(ModelConfig(**SHAPE), batch_size=3)
 
 
@@ -38,7 +38,7 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """exported(row) is our model of a row of the docs, theirs, and its folder; written and read once."""
+    """exported(row) gives our model of a documented row, theirs, and the folder; cached."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
     def exported(row):
@@ -55,17 +55,17 @@ def exported(tmp_path_factory):
 every_row = pytest.mark.parametrize("row", EXPORTS)
 
 
-# --- out
+# --- export
 
 
 @every_row
 @torch.no_grad()
 def test_transformers_gives_the_same_logits(row, exported):
-    """In float64 too, where RMSNorm and rotary angles are float32 there all the same; without them nothing differs."""
+    """In float64 too, where transformers still computes RMSNorm and rotary angles in float32."""
     model, other, _ = exported(row)
     assert type(other).__name__ == EXPORTS[row][1]
     expected = model(IDS)
-    assert expected.std() > 0.3  # large enough for a mistake to show
+    assert expected.std() > 0.3  # large enough to reveal a mistake
     torch.testing.assert_close(other(input_ids=IDS).logits, expected, rtol=0.0, atol=1e-5)
     exact = model.config.positional_encoding == "learned"
     expected = copy.deepcopy(model).double()(IDS)
@@ -75,7 +75,7 @@ def test_transformers_gives_the_same_logits(row, exported):
 
 @every_row
 def test_greedy_texts_are_the_same(row, exported):
-    """To the end of the context, with their cache; prompts begin as ours do."""
+    """To the end of the context, with their cache."""
     model, other, folder = exported(row)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for prompt in ("Once upon a time", "naïve 日本"):
@@ -87,10 +87,10 @@ def test_greedy_texts_are_the_same(row, exported):
         assert text and tokenizer.decode(found, skip_special_tokens=True) == text
 
 
-def test_generation_ends_where_ours_ends(tmp_path):
+def test_generation_stops_at_the_same_token(tmp_path):
     model = new_model(tie_embeddings=False)
     before = Generator(model, TOKENIZER).complete(["Once"], max_new_tokens=10, temperature=0)[0].ids
-    with torch.no_grad():  # what was the fifth choice is beaten by the end of the text
+    with torch.no_grad():  # <|endoftext|> beats the fifth choice
         model.head.weight[TOKENIZER.end_of_text] = model.head.weight[before[4]] * 1.01
     ours = Generator(model, TOKENIZER).complete(["Once"], max_new_tokens=10, temperature=0)[0]
     assert ours.finished == "end"
@@ -102,7 +102,7 @@ def test_generation_ends_where_ours_ends(tmp_path):
 
 
 @torch.no_grad()
-def test_generation_draws_from_all_tokens_by_default(exported):
+def test_generation_samples_from_all_tokens_by_default(exported):
     model, other, _ = exported(next(iter(EXPORTS)))
     found = other.generate(IDS, max_new_tokens=1, output_scores=True, return_dict_in_generate=True)
     torch.testing.assert_close(found.scores[0], model(IDS)[:, -1], rtol=0.0, atol=1e-5)
@@ -110,8 +110,8 @@ def test_generation_draws_from_all_tokens_by_default(exported):
     assert config.do_sample and config.eos_token_id == config.bos_token_id == TOKENIZER.end_of_text
 
 
-def test_padded_batches_give_what_single_texts_give(exported):
-    """Padding stands at the left, and is masked."""
+def test_padded_batches_match_single_texts(exported):
+    """Padding is at the left, and masked."""
     model, other, folder = exported(next(iter(EXPORTS)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prompts = ["Once upon a time", "On Monday", "x"]
@@ -129,7 +129,7 @@ def test_padded_batches_give_what_single_texts_give(exported):
     | model_configs(bias=st.just(False), positional_encoding=st.just("rotary"), activation=st.just("swiglu"))
 )
 @torch.no_grad()
-def test_any_config_goes_with_equal_logits_or_is_refused_by_a_field(tmp_path_factory, config):
+def test_any_config_is_exported_with_equal_logits_or_refused_by_a_field(tmp_path_factory, config):
     model, folder = random_model(config), tmp_path_factory.mktemp("any") / "m"
     try:
         export_huggingface(model, None, folder)
@@ -143,20 +143,20 @@ def test_any_config_goes_with_equal_logits_or_is_refused_by_a_field(tmp_path_fac
     shutil.rmtree(folder)
 
 
-def test_a_model_in_bfloat16_stays_in_bfloat16(tmp_path):
+def test_bfloat16_weights_stay_bfloat16(tmp_path):
     export_huggingface(new_model(torch.bfloat16), TOKENIZER, tmp_path / "m")
     assert {weight.dtype for weight in theirs(tmp_path / "m").parameters()} == {torch.bfloat16}
     assert load_huggingface_model(tmp_path / "m").embedding.weight.dtype == torch.bfloat16
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
+def test_export_refuses_a_tokenizer_of_another_vocabulary(tmp_path):
     with pytest.raises(ConfigError, match="vocab_size: tokenizer 256, model 278"):
         export_huggingface(new_model(), ByteTokenizer(), tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
-def test_the_model_card_says_how_to_use_it_and_what_was_measured(exported, monkeypatch, capsys):
-    """Its code is run as it stands."""
+def test_the_model_card_has_usage_and_results(exported, monkeypatch, capsys):
+    """The code of the card is executed."""
     _, _, folder = exported(next(iter(EXPORTS)))
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| val/loss | 1.5 |" in card and "| d_model | 32 |" in card and "context holds 24 tokens" in card
@@ -172,13 +172,13 @@ def test_the_model_card_says_how_to_use_it_and_what_was_measured(exported, monke
 KINDS = {
     "bpe gpt2": (TOKENIZER, "gpt2"),
     "bpe gpt4": (
-        BPETokenizer.train_from_texts([TALE], vocab_size=400, pattern="gpt4", special_tokens=[END_OF_TEXT, "<x>"]),
+        BPETokenizer.train_from_texts([STORIES], vocab_size=400, pattern="gpt4", special_tokens=[END_OF_TEXT, "<x>"]),
         "llama",
     ),
-    "bpe words": (BPETokenizer.train_from_texts([TALE], vocab_size=400, pattern="words"), "qwen3"),
+    "bpe words": (BPETokenizer.train_from_texts([STORIES], vocab_size=400, pattern="words"), "qwen3"),
     "byte": (ByteTokenizer([END_OF_TEXT]), "mistral"),
-    "char": (CharTokenizer.train_from_texts([TALE], special_tokens=[UNKNOWN, END_OF_TEXT]), "opt"),
-    "word": (WordTokenizer.train_from_texts([TALE]), "starcoder2"),
+    "char": (CharTokenizer.train_from_texts([STORIES], special_tokens=[UNKNOWN, END_OF_TEXT]), "opt"),
+    "word": (WordTokenizer.train_from_texts([STORIES]), "starcoder2"),
 }
 MODELS = {
     "gpt2": dict(positional_encoding="learned", norm="layernorm", activation="relu", qk_norm=False),
@@ -193,15 +193,30 @@ MODELS = {
 
 
 def random_text(source: random.Random) -> str:
-    """Words, signs, spaces and letters of many scripts, in any order; no characters newer than the programs."""
-    parts = [*TALE[:400].split(" "), " ", "  ", "\n", "\r\n", "\t", "'ll", "'S", "123", "4567", "...", "<|", "|>", "\0"]
+    """Words, punctuation, spaces and letters of many scripts in random order."""
+    parts = [
+        *STORIES[:400].split(" "),
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "'ll",
+        "'S",
+        "123",
+        "4567",
+        "...",
+        "<|",
+        "|>",
+        "\0",
+    ]
     parts += ["naïve", "日本語", "한국", "👩\u200d👧", "e\u0301", "ß", "²", "\u3000", "Ωμέγα", "مرحبا", "नमस्ते"]
     return "".join(source.choice(parts) + source.choice(["", " ", ""]) for _ in range(source.randrange(9)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autotokenizer_gives_the_same_ids_and_texts(kind, tmp_path):
-    """Of a thousand random texts; special tokens by name as well."""
+    """A thousand random texts, with and without special tokens."""
     tokenizer, family = KINDS[kind]
     model = new_model(vocab_size=tokenizer.vocab_size, **MODELS[family])
     export_huggingface(model, tokenizer, tmp_path / "m")
@@ -218,18 +233,18 @@ def test_autotokenizer_gives_the_same_ids_and_texts(kind, tmp_path):
     assert load_huggingface(tmp_path / "m")[1] == tokenizer
 
 
-def test_names_of_special_tokens_can_be_read_as_text(tmp_path):
+def test_names_of_special_tokens_can_be_encoded_as_text(tmp_path):
     export_huggingface(new_model(), TOKENIZER, tmp_path / "m")
     other = transformers.AutoTokenizer.from_pretrained(tmp_path / "m", split_special_tokens=True)
     assert other(f"a{END_OF_TEXT}b")["input_ids"] == TOKENIZER.encode(f"a{END_OF_TEXT}b")
 
 
-# --- in
+# --- import
 
 
 @every_row
 @torch.no_grad()
-def test_what_went_out_comes_back_with_the_same_bits(row, exported):
+def test_an_exported_model_is_imported_bit_by_bit(row, exported):
     model, _, folder = exported(row)
     again, tokenizer = load_huggingface(folder)
     assert tokenizer == TOKENIZER and not again.training
@@ -269,7 +284,7 @@ RANDOM = {
 
 
 def random_theirs(name, dtype):
-    """A model of theirs with every weight random, norms and biases too."""
+    """A model of transformers in which all weights are random, norms and biases included."""
     torch.manual_seed(0)
     config = RANDOM[name]
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -282,7 +297,7 @@ def random_theirs(name, dtype):
 @pytest.mark.parametrize(("dtype", "shards"), [(torch.float32, None), (torch.bfloat16, "10KB")], ids=str)
 @pytest.mark.parametrize("name", RANDOM)
 @torch.no_grad()
-def test_models_of_theirs_come_in_and_leave_with_every_bit(name, dtype, shards, tmp_path):
+def test_an_imported_model_is_exported_bit_by_bit(name, dtype, shards, tmp_path):
     before = random_theirs(name, dtype)
     before.save_pretrained(tmp_path / "in", **({"max_shard_size": shards} if shards else {}))
     assert len([*(tmp_path / "in").glob("*.safetensors")]) > 1 or not shards
@@ -294,7 +309,7 @@ def test_models_of_theirs_come_in_and_leave_with_every_bit(name, dtype, shards, 
     after = theirs(tmp_path / "out")
     expected = before.state_dict()
     if name == "mistral, all":
-        assert type(after).__name__ == "LlamaForCausalLM"  # which is the same
+        assert type(after).__name__ == "LlamaForCausalLM"  # the same without a window
     else:
         assert type(after) is type(before)
     assert after.state_dict().keys() == expected.keys()
@@ -307,10 +322,10 @@ def test_models_of_theirs_come_in_and_leave_with_every_bit(name, dtype, shards, 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
-def test_a_folder_with_a_tokenizer_of_theirs_speaks_here_as_there(name, tmp_path):
-    """And becomes a model folder of ours."""
+def test_an_imported_folder_generates_the_same_text(name, tmp_path):
+    """Also after it was saved as a model folder."""
     learned = tokenizers.ByteLevelBPETokenizer()
-    learned.train_from_iterator([TALE], vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
+    learned.train_from_iterator([STORIES], vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
     other = transformers.PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer, eos_token=END_OF_TEXT)
     other.save_pretrained(tmp_path / "theirs")
     config = copy.deepcopy(RANDOM[name])
@@ -323,12 +338,12 @@ def test_a_folder_with_a_tokenizer_of_theirs_speaks_here_as_there(name, tmp_path
     assert tokenizer.encode(text) == other(text)["input_ids"]
     inputs = other(END_OF_TEXT + "Once", return_tensors="pt")
     found = before.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=0)
-    said = Generator(model, tokenizer).generate("Once", max_new_tokens=12, temperature=0)
-    assert other.decode(found[0], skip_special_tokens=True) == "Once" + said
+    completion = Generator(model, tokenizer).generate("Once", max_new_tokens=12, temperature=0)
+    assert other.decode(found[0], skip_special_tokens=True) == "Once" + completion
 
 
-def test_old_files_without_the_beginning_of_names_and_with_masks_are_read(tmp_path):
-    """As openai-community/gpt2 has them."""
+def test_old_files_without_prefixes_and_with_masks_are_read(tmp_path):
+    """The form of openai-community/gpt2."""
     before = random_theirs("gpt2", torch.float32)
     before.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -341,17 +356,17 @@ def test_old_files_without_the_beginning_of_names_and_with_masks_are_read(tmp_pa
         torch.testing.assert_close(load_huggingface_model(tmp_path)(ids), expected, rtol=0.0, atol=1e-5)
 
 
-def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused_with_a_remedy(tmp_path):
     export_huggingface(new_model(), None, tmp_path / "m")
     with pytest.raises(
-        MissingInputError, match=r"m: has no tokenizer\.json; .* the weights alone by .*load_huggingface_model"
+        MissingInputError, match=r"m: has no tokenizer\.json; .* the weights alone with .*load_huggingface_model"
     ):
         load_huggingface(tmp_path / "m")
 
 
-def test_a_tokenizer_of_another_size_than_the_model_is_refused_on_the_way_in(tmp_path):
+def test_import_refuses_a_tokenizer_of_another_vocabulary(tmp_path):
     export_huggingface(new_model(), TOKENIZER, tmp_path / "m")
     export_huggingface(new_model(vocab_size=257), ByteTokenizer([END_OF_TEXT]), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "tokenizer.json", tmp_path / "m")
-    with pytest.raises(DataError, match=r"vocab_size is 278 in config\.json, and tokenizer\.json has 257"):
+    with pytest.raises(DataError, match=r"vocab_size is 278 in config\.json, but tokenizer\.json has 257"):
         load_huggingface(tmp_path / "m")

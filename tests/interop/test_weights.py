@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, incomplete, or something else: named, with one line."""
+"""Damaged, incomplete or unsuitable files of weights are refused with one line that names the problem."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ UNTIED = dict(tie_embeddings=False, qk_norm=False)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A Llama, its head apart."""
+    """A Llama with an untied head."""
     export_huggingface(random_model(ModelConfig(**SHAPE | UNTIED), dtype=torch.float32), None, tmp_path / "m")
     return tmp_path / "m"
 
@@ -48,8 +48,8 @@ WRONG = {
     "extra": (put("model.layers.2.input_layernorm.weight", torch.ones(32)), "not of this architecture: model.layers.2"),
     "an adapter": (put("base_model.lora_A.weight", torch.ones(32)), "not of this architecture: base_model.lora_A"),
     "another shape": (put(NORM, torch.ones(31)), rf"{NORM}: has shape \(31,\), config.json says \(32,\)"),
-    "turned round": (put("model.layers.0.mlp.up_proj.weight", torch.ones(32, 44)), r"shape \(32, 44\), .* \(44, 32\)"),
-    "quantized": (put(NORM, torch.ones(32, dtype=torch.int8)), f"{NORM}: is of type torch.int8; quantized"),
+    "transposed": (put("model.layers.0.mlp.up_proj.weight", torch.ones(32, 44)), r"shape \(32, 44\), .* \(44, 32\)"),
+    "quantized": (put(NORM, torch.ones(32, dtype=torch.int8)), f"{NORM}: has dtype torch.int8; quantized"),
     "another embedding": (put("model.embed_tokens.weight", torch.ones(9, 32)), r"shape \(9, 32\), .* \(278, 32\)"),
 }  # fmt: skip
 
@@ -62,20 +62,20 @@ def test_weights_that_do_not_fit_the_config_are_named(change, message, folder):
     assert "\n" not in str(raised.value)
 
 
-def test_adapted_and_quantized_layers_are_refused_by_their_name(tmp_path):
+def test_adapted_and_quantized_layers_are_refused_by_name(tmp_path):
     adapted = random_model(ModelConfig(**SHAPE), dtype=torch.float32)
     add_lora(adapted, LoRAConfig(targets=("blocks.1.attention.query",)))
     rounded = quantize(random_model(ModelConfig(**SHAPE), dtype=torch.float32))
     for model, message in (
         (adapted, r"^an export: blocks\.1\.attention\.query has LoRA adapters; merge_lora and remove_lora first$"),
-        (rounded, r"^an export: blocks\.0\.attention\.query is quantized; take the model that it was made from$"),
+        (rounded, r"^an export: blocks\.0\.attention\.query is quantized; export the original instead$"),
     ):
         with pytest.raises(ConfigError, match=message):
             export_huggingface(model, None, tmp_path / "m")
     assert not [*tmp_path.iterdir()]
 
 
-def test_files_that_are_cut_off_are_named(folder):
+def test_truncated_files_are_named(folder):
     for name, message in (
         ("model.safetensors", r"model\.safetensors: is damaged"),
         ("config.json", "is not valid JSON"),
@@ -85,7 +85,7 @@ def test_files_that_are_cut_off_are_named(folder):
             load_huggingface_model(folder)
 
 
-def test_a_head_beside_a_tied_embedding_must_be_the_same(folder):
+def test_a_copy_of_a_tied_head_must_equal_the_embedding(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     with pytest.raises(DataError, match=r"lm_head\.weight: differs from the embedding"):
@@ -106,7 +106,7 @@ def test_pickles_are_refused_and_never_opened(folder):
     assert not (folder / "ran").exists()
 
 
-def test_what_is_not_there_is_named(folder):
+def test_missing_files_are_named(folder):
     for name, message in (("model.safetensors", r"has no model\.safetensors"), ("config.json", r"has no config\.json")):
         (folder / name).unlink()
         with pytest.raises(MissingInputError, match=message):
@@ -127,17 +127,17 @@ def shard(folder):
     return table
 
 
-def test_shards_that_are_missing_or_elsewhere_are_named(folder):
+def test_missing_shards_and_shards_outside_the_folder_are_named(folder):
     whole = load_huggingface_model(folder).state_dict()
     index, table = folder / "model.safetensors.index.json", shard(folder)
     found = load_huggingface_model(folder).state_dict()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     for content, message in (
-        ({"weight_map": table | {NORM: "../m/a.safetensors"}}, r"has '\.\./m/a\.safetensors', which is no file"),
-        ({"weight_map": table | {NORM: str(folder / "a.safetensors")}}, "which is no file of this folder"),
-        ({"weight_map": table | {NORM: 3}}, "is damaged: it should have a weight_map"),
-        ({"weight_map": {}}, "is damaged: it should have a weight_map"),
-        ([], "is damaged: it should have a weight_map"),
+        ({"weight_map": table | {NORM: "../m/a.safetensors"}}, r"names '\.\./m/a\.safetensors', which is not a file"),
+        ({"weight_map": table | {NORM: str(folder / "a.safetensors")}}, "which is not a file of this folder"),
+        ({"weight_map": table | {NORM: 3}}, "is damaged: it must have a weight_map"),
+        ({"weight_map": {}}, "is damaged: it must have a weight_map"),
+        ([], "is damaged: it must have a weight_map"),
         ({"weight_map": {NORM: "a.safetensors"}}, "weights missing: "),
     ):  # fmt: skip
         index.write_text(json.dumps(content))
@@ -154,17 +154,17 @@ def test_shards_that_are_missing_or_elsewhere_are_named(folder):
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_no_damage_to_a_header_or_cut_makes_more_than_an_error_of_one_line(tmp_path_factory, data):
-    """The numbers have no checksum: a change there is another number, and no fault of the file."""
+def test_damage_to_a_header_gives_at_most_an_error_of_one_line(tmp_path_factory, data):
+    """The weights themselves have no checksum."""
     folder = tmp_path_factory.mktemp("damaged") / "m"
     config = ModelConfig(vocab_size=5, d_model=4, num_layers=1, num_heads=1, max_seq_len=4, d_ff=4, **UNTIED)
     export_huggingface(random_model(config, dtype=torch.float32), None, folder)
     name = data.draw(st.sampled_from(["model.safetensors", "config.json"]))
     whole = (folder / name).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little") if name == "model.safetensors" else len(whole)
-    place = data.draw(st.integers(0, header - 1))
+    offset = data.draw(st.integers(0, header - 1))
     damaged = (
-        whole[:place] + data.draw(st.binary(max_size=2)) + (b"" if data.draw(st.booleans()) else whole[place + 1 :])
+        whole[:offset] + data.draw(st.binary(max_size=2)) + (b"" if data.draw(st.booleans()) else whole[offset + 1 :])
     )
     (folder / name).write_bytes(damaged)
     try:

@@ -81,9 +81,7 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
     module = run(subclass, checkpoints(tmp_path), finish)
     path = tmp_path / "checkpoints" / "last.ckpt"
     assert read_checkpoint(path)["tinylm"]["changed"] == reason
-    with pytest.raises(
-        DataError, match=r"is of a network that its config does not describe \(blocks\.0\.feedforward is"
-    ):
+    with pytest.raises(DataError, match=r"its model is not standard \(blocks\.0\.feedforward is"):
         load(path)
     said = capfd.readouterr().err
     assert f"no model folder is written, since it cannot describe this network: {reason}" in said

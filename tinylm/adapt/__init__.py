@@ -1,4 +1,4 @@
-"""Surgery on a finished model: freezing, adapters, a larger vocabulary, fewer bits. The model knows nothing of it."""
+"""Changes to a trained model: freezing, LoRA adapters, a larger vocabulary, quantization."""
 
 from tinylm.adapt.freeze import FreezeConfig, freeze, trainable_share
 from tinylm.adapt.lora import (

@@ -1,9 +1,9 @@
-"""LoRA (Hu et al. 2021): puts adapters into a finished model, takes them out, and keeps them as files of their own.
+"""LoRA (Hu et al. 2021): adds adapters to a trained model, merges and removes them, and saves and loads them.
 
-The files are PEFT's: `adapter_config.json` and `adapter_model.safetensors`. A model of Llama's shape gets Llama's names
-in them, so `peft` lays the adapter over the exported model; any other keeps our names.
+The files are PEFT's: `adapter_config.json` and `adapter_model.safetensors`. An adapter of a Llama-shaped model is saved
+under Llama's names, so that `peft` loads it onto the exported model; any other keeps our names.
 
-Left out: biases that learn, ranks that differ from layer to layer, adapters of embeddings.
+Left out: trainable biases, ranks that differ between layers, adapters of embeddings.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinylm.adapt.freeze import matching, rest
+from tinylm.adapt.freeze import freeze_parameters, matching
 from tinylm.bundle import read_safetensors
 from tinylm.checks import check_types, require
 from tinylm.errors import ConfigError, DataError, MissingInputError
@@ -22,7 +22,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.lora import A, B, LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of every weight in it
+PREFIX = "base_model.model."  # of the weights in PEFT's files
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GROUPS = {"attention": "blocks.*.attention.*", "feedforward": "blocks.*.feedforward.*", "head": "head"}
 
@@ -38,7 +38,7 @@ class LoRAConfig:
     dropout: float = 0.0
     """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("attention", "feedforward")
-    """Linear layers with an adapter: attention, feedforward, head, or names, where * stands for anything."""
+    """Linear layers to adapt: attention, feedforward, head, or names, in which * matches anything."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -48,30 +48,27 @@ class LoRAConfig:
         require(len(self.targets) > 0, "lora.targets must name at least one layer")
 
 
-# --- in and out
+# --- adapters in a model
 
 
 def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") -> list[str]:
-    """Lays an adapter over a model's linear layers; from now on the adapters alone learn.
+    """Adds an adapter to linear layers and freezes everything but adapters.
 
     Args:
-        model: the network; its layers are replaced in place
-        config: size and place of the adapter
-        name: of the adapter, among others over the same model
+        model: the model; its layers are replaced in place
+        config: size and targets of the adapter
+        name: the adapter's name, since a model can have several
 
     Returns:
-        the names of the layers
+        the names of the adapted layers
 
     Raises:
-        ConfigError: for a target that the model does not have, a name that is taken, a head that is the embedding, a
-            layer that is not a plain linear one.
+        ConfigError: for an unknown target, a name in use, a tied head, or a layer that is not a plain `nn.Linear`.
     """
     layers = _targets(model, config)
-    for path in layers:
-        _check_plain(path, model.get_submodule(path))
     if any(name in each.lora_a for each in lora_layers(model).values()):
-        raise ConfigError(f"adapter {name}: there is one of this name already; give another")
-    rest(model, [each for each, _ in model.named_parameters() if A not in each and B not in each])
+        raise ConfigError(f"adapter {name}: the model already has an adapter of this name; choose another")
+    freeze_parameters(model, [each for each, _ in model.named_parameters() if A not in each and B not in each])
     for path in layers:
         layer = model.get_submodule(path)
         if not isinstance(layer, LoRALinear):
@@ -82,43 +79,35 @@ def add_lora(model: TransformerLM, config: LoRAConfig, name: str = "default") ->
     return layers
 
 
-def _check_plain(path: str, layer: nn.Module) -> None:
-    """Refuses a layer that would not be what it was inside a `LoRALinear`: a subclass, or one with hooks."""
-    kind = type(layer).__name__
-    require(type(layer) in (nn.Linear, LoRALinear), f"lora.targets: {path} is no plain nn.Linear but a {kind}")
-    hooked = any(vars(layer)[name] for name in HOOKS)
-    require(not hooked, f"lora.targets: {path} has hooks, which an adapter's layer would not have; remove them")
-
-
 def _targets(model: TransformerLM, config: LoRAConfig) -> list[str]:
+    """The names of the layers to adapt. A subclass or hooks would be lost in a `LoRALinear`, so they are refused."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found: list[str] = []
     for target in config.targets:
-        found += matching(
-            GROUPS.get(target, target), linear, f"lora.targets: no linear layer is named {target}", GROUPS
-        )
+        problem = f"lora.targets: no linear layer is named {target}"
+        found += matching(GROUPS.get(target, target), linear, problem, GROUPS)
     if "head" in found and model.config.tie_embeddings:
-        raise ConfigError(
-            "lora.targets: this head is the embedding (tie_embeddings), which an adapter would change too"
-        )
+        raise ConfigError("lora.targets: the head is tied to the embedding (tie_embeddings), so it cannot be adapted")
+    for path in found:
+        layer, kind = model.get_submodule(path), type(model.get_submodule(path))
+        plain = kind in (nn.Linear, LoRALinear)
+        require(plain, f"lora.targets: {path} must be a plain nn.Linear, got {kind.__name__}")
+        hooked = any(vars(layer)[name] for name in HOOKS)
+        require(not hooked, f"lora.targets: {path} has hooks, which an adapted layer would lose; remove them")
     return [name for name in linear if name in found]
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers with adapters, by name."""
+    """The adapted layers, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 def use_adapters(model: nn.Module, *names: str) -> None:
-    """Makes these adapters the active ones; none: the base alone.
-
-    Raises:
-        ConfigError: for an unknown name, or while adapters are merged.
-    """
+    """Activates these adapters and deactivates all others, which is refused while adapters are merged."""
     layers = lora_layers(model).values()
     known = {name for layer in layers for name in layer.lora_a}
     for name in names:
-        require(name in known, f"adapter {name}: there is none of this name; known are {', '.join(sorted(known))}")
+        require(name in known, f"adapter {name}: the model has no such adapter; known are {', '.join(sorted(known))}")
     for layer in layers:
         require(not layer.merged, "adapters are merged into the weights; unmerge them first")
         layer.active = tuple(name for name in names if name in layer.lora_a)
@@ -131,13 +120,13 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def unmerge_lora(model: nn.Module) -> None:
-    """Takes the weights back as they were before `merge_lora`."""
+    """Restores the weights from before `merge_lora`."""
     for layer in lora_layers(model).values():
         layer.unmerge()
 
 
 def remove_lora(model: nn.Module) -> None:
-    """Makes plain linear layers again, with the adapters if they are merged, without if not; all weights learn."""
+    """Replaces adapted layers by plain ones and makes all weights trainable. Merged adapters stay in the weights."""
     for name, layer in lora_layers(model).items():
         model.set_submodule(name, layer.plain())
     model.requires_grad_(True)
@@ -147,51 +136,53 @@ def remove_lora(model: nn.Module) -> None:
 
 
 def save_adapter(folder: str | Path, model: TransformerLM, name: str = "default", base: str = "") -> None:
-    """Writes an adapter alone, atomically, in PEFT's layout.
+    """Saves one adapter without its base model, atomically, in PEFT's format.
 
     Args:
-        folder: where to; an earlier one is replaced
-        model: with the adapter
-        name: which
-        base: where the model under it is, for whoever loads it
+        folder: the folder to write or replace
+        model: the model with the adapter
+        name: the adapter's name
+        base: path of the base model, recorded for whoever loads the adapter
 
     Raises:
         ConfigError: if the model has no such adapter.
     """
-    layers = {path: layer for path, layer in lora_layers(model).items() if name in layer.lora_a}
-    require(len(layers) > 0, f"adapter {name}: the model has none of this name")
+    layers = {
+        _peft_name(path, model.config): layer for path, layer in lora_layers(model).items() if name in layer.lora_a
+    }
+    require(len(layers) > 0, f"adapter {name}: the model has no such adapter")
     first = next(iter(layers.values()))
     rank = len(first.lora_a[name])
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
         "r": rank, "lora_alpha": first.scales[name] * rank, "lora_dropout": first.dropouts[name], "bias": "none",
-        "fan_in_fan_out": False, "target_modules": [their_name(path, model.config) for path in layers],
+        "fan_in_fan_out": False, "target_modules": [*layers],
     }  # fmt: skip
-    weights = {}
-    for path, layer in layers.items():
-        prefix = PREFIX + their_name(path, model.config)
-        weights[f"{prefix}.lora_A.weight"] = layer.lora_a[name].detach().cpu().contiguous()
-        weights[f"{prefix}.lora_B.weight"] = layer.lora_b[name].detach().cpu().contiguous()
+    weights = {
+        f"{PREFIX}{path}.lora_{kind}.weight": matrices[name].detach().cpu().contiguous()
+        for path, layer in layers.items()
+        for kind, matrices in (("A", layer.lora_a), ("B", layer.lora_b))
+    }
     with atomic_folder(folder) as new:
         write_json(new / CONFIG, config)
         save_file(weights, new / WEIGHTS)
 
 
 def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default") -> None:
-    """Lays an adapter of a file over a model; arguments as `save_adapter`'s.
+    """Adds a saved adapter to a model, under the name `name`.
 
     Raises:
         MissingInputError: if a file is missing.
-        DataError: if it is damaged, does not fit the model, or has what we do not have.
-        ConfigError: if the name is taken.
+        DataError: if a file is damaged, does not fit the model, or uses an unsupported feature.
+        ConfigError: if the name is in use.
     """
     config, weights = _read_adapter(Path(folder))
-    ours = {their_name(path, model.config): path for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+    ours = {_peft_name(path, model.config): path for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     paths = []
     for key in sorted(weights):
         path, _, kind = key.removeprefix(PREFIX).rpartition(".lora_")
         if path not in ours or kind not in ("A.weight", "B.weight"):
-            raise DataError(f"{folder}: has {key}, which the model has no place for; it is of another model")
+            raise DataError(f"{folder}: has {key}, which the model lacks; the adapter belongs to another model")
         paths.append(ours[path])
     lora = LoRAConfig(
         rank=config["r"], alpha=float(config["lora_alpha"]), dropout=float(config.get("lora_dropout", 0.0)),
@@ -200,25 +191,27 @@ def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default"
     for path in add_lora(model, lora, name):
         layer = model.get_submodule(path)
         assert isinstance(layer, LoRALinear)
-        for part, kind in ((layer.lora_a, "A"), (layer.lora_b, "B")):
-            key = f"{PREFIX}{their_name(path, model.config)}.lora_{kind}.weight"
-            if key not in weights or weights[key].shape != part[name].shape:
-                raise DataError(f"{folder}: {key} is missing or not {tuple(part[name].shape)}; it is of another model")
-            part[name].data.copy_(weights[key])
+        for kind, part in (("A", layer.lora_a[name]), ("B", layer.lora_b[name])):
+            key = f"{PREFIX}{_peft_name(path, model.config)}.lora_{kind}.weight"
+            if key not in weights or weights[key].shape != part.shape:
+                raise DataError(
+                    f"{folder}: {key} is missing or not {tuple(part.shape)}; the adapter belongs to another model"
+                )
+            part.data.copy_(weights[key])
 
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise MissingInputError(f"{folder / file}: no such file; an adapter has {CONFIG} and {WEIGHTS}")
+            raise MissingInputError(f"{folder / file}: no such file; an adapter consists of {CONFIG} and {WEIGHTS}")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= config.keys():
-        raise DataError(f"{folder / CONFIG}: is not a LoRA adapter's")
+        raise DataError(f"{folder / CONFIG}: is not the config of a LoRA adapter")
     for field in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"):
         if config.get(field):
-            raise DataError(f"{folder / CONFIG}: {field} is {config[field]}, which tinylm does not have")
+            raise DataError(f"{folder / CONFIG}: {field} is {config[field]}, which tinylm does not support")
     if config.get("bias", "none") != "none":
-        raise DataError(f"{folder / CONFIG}: bias is {config['bias']}, tinylm has none only")
+        raise DataError(f"{folder / CONFIG}: bias must be none, got {config['bias']}")
     return config, read_safetensors(folder / WEIGHTS)
 
 
@@ -229,13 +222,13 @@ LLAMA = {
 }  # fmt: skip
 
 
-def their_name(path: str, config: ModelConfig) -> str:
-    """A linear layer's name in an adapter's files: Llama's where the model has its shape, else ours.
+def _peft_name(path: str, config: ModelConfig) -> str:
+    """A linear layer's name in an adapter's files: Llama's if the model has Llama's shape, else ours.
 
     `blocks.0.attention.query` is `model.layers.0.self_attn.q_proj`.
     """
-    llama = (config.positional_encoding, config.norm, config.norm_placement, config.activation)
-    if llama != ("rotary", "rmsnorm", "pre", "swiglu"):
+    shape = (config.positional_encoding, config.norm, config.norm_placement, config.activation)
+    if shape != ("rotary", "rmsnorm", "pre", "swiglu"):
         return path
     if path == "head":
         return "lm_head"

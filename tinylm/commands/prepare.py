@@ -60,7 +60,7 @@ def tinystories(arguments: list[str]) -> None:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
     folder = options.out or Path(f"tinystories-{options.sample}")
 
-    from tinylm.data.tinystories import sources, write_sample
+    from tinylm.data.corpora.tinystories import sources, write_sample
 
     counts = (options.sample, options.val)
     paths = write_sample(folder, counts, sources(options.url), options.cache_dir or default_cache_dir())

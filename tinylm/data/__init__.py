@@ -1,12 +1,12 @@
-"""Text and pairs to batches: corpora, the token cache, and the rule that says which tokens make up step s.
+"""From text and prompt/response pairs to batches: corpora, the token cache, and the tokens of each step.
 
-`TextDataModule` is imported when it is first asked for: Lightning takes seconds, and the rest does without it.
+`TextDataModule` is imported on first use: it needs Lightning, whose import takes seconds.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from tinylm.data.batches import IGNORE, Batch, TrainingWindows
-from tinylm.data.corpus import Corpus, open_corpus
+from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.pairs import Turn, read_pairs
 from tinylm.data.template import CHAT, PAIRS, Template, encode_pairs, encode_turns, find_template, prompt_ids
 from tinylm.data.tokens import open_tokens, resolve_tokenizer

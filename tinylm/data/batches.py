@@ -1,14 +1,14 @@
-"""Which tokens make up step s: a pure function of (seed, s).
+"""The tokens of step s: a pure function of (seed, s).
 
-The training tokens are cut into windows of one context each. An epoch is a seeded permutation of the windows, cut at a
-seeded offset that differs from epoch to epoch, so that no token always stands at the same place. The samples of all
-epochs form one endless sequence; step s takes the `batch_size` samples from s * batch_size on. Nothing is stored
-between steps, so a resumed run, on any number of processes, sees the same tokens in the same order.
+The training tokens are cut into windows of one context each. An epoch is a seeded permutation of the windows, whose
+grid is shifted by a seeded offset that differs from epoch to epoch, so tokens do not keep their positions. The samples
+of all epochs form one endless sequence, of which step s takes samples s * batch_size to (s + 1) * batch_size. No state
+is kept between steps, so a resumed run sees the same tokens in the same order on any number of processes.
 
-Where documents are short and whole, windows begin with one, so that nothing has to be guessed that was told before the
-window.
+Where documents are short, each begins a window, so no target depends on text cut off before the window.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,22 +16,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 
 from tinylm.errors import DataError
 
-IGNORE = -100  # a target that does not count, as in torch.nn.functional.cross_entropy
+IGNORE = -100  # a target left out of the loss, as in torch.nn.functional.cross_entropy
 
 
 class Batch(NamedTuple):
-    """What one device computes at once.
+    """The micro-batch of one device.
 
     Attributes:
         inputs: token ids, int64 (B, T)
-        targets: the ids that follow, int64 (B, T), IGNORE where nothing is to be predicted
-        num_targets: how many targets count in the whole optimizer step, over all devices and micro-batches
-        log_prob: in evaluation, where it is known: that of all targets under the text's own source, in nats
-        documents: the number of the document that each token is in, int64 (B, T), for networks with `document_mask`;
-            None where the separators among the inputs tell
+        targets: the next tokens, int64 (B, T), IGNORE where none counts
+        num_targets: targets that count in the whole optimizer step, over all devices and micro-batches
+        log_prob: in evaluation, the exact log probability of all targets, in nats; None if unknown
+        documents: document number of each token, int64 (B, T), for models with `document_mask`; None if separators
+            among the inputs determine it
     """
 
     inputs: Tensor
@@ -41,18 +42,21 @@ class Batch(NamedTuple):
     documents: Tensor | None = None
 
 
+# --- training
+
+
 @dataclass(frozen=True)
 class TrainingWindows:
-    """The order in which a run reads its training tokens.
+    """The windows of each training step.
 
     Args:
-        num_tokens: how many there are
+        num_tokens: number of training tokens
         context: tokens in a window, T
         batch_size: windows in an optimizer step, over all devices
-        seed: of the order
+        seed: seed of the order
 
     Raises:
-        DataError: if there is not one whole window.
+        DataError: if the tokens do not fill one window.
     """
 
     num_tokens: int
@@ -66,39 +70,30 @@ class TrainingWindows:
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch: as many as fit whatever the offset, and at least one."""
+        """Windows in an epoch: as many as fit at any offset, and at least one."""
         return max(1, (self.num_tokens - self.context) // self.context)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which an epoch's windows are read once, rounded down."""
+        """Optimizer steps in an epoch, rounded down, and at least one."""
         return max(1, self.num_windows // self.batch_size)
 
     def starts(self, step: int) -> np.ndarray:
-        """Where the windows of a step begin in the training tokens, int64 (batch_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(samples, self.num_windows)
-        starts = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            starts[here] = self._epoch_starts(int(epoch), places[here])
-        return starts
-
-    def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """Where the windows at some places of an epoch begin."""
+        """Positions of the windows of a step in the training tokens, int64 (batch_size,)."""
         slack = self.num_tokens - 1 - self.num_windows * self.context
-        order, offset = shuffle(self.seed, epoch, self.num_windows, min(slack, self.context - 1) + 1)
-        return offset + order[places] * self.context
+        num_offsets = min(slack, self.context - 1) + 1
+        windows, offsets = shuffled(step, self.batch_size, self.seed, self.num_windows, num_offsets)
+        return offsets + windows * self.context
 
 
 @dataclass(frozen=True)
 class DocumentWindows(TrainingWindows):
-    """The order in which a run reads documents: each begins a window, one that is longer than the context several.
+    """Windows that begin with a document; a document longer than the context begins several.
 
-    A window that is longer than what is left of its document goes on into the next one.
+    A window that reaches beyond its document continues into the next one.
 
     Args:
-        begins: of the windows, int64 (windows,), as `document_rows` gives them; -1 is the last token, a separator
+        begins: positions of the windows, int64 (windows,), from `document_rows`; -1 is the last token, a separator
     """
 
     begins: np.ndarray = field(kw_only=True, compare=False)
@@ -108,35 +103,50 @@ class DocumentWindows(TrainingWindows):
         """Windows in an epoch."""
         return len(self.begins)
 
-    def _epoch_starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        order, _ = shuffle(self.seed, epoch, self.num_windows)
-        return np.minimum(self.begins[order[places]], self.num_tokens - 1 - self.context)  # the last ones begin earlier
+    def starts(self, step: int) -> np.ndarray:
+        """Positions of the windows of a step, int64 (batch_size,). The last windows begin early enough to be full."""
+        windows, _ = shuffled(step, self.batch_size, self.seed, self.num_windows)
+        return np.minimum(self.begins[windows], self.num_tokens - 1 - self.context)
+
+
+def shuffled(
+    step: int, batch_size: int, seed: int, epoch_size: int, num_offsets: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The items of a step, and the offset of the epoch that each belongs to, int64 (batch_size,) each."""
+    samples = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, positions = np.divmod(samples, epoch_size)
+    items, offsets = np.empty_like(samples), np.empty_like(samples)
+    for epoch in np.unique(epochs):
+        in_epoch = epochs == epoch
+        order, offsets[in_epoch] = shuffle(seed, int(epoch), epoch_size, num_offsets)
+        items[in_epoch] = order[positions[in_epoch]]
+    return items, offsets
 
 
 @lru_cache(maxsize=4)
-def shuffle(seed: int, epoch: int, num_windows: int, num_offsets: int = 1) -> tuple[np.ndarray, int]:
-    """The permutation of an epoch's windows and the offset of the first."""
+def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tuple[np.ndarray, int]:
+    """The permutation of an epoch's items, and the epoch's offset."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     offset = int(generator.integers(num_offsets))
-    return generator.permutation(num_windows), offset
+    return generator.permutation(epoch_size), offset
 
 
 def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
-    """The batch of windows that begin at `starts`, each of `context` tokens."""
+    """The batch of the windows that begin at `starts`, each of `context` tokens."""
     windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))  # (B, T + 1)
     return Batch(windows[:, :-1], windows[:, 1:], num_targets)
 
 
-# --- evaluation: rows that together have every token as a target once
+# --- evaluation: every token is a target exactly once
 
 
 class Rows(NamedTuple):
     """The rows of an evaluation.
 
     Attributes:
-        begins: the first input of each, int64 (rows,); -1 is the last token of all, which is a separator like any other
-        ends: the last target of each, int64 (rows,)
-        log_probs: of the targets of each under the text's own source, in nats, (rows,); None if it is not known
+        begins: position of each row's first input, int64 (rows,); -1 is the last token, which is a separator too
+        ends: position of each row's last target, int64 (rows,)
+        log_probs: exact log probability of each row's targets, in nats, (rows,); None if unknown
     """
 
     begins: np.ndarray
@@ -145,19 +155,15 @@ class Rows(NamedTuple):
 
 
 def window_rows(num_tokens: int, context: int) -> Rows:
-    """Windows side by side: every token but the first is a target once."""
+    """Adjacent windows: every token but the first is a target once."""
     begins = np.arange(0, max(num_tokens - 1, 0), context)
     return Rows(begins, np.minimum(begins + context, num_tokens - 1))
 
 
 def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray | None = None) -> Rows:
-    """Each document from its start, its separator included; one that is longer than the context in several rows.
+    """Each document from its start, its separator included, in as many rows as the context requires.
 
-    Args:
-        begins: where the separators before the documents are, -1 for the first document's
-        num_tokens: of all documents, each of which ends with a separator
-        context: the most targets in a row
-        log_probs: of the documents, which those of several rows count in the first
+    The documents begin at `document_begins`. Their log probabilities are counted in each document's first row.
     """
     lengths = document_lengths(begins, num_tokens)
     pieces = -(-lengths // context)
@@ -168,7 +174,7 @@ def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: 
 
 
 def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:
-    """Where the separators before the documents are, int64 (documents,): -1 for the first, each one's end otherwise."""
+    """Positions of the separators before the documents, int64 (documents,); -1 for the first document."""
     return np.append(-1, np.flatnonzero(tokens == separator)[:-1])
 
 
@@ -178,17 +184,75 @@ def document_lengths(begins: np.ndarray, num_tokens: int) -> np.ndarray:
 
 
 def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
-    """The batch of some rows, all as long as the longest of all rows: what is missing is IGNOREd."""
+    """The batch of some rows, each padded with IGNORE to the longest of all rows."""
     begins, ends = rows.begins[part, None], rows.ends[part, None]
     width = int((rows.ends - rows.begins).max())
-    places = begins + np.arange(width + 1)
-    windows = tokens[np.minimum(places, ends)].astype(np.int64)
-    targets = torch.from_numpy(np.where(places <= ends, windows, IGNORE)[:, 1:])
+    positions = begins + np.arange(width + 1)
+    windows = tokens[np.minimum(positions, ends)].astype(np.int64)
+    targets = torch.from_numpy(np.where(positions <= ends, windows, IGNORE)[:, 1:])
     log_prob = None if rows.log_probs is None else float(rows.log_probs[part].sum())
     return Batch(torch.from_numpy(windows[:, :-1]), targets, int((ends - begins).sum()), log_prob)
 
 
 def without_targets(batch: Batch) -> Batch:
-    """A batch with nothing to predict."""
+    """The batch with nothing to predict."""
     log_prob = None if batch.log_prob is None else 0.0
     return batch._replace(targets=torch.full_like(batch.targets, IGNORE), num_targets=0, log_prob=log_prob)
+
+
+# --- the share of each process
+
+
+class MicroSteps(Sampler[int]):
+    """The indices of an epoch's micro-batches, counted from the run's first, from the current position on."""
+
+    def __init__(self, per_epoch: int, position) -> None:
+        self.per_epoch, self.position = per_epoch, position
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.position()
+        return iter(range(start, (start // self.per_epoch + 1) * self.per_epoch))
+
+
+@dataclass(frozen=True)
+class TrainingBatches(Dataset[Batch]):
+    """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
+
+    tokens: np.ndarray
+    windows: TrainingWindows
+    accumulate: int
+    world_size: int
+    rank: int
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro_step = divmod(index, self.accumulate)
+        shares = self.windows.starts(step).reshape(self.world_size, self.accumulate, -1)
+        num_targets = self.windows.batch_size * self.windows.context
+        return gather(self.tokens, shares[self.rank, micro_step], self.windows.context, num_targets)
+
+
+@dataclass(frozen=True)
+class EvaluationBatches(Dataset[Batch]):
+    """Item i is this process's i-th batch of evaluation rows.
+
+    All processes have equally many batches, because processes that shard one model compute together. A process whose
+    rows have run out gets a batch without targets.
+    """
+
+    tokens: np.ndarray
+    rows: Rows
+    batch_size: int
+    world_size: int
+    rank: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows.begins) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (index * self.world_size + self.rank) * self.batch_size
+        if first < len(self.rows.begins):
+            return gather_rows(self.tokens, self.rows, slice(first, first + self.batch_size))
+        return without_targets(gather_rows(self.tokens, self.rows, slice(1)))

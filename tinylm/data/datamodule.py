@@ -17,21 +17,25 @@ from torch.utils.data import DataLoader, Dataset
 from tinylm.data.batches import (
     Batch,
     DocumentWindows,
+    EvaluationBatches,
+    MicroSteps,
+    TrainingBatches,
     TrainingWindows,
     document_begins,
     document_rows,
     window_rows,
 )
-from tinylm.data.corpus import PARTS, Corpus, check_split, open_corpus
-from tinylm.data.datasets import (
-    EvaluationBatches,
-    MicroSteps,
-    PairEvaluationBatches,
-    PairTrainingBatches,
-    TrainingBatches,
-)
+from tinylm.data.corpora import PARTS, Corpus, check_split, open_corpus
 from tinylm.data.grammar.floor import Floor
-from tinylm.data.pair_batches import PairRows, RowOrder, pack_rows, pad_rows, split_examples
+from tinylm.data.pair_batches import (
+    PairEvaluationBatches,
+    PairRows,
+    PairTrainingBatches,
+    RowOrder,
+    pack_rows,
+    pad_rows,
+    split_examples,
+)
 from tinylm.data.pairs import read_pairs
 from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
@@ -229,7 +233,7 @@ class TextDataModule(pl.LightningDataModule):
     def _windows(self) -> TrainingWindows:
         """The order of the training tokens: by document where these are short and whole."""
         tokens, end = self._part("train"), self.tokenizer.end_of_text
-        if self.corpus.whole and end is not None:
+        if self.corpus.short_documents and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
             return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)
         return TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
@@ -316,7 +320,7 @@ class TextDataModule(pl.LightningDataModule):
             rows = pad_rows(self.examples[part], self.tokenizer.special_tokens[END_OF_TEXT])
             return self._evaluation_loader(PairEvaluationBatches, rows)
         floor, end = self.floors.get(part), self.tokenizer.end_of_text
-        if self.corpus.whole and end is not None:
+        if self.corpus.short_documents and end is not None:
             begins = document_begins(tokens, end)
             rows = document_rows(begins, len(tokens), self.context, None if floor is None else floor.log_probs)
         else:

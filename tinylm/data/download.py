@@ -1,4 +1,4 @@
-"""Files fetched once: with a progress bar, a checksum, and a clear word when there is no network."""
+"""Downloads: fetched once, with a progress bar and a checksum, or an error that says where to put the file by hand."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
 
 TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 18  # bytes read at once
+BLOCK = 1 << 18  # bytes per read
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Download:
     """A file on the web.
 
     Attributes:
-        url: where it is
-        sha256: what it must be, where that is known
-        pointer: URL of a Git LFS pointer that names the SHA-256, for hosts that have one
+        url: its address
+        sha256: its checksum, if known
+        pointer: URL of a Git LFS pointer that names the checksum, if the host has one
     """
 
     url: str
@@ -35,7 +35,7 @@ class Download:
     pointer: str | None = None
 
     def path(self, cache_dir: Path) -> Path:
-        """Where the file is kept, and where it may be put by hand."""
+        """The file's place in the cache, where it can also be put by hand."""
         try:
             name = unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "index"
         except ValueError as error:
@@ -44,20 +44,16 @@ class Download:
 
 
 def download(source: Download, cache_dir: Path) -> Path:
-    """The path of a file, fetched if it is not there yet.
-
-    Args:
-        source: what to fetch
-        cache_dir: the cache; the file goes below its `downloads` folder
+    """Downloads a file unless the cache has it, and returns its path.
 
     Raises:
-        MissingInputError: if it cannot be fetched, with the place to put it by hand.
-        DataError: if it is not the file that was expected.
+        MissingInputError: if it cannot be downloaded; names the path to put it by hand.
+        DataError: if its checksum differs.
     """
     path = source.path(cache_dir)
     if not path.is_file():
         with locked(path.with_name(".lock")):
-            if not path.is_file():  # somebody else may have fetched it while we waited
+            if not path.is_file():  # another process may have downloaded it meanwhile
                 _fetch(source, path)
     elif source.sha256 is not None and sha256_file(path) != source.sha256:
         raise DataError(f"{path}: is not the file of {source.url} (SHA-256 differs); delete it to download it again")
@@ -65,16 +61,12 @@ def download(source: Download, cache_dir: Path) -> Path:
 
 
 def stream(source: Download, cache_dir: Path) -> Generator[bytes, None, None]:
-    """The bytes of a file in blocks, fetched no further than they are asked for; nothing is kept, nothing is checked.
+    """The bytes of a file in blocks, downloaded only as far as they are read; neither kept nor checked.
 
-    A file that is in the cache already is read from there.
-
-    Args:
-        source: what to fetch
-        cache_dir: the cache, as `download`'s
+    If the file is in the cache, it is read from there.
 
     Raises:
-        MissingInputError: if it cannot be fetched, with the place to put it by hand.
+        MissingInputError: if it cannot be downloaded; names the path to put it by hand.
     """
     path = source.path(cache_dir)
     if path.is_file():
@@ -99,7 +91,7 @@ def _fetch(source: Download, path: Path) -> None:
 
 @contextlib.contextmanager
 def _network_errors(source: Download, path: Path) -> Iterator[None]:
-    """Turns whatever goes wrong on the way into an error that names the place to put the file by hand."""
+    """Raises MissingInputError, with the path to put the file by hand, in place of any network error."""
     try:
         yield
     except TinyLMError:
@@ -114,7 +106,7 @@ def _network_errors(source: Download, path: Path) -> Iterator[None]:
 
 
 def _copy(response: http.client.HTTPResponse, file) -> str:
-    """Copies a response to a file with a progress bar, and gives the SHA-256 of what came."""
+    """Copies a response to a file with a progress bar, and returns its SHA-256."""
     size = int(response.headers.get("Content-Length") or 0)
     digest = hashlib.sha256()
     with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
@@ -125,9 +117,9 @@ def _copy(response: http.client.HTTPResponse, file) -> str:
 
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What a response brings, checked against the length that it announced."""
+    """The body of a response, checked against its Content-Length."""
     size, received = int(response.headers.get("Content-Length") or 0), 0
-    while block := response.read1(BLOCK):  # what has come, not all of a block
+    while block := response.read1(BLOCK):  # returns the bytes available, without waiting for a whole block
         received += len(block)
         yield block
     if size and received != size:
@@ -135,7 +127,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def _pointed_sha256(url: str) -> str:
-    """The SHA-256 that a Git LFS pointer names: its line `oid sha256:<hex>`."""
+    """The SHA-256 in a Git LFS pointer: its line `oid sha256:<hex>`."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         text = response.read(1024).decode("utf-8", "replace")
     for line in text.splitlines():

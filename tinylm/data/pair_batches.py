@@ -1,16 +1,14 @@
-"""Which pairs make up step s, and how they lie in a batch: padded, or packed into rows of the whole context.
+"""Batches of prompt/response pairs: the order of training, padding and packing.
 
-As with texts (batches.py) nothing is stored between steps: an epoch is a seeded permutation of the rows, the epochs
-form one endless sequence, and step s takes the `batch_size` rows from s * batch_size on. So a run that goes on, on any
-number of processes, sees the same pairs in the same order.
+As with text (batches.py), the pairs of step s are a pure function of (seed, s): an epoch is a seeded permutation of the
+rows, and the epochs form one endless sequence.
 
-Padded, a row is one pair, and a batch is as wide as its longest; what fills the others stands at the right end, where
-causality hides it. Packed, a row is as many pairs as fit, side by side, and document numbers keep them apart: that
-needs a network with `document_mask`. Positions are not restarted in a row, so only relative ones (rotary) make a packed
-pair the same as one alone; a network with learned or sinusoidal positions learns pairs wherever they happen to stand.
+Padded, a row holds one pair, and a batch is as wide as its longest row. Padding is at the right, where causality
+hides it. Packed, a row holds as many pairs as fit, and document numbers keep them apart; this requires a model with
+`document_mask`. Positions continue through a row, so a packed pair equals a single one only with relative positions
+(rotary); a model with learned or sinusoidal positions sees pairs at varying positions.
 
-What shares a row does not matter then, so rows are packed once, and well: longest first, each into the row that it
-leaves the least room in.
+With document masks it does not matter which pairs share a row, so rows are packed once, by best-fit decreasing.
 """
 
 from collections.abc import Sequence
@@ -19,20 +17,21 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from tinylm.data.batches import IGNORE, Batch, shuffle
+from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled, without_targets
 from tinylm.data.template import Example
 
 
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs as the rows of batches.
+    """Pairs arranged in rows.
 
     Attributes:
-        examples: the pairs, encoded
-        rows: of each row, the indices of its pairs
-        pad: the token that fills rows up; any will do, since nothing sees it
-        width: inputs in a row; None: as many as the longest of a batch has
+        examples: the encoded pairs
+        rows: indices of the pairs in each row
+        pad: the padding token; any id will do, since no target depends on it
+        width: inputs in a row. None: as many as in the longest row of the batch
     """
 
     examples: Sequence[Example]
@@ -45,19 +44,14 @@ class PairRows:
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """How many tokens are to be predicted in each row, int64 (rows,)."""
+        """Number of targets in each row, int64 (rows,)."""
         counted = [int(example.counts[1:].sum()) for example in self.examples]
         return np.array([sum(counted[i] for i in row) for row in self.rows], dtype=np.int64)
 
     def batch(self, numbers: Sequence[int] | np.ndarray, num_targets: int | None = None) -> Batch:
-        """The batch of some rows.
+        """The batch of some rows of an optimizer step with `num_targets` targets (default: those of these rows).
 
-        Args:
-            numbers: of the rows
-            num_targets: in the whole optimizer step; None: in these rows
-
-        Returns:
-            the batch, in which document numbers are 0, 1, ... for the pairs of a row and the next for what fills it up
+        Document numbers are 0, 1, ... for the pairs of a row, and the next number for padding.
         """
         rows = [[self.examples[i] for i in self.rows[number]] for number in numbers]
         width = self.width or max(sum(example.num_inputs for example in row) for row in rows)
@@ -75,38 +69,38 @@ class PairRows:
             documents[number, begin:] = len(row)
         if num_targets is None:
             num_targets = int(self.num_targets[list(numbers)].sum())
-        as_tensor = torch.from_numpy
-        return Batch(as_tensor(inputs), as_tensor(targets), num_targets, documents=as_tensor(documents))
+        inputs, targets, documents = map(torch.from_numpy, (inputs, targets, documents))
+        return Batch(inputs, targets, num_targets, documents=documents)
 
 
 def pad_rows(examples: Sequence[Example], pad: int) -> PairRows:
-    """Each pair in a row of its own."""
+    """One pair in each row."""
     return PairRows(examples, [(number,) for number in range(len(examples))], pad)
 
 
 def pack_rows(examples: Sequence[Example], context: int, pad: int) -> PairRows:
-    """Pairs side by side in rows of the context, none longer than it: best-fit decreasing."""
-    rooms: list[list[list[int]]] = [[] for _ in range(context + 1)]  # by how much room is left: rows
+    """Several pairs in each row of one context, by best-fit decreasing: longest first, each into the tightest row."""
+    by_space: list[list[list[int]]] = [[] for _ in range(context + 1)]  # free space -> rows
     rows = []
     for number in sorted(range(len(examples)), key=lambda i: -examples[i].num_inputs):
         length = examples[number].num_inputs
-        room = next((room for room in range(length, context + 1) if rooms[room]), None)
-        if room is None:
+        space = next((space for space in range(length, context + 1) if by_space[space]), None)
+        if space is None:
             rows.append([])
-        row = rows[-1] if room is None else rooms[room].pop()
+        row = rows[-1] if space is None else by_space[space].pop()
         row.append(number)
-        rooms[(context if room is None else room) - length].append(row)
+        by_space[(context if space is None else space) - length].append(row)
     return PairRows(examples, rows, pad, width=context)
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The order in which a run reads rows.
+    """The rows of each training step.
 
     Args:
-        num_rows: how many there are
+        num_rows: number of rows
         batch_size: rows in an optimizer step, over all devices
-        seed: of the order
+        seed: seed of the order
     """
 
     num_rows: int
@@ -115,34 +109,64 @@ class RowOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every row is read once, rounded down."""
+        """Optimizer steps in an epoch, rounded down, and at least one."""
         return max(1, self.num_rows // self.batch_size)
 
     def rows(self, step: int) -> np.ndarray:
-        """The numbers of a step's rows, int64 (batch_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(samples, self.num_rows)
-        orders = {epoch: shuffle(self.seed, epoch, self.num_rows)[0] for epoch in set(epochs.tolist())}
-        return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+        """Indices of the rows of a step, int64 (batch_size,)."""
+        return shuffled(step, self.batch_size, self.seed, self.num_rows)[0]
 
 
 def split_examples(examples: Sequence[Example], split: Sequence[float], seed: int) -> list[list[Example]]:
-    """Pairs in parts, by a seeded permutation; those with one prompt stay together, so that no two parts share any.
+    """Divides pairs into parts by a seeded permutation, and keeps the order within a part.
 
-    Args:
-        examples: the pairs, encoded
-        split: the fractions of the parts
-        seed: of the permutation
-
-    Returns:
-        the parts, each in the given order
+    Pairs with equal prompts stay together, so parts share no prompt.
     """
     prompts = [example.ids[~example.counts].tobytes() for example in examples]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     groups = np.array([numbers[prompt] for prompt in prompts])
     sizes = np.bincount(groups)
     order = shuffle(seed, 0, len(sizes))[0]
-    middles = np.empty(len(sizes))
-    middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2  # of each group, in the permuted sequence of pairs
-    homes = np.searchsorted(np.cumsum(split)[:-1] * len(examples), middles)[groups]
-    return [[each for each, home in zip(examples, homes, strict=True) if home == part] for part in range(len(split))]
+    middles = np.empty(len(sizes))  # of each group, in the permuted sequence of pairs
+    middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
+    parts = np.searchsorted(np.cumsum(split)[:-1] * len(examples), middles)[groups]
+    return [[each for each, found in zip(examples, parts, strict=True) if found == part] for part in range(len(split))]
+
+
+# --- the share of each process
+
+
+@dataclass(frozen=True)
+class PairTrainingBatches(Dataset[Batch]):
+    """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
+
+    rows: PairRows
+    order: RowOrder
+    accumulate: int
+    world_size: int
+    rank: int
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro_step = divmod(index, self.accumulate)
+        numbers = self.order.rows(step)
+        shares = numbers.reshape(self.world_size, self.accumulate, -1)
+        return self.rows.batch(shares[self.rank, micro_step], int(self.rows.num_targets[numbers].sum()))
+
+
+@dataclass(frozen=True)
+class PairEvaluationBatches(Dataset[Batch]):
+    """Item i is this process's i-th batch of rows; as in `EvaluationBatches`, all processes have equally many."""
+
+    rows: PairRows
+    batch_size: int
+    world_size: int
+    rank: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (index * self.world_size + self.rank) * self.batch_size
+        if first < len(self.rows):
+            return self.rows.batch(range(first, min(first + self.batch_size, len(self.rows))))
+        return without_targets(self.rows.batch([0]))

@@ -1,12 +1,11 @@
-"""How the turns of a conversation become tokens, and which of these a model is to learn.
+"""Templates: the tokens of a conversation, and which of them count in the loss.
 
-What the assistant says, and the token that ends it, is to be predicted; everything else is only read.
+The assistant's messages and the end-of-text tokens behind them count; everything else is input only.
 
-Each turn is encoded by itself. Were prompt and response encoded as one text, a token could begin in the one and end in
-the other, and training would show the model prompts that it never gets when it answers: here the ids that generation
-reads are always the beginning of those that training read. For the same reason every record begins with
-`<|endoftext|>`, which the generator puts before each prompt. A response that is to begin a new word begins with the
-space.
+Each turn is encoded by itself. If prompt and response were encoded as one text, a token could span both, and training
+would show the model prompts that never occur in generation. Encoded by turns, the ids that generation reads are always
+a prefix of those that training reads. For the same reason every record begins with `<|endoftext|>`, which the generator
+puts before each prompt. A response that begins a new word must begin with the space.
 
 Left out: templates written in Jinja.
 """
@@ -26,14 +25,14 @@ TooLong = Literal["error", "drop", "truncate"]
 
 @dataclass(frozen=True)
 class Template:
-    """How turns become tokens: `<|endoftext|>`, then each turn behind its role's token, the assistant's with an end.
+    """The format of a conversation: `<|endoftext|>`, then each turn behind the token of its role.
 
-    One token ends an answer whatever the template, `<|endoftext|>`: so generation stops without being told how.
+    `<|endoftext|>` ends every turn of the assistant, in all templates, so generation stops there by default.
 
     Attributes:
-        name: what `data.template` calls it
+        name: the value of `data.template`
         begins: role -> the special token before its turns, or "" for none
-        single: whether it has place for one prompt and one response only
+        single: whether only one prompt and one response are allowed
     """
 
     name: str
@@ -42,34 +41,30 @@ class Template:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """The names that a tokenizer must have among its special tokens."""
+        """The special tokens that a tokenizer must have."""
         return (END_OF_TEXT, *filter(None, self.begins.values()))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Checks that a tokenizer has the special tokens.
-
-        Raises:
-            ConfigError: naming those that it lacks.
-        """
-        lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
-        if lacking:
+        """Raises ConfigError if the tokenizer lacks special tokens of the template."""
+        missing = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
+        if missing:
             raise ConfigError(
-                f"data.template={self.name} needs {', '.join(lacking)}, which the tokenizer lacks; add it"
+                f"data.template={self.name} needs {', '.join(missing)}, which the tokenizer lacks; add it"
             )
 
+    def start_of(self, role: str, tokenizer: Tokenizer) -> list[int]:
+        """The ids before a turn of a role."""
+        return [tokenizer.special_tokens[self.begins[role]]] if self.begins[role] else []
 
-# Nothing stands between prompt and response: a newline or an "Answer:" that asks for the response is the prompt's.
+
+# Nothing separates prompt and response: a newline or an "Answer:" that asks for the response belongs to the prompt.
 PAIRS = Template("pairs", {"user": "", "assistant": ""}, single=True)
 CHAT = Template("chat", {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"})
 TEMPLATES = {template.name: template for template in (PAIRS, CHAT)}
 
 
 def find_template(name: str) -> Template:
-    """The template of a name.
-
-    Raises:
-        ConfigError: for an unknown one.
-    """
+    """The template of a name; raises ConfigError for an unknown one."""
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES) or f", known are {', '.join(TEMPLATES)}"
         raise ConfigError(f"data.template: no template {name!r}{hint}")
@@ -83,8 +78,8 @@ class Example(NamedTuple):
     """An encoded record.
 
     Attributes:
-        ids: of all tokens, int64 (n,)
-        counts: which of them are to be predicted, bool (n,)
+        ids: token ids, int64 (n,)
+        counts: whether each token counts in the loss, bool (n,)
     """
 
     ids: np.ndarray
@@ -92,67 +87,47 @@ class Example(NamedTuple):
 
     @property
     def num_inputs(self) -> int:
-        """Places in the context: the last token is only predicted."""
+        """Tokens that the model reads: all but the last, which is only a target."""
         return len(self.ids) - 1
 
 
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) -> Example:
-    """The tokens of a conversation; what counts is what the assistant says, and the tokens that end it.
+    """The tokens of a conversation. The assistant's messages and the end-of-text tokens behind them count.
 
-    Special tokens come from the template only: their names in what somebody said are plain text.
+    Special tokens come from the template only: their names within a message are encoded as plain text.
 
     Raises:
         ConfigError: if the tokenizer lacks special tokens of the template.
-        DataError: for a role or a number of turns that the template has no place for, or text without ids.
+        DataError: for turns that the template does not allow, or text that the tokenizer cannot encode.
     """
     template.check_tokenizer(tokenizer)
-    _check_turns(turns, template)
-    special, end = tokenizer.special_tokens, [tokenizer.special_tokens[END_OF_TEXT]]
-    parts: list[tuple[Sequence[int], bool]] = [(end, False)]  # tokens, and whether they count
-    for role, content in turns:
-        if template.begins[role]:
-            parts.append(([special[template.begins[role]]], False))
-        parts.append((tokenizer.encode(content), role == "assistant"))
-        if role == "assistant":
-            parts.append((end, True))
-    counts = np.repeat([counted for _, counted in parts], [len(piece) for piece, _ in parts])
-    return Example(np.array([i for piece, _ in parts for i in piece], dtype=np.int64), counts)
-
-
-def _check_turns(turns: Sequence[Turn], template: Template) -> None:
     roles = [turn.role for turn in turns]
     if template.single and roles not in (["user"], ["user", "assistant"]):
         raise DataError(
-            f"data.template={template.name} has place for one prompt and one response, got turns of "
+            f"data.template={template.name} takes one prompt and one response, got turns of "
             f"{', '.join(roles)}; set data.template=chat"
         )
+    end = [tokenizer.special_tokens[END_OF_TEXT]]
+    parts: list[tuple[Sequence[int], bool]] = [(end, False)]  # ids, and whether they count
+    for role, content in turns:
+        parts.append((template.start_of(role, tokenizer), False))
+        parts.append((tokenizer.encode(content), role == "assistant"))
+        if role == "assistant":
+            parts.append((end, True))
+    counts = np.repeat([counted for _, counted in parts], [len(ids) for ids, _ in parts])
+    return Example(np.array([i for ids, _ in parts for i in ids], dtype=np.int64), counts)
 
 
 def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) -> list[int]:
-    """What the assistant's last turn answers, as generation reads it: the beginning of what `encode_turns` gives.
-
-    Args:
-        tokenizer: with the template's special tokens
-        turns: of a whole record; the last is the assistant's, and is not read
-        template: how turns become tokens
-    """
-    begin = template.begins["assistant"]
+    """The prompt of the last response of a whole record: a prefix of its `encode_turns`."""
     ids = encode_turns(tokenizer, turns[:-1], template).ids.tolist()
-    return ids + ([tokenizer.special_tokens[begin]] if begin else [])
+    return ids + template.start_of("assistant", tokenizer)
 
 
 def question_frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[int]]:
-    """The ids before and behind what a user says, where the assistant's answer is to follow.
-
-    Raises:
-        ConfigError: if the tokenizer lacks special tokens of the template.
-    """
+    """The ids before and after a user's message that the assistant is to answer."""
     template.check_tokenizer(tokenizer)
-    before, behind = (
-        [tokenizer.special_tokens[template.begins[role]]] if template.begins[role] else []
-        for role in ("user", "assistant")
-    )
-    return before, behind
+    return template.start_of("user", tokenizer), template.start_of("assistant", tokenizer)
 
 
 def encode_pairs(
@@ -163,20 +138,20 @@ def encode_pairs(
     too_long: TooLong = "error",
     name: str = "pairs",
 ) -> list[Example]:
-    """All records, encoded, none longer than the context.
+    """Encodes records, none longer than the context.
 
     Args:
-        tokenizer: with the template's special tokens
-        pairs: as `read_pairs` gives them
-        template: how turns become tokens
-        context: the most inputs; a record has a token more, which is only predicted
-        too_long: `error`; `drop`, which leaves longer records out; `truncate`, which cuts them at the left, as
-            `truncate="left"` does in generation, but never into what the assistant says last
-        name: of the file, for errors
+        tokenizer: a tokenizer with the template's special tokens
+        pairs: records from `read_pairs`
+        template: the format
+        context: the most inputs; a record has one more token, which is only a target
+        too_long: `error`; `drop` to leave longer records out; `truncate` to cut them at the left, as
+            `truncate="left"` does in generation, but never within the last response
+        name: the file's name in errors
 
     Raises:
         ConfigError: if the tokenizer lacks special tokens of the template.
-        DataError: with the record, for what the template or the tokenizer cannot take, or what is too long.
+        DataError: for a record that cannot be encoded or is too long; names the record.
     """
     examples = []
     for number, turns in enumerate(pairs, start=1):
@@ -189,23 +164,23 @@ def encode_pairs(
 
 
 def _shortened(examples: list[Example], longer: list[int], context: int, too_long: TooLong, name: str) -> list[Example]:
-    """The records, of which some are too long, as `too_long` says."""
-    many = f"{name}: {len(longer):,} of {len(examples):,} records have more than the {context} tokens of the context"
+    """Refuses, drops or cuts the records longer than the context."""
+    problem = f"{name}: {len(longer):,} of {len(examples):,} records have more than the {context} tokens of the context"
     if too_long == "error":
         first = f"the first is record {longer[0] + 1} with {examples[longer[0]].num_inputs}"
-        raise DataError(f"{many}, {first}; shorten them, or set data.too_long to drop or truncate")
+        raise DataError(f"{problem}, {first}; shorten them, or set data.too_long to drop or truncate")
     if too_long == "drop":
-        notice(f"{many}: left out")
+        notice(f"{problem}: left out")
         fitting = [example for example in examples if example.num_inputs <= context]
         if not fitting:
             raise DataError(f"{name}: no record fits the context of {context} tokens; raise max_seq_len")
         return fitting
     cut = [Example(example.ids[-(context + 1) :], example.counts[-(context + 1) :]) for example in examples]
     for number in longer:
-        if cut[number].counts.all():  # nothing of the prompt is left, and perhaps not the whole answer
+        if cut[number].counts.all():  # no prompt is left, and part of the response may be cut
             raise DataError(
                 f"{name}: record {number + 1}: the response alone fills the context of {context} tokens; shorten it, "
                 "or set data.too_long=drop"
             )
-    notice(f"{many}: cut at the left")
+    notice(f"{problem}: cut at the left")
     return cut

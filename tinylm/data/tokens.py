@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinylm.data.corpus import NAMES, Corpus
+from tinylm.data.corpora import NAMES, Corpus
 from tinylm.data.journal import JournaledFiles
 from tinylm.data.pretrained import pretrained_tokenizer
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice

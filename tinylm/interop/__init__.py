@@ -1,4 +1,4 @@
-"""Other people's formats: Hugging Face's model folders."""
+"""Import from and export to Hugging Face's model folders."""
 
 from tinylm.interop.huggingface import export_huggingface, load_huggingface, load_huggingface_model
 

@@ -1,4 +1,4 @@
-"""The model card: the README.md of an exported folder, with what is known of the model and how to use it."""
+"""The model card: README.md of an exported folder, with usage, the run's results and the config."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ tags:
 
 # {title}
 
-A language model of {parameters:,} parameters, trained with tinylm, as transformers' {architecture}.
+A language model with {parameters:,} parameters, trained with tinylm and exported as a {architecture} of transformers.
 """
-LOAD = """
+USAGE = """
 ## Use
 
 ```python
@@ -25,43 +25,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}")
-{inputs}
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens={new})[0]))
+inputs = tokenizer({begin}"Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens={new_tokens})[0]))
 ```
 """
 WITH_END = """
-`{end}` stands before and after every text that the model has read: put it before a prompt, as above, by its name.
-The name of a special token inside a text becomes that token, too, unless `split_special_tokens=True`.
+Every training text was preceded and followed by `{end}`. Put it before a prompt, as above. Within a text, the name of a
+special token is read as that token, unless `split_special_tokens=True`.
 """
 WITHOUT_END = """
-The tokenizer has no token for the end of a text: a prompt must not be empty, and generation ends at its limit.
+The tokenizer has no end-of-text token. A prompt must not be empty, and generation stops only at its limit.
 """
 CONTEXT = """
-The context holds {context} tokens, prompt and continuation together. {beyond}
+The context holds {context} tokens, prompt and completion together. {beyond}
 """
 
 
 def model_card(
     config: ModelConfig, family: Family, tokenizer: Tokenizer | None, folder: str, info: dict[str, Any]
 ) -> str:
-    """The text of README.md, for a folder of this name."""
+    """The text of README.md in a folder of this name."""
     title = str(info.get("run", folder))
     parts = [HEADER.format(title=title, parameters=parameter_count(config), architecture=family.architecture)]
     if tokenizer is not None:
-        parts.append(_usage(tokenizer, config, folder))
-    beyond = "There are no positions beyond." if config.positional_encoding == "learned" else "It never saw more."
+        begin = "" if tokenizer.end_of_text is None else "tokenizer.bos_token + "
+        parts.append(USAGE.format(folder=folder, begin=begin, new_tokens=min(100, max(config.max_seq_len // 2, 1))))
+        parts.append(WITHOUT_END if tokenizer.end_of_text is None else WITH_END.format(end=END_OF_TEXT))
+    learned = config.positional_encoding == "learned"
+    beyond = "There are no positions beyond it." if learned else "The model was not trained beyond it."
     parts.append(CONTEXT.format(context=config.max_seq_len, beyond=beyond))
     if info:
-        parts.append(_table("What is recorded of its run", info))
-    parts.append(_table("Architecture, in tinylm's words", config.to_dict()))
+        parts.append(_table("Training run", info))
+    parts.append(_table("tinylm's config", config.to_dict()))
     return "".join(parts)
-
-
-def _usage(tokenizer: Tokenizer, config: ModelConfig, folder: str) -> str:
-    begin = "" if tokenizer.end_of_text is None else "tokenizer.bos_token + "
-    inputs = f'inputs = tokenizer({begin}"Once upon a time", return_tensors="pt")'
-    usage = LOAD.format(folder=folder, inputs=inputs, new=min(100, max(config.max_seq_len // 2, 1)))
-    return usage + (WITHOUT_END if tokenizer.end_of_text is None else WITH_END.format(end=END_OF_TEXT))
 
 
 def _table(title: str, values: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Grammars that write documents and know the probability of each; the corpora built from them."""
+"""Probabilistic grammars that generate documents of exactly known probability, and the data generated from them."""

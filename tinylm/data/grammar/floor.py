@@ -1,9 +1,8 @@
-"""The floor: the best loss that any model could reach on texts whose probabilities are known.
+"""The loss floor: the best loss that any model could reach on texts of known probability.
 
-No model can tell what a fair die will show. Where a grammar wrote the text, the log probability of each document under
-the grammar is exact, and its negative, summed over the documents, is what the best predictor would pay on average
-(Shannon 1948). A model may fall below it on a few documents by luck; over n of them the luck is told by the standard
-error.
+No model can predict a fair die. Where a grammar generated the text, the log probability of each document is exact, and
+its negative, summed over documents, is the expected loss of the best possible predictor (Shannon 1948). On a few
+documents a model may fall below the floor by luck; the standard error measures that luck.
 """
 
 import math
@@ -19,11 +18,11 @@ class Floor:
     """The best possible loss on one part of a corpus.
 
     Attributes:
-        log_probs: of the documents, in nats, float64 (documents,)
-        begins: where the separators before the documents are in the tokens, int64 (documents,)
-        num_tokens: all targets, the separators after the documents included
-        num_bytes: of the documents' text
-        standard_error: of `nats_per_token`, from the spread of the documents
+        log_probs: log probabilities of the documents, in nats, float64 (documents,)
+        begins: positions of the separators before the documents, int64 (documents,)
+        num_tokens: number of targets, the separators after the documents included
+        num_bytes: size of the documents' text
+        standard_error: standard error of `nats_per_token`, from the spread over documents
     """
 
     log_probs: np.ndarray
@@ -34,28 +33,20 @@ class Floor:
 
     @classmethod
     def of(cls, tokens: np.ndarray, separator: int, byte_lengths: np.ndarray, log_probs: np.ndarray) -> "Floor":
-        """The floor of encoded documents.
-
-        Args:
-            tokens: the documents one after the other, each with a separator behind it, (tokens,)
-            separator: its id
-            byte_lengths: bytes of text behind each id
-            log_probs: of the documents, in nats
-        """
+        """The floor of documents that each end with `separator`; `byte_lengths` are the bytes of each id, (V,)."""
         begins = document_begins(tokens, separator)
         counts = document_lengths(begins, len(tokens))
-        # the ratio of two sums, nats and tokens: its error comes from what the ratio leaves unexplained
+        # Ratio estimator: the error of sum(nats) / sum(tokens) comes from the residuals around that ratio.
         residuals = -log_probs + log_probs.sum() / len(tokens) * counts
         error = math.sqrt(float((residuals**2).sum())) / len(tokens)
-        num_bytes = int(byte_lengths[tokens].sum())
-        return cls(log_probs, begins, len(tokens), num_bytes, error)
+        return cls(log_probs, begins, len(tokens), int(byte_lengths[tokens].sum()), error)
 
     @property
     def nats_per_token(self) -> float:
-        """In the unit of the loss."""
+        """The floor in the unit of the loss."""
         return -float(self.log_probs.sum()) / self.num_tokens
 
     @property
     def bits_per_byte(self) -> float:
-        """Whatever the tokenizer."""
+        """The floor in bits per byte, which does not depend on the tokenizer."""
         return -float(self.log_probs.sum()) / math.log(2) / self.num_bytes

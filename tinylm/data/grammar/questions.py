@@ -1,17 +1,18 @@
-"""questions and summaries: prompts and responses about short stories, made like the stories themselves.
+"""Prompt/response pairs about short stories: questions and summaries, generated like the stories themselves.
 
-The grammar beside this file tells a story, asks about it (or sums it up) and answers, all in one text. What the answer
-says was remembered while the story was written, so it is true, and no reading of the text was needed to find it. The
-prompt ends with the text's last colon; the response is what follows.
+The grammar beside this file generates a story, a question or the request for a summary, and the answer, as one text.
+The answer uses variables set while the story was generated, so it is true by construction. The prompt ends with the
+last colon of the text; the response follows.
 
 Record i depends only on the grammars, the seed and i, and is the same on every platform.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count, islice
 from pathlib import Path
 
-from tinylm.data.grammar.grammar import Grammar
+from tinylm.data.grammar.parse import Grammar
 from tinylm.data.grammar.rules import read_rules
 from tinylm.data.grammar.stories import story_grammar, write_text
 from tinylm.errors import ConfigError, did_you_mean
@@ -21,23 +22,14 @@ KINDS = ("questions", "summaries")
 
 @lru_cache
 def pair_grammar(kind: str) -> Grammar:
-    """The grammar of a kind of records: the lists of the stories, and rules of its own.
-
-    Raises:
-        ConfigError: for an unknown kind.
-    """
+    """The grammar of `questions` or `summaries`: its own rules, and the plain rules of the stories."""
     if kind not in KINDS:
         raise ConfigError(
             f"no pairs of the kind {kind!r}{did_you_mean(kind, KINDS) or ', known are ' + ', '.join(KINDS)}"
         )
-    folder = Path(__file__).parent
-    lists = {
-        rule: alternatives
-        for rule, alternatives in read_rules(folder / "stories.grammar.yaml").items()
-        if rule in story_grammar().entries
-    }
-    rules = lists | read_rules(folder / "questions.grammar.yaml")
-    return Grammar(rules, start=kind, name="questions.grammar.yaml")
+    folder, plain = Path(__file__).parent, story_grammar().entries
+    rules = {rule: group for rule, group in read_rules(folder / "stories.grammar.yaml").items() if rule in plain}
+    return Grammar(rules | read_rules(folder / "questions.grammar.yaml"), start=kind, name="questions.grammar.yaml")
 
 
 def write_pair(kind: str, seed: int, number: int) -> tuple[str, str]:
@@ -48,23 +40,16 @@ def write_pair(kind: str, seed: int, number: int) -> tuple[str, str]:
 
 
 def write_parts(kind: str, counts: Sequence[int], seed: int = 0) -> list[list[tuple[str, str]]]:
-    """Records in parts, none about a story that another one is about.
-
-    Args:
-        kind: `questions` or `summaries`
-        counts: how many records in each part; the first do not depend on those that follow
-        seed: another one gives other records
-    """
-    fresh = _about_new_stories(kind, seed)
-    return [[next(fresh) for _ in range(count)] for count in counts]
+    """Records in parts of these sizes, each about a different story. A part does not depend on those after it."""
+    pairs = _pairs_about_new_stories(kind, seed)
+    return [list(islice(pairs, size)) for size in counts]
 
 
-def _about_new_stories(kind: str, seed: int) -> Iterator[tuple[str, str]]:
-    told, number = set(), 0
-    while True:
+def _pairs_about_new_stories(kind: str, seed: int) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for number in count():
         prompt, response = write_pair(kind, seed, number)
-        number += 1
         story = prompt.partition("\n")[0]
-        if story not in told:
-            told.add(story)
+        if story not in seen:
+            seen.add(story)
             yield prompt, response

@@ -1,0 +1,128 @@
+"""Corpus, the interface of every text source, and what the sources that read files share.
+
+A corpus is split into parts: `train`, `val` and, with three fractions, `test`. A part is a sequence of documents, and a
+document a sequence of chunks, so a file may be larger than memory. Text is UTF-8 and never normalized: the joined
+chunks are the file, character for character.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tinylm.errors import ConfigError
+from tinylm.files import read_chunks, sha256_json
+
+PARTS = ("train", "val", "test")
+
+
+class Corpus(ABC):
+    """A text in parts.
+
+    Attributes:
+        name: the value of `data.corpus`
+        parts: `("train", "val")` or `("train", "val", "test")`
+        fingerprint: SHA-256 of everything that determines the text of the parts
+        separated: whether there are several documents, which a special token should separate
+        short_documents: whether documents are short and complete. Training windows then begin at a document, and
+            evaluation reads each document from its start
+        has_floor: whether `log_prob` is known, and with it the best possible loss
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    fingerprint: str
+    separated: bool
+    short_documents = False
+    has_floor = False
+
+    @abstractmethod
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """The documents of a part, in order, as chunks. Read each document before asking for the next."""
+
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """(part, document) of all documents, those of one part in order."""
+        for part in self.parts:
+            for document in self.documents(part):
+                yield part, document
+
+    def texts(self) -> Iterator[str]:
+        """All chunks of all parts, for a vocabulary of characters."""
+        for _, document in self.items():
+            yield from document
+
+    def log_prob(self, document: str) -> float:
+        """The exact log probability of a document, in nats; defined where `has_floor`."""
+        raise NotImplementedError(f"{self.name} does not know its own probabilities")
+
+
+class HashSplitCorpus(Corpus):
+    """Short documents, each assigned to a part by its SHA-256, so equal documents are always in the same part."""
+
+    separated = short_documents = True
+    split: tuple[float, ...]
+
+    @abstractmethod
+    def all_documents(self) -> Iterator[str]:
+        """The documents of all parts."""
+
+    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """(part, document) of all documents, in one pass; parts alternate."""
+        return ((self._part_of(text), [text]) for text in self.all_documents())
+
+    def documents(self, part: str) -> Iterator[Iterable[str]]:
+        """The documents of a part. All documents are read to find them."""
+        return (document for found, document in self.items() if found == part)
+
+    def _part_of(self, text: str) -> str:
+        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+        fraction = int.from_bytes(digest[:7], "big") / 256**7
+        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
+        return self.parts[sum(fraction >= bound for bound in bounds)]
+
+
+class FileCorpus(Corpus):
+    """UTF-8 files. Opening reads them once, to check them, to count characters and for the fingerprint.
+
+    Attributes:
+        kind: part of the fingerprint
+        lengths: characters in each file
+    """
+
+    kind: str
+
+    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
+        """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
+        self.name, self.paths, self.split, self.errors = name, paths, split, errors
+        self.parts = PARTS[: len(split)]
+        scans = [_scan(path, errors) for path in paths]
+        self.lengths = [length for _, length in scans]
+        self.fingerprint = sha256_json([self.kind, [digest for digest, _ in scans], self._split_key(), errors])
+
+    def _split_key(self) -> tuple:
+        return self.split
+
+
+def _scan(path: Path, errors: str) -> tuple[str, int]:
+    """The SHA-256 of a file and its number of characters, in bounded memory."""
+    digest = hashlib.sha256()
+    length = sum(map(len, read_chunks(path, errors, digest)))
+    return digest.hexdigest(), length
+
+
+def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
+    """The nonempty texts between separators, which may straddle chunks."""
+    tail = ""
+    for chunk in chunks:
+        *complete, tail = (tail + chunk).split(separator)
+        yield from filter(None, complete)
+    if tail:
+        yield tail
+
+
+def check_split(split: Iterable[float]) -> tuple[float, ...]:
+    """Returns a split as a tuple; raises ConfigError unless it is two or three positive fractions that sum to 1."""
+    split = tuple(split)
+    if len(split) not in (2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
+        raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")
+    return split

@@ -1,0 +1,80 @@
+"""Parsing with a grammar: all derivations of a text, and its exact log probability.
+
+Left out: a chart for highly ambiguous grammars. The parser tries every derivation by depth-first search, which is quick
+where the next words tell the alternatives apart.
+"""
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinylm.data.grammar.generate import Choice, Derivation, GenerativeRules, log_prob_of, recall
+from tinylm.data.grammar.rules import Draw, Recall, capitalize, read_rules
+
+
+class Grammar(GenerativeRules):
+    """Rules that generate and parse texts."""
+
+    @cached_property
+    def _texts(self) -> dict[tuple[str, bool], tuple[str, ...]]:
+        return {
+            (rule, capital): tuple(capitalize(entry.text, capital) for entry in group)
+            for rule, group in self.entries.items()
+            for capital in (False, True)
+        }
+
+    def parse(self, text: str) -> list[Derivation]:
+        """All derivations of a text: none if the grammar cannot generate it, several if it is ambiguous.
+
+        A search state is the position in the text, the symbols still to match, the variables and the choices so far.
+        Symbols still to match are a linked list of (alternative's symbols, next index, what follows the alternative).
+        """
+        found: list[Derivation] = []
+        states: list[Any] = [(0, ((Draw(self.start),), 0, None), {}, None)]
+        while states:
+            at, todo, variables, trail = states.pop()
+            while todo is not None and todo[1] == len(todo[0]):  # the alternative is matched: continue behind it
+                todo = todo[2]
+            if todo is None:
+                if at == len(text):
+                    found.append(_unwind(trail))
+                continue
+            symbol, after = todo[0][todo[1]], (todo[0], todo[1] + 1, todo[2])
+            if isinstance(symbol, Recall):
+                symbol = recall(symbol, variables)
+            if isinstance(symbol, str):
+                if text.startswith(symbol, at):
+                    states.append((at + len(symbol), after, variables, trail))
+            elif symbol.rule in self.entries:
+                excluded = self._excluded(symbol, variables)
+                for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
+                    if text.startswith(written, at) and number not in excluded:
+                        entry = self.entries[symbol.rule][number]
+                        then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
+                        states.append((at + len(written), after, then, (self._choice(symbol, number, excluded), trail)))
+            else:
+                for each in self.rules[symbol.rule]:
+                    if not isinstance(each.symbols[0], str) or text.startswith(each.symbols[0], at):
+                        choice = Choice(symbol.rule, each.text, each.probability)
+                        states.append((at, (each.symbols, 0, after), variables, (choice, trail)))
+        return found
+
+    def log_prob(self, text: str) -> float:
+        """The exact log probability of a text, in nats, summed over its derivations; -inf if there is none."""
+        logs = [log_prob_of(derivation) for derivation in self.parse(text)]
+        largest = max(logs, default=-math.inf)
+        return largest + math.log(math.fsum(math.exp(each - largest) for each in logs)) if logs else largest
+
+
+def _unwind(trail: tuple | None) -> Derivation:
+    choices = []
+    while trail is not None:
+        choice, trail = trail
+        choices.append(choice)
+    return tuple(reversed(choices))
+
+
+def load_grammar(path: str | Path) -> Grammar:
+    """Reads a grammar from its YAML file; raises DataError if it is not a grammar."""
+    return Grammar(read_rules(path), name=Path(path).name)
