@@ -69,7 +69,7 @@ def test_csv_has_plain_numbers(run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere"], 66, f"nowhere: no run (a run's folder has a config.yaml); train one with {command('fit')}"),
+        (["nowhere"], 66, f"nowhere: not a run (a run folder has a config.yaml); train one with {command('fit')}"),
         (["--sort", "time"], 2, "--sort time: no such column, did you mean 'seconds'?"),
         (["--sort", "x"], 2, "--sort x: no such column; it is one of name, parameters, tokens, steps, val_loss, bpb, "),
         (["--nope"], 2, "--nope: no such option"),

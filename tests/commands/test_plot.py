@@ -45,10 +45,10 @@ def test_damaged_metrics_are_one_line(run, tmp_path, text):
         (["--out", "a.pdf"], 2, "--out a.pdf: must end in .png or .svg"),
         (["--smooth", "1"], 2, "--smooth must be in [0, 1), got 1.0"),
         (["--panels", "los"], 2, "--panels los: no such panel, did you mean 'loss'?"),
-        (["--panels", "accuracy"], 65, "--panels accuracy: no run has measured it; there are loss, bpb, throughput"),
+        (["--panels", "accuracy"], 65, "--panels accuracy: no run has this metric; available: loss, bpb, throughput"),
         (["--each_sed"], 2, "--each-sed: no such option, did you mean '--each-seed'?"),
-        (["--out", "a.png", "runs/one"], 2, "runs/one: must end in .png or .svg (runs stand before the options)"),
-        (["nowhere"], 66, "nowhere: no run"),
+        (["--out", "a.png", "runs/one"], 2, "runs/one: must end in .png or .svg (runs come before the options)"),
+        (["nowhere"], 66, "nowhere: not a run"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_an_exit_code(run, words, code, message):

@@ -137,8 +137,8 @@ def test_folders_that_are_no_run_are_skipped_and_none_at_all_is_an_error(tmp_pat
     run = make_run(tmp_path / "runs/a")
     (tmp_path / "empty").mkdir()
     assert find_runs([run, tmp_path / "runs", tmp_path / "empty"]) == [run]
-    assert f"{tmp_path / 'empty'}: no run" in capfd.readouterr().err
-    with pytest.raises(MissingInputError, match=re.escape(f"{tmp_path / 'empty'}: no run")):
+    assert f"{tmp_path / 'empty'}: not a run" in capfd.readouterr().err
+    with pytest.raises(MissingInputError, match=re.escape(f"{tmp_path / 'empty'}: not a run")):
         find_runs([tmp_path / "empty"])
 
 

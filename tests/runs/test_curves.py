@@ -41,7 +41,7 @@ def test_runs_of_other_seeds_are_their_mean_and_spread(tmp_path):
 def test_a_run_without_a_row_is_refused(tmp_path):
     folder = make_run(tmp_path / "one")
     (folder / "metrics.csv").write_text("step,train/loss\n")
-    with pytest.raises(DataError, match="has no row yet"):
+    with pytest.raises(DataError, match="has no rows yet"):
         read_curves([folder])
     (folder / "metrics.csv").unlink()
     with pytest.raises(DataError, match=r"has no metrics\.csv"):

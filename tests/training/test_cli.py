@@ -16,7 +16,7 @@ import yaml
 import tinylm
 from tests import processes
 from tinylm.locate import command, find_config
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 from tinylm.training.options import plain_error
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import torch
 import tinylm
 from tests import processes
 from tests.training import ranks
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 from tinylm.tokenizer import BPETokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from tinylm.analysis.attention import attention_maps, entropy
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 from tinylm.training import (
     ActivationStatistics,
     AttentionEntropy,

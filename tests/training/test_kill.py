@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import processes
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 MOMENTS = 20

@@ -4,7 +4,8 @@ import pytest
 
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
-from tinylm.runs.plots import draw_curves, read_metrics
+from tinylm.runs.metrics import read_metrics
+from tinylm.runs.plots import draw_curves
 from tinylm.training.records import (
     RUN_FOLDER,
     MetricsCSV,

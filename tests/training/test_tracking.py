@@ -18,7 +18,7 @@ import wandb
 import yaml
 
 from tinylm.files import read_json
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 from tinylm.training.records import RUN_FOLDER
 from tinylm.training.tracking import WandbTracker, histogram, model_metadata
 

@@ -1,18 +1,18 @@
-"""Puts runs beside each other: `tinylm compare runs/*`.
+"""Compares runs in a table: `tinylm compare runs/*`.
 
-Runs that differ only by their seed are summed up in a line of their own: mean and standard deviation.
+Runs that differ only in their seed get an extra row with mean and standard deviation.
 """
 
 import argparse
 import csv
 import sys
 
-from tinylm.console import Parser
+from tinylm.console import Parser, table
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.runs.compare import Row, find_runs, group_by_seed, read_run, sort_rows
 
 COLUMNS = ("name", "parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds")
-TITLES = ("run", "parameters", "tokens", "steps", "val loss", "bits/byte", "excess", "time", "")
+TITLES = ("run", "parameters", "tokens", "steps", "val loss", "bits/byte", "excess", "time")
 SHOWN_AS = {"run": "name", "loss": "val_loss", "bits": "bpb", "time": "seconds"}
 SPREAD = ("val_loss", "bpb", "excess", "seconds")
 
@@ -20,9 +20,11 @@ SPREAD = ("val_loss", "bpb", "excess", "seconds")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = Parser("compare", __doc__)
-    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (runs)")
-    parser.add_argument("--sort", default="val_loss", help=f"one of {', '.join(COLUMNS)} (%(default)s)")
-    parser.add_argument("--csv", action="store_true", help="plain numbers, separated by commas")
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of runs (default: runs)")
+    parser.add_argument(
+        "--sort", default="val_loss", help=f"column to sort by: {', '.join(COLUMNS)} (default: %(default)s)"
+    )
+    parser.add_argument("--csv", action="store_true", help="print plain numbers as CSV")
     options = parser.parse(arguments)
     options.sort = options.sort.replace("-", "_")
     if options.sort not in COLUMNS:
@@ -59,7 +61,7 @@ FORMATS = {
 
 
 def cell(row: Row, column: str) -> str:
-    """A value as people read it, with its spread where it has one."""
+    """Formats a value, with its standard deviation if there is one."""
     value = getattr(row, column)
     if column == "name" or value is None:
         return value or "-"
@@ -68,23 +70,21 @@ def cell(row: Row, column: str) -> str:
 
 
 def state(row: Row) -> str:
-    """What is to be said of a run that is not finished."""
+    """A remark on an unfinished run."""
     if row.finished:
         return ""
     return f"unfinished, {row.planned:,} steps planned" if row.planned else "unfinished"
 
 
 def print_table(rows: list[Row]) -> None:
-    """Names to the left, numbers to the right."""
-    lines = [list(TITLES)] + [[*(cell(row, column) for column in COLUMNS), state(row)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        numbers = [text.rjust(width) for text, width in zip(line[1:-1], widths[1:-1], strict=True)]
-        print("  ".join([line[0].ljust(widths[0]), *numbers, line[-1]]).rstrip())
+    """Prints aligned columns; the remark on unfinished runs comes last."""
+    numbers = table([TITLES, *([cell(row, column) for column in COLUMNS] for row in rows)])
+    for line, remark in zip(numbers.splitlines(), ["", *map(state, rows)], strict=True):
+        print(f"{line}  {remark}".rstrip())
 
 
 def print_csv(rows: list[Row]) -> None:
-    """One line a run or group; `runs` says how many it is the mean of."""
+    """Prints one line per run or group; the column `runs` is the number of runs averaged."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"{name}_sd" for name in SPREAD), "runs", "finished"])
     for row in rows:
@@ -93,7 +93,7 @@ def print_csv(rows: list[Row]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the runs, then the groups."""
+    """Prints the runs, then the averages over seeds."""
     options = parse(arguments)
     folders = find_runs(options.runs)
     rows = [read_run(folder) for folder in folders]

@@ -1,6 +1,6 @@
-"""Draws runs over each other: `tinylm plot runs/*`.
+"""Plots runs together: `tinylm plot runs/*`.
 
-Runs that differ only by their seed are drawn as their mean, with a band of one standard deviation.
+Runs that differ only in their seed are drawn as their mean, with a band of one standard deviation.
 """
 
 import argparse
@@ -18,29 +18,40 @@ USUAL = ("loss", "lr", "grad_norm", "throughput")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser, names = Parser("plot", __doc__), ", ".join(PANELS)
-    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of them (runs)")
-    parser.add_argument("--out", nargs="+", type=Path, default=[Path("curves.png")], help=".png and .svg (curves.png)")
-    parser.add_argument("--x", choices=AXES, default="steps", help="what the curves are drawn against (%(default)s)")
+    parser.add_argument("runs", nargs="*", default=["runs"], help="run folders, or folders of runs (default: runs)")
+    parser.add_argument(
+        "--out",
+        nargs="+",
+        type=Path,
+        default=[Path("curves.png")],
+        help="files to write, .png or .svg (default: curves.png)",
+    )
+    parser.add_argument("--x", choices=AXES, default="steps", help="x axis (default: %(default)s)")
     parser.add_argument("--panels", nargs="+", metavar="PANEL", default=[],
-                        help=f"of {names}; the first is drawn large ({' '.join(USUAL)})")  # fmt: skip
-    parser.add_argument("--smooth", type=float, default=0.0, help="exponential smoothing; 0: none (%(default)s)")
+                        help=f"panels to draw, the first one large: {names} (default: {' '.join(USUAL)})")  # fmt: skip
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        help="exponential smoothing of training curves, from 0 (none) to below 1 (default: %(default)s)",
+    )
     parser.add_argument("--log", nargs="+", choices=["x", "y"], default=[], help="logarithmic axes")
-    parser.add_argument("--each-seed", action="store_true", help="draw runs that differ by their seed apart")
-    parser.add_argument("--title", default="", help="what stands above")
+    parser.add_argument("--each-seed", action="store_true", help="draw runs that differ only in their seed one by one")
+    parser.add_argument("--title", default="", help="title of the plot")
     options = parser.parse(arguments)
     for path in options.out:
         if path.suffix not in (".png", ".svg"):
-            raise ConfigError(f"--out {path}: must end in .png or .svg (runs stand before the options)")
+            raise ConfigError(f"--out {path}: must end in .png or .svg (runs come before the options)")
     for name in options.panels:
         if name not in PANELS:
-            raise ConfigError(f"--panels {name}: no such panel{did_you_mean(name, PANELS) or f'; there are {names}'}")
+            raise ConfigError(f"--panels {name}: no such panel{did_you_mean(name, PANELS) or f'; choose from {names}'}")
     if not 0 <= options.smooth < 1:
         raise ConfigError(f"--smooth must be in [0, 1), got {options.smooth}")
     return options
 
 
 def run(arguments: list[str]) -> None:
-    """Writes the pictures."""
+    """Writes the plots."""
     options = parse(arguments)
     folders = find_runs(options.runs)
     curves = read_curves(folders, options.x, join_seeds=not options.each_seed, smooth=options.smooth)
@@ -50,12 +61,12 @@ def run(arguments: list[str]) -> None:
 
 
 def check_panels(asked: list[str], measured: set[str]) -> list[str]:
-    """The panels to draw: those asked for, or the usual ones that have something to show."""
+    """The panels to draw: those requested, or the usual ones for which there are metrics."""
     shown = [name for name in PANELS if measured & {*PANELS[name][1:]}]
     for name in asked:
         if name not in shown:
-            raise DataError(f"--panels {name}: no run has measured it; there are {', '.join(shown) or 'none'}")
+            raise DataError(f"--panels {name}: no run has this metric; available: {', '.join(shown) or 'none'}")
     usual = [name for name in USUAL if name in shown]
     if not asked and not usual:
-        raise DataError(f"no run has measured {', '.join(USUAL)}; choose --panels of {', '.join(shown) or 'none'}")
+        raise DataError(f"no run has {', '.join(USUAL)}; choose --panels from {', '.join(shown) or 'none'}")
     return asked or usual

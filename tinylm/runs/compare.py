@@ -1,7 +1,6 @@
-"""Runs beside each other: what each cost and reached, and how far a result moves with the seed.
+"""Comparison of runs: the cost and result of each, and how much a result varies with the seed.
 
-All is read from the run folders (config.yaml, metrics.csv, model/), so it needs neither the network nor, for finished
-runs, PyTorch.
+Everything is read from the run folders (config.yaml, metrics.csv, model/); finished runs need no PyTorch.
 """
 
 import glob
@@ -20,48 +19,46 @@ import yaml
 
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.locate import command
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
 
 FREE = ("seed_everything", "data.seed", "data.cache_dir", "run", "trainer.logger", "weights_only")
-"""What may differ between runs that are the same but for the seed: nothing of it changes what is being compared."""
+"""Config entries that may differ between runs that are averaged over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run, or the mean of several that differ only by their seed. None: not known (yet)."""
+    """One run, or the mean of several that differ only in their seed. None: unknown."""
 
     name: str
     runs: int = 1
-    """How many this is the mean of."""
+    """Number of runs averaged."""
     finished: bool
     planned: int | None
-    """Steps that the run was to take."""
+    """Steps in the config."""
     parameters: float | None
     tokens: float
-    """Trained on, repeated ones counted each time."""
+    """Training tokens, repetitions included."""
     steps: float
     val_loss: float | None
-    """The lowest on the whole validation split, in nats per token."""
+    """Lowest validation loss, in nats per token."""
     bpb: float | None
     """Bits per byte, at the same step."""
     excess: float | None
-    """Over the best possible loss, as a fraction, at the same step."""
+    """Excess over the loss floor, as a fraction, at the same step."""
     seconds: float | None
-    """Of training alone, without validation and saving."""
+    """Training time without validation and saving."""
     spread: dict[str, float]
-    """Sample standard deviations; empty for a single run."""
+    """Sample standard deviations by field; empty for a single run."""
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """The run folders among paths, or inside them where a path is a folder of runs; the rest is skipped with a notice.
-
-    A path may be a pattern, `runs/*`.
+    """Finds the run folders among paths, folders of runs and patterns (`runs/*`); others are skipped with a notice.
 
     Raises:
-        MissingInputError: if none is a run.
+        MissingInputError: if there is no run.
     """
     found, others = [], []
     for path in [Path(each) for given in paths for each in sorted(glob.glob(str(given))) or [given]]:
@@ -71,17 +68,17 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         others += [] if runs else [path]
     if not found:
         named = ", ".join(map(str, others[:3])) or "nothing"
-        raise MissingInputError(f"{named}: no run (a run's folder has a config.yaml); train one with {command('fit')}")
+        raise MissingInputError(f"{named}: not a run (a run folder has a config.yaml); train one with {command('fit')}")
     for path in others:
-        notice(f"{path}: no run (it has no config.yaml); left out")
+        notice(f"{path}: not a run (no config.yaml); skipped")
     return list(dict.fromkeys(found))
 
 
 def read_run(folder: Path) -> Row:
-    """Reads a run's figures.
+    """Reads the figures of a run.
 
     Raises:
-        DataError: if its files are not what a run leaves.
+        DataError: if its files are damaged.
     """
     with reading(folder):
         config = read_config(folder)
@@ -103,28 +100,28 @@ def read_run(folder: Path) -> Row:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Says which run it is whose files are not what a run leaves."""
+    """Turns errors about the files of a run into a DataError that names the run."""
     try:
         yield
     except TinyLMError:
         raise
     except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{folder}: is damaged, or no run of this version ({reason}); leave it out") from error
+        raise DataError(f"{folder}: is damaged, or of another version ({reason}); leave it out") from error
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end, and left a model."""
+    """Whether a run has ended and written its model."""
     return (folder / "model" / "tinylm.json").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run's resolved config."""
+    """The resolved config of a run."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
-    """How many tokens an optimizer step reads. Pairs are padded to the longest, which only the measured speed tells."""
+    """Tokens per optimizer step. For pairs, whose padding varies, it follows from the measured speed."""
     rates, seconds = (columns.get(f"perf/{name}", ([], []))[1] for name in ("tokens_per_sec", "step_seconds"))
     if config["data"].get("pairs") and rates and seconds:
         return round(rates[0] * seconds[0])
@@ -132,7 +129,7 @@ def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], lis
 
 
 def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
-    """Loss, bits per byte and excess (None where unknown) at the step of the lowest validation loss."""
+    """Loss, bits per byte and excess at the step of the lowest validation loss; None where unknown."""
     steps, losses = columns.get("val/loss", ([], []))
     best = steps[losses.index(min(losses))] if losses else None
     names = {"val_loss": "val/loss", "bpb": "val/bpb", "excess": "val/excess"}
@@ -141,25 +138,23 @@ def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[s
 
 
 def training_seconds(steps: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """The time of all steps, from what each row of metrics.csv says of those since the row before.
-
-    Validation, saving and whatever lay between a stop and `--resume` are left out, as they are of the rows.
+    """Time of all steps, without validation, saving and interruptions; None for no steps.
 
     Args:
-        steps: of the rows
-        seconds: that a step took since the row before
+        steps: step of each row of metrics.csv
+        seconds: mean time of a step since the row before
     """
     return elapsed_seconds(steps, seconds)[-1] if steps else None
 
 
 def elapsed_seconds(steps: Sequence[int], seconds: Sequence[float]) -> list[float]:
-    """The time up to each row. Arguments as `training_seconds`'s."""
+    """Training time up to each row; the arguments are those of `training_seconds`."""
     lengths = [step - before for before, step in zip([0, *steps[:-1]], steps, strict=True)]
     return list(itertools.accumulate(length * each for length, each in zip(lengths, seconds, strict=True)))
 
 
 def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
-    """The number of weights: of the finished model as stored (tied ones once), else computed from the config."""
+    """Number of parameters, tied ones counted once: of the saved model, else computed from the config."""
     weights = folder / "model" / "model.safetensors"
     if weights.is_file():
         with weights.open("rb") as file:
@@ -184,9 +179,9 @@ def network_config(folder: Path, config: dict[str, Any]) -> "ModelConfig | None"
 
 
 def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
-    """The mean and spread of every two or more finished runs whose configs differ in nothing but `FREE`.
+    """Averages finished runs whose configs differ in nothing but `FREE`; groups have two runs or more.
 
-    A run that was never validated, or went on beyond the steps of its config, is not among them.
+    Runs without a validation, or with more steps than in their config, are left out.
     """
     groups: dict[str, list[Row]] = {}
     for folder, row in zip(folders, rows, strict=True):
@@ -197,7 +192,7 @@ def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
 
 
 def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's nested dicts as one, with dotted names."""
+    """Flattens a nested config to dotted names."""
     flat = {}
     for name, value in config.items():
         flat |= flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -205,14 +200,14 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def seed_group(config: dict[str, Any]) -> str:
-    """What runs have in common that differ by nothing but `FREE`."""
+    """A key shared by runs whose configs differ in nothing but `FREE`."""
     flat = flat_config(config)
     kept = {name: flat[name] for name in flat if not any(f"{name}.".startswith(f"{free}.") for free in FREE)}
     return json.dumps(kept, sort_keys=True)
 
 
 def average(rows: Sequence[Row]) -> Row:
-    """Means, and sample standard deviations, of what all the rows have."""
+    """Means and sample standard deviations of the fields that all rows have."""
     means: dict[str, Any] = {}
     spread = {}
     for name in ("parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds"):
@@ -236,5 +231,5 @@ def average(rows: Sequence[Row]) -> Row:
 
 
 def sort_rows(rows: Iterable[Row], column: str) -> list[Row]:
-    """By a field, the least first; those that do not have it last."""
+    """Sorts rows by a field in ascending order, unknown values last."""
     return sorted(rows, key=lambda row: (getattr(row, column) is None, getattr(row, column)))

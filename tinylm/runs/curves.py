@@ -1,4 +1,4 @@
-"""Run folders as curves to draw: against steps, tokens, FLOPs or time, and runs that differ by their seed as one."""
+"""Curves of run folders against steps, tokens, FLOPs or time; runs that differ only in their seed are averaged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,35 +18,36 @@ from tinylm.runs.compare import (
     reading,
     seed_group,
 )
-from tinylm.runs.plots import Curves, read_metrics
+from tinylm.runs.metrics import read_metrics
+from tinylm.runs.plots import Curves
 
 AXES = {"steps": "step", "tokens": "tokens", "flops": "FLOPs", "time": "training time (s)"}
 SMOOTHED = ("train/", "perf/")
-"""What scatters from step to step; the learning rate does not."""
+"""Noisy metrics."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run measured: of each metric steps and values, and where steps stand on the x axis."""
+    """Metrics of a run: steps and values of each, and the x position of a step."""
 
     name: str
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
-    place: Callable[[np.ndarray], np.ndarray]
+    position: Callable[[np.ndarray], np.ndarray]
 
 
 def read_curves(
     folders: Sequence[Path], axis: str = "steps", *, join_seeds: bool = True, smooth: float = 0.0
 ) -> list[Curves]:
-    """The curves of runs, under their folders' names.
+    """Reads the curves of runs, labelled with the names of their folders.
 
     Args:
-        folders: of the runs
+        folders: run folders
         axis: one of `AXES`
-        join_seeds: draw the mean of finished runs whose configs differ by nothing but the seed
-        smooth: of what is measured in training: how much each point keeps of the mean before it, from 0 to below 1
+        join_seeds: average finished runs whose configs differ only in the seed
+        smooth: exponential smoothing of training metrics, from 0 (none) to below 1
 
     Raises:
-        DataError: if a run has nothing to draw, or its files are not what a run leaves.
+        DataError: if a run has no metrics, or its files are damaged.
     """
     groups: dict[str, list[Run]] = {}
     for folder in folders:
@@ -59,10 +60,10 @@ def read_curves(
 
 def _read(folder: Path, axis: str, smooth: float) -> Run:
     if not (folder / "metrics.csv").is_file():
-        raise DataError(f"{folder}: has no metrics.csv, so there is nothing to draw; leave it out")
+        raise DataError(f"{folder}: has no metrics.csv; leave it out")
     read = read_metrics(folder / "metrics.csv")
     if not read:
-        raise DataError(f"{folder}: metrics.csv has no row yet; wait for the first, or leave the run out")
+        raise DataError(f"{folder}: metrics.csv has no rows yet; wait for the first, or leave the run out")
     columns = {name: (np.array(steps), np.array(values)) for name, (steps, values) in read.items()}
     for name in [name for name in columns if name.startswith(SMOOTHED)]:
         steps, values = columns[name]
@@ -71,7 +72,7 @@ def _read(folder: Path, axis: str, smooth: float) -> Run:
 
 
 def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Where steps stand on an axis."""
+    """The function from steps to positions on an axis."""
     if axis == "steps":
         return lambda steps: steps
     config = read_config(folder)
@@ -82,7 +83,9 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
         each = _flops_per_token(folder, config)
         return lambda steps: steps * (float(tokens) * each)
     if "perf/step_seconds" not in columns:
-        raise DataError(f"{folder}: metrics.csv has no perf/step_seconds, so its time is not known; take tokens")
+        raise DataError(
+            f"{folder}: metrics.csv has no perf/step_seconds, so its training time is unknown; use --x tokens"
+        )
     rows, seconds = columns["perf/step_seconds"]
     elapsed = elapsed_seconds(rows, seconds)
     return lambda steps: np.interp(steps, [0, *rows], [0, *elapsed])
@@ -93,12 +96,12 @@ def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:
 
     network = network_config(folder, config)
     if network is None:
-        raise DataError(f"{folder}: its config.yaml does not say the size of the vocabulary; take tokens")
+        raise DataError(f"{folder}: its config.yaml has no vocab_size; use --x tokens")
     return flops_per_token(network)
 
 
 def mean_of(runs: Sequence[Run]) -> Curves:
-    """The mean of runs and its sample standard deviation, at the steps that all of them have; of one, itself."""
+    """Mean and sample standard deviation of runs, at the steps that all of them have."""
     columns, deviations = {}, {}
     for name in runs[0].columns:
         if not all(name in run.columns for run in runs):
@@ -107,7 +110,7 @@ def mean_of(runs: Sequence[Run]) -> Curves:
         if not len(steps):
             continue
         values = np.stack([run.columns[name][1][np.isin(run.columns[name][0], steps)] for run in runs])
-        columns[name] = np.mean([run.place(steps) for run in runs], axis=0), values.mean(axis=0)
+        columns[name] = np.mean([run.position(steps) for run in runs], axis=0), values.mean(axis=0)
         if len(runs) > 1:
             deviations[name] = values.std(axis=0, ddof=1)
     others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
@@ -115,7 +118,7 @@ def mean_of(runs: Sequence[Run]) -> Curves:
 
 
 def smoothed(values: np.ndarray, keep: float) -> np.ndarray:
-    """Each point as the mean of those up to it, weighted by keep^(how many ago); not pulled towards a first value.
+    """Exponential moving average with weights keep^(points ago), normalized, so that it has no start-up bias.
 
     >>> smoothed(np.array([1.0, 4.0]), 0.5)
     array([1., 3.])

@@ -1,6 +1,5 @@
-"""Pictures of a run. matplotlib is imported when a picture is drawn, not before."""
+"""Plots of runs. matplotlib is imported when a plot is drawn."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,21 +8,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tinylm.files import atomic_write
+from tinylm.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; in print, points and dashes help
+# Okabe and Ito's palette for colour-blind readers; markers and dashes help in print
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 COLORS = (BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.")
 DOTS_PER_INCH = 130
 FEW = 8
-"""More names than that stand beside the picture."""
+"""Most labels inside the plot; longer legends stand beside it."""
 
 
 class Panel(NamedTuple):
-    """A part of the picture: its name, and the metrics that it shows."""
+    """One panel of a plot: its label and the metrics that it shows."""
 
     label: str
     training: str = ""
@@ -42,27 +42,14 @@ PANELS = {
 }
 
 
-def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The columns of a metrics.csv: name -> (steps, values), empty cells left out."""
-    columns: dict[str, tuple[list[int], list[float]]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name != "step" and value:
-                    steps, values = columns.setdefault(name, ([], []))
-                    steps.append(int(row["step"]))
-                    values.append(float(value))
-    return columns
-
-
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of a run, or of several as one.
+    """The curves of a run, or of the mean of several.
 
     Attributes:
-        label: its name in the picture
-        columns: of each metric, where its points stand on the x axis, and the values
-        spread: of the mean of several runs: the sample standard deviation at each point
+        label: name in the legend
+        columns: x positions and values of each metric
+        spread: sample standard deviation of each metric at each point, for a mean of several runs
     """
 
     label: str
@@ -74,21 +61,21 @@ def draw_curves(metrics: str | Path, picture: str | Path, title: str) -> None:
     """Draws loss, learning rate, gradient norm and throughput of a run against its steps.
 
     Args:
-        metrics: a run's metrics.csv
-        picture: the PNG to write
-        title: what stands above
+        metrics: metrics.csv of the run
+        picture: PNG file to write
+        title: title of the plot
     """
     columns = {name: (np.array(steps), np.array(values)) for name, (steps, values) in read_metrics(metrics).items()}
     draw([Curves("", columns)], [Path(picture)], title=title)
 
 
 def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> None:
-    """Draws runs over each other.
+    """Draws several runs into one plot.
 
     Args:
-        curves: of each run
+        curves: one entry per run
         pictures: files to write, .png or .svg
-        options: `figure_of`'s
+        options: options of `figure_of`
     """
     figure = figure_of(curves, **options)
     for picture in pictures:
@@ -96,21 +83,21 @@ def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> 
 
 
 def save_figure(figure: "Figure", picture: str | Path) -> None:
-    """Writes a figure atomically, as PNG or, to a name that ends in .svg, as SVG."""
+    """Writes a figure atomically, as PNG or, for a name that ends in .svg, as SVG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     is_svg = Path(picture).suffix == ".svg"
     canvas = (FigureCanvasSVG if is_svg else FigureCanvasAgg)(figure)
-    # the same picture is the same file: no date, and names inside that do not change
+    # reproducible files: no date, fixed ids
     with matplotlib.rc_context({"svg.hashsalt": "tinylm"}), atomic_write(picture) as file:
         metadata = {"Date": None} if is_svg else {}
         canvas.print_figure(file, format="svg" if is_svg else "png", dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def plain(text: str) -> str:
-    """matplotlib reads what stands between two dollars as mathematics."""
+    """Escapes dollars, which matplotlib takes for mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -122,17 +109,17 @@ def figure_of(
     panels: Sequence[str] = ("loss", "lr", "grad_norm", "throughput"),
     log: Sequence[str] = (),
 ) -> Any:
-    """Runs over each other as matplotlib's Figure: the first panel large, the others in a row below.
+    """Draws several runs into one matplotlib Figure: the first panel large, the others in a row below.
 
-    Training is a thin line, validation one with points; behind the mean of several runs lies a band of one standard
-    deviation to both sides. A dashed line is the best possible loss where it is known.
+    Training is a thin line, validation a line with markers, the mean of several runs a line in a band of one standard
+    deviation to each side. A dashed line marks the loss floor where it is known.
 
     Args:
-        curves: of each run
-        title: what stands above
-        axis: what the x axis is
-        panels: of `PANELS`
-        log: which axes are logarithmic, of x and y
+        curves: one entry per run
+        title: title of the plot
+        axis: label of the x axis
+        panels: names in `PANELS`
+        log: logarithmic axes, "x" and "y"
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -164,7 +151,7 @@ def figure_of(
 
 
 def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
-    """Draws one metric of all runs."""
+    """Draws one panel for all runs."""
     for number, each in enumerate(curves):
         color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
         if panel.training in each.columns:

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tinylm.errors import ConfigError, StorageError, notice
 from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
-from tinylm.runs.plots import read_metrics
+from tinylm.runs.metrics import read_metrics
 
 STATE = "wandb.json"  # in the run's folder: the id over there, and the samples so far
 INIT_SECONDS = 30.0  # wandb's own patience is 90
