@@ -7,7 +7,6 @@ import glob
 import itertools
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,14 @@ import yaml
 
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.locate import command
+from tinylm.runs.folder import is_finished
 from tinylm.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
 
-FREE = ("seed_everything", "data.seed", "data.cache_dir", "run", "trainer.logger", "weights_only")
+FREE = ("seed_everything", "data.seed", "data.cache_dir", "model.network.vocab_size", "run", "trainer.logger",
+        "weights_only")  # fmt: skip
 """Config entries that may differ between runs that are averaged over seeds."""
 
 
@@ -110,11 +111,6 @@ def reading(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: is damaged, or of another version ({reason}); leave it out") from error
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has ended and written its model."""
-    return (folder / "model" / "tinylm.json").is_file()
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a run."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -169,13 +165,12 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
 
 
 def network_config(folder: Path, config: dict[str, Any]) -> "ModelConfig | None":
-    """A run's network; None if the first lines of config.yaml do not say the number of tokens."""
-    found = re.search(r"^# model\.network\.vocab_size: (\d+)", (folder / "config.yaml").read_text("utf-8"), re.M)
-    if found is None:
+    """The ModelConfig of a run; None if its config.yaml has no vocab_size, as in older runs."""
+    if config["model"]["network"].get("vocab_size") is None:
         return None
     from tinylm.model import ModelConfig  # PyTorch takes a second
 
-    return ModelConfig(**{**config["model"]["network"], "vocab_size": int(found.group(1))})
+    return ModelConfig(**config["model"]["network"])
 
 
 def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:

@@ -12,12 +12,12 @@ from tinylm.errors import DataError
 from tinylm.runs.compare import (
     batch_tokens,
     elapsed_seconds,
-    is_finished,
     network_config,
     read_config,
     reading,
     seed_group,
 )
+from tinylm.runs.folder import is_finished
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.plots import Curves
 

@@ -1,9 +1,11 @@
-"""Training, by Lightning. Only this folder and data/datamodule.py know it."""
+"""Training with Lightning, which is imported here and in data/datamodule.py only."""
 
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, DropoutAnnealing, GradientNorms
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.optim import Muon, OptimizerConfig
+from tinylm.training.metrics import TextMetrics, TokenMetrics
+from tinylm.training.muon import Muon
+from tinylm.training.optim import OptimizerConfig
 from tinylm.training.profiling import StepProfile
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.sharding import ShardedStrategy
@@ -23,5 +25,7 @@ __all__ = [
     "ScheduleConfig",
     "ShardedStrategy",
     "StepProfile",
+    "TextMetrics",
+    "TokenMetrics",
     "WandbTracker",
 ]

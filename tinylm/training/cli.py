@@ -1,13 +1,11 @@
 """The command line of training: `tinylm fit|validate|test|predict`, declared in YAML.
 
-LightningCLI does the work. Added are: configs found by name from any folder, errors of one line with "did you mean",
-exit codes, and the run folder.
+It is LightningCLI with configs found by name, one-line errors with "did you mean", exit codes, and run folders.
 """
 
 import copy
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -41,13 +39,6 @@ from tinylm.errors import (
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.locate import command, find_model
 from tinylm.model import ModelConfig
-from tinylm.training.callbacks import (
-    FinishRun,
-    GracefulStop,
-    MetricsLog,
-    PredictionWriter,
-    Throughput,
-)
 from tinylm.training.checkpoint import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -55,77 +46,80 @@ from tinylm.training.checkpoint import (
     LastCheckpoint,
     newest_good_checkpoint,
 )
+from tinylm.runs.folder import RunConfig, discard_unused, existing_run_folder, new_run_folder, started_from_outside
+from tinylm.training.finish import FinishRun
+from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, Parser
-from tinylm.training.progress import Progress, SampleText
-from tinylm.training.records import (
-    MetricsCSV,
-    RunConfig,
-    discard_unused,
-    existing_run_folder,
-    new_run_folder,
-    started_from_outside,
-)
+from tinylm.training.options import ConfigFile, ConfigParser
+from tinylm.training.predictions import PredictionWriter
+from tinylm.training.progress import Progress
+from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
+from tinylm.training.stop import GracefulStop
+from tinylm.training.throughput import MetricsLog, Throughput
 
 
 class TinyLMCLI(LightningCLI):
-    """LightningCLI with run folders."""
+    """LightningCLI with run folders. Creating it runs the command.
 
-    def __init__(self) -> None:
+    Args:
+        claimed: takes the run folder if this process creates it, so that the caller can remove it after an error
+    """
+
+    def __init__(self, claimed: list[Path]) -> None:
         ConfigFile.read.clear()  # of an earlier command in this process
         self.folder: Path | None = None
-        self.claimed: Path | None = None  # the folder, if this process made it
+        self.claimed = claimed
         super().__init__(
             LitTransformerLM,
             TextDataModule,
-            save_config_callback=None,  # ours goes to the run folder
+            save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
             trainer_defaults={"enable_model_summary": False, "max_epochs": -1, "use_distributed_sampler": False},
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # tinylm.load is the way in
-            parser_class=Parser,
+            load_from_checkpoint_support=False,  # `tinylm.load` does this
+            parser_class=ConfigParser,
         )
 
     # --- the parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Without abbreviations, which would accept `--model.network.n_head` as something else."""
+        """Creates a parser without abbreviations, which would accept `--model.network.n_head`."""
         parser = self.parser_class(**kwargs, allow_abbrev=False)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="Config by path or name; several combine.")
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
-            parser.add_argument("--resume", action="store_true", help="Go on with the run from its newest checkpoint.")
+            parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `run`, and the two links between network and data."""
+        """Adds `run`, and the two links between model and data."""
         parser.add_argument("--run", type=RunConfig, default=RunConfig())
         parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
         parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint never overrides the config; `LitTransformerLM.on_load_checkpoint` compares them."""
+        """Does nothing: `LitTransformerLM.on_load_checkpoint` compares the checkpoint with the config."""
 
-    # --- before the work
+    # --- preparation
 
     def before_instantiate_classes(self) -> None:
-        """Checks what needs no data, then claims the run folder."""
+        """Checks what needs no data, then chooses the run folder and the checkpoint."""
         config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
         if self.subcommand == "fit" and config.trainer.max_steps < 0 and (config.trainer.max_epochs or -1) < 0:
-            raise ConfigError("trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends")
+            raise ConfigError("trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends")
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if self.subcommand == "fit" and not config.resume:
             self.folder = new_run_folder(run, stem, words)
-            self.claimed = self.folder if process_rank() == 0 else None
+            self.claimed += [self.folder] if process_rank() == 0 else []
             if self.folder.name != (run.name or stem):
                 words += ["--run.name", self.folder.name]
         elif config.get("ckpt_path") and self.subcommand != "fit":
@@ -133,11 +127,29 @@ class TinyLMCLI(LightningCLI):
         else:
             self.folder = existing_run_folder(run, stem)
         if config.model.init_from:
-            self._begin_with_another(config)
+            self._use_base_model(config)
+        self._choose_checkpoint(config)
         self.run, self.command = run, command(*words, "--resume")
         _prepare_loggers(config.trainer, self.folder)
 
-    def _begin_with_another(self, config: Any) -> None:
+    def _choose_checkpoint(self, config: Any) -> None:
+        """Sets `ckpt_path`: resumed runs and evaluation need a checkpoint, never random weights."""
+        assert self.folder is not None
+        self.step: int | None = None  # of the checkpoint to resume from
+        if self.subcommand == "fit" and config.resume:
+            checkpoint, self.step = newest_good_checkpoint(self.folder)
+            config.ckpt_path = str(checkpoint)
+        elif self.subcommand != "fit":
+            best = self.folder / "checkpoints" / "best.ckpt"
+            config.ckpt_path = config.ckpt_path or str(
+                best if best.is_file() else newest_good_checkpoint(self.folder)[0]
+            )
+            if "verbose" in config:
+                config.verbose = False
+        if config.ckpt_path and not Path(config.ckpt_path).is_file():
+            raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint")
+
+    def _use_base_model(self, config: Any) -> None:
         """Takes architecture and tokenizer of the model of `model.init_from`."""
         assert self.folder is not None
         config.model.init_from = str(find_model(config.model.init_from))
@@ -151,13 +163,13 @@ class TinyLMCLI(LightningCLI):
             start.tokenizer(special_tokens).save(config.data.tokenizer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds our loggers, callbacks and checkpoint files to the config's."""
+        """Adds loggers, callbacks and checkpoint files to those of the config."""
         config = self._get(self.config_init, "trainer")
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
-            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh does it, from our checkpoint
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh requeues
         return super().instantiate_trainer(
             callbacks=self._callbacks(config),
             plugins=plugins,
@@ -167,7 +179,7 @@ class TinyLMCLI(LightningCLI):
         )
 
     def _callbacks(self, config: Any) -> list[Callback]:
-        """The config's callbacks, and what every run has of the kinds that the config does not bring."""
+        """The callbacks of the config, and those that every run has unless the config lists one of the kind."""
         assert self.folder is not None
         callbacks = list(config.callbacks or [])
         throughput = Throughput(self.run.peak_flops)
@@ -197,13 +209,13 @@ class TinyLMCLI(LightningCLI):
         return callbacks
 
     def _prompts(self) -> tuple[str, ...]:
-        """What samples begin with: the run's prompts, or one of the kind that the data are of."""
+        """Prompts of the samples: the run's, or one taken from the data."""
         if self.subcommand != "fit":
             return ()
         return (self.datamodule.example_prompt(),) if self.run.prompts is None else self.run.prompts
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:
-        """metrics.csv, and behind it what the config names."""
+        """metrics.csv, and the loggers of the config."""
         if configured is False or self.subcommand != "fit":
             return False
         assert self.folder is not None
@@ -213,17 +225,16 @@ class TinyLMCLI(LightningCLI):
     # --- the four commands
 
     def before_fit(self) -> None:
-        """Writes the config, says what is about to happen, and finds the checkpoint to resume from."""
+        """Writes the config and prints what is about to be trained."""
         assert self.folder is not None
         config = self.config[str(self.subcommand)]
-        if config.ckpt_path and not Path(config.ckpt_path).is_file():
-            raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint")
-        if config.resume:
-            checkpoint, step = newest_good_checkpoint(self.folder)
-            self.config_init[str(self.subcommand)]["ckpt_path"] = str(checkpoint)
-            MetricsCSV(self.folder).truncate(step)
-            notice(f"going on with {self.folder} from step {step:,} ({checkpoint.name})")
-            if 0 < self.trainer.max_steps <= step:
+        size, known = config.model.network.vocab_size, self.model.network.vocab_size
+        if size not in (None, known):
+            raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {size}; leave it out")
+        if self.step is not None:
+            MetricsCSV(self.folder).truncate(self.step)
+            notice(f"resuming {self.folder} from step {self.step:,} ({Path(config.ckpt_path).name})")
+            if 0 < self.trainer.max_steps <= self.step:
                 notice(f"trainer.max_steps is {self.trainer.max_steps:,}: there is nothing left to train")
         if self.trainer.is_global_zero:
             sweep(make_folder(self.folder / "checkpoints"), older_than=0)
@@ -233,17 +244,18 @@ class TinyLMCLI(LightningCLI):
 
     @cached_property
     def _config_text(self) -> str:
-        """The whole resolved config, runnable as it is; the two links are named in a comment."""
+        """The whole resolved config, which can be run again."""
         assert self.folder is not None
         config = copy.deepcopy(self.config[str(self.subcommand)])
-        _set_folder(config.trainer, str(self.folder), "{run}")  # or a rerun would write into this folder
-        dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
-        dump = re.sub(r"^(config|resume|ckpt_path):.*\n(?:- .*\n)*", "", dump, flags=re.MULTILINE)
-        size = self.model.network.vocab_size
-        return f"# tinylm fit --config config.yaml\n# model.network.vocab_size: {size} (from the tokenizer)\n{dump}"
+        _set_folder(config.trainer, str(self.folder), "{run}")  # a rerun has another folder
+        values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True))
+        for name in ("config", "resume", "ckpt_path"):
+            values.pop(name, None)
+        values["model"]["network"]["vocab_size"] = self.model.network.vocab_size
+        return f"# tinylm fit --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
     def _introduce(self) -> None:
-        """What is trained, on what, where."""
+        """Prints what is trained, on which data and devices."""
         data, net, trainer = self.datamodule, self.model.net, self.trainer
         tokens = len(data.tokens["train"])
         length = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs in steps"
@@ -252,7 +264,7 @@ class TinyLMCLI(LightningCLI):
         devices += f" ({torch.get_num_threads()} threads)" if kind == "CPU" and trainer.world_size == 1 else ""
         notice(f"run: {self.folder}")
         if self.model.start is not None:
-            notice(f"begins with the weights of {self.model.start.path}")
+            notice(f"base model: {self.model.start.path}")
         notice(
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
             f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
@@ -263,29 +275,19 @@ class TinyLMCLI(LightningCLI):
                 f"best possible: {floor.nats_per_token:.4f} nats per token ({floor.bits_per_byte:.4f} bits per byte), "
                 f"standard error {floor.standard_error:.4f}: exact for the {len(floor.log_probs):,} validation texts"
             )
-        learning, weights = trainable_share(net)
-        if learning < weights:
-            notice(f"trainable: {learning:,} of {weights:,} parameters ({learning / weights:.1%})")
+        trainable, weights = trainable_share(net)
+        if trainable < weights:
+            notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
         row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
         notice(
             f"training: {length} of {data.batch_size} {row}, {self.model.optimizer.name}, "
             f"{devices}, precision {trainer.precision}"
         )
 
-    def _use_checkpoint(self) -> None:
-        """validate, test and predict work on a checkpoint, never on random weights."""
-        assert self.folder is not None
-        config = self.config_init[str(self.subcommand)]
-        if not config.get("ckpt_path"):
-            best = self.folder / "checkpoints" / "best.ckpt"
-            config["ckpt_path"] = str(best if best.is_file() else newest_good_checkpoint(self.folder)[0])
-        if not Path(config["ckpt_path"]).is_file():
-            raise MissingInputError(f"--ckpt_path {config['ckpt_path']}: no such checkpoint")
-        notice(f"checkpoint: {config['ckpt_path']}")
-        if "verbose" in config:
-            config["verbose"] = False
+    def _announce_checkpoint(self) -> None:
+        notice(f"checkpoint: {self.config[str(self.subcommand)].ckpt_path}")
 
-    before_validate = before_test = before_predict = _use_checkpoint
+    before_validate = before_test = before_predict = _announce_checkpoint
 
     def _print_metrics(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
@@ -300,7 +302,7 @@ def _is_checkpoint(callback: Any) -> bool:
 
 
 def _prepare_loggers(trainer: Any, folder: Path) -> None:
-    """Gives loggers and callbacks the run's folder for "{run}"; refuses a logger that is not installed."""
+    """Replaces "{run}" by the run folder in loggers and callbacks; refuses a logger that is not installed."""
     for logger in _as_list(trainer.logger):
         kind = str(getattr(logger, "class_path", ""))
         if "TensorBoardLogger" in kind and not (find_spec("tensorboard") or find_spec("tensorboardX")):
@@ -311,7 +313,7 @@ def _prepare_loggers(trainer: Any, folder: Path) -> None:
 
 
 def _set_folder(trainer: Any, old: str, new: str) -> None:
-    """Gives another folder to the loggers and callbacks that have this one."""
+    """Replaces a folder in the arguments of loggers and callbacks."""
     for part in [*_as_list(trainer.logger), *_as_list(trainer.callbacks)]:
         arguments = getattr(part, "init_args", None) or {}
         for name in ("save_dir", "dirpath", "folder"):
@@ -324,34 +326,29 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def quiet_lightning() -> None:
-    """Silences what is no news to our users: hardware lists, tips, and a warning about the one worker that we want."""
+    """Silences hardware lists, tips, and warnings that do not apply to tinylm."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: see data/batches.py
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is resumable: see data/batches.py
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
-    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # sums are shared
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
 
 
 def main() -> int:
-    """Runs the command line of this process.
-
-    Returns:
-        the exit code
-    """
+    """Runs the command line of this process and returns the exit code."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     quiet_lightning()
     if process_rank() > 0:
         silence_notices()
-    cli = TinyLMCLI.__new__(TinyLMCLI)  # its __init__ runs the command; what it has done by then counts in an error
-    cli.claimed = None
+    claimed: list[Path] = []
     try:
-        cli.__init__()
+        TinyLMCLI(claimed)
         return 0
     except TinyLMError as error:
         code, message = error.exit_code, str(error)
@@ -363,21 +360,17 @@ def main() -> int:
         code, message = 70, f"{type(error).__name__}: {error}; --debug shows where"
         if debug:
             traceback.print_exc()
-    if cli.claimed is not None:
-        discard_unused(cli.claimed)
+    for folder in claimed:
+        discard_unused(folder)
     return report_error(message, code)
 
 
 def report_error(message: str, code: int) -> int:
-    """Prints an error of this process on one line.
-
-    Returns:
-        the exit code of the process
-    """
-    stopped = code in (Interrupted.exit_code, Preempted.exit_code)  # all processes agreed to, and rank 0 says it
+    """Prints an error of this process on one line and returns the exit code of the process."""
+    stopped = code in (Interrupted.exit_code, Preempted.exit_code)  # on all processes; rank 0 reports it
     rank = process_rank()
     if rank == 0 or not stopped:
         where = f"rank {rank}: " if rank else ""
         print(f"tinylm: error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
-    # Lightning kills rank 0 within seconds of a failure of a process that it started, which this is not
+    # after a failure of a process that it started, Lightning would kill rank 0; a stop is no failure
     return 0 if rank and stopped and not started_from_outside() else code

@@ -1,4 +1,4 @@
-"""LitTransformerLM: the network as a LightningModule. What a step computes is here; the loop is Lightning's."""
+"""LitTransformerLM: the network as a LightningModule. It computes a training step; Lightning runs the loop."""
 
 import hashlib
 import math
@@ -22,26 +22,27 @@ from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, Template, TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.attention import document_numbers
+from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.known import unknown_part
 from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
+from tinylm.training.metrics import TextMetrics
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
 from tinylm.training.start import Start
 
 
 class LitTransformerLM(pl.LightningModule):
-    """A transformer to be trained on next tokens.
+    """A transformer trained to predict the next token.
 
     Attributes:
         net: the network, a `TransformerLM`
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
-        grad_norm: of the last optimizer step, before clipping
+        grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
-        stop_wanted: whether this process was asked to stop: by the user, by the system
-        stop_agreed: whether any process had been, as of the last optimizer step
+        stop_wanted: whether this process was asked to stop, by the user and by the system
+        stop_agreed: whether any process was, as of the last optimizer step
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class LitTransformerLM(pl.LightningModule):
         lora: LoRAConfig | None = None,
         freeze: FreezeConfig | None = None,
     ) -> None:
-        """A training run's model.
+        """Creates the module.
 
         Args:
             network: The architecture
@@ -69,10 +70,10 @@ class LitTransformerLM(pl.LightningModule):
         if schedule.min_lr > optimizer.lr:
             raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
         if lora is not None and freeze is not None:
-            raise ConfigError("model.lora: all weights but the adapters are frozen already; leave out model.freeze")
+            raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
-        self.save_hyperparameters(plain)  # plain values: a checkpoint must load with weights_only=True
+        self.save_hyperparameters(plain)  # plain values, for weights_only=True
         self.start = None if init_from is None else Start(init_from)
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
         tune_for_training(self.net)
@@ -80,7 +81,7 @@ class LitTransformerLM(pl.LightningModule):
             freeze_weights(self.net, freeze)
         if lora is not None:
             add_lora(self.net, lora)
-        # no submodule, so that the weights keep their names; evaluation, which has other shapes, is not compiled
+        # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
         self._compiled = torch.compile(self.net.forward) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
@@ -88,8 +89,8 @@ class LitTransformerLM(pl.LightningModule):
         self.stop_agreed = self.stop_wanted
         self._step_nll: Tensor | float = 0.0
         self._changed: str | None = None
-        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as the config has them
-        self._totals = torch.zeros(5, dtype=torch.float64)
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
+        self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -98,18 +99,18 @@ class LitTransformerLM(pl.LightningModule):
 
     @property
     def template(self) -> Template | None:
-        """The template of the data module's pairs; None: it has a text."""
+        """The template of the data module's pairs; None for a text."""
         return self._datamodule.template if self._datamodule.pairs is not None else None
 
     @property
     def _datamodule(self) -> TextDataModule:
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, TextDataModule):
-            raise ConfigError("the trainer needs a TextDataModule, whose tokenizer goes into every checkpoint")
+            raise ConfigError("the trainer needs a TextDataModule, whose tokenizer is saved with every checkpoint")
         return datamodule
 
     def setup(self, stage: str) -> None:
-        """Checks that the tokens are the network's."""
+        """Checks that tokenizer and network match."""
         size = self.tokenizer.vocab_size
         require(size == self.network.vocab_size, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
         if self.start is not None:
@@ -118,30 +119,22 @@ class LitTransformerLM(pl.LightningModule):
             require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Logits of the next tokens, (B, T) -> (B, T, V).
+        """Computes the logits of the next tokens, (B, T) -> (B, T, V).
 
         Args:
             ids: token ids, (B, T)
-            documents: where the network keeps documents apart, the number of each token's, (B, T); None: by separators
+            documents: document number of each token, (B, T), for `document_mask`. None: counted by separators
         """
         forward = self._compiled if self._compiled is not None and self.training else self.net
-        if not self.network.document_mask:
-            documents = None
-        elif documents is None:
-            documents = self._documents(ids)
-        return forward(ids, documents=documents)
-
-    def _documents(self, ids: Tensor) -> Tensor | None:
-        """The number of the document that each token is in, by separators."""
-        return document_numbers(ids, self.tokenizer.end_of_text)
+        return forward(ids, documents=documents_apart(self.network, ids, self.tokenizer.end_of_text, documents))
 
     def configure_model(self) -> None:
-        """Shards the weights where the strategy says so (overlays/fsdp.yaml): each block gathers its own to compute."""
+        """Shards the weights if the strategy asks for it (overlays/fsdp.yaml), block by block."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
         self._changed = self.changed
         muon = self.optimizer.name == "muon"
-        require(not muon, "optimizer.name: muon needs whole matrices, and fsdp shards them; take adamw")
+        require(not muon, "optimizer.name: muon needs whole matrices, and fsdp shards them; use adamw")
         assert self.device_mesh is not None
         for part in (*self.net.blocks, self.net):
             fully_shard(part, mesh=self.device_mesh["data_parallel"])
@@ -149,56 +142,59 @@ class LitTransformerLM(pl.LightningModule):
     # --- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch, scaled so that every target token of the optimizer step counts the same."""
+        """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
         if self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
             self._reseed(batch_idx)
         logits = self(batch.inputs, batch.documents)
         nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
         share = nll / batch.num_targets
         self._step_nll = self._step_nll + share.detach()
-        # Lightning divides by the number of micro-batches and averages over devices; the share needs neither
+        # undoes Lightning's division by micro-batches and its average over devices
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def _reseed(self, batch_idx: int) -> None:
         """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
-        place = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.global_step, batch_idx, self.trainer.global_rank)
-        seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest(), "big")
+        key = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.global_step, batch_idx, self.trainer.global_rank)
+        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Measures the step just before the optimizer changes the weights, and refuses one that is not finite."""
+        self._synchronize()
+        self.lr = optimizer.param_groups[0]["lr"]
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
+        values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
+        if str(self.trainer.precision) == "16-mixed":
+            del values["gradient norm"]  # the loss scaler skips infinite gradients by design
+        check_finite(self.trainer.global_step + 1, **values)
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Just before the optimizer moves: measures the step, refuses one that is not finite, and clips."""
-        self._share_among_processes()
-        self.lr = optimizer.param_groups[0]["lr"]
-        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
-        if str(self.trainer.precision) == "16-mixed":
-            del values["gradient norm"]  # its loss scaler meets infinite gradients by design, and skips them
-        check_finite(self.trainer.global_step + 1, **values)
+        """Clips the gradient, by the norm that was measured."""
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, self._norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _share_among_processes(self) -> None:
-        """The loss of the whole step, and whether to stop after it: one exchange for both, so that all agree."""
+    def _synchronize(self) -> None:
+        """Sums the loss and the requests to stop over processes, in one exchange."""
         assert isinstance(self._step_nll, Tensor)
         self.train_loss, self._step_nll, self.stop_agreed = self._step_nll, 0.0, self.stop_wanted
         if self.trainer.world_size > 1:
-            mine = torch.stack([self.train_loss, *self.train_loss.new_tensor(self.stop_wanted)])
-            self.train_loss, *wanted = self.trainer.strategy.reduce(mine, reduce_op="sum")
-            self.stop_agreed = (bool(wanted[0]), bool(wanted[1]))
+            local = torch.stack([self.train_loss, *self.train_loss.new_tensor(self.stop_wanted)])
+            self.train_loss, *requests = self.trainer.strategy.reduce(local, reduce_op="sum")
+            self.stop_agreed = (bool(requests[0]), bool(requests[1]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and, stepped with it, the schedule."""
-        fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses fused kernels with clipping there
+        """The optimizer, and the schedule, which advances with every optimizer step."""
+        fused = "mixed" not in str(self.trainer.precision)  # where Lightning does not combine fused kernels with clipping
         optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
         total, lr = int(self.trainer.estimated_stepping_batches), self.optimizer.lr
 
@@ -212,8 +208,8 @@ class LitTransformerLM(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """A resumed run goes on with today's learning rate, weight decay ... and not with the checkpoint's."""
-        if not self._settings:  # a subclass has an optimizer of its own
+        """Lets a resumed run use the config's learning rate, weight decay, ..., not those of the checkpoint."""
+        if not self._settings:  # a subclass with its own optimizer
             return
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(scheduler, LambdaLR)
@@ -221,79 +217,55 @@ class LitTransformerLM(pl.LightningModule):
         for group, settings, factor in zip(optimizer.param_groups, self._settings, scheduler.lr_lambdas, strict=True):
             group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
 
-    # --- evaluation: exact sums over the whole part, every token once
+    # --- evaluation: exact over the whole split, every token once
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the totals."""
-        self._totals = torch.zeros(5, dtype=torch.float64)
+        """Resets the metrics."""
+        # on the CPU where the device has no float64
+        device = "cpu" if self.device.type == "mps" else self.device
+        self._metrics = [TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths)).to(device)]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the totals."""
-        self._totals += self._sums(batch)
+        """Adds a batch to the metrics."""
+        self._metrics[0].update(self(batch.inputs, batch.documents), batch.targets, batch.log_prob)
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
-        self._log_totals("val")
+        self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        """Starts the totals."""
+        """Resets the metrics."""
         self.on_validation_epoch_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the totals."""
+        """Adds a batch to the metrics."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
-        self._log_totals("test")
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
+        metrics["step"] = float(self.trainer.global_step)  # Lightning uses it as the step of the row
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
-        log_probs = -F.cross_entropy(
-            self(batch.inputs, batch.documents).transpose(1, 2), batch.targets, reduction="none"
-        )
+        nats = token_nats(self(batch.inputs, batch.documents), batch.targets)
         counts = batch.targets != IGNORE
-        return batch.targets[counts], log_probs[counts]
-
-    def _sums(self, batch: Batch) -> Tensor:
-        """Nats, targets, correct guesses, bytes and the best possible nats of a batch, float64 (5,) on the CPU."""
-        logits = self(batch.inputs, batch.documents)  # (B, T, V)
-        counts = batch.targets != IGNORE
-        nats = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
-        correct = (logits.argmax(dim=-1) == batch.targets).sum()
-        lengths = torch.from_numpy(self.tokenizer.byte_lengths)
-        sums = [nats.sum(dtype=torch.float64 if nats.device.type != "mps" else None), counts.sum(), correct]
-        num_bytes = lengths[batch.targets[counts].cpu()].sum()
-        best = -batch.log_prob if batch.log_prob is not None else math.nan
-        return torch.tensor([*(float(value) for value in sums), float(num_bytes), best], dtype=torch.float64)
-
-    def _log_totals(self, part: str) -> None:
-        totals = self._totals
-        if self.trainer.world_size > 1:
-            totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum").cpu()
-        nats, tokens, correct, num_bytes, best = totals.tolist()
-        loss = nats / max(tokens, 1)
-        metrics = {
-            f"{part}/loss": loss,
-            f"{part}/perplexity": math.exp(min(loss, 700)),
-            f"{part}/bpb": nats / math.log(2) / max(num_bytes, 1),
-            f"{part}/accuracy": correct / max(tokens, 1),
-            "step": float(self.trainer.global_step),  # Lightning takes it as the row's step
-        }
-        if math.isfinite(best):
-            metrics |= {f"{part}/floor": best / tokens, f"{part}/excess": nats / best - 1}
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
+        return batch.targets[counts], -nats[counts]
 
     # --- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what `tinylm.load` needs: the architecture and the tokenizer."""
+        """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
 
     @property
     def changed(self) -> str | None:
-        """A part of the network that its config does not describe, in words, hooks left out; None: there is none."""
-        if not isinstance(self.net, FSDPModule):  # whose classes are FSDP's; it was looked at before
+        """Describes a part of the network that its config does not describe, without hooks; None if it is standard."""
+        if not isinstance(self.net, FSDPModule):  # FSDP replaces the classes; the network was checked before
             self._changed = unknown_part(self.net, hooks=False)
         return self._changed
 
@@ -302,10 +274,10 @@ class LitTransformerLM(pl.LightningModule):
         return {} if self.lora is None else {"default": self.lora.alpha / self.lora.rank}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another architecture, tokenizer or kind of optimizer, before any weight is touched."""
+        """Refuses another architecture, tokenizer or kind of optimizer before any weight is loaded."""
         entry = checkpoint.get("tinylm")
         if entry is None:
-            raise ConfigError("the checkpoint is not of tinylm: it names no architecture")
+            raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
         ours = self.network.to_dict()
         for name, theirs in entry["model"].items():
             if name not in WITHOUT_WEIGHTS:
@@ -317,8 +289,8 @@ class LitTransformerLM(pl.LightningModule):
         )
         theirs = entry.get("adapters", {})
         require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
-        theirs, ours = (each or "nothing" for each in (entry.get("changed"), self.changed))
-        require(theirs == ours, f"what the config does not describe: checkpoint {theirs}; this network {ours}")
+        theirs, ours = (each or "none" for each in (entry.get("changed"), self.changed))
+        require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
         if self.trainer.state.fn == "fit":
             theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
@@ -326,11 +298,11 @@ class LitTransformerLM(pl.LightningModule):
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Lightning counts micro-batches. A run that goes on with more or fewer of them in a step counts on in its own.
+    """Rescales Lightning's count of micro-batches for a run resumed with more or fewer of them per step.
 
     Args:
-        checkpoint: of a whole optimizer step; its count of micro-batches is changed
-        accumulate: micro-batches in a step from now on
+        checkpoint: checkpoint of a whole optimizer step; changed in place
+        accumulate: micro-batches per step from now on
     """
     steps, progress = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     before = progress["total"]["ready"] // max(steps, 1)

@@ -1,4 +1,4 @@
-"""Options and their errors: configs found by name, and one line with "did you mean" for what cannot be meant."""
+"""The parser of `tinylm fit`: configs found by name, and one-line errors with "did you mean"."""
 
 import difflib
 import re
@@ -19,11 +19,11 @@ from tinylm.locate import find_config
 class ConfigFile(ActionConfigFile):
     """`--config`, found by `find_config`."""
 
-    read: ClassVar[list[Path]] = []  # the files of this command line, to name one in an error
+    read: ClassVar[list[Path]] = []  # files of this command line, for error messages
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
-        """Reads one file over what is there."""
+        """Applies one file on top of the config so far."""
         path = find_config(str(value))
         ConfigFile.read.append(path)
         try:
@@ -33,16 +33,16 @@ class ConfigFile(ActionConfigFile):
         ActionConfigFile.apply_config(parser, cfg, dest, str(path))
 
 
-class Parser(LightningArgumentParser):
-    """Raises ConfigError with one line where jsonargparse prints its usage and exits."""
+class ConfigParser(LightningArgumentParser):
+    """Raises ConfigError where jsonargparse prints its usage and exits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        helping = any(word.endswith("help") for word in sys.argv)  # reading the sentences under fields takes a second
+        helping = any(word.endswith("help") for word in sys.argv)  # parsing docstrings takes a second
         set_parsing_settings(docstring_parse_attribute_docstrings=helping, docstring_parse_style=DocstringStyle.GOOGLE)
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turns jsonargparse's words into ours."""
+        """Raises a ConfigError of one line."""
         raise ConfigError(plain_error(" ".join(message.split()), _option_names(self))) from ex
 
 
@@ -54,11 +54,11 @@ WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*
 
 
 def plain_error(message: str, known: list[str]) -> str:
-    """One line for a jsonargparse error: the file or option, what is wrong, and what was probably meant.
+    """Shortens an error of jsonargparse: the file or option, what is wrong, and a suggestion.
 
     Args:
-        message: jsonargparse's, on one line
-        known: all options' dotted names
+        message: jsonargparse's message on one line
+        known: dotted names of all options
     """
     message = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", message)
     if unknown := UNKNOWN_OPTION.search(message):
@@ -79,7 +79,7 @@ def plain_error(message: str, known: list[str]) -> str:
 
 
 def _source(name: str) -> str:
-    """`file: ` of the last config file that sets an option; empty if only the command line does."""
+    """`file: ` for the last config file that sets an option; empty if the command line does."""
     if any(word.lstrip("-").split("=")[0].rstrip("+") == name for word in sys.argv):
         return ""
     for path in reversed(ConfigFile.read):
@@ -95,7 +95,7 @@ _ABSENT = object()
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """The known option that a dotted name resembles: a foreign name's ours, else by its last word, else as a whole."""
+    """A suggestion for an unknown option: our name for a foreign one, or the most similar option."""
     leaf = name.rsplit(".", 1)[-1]
     leaves = {option.rsplit(".", 1)[-1]: option for option in known}
     if FOREIGN_NAMES.get(leaf) in leaves:
@@ -110,7 +110,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def _option_names(parser: Any) -> list[str]:
-    """The dotted names of all options of a parser and its subcommands."""
+    """Dotted names of all options of a parser and its subcommands."""
     parsers = [parser]
     for action in parser._actions:
         if isinstance(action.choices, dict):

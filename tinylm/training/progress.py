@@ -1,29 +1,21 @@
-"""Training for people: a progress bar, a line at each validation, and samples of the text that the model writes."""
+"""Progress: a progress bar on a terminal, lines elsewhere, and a line for each validation."""
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch.distributed.fsdp import FSDPModule
+from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from tinylm.data.template import question_frame
-from tinylm.errors import DataError, notice
-from tinylm.generation import Generator
-from tinylm.training.callbacks import MetricsLog, loss_and_floor
 from tinylm.training.checkpoint import finished_step
+from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.tracking import trackers
+from tinylm.training.throughput import MetricsLog
 
 
 class Progress(ProgressBar):
-    """Training for people: a bar over optimizer steps on a terminal, lines elsewhere, a line at each validation.
-
-    Validations print their figures; samples are printed under them.
-    """
+    """Shows progress in optimizer steps, and the metrics of each validation."""
 
     def __init__(self, metrics: MetricsLog) -> None:
         super().__init__()
@@ -38,7 +30,7 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Switches the display off: ranks other than 0."""
+        """Switches the display off, as on ranks other than 0."""
         self._enabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +39,7 @@ class Progress(ProgressBar):
             tqdm.write(" ".join(map(str, args)), file=sys.stderr)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
-        """Begins the bar at the step where the run stands."""
+        """Starts the bar at the current step."""
         self._started, self._first_step = time.perf_counter(), trainer.global_step
         self._total = int(trainer.estimated_stepping_batches)
         terminal = sys.stderr.isatty() and self._enabled
@@ -60,7 +52,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar; a tenth of the way further, where there is no terminal, a line."""
+        """Moves the bar; without a terminal, prints a line after every tenth of the run."""
         step = trainer.global_step
         if not finished_step(trainer, batch_idx) or not self._enabled:
             return
@@ -81,7 +73,7 @@ class Progress(ProgressBar):
         return text + (f", MFU {latest['perf/mfu']:.0%}" if "perf/mfu" in latest else "")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
-        """Prints what the validation found."""
+        """Prints the metrics of the validation."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.print(
@@ -101,48 +93,3 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class SampleText(Callback):
-    """After each validation, shows how the model continues each prompt, on the screen and in `samples.txt`."""
-
-    def __init__(self, folder: Path, prompts: tuple[str, ...], num_tokens: int, temperature: float = 0.8) -> None:
-        self.folder, self.prompts, self.num_tokens, self.temperature = folder, prompts, num_tokens, temperature
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
-        """Generates with a fixed seed, so that samples of different steps differ by the model alone."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
-            return
-        if isinstance(pl_module.net, FSDPModule):  # no process has all weights
-            return
-        generator = Generator(pl_module.net, pl_module.tokenizer)
-        if pl_module.template is not None:
-            generator.before, generator.after = question_frame(pl_module.tokenizer, pl_module.template)
-            generator.conversation = True
-        samples = []
-        for seed, prompt in enumerate(self.prompts, start=1):  # the same prompt twice gives two texts
-            try:
-                options = {"temperature": self.temperature, "seed": seed, "truncate": "left"}
-                length = self._length(generator, prompt)
-                text = prompt + generator.generate(prompt, max_new_tokens=length, **options)
-            except DataError as error:  # a prompt with characters that this text does not have
-                notice(f"no sample for {prompt!r}: {error}")
-                self.prompts = tuple(other for other in self.prompts if other != prompt)
-                continue
-            if trainer.progress_bar_callback is not None:
-                trainer.progress_bar_callback.print(_indent(text))
-            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
-            samples.append((prompt, text))
-        for tracker in trackers(trainer):
-            tracker.log_samples(trainer.global_step, samples)
-
-    def _length(self, generator: Generator, prompt: str) -> int:
-        """As many tokens as are asked for and fit into the context, behind the end-of-text token and the prompt."""
-        read = [*generator.before, *generator.tokenizer.encode(prompt), *generator.after]
-        room = generator.model.config.max_seq_len - 1 - len(read)
-        return min(self.num_tokens, max(1, room))
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.strip().splitlines())

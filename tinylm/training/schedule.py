@@ -1,4 +1,4 @@
-"""The learning rate at each step: a linear warmup, then one of four courses down to `min_lr`."""
+"""The learning rate schedule: linear warmup, then one of four shapes down to `min_lr`."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from tinylm.checks import check_types, require
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate changes over a run."""
+    """The learning rate schedule."""
 
     name: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
-    """The course after warmup: cosine, linear, trapezoid (constant, then linear) or constant."""
+    """Shape after warmup: cosine, linear, trapezoid (constant, then linear) or constant."""
     warmup_steps: int = 100
-    """Steps in which the rate rises linearly from 0 to lr."""
+    """Steps of linear increase from 0 to lr."""
     min_lr: float = 0.0
-    """The rate at the end of the run."""
+    """Learning rate at the end of the run."""
     decay_steps: int | None = None
-    """trapezoid: steps of the final descent. Default: a fifth of the run."""
+    """trapezoid: steps of the final decrease. Default: a fifth of the run."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -32,17 +32,17 @@ def learning_rate(step: int, total_steps: int, lr: float, config: ScheduleConfig
 
     Args:
         step: optimizer steps done before this one
-        total_steps: of the whole run
-        lr: the rate after warmup
-        config: the course
+        total_steps: optimizer steps of the run
+        lr: learning rate after warmup
+        config: the schedule
 
     Returns:
-        between min_lr and lr, below min_lr only in warmup
+        the rate, between min_lr and lr, but below min_lr during warmup
     """
     if step < config.warmup_steps:
         return lr * (step + 1) / (config.warmup_steps + 1)
-    course = max(1, total_steps - config.warmup_steps)
-    done = min(1.0, (step - config.warmup_steps) / course)
+    remaining = max(1, total_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / remaining)
     match config.name:
         case "cosine":
             height = (1 + math.cos(math.pi * done)) / 2

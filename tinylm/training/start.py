@@ -1,4 +1,4 @@
-"""Where a finetuning run begins: another model's weights, its architecture, and its tokenizer with what is new."""
+"""The start of a finetuning run: weights, architecture and tokenizer of a base model."""
 
 from functools import cached_property
 from typing import Any
@@ -12,14 +12,14 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import Tokenizer
 
-FREE = (*WITHOUT_WEIGHTS, "document_mask")  # documents may be kept apart where they were not before
+FREE = (*WITHOUT_WEIGHTS, "document_mask")  # fields that finetuning may change
 
 
 class Start:
-    """A model to begin with.
+    """The base model of a finetuning run.
 
     Args:
-        path: a run folder, a model folder or a checkpoint
+        path: run folder, model folder or checkpoint
     """
 
     def __init__(self, path: str) -> None:
@@ -28,17 +28,17 @@ class Start:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """The model. Errors as `load_bundle`'s."""
+        """The loaded model; errors are those of `load_bundle`."""
         return load_bundle(self.path)
 
     def architecture(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the run's network: the model's own, but for those in `FREE`.
+        """The fields of the run's ModelConfig: the base model's, except for those in `FREE`.
 
         Args:
-            asked: fields of a ModelConfig, of which a default means that nothing is asked for
+            asked: fields in the config; a default value counts as unset
 
         Raises:
-            ConfigError: where something else is asked for than the model has.
+            ConfigError: if another field differs from the base model's.
         """
         fields, default = self.bundle.model.config.to_dict(), ModelConfig(vocab_size=1).to_dict()
         for name, value in asked.items():
@@ -49,11 +49,11 @@ class Start:
         return fields
 
     def tokenizer(self, special_tokens: tuple[str, ...]) -> Tokenizer:
-        """The model's tokenizer, grown by the special tokens that it lacks."""
+        """The base model's tokenizer, extended by missing special tokens."""
         return self.bundle.tokenizer.with_special_tokens(special_tokens)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Once there is a network: checks that the ids which the model knows mean in `tokenizer` what they meant.
+        """Checks that the ids of the base model have the same meaning in `tokenizer`. Call it after `network`.
 
         Raises:
             ConfigError: if not.
@@ -62,14 +62,14 @@ class Start:
             raise ConfigError(f"data.tokenizer: {self.path} was trained with another; leave data.tokenizer out")
 
     def network(self, config: ModelConfig) -> TransformerLM:
-        """The network of a config with the model's weights.
+        """Builds the network of a config with the base model's weights.
 
         Raises:
-            ConfigError: if the config is not the model's but for the vocabulary, which may grow, and `FREE`.
+            ConfigError: if the config differs from the base model's in more than a larger vocabulary and `FREE`.
         """
         model = self.bundle.model
         require(
-            not describe_layers(model), f"model.init_from: {self.path} is quantized and cannot learn; take the original"
+            not describe_layers(model), f"model.init_from: {self.path} is quantized and cannot be trained; use the original"
         )
         for name, value in model.config.to_dict().items():
             ours = getattr(config, name)
@@ -77,5 +77,5 @@ class Start:
         network = TransformerLM(config)
         network.load_state_dict(grow_vocabulary(model, config.vocab_size).state_dict())
         self._known = self.bundle.tokenizer.token_bytes
-        del self.bundle  # the weights are in the network now
+        del self.bundle  # frees the second copy of the weights
         return network

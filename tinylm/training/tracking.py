@@ -1,8 +1,8 @@
-"""Weights & Biases by one flag: `fit -c small -c overlays/wandb.yaml`. docs/tracking.md says how to use it.
+"""Weights & Biases: `fit -c small -c overlays/wandb.yaml`, described in docs/tracking.md.
 
-A run keeps its W&B id in `wandb.json`, so a resumed run goes on as the same run over there. Without an API key, or
-without a network, W&B writes to `wandb/offline-run-*` in the run's folder, one such segment for each start; the line
-that uploads them is said at the end. wandb is imported when a run starts, and only on rank 0.
+The run folder keeps the W&B id in `wandb.json`, so a resumed run continues the same W&B run. Without an API key or a
+network, W&B writes to `wandb/offline-run-*` in the run folder, one folder per start; the command that uploads them is
+printed at the end. wandb is imported when a run starts, and only on rank 0.
 """
 
 import os
@@ -24,30 +24,30 @@ from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
 
-STATE = "wandb.json"  # in the run's folder: the id over there, and the samples so far
-INIT_SECONDS = 30.0  # wandb's own patience is 90
-FLUSH_SECONDS = 0.5  # what a SIGKILL may cost of an offline run; wandb's own is 15
+STATE = "wandb.json"  # in the run folder: the W&B id and the samples so far
+INIT_SECONDS = 30.0  # wandb's default is 90
+FLUSH_SECONDS = 0.5  # of an offline run; all that a SIGKILL can lose. wandb's default is 15
 EMPTY_BYTES = 7  # of a log that was killed before its first record
 BINS = 64
 
 
 class Tracker:
-    """A logger that is also given what is no number: samples, and the files at the end."""
+    """A logger that also receives samples and, at the end, files."""
 
     def log_samples(self, step: int, samples: list[tuple[str, str]]) -> None:
-        """Takes the (prompt, text) pairs that were generated after a step."""
+        """Logs the (prompt, text) pairs generated after a step."""
 
     def log_files(self, folder: Path) -> None:
-        """Takes the folder of a run that has just been finished."""
+        """Logs the files of a finished run."""
 
 
 def trackers(trainer: pl.Trainer) -> list[Tracker]:
-    """Those of the trainer's loggers that are trackers."""
+    """The trackers among the trainer's loggers."""
     return [logger for logger in trainer.loggers if isinstance(logger, Tracker)]
 
 
 class WandbTracker(WandbLogger, Tracker):
-    """Lightning's WandbLogger with everything of a run: the config, samples, histograms, curves and the model."""
+    """Lightning's WandbLogger, which also logs the config, samples, histograms, curves and the model of a run."""
 
     def __init__(
         self,
@@ -63,20 +63,20 @@ class WandbTracker(WandbLogger, Tracker):
         watch_every: int = 100,
         log_model: bool = True,
     ) -> None:
-        """Weights & Biases.
+        """Creates the logger.
 
         Args:
-            save_dir: the run's folder
-            project: over there. Empty: $WANDB_PROJECT, or tinylm
-            entity: user or team. Empty: $WANDB_ENTITY, or your default
-            name: of the run. Empty: $WANDB_NAME, or the folder's name
-            group: what the run belongs to. Empty: $WANDB_RUN_GROUP
-            tags: of the run
-            notes: about the run
-            mode: online, offline or disabled. Empty: $WANDB_MODE, or else online if there is an API key
-            watch: histograms of what: gradients (as the optimizer takes them, clipped), weights, all or none
-            watch_every: steps between two histograms; they fall on steps that are logged (trainer.log_every_n_steps)
-            log_model: keep the finished model folder as an artifact
+            save_dir: Run folder
+            project: W&B project. Default: $WANDB_PROJECT, or tinylm
+            entity: User or team. Default: $WANDB_ENTITY, or W&B's default
+            name: Name of the run. Default: $WANDB_NAME, or the name of the run folder
+            group: Group of the run. Default: $WANDB_RUN_GROUP
+            tags: Tags of the run
+            notes: Notes on the run
+            mode: online, offline or disabled. Default: $WANDB_MODE, or online if there is an API key
+            watch: Histograms of gradients (after clipping), weights, all or none
+            watch_every: Steps between histograms, which are logged with the next row (trainer.log_every_n_steps)
+            log_model: Upload the finished model folder as an artifact
         """
         self.folder = Path(save_dir)
         super().__init__(
@@ -90,16 +90,16 @@ class WandbTracker(WandbLogger, Tracker):
         )
         self._mode, self._watch, self._watch_every, self._keep_model = mode, watch, watch_every, log_model
         self._module: pl.LightningModule | None = None
-        self._watched = 0  # the last step with histograms
+        self._watched = 0  # step of the last histograms
         self._logged = False
-        self._variables: dict[str, str] = {}  # of the environment, while the run lasts
+        self._variables: dict[str, str] = {}  # environment variables set during the run
 
-    # --- beginning and end
+    # --- start and end
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, begun at first use.
+        """The W&B run, started at first use.
 
         Raises:
             ConfigError: if W&B refuses the key, the project or the settings.
@@ -111,12 +111,12 @@ class WandbTracker(WandbLogger, Tracker):
 
     def _begin(self) -> None:
         import wandb
-        from pydantic import ValidationError  # which wandb's settings raise
+        from pydantic import ValidationError  # raised by wandb's settings
 
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
         _forget_empty_variables()
-        if "WANDB_DATA_DIR" not in os.environ:  # what awaits its upload stays with the run, and not in the home folder
+        if "WANDB_DATA_DIR" not in os.environ:  # files to upload stay in the run folder, not in the home folder
             self._variables["WANDB_DATA_DIR"] = str((self.folder / "wandb").resolve())
             os.environ |= self._variables
         try:
@@ -131,11 +131,11 @@ class WandbTracker(WandbLogger, Tracker):
         if mode == "disabled":
             return
         write_json(self.folder / STATE, {"samples": [], **self._state(), "id": run.id})
-        same = f" (going on with run {run.id})" if run.id == earlier else ""
+        same = f" (resuming run {run.id})" if run.id == earlier else ""
         notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}{same}")
 
     def _choose_mode(self) -> tuple[str, str]:
-        """The mode, and for the notice the reason if it was not asked for; never a prompt."""
+        """The mode, and the reason for the notice if the user did not choose it. Never prompts."""
         import wandb
 
         asked = self._mode or os.environ.get("WANDB_MODE")
@@ -143,43 +143,43 @@ class WandbTracker(WandbLogger, Tracker):
             return {"dryrun": "offline", "run": "online"}.get(asked, asked), ""
         if wandb.login(prompt=False, verify=False):
             return "online", ""
-        return "offline", ", for there is no API key (WANDB_API_KEY, or wandb login)"
+        return "offline", ", without an API key (set WANDB_API_KEY, or wandb login)"
 
     def _state(self) -> dict[str, Any]:
         path = self.folder / STATE
         return read_json(path) if path.is_file() else {}
 
     def _run_id(self) -> str:
-        """The environment's, which is how an agent of a sweep hands it on; else the one that the folder keeps."""
+        """The id from the environment, where a sweep agent sets it, or from the run folder, or a new one."""
         return os.environ.get("WANDB_RUN_ID") or self._state().get("id") or uuid.uuid4().hex[:8]
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the run over there, after an exception too, and says how to upload what was written offline."""
+        """Ends the W&B run, also after an exception, and prints how to upload an offline run."""
         if self._experiment is None:
             return
         run, self._experiment = self._experiment, None
         run.finish(exit_code=0 if status == "success" else 1)
         self._give_variables_back()
         if run.settings.mode == "offline" and self._logged:
-            notice(f"to upload it to W&B: {sync_command(self.folder, run.id)}")
+            notice(f"to upload to W&B: {sync_command(self.folder, run.id)}")
 
     def _give_variables_back(self) -> None:
         for name in self._variables:
             os.environ.pop(name, None)
 
-    # --- what is recorded
+    # --- logging
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Records the whole resolved config where the run has one, else what Lightning gives."""
+        """Logs the resolved config of the run or, without one, Lightning's hyperparameters."""
         path = self.folder / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         super().log_hyperparams(config or params)
 
     @rank_zero_only
     def log_graph(self, model: pl.LightningModule) -> None:
-        """Records the size of the model and of the vocabulary, and remembers whose histograms to take."""
+        """Logs the sizes of model and vocabulary, and keeps the model for histograms."""
         self._module = model
         sizes = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         network = getattr(model, "network", None)
@@ -189,7 +189,7 @@ class WandbTracker(WandbLogger, Tracker):
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Records metrics at an optimizer step, and histograms where they are due."""
+        """Logs the metrics of an optimizer step, and histograms if they are due."""
         if step is not None and step // self._watch_every > self._watched // self._watch_every:
             self._watched = step
             metrics = {**metrics, **self._histograms()}
@@ -206,7 +206,7 @@ class WandbTracker(WandbLogger, Tracker):
         return found
 
     def log_samples(self, step: int, samples: list[tuple[str, str]]) -> None:
-        """Records all samples so far as one table; it goes on across resumes."""
+        """Logs all samples so far as one table, which continues across resumes."""
         import wandb
 
         if not samples or self.experiment.disabled:
@@ -217,7 +217,7 @@ class WandbTracker(WandbLogger, Tracker):
         self.log_metrics({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)}, step)
 
     def log_files(self, folder: Path) -> None:
-        """Records the curves as a picture and the model folder as an artifact, with what is known of it."""
+        """Logs the curves as an image and the model folder as an artifact with metadata."""
         import wandb
 
         if self.experiment.disabled:
@@ -232,24 +232,24 @@ class WandbTracker(WandbLogger, Tracker):
 
 
 def _quiet_settings() -> Any:
-    """Nothing of wandb's on the console; what is wrong comes as an exception."""
+    """Settings that keep wandb off the console; errors arrive as exceptions."""
     import wandb
 
     settings = wandb.Settings(silent=True, console="off")
     settings.init_timeout = float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_SECONDS)
-    if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # in older ones every record is flushed
+    if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # older versions flush every record
         settings.x_transaction_log_flush_interval = FLUSH_SECONDS
     return settings
 
 
 def _forget_empty_variables() -> None:
-    """An empty WANDB_SILENT= crashes wandb."""
+    """Deletes empty variables: an empty WANDB_SILENT crashes wandb."""
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
 
 
 def _plain(error: Exception) -> ConfigError | StorageError:
-    """wandb's error in one line, with what to do."""
+    """Turns an error of wandb into one line with a remedy."""
     from pydantic import ValidationError
     from wandb.errors import AuthenticationError, UsageError
 
@@ -261,13 +261,13 @@ def _plain(error: Exception) -> ConfigError | StorageError:
     refused = isinstance(error, AuthenticationError | UsageError)
     if refused or re.search(r"\b(40[013]|api key|permission|not logged in)\b", text, re.IGNORECASE):
         return ConfigError(
-            f"trainer.logger: W&B refuses the run ({text}); wandb login with a key that is good, {remedy}"
+            f"trainer.logger: W&B refuses the run ({text}); wandb login with a valid key, {remedy}"
         )
     return StorageError(f"trainer.logger: W&B cannot be reached ({text}); try again when the network is back, {remedy}")
 
 
 def histogram(values: torch.Tensor) -> Any:
-    """The finite values of a tensor in 64 equal bins from the least to the greatest, as a `wandb.Histogram`."""
+    """A `wandb.Histogram` of the finite values of a tensor, in 64 equal bins from the smallest to the largest."""
     import wandb
 
     flat = values.detach().flatten().float()
@@ -280,14 +280,14 @@ def histogram(values: torch.Tensor) -> Any:
 
 
 def sync_command(folder: Path, run_id: str) -> str:
-    """The line that uploads all that a run has written offline, oldest first."""
-    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the latest is still being written
+    """The command that uploads all offline folders of a run, oldest first."""
+    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the last one is still being written
     logs = [*(log for log in earlier if log.stat().st_size > EMPTY_BYTES), latest]
     return shlex.join(["wandb", "sync", *(str(log.parent) for log in logs)])
 
 
 def model_metadata(folder: Path) -> dict[str, Any]:
-    """What is known of a finished run's model: its architecture, its step, and its figures at that step."""
+    """Metadata of a finished run's model: its config, its step, and the metrics at that step."""
     manifest = read_json(folder / "model" / MANIFEST)
     step = manifest["info"].get("step")
     figures = {}

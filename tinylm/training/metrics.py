@@ -1,0 +1,85 @@
+"""Metrics of language models as torchmetrics: sums over tokens, exact for any batches and number of processes.
+
+Every token counts once, however the text is divided into batches. The sums are float64 and are added over processes,
+never averaged. MPS has no float64; keep a metric on the CPU there.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORE = -100  # the target of a token that does not count
+
+
+class TokenMetrics(Metric):
+    """Loss in nats per token, perplexity and accuracy."""
+
+    full_state_update = False
+    higher_is_better = None
+    nats: Tensor
+    tokens: Tensor
+    hits: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("nats", "tokens", "hits"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: (B, T, V)
+            targets: token ids, (B, T); -100 does not count
+        """
+        nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+        self.nats += nats.to(self.nats).sum()
+        self.tokens += (targets != IGNORE).sum().to(self.tokens)
+        self.hits += (logits.argmax(dim=-1) == targets).sum().to(self.hits)
+
+    def compute(self) -> dict[str, float]:
+        """`loss`, `perplexity` and `accuracy` of everything added."""
+        tokens = max(self.tokens.item(), 1)
+        loss = self.nats.item() / tokens
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": self.hits.item() / tokens}
+
+
+class TextMetrics(TokenMetrics):
+    """`TokenMetrics`, bits per byte of the raw text and, where it is known, the excess over the loss floor.
+
+    Args:
+        byte_lengths: bytes of each token id, (V,)
+    """
+
+    num_bytes: Tensor
+    best: Tensor
+
+    def __init__(self, byte_lengths: Tensor, **options: Any) -> None:
+        super().__init__(**options)
+        self.byte_lengths = byte_lengths
+        for name in ("num_bytes", "best"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor, log_prob: float | None = None) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: (B, T, V)
+            targets: token ids, (B, T); -100 does not count
+            log_prob: true log probability of the batch in nats. None: unknown
+        """
+        super().update(logits, targets)
+        self.num_bytes += self.byte_lengths[targets[targets != IGNORE].cpu()].sum().to(self.num_bytes)
+        self.best -= math.nan if log_prob is None else log_prob
+
+    def compute(self) -> dict[str, float]:
+        """`loss`, `perplexity`, `bpb`, `accuracy` and, if every log probability is known, `floor` and `excess`."""
+        found, nats, best = super().compute(), self.nats.item(), self.best.item()
+        found["bpb"] = nats / math.log(2) / max(self.num_bytes.item(), 1)
+        if math.isfinite(best):
+            found |= {"floor": best / self.tokens.item(), "excess": nats / best - 1}
+        return found

@@ -1,0 +1,58 @@
+"""SampleText: generated text after each validation."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.fsdp import FSDPModule
+
+from tinylm.data.template import question_frame
+from tinylm.errors import DataError, notice
+from tinylm.generation import Generator
+from tinylm.training.module import LitTransformerLM
+from tinylm.training.tracking import trackers
+
+
+class SampleText(Callback):
+    """Continues each prompt after every validation, on the screen and in `samples.txt`."""
+
+    def __init__(self, folder: Path, prompts: tuple[str, ...], num_tokens: int, temperature: float = 0.8) -> None:
+        self.folder, self.prompts, self.num_tokens, self.temperature = folder, prompts, num_tokens, temperature
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Generates with fixed seeds, so that samples of different steps differ only through the model."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
+            return
+        if isinstance(pl_module.net, FSDPModule):  # no process has all the weights
+            return
+        generator = Generator(pl_module.net, pl_module.tokenizer)
+        if pl_module.template is not None:
+            generator.before, generator.after = question_frame(pl_module.tokenizer, pl_module.template)
+            generator.conversation = True
+        samples = []
+        for seed, prompt in enumerate(self.prompts, start=1):  # a repeated prompt gives different texts
+            try:
+                options = {"temperature": self.temperature, "seed": seed, "truncate": "left"}
+                length = self._length(generator, prompt)
+                text = prompt + generator.generate(prompt, max_new_tokens=length, **options)
+            except DataError as error:  # a prompt with characters that are not in the corpus
+                notice(f"no sample for {prompt!r}: {error}")
+                self.prompts = tuple(other for other in self.prompts if other != prompt)
+                continue
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.print(_indent(text))
+            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
+                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+            samples.append((prompt, text))
+        for tracker in trackers(trainer):
+            tracker.log_samples(trainer.global_step, samples)
+
+    def _length(self, generator: Generator, prompt: str) -> int:
+        """Number of tokens to generate: `num_tokens`, or fewer if the context cannot hold them after the prompt."""
+        prefix = [*generator.before, *generator.tokenizer.encode(prompt), *generator.after]
+        room = generator.model.config.max_seq_len - 1 - len(prefix)
+        return min(self.num_tokens, max(1, room))
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines())
