@@ -1,4 +1,4 @@
-"""What the commands have in common: options and errors of one line, exit codes, and text that any console takes."""
+"""Shared by all commands: options, one-line errors and exit codes, Ctrl-C, tables and terminal colours."""
 
 import argparse
 import contextlib
@@ -11,30 +11,33 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
 from tinylm.locate import find_model, newest_run
 
+# --- options
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and without abbreviations.
+    """argparse with one-line errors and without abbreviations.
 
     Args:
-        command: the words behind `tinylm`, for the usage
-        description: what the command does; its lines stay as they are
+        command: the words after `tinylm`, for the usage line
+        description: what the command does; its line breaks are kept
     """
 
     def __init__(self, command: str, description: str | None) -> None:
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"tinylm {command}", description=description, allow_abbrev=False, formatter_class=raw)
-        self.add_argument("--debug", action="store_true", help="show where an error comes from")
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Reads the options, which of several words may be written with `-` or `_`.
+        """Parses the arguments. Option names may be written with `-` or `_`.
 
         Raises:
-            ConfigError: for one that is unknown or wrong.
+            ConfigError: for an unknown option or an invalid value.
         """
         end = arguments.index("--") if "--" in arguments else len(arguments)
         options, unknown = self.parse_known_args([*map(_dashed, arguments[:end]), *arguments[end:]])
@@ -44,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def format_help(self) -> str:
-        """The help, with a usage of one line: the options are listed below it anyway."""
+        """The help, with a usage line that does not repeat the options."""
         names = {action.dest: action.nargs for action in self._actions if not action.option_strings}
         words = [f"[{name}]" if nargs in ("?", "*") else name for name, nargs in names.items()]
         self.usage = " ".join(["%(prog)s", *words, "[options]"])
@@ -54,23 +57,43 @@ class Parser(argparse.ArgumentParser):
         """Raises instead of printing the usage."""
         raise ConfigError(f"{message}; {self.prog} --help explains them" if "are required" in message else message)
 
+    def add_model_option(self, kinds: str = "run folder, model folder or checkpoint") -> None:
+        """Adds `--model`, which defaults to the newest run."""
+        self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/)")
+
+    def add_device_option(self) -> None:
+        """Adds `--device`, to be passed to `pick_device`."""
+        self.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the fastest (default: auto)")
+
 
 def _dashed(word: str) -> str:
-    """An option's name with `-` for `_`; anything else as it is."""
+    """An option's name with `-` for `_`; any other word unchanged."""
     return re.sub(r"\A--\w[\w-]*(?=\Z|=)", lambda found: found.group().replace("_", "-"), word)
 
 
-def pick_device(name: str) -> str:
-    """The device of a name; of `auto` the fastest: cuda, else mps, else cpu.
+def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None:
+    """Refuses integer options below a minimum; an option that was not given may be None.
 
     Raises:
-        ConfigError: if it is unknown or not there.
+        ConfigError: naming the option.
     """
-    import torch  # which scripts that need no network do without
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def pick_device(name: str) -> str:
+    """The device of a name; for `auto` the fastest: cuda, else mps, else cpu.
+
+    Raises:
+        ConfigError: if it is unknown or not available.
+    """
+    import torch  # imported here: help and errors must not wait for it
 
     if name == "auto":
         fast = [(torch.cuda.is_available, "cuda"), (torch.backends.mps.is_available, "mps")]
-        return next((device for is_there, device in fast if is_there()), "cpu")
+        return next((device for available, device in fast if available()), "cpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -79,22 +102,14 @@ def pick_device(name: str) -> str:
     return name
 
 
-def add_model_option(parser: Parser, what: str = "a run folder, a model folder or a checkpoint") -> None:
-    """`--model`, which need not be given."""
-    parser.add_argument("--model", help=f"{what} (the newest run in runs/)")
-
-
 def announce_model(given: str | None) -> tuple[str, Path]:
-    """Finds a model and says which, before PyTorch is imported, which takes seconds.
+    """Finds a model and prints its path, before the seconds that importing PyTorch takes.
 
     Args:
-        given: `--model`; None: the newest run in runs/
+        given: the value of `--model`; None: the newest run in runs/
 
     Returns:
-        what was given, or that run; and the model folder or checkpoint that it stands for
-
-    Raises:
-        MissingInputError: if there is no model.
+        that value or run, and the model folder or checkpoint in it
     """
     chosen = str(newest_run()) if given is None else given
     found = find_model(chosen)
@@ -102,12 +117,21 @@ def announce_model(given: str | None) -> tuple[str, Path]:
     return chosen, found
 
 
-def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Runs a command with its arguments, and prints an error on one line.
+# --- errors and exit codes
+
+
+def exit_code(
+    run: Callable[[list[str]], int | None],
+    arguments: list[str],
+    report: Callable[[str, int], int] | None = None,
+) -> int:
+    """Runs a command and turns its errors into one line on stderr and an exit code.
 
     Args:
-        run: the command; it may return an exit code of its own
-        arguments: of the command line; with `--debug` among them an error shows where it came from
+        run: the command; it may return an exit code itself
+        arguments: its arguments; with `--debug` among them the traceback is printed too
+        report: prints an error, given its message and exit code, and returns the exit code to use. Default:
+            `print_error`
 
     Returns:
         the exit code
@@ -119,41 +143,55 @@ def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> i
     except KeyboardInterrupt:
         print()
         return 130
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        ours = isinstance(error, TinyLMError)
-        message = str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where"
-        print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
-        return error.exit_code if ours else TinyLMError.exit_code
+        if isinstance(error, TinyLMError):
+            return (report or print_error)(str(error), error.exit_code)
+        message = f"{type(error).__name__}: {error}; --debug shows where"
+        return (report or print_error)(message, TinyLMError.exit_code)
 
 
-_stop_wanted = False
+def print_error(message: str, code: int, origin: str = "") -> int:
+    """Prints an error on one line of stderr.
+
+    Args:
+        message: of the error
+        code: returned unchanged
+        origin: printed before the message, such as "rank 1: "
+    """
+    print(f"tinylm: error: {origin}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    return code
+
+
+# --- the process
+
+_interrupted = False
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, the first Ctrl-C raises KeyboardInterrupt at the next `check_interrupt`, the second one at once.
+    """Delays Ctrl-C to a safe point: inside, the first one raises KeyboardInterrupt at the next `check_interrupt`.
 
-    Python's own handler raises it wherever the program happens to be, and in a finalizer, the callback of a weak
-    reference or that of a C library it is printed and lost. Where Ctrl-C is handled otherwise already, and in threads
-    other than the main one, which alone may set handlers, nothing is changed.
+    Python's own handler raises wherever the program is. In a finalizer, a weak reference's callback or a C library's
+    callback the exception is printed and lost. A second Ctrl-C raises at once. Nothing changes where SIGINT has a
+    handler already, nor outside the main thread, where Python allows no handlers.
 
     Raises:
-        KeyboardInterrupt: at the end, after a Ctrl-C that no check has come upon.
+        KeyboardInterrupt: at the end, after a Ctrl-C that no check has seen.
     """
-    global _stop_wanted
+    global _interrupted
     earlier = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or earlier is not signal.default_int_handler:
         yield
         return
 
     def note(number: int, frame: object) -> None:
-        global _stop_wanted
-        _stop_wanted = True
+        global _interrupted
+        _interrupted = True
         signal.signal(signal.SIGINT, earlier)
 
     signal.signal(signal.SIGINT, note)
@@ -161,42 +199,84 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, earlier)
-        unheard, _stop_wanted = _stop_wanted, False
-    if unheard:
+        pending, _interrupted = _interrupted, False
+    if pending:
         raise KeyboardInterrupt
 
 
 def check_interrupt() -> None:
-    """Raises KeyboardInterrupt after a Ctrl-C in `interruptible`: loops call it at each token."""
-    if _stop_wanted and threading.current_thread() is threading.main_thread():
+    """Raises KeyboardInterrupt after a Ctrl-C inside `interruptible`; decoding loops call it at each token."""
+    if _interrupted and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 
 def process_rank() -> int:
-    """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
+    """The rank of this process, read from the launcher's environment; 0 for a single process."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # of torchrun, Lightning's own launcher, srun
         if os.environ.get(name):
             return int(os.environ[name])
     return 0
 
 
 def prepare_process() -> None:
-    """UTF-8 on any console, and the Python line of a crash inside a kernel."""
+    """Writes UTF-8 on any console, and prints the Python line of a crash in native code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor
         faulthandler.enable()
 
 
-def table(lines: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Columns, the first ones to the left, the others to the right."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+# --- tables and colours
 
-    def line(cells: Sequence[str]) -> str:
-        texts = [cell.ljust(width) for cell, width in zip(cells[:left], widths[:left], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
-        return "  ".join([*texts, *numbers]).rstrip()
 
-    return "\n".join(map(line, lines))
+def table(rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns: the first `left` flush left, the others flush right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(cells)))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def use_color(choice: str = "auto") -> bool:
+    """Whether to colour stdout: `always`, `never`, or `auto` for a terminal whose user has not set NO_COLOR."""
+    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def shaded(text: str, color: int) -> str:
+    """Black text on one of the 256 terminal colours."""
+    return f"\x1b[30;48;5;{color}m{text}\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Shows a number by the background of a text, or in brackets behind it where there is no colour.
+
+    Attributes:
+        quantity: the number's name and unit
+        form: its format in brackets
+        label: its format in the legend
+        steps: the least value of each colour, ascending, and the terminal's number of that colour
+    """
+
+    quantity: str
+    form: str
+    label: str
+    steps: tuple[tuple[float, int], ...]
+
+    def show(self, text: str, value: float, color: bool) -> str:
+        """The text with its value."""
+        if not color:
+            return f"{text}[{value:{self.form}}]"
+        return shaded(text, [shade for least, shade in self.steps if least <= max(value, self.steps[0][0])][-1])
+
+    def legend(self, color: bool) -> str:
+        """One line that explains `show`."""
+        if not color:
+            return f"in brackets: the {self.quantity} of each token"
+        return f"{self.quantity} from " + "".join(
+            shaded(f" {least:{self.label}} ", shade) for least, shade in self.steps
+        )

@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import random_model
 from tinylm.errors import DataError
 from tinylm.evaluation import score_text
-from tinylm.evaluation.tokens import (
-    SHADES,
-    TokenLoss,
-    html_page,
-    legend,
-    mean_loss,
-    shade,
-    show_losses,
-    text_rows,
-    token_losses,
-)
+from tinylm.evaluation.tokens import LOSS, SHADES, TokenLoss, html_page, mean_loss, show_losses, token_losses
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -56,36 +46,12 @@ def test_a_text_without_a_token_to_predict_is_refused():
     for text in ("", "a"):
         with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
             token_losses(make(tokenizer), tokenizer, text)
-        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
-            text_rows(tokenizer, [text], 4, 2)
-
-
-@pytest.mark.parametrize(
-    ("texts", "length", "most", "expected"),
-    [
-        (["abcabcabc"], 3, 5, ["abca", "abca"]),  # the last two tokens fill no sequence
-        (["abcabcabc"], 3, 1, ["abca"]),
-        (["abcab", "cba"], 3, 9, ["abca", "abcb"]),  # the second goes on into the next text, which is too short itself
-        (["abcab", "cbac"], 3, 9, ["abca", "abcb", "cbac"]),
-        (["ab"], 3, 5, ["ab"]),
-    ],
-)
-def test_rows_begin_with_texts(texts, length, most, expected):
-    tokenizer = CharTokenizer("abc")
-    rows = text_rows(tokenizer, texts, length, most)
-    assert [tokenizer.decode(row.tolist()) for row in rows] == expected
-
-
-def test_rows_have_the_separator_before_every_text():
-    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
-    rows = [[3, 0, 1], [1, 3, 2], [3, 2, 0], [0, 3, 1], [3, 1, 1]]  # the end of a text is read on into the next
-    assert text_rows(tokenizer, ["ab", "ca", "bb"], 2, 9).tolist() == rows
 
 
 def test_shades_by_hand_and_ever_darker():
-    assert [shade(nats)[0] for nats in (-1e-9, 0.0, 0.09, 0.1, 1.5, 7.99, 8.0, 100.0)] == [
-        231, 231, 231, 230, 216, 203, 196, 196
-    ]  # fmt: skip
+    for nats, number in ((-1e-9, 231), (0.0, 231), (0.09, 231), (0.1, 230), (1.5, 216), (7.99, 203), (8.0, 196)):
+        assert LOSS.show("a", nats, color=True) == f"\x1b[30;48;5;{number}ma\x1b[0m"
+    assert LOSS.show("a", 100.0, color=True) == LOSS.show("a", 8.0, color=True)
     # relative luminance as WCAG 2 defines it; black letters keep a contrast of 4.5 on all
     channels = [[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for _, _, name in SHADES]
     linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb] for rgb in channels]
@@ -101,8 +67,8 @@ def test_terminals_show_losses_by_colour_or_by_number():
     tokenizer = ByteTokenizer()
     assert show_losses(LOSSES, tokenizer, color=False) == "h<[0.0]\\n[9.0]"
     assert show_losses(LOSSES, tokenizer, color=True) == "h\x1b[30;48;5;231m<\x1b[0m\x1b[30;48;5;196m\\n\x1b[0m"
-    assert legend(color=False) == "behind each token: its loss in nats"
-    assert legend(color=True).count("\x1b[30;48;5;") == len(SHADES)
+    assert LOSS.legend(color=False) == "in brackets: the loss in nats of each token"
+    assert LOSS.legend(color=True).count("\x1b[30;48;5;") == len(SHADES)
 
 
 class Page(HTMLParser):
@@ -145,4 +111,4 @@ def test_of_a_long_text_the_beginning_is_read(capsys):
     model = random_model(ModelConfig(vocab_size=2, d_model=16, num_layers=1, num_heads=2, max_seq_len=8))
     whole, part = token_losses(model, tokenizer, "ab" * 20), token_losses(model, tokenizer, "ab" * 20, most=9)
     assert part == whole[:9]
-    assert "of the text's 40 tokens the first 9 are read" in capsys.readouterr().err
+    assert "reading the first 9 of the text's 40 tokens" in capsys.readouterr().err
