@@ -106,7 +106,7 @@ def test_what_a_model_does_not_have_is_left_out_of_all(run, without_pictures, tm
     save_bundle(tmp_path / "int8", quantize(model, bits=8), tokenizer)
     code, out, _ = run("--model", "int8", "--text", "t.txt", "--out", "o")
     assert code == 0
-    assert "gradients: left out: weights of 8 and 4 bits have no gradients; look at the model that they were" in out
+    assert "gradients: left out: weights of 8 and 4 bits have no gradients; analyze the model that they were" in out
     assert (tmp_path / "o/tokens.txt").is_file() and not (tmp_path / "o/gradients.txt").exists()
 
 

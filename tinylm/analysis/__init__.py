@@ -1,1 +1,1 @@
-"""Inside a network: cost, attention, activations, gradients, predictions by layer."""
+"""Inside a network: cost, attention, activations, gradients, predictions after each layer."""
