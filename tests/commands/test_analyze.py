@@ -9,8 +9,10 @@ import torch
 
 from tinylm.adapt import quantize
 from tinylm.bundle import load, save_bundle
+from tinylm.commands.analyze_report import text_rows
+from tinylm.errors import DataError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 PICTURES = {
     "attention": ["attention.png", "attention.svg", "heads.png", "heads.svg"],
@@ -39,7 +41,7 @@ def run(load, tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr("tinylm.analysis.report.save_figure", lambda figure, picture: None)  # they take long
+    monkeypatch.setattr("tinylm.commands.analyze_report.save_figure", lambda figure, picture: None)  # they take long
 
 
 def test_profile_by_hand(run):
@@ -83,7 +85,7 @@ def test_figures_of_a_network_that_finds_all_equally_likely(run, without_picture
     units = run("activations", *options)[1].splitlines()[3]
     assert units == "0      units        0.0000  0.0000      0.0    0.000%  100.0%"
     lines = run("tokens", *options)[1].splitlines()
-    assert lines[0] == "behind each token: its loss in nats"
+    assert lines[0] == "in brackets: the loss in nats of each token"
     assert lines[1].startswith("n[5.5]a[5.5]\\xc3[5.5]\\xaf[5.5]v[5.5]e[5.5] [5.5]t[5.5]")
     assert lines[2] == f"52 tokens, loss {math.log(257):.4f} nats per token"
 
@@ -135,3 +137,34 @@ def test_errors_are_one_line(arguments, code, message, run, tmp_path):
     found, out, err = run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
+
+
+# --- sequences
+
+
+@pytest.mark.parametrize(
+    ("texts", "length", "most", "expected"),
+    [
+        (["abcabcabc"], 3, 5, ["abca", "abca"]),  # the last two tokens fill no sequence
+        (["abcabcabc"], 3, 1, ["abca"]),
+        (["abcab", "cba"], 3, 9, ["abca", "abcb"]),  # the second goes on into the next text, which is too short itself
+        (["abcab", "cbac"], 3, 9, ["abca", "abcb", "cbac"]),
+        (["ab"], 3, 5, ["ab"]),
+    ],
+)
+def test_rows_begin_with_texts(texts, length, most, expected):
+    tokenizer = CharTokenizer("abc")
+    rows = text_rows(tokenizer, texts, length, most)
+    assert [tokenizer.decode(row.tolist()) for row in rows] == expected
+
+
+def test_rows_have_the_separator_before_every_text():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    rows = [[3, 0, 1], [1, 3, 2], [3, 2, 0], [0, 3, 1], [3, 1, 1]]  # the end of a text is read on into the next
+    assert text_rows(tokenizer, ["ab", "ca", "bb"], 2, 9).tolist() == rows
+
+
+def test_texts_without_a_token_to_predict_fill_no_row():
+    for text in ("", "a"):
+        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
+            text_rows(CharTokenizer("ab"), [text], 4, 2)
