@@ -20,6 +20,15 @@ from tinylm.locate import find_model, newest_run
 # --- options
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's line breaks, and adds the defaults of options that do not name theirs."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = isinstance(action.default, str | int | float | Path) and not isinstance(action.default, bool)
+        named = not action.help or "default" in action.help or action.default in ("", argparse.SUPPRESS)
+        return action.help if named or not plain else f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and without abbreviations.
 
@@ -29,8 +38,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str | None) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"tinylm {command}", description=description, allow_abbrev=False, formatter_class=raw)
+        shape = dict(formatter_class=_HelpFormatter, allow_abbrev=False)
+        super().__init__(prog=f"tinylm {command}", description=description, **shape)
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
@@ -63,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_device_option(self) -> None:
         """Adds `--device`, to be passed to `pick_device`."""
-        self.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the fastest (default: auto)")
+        self.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the fastest")
 
 
 def _dashed(word: str) -> str:

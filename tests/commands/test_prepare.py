@@ -26,9 +26,9 @@ def test_three_files_hold_the_records_of_a_seed(kind, run):
     assert written == [
         f"{Path('deep/q') / name}.jsonl: {count} records" for name, count in (("train", 30), ("val", 4), ("test", 5))
     ]
-    assert first == f"first a model to begin with: {command('fit', '-c', 'small')}"
+    assert first == f"to train the model to start from: {command('fit', '-c', 'small')}"
     files = ["--data.pairs", Path("deep/q/train.jsonl"), "--data.pairs_val", Path("deep/q/val.jsonl")]
-    assert last == f"to train on them: {command('fit', '-c', 'finetune', *files)}"
+    assert last == f"to finetune on them: {command('fit', '-c', 'finetune', *files)}"
     expected = write_parts(kind, [30, 4, 5], seed=3)
     for name, part in zip(("train", "val", "test"), expected, strict=True):
         lines = Path(f"deep/q/{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -39,7 +39,7 @@ def test_three_files_hold_the_records_of_a_seed(kind, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "what"),
+        ([], 2, "kind"),
         (["question"], 2, "question: no such data set, did you mean 'questions'?"),
         (["xyz"], 2, "xyz: no such data set; there are questions, summaries, tinystories"),
         (["tinystories", "--sample", "0"], 2, "--sample must be at least 1, got 0"),

@@ -43,14 +43,17 @@ loss [+-]\d\.\d\d%, over [\d,]+ tokens
 )
 def test_a_run_becomes_a_smaller_folder_that_predicts_its_stories_alike(options, entry, run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--out", "small", *options)
-    assert (code, err) == (0, f"tinylm: to hear it: {command('generate', '--model', 'small')}\n")
+    assert (code, err) == (0, f"tinylm: to generate with it: {command('generate', '--model', 'small')}\n")
     found = re.match(TABLE, out)
     assert found, out
     size, loss, new_size, new_loss = map(float, found.groups())
     weights = 257 * 64 + 4 * 64 * 64 + 3 * 192 * 64 + 3 * 64 + 2 * 32  # embedding, attention, SwiGLU, norms, QK-norm
     assert size == pytest.approx(weights * 4 / 1e6, abs=0.006)
     assert new_size < 0.7 * size and new_loss == pytest.approx(loss, rel=0.01)
-    assert out.splitlines()[-1] == f"small: linear layers, reading one token: 7 {entry['kind']} packed, 1 float32"
+    assert (
+        out.splitlines()[-1]
+        == f"small: kernels of the linear layers when decoding: 7 {entry['kind']} packed, 1 float32"
+    )
     model, _ = load(tmp_path / "small")
     (layers,) = describe_layers(model)
     assert {**layers, "names": None} == {**entry, "names": None} and len(layers["names"]) == 7

@@ -1,8 +1,8 @@
-"""The command line: `tinylm COMMAND ...`, one file a command.
+"""The command line, `tinylm COMMAND ...`: one file a command.
 
-`scripts/train.py` and its neighbours are the same commands, for who works in a clone. A command's file has
-`run(arguments)`, which raises what goes wrong; it is imported when the command is called, and imports PyTorch when it
-needs it, so that help and mistakes are answered at once.
+`scripts/train.py` and its neighbours run the same commands from a clone. The module of a command has a function
+`run(arguments)`, which raises its errors. It is imported when the command is called, and imports PyTorch only when
+needed, so that help and error messages appear at once.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from tinylm.errors import ConfigError, did_you_mean
 
 
 class Command(NamedTuple):
-    """A command: the module that has it, and one line on what it does."""
+    """A command: its module, and one line on what it does."""
 
     module: str
     summary: str
@@ -22,44 +22,43 @@ class Command(NamedTuple):
 
 GROUPS = {
     "Train": {
-        "configs": Command("configs", "list the configs that come with tinylm; show or copy one"),
-        "fit": Command("train", "train a model; --resume goes on after a stop"),
-        "validate": Command("train", "loss of a run's best checkpoint on the validation part"),
-        "test": Command("train", "the same on the test part"),
+        "configs": Command("configs", "list, print or copy the configs that come with tinylm"),
+        "fit": Command("train", "train a model; --resume continues an interrupted run"),
+        "validate": Command("train", "metrics of a run's best checkpoint on the validation data"),
+        "test": Command("train", "metrics of a run's best checkpoint on the test data"),
         "predict": Command("train", "log probability of every token of a text, as JSON lines"),
     },
     "Use": {
-        "generate": Command("generate", "continue a prompt, or --interactive: ask for prompts"),
+        "generate": Command("generate", "continue a prompt; --interactive opens a prompt loop"),
         "score": Command("score", "perplexity and bits per byte of a text; exact match of answers"),
     },
     "Adapt and export": {
         "prepare": Command("prepare", "write data sets: questions, summaries, tinystories"),
-        "quantize": Command("quantize", "write a model in 8 or 4 bits"),
+        "quantize": Command("quantize", "quantize a model to 8 or 4 bits"),
         "export": Command("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
-        "plot": Command("plot", "learning curves of runs, drawn over each other"),
-        "compare": Command("compare", "runs in one table: loss, time, spread over seeds"),
-        "analyze": Command("analyze", "inside a model: attention, activations, logit lens, cost"),
-        "tokenizer": Command("tokenizer", "train a tokenizer, see how it splits a text, convert it"),
-        "train-numpy": Command("train_numpy", "fit without PyTorch's autograd: every gradient by hand"),
-        "compare-numpy": Command("compare_numpy", "PyTorch and the NumPy twin, layer by layer"),
+        "plot": Command("plot", "draw the learning curves of several runs in one picture"),
+        "compare": Command("compare", "compare runs in a table: loss, time, spread over seeds"),
+        "analyze": Command("analyze", "look inside a model: attention, activations, logit lens, cost"),
+        "tokenizer": Command("tokenizer", "train, inspect or convert a tokenizer"),
+        "train-numpy": Command("train_numpy", "train in NumPy, with hand-written gradients"),
+        "compare-numpy": Command("compare_numpy", "compare PyTorch and the NumPy twin, layer by layer"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def overview() -> str:
-    """One screen: all commands, in the order in which one needs them."""
+    """All commands on one screen, in the order of a project."""
     lines = [
-        "tinylm trains small language models, from raw text to a model that speaks.",
+        "tinylm trains small language models, from raw text to generated text.",
         "",
         "    tinylm fit -c tiny      train a small model on the built-in stories, in about a minute",
-        "    tinylm generate         hear what it has learned",
+        "    tinylm generate         generate text with it",
     ]
     for title, group in GROUPS.items():
-        lines += ["", title]
-        lines += [f"    {name:16}{command.summary}" for name, command in group.items()]
+        lines += ["", title, *(f"    {name:16}{command.summary}" for name, command in group.items())]
     return "\n".join([*lines, "", "tinylm COMMAND --help explains a command; --debug shows where one fails."])
 
 
@@ -67,8 +66,8 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Runs one command in this process.
 
     Args:
-        name: of `COMMANDS`
-        arguments: what follows it
+        name: a key of `COMMANDS`
+        arguments: the words after it
 
     Returns:
         the exit code
@@ -77,16 +76,16 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     def run(words: list[str]) -> int | None:
         found = importlib.import_module(f"tinylm.commands.{module}")
-        return found.run([name, *words] if module == "train" else words)  # which has four commands
+        return found.run([name, *words] if module == "train" else words)  # it has four commands
 
     return exit_code(run, arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what the command line says.
+    """Runs a command line.
 
     Args:
-        arguments: the words behind `tinylm`; None: this process's
+        arguments: the words after `tinylm`. Default: those of this process
 
     Returns:
         the exit code
@@ -101,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(words: list[str]) -> None:
-    """What stands for itself: the overview, the version, or that there is no such command."""
+    """Prints the overview or the version, or refuses an unknown command."""
     from tinylm import __version__
 
     name = words[0] if words else "--help"
