@@ -30,16 +30,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and without abbreviations.
-
-    Args:
-        command: the words after `tinylm`, for the usage line
-        description: what the command does; its line breaks are kept
-    """
+    """argparse with one-line errors and without abbreviations; `command` is the words after `tinylm`."""
 
     def __init__(self, command: str, description: str | None) -> None:
-        shape = dict(formatter_class=_HelpFormatter, allow_abbrev=False)
-        super().__init__(prog=f"tinylm {command}", description=description, **shape)
+        name, form = f"tinylm {command}", _HelpFormatter
+        super().__init__(prog=name, description=description, allow_abbrev=False, formatter_class=form)
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
@@ -81,11 +76,7 @@ def _dashed(word: str) -> str:
 
 
 def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None:
-    """Refuses integer options below a minimum; an option that was not given may be None.
-
-    Raises:
-        ConfigError: naming the option.
-    """
+    """Raises ConfigError for an option below a minimum; options that were not given may be None."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
@@ -112,13 +103,10 @@ def pick_device(name: str) -> str:
 
 
 def announce_model(given: str | None) -> tuple[str, Path]:
-    """Finds a model and prints its path, before the seconds that importing PyTorch takes.
-
-    Args:
-        given: the value of `--model`; None: the newest run in runs/
+    """Finds the model of `--model`, or of the newest run, and prints its path before PyTorch is imported.
 
     Returns:
-        that value or run, and the model folder or checkpoint in it
+        the option's value or that run, and the model folder or checkpoint in it
     """
     chosen = str(newest_run()) if given is None else given
     found = find_model(chosen)
@@ -129,21 +117,21 @@ def announce_model(given: str | None) -> tuple[str, Path]:
 # --- errors and exit codes
 
 
+def print_error(message: str, code: int) -> int:
+    """Prints an error on one line of stderr and returns its exit code."""
+    print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    return code
+
+
 def exit_code(
-    run: Callable[[list[str]], int | None],
-    arguments: list[str],
-    report: Callable[[str, int], int] | None = None,
+    run: Callable[[list[str]], int | None], arguments: list[str], report: Callable[[str, int], int] = print_error
 ) -> int:
-    """Runs a command and turns its errors into one line on stderr and an exit code.
+    """Runs a command and turns its errors into one line on stderr and an exit code, which is returned.
 
     Args:
         run: the command; it may return an exit code itself
         arguments: its arguments; with `--debug` among them the traceback is printed too
-        report: prints an error, given its message and exit code, and returns the exit code to use. Default:
-            `print_error`
-
-    Returns:
-        the exit code
+        report: prints an error's message, given its exit code, and returns the exit code of the process
     """
     try:
         code = run(arguments) or 0
@@ -159,21 +147,8 @@ def exit_code(
         if "--debug" in arguments:
             traceback.print_exc()
         if isinstance(error, TinyLMError):
-            return (report or print_error)(str(error), error.exit_code)
-        message = f"{type(error).__name__}: {error}; --debug shows where"
-        return (report or print_error)(message, TinyLMError.exit_code)
-
-
-def print_error(message: str, code: int, origin: str = "") -> int:
-    """Prints an error on one line of stderr.
-
-    Args:
-        message: of the error
-        code: returned unchanged
-        origin: printed before the message, such as "rank 1: "
-    """
-    print(f"tinylm: error: {origin}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
-    return code
+            return report(str(error), error.exit_code)
+        return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
 
 
 # --- the process
@@ -243,11 +218,9 @@ def table(rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Aligned columns: the first `left` flush left, the others flush right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append("  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(cells)))
-    return "\n".join(line.rstrip() for line in lines)
+    sides = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    cells = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
 def use_color(choice: str = "auto") -> bool:
@@ -262,19 +235,12 @@ def shaded(text: str, color: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Shows a number by the background of a text, or in brackets behind it where there is no colour.
+    """Shows the value of a text as a background colour, or as a number in brackets where there is no colour."""
 
-    Attributes:
-        quantity: the number's name and unit
-        form: its format in brackets
-        label: its format in the legend
-        steps: the least value of each colour, ascending, and the terminal's number of that colour
-    """
-
-    quantity: str
-    form: str
-    label: str
-    steps: tuple[tuple[float, int], ...]
+    quantity: str  # name and unit of the value
+    form: str  # format of the value in brackets
+    label: str  # format of the value in the legend
+    steps: tuple[tuple[float, int], ...]  # for each colour, ascending: the least value, and its terminal number
 
     def show(self, text: str, value: float, color: bool) -> str:
         """The text with its value."""

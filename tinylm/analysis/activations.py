@@ -17,10 +17,8 @@ from tinylm.checks import require
 from tinylm.evaluation.log_probs import double, evaluating
 from tinylm.model import TransformerLM
 
-DEAD = 0.01
-"""A unit is dead if it never exceeds this fraction of its layer's root mean square."""
-FAR = 6.0
-"""A value is an outlier if it is more than this many standard deviations from the mean."""
+DEAD = 0.01  # a unit is dead if it never exceeds this fraction of its layer's root mean square
+FAR = 6.0  # a value is an outlier if it is more than this many standard deviations from the mean
 PLACES = ("embedding", "attention", "units", "feedforward", "stream")
 
 
@@ -28,19 +26,13 @@ PLACES = ("embedding", "attention", "units", "feedforward", "stream")
 class Activations:
     """Statistics of one place, over all tokens and units."""
 
-    place: str
-    """embedding; or within a block: attention, feedforward (sublayer outputs), units, stream (after the block)."""
-    layer: int
-    """The block, from 0; -1 for the embedding."""
+    place: str  # one of `PLACES`: attention and feedforward are sublayer outputs, stream is the output of the block
+    layer: int  # the block, from 0; -1 for the embedding
     mean: float
-    std: float
-    """Standard deviation."""
-    dead: float
-    """Share of the units that are dead."""
-    outliers: float
-    """Share of the values that are outliers."""
-    largest: float
-    """The greatest distance from the mean, in standard deviations."""
+    std: float  # standard deviation
+    dead: float  # share of the units that are dead
+    outliers: float  # share of the values that are outliers
+    largest: float  # the greatest distance from the mean, in standard deviations
 
 
 @contextmanager
@@ -89,13 +81,7 @@ def _name(place: str, layer: int) -> str:
 
 
 def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Activations]:
-    """The statistics of every place, from the embedding to the last block.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        documents: as for `TransformerLM.forward`
-    """
+    """The statistics of every place, from the embedding to the last block."""
     found: list[Activations] = []
     with evaluating(model), watching_activations(model, lambda *seen: found.append(describe(*seen))):
         model(ids, documents=documents)

@@ -22,17 +22,11 @@ from tinylm.model.normalization import widened
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Averages over the queries of a text, for every head.
+    """Averages over the queries of a text, for every head."""
 
-    Attributes:
-        entropy: of a query's weights in nats, (layers, H)
-        uniform: the entropy of uniform attention to all visible keys, which is the maximum
-        previous: weight on the token before, over the queries that have one, (layers, H); NaN where none has
-    """
-
-    entropy: Tensor
-    uniform: float
-    previous: Tensor
+    entropy: Tensor  # of a query's weights in nats, (layers, H)
+    uniform: float  # the entropy of uniform attention to all visible keys, which is the maximum
+    previous: Tensor  # weight on the token before, over the queries that have one, (layers, H); NaN where none has
 
 
 def attention_weights(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
@@ -69,22 +63,24 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
     Raises:
         ConfigError: for a layer whose attention kernel is not one of tinylm's, so that its weights are unknown.
     """
-    layers: list[Attention] = []
-    for number, block in enumerate(blocks_of(model)):
-        attention = block.attention
+    seen: list[str] = []
+    layers = [block.attention for block in blocks_of(model)]
+    for number, attention in enumerate(layers):
         known = isinstance(attention, Attention) and attention.attend in (attend_plain, attend_fused)
         name = f"blocks.{number}.attention ({type(attention).__name__})"
         require(known, f"{name} does not attend by a kernel of tinylm: no weights to show")
-        layers.append(attention)
     kernels = [attention.attend for attention in layers]
-    seen: list[str] = []
 
-    def note(layer: int, weights: Tensor) -> None:
-        seen.append(f"blocks.{layer}.attention")
-        see(layer, weights)
+    def observed(layer: int, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+            seen.append(f"blocks.{layer}.attention")
+            see(layer, attention_weights(query, key, visible))
+            return kernel(query, key, value, visible, dropout)
 
-    for attention in layers:
-        attention.attend = _observed(attention, note)
+        return attend
+
+    for attention, kernel in zip(layers, kernels, strict=True):
+        attention.attend = observed(attention.layer, kernel)
     try:
         yield
         check_seen(seen, [f"blocks.{attention.layer}.attention" for attention in layers])
@@ -93,27 +89,8 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
             attention.attend = kernel
 
 
-def _observed(attention: Attention, see: Callable[[int, Tensor], None]) -> Callable[..., Tensor]:
-    kernel = attention.attend
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
-        see(attention.layer, attention_weights(query, key, visible))
-        return kernel(query, key, value, visible, dropout)
-
-    return attend
-
-
 def attention_maps(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-    """The attention weights of all heads.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        documents: as for `TransformerLM.forward`
-
-    Returns:
-        (layers, B, H, T, T)
-    """
+    """The attention weights of all heads, (layers, B, H, T, T)."""
     maps: list[Tensor] = []
     with evaluating(model), watching_attention(model, lambda layer, weights: maps.append(weights)):
         model(ids, documents=documents)
@@ -126,13 +103,7 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 def head_scores(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> HeadScores:
-    """The scores of every head, without keeping any attention map.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        documents: as for `TransformerLM.forward`
-    """
+    """The scores of every head, computed without keeping attention maps."""
     entropies: list[Tensor] = []
     previous: list[Tensor] = []
 
@@ -151,16 +122,8 @@ def head_scores(model: TransformerLM, ids: Tensor, documents: Tensor | None = No
 def induction_scores(model: TransformerLM, *, rows: int = 8, seed: int = 0) -> Tensor:
     """The induction score of each head: its weight on the token that followed the first occurrence of the current one.
 
-    It is measured on random sequences that are repeated once, each half a context long (or a sliding window, if that is
-    shorter), and averaged over the repetition.
-
-    Args:
-        model: the network
-        rows: number of sequences
-        seed: of the random tokens
-
-    Returns:
-        (layers, H); NaN where the context or window is too short for a repetition
+    It is averaged over the repetition of random sequences, each half a context long (or a sliding window, if that is
+    shorter). The result is (layers, H); NaN where context or window are too short for a repetition.
     """
     config = model.config
     half = min(config.max_seq_len // 2, config.sliding_window or config.max_seq_len)

@@ -21,8 +21,7 @@ from tinylm.evaluation.log_probs import double, evaluating, token_nats
 from tinylm.model import TransformerLM
 from tinylm.model.quantized import quantized_layers
 
-DECADES = (-12, 2)
-"""Range of the histograms, in powers of ten; sizes outside are counted in the first or last bin."""
+DECADES = (-12, 2)  # range of the histograms, in powers of ten; sizes outside count in the first or last bin
 BINS = 4 * (DECADES[1] - DECADES[0])
 
 
@@ -30,20 +29,13 @@ BINS = 4 * (DECADES[1] - DECADES[0])
 class Gradients:
     """The gradient of the mean loss with respect to the weights of one part."""
 
-    part: str
-    """embedding, positions, blocks.0.attention (with its norms), blocks.0.feedforward ..., final_norm, head."""
-    weights: int
-    """Number of weights."""
-    norm: float
-    """Euclidean norm."""
-    signal: float
-    """Estimated squared norm of the gradient without noise; negative where noise hides it."""
-    noise: float
-    """Variance of a single sequence's gradient, summed over the weights."""
-    zeros: int
-    """Number of weights whose gradient is zero."""
-    histogram: tuple[int, ...]
-    """Number of other weights by size of their gradient, in quarters of a decade."""
+    part: str  # embedding, positions, blocks.0.attention (with its norms), blocks.0.feedforward, ..., final_norm, head
+    weights: int  # number of weights
+    norm: float  # Euclidean norm
+    signal: float  # estimated squared norm of the gradient without noise; negative where noise hides it
+    noise: float  # variance of a single sequence's gradient, summed over the weights
+    zeros: int  # number of weights whose gradient is zero
+    histogram: tuple[int, ...]  # number of other weights by the size of their gradient, in quarters of a decade
 
     @property
     def signal_to_noise(self) -> float:
@@ -70,13 +62,9 @@ def part_of(name: str) -> str:
 def gradient_statistics(
     model: TransformerLM, ids: Tensor, targets: Tensor, documents: Tensor | None = None
 ) -> list[Gradients]:
-    """The statistics of every part, computed in evaluation mode; gradients stored in the weights are not touched.
+    """The statistics of every part from N sequences; targets are the tokens that follow, (N, T).
 
-    Args:
-        model: the network
-        ids: token ids, (N, T), one sequence a row
-        targets: the token after each, (N, T)
-        documents: as for `TransformerLM.forward`
+    Gradients stored in the weights are not touched.
 
     Raises:
         ConfigError: for a single sequence, which has no noise to measure, or quantized weights.

@@ -6,6 +6,7 @@ this is the model's output. Earlier blocks were not trained to be read in this w
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,36 +22,21 @@ from tinylm.model import TransformerLM
 class LayerView:
     """The prediction of a text after one block."""
 
-    layer: int
-    """The block, from 0; -1 for the embedding."""
-    loss: float
-    """Of the next token, in nats."""
-    agreement: float
-    """Share of the tokens for which the most probable next token is the model's."""
-    divergence: float
-    """Kullback-Leibler divergence of this prediction from the model's, in nats."""
+    layer: int  # the block, from 0; -1 for the embedding
+    loss: float  # of the next token, in nats
+    agreement: float  # share of the tokens after which the most probable next token is the model's
+    divergence: float  # Kullback-Leibler divergence from the model's prediction, in nats
 
 
-@dataclass(frozen=True)
-class Readings:
-    """The most probable next token after the embedding and each block.
+class Readings(NamedTuple):
+    """The most probable next tokens after the embedding and each block."""
 
-    Attributes:
-        best: token ids, (layers + 1, T)
-        probability: their probabilities, (layers + 1, T)
-    """
-
-    best: Tensor
-    probability: Tensor
+    best: Tensor  # token ids, (layers + 1, T)
+    probability: Tensor  # their probabilities, (layers + 1, T)
 
 
 def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Iterator[Tensor]:
     """The logits after the embedding and after each block, one at a time, since they are large.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        documents: as for `TransformerLM.forward`
 
     Yields:
         logits, (B, T, V); the last are the model's own
@@ -71,14 +57,7 @@ def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = Non
 
 
 def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> list[LayerView]:
-    """How the prediction develops from block to block.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        targets: the token after each, (B, T)
-        documents: as for `TransformerLM.forward`
-    """
+    """The prediction after the embedding and after each block; targets are the tokens that follow, (B, T)."""
     with evaluating(model):
         final = model(ids, documents=documents).log_softmax(dim=-1)
     views = []

@@ -28,20 +28,13 @@ class Part:
     """One kind of layer, summed over all blocks."""
 
     name: str
-    parameters: int
-    """Weights of its own; tied weights count for the embedding only."""
-    weight_bytes: int = 0
-    """Memory of the weights that its products read, tied ones included."""
-    products: int = 0
-    """Multiplications per token."""
-    numbers: int = 0
-    """Activations read and written per token by its products."""
-    pair_products: int = 0
-    """Multiplications per token and key."""
-    pair_numbers: int = 0
-    """Numbers read and written per token and key."""
-    key_numbers: int = 0
-    """Numbers read per key."""
+    parameters: int  # weights of its own; tied weights count for the embedding only
+    weight_bytes: int = 0  # memory of the weights that its products read, tied ones included
+    products: int = 0  # multiplications per token
+    numbers: int = 0  # activations read and written per token by its products
+    pair_products: int = 0  # multiplications per token and key
+    pair_numbers: int = 0  # numbers read and written per token and key
+    key_numbers: int = 0  # numbers read per key
 
     def flops(self, tokens: int, keys: int) -> int:
         """Operations of a forward pass over some tokens, each of which meets some keys."""
@@ -58,19 +51,13 @@ class Profile:
     """The cost of a model on sequences of one length."""
 
     parts: tuple[Part, ...]
-    length: int
-    """Tokens per sequence; costs per token are means over such a sequence."""
-    number_bytes: int
-    """Bytes of an activation, key or value."""
-    weight_bytes: int
-    """Memory of all weights as stored, quantized ones included."""
-    cache_bytes: int
-    """Memory of a KV cache for one text of full context."""
+    length: int  # tokens per sequence; costs per token are means over such a sequence
+    number_bytes: int  # bytes of an activation, key or value
+    weight_bytes: int  # memory of all weights as stored, quantized ones included
+    cache_bytes: int  # memory of a KV cache for one text of full context
     cache_bytes_per_token: int
-    window: int
-    """Number of keys that the KV cache holds at most."""
-    activation_bytes: int
-    """Memory kept from the forward to the backward pass of one sequence."""
+    window: int  # number of keys that the KV cache holds at most
+    activation_bytes: int  # memory kept from the forward to the backward pass of one sequence
 
     @property
     def parameters(self) -> int:

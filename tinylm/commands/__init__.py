@@ -7,43 +7,34 @@ needed, so that help and error messages appear at once.
 
 import importlib
 import sys
-from typing import NamedTuple
 
 from tinylm.console import exit_code, prepare_process
 from tinylm.errors import ConfigError, did_you_mean
 
-
-class Command(NamedTuple):
-    """A command: its module, and one line on what it does."""
-
-    module: str
-    summary: str
-
-
-GROUPS = {
+GROUPS = {  # name: module, summary
     "Train": {
-        "configs": Command("configs", "list, print or copy the configs that come with tinylm"),
-        "fit": Command("train", "train a model; --resume continues an interrupted run"),
-        "validate": Command("train", "metrics of a run's best checkpoint on the validation data"),
-        "test": Command("train", "metrics of a run's best checkpoint on the test data"),
-        "predict": Command("train", "log probability of every token of a text, as JSON lines"),
+        "configs": ("configs", "list, print or copy the configs that come with tinylm"),
+        "fit": ("train", "train a model; --resume continues an interrupted run"),
+        "validate": ("train", "metrics of a run's best checkpoint on the validation data"),
+        "test": ("train", "metrics of a run's best checkpoint on the test data"),
+        "predict": ("train", "log probability of every token of a text, as JSON lines"),
     },
     "Use": {
-        "generate": Command("generate", "continue a prompt; --interactive opens a prompt loop"),
-        "score": Command("score", "perplexity and bits per byte of a text; exact match of answers"),
+        "generate": ("generate", "continue a prompt; --interactive opens a prompt loop"),
+        "score": ("score", "perplexity and bits per byte of a text; exact match of answers"),
     },
     "Adapt and export": {
-        "prepare": Command("prepare", "write data sets: questions, summaries, tinystories"),
-        "quantize": Command("quantize", "quantize a model to 8 or 4 bits"),
-        "export": Command("export", "convert to and from Hugging Face transformers"),
+        "prepare": ("prepare", "write data sets: questions, summaries, tinystories"),
+        "quantize": ("quantize", "quantize a model to 8 or 4 bits"),
+        "export": ("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
-        "plot": Command("plot", "draw the learning curves of several runs in one picture"),
-        "compare": Command("compare", "compare runs in a table: loss, time, spread over seeds"),
-        "analyze": Command("analyze", "look inside a model: attention, activations, logit lens, cost"),
-        "tokenizer": Command("tokenizer", "train, inspect or convert a tokenizer"),
-        "train-numpy": Command("train_numpy", "train in NumPy, with hand-written gradients"),
-        "compare-numpy": Command("compare_numpy", "compare PyTorch and the NumPy twin, layer by layer"),
+        "plot": ("plot", "draw the learning curves of several runs in one picture"),
+        "compare": ("compare", "compare runs in a table: loss, time, spread over seeds"),
+        "analyze": ("analyze", "look inside a model: attention, activations, logit lens, cost"),
+        "tokenizer": ("tokenizer", "train, inspect or convert a tokenizer"),
+        "train-numpy": ("train_numpy", "train in NumPy, with hand-written gradients"),
+        "compare-numpy": ("compare_numpy", "compare PyTorch and the NumPy twin, layer by layer"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -58,21 +49,13 @@ def overview() -> str:
         "    tinylm generate         generate text with it",
     ]
     for title, group in GROUPS.items():
-        lines += ["", title, *(f"    {name:16}{command.summary}" for name, command in group.items())]
+        lines += ["", title, *(f"    {name:16}{summary}" for name, (_, summary) in group.items())]
     return "\n".join([*lines, "", "tinylm COMMAND --help explains a command; --debug shows where one fails."])
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Runs one command in this process.
-
-    Args:
-        name: a key of `COMMANDS`
-        arguments: the words after it
-
-    Returns:
-        the exit code
-    """
-    module = COMMANDS[name].module
+    """Runs one of `COMMANDS` in this process and returns its exit code."""
+    module, _ = COMMANDS[name]
 
     def run(words: list[str]) -> int | None:
         found = importlib.import_module(f"tinylm.commands.{module}")
@@ -82,14 +65,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line.
-
-    Args:
-        arguments: the words after `tinylm`. Default: those of this process
-
-    Returns:
-        the exit code
-    """
+    """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["help"] and len(words) > 1:

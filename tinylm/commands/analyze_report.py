@@ -29,33 +29,22 @@ from tinylm.tokenizer.pieces import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_TOKENS = 10_000
-"""Longest text whose losses are shown."""
+MOST_TOKENS = 10_000  # of a text whose losses are shown
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the texts to analyze it on.
+    """A model and the texts to analyze it on."""
 
-    Attributes:
-        name: of the model, for titles
-        texts: documents; pictures of a text show the first
-        length: tokens per sequence
-        rows: sequences that statistics are computed from, at most
-        shown: tokens in pictures of a text
-        out: folder of the pictures
-        color: whether to colour what is printed
-    """
-
-    name: str
+    name: str  # for titles
     model: TransformerLM
     tokenizer: Tokenizer
-    texts: list[str]
-    length: int
-    rows: int
-    shown: int
-    out: Path
-    color: bool = False
+    texts: list[str]  # documents; pictures of a text show the first
+    length: int  # tokens per sequence
+    rows: int  # most sequences to compute statistics from
+    shown: int  # tokens in pictures of a text
+    out: Path  # folder of the pictures
+    color: bool = False  # of printed text
 
     def sequences(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token ids, the token after each, and document numbers where documents are kept apart: (N, T) each."""
@@ -90,14 +79,8 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
     Each text begins a new sequence, with the end-of-text token before it. A sequence that reaches the end of its text
     is filled up from the next text.
 
-    Args:
-        tokenizer: the model's
-        texts: documents
-        length: tokens per sequence, without the target of the last token
-        most: number of sequences
-
     Returns:
-        token ids, (N, length + 1): inputs and, shifted by one, targets; one shorter row if the texts fill no sequence
+        token ids, (N <= most, length + 1): inputs and, shifted by one, targets; or one shorter row if nothing fills one
 
     Raises:
         DataError: for texts of fewer than two tokens.

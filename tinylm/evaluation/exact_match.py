@@ -87,7 +87,7 @@ def score_answers(
     Args:
         model: the network
         tokenizer: the model's
-        examples: token ids of prompt and answer, (n,), and which of them count as the answer's, bool (n,)
+        examples: token ids of prompt and answer, (n,), and a mask of those that are the answer's, bool (n,)
         batch_size: examples read at once
 
     Raises:

@@ -24,29 +24,10 @@ from tinylm.tokenizer import Tokenizer
 
 
 class Predictions(NamedTuple):
-    """A model's predictions of all tokens of a sequence but the first.
+    """A model's predictions of all tokens of a sequence but the first."""
 
-    Attributes:
-        log_probs: log probability of each token in nats, float64 (n - 1,)
-        likeliest: the most probable token in its place, (n - 1,)
-    """
-
-    log_probs: Tensor
-    likeliest: Tensor
-
-
-class Window(NamedTuple):
-    """A part of a sequence that is read at once: `ids[begin:end]` predicts `ids[begin + 1 : end + 1]`.
-
-    Attributes:
-        row: number of the sequence
-        known: the last token that the window before predicted
-    """
-
-    row: int
-    begin: int
-    known: int
-    end: int
+    log_probs: Tensor  # log probability of each token in nats, float64 (n - 1,)
+    likeliest: Tensor  # the most probable token in its place, (n - 1,)
 
 
 def token_log_probs(
@@ -60,9 +41,9 @@ def token_log_probs(
     """Predicts every token of some sequences from those before it.
 
     Args:
-        model: the network; its mode is restored afterwards
+        model: the network; it is run in evaluation mode
         sequences: token ids, (n,) each; the first token of each is context only
-        separator: the end-of-text token, where documents within a sequence are kept apart as in training
+        separator: the end-of-text token, for a model that keeps documents within a sequence apart
         stride: tokens between the beginnings of windows, 1 to the context. Default: half the context
         batch_size: windows read at once
 
@@ -74,30 +55,26 @@ def token_log_probs(
     stride = max(context // 2, 1) if stride is None else stride
     require(1 <= stride <= context, f"stride must be from 1 to the context, {context}, got {stride}")
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-    rows = [torch.as_tensor(ids, dtype=torch.long) for ids in sequences]
-    if any(len(ids) < 2 for ids in rows):
+    if any(len(ids) < 2 for ids in sequences):
         raise DataError("the text has no token to predict; give a longer one")
+    rows = [torch.as_tensor(ids, dtype=torch.long) for ids in sequences]
     found = [Predictions(torch.empty(len(ids) - 1, dtype=torch.float64), torch.empty_like(ids[1:])) for ids in rows]
-    windows = [window for row, ids in enumerate(rows) for window in _windows(row, len(ids), context, stride)]
+    windows: list[tuple[int, int]] = []  # row, first token
+    for row, ids in enumerate(rows):
+        last = max(len(ids) - 1 - context, 0)
+        windows += [(row, begin) for begin in (*range(0, last, stride), last)]
+    windows.reverse()  # so that a token keeps the prediction of the first window that holds it
     for i in range(0, len(windows), batch_size):
         batch = windows[i : i + batch_size]
-        predictions = _predict(model, [rows[window.row][window.begin : window.end + 1] for window in batch], separator)
-        for window, *columns in zip(batch, *predictions, strict=True):
-            for whole, column in zip(found[window.row], columns, strict=True):
-                whole[window.known : window.end] = column[window.known - window.begin : window.end - window.begin]
+        parts = [rows[row][begin : begin + context + 1] for row, begin in batch]
+        for (row, begin), part, *columns in zip(batch, parts, *_predict(model, parts, separator), strict=True):
+            for whole, column in zip(found[row], columns, strict=True):
+                whole[begin : begin + len(part) - 1] = column[: len(part) - 1]
     return found
 
 
-def _windows(row: int, length: int, context: int, stride: int) -> Iterator[Window]:
-    last, known = max(length - 1 - context, 0), 0
-    for begin in [*range(0, last, stride), last]:
-        end = min(begin + context, length - 1)
-        yield Window(row, begin, known, end)
-        known = end
-
-
 def _predict(model: TransformerLM, windows: list[Tensor], separator: int | None) -> Predictions:
-    """Reads windows, (T + 1,) each, as one batch; shorter ones are padded at the end, where causality hides it."""
+    """Predictions of windows, (T + 1,) each, in one batch. Padding is at the end, where causality hides it."""
     ids = pad_sequence(windows, batch_first=True).to(model.embedding.weight.device)  # (B, T + 1)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     with evaluating(model):
@@ -106,15 +83,7 @@ def _predict(model: TransformerLM, windows: list[Tensor], separator: int | None)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each token in nats, -log softmax(logits)[target]; 0 for targets of -100, which do not count.
-
-    Args:
-        logits: (B, T, V)
-        targets: token ids, (B, T)
-
-    Returns:
-        (B, T)
-    """
+    """-log p of each target in nats, and 0 for targets of -100, which do not count: (B, T, V), (B, T) -> (B, T)"""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 

@@ -14,17 +14,11 @@ from tinylm.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Score:
-    """The loss of a model on a text.
+    """The loss of a model on a text."""
 
-    Attributes:
-        nats: -log p of all predicted tokens together
-        tokens: number of predicted tokens
-        bytes: length of the text that these tokens stand for
-    """
-
-    nats: float
-    tokens: int
-    bytes: int
+    nats: float  # -log p of all predicted tokens together
+    tokens: int  # number of predicted tokens
+    bytes: int  # length of the text that these tokens stand for
 
     @property
     def loss(self) -> float:
@@ -50,13 +44,13 @@ def score_text(
     stride: int | None = None,
     batch_size: int = 8,
 ) -> Score:
-    """The score of a text, read as one document, with the end-of-text token, if there is one, before it.
+    """The score of one text, or of several together. Each is one document, whose separator is not counted.
 
     Args:
         model: the network
         tokenizer: the model's
-        text: one text, or several that are scored together; without an end-of-text token the first token is not counted
-        stride: tokens between the beginnings of windows, 1 to the context. Default: half the context
+        text: what to predict; if the tokenizer has no end-of-text token, all but the first token
+        stride: as for `token_log_probs`
         batch_size: windows read at once
 
     Raises:

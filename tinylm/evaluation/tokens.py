@@ -35,7 +35,6 @@ PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 50em; margin: 2em auto; color: black; background: white }}
 p {{ white-space: pre-wrap; overflow-wrap: anywhere }}
 span {{ padding: 0.15em 0; border-radius: 2px }}
-small {{ color: #767676 }}
 </style>
 <h1>{title}</h1>
 <p>{figures}</p>
@@ -47,27 +46,15 @@ small {{ color: #767676 }}
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A token of a text and the model's prediction in its place.
-
-    Attributes:
-        id: the token
-        nats: its loss, -log p; None for the first token of a text without a separator before it
-        guess: the most probable token; None there too
-    """
+    """A token of a text and the model's prediction in its place."""
 
     id: int
-    nats: float | None
-    guess: int | None
+    nats: float | None  # its loss, -log p; None for the first token of a text that has no separator before it
+    guess: int | None  # the most probable token; None there too
 
 
 def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str, most: int | None = None) -> list[TokenLoss]:
-    """The loss of every token of a text.
-
-    Args:
-        model: the network
-        tokenizer: the model's
-        text: one document
-        most: how many tokens to read; a notice says that the others are left out. Default: all
+    """The loss of every token of a text, or of its first `most` tokens, with a notice that the others are left out.
 
     Raises:
         DataError: for a text without a token to predict, or that the tokenizer cannot encode.
