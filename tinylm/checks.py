@@ -32,8 +32,7 @@ def require(condition: bool, message: str) -> None:
 def check_types(config: Any) -> None:
     """Checks the types of a dataclass's fields, converting integers to float and lists to tuples where declared.
 
-    Raises:
-        ConfigError: naming the field, for example for "yes" where a bool is declared, or an unknown choice.
+    ConfigError names the field, for example one with "yes" where a bool is declared, or with an unknown choice.
     """
     for name, expected in get_type_hints(type(config)).items():
         value = getattr(config, name)

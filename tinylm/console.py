@@ -38,11 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Parses the arguments. Option names may be written with `-` or `_`.
-
-        Raises:
-            ConfigError: for an unknown option or an invalid value.
-        """
+        """Parses the arguments, whose option names may have `-` or `_`; ConfigError for an invalid one."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
         options, unknown = self.parse_known_args([*map(_dashed, arguments[:end]), *arguments[end:]])
         if unknown:
@@ -51,9 +47,11 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def format_help(self) -> str:
-        """The help, with a usage line that does not repeat the options."""
+        """The help, with a usage line of the arguments and the required options."""
         names = {action.dest: action.nargs for action in self._actions if not action.option_strings}
         words = [f"[{name}]" if nargs in ("?", "*") else name for name, nargs in names.items()]
+        required = [action for action in self._actions if action.option_strings and action.required]
+        words += [f"{action.option_strings[-1]} {action.dest.upper()}" for action in required]
         self.usage = " ".join(["%(prog)s", *words, "[options]"])
         return super().format_help()
 
@@ -84,16 +82,11 @@ def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None
 
 
 def pick_device(name: str) -> str:
-    """The device of a name; for `auto` the fastest: cuda, else mps, else cpu.
-
-    Raises:
-        ConfigError: if it is unknown or not available.
-    """
+    """Checks a device name, and replaces `auto` by the fastest device: cuda, else mps, else cpu."""
     import torch  # imported here: help and errors must not wait for it
 
     if name == "auto":
-        fast = [(torch.cuda.is_available, "cuda"), (torch.backends.mps.is_available, "mps")]
-        return next((device for available, device in fast if available()), "cpu")
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -161,11 +154,8 @@ def interruptible() -> Iterator[None]:
     """Delays Ctrl-C to a safe point: inside, the first one raises KeyboardInterrupt at the next `check_interrupt`.
 
     Python's own handler raises wherever the program is. In a finalizer, a weak reference's callback or a C library's
-    callback the exception is printed and lost. A second Ctrl-C raises at once. Nothing changes where SIGINT has a
-    handler already, nor outside the main thread, where Python allows no handlers.
-
-    Raises:
-        KeyboardInterrupt: at the end, after a Ctrl-C that no check has seen.
+    callback the exception is printed and lost. A second Ctrl-C raises at once, and one that no check has seen raises at
+    the end. Nothing changes where SIGINT has a handler already, nor outside the main thread, where Python allows none.
     """
     global _interrupted
     earlier = signal.getsignal(signal.SIGINT)

@@ -11,55 +11,44 @@ from collections.abc import Iterable
 
 
 class TinyLMError(Exception):
-    """The base class, for an internal failure. Exit code 70."""
+    """The base class, for an internal failure."""
 
     exit_code = 70
 
-
-class ConfigError(TinyLMError, ValueError):
-    """Invalid configuration or argument. Exit code 2."""
-
-    exit_code = 2
+    def __init_subclass__(cls, exit_code: int | None = None) -> None:
+        cls.exit_code = exit_code or cls.exit_code
 
 
-class DataError(TinyLMError, ValueError):
-    """Invalid input: empty, not UTF-8, corrupt. Exit code 65."""
-
-    exit_code = 65
+class ConfigError(TinyLMError, ValueError, exit_code=2):
+    """Invalid configuration or argument."""
 
 
-class MissingInputError(TinyLMError, FileNotFoundError):
-    """A missing corpus, config file or model, or a download that failed. Exit code 66."""
-
-    exit_code = 66
+class DataError(TinyLMError, ValueError, exit_code=65):
+    """Invalid input: empty, not UTF-8, corrupt."""
 
 
-class NumericError(TinyLMError, ArithmeticError):
-    """A loss or gradient that is not finite. Exit code 70."""
+class MissingInputError(TinyLMError, FileNotFoundError, exit_code=66):
+    """A missing corpus, config file or model, or a download that failed."""
 
 
-class CannotCreateError(TinyLMError, OSError):
-    """A file or folder that cannot be created. Exit code 73."""
-
-    exit_code = 73
+class NumericError(TinyLMError, ArithmeticError, exit_code=70):
+    """A loss or gradient that is not finite."""
 
 
-class StorageError(TinyLMError, OSError):
-    """Reading or writing failed midway, as on a full disk. Exit code 74."""
-
-    exit_code = 74
+class CannotCreateError(TinyLMError, OSError, exit_code=73):
+    """A file or folder that cannot be created."""
 
 
-class Interrupted(TinyLMError):
-    """Stopped by the user (SIGINT); the message names what was saved. Exit code 130."""
-
-    exit_code = 130
+class StorageError(TinyLMError, OSError, exit_code=74):
+    """Reading or writing failed midway, as on a full disk."""
 
 
-class Preempted(TinyLMError):
-    """Stopped by the system (SIGTERM), ready to be resumed. Exit code 75."""
+class Interrupted(TinyLMError, exit_code=130):
+    """Stopped by the user (SIGINT); the message names what was saved."""
 
-    exit_code = 75
+
+class Preempted(TinyLMError, exit_code=75):
+    """Stopped by the system (SIGTERM), ready to be resumed."""
 
 
 def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None = None) -> str:

@@ -32,11 +32,7 @@ def command(*words: str | Path) -> str:
 
 
 def find_config(name: str) -> Path:
-    """The file of a config: a path, or a name in configs/, its examples/ or overlays/; `.yaml` may be left out.
-
-    Raises:
-        MissingInputError: if there is none.
-    """
+    """The file of a config: a path, or a name in configs/, its examples/ or overlays/; `.yaml` may be left out."""
     for folder in (Path(), *CONFIG_FOLDERS):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
@@ -47,12 +43,7 @@ def find_config(name: str) -> Path:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder or checkpoint at a path, or the best one of the run folder at that path.
-
-    Raises:
-        ConfigError: for a URL.
-        MissingInputError: if there is no model.
-    """
+    """The model folder or checkpoint at a path, or the preferred one of the run folder at that path."""
     if "://" in str(path):
         raise ConfigError(f"{path}: models are loaded from files only; download it first")
     path = Path(path)
@@ -70,11 +61,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def newest_run(folder: str | Path = "runs") -> Path:
-    """The run whose model was written last.
-
-    Raises:
-        MissingInputError: if no run in the folder has a model.
-    """
+    """The run in a folder whose model was written last; MissingInputError if no run has a model."""
     models = [(found.stat().st_mtime, run) for run in Path(folder).glob("*/") for found in _models_of_run(run)]
     if not models:
         train = command("fit", "-c", "tiny")

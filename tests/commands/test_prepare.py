@@ -24,7 +24,7 @@ def test_three_files_hold_the_records_of_a_seed(kind, run):
     assert (code, err) == (0, "")
     *written, first, last = out.splitlines()
     assert written == [
-        f"{Path('deep/q') / name}.jsonl: {count} records" for name, count in (("train", 30), ("val", 4), ("test", 5))
+        f"{Path('deep/q') / name}.jsonl: {count} pairs" for name, count in (("train", 30), ("val", 4), ("test", 5))
     ]
     assert first == f"to train the model to start from: {command('fit', '-c', 'small')}"
     files = ["--data.pairs", Path("deep/q/train.jsonl"), "--data.pairs_val", Path("deep/q/val.jsonl")]

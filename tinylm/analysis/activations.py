@@ -39,15 +39,9 @@ class Activations:
 def watching_activations(
     model: TransformerLM, see: Callable[[str, int, Tensor], None], places: Sequence[str] = PLACES
 ) -> Iterator[None]:
-    """Passes activations to a function while the network computes inside a `with` block.
+    """Passes activations to `see(place, block, values)`, values (B, T, units), while the network computes.
 
-    Args:
-        model: the network
-        see: called with the place, the block and the activations, (B, T, units)
-        places: the places to watch
-
-    Raises:
-        ConfigError: for a network that lacks one of the places, or did not compute it.
+    It is used in a `with` block. A network that lacks one of the places, or did not compute it, is refused.
     """
     watched = [each for each in _modules(model) if each[0] in places]
     seen: list[str] = []

@@ -30,16 +30,7 @@ class HeadScores:
 
 
 def attention_weights(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √E) over the visible keys, in float32 or wider.
-
-    Args:
-        query: (B, H, T, E)
-        key: (B, K, S, E)
-        visible: from `visible_keys`
-
-    Returns:
-        (B, H, T, S); zero for keys that are not visible
-    """
+    """softmax(q kᵀ / √E) over the visible keys, in float32 or wider: (B, H, T, E), (B, K, S, E) -> (B, H, T, S)"""
     query, key = widened(query), widened(key)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, H, S, E)
     scores = query @ key.mT / query.shape[-1] ** 0.5
@@ -54,14 +45,9 @@ def causal(queries: int, keys: int, device: torch.device | str | None = None) ->
 
 @contextmanager
 def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Passes attention weights to a function while the network computes, unchanged, inside a `with` block.
+    """Passes attention weights to `see(layer, weights)`, weights (B, H, T, S), while the network computes.
 
-    Args:
-        model: the network
-        see: called with the layer, from 0, and its weights, (B, H, T, S)
-
-    Raises:
-        ConfigError: for a layer whose attention kernel is not one of tinylm's, so that its weights are unknown.
+    It is used in a `with` block. A layer whose attention kernel is not one of tinylm's is refused.
     """
     seen: list[str] = []
     layers = [block.attention for block in blocks_of(model)]

@@ -36,13 +36,9 @@ class Readings(NamedTuple):
 
 
 def logit_lens(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> Iterator[Tensor]:
-    """The logits after the embedding and after each block, one at a time, since they are large.
+    """The logits after the embedding and after each block, (B, T, V), one at a time, since they are large.
 
-    Yields:
-        logits, (B, T, V); the last are the model's own
-
-    Raises:
-        ConfigError: if they are not, because the network computes something else after its last block.
+    The last are the model's own. A network that computes something else after its last block is refused.
     """
     streams: list[Tensor] = []  # (B, T, D) each
     places = ("embedding", "stream")

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = 32
-"""Most tokens written along the axes of a map."""
-MAPS = 36
-"""Most maps whose axes have tokens; writing more takes minutes."""
-RARE = 1e-3
-"""Histograms end where no part has more than this share of its weights."""
+LABELS = 32  # most tokens written along the axes of a map
+MAPS = 36  # most maps whose axes have tokens; writing more takes minutes
+RARE = 1e-3  # histograms end where no part has more than this share of its weights
+LINES = {"stream": (BLUE, "o-"), "attention": (ORANGE, "s--"), "feedforward": (GREEN, "^-."), "units": (GREY, "D:")}
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":
@@ -60,13 +58,9 @@ def _tidy(*panels: "Axes") -> None:
 
 
 def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence[str]], title: str) -> "Figure":
-    """The attention maps of one text: layers from top to bottom, heads from left to right.
+    """The attention maps of one text, (layers, H, T, T): layers from top to bottom, heads from left to right.
 
-    Args:
-        maps: from `attention_maps`, of one text: (layers, H, T, T)
-        labels: the text's tokens, written along the axes if there are few
-        notes: the heading of each map, by layer and head
-        title: of the figure
+    `notes` are the headings of the maps. `labels` are the text's tokens, written along the axes if there are few.
     """
     from matplotlib.colors import PowerNorm
 
@@ -108,22 +102,16 @@ def draw_heads(tables: dict[str, Tensor], title: str) -> "Figure":
 
 def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
     """Standard deviation, largest value, outliers and dead units by layer, one line for each place."""
-    places = (
-        ("stream", BLUE, "o-"),
-        ("attention", ORANGE, "s--"),
-        ("feedforward", GREEN, "^-."),
-        ("units", GREY, "D:"),
-    )
-    panels: tuple[tuple[str, Callable[[Activations], float]], ...] = (
-        ("standard deviation", lambda each: each.std),
-        ("largest, in standard deviations", lambda each: each.largest),
-        (f"outliers beyond {FAR:g} standard deviations, %", lambda each: 100 * each.outliers),
-        ("dead units, %", lambda each: 100 * each.dead),
-    )
+    panels: dict[str, Callable[[Activations], float]] = {
+        "standard deviation": lambda each: each.std,
+        "largest, in standard deviations": lambda each: each.largest,
+        f"outliers beyond {FAR:g} standard deviations, %": lambda each: 100 * each.outliers,
+        "dead units, %": lambda each: 100 * each.dead,
+    }
     figure = _figure(9, 6, title)
     layers = sorted({each.layer for each in found})
-    for axes, (name, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for place, color, style in places:
+    for axes, (name, value) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for place, (color, style) in LINES.items():
             # the embedding is the stream before the first block
             ours = [each for each in found if each.place == place or (place, each.place) == ("stream", "embedding")]
             axes.plot([e.layer for e in ours], [value(e) for e in ours], style, color=color, markersize=4, label=place)
@@ -180,11 +168,7 @@ def _draw_histograms(figure: "Figure", axes: "Axes", histograms: Sequence[Sequen
 def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], title: str) -> "Figure":
     """The prediction of each layer after each token of a text, last layer on top; the darker, the more probable.
 
-    Args:
-        readings: of the text
-        ids: the text's tokens, written along the axis; correct predictions of the next one are framed
-        words: every token of the vocabulary
-        title: of the figure
+    Correct predictions of the next token are framed. `words` are all tokens of the vocabulary.
     """
     from matplotlib.patches import Rectangle
 

@@ -89,14 +89,9 @@ class Profile:
 
 
 def profile(model: TransformerLM, length: int | None = None) -> Profile:
-    """The cost of a model.
+    """The cost of a standard model on sequences of `length` tokens, by default the context.
 
-    Args:
-        model: the network; it reads one sequence, so that the memory kept for training can be measured
-        length: tokens per sequence. Default: the context
-
-    Raises:
-        ConfigError: for a length out of range, or a network that is not a standard model.
+    The model reads one sequence, so that the memory kept for the backward pass can be measured.
     """
     check_known(model, "a profile", hooks=False)
     config, weight = model.config, model.embedding.weight
@@ -123,12 +118,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
-    """The parts of a network, in the order in which a token passes through them; the norms come before the head.
-
-    Args:
-        config: the network's
-        stored: from `stored_bytes`
-    """
+    """The parts of a network as a token passes through them, norms last but one; `stored` is from `stored_bytes`."""
     D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
     heads, kv, F = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
 
@@ -174,12 +164,7 @@ def stored_bytes(model: TransformerLM) -> dict[str, int]:
 
 
 def kept_bytes(model: TransformerLM, ids: Tensor) -> int:
-    """Memory that autograd keeps from the forward to the backward pass of a training step, without the weights.
-
-    Args:
-        model: the network; its mode and all random states are restored afterwards
-        ids: token ids, (B, T)
-    """
+    """Memory that autograd keeps from the forward to the backward pass of a training step, without the weights."""
     ours = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), ids)}
     kept: dict[int, Tensor] = {}  # by address; holding the tensors keeps addresses from being reused
 
@@ -187,8 +172,7 @@ def kept_bytes(model: TransformerLM, ids: Tensor) -> int:
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    training = model.training
-    devices = [ids.device] if ids.device.type == "cuda" else []
+    training, devices = model.training, [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         model.train()  # dropout masks are kept too
         try:

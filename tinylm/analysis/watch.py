@@ -8,23 +8,15 @@ from tinylm.model import Block, TransformerLM
 
 
 def blocks_of(model: TransformerLM) -> list[Block]:
-    """The blocks of a network.
-
-    Raises:
-        ConfigError: if one of them is not a `Block`.
-    """
+    """The blocks of a network, all of which must be a `Block`."""
     for number, block in enumerate(model.blocks):
-        found = f"blocks.{number} is a {type(block).__name__}, whose inside is not known, and not a Block"
-        require(isinstance(block, Block), found)
+        name = f"blocks.{number} is a {type(block).__name__}"
+        require(isinstance(block, Block), f"{name}, whose inside is not known, and not a Block")
     return list(model.blocks)  # pyright: ignore[reportReturnType]
 
 
 def check_seen(seen: Iterable[str], expected: Iterable[str]) -> None:
-    """Checks that each expected part of a network was observed, all equally often.
-
-    Raises:
-        ConfigError: naming a part that was not.
-    """
+    """Checks that each expected part of a network was observed, all equally often."""
     counts = Counter(seen)
     for part in expected:
         known = counts[part] > 0 and counts[part] == max(counts.values())

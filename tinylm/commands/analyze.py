@@ -51,10 +51,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("command", nargs="?", help=f"one of {', '.join(COMMANDS)} (default: all)")
     parser.add_model_option()
     add("--text", type=Path, help="UTF-8 text file, read as one document (default: held-out stories of the run)")
-    add("--out", type=Path, default=Path("analysis"), help="output folder (default: %(default)s)")
+    add("--out", type=Path, default=Path("analysis"), help="output folder")
     add("--length", type=int, help="tokens per sequence (default: the context)")
-    add("--rows", type=int, default=32, help="most sequences to compute statistics from (default: %(default)s)")
-    add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures (default: %(default)s)")
+    add("--rows", type=int, default=32, help="largest number of sequences for the statistics")
+    add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures")
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
@@ -65,11 +65,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def make_subject(options: argparse.Namespace) -> "Subject":
-    """Loads the model and the texts.
-
-    Raises:
-        ConfigError: without a text, where one is needed and the run has none; and for a length beyond the context.
-    """
+    """Loads the model and the texts."""
     texts = [] if options.text is None else ["".join(read_chunks(options.text))]
     given, found = announce_model(options.model)
 

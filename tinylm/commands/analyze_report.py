@@ -81,9 +81,6 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
 
     Returns:
         token ids, (N <= most, length + 1): inputs and, shifted by one, targets; or one shorter row if nothing fills one
-
-    Raises:
-        DataError: for texts of fewer than two tokens.
     """
     ids: list[int] = []
     begins: list[int] = []
@@ -112,15 +109,13 @@ def report_profile(subject: Subject) -> Report:
     """Parameters, operations and memory."""
     found = profile(subject.model, subject.length)
     lines = [["", "parameters", "share", "forward", "backward", "share", "prefill", "decode"]]
-    for part in (*found.parts, None):
-        parts = None if part is None else (part,)
-        name, parameters = ("all", found.parameters) if part is None else (part.name, part.parameters)
-        forward = found.forward if part is None else part.flops(1, found.length)
-        intensity = [f"{found.prefill_intensity(parts):.2f}", f"{found.decode_intensity(parts):.2f}"]
-        counts = [f"{parameters:,}", f"{parameters / found.parameters:.1%}"]
-        counts += [f"{forward:,}", f"{2 * forward:,}", f"{forward / found.forward:.1%}"]
-        lines.append([name, *counts, *(intensity if forward else ["-", "-"])])
     T = found.length
+    for name, parts in [*((part.name, (part,)) for part in found.parts), ("all", found.parts)]:
+        parameters, forward = sum(part.parameters for part in parts), sum(part.flops(1, T) for part in parts)
+        row = [name, f"{parameters:,}", f"{parameters / found.parameters:.1%}"]
+        row += [f"{forward:,}", f"{2 * forward:,}", f"{forward / found.forward:.1%}"]
+        intensity = [f"{found.prefill_intensity(parts):.2f}", f"{found.decode_intensity(parts):.2f}"]
+        lines.append([*row, *(intensity if forward else ["-", "-"])])
     memory = (
         f"weights {found.weight_bytes / 1e6:,.2f} MB; KV cache {found.cache_bytes_per_token:,} bytes per token, "
         f"{found.cache_bytes / 1e6:,.2f} MB at full context; activations kept for the backward pass "

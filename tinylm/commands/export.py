@@ -47,10 +47,9 @@ def from_huggingface(model: str, out: Path) -> list[str]:
 
     network, tokenizer = load_huggingface(model)
     save_bundle(out, network, tokenizer, {"from": str(model)})
-    return [
-        f"{out}: a model folder, {network.num_parameters():,} parameters, {tokenizer.vocab_size:,} tokens",
-        f"to generate with it: {command('generate', '--model', out, '--prompt', 'Once upon a time')}",
-    ]
+    what = f"a model folder, {network.num_parameters():,} parameters, {tokenizer.vocab_size:,} tokens"
+    use = command("generate", "--model", out, "--prompt", "Once upon a time")
+    return [f"{out}: {what}", f"to generate with it: {use}"]
 
 
 FORMATS: dict[str, Callable[[str, Path], list[str]]] = {"hf": to_huggingface, "tinylm": from_huggingface}

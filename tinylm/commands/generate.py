@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylm.console import Parser, announce_model, interruptible, pick_device, use_color
+from tinylm.console import Parser, announce_model, check_at_least, interruptible, pick_device, use_color
 from tinylm.errors import ConfigError, notice
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def make_parser() -> Parser:
     add("--top-p", type=float, help="keep the most likely tokens of total probability p (default: all)")
     add("--min-p", type=float, help="keep tokens at least this fraction as probable as the top one (default: all)")
     add("--typical-p", type=float, help="keep the most typical tokens of total probability p (default: all)")
-    less = "above 1 makes tokens already present less likely"
-    add("--repetition-penalty", type=float, default=1.0, help=less)
+    add("--repetition-penalty", type=float, default=1.0, help="above 1 makes tokens already present less likely")
     once = "subtracted once from the logit of every token already generated"
     add("--presence-penalty", type=float, default=0.0, help=once)
     add("--frequency-penalty", type=float, default=0.0, help="subtracted once per earlier occurrence")
@@ -64,12 +63,7 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, default=16, help="texts generated at once")
     add("--threads", type=int, help="CPU threads (default: the fastest number, measured at the start)")
     add("--compile", action="store_true", help="compile the per-token computation: a minute at the start, then faster")
-    add(
-        "--kv-cache",
-        choices=["plain", "int8"],
-        default="plain",
-        help="precision of the cache; int8 takes a quarter of the memory",
-    )
+    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8 takes a quarter of the memory")
     add("--draft", help="speculative decoding with this draft model, a small model with the same tokenizer")
     add("--lookup", action="store_true", help="speculative decoding by prompt lookup")
     parser.add_device_option()
@@ -131,10 +125,8 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     from tinylm.generation.fast.decoder import CompiledDecoder, fastest_threads
     from tinylm.model import Int8KVCache, KVCache
 
-    if options.threads is not None and options.threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {options.threads}")
-    model, tokenizer = bundle.model, bundle.tokenizer
-    device = model.embedding.weight.device
+    check_at_least(1, options, "threads")
+    model, tokenizer, device = bundle.model, bundle.tokenizer, bundle.model.embedding.weight.device
     model.cache_type = {"plain": KVCache, "int8": Int8KVCache}[options.kv_cache]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -144,11 +136,10 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
         if other != tokenizer:
             raise ConfigError(f"--draft {options.draft}: has another tokenizer than the model; give one that has it")
         generator = SpeculativeGenerator(model, tokenizer, draft)
-    elif options.compile:
-        generator = Generator(model, tokenizer, CompiledDecoder(model))
-        notice("compiling: about a minute")
     else:
-        generator = Generator(model, tokenizer)
+        generator = Generator(model, tokenizer, CompiledDecoder(model) if options.compile else None)
+        if options.compile:
+            notice("compiling: about a minute")
     generator.conversation = "template" in bundle.info
     if options.chat:
         generator.before, generator.after = question_frame(tokenizer, CHAT)
@@ -175,12 +166,8 @@ def complete(
     """All completions, generated in batches or by beam search."""
     if options.num_beams is None:
         return generator.complete(prompts, num_samples=options.num_samples, **settings)
-    from tinylm.generation import BeamConfig, beam_search
+    from tinylm.generation import beam_search
 
-    config = BeamConfig(
-        num_beams=options.num_beams,
-        num_return=options.num_samples,
-        max_new_tokens=options.max_new_tokens,
-        length_penalty=options.length_penalty,
-    )
-    return [each for p in prompts for each in beam_search(generator, p, config, truncate=options.truncate)]
+    names = ("num_beams", "max_new_tokens", "length_penalty", "truncate")
+    beams = {name: getattr(options, name) for name in names} | {"num_return": options.num_samples}
+    return [each for prompt in prompts for each in beam_search(generator, prompt, **beams)]

@@ -34,12 +34,7 @@ HISTORY_LENGTH = 1000
 def converse(generator: Generator, settings: dict[str, Any]) -> None:
     """Reads prompts and commands from stdin until it ends or `/quit` is typed. An invalid line prints an error.
 
-    Args:
-        generator: of the completions
-        settings: initial options of `Generator.generate`
-
-    Raises:
-        ConfigError: if one of these is invalid.
+    The settings to begin with are options of `Generator.generate`; invalid ones raise ConfigError.
     """
     generator.check_options(settings)
     settings = dict(settings)
@@ -141,10 +136,8 @@ def _help() -> str:
     fields = docstring_parser.parse_from_object(SamplingConfig).params
     settings = {field.arg_name: (field.description or "").partition("\n")[0] for field in fields}
     settings["truncate"] = "left: drop the beginning of a prompt that exceeds the context."
-    commands, options = (
-        "\n".join(f"  {name:20}{text}" for name, text in rows.items()) for rows in (COMMANDS, settings)
-    )
-    return f"A line is a prompt. Commands:\n{commands}\nSettings:\n{options}"
+    commands, options = ([f"  {name:20}{text}" for name, text in rows.items()] for rows in (COMMANDS, settings))
+    return "\n".join(["A line is a prompt. Commands:", *commands, "Settings:", *options])
 
 
 # --- the terminal

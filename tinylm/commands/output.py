@@ -19,12 +19,7 @@ BETWEEN = "---"  # the line between two texts
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a file: its lines without blank ones; in a .jsonl file the field `prompt` of each line.
-
-    Raises:
-        MissingInputError: if there is no such file.
-        DataError: if it is not UTF-8, has no prompt, or a .jsonl line is not an object with a prompt.
-    """
+    """The prompts in a file: its lines without blank ones; in a .jsonl file the field `prompt` of each line."""
     lines = [(n, line) for n, line in enumerate("".join(read_chunks(path)).splitlines(), start=1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: has no prompt; write one on each line")
@@ -48,9 +43,6 @@ def write_completions(path: Path, completions: Sequence[Completion], tokenizer: 
 
     A .jsonl file gets one object per line, with the text, id and log probability (nats) of each token. Any other file
     gets the texts, with a line between two of them.
-
-    Raises:
-        StorageError: if the file cannot be written.
     """
     if path.suffix != ".jsonl":
         write_text(path, f"\n{BETWEEN}\n".join(each.prompt + each.text for each in completions) + "\n")

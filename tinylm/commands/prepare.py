@@ -50,7 +50,7 @@ def write_pairs(kind: str, arguments: list[str]) -> None:
     for name, records in zip(parts, write_parts(kind, counts, options.seed), strict=True):
         lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]
         write_text(options.out / f"{name}.jsonl", "".join(line + "\n" for line in lines))
-        print(f"{options.out / name}.jsonl: {len(records):,} records")
+        print(f"{options.out / name}.jsonl: {len(records):,} pairs")
     if not Path("runs/small").exists():
         print(f"to train the model to start from: {command('fit', '-c', 'small')}")
     files = ["--data.pairs", options.out / "train.jsonl", "--data.pairs_val", options.out / "val.jsonl"]

@@ -4,6 +4,7 @@ It prints the size of the weights, the loss on a text and the decoding speed of 
 trained on the built-in stories is measured on held-out ones.
 """
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,12 +59,7 @@ def run(arguments: list[str]) -> None:
 
 
 def check_out(model: Path, out: Path) -> None:
-    """Refuses to overwrite the input model, its run, or anything that is not a model folder.
-
-    Raises:
-        ConfigError: for the input model or its run.
-        CannotCreateError: for anything else.
-    """
+    """Refuses to overwrite the input model, its run, or anything that is not a model folder."""
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
     files = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -75,12 +71,9 @@ def decoding_speeds(*models: "TransformerLM") -> list[float]:
     """Median tokens per second of each model for one text, in the middle of the context, measured in turn."""
     from tinylm.generation.fast.decoder import Decoder, step_seconds
 
-    decoders = [Decoder(model) for model in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(TURNS):
-        for model, decoder, found in zip(models, decoders, seconds, strict=True):
-            found += step_seconds(decoder, model, steps=STEPS)
-    return [1 / statistics.median(found) for found in seconds]
+    sides = [(Decoder(model), model) for model in models]
+    turns = [[step_seconds(*side, steps=STEPS) for side in sides] for _ in range(TURNS)]
+    return [1 / statistics.median(itertools.chain(*times)) for times in zip(*turns, strict=True)]
 
 
 def comparison(names: list[str], sizes: list[int], scores: "list[Score | None]", speeds: list[float]) -> str:

@@ -52,7 +52,7 @@ def exact_match(
         generator: the model's
         prompts: token ids, with all special tokens that open the text
         expected: the right answers
-        max_new_tokens: longest answer, in tokens; longer ones are cut
+        max_new_tokens: longer answers are cut
         batch_size: prompts answered at once
 
     Raises:

@@ -54,11 +54,7 @@ class TokenLoss:
 
 
 def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str, most: int | None = None) -> list[TokenLoss]:
-    """The loss of every token of a text, or of its first `most` tokens, with a notice that the others are left out.
-
-    Raises:
-        DataError: for a text without a token to predict, or that the tokenizer cannot encode.
-    """
+    """The loss of every token of a text, or of its first `most` tokens, with a notice that the others are left out."""
     ids = document_ids(tokenizer, text)
     separators = int(tokenizer.end_of_text is not None)
     if most is not None and most < len(ids) - separators:
