@@ -1,4 +1,4 @@
-"""Losses of tokens against the score of the whole text, pages read back by Python's HTML parser."""
+"""Token losses against the score of the whole text; pages parsed by Python's HTML parser."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def make(tokenizer, context: int = 6):
 
 @few
 @given(st.text("abc", min_size=2, max_size=30), st.integers(1, 7), st.booleans())
-def test_losses_sum_to_the_score_of_the_text_and_guesses_are_the_likeliest(text, context, end):
+def test_losses_sum_to_the_score_and_guesses_are_most_probable(text, context, end):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT] if end else [])
     model = make(tokenizer, context)
     losses = token_losses(model, tokenizer, text)
@@ -48,11 +48,11 @@ def test_a_text_without_a_token_to_predict_is_refused():
             token_losses(make(tokenizer), tokenizer, text)
 
 
-def test_shades_by_hand_and_ever_darker():
+def test_shades_by_hand_have_falling_luminance():
     for nats, number in ((-1e-9, 231), (0.0, 231), (0.09, 231), (0.1, 230), (1.5, 216), (7.99, 203), (8.0, 196)):
         assert LOSS.show("a", nats, color=True) == f"\x1b[30;48;5;{number}ma\x1b[0m"
     assert LOSS.show("a", 100.0, color=True) == LOSS.show("a", 8.0, color=True)
-    # relative luminance as WCAG 2 defines it; black letters keep a contrast of 4.5 on all
+    # relative luminance by WCAG 2; black text needs a contrast of at least 4.5
     channels = [[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for _, _, name in SHADES]
     linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb] for rgb in channels]
     luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear]
@@ -63,7 +63,7 @@ def test_shades_by_hand_and_ever_darker():
 LOSSES = [TokenLoss(104, None, None), TokenLoss(60, 0.02, 60), TokenLoss(10, 9.0, 9)]  # "h", "<", "\n" for "\t"
 
 
-def test_terminals_show_losses_by_colour_or_by_number():
+def test_terminals_show_losses_as_colours_or_numbers():
     tokenizer = ByteTokenizer()
     assert show_losses(LOSSES, tokenizer, color=False) == "h<[0.0]\\n[9.0]"
     assert show_losses(LOSSES, tokenizer, color=True) == "h\x1b[30;48;5;231m<\x1b[0m\x1b[30;48;5;196m\\n\x1b[0m"
@@ -87,7 +87,7 @@ class Page(HTMLParser):
             self.spans[-1]["text"] += data
 
 
-def test_pages_have_every_token_with_its_colour_and_figures():
+def test_pages_have_every_token_with_its_colour_and_loss():
     page = html_page(LOSSES, ByteTokenizer(), "<script>alert(1)</script>")
     spans = Page(page).spans[len(SHADES) :]
     assert [span["text"].rstrip() for span in spans] == ["h", "<", "\\n"]
@@ -97,7 +97,7 @@ def test_pages_have_every_token_with_its_colour_and_figures():
     assert "3 tokens, loss 4.5100 nats per token" in page
 
 
-def test_where_documents_are_kept_apart_the_mark_before_a_text_is_not_seen_after_it():
+def test_document_mask_hides_the_separator_before_a_text():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     config = ModelConfig(vocab_size=4, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, document_mask=True)
     model = random_model(config)
@@ -106,7 +106,7 @@ def test_where_documents_are_kept_apart_the_mark_before_a_text_is_not_seen_after
     assert losses[1:] == pytest.approx([-alone[place, token].item() for place, token in enumerate([1, 2, 0, 1])])
 
 
-def test_of_a_long_text_the_beginning_is_read(capsys):
+def test_only_the_beginning_of_a_long_text_is_read(capsys):
     tokenizer = CharTokenizer("ab")
     model = random_model(ModelConfig(vocab_size=2, d_model=16, num_layers=1, num_heads=2, max_seq_len=8))
     whole, part = token_losses(model, tokenizer, "ab" * 20), token_losses(model, tokenizer, "ab" * 20, most=9)
