@@ -96,10 +96,9 @@ def pick_device(name: str) -> str:
 
 
 def announce_model(given: str | None) -> tuple[str, Path]:
-    """Finds the model of `--model`, or of the newest run, and prints its path before PyTorch is imported.
+    """Finds the model given by `--model`, or that of the newest run, and prints its path before PyTorch is imported.
 
-    Returns:
-        the option's value or that run, and the model folder or checkpoint in it
+    The result is the path given or the run's, and the model folder or checkpoint at that path.
     """
     chosen = str(newest_run()) if given is None else given
     found = find_model(chosen)

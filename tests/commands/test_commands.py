@@ -13,6 +13,8 @@ from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
 from tinylm.commands.fit_help import SECTIONS, help_text, read_options
+from tinylm.console import exit_code
+from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +97,14 @@ def test_an_unexpected_exception_is_one_line_too(monkeypatch, capfd):
     assert capfd.readouterr().err == "tinylm: error: ZeroDivisionError: division by zero; --debug shows where\n"
     assert main(["configs", "--debug"]) == 70
     assert "in <lambda>" in capfd.readouterr().err
+
+
+def test_errors_may_be_reported_otherwise(capfd):
+    def fail(arguments):
+        raise ConfigError("the rule; the remedy")
+
+    assert exit_code(fail, [], lambda message, code: code + len(message)) == 2 + 20
+    assert capfd.readouterr() == ("", "")
 
 
 # --- help without PyTorch

@@ -49,6 +49,17 @@ def test_scores_match_one_forward_pass_per_token(text, stride, batch_size, end):
     assert (score.tokens, score.bytes) == (len(ids) - 1, len(ids) - 1)
 
 
+@few
+@given(st.lists(st.text("abc", min_size=1, max_size=20), min_size=1, max_size=4), st.integers(1, 5))
+def test_the_score_of_several_texts_is_the_sum_of_their_scores(texts, batch_size):
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    model = make(tokenizer)
+    together = score_text(model, tokenizer, texts, batch_size=batch_size)
+    alone = [score_text(model, tokenizer, text) for text in texts]
+    assert together.nats == pytest.approx(sum(score.nats for score in alone), abs=1e-9)
+    assert (together.tokens, together.bytes) == (sum(s.tokens for s in alone), sum(s.bytes for s in alone))
+
+
 def test_statistics_by_hand():
     """A network whose weights are zero predicts every token with equal probability."""
     tokenizer = ByteTokenizer([END_OF_TEXT])

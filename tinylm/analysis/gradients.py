@@ -89,10 +89,8 @@ def gradient_statistics(
     parts: dict[str, list[int]] = {}
     for i, name in enumerate(weights):
         parts.setdefault(part_of(name), []).append(i)
-    return [
-        _describe(part, [means[i] for i in members], float(squares[members].sum()), N)
-        for part, members in parts.items()
-    ]
+    members = parts.items()
+    return [_describe(part, [means[i] for i in which], float(squares[which].sum()), N) for part, which in members]
 
 
 def _squared(tensor: Tensor) -> Tensor:

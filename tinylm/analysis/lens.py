@@ -18,7 +18,7 @@ from tinylm.evaluation.log_probs import evaluating, token_nats
 from tinylm.model import TransformerLM
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LayerView:
     """The prediction of a text after one block."""
 
@@ -59,15 +59,10 @@ def layer_views(model: TransformerLM, ids: Tensor, targets: Tensor, documents: T
     views = []
     for layer, logits in enumerate(logit_lens(model, ids, documents), start=-1):
         log_probs = logits.log_softmax(dim=-1)
+        loss = token_nats(logits, targets).mean()
+        agreement = (logits.argmax(dim=-1) == final.argmax(dim=-1)).float().mean()
         divergence = F.kl_div(log_probs, final, reduction="sum", log_target=True) / targets.numel()
-        views.append(
-            LayerView(
-                layer=layer,
-                loss=token_nats(logits, targets).mean().item(),
-                agreement=(logits.argmax(dim=-1) == final.argmax(dim=-1)).float().mean().item(),
-                divergence=divergence.item(),
-            )
-        )
+        views.append(LayerView(layer, loss.item(), agreement.item(), divergence.item()))
     return views
 
 

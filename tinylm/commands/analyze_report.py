@@ -77,10 +77,8 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
     """Cuts texts into sequences of equal length.
 
     Each text begins a new sequence, with the end-of-text token before it. A sequence that reaches the end of its text
-    is filled up from the next text.
-
-    Returns:
-        token ids, (N <= most, length + 1): inputs and, shifted by one, targets; or one shorter row if nothing fills one
+    is filled up from the next text. The token ids, (N <= most, length + 1), are inputs and, shifted by one, targets; if
+    the texts fill no sequence, the result is one shorter row.
     """
     ids: list[int] = []
     begins: list[int] = []
@@ -143,7 +141,8 @@ def report_attention(subject: Subject) -> Report:
     maps = attention_maps(subject.model, shown, documents)[:, 0]
     means = entropy(maps).mean(dim=-1)  # of the text in the picture, (layers, H)
     notes = [[f"head {layer}.{head}: {means[layer, head]:.2f} nats" for head in heads] for layer in layers]
-    labels = [subject.words[token] for token in shown[0].tolist()]
+    words = subject.words
+    labels = [words[token] for token in shown[0].tolist()]
     figure = pictures.draw_attention(maps, labels, notes, f"{subject.name}: attention")
     files = subject.save("attention", figure)
     files += subject.save("heads", pictures.draw_heads(tables, f"{subject.name}: heads"))
@@ -195,7 +194,7 @@ def report_gradients(subject: Subject) -> Report:
         lines.append([each.part, f"{each.weights:,}", *figures, f"{each.zeros / each.weights:.1%}"])
     norm = sum(each.norm**2 for each in found) ** 0.5
     signal, noise = sum(each.signal for each in found), sum(each.noise for each in found)
-    scale = f"{noise / signal:.0f} sequences" if signal > 0 else "more sequences than these can show"
+    scale = f"{noise / signal:.0f} sequences" if signal > 0 else "too large to estimate from these"
     summary = f"gradient norm {norm:.4g} over {len(ids)} sequences; gradient noise scale: {scale}"
     files = subject.save("gradients", pictures.draw_gradients(found, f"{subject.name}: gradients"))
     return Report(f"{table(lines)}\n{summary}", summary, files)

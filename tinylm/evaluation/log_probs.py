@@ -1,9 +1,9 @@
 """The log probability of each token of a text. Every score, loss and table of this package is computed from it.
 
 A sequence longer than the context is read in overlapping windows. Each window begins `stride` tokens after the one
-before, the last one where it ends with the sequence, and predicts only the tokens that the one before did not reach.
-So every token is predicted once, and after the first window always from at least `context - stride` tokens: a small
-stride is fair to the model, and slow.
+before, except for the last one, which ends with the sequence. A token counts in the first window that predicts it, so
+that after the first window every token is predicted from at least `context - stride` tokens. A small stride gives
+tokens more context, and takes longer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def token_log_probs(
     stride: int | None = None,
     batch_size: int = 8,
 ) -> list[Predictions]:
-    """Predicts every token of some sequences from those before it.
+    """Predicts every token of each sequence from the tokens before it.
 
     Args:
         model: the network; it is run in evaluation mode
@@ -63,7 +63,7 @@ def token_log_probs(
     for row, ids in enumerate(rows):
         last = max(len(ids) - 1 - context, 0)
         windows += [(row, begin) for begin in (*range(0, last, stride), last)]
-    windows.reverse()  # so that a token keeps the prediction of the first window that holds it
+    windows.reverse()  # so that each token keeps the prediction of the first window that contains it
     for i in range(0, len(windows), batch_size):
         batch = windows[i : i + batch_size]
         parts = [rows[row][begin : begin + context + 1] for row, begin in batch]
@@ -100,9 +100,9 @@ def document_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, inside a `with` block; afterwards the model is in its earlier mode again.
+    """Puts a model in evaluation mode, without gradients, for a `with` block.
 
-    It is not PyTorch's inference mode: tables of positions created there could not be used in training later.
+    PyTorch's inference mode is not used: positional tables created in it could not be used in training later.
     """
     training = model.training
     model.eval()
