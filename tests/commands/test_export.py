@@ -56,7 +56,7 @@ def test_nothing_is_overwritten(run, model):
 ERRORS = {
     "no model": (["--model", "nowhere", "--to", "hf", "--out", "o"], 66, "nowhere: no such model"),
     "no Hugging Face folder": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
-    "a tinylm folder as a Hugging Face folder": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
+    "a tinylm folder": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
     "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal has no"),
     "an unsupported field": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
     "another format": (["--model", "model", "--to", "onnx", "--out", "o"], 2, "invalid choice: 'onnx'"),

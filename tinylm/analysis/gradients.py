@@ -69,10 +69,8 @@ def gradient_statistics(
     Raises:
         ConfigError: for a single sequence, which has no noise to measure, or quantized weights.
     """
-    N = len(ids)
-    require(
-        N >= 2, f"signal and noise need at least 2 sequences, got {N}; give more rows, more text or a smaller length"
-    )
+    N, remedy = len(ids), "give more rows, more text or a smaller length"
+    require(N >= 2, f"signal and noise need at least 2 sequences, got {N}; {remedy}")
     quantized = any(True for _ in quantized_layers(model))
     require(not quantized, "weights of 8 and 4 bits have no gradients; analyze the model that they were made of")
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -27,8 +27,8 @@ def make_parser() -> Parser:
     prompts.add_argument("--interactive", action="store_true", help="read prompts from the terminal or a pipe")
     parser.add_argument("--chat", action="store_true", help="take each prompt as a user's turn; print only the answer")
     add = parser.add_argument_group("sampling").add_argument
-    add("--max-new-tokens", type=int, default=500, help="most tokens to generate")
-    add("--min-new-tokens", type=int, default=0, help="fewest tokens to generate")
+    add("--max-new-tokens", type=int, default=500, help="largest number of tokens to generate")
+    add("--min-new-tokens", type=int, default=0, help="smallest number of tokens to generate")
     add("--temperature", type=float, default=0.8, help="below 1 favours likely tokens; 0 is greedy")
     add("--top-k", type=int, help="keep the k most likely tokens (default: all)")
     add("--top-p", type=float, help="keep the most likely tokens of total probability p (default: all)")
@@ -37,25 +37,17 @@ def make_parser() -> Parser:
     add("--repetition-penalty", type=float, default=1.0, help="above 1 makes tokens already present less likely")
     once = "subtracted once from the logit of every token already generated"
     add("--presence-penalty", type=float, default=0.0, help=once)
-    add("--frequency-penalty", type=float, default=0.0, help="subtracted once per earlier occurrence")
+    add("--frequency-penalty", type=float, default=0.0, help="subtracted from the logit once per earlier occurrence")
     add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="token ids that are never generated")
     add("--stop", nargs="+", default=[], help="strings that end a text; they are not part of it")
     add("--seed", type=int, help="sample i is drawn with the seed + i (default: random)")
     add("--num-beams", type=int, help="beam search with this many beams (default: sampling)")
-    add("--length-penalty", type=float, default=1.0, help="with beams: above 1 favours long texts")
-    add(
-        "--truncate",
-        choices=["left"],
-        help="drop the beginning of a prompt that exceeds the context (default: refuse it)",
-    )
+    add("--length-penalty", type=float, default=1.0, help="with --num-beams: above 1 favours long texts")
+    add("--truncate", choices=["left"], help="cut the beginning of prompts that exceed the context (default: refuse)")
     add = parser.add_argument_group("output").add_argument
-    add("--num-samples", type=int, default=1, help="texts per prompt; with beams, how many of the best")
-    add(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="print a single text token by token (default: yes)",
-    )
+    add("--num-samples", type=int, default=1, help="texts per prompt; with --num-beams, the best ones")
+    streaming = "print a single text token by token (default: yes)"
+    add("--stream", action=argparse.BooleanOptionalAction, default=True, help=streaming)
     add("--out", type=Path, help="also write the texts to a file; a .jsonl file gets tokens and log probabilities")
     add("--show-probs", action="store_true", help="colour each token by its probability")
     add("--stats", action="store_true", help="print speeds and memory to stderr")
