@@ -1,8 +1,8 @@
-"""Decoding speed with weights of 32, 8 and 4 bits: `python scripts/bench/quantize.py`.
+"""Decoding with weights in 32, 8 and 4 bits: `python scripts/bench/quantize.py`.
 
-Random models of the presets' architecture decode one or several texts with `Decoder`. A step reads one token per text,
-in the middle of the context. The models run in turn, several times, with the number of threads that is fastest for
-float32. Ratios are those of the medians. MB is the memory of all weights.
+Random models in the presets' form, one text or several at a time, through `Decoder`: a step reads one token of each
+row, in the middle of the context. All sides run in turn, several times over, on the number of threads that is the
+fastest for float32; ratios are of medians. Bytes are those of all weights in memory.
 """
 
 import argparse
@@ -20,7 +20,7 @@ STEPS, CONTEXT, V = 20, 256, 1024
 
 
 def sides(width: int, layers: int) -> dict[str, TransformerLM]:
-    """A model with random weights, and the same model quantized to 8 and 4 bits."""
+    """A model of random weights, and what becomes of it in 8 and 4 bits."""
     torch.manual_seed(0)
     config = ModelConfig(
         vocab_size=V, d_model=width, num_layers=layers, num_heads=max(width // 64, 1), max_seq_len=CONTEXT
@@ -30,7 +30,7 @@ def sides(width: int, layers: int) -> dict[str, TransformerLM]:
 
 
 def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
-    """Prints the table of one width and batch size, using at most `most` threads."""
+    """Prints the table of one width and batch; `most` threads may be used."""
     models = sides(width, layers)
     torch.set_num_threads(most)
     threads = fastest_threads(models["float32"], rows)
@@ -48,13 +48,13 @@ def bench(width: int, layers: int, rows: int, turns: int, most: int) -> None:
 
 
 def main() -> None:
-    """Prints a table for each width and batch size."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help="runs of each model (default: %(default)s)")
-    parser.add_argument("--widths", nargs="+", type=int, default=[128, 256, 768], help="values of d_model")
-    parser.add_argument("--layers", type=int, default=6, help="number of blocks (default: %(default)s)")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="texts decoded at once")
-    parser.add_argument("--threads", type=int, help="most CPU threads (default: all)")
+    parser.add_argument("--turns", type=int, default=15, help="runs of each side (%(default)s)")
+    parser.add_argument("--widths", nargs="+", type=int, default=[128, 256, 768])
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--threads", type=int, help="the most (all)")
     options = parser.parse_args()
     most = options.threads or torch.get_num_threads()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")

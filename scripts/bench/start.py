@@ -1,7 +1,7 @@
-"""Start-up time of the commands: `python scripts/bench/start.py`, in an empty folder, with tinylm installed.
+"""How soon a command answers: `python scripts/bench/start.py`, in an empty folder, with tinylm installed.
 
-Help is timed to its end; training and generation to their first line, and to the first step or token. Each number is
-the median, with the range, of several runs in milliseconds, each in a process of its own.
+Help is timed to its end; a training run, and generation from it, to the first line and to the first step or token.
+Medians and ranges of some turns, in milliseconds, each in a process of its own.
 """
 
 import argparse
@@ -18,12 +18,12 @@ FIT = ["fit", "-c", "tiny", "--trainer.val_check_interval", "2", *SHORT]
 
 
 def milliseconds(words: list[str], folder: str, until: str = "") -> float:
-    """The time until a command prints a line that contains a text, or until it ends if the text is empty."""
+    """The time until a command prints a line that has a text in it, or ends if the text is empty."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tinylm", *words], cwd=folder, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tinylm", *words]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    both = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=folder, env=environment, **both)
     assert process.stdout is not None
     found = None
     for line in process.stdout:
@@ -34,12 +34,12 @@ def milliseconds(words: list[str], folder: str, until: str = "") -> float:
 
 
 def main() -> None:
-    """Prints a line for each command."""
+    """Prints a row for each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="runs of each command (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5)
     turns = parser.parse_args().turns
     with tempfile.TemporaryDirectory() as folder:
-        milliseconds(FIT, folder)  # encodes the corpus, and fills the file cache
+        milliseconds(FIT, folder)  # the corpus is encoded, and files are in memory
         cases = [(" ".join(words), words, "") for words in HELP]
         cases += [("fit -c tiny: first line", FIT, "tinylm: "), ("fit -c tiny: second step", FIT, "step 2")]
         cases += [("generate: first line", ["generate", "--max-new-tokens", "1"], "tinylm: ")]
