@@ -1,4 +1,4 @@
-"""Checks of configs and arguments: rules, and the types of dataclass fields."""
+"""Checks of values from configs and arguments."""
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
