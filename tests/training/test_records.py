@@ -4,15 +4,10 @@ import pytest
 
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
+from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.plots import draw_curves
-from tinylm.training.records import (
-    RUN_FOLDER,
-    MetricsCSV,
-    RunConfig,
-    existing_run_folder,
-    new_run_folder,
-)
+from tinylm.training.metrics_csv import MetricsCSV
 
 
 @pytest.fixture(autouse=True)
