@@ -1,4 +1,4 @@
-"""The tuned and the compiled decoder against the model, rows of a cache against single texts, batches against streams."""
+"""Decoders against the model, rows of a cache against single texts, and batches against streams."""
 
 import subprocess
 import sys

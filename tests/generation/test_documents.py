@@ -45,9 +45,7 @@ def network(**fields) -> TransformerLM:
 
 
 @torch.no_grad()
-def greedy_without_cache(
-    model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END
-) -> list[int]:
+def greedy_without_cache(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
     """The oracle: slides like the generator."""
     ids = window = list(prompt)
     for _ in range(count):
@@ -166,7 +164,11 @@ def test_a_conversation_is_one_document():
     pairs = Generator(model, LETTERS)  # with a template that adds nothing to the prompt
     pairs.conversation = True
     (found,) = pairs.complete(["abc"], max_new_tokens=NEW, temperature=0)
-    assert found.ids == greedy_without_cache(model, [END, 0, 1, 2], end=None) != greedy_without_cache(model, [END, 0, 1, 2])
+    assert (
+        found.ids
+        == greedy_without_cache(model, [END, 0, 1, 2], end=None)
+        != greedy_without_cache(model, [END, 0, 1, 2])
+    )
 
 
 # --- scores

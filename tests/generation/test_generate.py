@@ -82,7 +82,9 @@ def test_decoding_matches_full_forward_passes_even_beyond_the_context(config, te
     prompt = data.draw(st.lists(token, min_size=1, max_size=config.max_seq_len))
     tokenizer = CharTokenizer("".join(map(chr, range(97, 97 + config.vocab_size))))
     options = dict(max_new_tokens=2 * config.max_seq_len + 3, temperature=temperature, seed=9)
-    assert ids_of(Generator(model, tokenizer), prompt, **options) == without_cache(model, prompt, SamplingConfig(**options))
+    assert ids_of(Generator(model, tokenizer), prompt, **options) == without_cache(
+        model, prompt, SamplingConfig(**options)
+    )
 
 
 def test_sampling_draws_from_the_logits_of_full_forward_passes():
@@ -131,7 +133,7 @@ def test_pieces_are_whole_characters_streamed_without_delay():
     tokenizer = ByteTokenizer()
     model = Scripted(list("a€😀b".encode()), tokenizer)
     pieces, read = [], []
-    for piece in saying(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
+    for piece in generator_of(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
         pieces.append(piece)
         read.append(len(model.read))
         assert not torch.is_inference_mode_enabled()  # the mode of the loop does not leak to the consumer
@@ -142,7 +144,7 @@ def test_pieces_are_whole_characters_streamed_without_delay():
 def test_the_end_of_text_token_ends_the_text_and_is_left_out():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2, tokenizer.end_of_text, 1], tokenizer)
-    assert saying(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
+    assert generator_of(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
     assert model.script == [1]  # nothing is computed after it
 
 
@@ -157,16 +159,20 @@ def test_a_text_does_not_end_before_min_new_tokens():
     for least, expected in ((0, ""), (2, "aa"), (3, "aaa")):  # without the end, the first of equal logits is chosen
         model = Scripted([end] * 4, tokenizer)
         options = dict(max_new_tokens=4, min_new_tokens=least, **GREEDY)
-        assert saying(model, tokenizer).generate("b", **options) == expected
+        assert generator_of(model, tokenizer).generate("b", **options) == expected
 
 
 def test_penalties_count_earlier_tokens():
     def generated(**options):
-        return saying(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate("c", max_new_tokens=4, **GREEDY, **options)
+        return generator_of(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate(
+            "c", max_new_tokens=4, **GREEDY, **options
+        )
 
     assert generated() == "bbbb"
     assert generated(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: each time the first token not yet generated
-    assert generated(frequency_penalty=0.6) == "bbac"  # b has 1, 0.4, then -0.2 against 0 of a; then a -0.6 against 0 of c
+    assert (
+        generated(frequency_penalty=0.6) == "bbac"
+    )  # b has 1, 0.4, then -0.2 against 0 of a; then a -0.6 against 0 of c
     assert generated(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
 
 
@@ -174,7 +180,7 @@ def test_penalties_count_earlier_tokens():
 
 
 def ends_before(text: str, stops: list[str]) -> str:
-    """The definition: a text ends where a stop string is first completed; the longest one completed there is cut off."""
+    """The definition: the text ends where a stop string is first completed, of which the longest is cut off."""
     for n in range(1, len(text) + 1):
         if complete := [stop for stop in stops if text[:n].endswith(stop)]:
             return text[: n - max(map(len, complete))]
@@ -223,15 +229,15 @@ def test_streams_and_batches_end_at_the_same_token(script, stops):
     read = [each.removesuffix(b"\xc3").decode(errors="replace") for each in prefixes]  # may be continued
     count = next((n for n, text in enumerate(read, 1) if any(stop in text for stop in stops)), len(script))
     stopped = any(stop in BYTES.decode(script) for stop in stops)
-    text, pieces = saying(Scripted(script, BYTES), BYTES).begin("a", **options)
+    text, pieces = generator_of(Scripted(script, BYTES), BYTES).begin("a", **options)
     found = Completion("a", "".join(pieces), text.ids, text.log_probs, text.finished)
     assert (found.text, found.ids, found.finished) == (expected, script[:count], "stop" if stopped else "length")
-    assert saying(Scripted(script, BYTES), BYTES).complete(["a"], **options) == [found]
+    assert generator_of(Scripted(script, BYTES), BYTES).complete(["a"], **options) == [found]
 
 
 def test_stop_strings_across_tokens_end_the_text_and_the_computation():
     model = Scripted([LETTERS.encode(letter)[0] for letter in "abcdefgh"], LETTERS)
-    generator = saying(model, LETTERS)
+    generator = generator_of(model, LETTERS)
     assert generator.generate("a", max_new_tokens=8, stop=["xyz", "cde"], **GREEDY) == "ab"
     assert len(model.script) == 3
 
@@ -243,17 +249,17 @@ def test_the_end_of_text_token_is_inserted_before_a_prompt():
     """It precedes every document in training."""
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert saying(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
+    assert generator_of(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 2, 0, 1]
     model = Scripted([1], CharTokenizer("abc"))
-    saying(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
+    generator_of(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
     assert model.read == [2, 0]
 
 
 def test_an_empty_prompt_is_the_end_of_text_token_alone():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert saying(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
+    assert generator_of(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 1]
     with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no end-of-text token"):
         make().stream("")  # by the call, not by the first piece
@@ -262,7 +268,7 @@ def test_an_empty_prompt_is_the_end_of_text_token_alone():
 def test_special_tokens_in_a_prompt_are_plain_text():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = Scripted([97], tokenizer)
-    saying(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
+    generator_of(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
     assert model.read == [tokenizer.end_of_text, *END_OF_TEXT.encode()]  # inserted before the text, not found in it
 
 
@@ -275,7 +281,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused():
 
 def test_a_prompt_longer_than_the_context_is_refused_or_truncated(capfd):
     model = Scripted([0, 1], LETTERS, max_seq_len=4)
-    generator = saying(model, LETTERS)
+    generator = generator_of(model, LETTERS)
     with pytest.raises(ConfigError, match="the prompt has 6 tokens, the context holds 4; use --truncate left"):
         generator.stream("abcdef")
     assert capfd.readouterr().err == ""
@@ -288,7 +294,7 @@ def test_a_prompt_longer_than_the_context_is_refused_or_truncated(capfd):
 @pytest.mark.parametrize(("count", "slides"), [(4, False), (5, False), (6, True)])
 def test_sliding_is_announced_only_if_it_happens(count, slides, capfd):
     model = Scripted([0] * count, LETTERS, max_seq_len=8)
-    saying(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
+    generator_of(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
     assert (len(model.read) > 4 + count - 1) == slides  # tokens were read twice
     assert ("beyond 8 tokens, generation keeps" in capfd.readouterr().err) == slides
 
