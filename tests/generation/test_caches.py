@@ -35,7 +35,7 @@ def network(cache: type[RingKVCache], max_seq_len: int = 8, **fields) -> Transfo
 
 
 @torch.no_grad()
-def greedy_without_cache(model: TransformerLM, prompt: str) -> list[int]:
+def uncached(model: TransformerLM, prompt: str) -> list[int]:
     """The oracle: slides like the generator, and rounds keys and values if the model's cache does."""
     oracle = random_model(model.config, seed=2)
     if model.cache_type is Int8KVCache:
@@ -59,7 +59,7 @@ def test_texts_slide_and_take_over_the_rows_of_finished_texts(cache, fields, dec
     """Seven texts in three rows: some end early, the others outgrow the context."""
     model = network(cache, **fields)
     found = Generator(model, LETTERS, decoder(model)).complete(PROMPTS, batch_size=3, max_new_tokens=NEW, temperature=0)
-    assert [each.ids for each in found] == [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+    assert [each.ids for each in found] == [uncached(model, prompt) for prompt in PROMPTS]
     assert {each.finished for each in found} == {"end", "length"}
 
 
@@ -70,7 +70,7 @@ def test_speculative_decoding_truncates_rejected_drafts(cache, fields):
     for draft in (None, model, network(cache, max_seq_len=6)):
         generator = SpeculativeGenerator(model, LETTERS, draft)
         found = generator.complete(PROMPTS, max_new_tokens=NEW, temperature=0)
-        assert [each.ids for each in found] == [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+        assert [each.ids for each in found] == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 @caches

@@ -34,7 +34,7 @@ def network(change: str | None = None, dtype: torch.dtype = torch.float64, **fie
 
 
 @torch.no_grad()
-def greedy_without_cache(model: TransformerLM, prompt: str, count: int = NEW) -> str:
+def uncached(model: TransformerLM, prompt: str, count: int = NEW) -> str:
     """The oracle: the most likely tokens, sliding like the generator."""
     ids, window = LETTERS.encode(prompt), LETTERS.encode(prompt)
     for _ in range(count):
@@ -48,8 +48,8 @@ def greedy_without_cache(model: TransformerLM, prompt: str, count: int = NEW) ->
 @changes
 def test_texts_follow_the_changed_model(change, capfd):
     model = network(change)
-    expected = greedy_without_cache(model, "abc")
-    assert expected != greedy_without_cache(network(), "abc"), "the change has no effect"
+    expected = uncached(model, "abc")
+    assert expected != uncached(network(), "abc"), "the change has no effect"
     generator = Generator(model, LETTERS)
     assert generator.generate("abc", max_new_tokens=NEW, temperature=0) == expected
     notices = capfd.readouterr().err.splitlines()
@@ -62,7 +62,7 @@ def test_texts_follow_the_changed_model(change, capfd):
 def test_batches_beams_and_speculation_follow_the_changed_model(change):
     model = network(change)
     prompts = ["abc", "jihgf", "a", "bb"]
-    expected = [greedy_without_cache(model, prompt) for prompt in prompts]
+    expected = [uncached(model, prompt) for prompt in prompts]
     found = Generator(model, LETTERS).complete(prompts, batch_size=3, max_new_tokens=NEW, temperature=0)
     assert [each.text for each in found] == expected
     assert [
@@ -73,7 +73,7 @@ def test_batches_beams_and_speculation_follow_the_changed_model(change):
         found = generator.complete(prompts, max_new_tokens=NEW, temperature=0)
         assert [each.text for each in found] == expected
     draft = SpeculativeGenerator(network(), LETTERS, model)  # a changed draft model affects the speed only
-    assert draft.generate("abc", max_new_tokens=NEW, temperature=0) == greedy_without_cache(network(), "abc")
+    assert draft.generate("abc", max_new_tokens=NEW, temperature=0) == uncached(network(), "abc")
 
 
 @changes
@@ -92,7 +92,7 @@ def test_beam_scores_are_those_of_the_changed_model(change):
 @changes
 def test_sliding_texts_follow_the_changed_model(change):
     model = network(change, max_seq_len=8)
-    expected = greedy_without_cache(model, "abc", 20)
+    expected = uncached(model, "abc", 20)
     assert Generator(model, LETTERS).generate("abc", max_new_tokens=20, temperature=0) == expected
     assert SpeculativeGenerator(model, LETTERS).generate("abc", max_new_tokens=20, temperature=0) == expected
 
@@ -123,18 +123,18 @@ def test_later_changes_are_noticed_at_the_next_text(capfd):
     fast = generator.decoder
     options = dict(max_new_tokens=NEW, temperature=0)
     before = generator.generate("abc", **options)
-    assert generator.decoder is fast and before == greedy_without_cache(model, "abc")
+    assert generator.decoder is fast and before == uncached(model, "abc")
     handle = model.blocks[0].register_forward_hook(lambda module, inputs, output: output.flip(-1))
-    assert generator.generate("abc", **options) == greedy_without_cache(model, "abc") != before
+    assert generator.generate("abc", **options) == uncached(model, "abc") != before
     assert isinstance(generator.decoder, UncachedDecoder)
     assert "blocks.0 has a forward hook" in capfd.readouterr().err
     (beam,) = beam_search(generator, "abc", num_beams=1, max_new_tokens=NEW)
-    assert beam.text == greedy_without_cache(model, "abc")
+    assert beam.text == uncached(model, "abc")
     handle.remove()
     assert generator.generate("abc", **options) == before
     assert isinstance(generator.decoder, Decoder)
     model.blocks[1].attention.output.weight.mul_(-1)  # for example by a training step
-    assert generator.generate("abc", **options) == greedy_without_cache(model, "abc") != before
+    assert generator.generate("abc", **options) == uncached(model, "abc") != before
 
 
 def test_later_changes_of_the_draft_model_are_noticed():
@@ -169,11 +169,11 @@ def test_global_hooks_are_noticed():
         lambda module, inputs, output: 2 * output if module is model.blocks[0].attention else None
     )
     try:
-        expected = greedy_without_cache(model, "abc")
+        expected = uncached(model, "abc")
         assert generator.generate("abc", max_new_tokens=NEW, temperature=0) == expected
     finally:
         handle.remove()
-    assert expected != greedy_without_cache(model, "abc")
+    assert expected != uncached(model, "abc")
 
 
 # --- dropout

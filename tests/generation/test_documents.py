@@ -45,7 +45,7 @@ def network(**fields) -> TransformerLM:
 
 
 @torch.no_grad()
-def greedy_without_cache(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
+def uncached(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
     """The oracle: slides like the generator."""
     ids = window = list(prompt)
     for _ in range(count):
@@ -76,11 +76,11 @@ def test_texts_match_trainings_forward_pass(positions, fields, cache):
     oracle = network(positional_encoding=positions, **fields)
     if cache is Int8KVCache:
         oracle = with_rounded_keys(oracle)
-    expected = [greedy_without_cache(oracle, prompt) for prompt in PROMPTS]
+    expected = [uncached(oracle, prompt) for prompt in PROMPTS]
     for batch_size in (1, 2, 6):
         assert texts_of(Generator(model, LETTERS), batch_size) == expected
         assert texts_of(Generator(model, LETTERS, Fixed(model)), batch_size) == expected
-    together = [greedy_without_cache(oracle, prompt, end=None) for prompt in PROMPTS]
+    together = [uncached(oracle, prompt, end=None) for prompt in PROMPTS]
     assert expected != together, "the mask has no effect"
 
 
@@ -88,7 +88,7 @@ def test_texts_match_trainings_forward_pass(positions, fields, cache):
 def test_speculative_texts_match_trainings_forward_pass(positions):
     """Drafts may end a document, and may be rejected."""
     model = network(positional_encoding=positions, max_seq_len=12)
-    expected = [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+    expected = [uncached(model, prompt) for prompt in PROMPTS]
     for draft in (None, model, network(positional_encoding=positions, max_seq_len=7), network(document_mask=False)):
         assert texts_of(SpeculativeGenerator(model, LETTERS, draft)) == expected
 
@@ -96,8 +96,8 @@ def test_speculative_texts_match_trainings_forward_pass(positions):
 def test_texts_of_a_changed_model_match_trainings_forward_pass():
     model = network()
     gate(model)
-    assert texts_of(Generator(model, LETTERS), 3) == [greedy_without_cache(model, prompt) for prompt in PROMPTS]
-    assert texts_of(SpeculativeGenerator(model, LETTERS)) == [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+    assert texts_of(Generator(model, LETTERS), 3) == [uncached(model, prompt) for prompt in PROMPTS]
+    assert texts_of(SpeculativeGenerator(model, LETTERS)) == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 @positions
@@ -142,7 +142,7 @@ def test_logits_match_trainings_forward_pass_after_any_prefix(config, ids, prefi
 def test_compiled_texts_match_trainings_forward_pass():
     model = network().float()
     generator = Generator(model, LETTERS, CompiledDecoder(model))
-    assert texts_of(generator, 6) == [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+    assert texts_of(generator, 6) == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 # --- conversations
@@ -151,8 +151,8 @@ def test_compiled_texts_match_trainings_forward_pass():
 def test_a_conversation_is_one_document():
     """A record of pairs has one document number in training (data/pair_batches.py), separators included."""
     model = network()
-    whole = [greedy_without_cache(model, prompt, end=None) for prompt in PROMPTS]
-    assert whole != [greedy_without_cache(model, prompt) for prompt in PROMPTS]
+    whole = [uncached(model, prompt, end=None) for prompt in PROMPTS]
+    assert whole != [uncached(model, prompt) for prompt in PROMPTS]
     found = exact_match(Generator(model, LETTERS), PROMPTS, [""] * len(PROMPTS), max_new_tokens=NEW, batch_size=3)
     assert found.answers == [LETTERS.decode(ids) for ids in whole]
     framed = Generator(model, LETTERS)
@@ -160,15 +160,11 @@ def test_a_conversation_is_one_document():
     for prompt, text in itertools.product(["", "ab"], ["ca"]):
         ids = [END, 9, *LETTERS.encode(prompt + text), 8]
         (found,) = framed.complete([prompt + text], max_new_tokens=NEW, temperature=0)
-        assert found.ids == greedy_without_cache(model, ids, end=None)
+        assert found.ids == uncached(model, ids, end=None)
     pairs = Generator(model, LETTERS)  # with a template that adds nothing to the prompt
     pairs.conversation = True
     (found,) = pairs.complete(["abc"], max_new_tokens=NEW, temperature=0)
-    assert (
-        found.ids
-        == greedy_without_cache(model, [END, 0, 1, 2], end=None)
-        != greedy_without_cache(model, [END, 0, 1, 2])
-    )
+    assert found.ids == uncached(model, [END, 0, 1, 2], end=None) != uncached(model, [END, 0, 1, 2])
 
 
 # --- scores

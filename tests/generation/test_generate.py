@@ -58,7 +58,7 @@ def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
 
 
 @torch.no_grad()
-def without_cache(model, prompt: list[int], config: SamplingConfig) -> list[int]:
+def uncached(model, prompt: list[int], config: SamplingConfig) -> list[int]:
     """The oracle: reads the whole context for each token, and keeps its newest half when it is full."""
     text, window, random = list(prompt), list(prompt), torch.Generator()
     random.manual_seed(config.seed or 0)
@@ -82,9 +82,7 @@ def test_decoding_matches_full_forward_passes_even_beyond_the_context(config, te
     prompt = data.draw(st.lists(token, min_size=1, max_size=config.max_seq_len))
     tokenizer = CharTokenizer("".join(map(chr, range(97, 97 + config.vocab_size))))
     options = dict(max_new_tokens=2 * config.max_seq_len + 3, temperature=temperature, seed=9)
-    assert ids_of(Generator(model, tokenizer), prompt, **options) == without_cache(
-        model, prompt, SamplingConfig(**options)
-    )
+    assert ids_of(Generator(model, tokenizer), prompt, **options) == uncached(model, prompt, SamplingConfig(**options))
 
 
 def test_sampling_draws_from_the_logits_of_full_forward_passes():
@@ -163,17 +161,14 @@ def test_a_text_does_not_end_before_min_new_tokens():
 
 
 def test_penalties_count_earlier_tokens():
-    def generated(**options):
-        return generator_of(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate(
-            "c", max_new_tokens=4, **GREEDY, **options
-        )
+    def text(**options):
+        generator = generator_of(Scripted([1, 1, 1, 1], LETTERS), LETTERS)
+        return generator.generate("c", max_new_tokens=4, **GREEDY, **options)
 
-    assert generated() == "bbbb"
-    assert generated(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: each time the first token not yet generated
-    assert (
-        generated(frequency_penalty=0.6) == "bbac"
-    )  # b has 1, 0.4, then -0.2 against 0 of a; then a -0.6 against 0 of c
-    assert generated(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
+    assert text() == "bbbb"
+    assert text(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: each time the first token not yet generated
+    assert text(frequency_penalty=0.6) == "bbac"  # b has 1, 0.4, then -0.2 against 0 of a; a -0.6 against 0 of c
+    assert text(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
 
 
 # --- stop strings
