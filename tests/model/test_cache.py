@@ -90,7 +90,7 @@ def test_int8_cache_rounds_to_half_a_step_and_keeps_zeros():
     config = ModelConfig(vocab_size=9, d_model=64, num_heads=2, num_layers=1, max_seq_len=8)
     cache = Int8KVCache(config, 1)
     keys = torch.randn(1, 2, 5, 32, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-2.0, 3)[:, None]
-    cache.place(5)
+    cache.reserve(5)
     found, zeros = cache.append(0, keys, torch.zeros_like(keys))
     assert ((found - keys).abs() <= keys.abs().amax(dim=-1, keepdim=True) / 254 * 1.0001).all()
     assert not zeros.any()

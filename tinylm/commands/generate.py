@@ -158,7 +158,7 @@ def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, sho
         print(piece, end="", flush=True)
         said.append(piece)
     print()
-    return generator.completion(prompt, text, "".join(said))
+    return text.completion(prompt, "".join(said))
 
 
 @interruptible()

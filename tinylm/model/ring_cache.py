@@ -9,8 +9,8 @@ The position held by a slot follows from the length of its row alone, so rows of
     C = 4, length 6      slot      0  1  2  3
                          position  4  5  2  3
 
-Gradients flow to the tokens being read, never to tokens read earlier. Where documents are kept apart
-(`document_mask`), `begin_document` separates them: earlier positions still count, but no later query sees them.
+Gradients flow to the tokens being read, never to tokens read earlier. With `document_mask`,
+`begin_document` separates documents: earlier positions still count toward the length, but no later query sees them.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class RingKVCache(KVCache):
         """Declares the next tokens padded on the right: only the first `counts[row]` tokens of each row are stored."""
         self._counts = counts
 
-    def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+    def reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         """Reserves slots for the next tokens of every row, which the layers then `append`.
 
         Args:
@@ -98,15 +98,15 @@ class RingKVCache(KVCache):
             the new positions, a slice where all rows have the same length, else int64 (B, T); and the position of every
             key that `append` returns, int64 (B, S), negative for an empty slot. None: 0, 1, 2, ...
         """
-        placed = self._place(num_new)
+        reserved = self._reserve(num_new)
         self.advance(num_new)
-        return placed
+        return reserved
 
-    def _place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+    def _reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         first, last = min(self.lengths), max(self.lengths)
-        overwrite = not torch.is_grad_enabled()  # never what a gradient still needs
+        overwrite = not torch.is_grad_enabled()  # a gradient may still need the old contents
         aligned = first == last and self._one_document
-        if overwrite and aligned and last + num_new <= self.num_slots:  # the common case needs no index
+        if overwrite and aligned and last + num_new <= self.num_slots:  # the common case, without an index
             self._new = slice(last, last + num_new)
             # views of all layers at once: one call per layer would be slower
             self._targets = [buffer[:, :, :, self._new].unbind() for buffer in self._buffers]
@@ -147,7 +147,7 @@ class RingKVCache(KVCache):
         return last - (last - slots) % self.num_slots
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new keys and values of one layer, (B, K, T, E) each, in the slots chosen by `place`.
+        """Stores the new keys and values of one layer, (B, K, T, E) each, in the slots chosen by `reserve`.
 
         Returns:
             all visible keys and values, the new ones included: (B, K, S, E) each
@@ -201,7 +201,7 @@ class RingKVCache(KVCache):
         self.begins[row].append(self.lengths[row])
 
     def row(self, index: int) -> "RingKVCache":
-        """One row as a cache that shares the memory and has a length of its own."""
+        """One row as a cache that shares the memory but not the length."""
         cache = object.__new__(type(self))  # allocates nothing
         cache.max_len, cache.num_slots, cache._counts = self.max_len, self.num_slots, None
         cache.lengths, cache.begins = [self.lengths[index]], [list(self.begins[index])]
