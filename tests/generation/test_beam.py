@@ -144,7 +144,7 @@ def test_scores_and_log_probs_match_full_forward_passes(penalty):
 
 
 class Scripted(nn.Module):
-    """A model and its decoder, with probabilities that depend on the last token only. Records the rows of each step."""
+    """A model and decoder in one whose probabilities depend on the last token alone. Records the rows of each step."""
 
     make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type
 

@@ -98,9 +98,9 @@ def test_row_and_select_share_and_copy_the_memory_of_a_cache(cache):
     ids = torch.arange(18).view(3, 6) % 11
     rows = model.make_cache(3)
     for row, count in enumerate((2, 5, 3)):
-        alone = rows.row(row)
-        assert type(alone) is cache
-        model(ids[row : row + 1, :count], cache=alone)
+        single = rows.row(row)
+        assert type(single) is cache
+        model(ids[row : row + 1, :count], cache=single)
         rows.lengths[row] = count
     rows.select([2, 0, 2])
     found = Decoder(model).step(torch.tensor([4, 5, 6]), rows)

@@ -227,8 +227,8 @@ def test_texts_do_not_depend_on_the_rest_of_the_batch(batch_size, decoder, chang
     options = dict(max_new_tokens=25, temperature=1.5, seed=3, logit_bias={LETTERS.end_of_text: -1.5})
     prompts = ["", "abc", "jihgf", "a", "bb"]
     found = generator.complete(prompts, num_samples=2, batch_size=batch_size, **options)
-    alone = [generator.generate(prompt, **options | {"seed": 3 + i}) for prompt in prompts for i in range(2)]
-    assert [each.text for each in found] == alone
+    streamed = [generator.generate(prompt, **options | {"seed": 3 + i}) for prompt in prompts for i in range(2)]
+    assert [each.text for each in found] == streamed
     assert [each.prompt for each in found] == [prompt for prompt in prompts for _ in range(2)]
     assert {each.finished for each in found} == {"end", "length"}
     assert len({each.text for each in found}) > 5
@@ -248,8 +248,8 @@ def test_stop_strings_end_texts_of_a_batch_like_streams():
     generator = make()
     options = dict(max_new_tokens=40, temperature=1.5, seed=1, stop=["ab", "c", "hij"])
     found = generator.complete(["a", "b", "ca", "d"], num_samples=3, **options)
-    alone = [generator.generate(p, **options | {"seed": 1 + i}) for p in ("a", "b", "ca", "d") for i in range(3)]
-    assert [each.text for each in found] == alone
+    streamed = [generator.generate(p, **options | {"seed": 1 + i}) for p in ("a", "b", "ca", "d") for i in range(3)]
+    assert [each.text for each in found] == streamed
     assert "stop" in {each.finished for each in found}
 
 

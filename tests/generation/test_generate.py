@@ -27,7 +27,7 @@ def make(max_seq_len: int = 16, seed: int = 0, tokenizer=LETTERS, **changes) -> 
 
 
 class Scripted(nn.Module):
-    """A model and its decoder, which generates a script whatever it reads, and records what it reads."""
+    """A model and decoder in one that generates a fixed script and records the ids that it reads."""
 
     fixed_rows = False
     make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type

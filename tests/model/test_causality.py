@@ -89,8 +89,8 @@ def test_packed_documents_have_the_logits_of_separate_documents(config, data):
     model, ids = random_model(config), random_ids(config, batch_size=1)
     lengths = partition(data, config.max_seq_len)
     documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-    alone = torch.cat([model(document) for document in ids.split(lengths, dim=1)], dim=1)
-    torch.testing.assert_close(model(ids, documents=documents), alone, **EXACT)
+    separate = torch.cat([model(document) for document in ids.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(model(ids, documents=documents), separate, **EXACT)
 
 
 @few

@@ -42,10 +42,7 @@ class Generator:
     """
 
     def __init__(
-        self,
-        model: TransformerLM,
-        tokenizer: Tokenizer,
-        decoder: CachedDecoder | UncachedDecoder | None = None,
+        self, model: TransformerLM, tokenizer: Tokenizer, decoder: CachedDecoder | UncachedDecoder | None = None
     ) -> None:
         self.model, self.tokenizer, self._chosen = model, tokenizer, decoder
         self.decoder: Any = make_decoder(model) if decoder is None else decoder

@@ -91,12 +91,12 @@ def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
         raise ConfigError(f"{name} must be {rule}, got {value}")
 
 
-def check_names(options: Iterable[str], config: type, what: str) -> None:
+def check_names(options: Iterable[str], config: type, purpose: str) -> None:
     """Raises ConfigError, with a suggestion, unless all options are fields of a dataclass."""
     known = [each.name for each in fields(config)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"{name}: no such option of {what}{did_you_mean(name, known)}")
+            raise ConfigError(f"{name}: no such option of {purpose}{did_you_mean(name, known)}")
 
 
 def check_truncate(truncate: object) -> None:

@@ -77,21 +77,15 @@ class ModelConfig:
         for name in (*sizes, "sliding_window"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        for name, divisor in (("d_model", "num_heads"), ("num_heads", "num_kv_heads")):
-            value, by = getattr(self, name), getattr(self, divisor)
-            require(
-                not by or value % by == 0,
-                f"{name} must be divisible by {divisor}, got {name}={value} and {divisor}={by}",
-            )
+        D, H, K = self.d_model, self.num_heads, self.kv_heads
+        require(D % H == 0, f"d_model must be divisible by num_heads, got d_model={D} and num_heads={H}")
+        require(H % K == 0, f"num_heads must be divisible by num_kv_heads, got num_heads={H} and num_kv_heads={K}")
         if self.positional_encoding == "rotary":
-            require(
-                self.head_dim % 2 == 0,
-                f"rotary positions need an even head_dim, got d_model={self.d_model} / num_heads={self.num_heads} "
-                f"= {self.head_dim}",
-            )
+            E = self.head_dim
+            require(E % 2 == 0, f"rotary positions need an even head_dim, got d_model={D} / num_heads={H} = {E}")
             require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
-            require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
+            require(D % 2 == 0, f"sinusoidal positions need an even d_model, got {D}")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
 

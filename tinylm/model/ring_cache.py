@@ -9,8 +9,8 @@ The position held by a slot follows from the length of its row alone, so rows of
     C = 4, length 6      slot      0  1  2  3
                          position  4  5  2  3
 
-Gradients flow to the tokens being read, never to tokens read earlier. With `document_mask`,
-`begin_document` separates documents: earlier positions still count toward the length, but no later query sees them.
+Gradients flow to the tokens being read, never to tokens read earlier. With `document_mask`, `begin_document` separates
+documents: earlier positions still count toward the length, but no later query sees them.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,8 @@ from tinylm.model.config import ModelConfig
 class RingKVCache(KVCache):
     """Keys and values of every layer, for up to `max_len` positions per row.
 
-    Args:
-        config: the model's config
-        batch_size: number of rows
-        max_len: most positions of a row. None: the model's context
-        spare: slots kept beyond the window, so that `truncate` can undo that many positions
-        dtype: type of keys and values
-        device: where they are stored
+    The arguments are those of `KVCache`, and `spare`: slots kept beyond the window, so that `truncate` can undo that
+    many positions.
 
     Attributes:
         lengths: number of positions read by each row
@@ -56,7 +51,7 @@ class RingKVCache(KVCache):
         self.num_slots = self.max_len if window is None else min(self.max_len, window + spare)
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         self._counts: Sequence[int] | None = None
-        # One spare slot, so that a slice never spans the buffer and one compiled step fits all lengths.
+        # One extra slot, so that a slice never spans the buffer and one compiled step fits all lengths.
         shape = (2 * config.num_layers, batch_size, config.kv_heads, self.num_slots + 1, config.head_dim)
         self._use(self._allocate(shape, dtype, device))
 
@@ -95,8 +90,8 @@ class RingKVCache(KVCache):
             num_new: T, tokens per row
 
         Returns:
-            the new positions, a slice where all rows have the same length, else int64 (B, T); and the position of every
-            key that `append` returns, int64 (B, S), negative for an empty slot. None: 0, 1, 2, ...
+            the new positions, a slice if all rows have the same length, else int64 (B, T); and the position of every
+            key that `append` returns, int64 (B, S), negative for an empty slot (None: 0, 1, 2, ...)
         """
         reserved = self._reserve(num_new)
         self.advance(num_new)

@@ -135,14 +135,15 @@ class _Lookup:
 
     def restart(self) -> None:
         """Forgets the text."""
-        self.known, self.after = self.n, dict[tuple[int, ...], int]()  # position after the latest n tokens
+        self.indexed = self.n  # number of tokens in the index
+        self.after: dict[tuple[int, ...], int] = {}  # n tokens -> position after their latest occurrence
 
     def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
         """Drafts like `_DraftModel.draft`. A draft may extend itself: `abcabc` is continued by `abcabc`."""
         ids = [*text.prompt, *text.ids]
-        for position in range(self.known, len(ids)):
+        for position in range(self.indexed, len(ids)):
             self.after[tuple(ids[position - self.n : position])] = position
-        self.known, length = max(self.known, len(ids)), len(ids)
+        self.indexed, length = max(self.indexed, len(ids)), len(ids)
         position = self.after.get(tuple(ids[-self.n :]))
         while position is not None and len(ids) < length + limit and end not in ids[length:]:
             ids.append(ids[position])
