@@ -205,7 +205,7 @@ def test_early_stop_ends_the_search_after_num_beams_texts():
     ],
 )
 def test_the_search_ends_when_no_running_text_can_win(penalty, steps):
-    """Of at most 8 tokens. After n steps the running text has S = log 0.6 + (n - 1) log 0.5."""
+    """At most 8 tokens are generated. After n steps the running text has S = log 0.6 + (n - 1) log 0.5."""
     model = Scripted(HALF)
     options = dict(num_beams=2, max_new_tokens=8, length_penalty=penalty)
     (found,) = search(model, "", **options)
