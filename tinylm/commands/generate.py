@@ -149,7 +149,7 @@ def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, sho
         print(piece, end="", flush=True)
         printed.append(piece)
     print()
-    return generator.completion(prompt, text, "".join(printed))
+    return text.completion(prompt, "".join(printed))
 
 
 @interruptible()
