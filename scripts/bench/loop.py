@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
-from tinylm.training.callbacks import MetricsLog, Throughput
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.optim import make_optimizer
 from tinylm.training.schedule import learning_rate
+from tinylm.training.throughput import MetricsLog, Throughput
 
 
 def make(corpus: str) -> tuple[LitTransformerLM, TextDataModule]:

@@ -276,7 +276,7 @@ def test_what_numpy_does_not_know_is_refused_by_name(words, code, problem, tmp_p
 @pytest.mark.parametrize("prompt", ["--- a", "a b", "'", "x" * 61])
 def test_the_printed_prompt_is_read_as_it_is(prompt):
     from tinylm.commands.generate import make_parser
-    from tinylm.training.callbacks import generate_command
+    from tinylm.training.finish import generate_command
 
     words = shlex.split(generate_command(Path("runs/it"), prompt))
     options = make_parser().parse(words[words.index("generate") + 1 :])

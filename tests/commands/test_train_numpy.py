@@ -24,8 +24,8 @@ from tinylm import locate
 from tinylm.commands import run_command
 from tinylm.reference import files
 from tinylm.reference.checkpoint import read_checkpoint
+from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
-from tinylm.training.records import RUN_FOLDER
 
 MINI = """
 model:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinylm.training.records import RUN_FOLDER
+from tinylm.runs.folder import RUN_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 

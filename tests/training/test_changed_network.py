@@ -10,10 +10,11 @@ from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError, DataError
 from tinylm.model import ModelConfig, flops_per_token
 from tinylm.training import LastCheckpoint, LitTransformerLM
-from tinylm.training.callbacks import FinishRun, training_flops
+from tinylm.training.finish import FinishRun
 from tinylm.training.optim import OptimizerConfig
-from tinylm.training.progress import SampleText
+from tinylm.training.samples import SampleText
 from tinylm.training.schedule import ScheduleConfig
+from tinylm.training.throughput import training_flops
 
 
 class Plainly(pl.Callback):

@@ -15,6 +15,7 @@ from tinylm.analysis.attention import attention_maps, entropy
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
+from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
 from tinylm.training import (
     ActivationStatistics,
@@ -24,7 +25,7 @@ from tinylm.training import (
     LitTransformerLM,
     OptimizerConfig,
 )
-from tinylm.training.records import RUN_FOLDER, MetricsCSV
+from tinylm.training.metrics_csv import MetricsCSV
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ROOT / "configs/overlays"

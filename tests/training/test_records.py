@@ -4,15 +4,10 @@ import pytest
 
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
+from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.plots import draw_curves
-from tinylm.training.records import (
-    RUN_FOLDER,
-    MetricsCSV,
-    RunConfig,
-    existing_run_folder,
-    new_run_folder,
-)
+from tinylm.training.metrics_csv import MetricsCSV
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +57,13 @@ def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small"
     monkeypatch.delenv(RUN_FOLDER)
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
-    assert f"unfinished; to go on with it: {command('fit', '--resume')}" in capfd.readouterr().err
+    assert f"unfinished; to resume it: {command('fit', '--resume')}" in capfd.readouterr().err
     # a process that rank 0 starts gets the same folder
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
     monkeypatch.delenv(RUN_FOLDER)
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-3"
     assert (
-        f"small-2 exists (unfinished; to go on with it: {command('fit', '--run.name', 'small-2', '--resume')})"
+        f"small-2 exists (unfinished; to resume it: {command('fit', '--run.name', 'small-2', '--resume')})"
         in capfd.readouterr().err
     )
 

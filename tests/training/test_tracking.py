@@ -18,8 +18,8 @@ import wandb
 import yaml
 
 from tinylm.files import read_json
+from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
-from tinylm.training.records import RUN_FOLDER
 from tinylm.training.tracking import WandbTracker, histogram, model_metadata
 
 ROOT = Path(__file__).resolve().parents[2]

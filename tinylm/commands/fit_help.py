@@ -36,7 +36,7 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("Data", "data", "data/datamodule.py", "TextDataModule"),
-    Section("Run", "run", "training/records.py", "RunConfig"),
+    Section("Run", "run", "runs/folder.py", "RunConfig"),
     Section("Network", "model.network", "model/config.py", "ModelConfig"),
     Section("Optimizer", "model.optimizer", "training/optim.py", "OptimizerConfig"),
     Section("Learning rate", "model.schedule", "training/schedule.py", "ScheduleConfig"),

@@ -36,16 +36,19 @@ from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_chec
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate, make_optimizer
 from tinylm.reference.train import Batch, Step, evaluate, train
+from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
 from tinylm.runs.plots import draw_curves
 from tinylm.tokenizer import Tokenizer
-from tinylm.training.callbacks import GracefulStop, generate_command, loss_and_floor, measure_peak_flops
 from tinylm.training.checkpoint import ConfigRecord
 from tinylm.training.cli import quiet_lightning
+from tinylm.training.finish import generate_command, loss_and_floor
+from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.progress import Progress
-from tinylm.training.records import RUN_FOLDER, MetricsCSV, RunConfig, existing_run_folder, new_run_folder
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.standin import Lengths, Stage, build, make_parser
+from tinylm.training.stop import GracefulStop
+from tinylm.training.throughput import measure_peak_flops
 
 # --- options: those of `tinylm fit`, of which some mean nothing here and some could not be honoured
 

@@ -2,8 +2,8 @@
 
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, DropoutAnnealing, GradientNorms
-from tinylm.training.module import LitTransformerLM
 from tinylm.training.metrics import TextMetrics, TokenMetrics
+from tinylm.training.module import LitTransformerLM
 from tinylm.training.muon import Muon
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.profiling import StepProfile

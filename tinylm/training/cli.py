@@ -39,6 +39,7 @@ from tinylm.errors import (
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.locate import command, find_model
 from tinylm.model import ModelConfig
+from tinylm.runs.folder import RunConfig, discard_unused, existing_run_folder, new_run_folder, started_from_outside
 from tinylm.training.checkpoint import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -46,7 +47,6 @@ from tinylm.training.checkpoint import (
     LastCheckpoint,
     newest_good_checkpoint,
 )
-from tinylm.runs.folder import RunConfig, discard_unused, existing_run_folder, new_run_folder, started_from_outside
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
@@ -331,7 +331,9 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is resumable: see data/batches.py
+    warnings.filterwarnings(
+        "ignore", message=".*your dataloader is not resumable.*"
+    )  # it is resumable: see data/batches.py
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps

@@ -159,10 +159,10 @@ class DropoutAnnealing(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Refuses a model without dropout, and compilation."""
+        require(pl_module.network.dropout > 0, "DropoutAnnealing: model.network.dropout is 0; set the initial dropout")
         require(
-            pl_module.network.dropout > 0, "DropoutAnnealing: model.network.dropout is 0; set the initial dropout"
+            pl_module._compiled is None, "DropoutAnnealing: every step would be compiled again; set model.compile=false"
         )
-        require(pl_module._compiled is None, "DropoutAnnealing: every step would be compiled again; set model.compile=false")
 
     def dropout(self, start: float, done: float) -> float:
         """The dropout at some point of the run.

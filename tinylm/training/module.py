@@ -194,7 +194,9 @@ class LitTransformerLM(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
-        fused = "mixed" not in str(self.trainer.precision)  # where Lightning does not combine fused kernels with clipping
+        fused = "mixed" not in str(
+            self.trainer.precision
+        )  # where Lightning does not combine fused kernels with clipping
         optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
         total, lr = int(self.trainer.estimated_stepping_batches), self.optimizer.lr
 

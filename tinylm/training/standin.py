@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
+from tinylm.runs.folder import RunConfig
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, Parser
-from tinylm.training.records import RunConfig
 
 
 def make_parser(description: str) -> Parser:

@@ -69,7 +69,8 @@ class Start:
         """
         model = self.bundle.model
         require(
-            not describe_layers(model), f"model.init_from: {self.path} is quantized and cannot be trained; use the original"
+            not describe_layers(model),
+            f"model.init_from: {self.path} is quantized and cannot be trained; use the original",
         )
         for name, value in model.config.to_dict().items():
             ours = getattr(config, name)

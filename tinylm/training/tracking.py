@@ -260,9 +260,7 @@ def _plain(error: Exception) -> ConfigError | StorageError:
     text = re.sub(r"\s+", " ", str(error)).strip()
     refused = isinstance(error, AuthenticationError | UsageError)
     if refused or re.search(r"\b(40[013]|api key|permission|not logged in)\b", text, re.IGNORECASE):
-        return ConfigError(
-            f"trainer.logger: W&B refuses the run ({text}); wandb login with a valid key, {remedy}"
-        )
+        return ConfigError(f"trainer.logger: W&B refuses the run ({text}); wandb login with a valid key, {remedy}")
     return StorageError(f"trainer.logger: W&B cannot be reached ({text}); try again when the network is back, {remedy}")
 
 
@@ -281,7 +279,9 @@ def histogram(values: torch.Tensor) -> Any:
 
 def sync_command(folder: Path, run_id: str) -> str:
     """The command that uploads all offline folders of a run, oldest first."""
-    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the last one is still being written
+    *earlier, latest = sorted(
+        folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
+    )  # the last one is still being written
     logs = [*(log for log in earlier if log.stat().st_size > EMPTY_BYTES), latest]
     return shlex.join(["wandb", "sync", *(str(log.parent) for log in logs)])
 
