@@ -1,4 +1,4 @@
-"""The same as `tinylm analyze`."""
+"""Runs `tinylm analyze`."""
 
 from command import run
 

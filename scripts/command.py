@@ -1,14 +1,14 @@
-"""What the scripts beside it are: one command of tinylm each, as `tinylm COMMAND`."""
+"""Runs a command of tinylm from a script of this folder."""
 
 import sys
 from pathlib import Path
 
 
 def run(*words: str) -> None:
-    """Runs a command with this process's arguments behind it, and ends the process with its exit code.
+    """Runs a command with the arguments of this process, and exits with its exit code.
 
     Args:
-        words: what would stand behind `tinylm`
+        words: the first words after `tinylm`
     """
     try:
         from tinylm.commands import main

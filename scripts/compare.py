@@ -1,4 +1,4 @@
-"""The same as `tinylm compare`."""
+"""Runs `tinylm compare`."""
 
 from command import run
 

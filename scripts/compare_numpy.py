@@ -1,4 +1,4 @@
-"""The same as `tinylm compare-numpy`."""
+"""Runs `tinylm compare-numpy`."""
 
 from command import run
 

@@ -1,4 +1,4 @@
-"""The same as `tinylm export`."""
+"""Runs `tinylm export`."""
 
 from command import run
 

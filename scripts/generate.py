@@ -1,4 +1,4 @@
-"""The same as `tinylm generate`."""
+"""Runs `tinylm generate`."""
 
 from command import run
 

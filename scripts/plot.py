@@ -1,4 +1,4 @@
-"""The same as `tinylm plot`."""
+"""Runs `tinylm plot`."""
 
 from command import run
 

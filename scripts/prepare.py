@@ -1,4 +1,4 @@
-"""The same as `tinylm prepare`."""
+"""Runs `tinylm prepare`."""
 
 from command import run
 

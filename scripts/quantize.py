@@ -1,4 +1,4 @@
-"""The same as `tinylm quantize`."""
+"""Runs `tinylm quantize`."""
 
 from command import run
 

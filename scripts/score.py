@@ -1,4 +1,4 @@
-"""The same as `tinylm score`."""
+"""Runs `tinylm score`."""
 
 from command import run
 

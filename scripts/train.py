@@ -1,4 +1,4 @@
-"""The same as `tinylm`: `python scripts/train.py fit --config small.yaml`."""
+"""Runs `tinylm`, as in `python scripts/train.py fit --config small.yaml`."""
 
 from command import run
 

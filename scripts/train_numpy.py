@@ -1,4 +1,4 @@
-"""The same as `tinylm train-numpy`."""
+"""Runs `tinylm train-numpy`."""
 
 from command import run
 

@@ -1,4 +1,4 @@
-"""The same as `tinylm tokenizer`."""
+"""Runs `tinylm tokenizer`."""
 
 from command import run
 

@@ -273,7 +273,7 @@ def test_the_lens_ends_with_what_the_network_says_or_says_why_not(change):
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG, 1)
     if change in ("hook on the network", "forward of a subclass", "logits of a subclass"):  # after the last block
         for look in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
-            with pytest.raises(ConfigError, match="does more behind its last block than final_norm and head"):
+            with pytest.raises(ConfigError, match="does more after its last block than final_norm and head"):
                 look()
         return
     last = layer_views(model, ids[:, :-1], ids[:, 1:])[-1]

@@ -1,4 +1,4 @@
-"""The tree of errors: exit codes as docs promise them, types that a Python user can catch, and suggestions."""
+"""Exceptions: documented exit codes, built-in base classes, and suggestions."""
 
 import pytest
 
@@ -49,6 +49,6 @@ def test_did_you_mean(word, foreign, expected):
     assert did_you_mean(word, iter(["num_layers", "num_heads"]), foreign) == expected
 
 
-def test_notices_go_to_stderr_alone(capsys):
+def test_notices_go_to_stderr_only(capsys):
     notice("downloading")
     assert capsys.readouterr() == ("", "tinylm: downloading\n")

@@ -1,9 +1,9 @@
-"""tinylm: small language models, from raw text to a model that speaks.
+"""tinylm trains small language models, from raw text to generated text.
 
     import tinylm
     model, tokenizer = tinylm.load("runs/small")
 
-Importing the package costs nothing: PyTorch is loaded when `load` is first used.
+Importing the package is fast: PyTorch is imported when `load` is first used.
 """
 
 from typing import TYPE_CHECKING, Any

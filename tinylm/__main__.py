@@ -1,4 +1,4 @@
-"""`python -m tinylm`: the same as `tinylm`."""
+"""Lets `python -m tinylm` run the `tinylm` command."""
 
 import sys
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinylm.errors import ConfigError, did_you_mean
 
-# What other projects call our fields: refused, with the right name in the message.
+# Names of our fields in other projects: refused, with the right name in the message.
 FOREIGN_NAMES = {
     "n_layer": "num_layers", "n_layers": "num_layers", "num_hidden_layers": "num_layers", "depth": "num_layers",
     "n_head": "num_heads", "n_heads": "num_heads", "num_attention_heads": "num_heads", "heads": "num_heads",
@@ -30,30 +30,26 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Refuses what a dataclass lets through: 'yes' for a bool, 2.5 layers, an unknown choice; an int is a float too.
+    """Checks the types of a dataclass's fields, converting integers to float and lists to tuples where declared.
 
-    Raises:
-        ConfigError: naming the field.
+    ConfigError names the field, for example one with "yes" where a bool is declared, or with an unknown choice.
     """
     for name, expected in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(expected) is Literal:
-            choices = get_args(expected)
-            hint = did_you_mean(str(value), choices)
-            require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
-            continue
-        if get_origin(expected) is tuple and Ellipsis in get_args(expected):
-            kind = get_args(expected)[0]
-            good = isinstance(value, list | tuple) and all(type(each) is kind for each in value)
-            require(good, f"{name} must be a list of {kind.__name__}, got {value!r}")
+        origin, options = get_origin(expected), get_args(expected)
+        if origin is Literal:
+            hint = did_you_mean(str(value), options)
+            require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}{hint}")
+        elif origin is tuple and Ellipsis in options:
+            fits = isinstance(value, list | tuple) and all(type(each) is options[0] for each in value)
+            require(fits, f"{name} must be a list of {options[0].__name__}, got {value!r}")
             object.__setattr__(config, name, tuple(value))
-            continue
-        if get_origin(expected) is tuple:
-            require(len(value) == len(get_args(expected)), f"{name} must have {len(get_args(expected))} values")
-            continue
-        allowed = [get_origin(kind) or kind for kind in get_args(expected) or (expected,)]
-        if float in allowed and type(value) is int:
-            object.__setattr__(config, name, float(value))
-            continue
-        wanted = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in allowed)
-        require(type(value) in allowed, f"{name} must be {wanted}, got {value!r}")
+        elif origin is tuple:
+            require(len(value) == len(options), f"{name} must have {len(options)} values")
+        else:
+            allowed = [get_origin(kind) or kind for kind in options or (expected,)]
+            if float in allowed and type(value) is int:
+                object.__setattr__(config, name, float(value))
+                continue
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+            require(type(value) in allowed, f"{name} must be {names}, got {value!r}")

@@ -1,4 +1,4 @@
-"""What the commands have in common: options and errors of one line, exit codes, and text that any console takes."""
+"""Shared by all commands: options, one-line errors and exit codes, Ctrl-C, tables and terminal colours."""
 
 import argparse
 import contextlib
@@ -11,31 +11,34 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
 from tinylm.locate import find_model, newest_run
 
+# --- options
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's line breaks, and adds the defaults of options that do not name theirs."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = isinstance(action.default, str | int | float | Path) and not isinstance(action.default, bool)
+        named = not action.help or "default" in action.help or action.default in ("", argparse.SUPPRESS)
+        return action.help if named or not plain else f"{action.help} (default: %(default)s)"
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and without abbreviations.
-
-    Args:
-        command: the words behind `tinylm`, for the usage
-        description: what the command does; its lines stay as they are
-    """
+    """argparse with one-line errors and without abbreviations; `command` is the words after `tinylm`."""
 
     def __init__(self, command: str, description: str | None) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"tinylm {command}", description=description, allow_abbrev=False, formatter_class=raw)
-        self.add_argument("--debug", action="store_true", help="show where an error comes from")
+        name, form = f"tinylm {command}", _HelpFormatter
+        super().__init__(prog=name, description=description, allow_abbrev=False, formatter_class=form)
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Reads the options, which of several words may be written with `-` or `_`.
-
-        Raises:
-            ConfigError: for one that is unknown or wrong.
-        """
+        """Parses the arguments, whose option names may have `-` or `_`; ConfigError for an invalid one."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
         options, unknown = self.parse_known_args([*map(_dashed, arguments[:end]), *arguments[end:]])
         if unknown:
@@ -44,9 +47,11 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def format_help(self) -> str:
-        """The help, with a usage of one line: the options are listed below it anyway."""
+        """The help, with a usage line of the arguments and the required options."""
         names = {action.dest: action.nargs for action in self._actions if not action.option_strings}
         words = [f"[{name}]" if nargs in ("?", "*") else name for name, nargs in names.items()]
+        required = [action for action in self._actions if action.option_strings and action.required]
+        words += [f"{action.option_strings[-1]} {action.dest.upper()}" for action in required]
         self.usage = " ".join(["%(prog)s", *words, "[options]"])
         return super().format_help()
 
@@ -54,23 +59,34 @@ class Parser(argparse.ArgumentParser):
         """Raises instead of printing the usage."""
         raise ConfigError(f"{message}; {self.prog} --help explains them" if "are required" in message else message)
 
+    def add_model_option(self, kinds: str = "run folder, model folder or checkpoint") -> None:
+        """Adds `--model`, which defaults to the newest run."""
+        self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/)")
+
+    def add_device_option(self) -> None:
+        """Adds `--device`, to be passed to `pick_device`."""
+        self.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the fastest")
+
 
 def _dashed(word: str) -> str:
-    """An option's name with `-` for `_`; anything else as it is."""
+    """An option's name with `-` for `_`; any other word unchanged."""
     return re.sub(r"\A--\w[\w-]*(?=\Z|=)", lambda found: found.group().replace("_", "-"), word)
 
 
-def pick_device(name: str) -> str:
-    """The device of a name; of `auto` the fastest: cuda, else mps, else cpu.
+def check_at_least(least: int, options: argparse.Namespace, *names: str) -> None:
+    """Raises ConfigError for an option below a minimum; options that were not given may be None."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
-    Raises:
-        ConfigError: if it is unknown or not there.
-    """
-    import torch  # which scripts that need no network do without
+
+def pick_device(name: str) -> str:
+    """Checks a device name, and replaces `auto` by the fastest device: cuda, else mps, else cpu."""
+    import torch  # imported here: help and errors must not wait for it
 
     if name == "auto":
-        fast = [(torch.cuda.is_available, "cuda"), (torch.backends.mps.is_available, "mps")]
-        return next((device for is_there, device in fast if is_there()), "cpu")
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -79,22 +95,10 @@ def pick_device(name: str) -> str:
     return name
 
 
-def add_model_option(parser: Parser, what: str = "a run folder, a model folder or a checkpoint") -> None:
-    """`--model`, which need not be given."""
-    parser.add_argument("--model", help=f"{what} (the newest run in runs/)")
-
-
 def announce_model(given: str | None) -> tuple[str, Path]:
-    """Finds a model and says which, before PyTorch is imported, which takes seconds.
+    """Finds the model given by `--model`, or that of the newest run, and prints its path before PyTorch is imported.
 
-    Args:
-        given: `--model`; None: the newest run in runs/
-
-    Returns:
-        what was given, or that run; and the model folder or checkpoint that it stands for
-
-    Raises:
-        MissingInputError: if there is no model.
+    The result is the path given or the run's, and the model folder or checkpoint at that path.
     """
     chosen = str(newest_run()) if given is None else given
     found = find_model(chosen)
@@ -102,15 +106,24 @@ def announce_model(given: str | None) -> tuple[str, Path]:
     return chosen, found
 
 
-def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Runs a command with its arguments, and prints an error on one line.
+# --- errors and exit codes
+
+
+def print_error(message: str, code: int) -> int:
+    """Prints an error on one line of stderr and returns its exit code."""
+    print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    return code
+
+
+def exit_code(
+    run: Callable[[list[str]], int | None], arguments: list[str], report: Callable[[str, int], int] = print_error
+) -> int:
+    """Runs a command and turns its errors into one line on stderr and an exit code, which is returned.
 
     Args:
-        run: the command; it may return an exit code of its own
-        arguments: of the command line; with `--debug` among them an error shows where it came from
-
-    Returns:
-        the exit code
+        run: the command; it may return an exit code itself
+        arguments: its arguments; with `--debug` among them the traceback is printed too
+        report: prints an error's message, given its exit code, and returns the exit code of the process
     """
     try:
         code = run(arguments) or 0
@@ -119,41 +132,39 @@ def exit_code(run: Callable[[list[str]], int | None], arguments: list[str]) -> i
     except KeyboardInterrupt:
         print()
         return 130
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        ours = isinstance(error, TinyLMError)
-        message = str(error) if ours else f"{type(error).__name__}: {error}; --debug shows where"
-        print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
-        return error.exit_code if ours else TinyLMError.exit_code
+        if isinstance(error, TinyLMError):
+            return report(str(error), error.exit_code)
+        return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
 
 
-_stop_wanted = False
+# --- the process
+
+_interrupted = False
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, the first Ctrl-C raises KeyboardInterrupt at the next `check_interrupt`, the second one at once.
+    """Delays Ctrl-C to a safe point: inside, the first one raises KeyboardInterrupt at the next `check_interrupt`.
 
-    Python's own handler raises it wherever the program happens to be, and in a finalizer, the callback of a weak
-    reference or that of a C library it is printed and lost. Where Ctrl-C is handled otherwise already, and in threads
-    other than the main one, which alone may set handlers, nothing is changed.
-
-    Raises:
-        KeyboardInterrupt: at the end, after a Ctrl-C that no check has come upon.
+    Python's own handler raises wherever the program is. In a finalizer, a weak reference's callback or a C library's
+    callback the exception is printed and lost. A second Ctrl-C raises at once, and one that no check has seen raises at
+    the end. Nothing changes where SIGINT has a handler already, nor outside the main thread, where Python allows none.
     """
-    global _stop_wanted
+    global _interrupted
     earlier = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or earlier is not signal.default_int_handler:
         yield
         return
 
     def note(number: int, frame: object) -> None:
-        global _stop_wanted
-        _stop_wanted = True
+        global _interrupted
+        _interrupted = True
         signal.signal(signal.SIGINT, earlier)
 
     signal.signal(signal.SIGINT, note)
@@ -161,42 +172,75 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, earlier)
-        unheard, _stop_wanted = _stop_wanted, False
-    if unheard:
+        pending, _interrupted = _interrupted, False
+    if pending:
         raise KeyboardInterrupt
 
 
 def check_interrupt() -> None:
-    """Raises KeyboardInterrupt after a Ctrl-C in `interruptible`: loops call it at each token."""
-    if _stop_wanted and threading.current_thread() is threading.main_thread():
+    """Raises KeyboardInterrupt after a Ctrl-C inside `interruptible`; decoding loops call it at each token."""
+    if _interrupted and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 
 def process_rank() -> int:
-    """This process's number among those of its job, as whoever started it says; 0 where it is alone."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # torchrun's, Lightning's own launcher's, srun's
+    """The rank of this process, read from the launcher's environment; 0 for a single process."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # of torchrun, Lightning's own launcher, srun
         if os.environ.get(name):
             return int(os.environ[name])
     return 0
 
 
 def prepare_process() -> None:
-    """UTF-8 on any console, and the Python line of a crash inside a kernel."""
+    """Writes UTF-8 on any console, and prints the Python line of a crash in native code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor
         faulthandler.enable()
 
 
-def table(lines: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Columns, the first ones to the left, the others to the right."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+# --- tables and colours
 
-    def line(cells: Sequence[str]) -> str:
-        texts = [cell.ljust(width) for cell, width in zip(cells[:left], widths[:left], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
-        return "  ".join([*texts, *numbers]).rstrip()
 
-    return "\n".join(map(line, lines))
+def table(rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns: the first `left` flush left, the others flush right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    cells = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def use_color(choice: str = "auto") -> bool:
+    """Whether to colour stdout: `always`, `never`, or `auto` for a terminal whose user has not set NO_COLOR."""
+    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def shaded(text: str, color: int) -> str:
+    """Black text on one of the 256 terminal colours."""
+    return f"\x1b[30;48;5;{color}m{text}\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Shows the value of a text as a background colour, or as a number in brackets where there is no colour."""
+
+    quantity: str  # name and unit of the value
+    form: str  # format of the value in brackets
+    label: str  # format of the value in the legend
+    steps: tuple[tuple[float, int], ...]  # for each colour, ascending: the least value, and its terminal number
+
+    def show(self, text: str, value: float, color: bool) -> str:
+        """The text with its value."""
+        if not color:
+            return f"{text}[{value:{self.form}}]"
+        return shaded(text, [shade for least, shade in self.steps if least <= max(value, self.steps[0][0])][-1])
+
+    def legend(self, color: bool) -> str:
+        """One line that explains `show`."""
+        if not color:
+            return f"in brackets: the {self.quantity} of each token"
+        return f"{self.quantity} from " + "".join(
+            shaded(f" {least:{self.label}} ", shade) for least, shade in self.steps
+        )

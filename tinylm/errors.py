@@ -1,9 +1,8 @@
-"""What can go wrong, as one small tree of exceptions, and the exit code that each one ends the program with.
+"""The exceptions of tinylm, and the exit code with which each one ends the program.
 
-An error message has three parts: what was wrong (a file or a field), how, and what to do about it.
-The command line prints it on one line, `tinylm: error: <message>`, and exits with `exit_code`; nothing else in
-the package knows exit codes. Configuration and data errors are `ValueError`s too, so that a Python user can catch
-them without knowing this file.
+An error message has three parts: the file or field, what is wrong with it, and the remedy. The command line prints it
+on one line, `tinylm: error: <message>`, and exits with `exit_code`. Each exception is also the built-in one that fits
+best, so that Python users can catch a `ValueError` without knowing this file.
 """
 
 import difflib
@@ -12,59 +11,48 @@ from collections.abc import Iterable
 
 
 class TinyLMError(Exception):
-    """The root of the tree: something failed inside. Exit code 70."""
+    """The base class, for an internal failure."""
 
     exit_code = 70
 
-
-class ConfigError(TinyLMError, ValueError):
-    """A configuration or an argument that cannot be meant. Exit code 2."""
-
-    exit_code = 2
+    def __init_subclass__(cls, exit_code: int | None = None) -> None:
+        cls.exit_code = exit_code or cls.exit_code
 
 
-class DataError(TinyLMError, ValueError):
-    """Input that exists and is wrong: empty, not UTF-8, corrupt. Exit code 65."""
-
-    exit_code = 65
+class ConfigError(TinyLMError, ValueError, exit_code=2):
+    """Invalid configuration or argument."""
 
 
-class MissingInputError(TinyLMError, FileNotFoundError):
-    """A corpus, config file, model or download that is not there. Exit code 66."""
-
-    exit_code = 66
+class DataError(TinyLMError, ValueError, exit_code=65):
+    """Invalid input: empty, not UTF-8, corrupt."""
 
 
-class NumericError(TinyLMError, ArithmeticError):
-    """A loss or gradient that is not a finite number. Exit code 70."""
+class MissingInputError(TinyLMError, FileNotFoundError, exit_code=66):
+    """A missing corpus, config file or model, or a download that failed."""
 
 
-class CannotCreateError(TinyLMError, OSError):
-    """A file or folder that cannot be made. Exit code 73."""
-
-    exit_code = 73
+class NumericError(TinyLMError, ArithmeticError, exit_code=70):
+    """A loss or gradient that is not finite."""
 
 
-class StorageError(TinyLMError, OSError):
-    """Reading or writing failed midway: a full disk, a lost device. Exit code 74."""
-
-    exit_code = 74
+class CannotCreateError(TinyLMError, OSError, exit_code=73):
+    """A file or folder that cannot be created."""
 
 
-class Interrupted(TinyLMError):
-    """Stopped by the user (SIGINT), with what was saved named in the message. Exit code 130."""
-
-    exit_code = 130
+class StorageError(TinyLMError, OSError, exit_code=74):
+    """Reading or writing failed midway, as on a full disk."""
 
 
-class Preempted(TinyLMError):
-    """Stopped by the system (SIGTERM) and ready to be resumed. Exit code 75."""
+class Interrupted(TinyLMError, exit_code=130):
+    """Stopped by the user (SIGINT); the message names what was saved."""
 
-    exit_code = 75
+
+class Preempted(TinyLMError, exit_code=75):
+    """Stopped by the system (SIGTERM), ready to be resumed."""
 
 
 def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None = None) -> str:
-    """`", did you mean 'x'?"` for the known word that `word` resembles or that `foreign` maps it to, else `""`.
+    """A hint that names the known word closest to `word`, or the one that `foreign` maps it to; empty if there is none.
 
     >>> did_you_mean("num_layer", ["num_layers", "num_heads"])
     ", did you mean 'num_layers'?"
@@ -75,16 +63,16 @@ def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None
     return f", did you mean '{close[0]}'?" if close else ""
 
 
+_silenced = False
+
+
 def notice(message: str) -> None:
-    """Tells the user something in passing, on stderr, so that it never mixes with a program's output."""
+    """Prints a message for the user on stderr, apart from the program's output."""
     if not _silenced:
         print(f"tinylm: {message}", file=sys.stderr, flush=True)
 
 
 def silence_notices() -> None:
-    """From now on this process gives no notices: of several that do the same, one speaks."""
+    """Turns off the notices of this process, for all ranks of a job but one."""
     global _silenced
     _silenced = True
-
-
-_silenced = False

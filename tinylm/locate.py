@@ -1,4 +1,4 @@
-"""Finds configs by name, models by run folder, and the program itself; without PyTorch, so that it takes no time."""
+"""Finds configs by name, models by run folder, and the program itself, without importing PyTorch."""
 
 import os
 import shlex
@@ -13,30 +13,26 @@ from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
 CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
-MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # a model folder
+MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # of a model folder
 
 
 def command(*words: str | Path) -> str:
-    """A command line of this program that works where the user stands: `tinylm fit -c tiny`.
+    """A command line that runs tinylm in the user's shell, such as `tinylm fit -c tiny`.
 
-    It is `python -m tinylm ...` where the shell does not find the `tinylm` of this Python.
+    It begins with `python -m tinylm` if the shell does not find the `tinylm` installed with this Python.
     """
-    here = Path(sys.executable).parent
-    ours, python = (Path(shutil.which(name) or "/") for name in ("tinylm", "python"))
-    if here in (ours.parent, ours.resolve().parent):  # the second: pipx and uv put links on the path
+    scripts = Path(sys.executable).parent
+    installed, python = (Path(shutil.which(name) or "/") for name in ("tinylm", "python"))
+    if scripts in (installed.parent, installed.resolve().parent):  # resolved: pipx and uv install links
         program = ["tinylm"]
     else:
-        program = ["python" if python.parent == here else sys.executable, "-m", "tinylm"]
+        program = ["python" if python.parent == scripts else sys.executable, "-m", "tinylm"]
     line = [*program, *map(str, words)]
     return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
 
 
 def find_config(name: str) -> Path:
-    """The file of a config's name: a path as given, then in configs/, its examples/ and overlays/; `.yaml` may go.
-
-    Raises:
-        MissingInputError: if there is none.
-    """
+    """The file of a config: a path, or a name in configs/, its examples/ or overlays/; `.yaml` may be left out."""
     for folder in (Path(), *CONFIG_FOLDERS):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
@@ -47,34 +43,25 @@ def find_config(name: str) -> Path:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder or checkpoint that `path` stands for: itself, or the model of a run folder.
-
-    Raises:
-        ConfigError: for a URL.
-        MissingInputError: if there is no model.
-    """
+    """The model folder or checkpoint at a path, or the preferred one of the run folder at that path."""
     if "://" in str(path):
         raise ConfigError(f"{path}: models are loaded from files only; download it first")
     path = Path(path)
-    if os.path.isfile(path):  # noqa: PTH113 (a name too long is just not there)
+    if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         return path.parent if path.name == MANIFEST else path
     if os.path.isfile(path / MANIFEST):  # noqa: PTH113
         return path
     if (found := next(_models_of_run(path), None)) is not None:
         return found
     if os.path.isdir(path):  # noqa: PTH112
-        raise MissingInputError(f"{path}: has no model/ and no checkpoint; is the run still before its first one?")
+        raise MissingInputError(f"{path}: has no model/ and no checkpoint; wait for the run to write its first one")
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', 'tiny')}"
     raise MissingInputError(f"{path}: no such model{hint}")
 
 
 def newest_run(folder: str | Path = "runs") -> Path:
-    """The run whose model was written last.
-
-    Raises:
-        MissingInputError: if no run in the folder has a model.
-    """
+    """The run in a folder whose model was written last; MissingInputError if no run has a model."""
     models = [(found.stat().st_mtime, run) for run in Path(folder).glob("*/") for found in _models_of_run(run)]
     if not models:
         train = command("fit", "-c", "tiny")
@@ -83,8 +70,8 @@ def newest_run(folder: str | Path = "runs") -> Path:
 
 
 def _models_of_run(run: Path) -> Iterator[Path]:
-    """The models that a run folder has, the one to use first."""
-    for inside in ("model", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
-        candidate = run / inside
+    """The models in a run folder, the preferred one first."""
+    for name in ("model", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        candidate = run / name
         if os.path.isfile(candidate) or os.path.isfile(candidate / MANIFEST):  # noqa: PTH113
             yield candidate

@@ -1,4 +1,4 @@
-"""Figures of activations by hand, and where they are taken."""
+"""Activation statistics by hand, and the places where they are measured."""
 
 import math
 
@@ -14,7 +14,7 @@ from tinylm.model.positional import sinusoidal_table
 few = settings(max_examples=25, deadline=None)
 
 
-def test_figures_by_hand():
+def test_statistics_by_hand():
     """Ninety-nine ones and a value of 101: mean 2, variance 99, so the value lies 99/√99 = √99 deviations out."""
     values = torch.ones(1, 25, 4)
     values[0, 7, 2] = 101.0
@@ -24,13 +24,13 @@ def test_figures_by_hand():
     assert found.std == pytest.approx(math.sqrt(99))
     assert found.largest == pytest.approx(math.sqrt(99))
     assert found.outliers == pytest.approx(0.01)
-    assert found.dead == 0.0  # the root mean square is √103: a hundredth of it is below 1
+    assert found.dead == 0.0  # the root mean square is √103, and 1% of it is below 1
 
 
-def test_a_unit_is_dead_that_is_small_on_every_token():
+def test_units_small_on_every_token_are_dead():
     values = torch.full((2, 3, 4), 0.04)
-    values[..., 0], values[..., 1] = 10.0, -10.0  # root mean square √50, a hundredth of it 0.07
-    values[1, 2, 2] = -0.08  # once is enough
+    values[..., 0], values[..., 1] = 10.0, -10.0  # root mean square √50, 1% of it 0.07
+    values[1, 2, 2] = -0.08  # a single token is enough
     assert describe("units", 0, values).dead == 0.25
 
 
@@ -53,8 +53,8 @@ def test_constant_values_have_no_outliers():
 
 @few
 @given(model_configs())
-def test_places_are_those_of_the_network(config):
-    """Each place's numbers follow from those of others as the network computes them."""
+def test_activations_are_consistent_with_the_network(config):
+    """The activations of each place follow from those of other places."""
     model, ids = random_model(config), random_ids(config)
     seen = {}
     with (

@@ -1,4 +1,4 @@
-"""Attention maps against what the layers make of them, scores against figures by hand."""
+"""Attention maps against layer outputs, head scores against values by hand."""
 
 import math
 
@@ -22,9 +22,9 @@ SHAPE = dict(vocab_size=11, d_model=16, num_layers=2, num_heads=4, num_kv_heads=
 
 
 @few
-@example(ModelConfig(**SHAPE))  # which head reads which key
+@example(ModelConfig(**SHAPE))  # query heads that share keys
 @given(model_configs())
-def test_maps_times_values_are_what_the_layers_put_out(config):
+def test_maps_times_values_equal_layer_outputs(config):
     model, ids = random_model(config), random_ids(config)
     seen = {}
 
@@ -45,7 +45,7 @@ def test_maps_times_values_are_what_the_layers_put_out(config):
 
 @few
 @given(model_configs())
-def test_every_query_spreads_a_weight_of_one_over_keys_that_it_may_see(config):
+def test_weights_of_each_query_sum_to_one_over_visible_keys(config):
     maps = attention_maps(random_model(config), random_ids(config))
     T = config.max_seq_len
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones_like(maps[..., 0]), atol=1e-12, rtol=0)
@@ -55,7 +55,7 @@ def test_every_query_spreads_a_weight_of_one_over_keys_that_it_may_see(config):
 
 
 @pytest.mark.parametrize("kernel", ["plain", "fused"])
-def test_watching_changes_no_logit_and_ends_after_an_error_too(kernel):
+def test_watching_changes_no_logit_and_ends_after_an_error(kernel):
     model, ids = random_model(ModelConfig(**SHAPE, attention_kernel=kernel)), torch.arange(8)[None]
     kernels, logits = [block.attention.attend for block in model.blocks], model(ids)
     seen = []
@@ -81,45 +81,45 @@ def test_weights_and_entropy_by_hand():
     torch.testing.assert_close(entropy(weights), expected)
 
 
-def everywhere(value: float) -> torch.Tensor:
+def uniform(value: float) -> torch.Tensor:
     return torch.full((2, 4), value, dtype=torch.float64)
 
 
 def without_queries(**options):
-    """A network whose every query is zero, so that all visible keys weigh the same."""
+    """A network whose queries are all zero, so that attention is uniform."""
     model = random_model(ModelConfig(**SHAPE | options))
     for block in model.blocks:
         torch.nn.init.zeros_(block.attention.query.weight)
     return model
 
 
-def test_scores_of_heads_that_look_everywhere_alike_by_hand():
+def test_scores_of_uniform_attention_by_hand():
     """Query t sees t + 1 keys, of which one is the token before."""
     model = without_queries()
     scores = head_scores(model, torch.arange(4)[None].repeat(3, 1))
     even = (math.log(2) + math.log(3) + math.log(4)) / 4
     assert scores.uniform == pytest.approx(even, abs=1e-12)
-    torch.testing.assert_close(scores.entropy, everywhere(even), atol=1e-12, rtol=0)
-    torch.testing.assert_close(scores.previous, everywhere((1 / 2 + 1 / 3 + 1 / 4) / 3))
-    found = induction_scores(model)  # the second four of eight tokens, which see 5, 6, 7 and 8
-    torch.testing.assert_close(found, everywhere((1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 4))
+    torch.testing.assert_close(scores.entropy, uniform(even), atol=1e-12, rtol=0)
+    torch.testing.assert_close(scores.previous, uniform((1 / 2 + 1 / 3 + 1 / 4) / 3))
+    found = induction_scores(model)  # the last four of eight tokens, which see 5, 6, 7 and 8 keys
+    torch.testing.assert_close(found, uniform((1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 4))
 
 
 def test_scores_within_windows_and_documents_by_hand():
     scores = head_scores(without_queries(sliding_window=2), torch.arange(4)[None])
     assert scores.uniform == pytest.approx(3 * math.log(2) / 4)
-    torch.testing.assert_close(scores.entropy, everywhere(3 * math.log(2) / 4))
-    torch.testing.assert_close(scores.previous, everywhere(0.5))
+    torch.testing.assert_close(scores.entropy, uniform(3 * math.log(2) / 4))
+    torch.testing.assert_close(scores.previous, uniform(0.5))
     documents = torch.tensor([[0, 0, 1, 1]])
     scores = head_scores(without_queries(document_mask=True), torch.arange(4)[None], documents)
     assert scores.uniform == pytest.approx(2 * math.log(2) / 4)
-    torch.testing.assert_close(scores.entropy, everywhere(2 * math.log(2) / 4))
-    torch.testing.assert_close(scores.previous, everywhere((1 / 2 + 0 + 1 / 2) / 3))
+    torch.testing.assert_close(scores.entropy, uniform(2 * math.log(2) / 4))
+    torch.testing.assert_close(scores.previous, uniform((1 / 2 + 0 + 1 / 2) / 3))
 
 
 @pytest.mark.parametrize(("back", "expected"), [(3, 1.0), (4, 0.0), (2, 0.0)])
-def test_induction_is_the_weight_on_what_followed_the_token_the_first_time(back, expected, monkeypatch):
-    """In eight tokens, four of them twice, the token after the first occurrence lies three back."""
+def test_induction_is_the_weight_on_the_token_after_the_first_occurrence(back, expected, monkeypatch):
+    """Four tokens are repeated once: the token after the first occurrence is three positions back."""
 
     def look_back(query, key, visible):
         weights = torch.zeros(*query.shape[:3], key.shape[2])
@@ -127,14 +127,14 @@ def test_induction_is_the_weight_on_what_followed_the_token_the_first_time(back,
         return weights
 
     monkeypatch.setattr("tinylm.analysis.attention.attention_weights", look_back)
-    assert torch.equal(induction_scores(random_model(ModelConfig(**SHAPE))), everywhere(expected).float())
+    assert torch.equal(induction_scores(random_model(ModelConfig(**SHAPE))), uniform(expected).float())
 
 
 @pytest.mark.parametrize("options", [dict(max_seq_len=3), dict(sliding_window=1)], ids=str)
-def test_in_a_context_too_short_for_induction_it_is_not_known(options):
+def test_induction_is_nan_where_the_context_is_too_short(options):
     found = induction_scores(random_model(ModelConfig(**SHAPE | options)))
     assert found.isnan().all() and found.shape == (SHAPE["num_layers"], SHAPE["num_heads"])
 
 
-def test_one_token_alone_has_no_token_before():
+def test_previous_token_score_of_a_single_token_is_nan():
     assert head_scores(random_model(ModelConfig(**SHAPE)), torch.tensor([[1]])).previous.isnan().all()

@@ -30,7 +30,7 @@ def loss_of(model, ids, targets):
 
 @few
 @given(model_configs(max_seq_len=st.integers(1, 6)), st.integers(2, 4))
-def test_norms_signal_and_noise_are_those_of_numpy(config, rows):
+def test_norms_signal_and_noise_match_numpy(config, rows):
     model, ids = random_model(config), random_ids(config, rows)
     targets = random_ids(config, rows, seed=1)
     found = {each.part: each for each in gradient_statistics(model, ids, targets)}
@@ -68,15 +68,15 @@ def test_equal_sequences_are_all_signal():
         assert each.signal == pytest.approx(each.norm**2, rel=1e-5)
 
 
-def test_histograms_are_numpys_and_zeros_are_apart():
+def test_histograms_match_numpy_without_zeros():
     sizes = torch.cat([torch.rand(1000, generator=torch.Generator().manual_seed(0)).pow(8), torch.zeros(5)])
-    sizes = torch.cat([sizes, torch.tensor([1e-20, 1e9])])  # beyond both ends
+    sizes = torch.cat([sizes, torch.tensor([1e-20, 1e9])])  # outside the range at both ends
     logs = np.log10(sizes[sizes > 0].double().numpy()).clip(*DECADES)
     expected, _ = np.histogram(logs, BINS, DECADES)
     assert size_histogram(sizes).tolist() == expected.tolist()
 
 
-def test_zeros_are_weights_that_the_text_does_not_touch():
+def test_weights_of_unread_tokens_count_as_zeros():
     config = ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=2, max_seq_len=6, tie_embeddings=False)
     ids = torch.tensor([[0, 1, 2], [2, 1, 0]])  # rows 3 to 6 of the embedding are not read
     (embedding,) = [each for each in gradient_statistics(random_model(config), ids, ids) if each.part == "embedding"]
@@ -98,10 +98,10 @@ def test_parts(name, part):
     assert part_of(name) == part
 
 
-def test_what_has_no_noise_or_no_gradient_is_refused():
+def test_single_sequences_and_quantized_models_are_refused():
     model = TransformerLM(ModelConfig(vocab_size=7, d_model=32, num_layers=1, num_heads=2, max_seq_len=6)).eval()
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ConfigError, match="need at least 2 sequences, got 1; give more rows"):
         gradient_statistics(model, ids, ids)
-    with pytest.raises(ConfigError, match="8 and 4 bits have no gradients; look at the model that they were made of"):
+    with pytest.raises(ConfigError, match="8 and 4 bits have no gradients; analyze the model that they were made of"):
         gradient_statistics(quantize(model, bits=8), ids.repeat(2, 1), ids.repeat(2, 1))

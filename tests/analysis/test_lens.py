@@ -16,7 +16,7 @@ few = settings(max_examples=40, deadline=None)
 
 @few
 @given(model_configs())
-def test_the_last_layer_says_what_the_network_says(config):
+def test_last_layer_gives_the_model_output(config):
     model, ids = random_model(config), random_ids(config)
     *_, last = logit_lens(model, ids)
     with torch.no_grad():
@@ -25,7 +25,7 @@ def test_the_last_layer_says_what_the_network_says(config):
 
 @few
 @given(model_configs())
-def test_each_layer_says_what_a_network_that_ends_there_would(config):
+def test_each_layer_matches_a_network_that_ends_there(config):
     model, ids = random_model(config), random_ids(config)
     lenses = list(logit_lens(model, ids))
     assert len(lenses) == config.num_layers + 1
@@ -37,7 +37,7 @@ def test_each_layer_says_what_a_network_that_ends_there_would(config):
 
 @few
 @given(model_configs())
-def test_views_of_the_last_layer_are_the_networks(config):
+def test_view_of_the_last_layer_matches_the_model(config):
     model, ids = random_model(config), random_ids(config)
     targets = random_ids(config, seed=1)
     view = layer_views(model, ids, targets)[-1]
@@ -48,7 +48,7 @@ def test_views_of_the_last_layer_are_the_networks(config):
 
 
 def test_views_by_hand():
-    """One block that does nothing, over embeddings whose head is known: both layers say the same, in known words."""
+    """A block that changes nothing, with known embedding and head: both layers give the same known prediction."""
     config = ModelConfig(
         vocab_size=2, d_model=2, num_layers=1, num_heads=1, max_seq_len=4, zero_init_output=True, tie_embeddings=False,
         norm="layernorm", norm_placement="post", positional_encoding="none", norm_eps=1e-12,
@@ -58,7 +58,7 @@ def test_views_by_hand():
     model.head.weight.data = torch.eye(2).double()
     ids, targets = torch.tensor([[0, 1]]), torch.tensor([[0, 0]])
     straight, after = layer_views(model, ids, targets)
-    # straight from the embedding the logits differ by 2 too, for they are 3, 1 and 1, 3
+    # after the embedding the logits are 3, 1 and 1, 3, which differ by 2 as well
     chance = torch.tensor(2.0).double().sigmoid()
     loss = -(chance.log() + (1 - chance).log()).item() / 2
     for view in (straight, after):
@@ -66,7 +66,7 @@ def test_views_by_hand():
         assert view.divergence == pytest.approx(0.0, abs=1e-12)
     model.head.weight.data *= 2  # logits (2, 6), and (1, -1)
     model.embedding.weight.data = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).double()
-    model.blocks[0].feedforward_norm.weight.data *= -0.5  # straight (1, 3), and the block makes (0.5, -0.5) of it
+    model.blocks[0].feedforward_norm.weight.data *= -0.5  # the block turns (1, 3) into (0.5, -0.5)
     straight, after = layer_views(model, ids, targets)
     assert (straight.agreement, after.agreement) == (0.0, 1.0)
     p, q = torch.tensor(2.0).double().sigmoid(), torch.tensor(-4.0).double().sigmoid()
@@ -76,7 +76,7 @@ def test_views_by_hand():
     assert straight.divergence == pytest.approx(divergence)
 
 
-def test_readings_are_the_likeliest_tokens_of_each_layer():
+def test_readings_are_the_most_probable_tokens_of_each_layer():
     config = ModelConfig(vocab_size=13, d_model=16, num_layers=2, num_heads=2, max_seq_len=6)
     model, ids = random_model(config), random_ids(config, 1)
     readings = read_layers(model, ids)

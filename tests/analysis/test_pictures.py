@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was given, and files are of their kind and always the same."""
+"""Pictures: the data drawn equal the data given; files are well-formed and reproducible."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -22,7 +22,7 @@ from tinylm.model import ModelConfig
 from tinylm.runs.plots import save_figure
 
 CONFIG = ModelConfig(vocab_size=9, d_model=16, num_layers=2, num_heads=4, max_seq_len=40)
-WORDS = ["$a$", "b_1", "<|endoftext|>", "é", "\\n", "^", "{", "%", "·x"]  # none of it is mathematics
+WORDS = ["$a$", "b_1", "<|endoftext|>", "é", "\\n", "^", "{", "%", "·x"]  # none of them may be typeset as mathematics
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def model():
 
 
 @pytest.mark.parametrize("length", [5, LABELS + 1])
-def test_attention_maps_are_drawn_as_they_are(model, length):
+def test_attention_maps_are_drawn_unchanged(model, length):
     ids = random_ids(CONFIG, 1, length)
     maps = attention_maps(model, ids)[:, 0]
     notes = [[f"{layer}.{head}" for head in range(4)] for layer in range(2)]
@@ -44,7 +44,7 @@ def test_attention_maps_are_drawn_as_they_are(model, length):
     assert (labels == [WORDS[i].replace("$", r"\$") for i in ids[0]]) == (length <= LABELS)
 
 
-def test_lens_is_drawn_last_layer_on_top_with_frames_where_it_is_right(model):
+def test_lens_has_the_last_layer_on_top_and_frames_correct_predictions(model):
     ids = random_ids(CONFIG, 1, 6)
     readings = read_layers(model, ids)
     figure = draw_lens(readings, ids[0].tolist(), WORDS, "lens")
@@ -59,7 +59,7 @@ def test_lens_is_drawn_last_layer_on_top_with_frames_where_it_is_right(model):
         if readings.best[layer, position] == ids[0, position + 1]
     }
     frames = {(round(patch.get_x() + 0.46), round(patch.get_y() + 0.43)) for patch in axes.patches}
-    assert frames == right and right  # this model is right somewhere
+    assert frames == right and right  # so some predictions are correct
 
 
 def draw(name: str, model):
@@ -79,13 +79,13 @@ def draw(name: str, model):
 
 
 @pytest.mark.parametrize("name", ["attention", "heads", "activations", "gradients", "lens"])
-def test_files_are_whole_whatever_tokens_are_named(model, name, tmp_path):
+def test_files_are_well_formed_whatever_the_tokens(model, name, tmp_path):
     save_figure(draw(name, model), tmp_path / "picture.svg")
     assert ElementTree.parse(tmp_path / "picture.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_same_picture_is_the_same_file(model, suffix, tmp_path):
+def test_equal_pictures_give_equal_files(model, suffix, tmp_path):
     for name in ("one", "two"):
         save_figure(draw("heads", model), tmp_path / f"{name}.{suffix}")
     first = (tmp_path / f"one.{suffix}").read_bytes()

@@ -22,7 +22,7 @@ plain = model_configs(attention_kernel=st.just("plain"))
 
 @few
 @given(plain, st.integers(1, 3), st.integers(0, 11))
-def test_operations_are_those_that_pytorch_counts(config, rows, shorter):
+def test_operations_match_pytorchs_counter(config, rows, shorter):
     length = max(config.max_seq_len - shorter, 1)
     model, ids = random_model(config), random_ids(config, rows, length)
     with FlopCounterMode(display=False) as forward:
@@ -36,8 +36,8 @@ def test_operations_are_those_that_pytorch_counts(config, rows, shorter):
 
 @few
 @given(plain)
-def test_operations_of_each_part_are_those_that_pytorch_counts_in_its_modules(config):
-    """The head's are those of the module of that name, and so on; the projections are what attention has besides."""
+def test_operations_of_each_part_match_pytorchs_counter(config):
+    """Parts are compared with the modules of that name; the attention kernel is what its projections leave."""
     model, ids = random_model(config), random_ids(config, 1)
     with FlopCounterMode(display=False) as counter:
         model(ids)
@@ -57,7 +57,7 @@ def test_operations_of_each_part_are_those_that_pytorch_counts_in_its_modules(co
 
 @few
 @given(model_configs())
-def test_parameters_of_each_part_are_those_of_the_network(config):
+def test_parameters_of_each_part_match_the_network(config):
     model = TransformerLM(config)
     found = {part.name: part.parameters for part in profile(model).parts}
     expected = dict.fromkeys(found, 0)
@@ -71,7 +71,7 @@ def test_parameters_of_each_part_are_those_of_the_network(config):
 
 @few
 @given(model_configs())
-def test_the_cache_is_as_large_as_the_one_that_is_made(config):
+def test_cache_size_matches_a_real_cache(config):
     model = random_model(config)
     found, cache = profile(model), model.make_cache(1)
     assert found.cache_bytes == cache.num_bytes == found.cache_bytes_per_token * (cache.num_slots + 1)
@@ -86,30 +86,30 @@ RANDOM_STATE = torch.get_rng_state().nbytes
         (dict(), 0),
         (dict(dropout=0.1), 0),
         (dict(attention_kernel="plain", num_kv_heads=1), 2 * 8),  # 1/√E, in each layer
-        (dict(activation_checkpointing=True), 2 * RANDOM_STATE),  # to draw the same again
+        (dict(activation_checkpointing=True), 2 * RANDOM_STATE),  # saved for the recomputation
         (dict(norm="layernorm", activation="gelu", bias=True, qk_norm=False, positional_encoding="learned"), 0),
         (dict(norm_placement="post", activation="relu2", tie_embeddings=False, positional_encoding="none"), 0),
     ],
     ids=str,
 )
-def test_what_training_keeps_is_what_pytorchs_profiler_sees_stay(options, elsewhere, monkeypatch):
-    """Of all that a step's forward pass takes and gives back, what is left is kept, but for the loss."""
-    monkeypatch.setitem(os.environ, "KINETO_LOG_LEVEL", "5")  # its library is talkative
+def test_kept_memory_matches_pytorchs_profiler(options, elsewhere, monkeypatch):
+    """Memory allocated and not freed during a forward pass is kept, except for the loss."""
+    monkeypatch.setitem(os.environ, "KINETO_LOG_LEVEL", "5")  # silences the profiler's library
     shape = dict(vocab_size=50, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)
     model = TransformerLM(ModelConfig(**shape | options)).train()
     ids = random_ids(model.config, 1)
-    model(ids)  # the table of positions is there from now on, and is kept
+    model(ids)  # creates the rotary table, which is kept
     table = 2 * 24 * 8 * 4 if model.config.positional_encoding == "rotary" else 0
     watched = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=watched, profile_memory=True, acc_events=True) as profiler:
         loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
     stayed = sum(event.self_cpu_memory_usage for event in profiler.events())
-    assert kept_bytes(model, ids) == stayed - loss.nbytes + table - elsewhere  # the loss holds the rest until here
+    assert kept_bytes(model, ids) == stayed - loss.nbytes + table - elsewhere  # the loss keeps the graph alive
 
 
 @few
 @given(model_configs(dropout=st.just(0.2)), st.booleans())
-def test_looking_at_what_training_keeps_changes_nothing(config, training):
+def test_measuring_kept_memory_changes_nothing(config, training):
     model, state = random_model(config).train(training), torch.get_rng_state()
     kept_bytes(model, random_ids(config))
     assert model.training == training and torch.equal(torch.get_rng_state(), state)
@@ -117,7 +117,7 @@ def test_looking_at_what_training_keeps_changes_nothing(config, training):
 
 
 def test_intensity_by_hand():
-    """One layer, width 4, one head, F = 8, V = 10, ReLU, no norms that count; four bytes a number; T = 2."""
+    """One layer, D = 4, one head, F = 8, V = 10, ReLU; four bytes per number; T = 2."""
     config = ModelConfig(
         vocab_size=10, d_model=4, num_layers=1, num_heads=1, d_ff=8, max_seq_len=2, activation="relu", qk_norm=False
     )
@@ -138,7 +138,7 @@ def test_intensity_by_hand():
     assert found.decode_intensity() == pytest.approx(whole)
 
 
-def test_decoding_in_a_window_meets_the_keys_of_the_window():
+def test_decoding_in_a_sliding_window_reads_its_keys_only():
     shape = dict(vocab_size=10, d_model=4, num_layers=1, num_heads=1, max_seq_len=8, qk_norm=False)
     found = profile(TransformerLM(ModelConfig(**shape, sliding_window=3)))
     scores = next(part for part in found.parts if "scores" in part.name)
@@ -146,7 +146,7 @@ def test_decoding_in_a_window_meets_the_keys_of_the_window():
     assert found.decode_intensity((scores,)) == pytest.approx(2 * 2 * 3 * 4 / ((4 + 24 + 6 + 4) * 4))
 
 
-def test_weights_of_8_bits_are_read_as_they_are_stored():
+def test_quantized_weights_count_as_stored_in_intensity():
     model = TransformerLM(
         ModelConfig(vocab_size=10, d_model=8, num_layers=1, num_heads=2, d_ff=16, max_seq_len=4)
     ).eval()
@@ -154,11 +154,11 @@ def test_weights_of_8_bits_are_read_as_they_are_stored():
     for name, outputs in (("attention: projections", 4 * 8), ("feed-forward", 2 * 16 + 8)):
         before, after = (next(part for part in each.parts if part.name == name) for each in (plain, rounded))
         weights = before.weight_bytes / 4
-        assert after.weight_bytes == weights + 2 * outputs  # a code each, and a scale in 16 bits for each output
+        assert after.weight_bytes == weights + 2 * outputs  # one byte per weight, and a 16-bit scale per output
         assert rounded.decode_intensity((after,)) > plain.decode_intensity((before,))
 
 
-def test_weights_of_8_bits_count_as_they_are():
+def test_quantized_weights_count_as_stored_in_memory():
     model = quantize(TransformerLM(preset("tiny", vocab_size=64)).eval(), bits=8)
     stored = {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}  # tied
     assert profile(model, 4).weight_bytes == sum(tensor.nbytes for tensor in stored.values())

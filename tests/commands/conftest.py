@@ -1,4 +1,4 @@
-"""Commands, called inside this process, and a small model for those that use one."""
+"""Fixtures that run commands in this process, and a small model."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tinylm.tokenizer import CharTokenizer
 def load(capfd):
     """load("compare")(*arguments) is `tinylm compare ARGUMENTS`: exit code, stdout, stderr.
 
-    The line that says which model is loaded is left out; tests/commands/test_commands.py has it.
+    The line that names the loaded model is removed; tests/commands/test_commands.py checks it.
     """
 
     def load(name: str) -> Callable[..., tuple[int, str, str]]:
@@ -32,7 +32,7 @@ def load(capfd):
 
 
 def save_model(folder: Path, **info: str) -> Path:
-    """Writes a random model by character with a context of 16."""
+    """Writes a random character-level model with a context of 16."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer("abcdefghé\n 😀")
     config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=16)

@@ -1,4 +1,4 @@
-"""`tinylm analyze` as a user meets it."""
+"""`tinylm analyze` from the command line."""
 
 import math
 import re
@@ -9,8 +9,10 @@ import torch
 
 from tinylm.adapt import quantize
 from tinylm.bundle import load, save_bundle
+from tinylm.commands.analyze_report import text_rows
+from tinylm.errors import DataError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 PICTURES = {
     "attention": ["attention.png", "attention.svg", "heads.png", "heads.svg"],
@@ -23,9 +25,9 @@ PICTURES = {
 
 @pytest.fixture
 def run(load, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in a folder with a run on the built-in stories; all bytes are equal."""
+    """run(*arguments) runs the command in a folder with a run on the built-in stories, whose weights are zero."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tinylm.runs.plots.DOTS_PER_INCH", 20)  # much faster
+    monkeypatch.setattr("tinylm.runs.plots.DOTS_PER_INCH", 20)  # saves time
     config = ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=2, max_seq_len=16, qk_norm=False)
     model = TransformerLM(config)
     for parameter in model.parameters():
@@ -39,7 +41,7 @@ def run(load, tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr("tinylm.analysis.report.save_figure", lambda figure, picture: None)  # they take long
+    monkeypatch.setattr("tinylm.commands.analyze_report.save_figure", lambda figure, picture: None)  # saves time
 
 
 def test_profile_by_hand(run):
@@ -59,15 +61,15 @@ def test_profile_by_hand(run):
 
 
 @pytest.mark.parametrize("command", PICTURES)
-def test_each_subcommand_prints_and_writes_what_it_says(command, run, tmp_path):
+def test_each_subcommand_writes_the_files_it_prints(command, run, tmp_path):
     code, out, err = run(command, "--model", "alone", "--text", "t.txt", "--out", "new/folder")
     assert (code, err) == (0, "")
     assert out.splitlines()[-len(PICTURES[command]) :] == [f"new/folder/{name}" for name in PICTURES[command]]
     assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == PICTURES[command]
 
 
-def test_figures_of_a_network_that_finds_all_equally_likely(run, without_pictures):
-    """Weights are uniform, so is what it says: loss log 257 from the embedding on; every unit is dead."""
+def test_statistics_of_a_network_with_zero_weights(run, without_pictures):
+    """Attention and predictions are uniform: the loss is log 257 at every layer, and every unit is dead."""
     options = ["--model", "alone", "--text", "t.txt", "--out", "o"]
     even = sum(math.log(count) for count in range(1, 17)) / 16
     previous = sum(1 / count for count in range(2, 17)) / 15
@@ -83,12 +85,12 @@ def test_figures_of_a_network_that_finds_all_equally_likely(run, without_picture
     units = run("activations", *options)[1].splitlines()[3]
     assert units == "0      units        0.0000  0.0000      0.0    0.000%  100.0%"
     lines = run("tokens", *options)[1].splitlines()
-    assert lines[0] == "behind each token: its loss in nats"
+    assert lines[0] == "in brackets: the loss in nats of each token"
     assert lines[1].startswith("n[5.5]a[5.5]\\xc3[5.5]\\xaf[5.5]v[5.5]e[5.5] [5.5]t[5.5]")
     assert lines[2] == f"52 tokens, loss {math.log(257):.4f} nats per token"
 
 
-def test_without_a_subcommand_all_goes_into_a_folder_with_a_summary(run, tmp_path):
+def test_without_a_subcommand_all_reports_go_to_a_folder(run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--rows", 4)  # on validation stories
     assert code == 0
     assert re.fullmatch(r"tinylm: text: \d+ validation stories of the run\n", err)
@@ -101,12 +103,12 @@ def test_without_a_subcommand_all_goes_into_a_folder_with_a_summary(run, tmp_pat
     assert "Once upon a time" in (tmp_path / "analysis/tokens.txt").read_text().replace("[5.5]", "")
 
 
-def test_what_a_model_does_not_have_is_left_out_of_all(run, without_pictures, tmp_path):
+def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tmp_path):
     model, tokenizer = load(tmp_path / "alone")
     save_bundle(tmp_path / "int8", quantize(model, bits=8), tokenizer)
     code, out, _ = run("--model", "int8", "--text", "t.txt", "--out", "o")
     assert code == 0
-    assert "gradients: left out: weights of 8 and 4 bits have no gradients; look at the model that they were" in out
+    assert "gradients: left out: weights of 8 and 4 bits have no gradients; analyze the model that they were" in out
     assert (tmp_path / "o/tokens.txt").is_file() and not (tmp_path / "o/gradients.txt").exists()
 
 
@@ -135,3 +137,39 @@ def test_errors_are_one_line(arguments, code, message, run, tmp_path):
     found, out, err = run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
+
+
+# --- sequences
+
+
+@pytest.mark.parametrize(
+    ("texts", "length", "most", "expected"),
+    [
+        (["abcabcabc"], 3, 5, ["abca", "abca"]),  # the last two tokens fill no sequence
+        (["abcabcabc"], 3, 1, ["abca"]),
+        (
+            ["abcab", "cba"],
+            3,
+            9,
+            ["abca", "abcb"],
+        ),  # the second row continues into the next text, which is too short itself
+        (["abcab", "cbac"], 3, 9, ["abca", "abcb", "cbac"]),
+        (["ab"], 3, 5, ["ab"]),
+    ],
+)
+def test_each_text_begins_a_row(texts, length, most, expected):
+    tokenizer = CharTokenizer("abc")
+    rows = text_rows(tokenizer, texts, length, most)
+    assert [tokenizer.decode(row.tolist()) for row in rows] == expected
+
+
+def test_every_text_has_a_separator_before_it():
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    rows = [[3, 0, 1], [1, 3, 2], [3, 2, 0], [0, 3, 1], [3, 1, 1]]  # a row at the end of a text continues into the next
+    assert text_rows(tokenizer, ["ab", "ca", "bb"], 2, 9).tolist() == rows
+
+
+def test_texts_without_a_token_to_predict_are_refused():
+    for text in ("", "a"):
+        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
+            text_rows(CharTokenizer("ab"), [text], 4, 2)

@@ -1,4 +1,4 @@
-"""`tinylm` itself: what it lists and explains, how soon, and that what it says to type can be typed."""
+"""The `tinylm` command: its overview and help, start-up without PyTorch, and the commands that it prints."""
 
 import os
 import re
@@ -13,6 +13,8 @@ from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
 from tinylm.commands.fit_help import SECTIONS, help_text, read_options
+from tinylm.console import exit_code
+from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +30,7 @@ def tinylm(*words: str, folder: Path | None = None) -> subprocess.CompletedProce
 # --- the list, and mistakes
 
 
-def test_alone_it_lists_every_command_on_one_screen(capfd):
+def test_without_arguments_every_command_is_listed_on_one_screen(capfd):
     assert main([]) == 0
     alone = capfd.readouterr().out
     assert main(["--help"]) == 0
@@ -55,7 +57,7 @@ def test_alone_it_lists_every_command_on_one_screen(capfd):
         (["configs", "--out", "x.yaml"], 2, "--out: which config? Give its name"),
     ],
 )
-def test_a_mistake_is_one_line(words, code, problem, tmp_path, monkeypatch, capfd):
+def test_an_invalid_command_line_is_one_line(words, code, problem, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     out, err = capfd.readouterr()
@@ -63,7 +65,7 @@ def test_a_mistake_is_one_line(words, code, problem, tmp_path, monkeypatch, capf
     assert problem in err
 
 
-def test_help_of_a_command_is_its_help(capfd):
+def test_help_command_prints_a_commands_help(capfd):
     assert main(["help", "fit"]) == 0
     asked = capfd.readouterr().out
     assert main(["fit", "--help"]) == 0
@@ -71,7 +73,7 @@ def test_help_of_a_command_is_its_help(capfd):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the pipe is a shell's")
-def test_a_reader_who_leaves_is_no_error():
+def test_a_closed_pipe_is_no_error():
     run = subprocess.run(
         f"{shlex.quote(sys.executable)} -u -m tinylm | true", shell=True, capture_output=True, text=True, timeout=60,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -89,12 +91,20 @@ def test_values_keep_their_underscores_and_dashes(tmp_path, load):
     assert code == 65 and "'-' (U+002D) at position 0" in err
 
 
-def test_what_nobody_thought_of_is_one_line_too(monkeypatch, capfd):
+def test_an_unexpected_exception_is_one_line_too(monkeypatch, capfd):
     monkeypatch.setattr("tinylm.commands.configs.listing", lambda: 1 / 0)
     assert main(["configs"]) == 70
     assert capfd.readouterr().err == "tinylm: error: ZeroDivisionError: division by zero; --debug shows where\n"
     assert main(["configs", "--debug"]) == 70
     assert "in <lambda>" in capfd.readouterr().err
+
+
+def test_errors_may_be_reported_otherwise(capfd):
+    def fail(arguments):
+        raise ConfigError("the rule; the remedy")
+
+    assert exit_code(fail, [], lambda message, code: code + len(message)) == 2 + 20
+    assert capfd.readouterr() == ("", "")
 
 
 # --- help without PyTorch
@@ -110,7 +120,7 @@ for words in {words!r}:
 """
 
 
-def test_help_and_mistakes_do_not_import_pytorch():
+def test_help_and_errors_do_not_import_pytorch():
     code = WATCH.format(words=HELP)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert run.stdout.splitlines() == [" ".join(words) for words in HELP], run.stderr
@@ -143,7 +153,7 @@ def parsers_options() -> dict:
     return actions
 
 
-def test_fit_help_has_a_sentence_for_every_option_of_ours():
+def test_fit_help_describes_every_tinylm_option():
     actions = parsers_options()
     found = {option.name: option for section in SECTIONS for option in read_options(section)}
     nested = {name for name in found if name.startswith(("model.lora.", "model.freeze."))}
@@ -159,14 +169,14 @@ def test_fit_help_has_a_sentence_for_every_option_of_ours():
                     assert choice in help_text("fit"), name
 
 
-def test_jsonargparses_own_help_has_the_sentences_too(monkeypatch):
+def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tinylm", "fit", "--trainer.help"])
     helps = {name: action.help for name, action in parsers_options().items()}
     assert helps["model.network.d_model"].startswith("Width of the residual stream.")
     assert helps["run.sample_tokens"].startswith("Tokens of each sample")
 
 
-def test_fit_help_shows_ours_within_130_lines_at_80_columns(monkeypatch):
+def test_fit_help_shows_tinylm_options_within_130_lines_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = help_text("fit").splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("Lightning's Trainer"))
@@ -200,7 +210,7 @@ def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch, capfd):
 # --- what is printed to be typed
 
 
-def test_the_printed_program_is_one_that_the_shell_finds(tmp_path, monkeypatch):
+def test_printed_commands_begin_with_a_program_that_the_shell_finds(tmp_path, monkeypatch):
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     python = bin_folder / "python"
@@ -231,7 +241,7 @@ def test_without_options_the_newest_run_is_continued_from_its_prompt(tmp_path, m
     assert out.startswith("c d")
 
 
-def test_a_model_is_named_before_it_is_loaded(tmp_path, monkeypatch, capfd):
+def test_the_model_is_announced_before_it_is_loaded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "runs" / "it" / "model")
     main(["generate", "--prompt", "a", "--max-new-tokens", "1"])
@@ -264,7 +274,7 @@ def test_a_npz_archive_is_continued_without_pytorch(tmp_path):
         (["--prompt", "x"], 65, "'x' (U+0078)"),
     ],
 )
-def test_what_numpy_does_not_know_is_refused_by_name(words, code, problem, tmp_path, load):
+def test_options_without_a_numpy_version_are_refused_by_name(words, code, problem, tmp_path, load):
     from tinylm.reference import files
 
     save_model(tmp_path)
@@ -274,7 +284,7 @@ def test_what_numpy_does_not_know_is_refused_by_name(words, code, problem, tmp_p
 
 
 @pytest.mark.parametrize("prompt", ["--- a", "a b", "'", "x" * 61])
-def test_the_printed_prompt_is_read_as_it_is(prompt):
+def test_the_printed_prompt_is_parsed_unchanged(prompt):
     from tinylm.commands.generate import make_parser
     from tinylm.training.finish import generate_command
 
@@ -284,8 +294,8 @@ def test_the_printed_prompt_is_read_as_it_is(prompt):
 
 
 @pytest.mark.slow
-def test_every_command_that_is_printed_works_as_printed(tmp_path):
-    """From an empty folder: a run, then whatever its last lines say, by the shell."""
+def test_printed_commands_run_as_printed(tmp_path):
+    """Starts runs in an empty folder, then executes the commands in their output with a shell."""
     short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--run.sample_tokens", "4"]
     short += ["--trainer.limit_val_batches", "2"]
     printed = []
@@ -333,12 +343,12 @@ def test_scripts_are_the_commands():
         assert lines[1:5] == ["", "from command import run", "", 'if __name__ == "__main__":'], name
 
 
-def test_a_script_runs_from_any_folder_and_says_what_its_python_lacks(tmp_path):
+def test_a_script_runs_from_any_folder_and_names_missing_packages(tmp_path):
     script = str(ROOT / "scripts" / "train_tokenizer.py")
     good = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert good.returncode == 0 and good.stdout.startswith("usage: tinylm tokenizer train")
-    # -I and -S: no packages but Python's own
+    # -I and -S: the standard library only
     bare = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
     words = [sys.executable, "-I", "-S", "-c", bare, str(ROOT / "scripts"), script]
     bad = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -347,17 +357,17 @@ def test_a_script_runs_from_any_folder_and_says_what_its_python_lacks(tmp_path):
 
 
 def test_a_crash_in_a_kernel_names_the_python_line(tmp_path):
-    """faulthandler is on: a segmentation fault says where it was."""
-    process = processes.start(crash, tmp_path / "said.txt")
+    """faulthandler is enabled: a segmentation fault prints the Python line."""
+    process = processes.start(crash, tmp_path / "stderr.txt")
     process.join(60)
-    said = (tmp_path / "said.txt").read_text()
-    assert process.exitcode not in (0, 1) and "Segmentation fault" in said and "in crash" in said
+    text = (tmp_path / "stderr.txt").read_text()
+    assert process.exitcode not in (0, 1) and "Segmentation fault" in text and "in crash" in text
 
 
-def crash(said: Path) -> None:
+def crash(stderr: Path) -> None:
     import ctypes
 
-    with said.open("wb") as file:
+    with stderr.open("wb") as file:
         os.dup2(file.fileno(), 2)
     sys.argv = ["tinylm", "configs"]
     main(["configs"])

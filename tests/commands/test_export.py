@@ -1,4 +1,4 @@
-"""`tinylm export` as a user meets it."""
+"""`tinylm export` from the command line."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ from tinylm.tokenizer import ByteTokenizer
 
 @pytest.fixture
 def run(load, model, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in an empty folder."""
+    """run(*arguments) runs the command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     transformers.logging.disable_progress_bar()
     return load("export")
 
 
-def test_there_and_back_is_the_same_model(run, model):
+def test_export_and_import_give_the_same_model(run, model):
     code, out, err = run("--model", model, "--to", "hf", "--out", "hf")
     assert (code, err) == (0, "")
     first, second = out.splitlines()
@@ -43,7 +43,7 @@ def test_there_and_back_is_the_same_model(run, model):
     assert load_bundle("deep/back").info == {"from": "hf"}
 
 
-def test_nothing_is_written_over(run, model):
+def test_nothing_is_overwritten(run, model):
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     code, out, err = run("--model", model, "--to", "hf", "--out", "mine")
@@ -55,12 +55,12 @@ def test_nothing_is_written_over(run, model):
 
 ERRORS = {
     "no model": (["--model", "nowhere", "--to", "hf", "--out", "o"], 66, "nowhere: no such model"),
-    "no folder of theirs": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
-    "ours for theirs": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
+    "no Hugging Face folder": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
+    "a tinylm folder": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
     "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal: no"),
-    "what would change the numbers": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
+    "an unsupported field": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
     "another format": (["--model", "model", "--to", "onnx", "--out", "o"], 2, "invalid choice: 'onnx'"),
-    "a wrong option": (["--model", "model", "--to", "hf", "--ou", "o"], 2, "--out"),
+    "an unknown option": (["--model", "model", "--to", "hf", "--ou", "o"], 2, "--out"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`tinylm generate` as a user meets it: text on stdout; one line on stderr and an exit code if something is wrong."""
+"""`tinylm generate` from the command line: text on stdout; errors as one line on stderr and an exit code."""
 
 import json
 import re
@@ -24,7 +24,7 @@ TOKENIZER = CharTokenizer("abcdefghé\n 😀")  # the model's, in conftest.py
 
 @pytest.fixture
 def run(load):
-    """run(*arguments) calls the script's main inside this process: exit code, stdout, stderr."""
+    """run(*arguments) runs the command inside this process: exit code, stdout, stderr."""
     return load("generate")
 
 
@@ -40,7 +40,7 @@ def only_line(err: str) -> str:
     return err
 
 
-def test_from_any_folder_it_prints_the_prompt_and_a_continuation_or_fails_with_its_exit_code(model, tmp_path):
+def test_from_any_folder_it_prints_prompt_and_completion_or_fails_with_an_exit_code(model, tmp_path):
     good = start(tmp_path, "--model", model, "--prompt", "é😀", "--max_new_tokens", 9, "--seed", 1, "--device", "cpu")
     unseen = start(tmp_path, "--model", model, "--prompt", "abz")
     missing = start(tmp_path, "--model", tmp_path / "nowhere", "--prompt", "a")
@@ -61,7 +61,7 @@ def test_from_any_folder_it_prints_the_prompt_and_a_continuation_or_fails_with_i
         assert problem in only_line(err)
 
 
-def test_options_of_several_words_are_written_either_way(model, run):
+def test_option_names_take_dashes_or_underscores(model, run):
     words = ["--model", model, "--prompt", "ab_--c".replace("_", " ").replace("-", ""), "--seed", 3]
     dashed = run(*words, "--max-new-tokens", 8, "--top-k=3", "--top-p", 0.9, "--min-p=0.01")
     lined = run(*words, "--max_new_tokens", 8, "--top_k=3", "--top_p", 0.9, "--min_p=0.01")
@@ -108,7 +108,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments, problem, model,
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "cpu:x"])
-def test_a_device_that_is_not_there_is_one_line_and_exit_code_2(device, model, run):
+def test_a_missing_device_is_one_line_and_exit_code_2(device, model, run):
     code, out, err = run("--model", model, "--prompt", "a", "--device", device)
     assert (code, out) == (2, "") and device in only_line(err)
 
@@ -128,8 +128,8 @@ def prompts(tmp_path) -> Path:
     return tmp_path / "prompts.txt"
 
 
-def test_a_file_of_prompts_gives_the_texts_that_each_gives_alone(model, run, prompts):
-    """Several samples of each, with seeds that count up, separated by a line."""
+def test_prompts_in_a_file_give_the_same_texts_as_alone(model, run, prompts):
+    """Two samples per prompt, with consecutive seeds, separated by a line."""
     words = ["--model", model, "--max-new-tokens", 20, "--top-p", 0.9]
     code, out, _ = run(*words, "--prompts-file", prompts, "--num-samples", 2, "--seed", 5)
     alone = [run(*words, "--prompt", p, "--seed", seed)[1][:-1] for p in ("ab", "cab") for seed in (5, 6)]
@@ -162,7 +162,7 @@ def test_one_streamed_text_is_written_as_well(model, run, tmp_path):
     assert len(row["log_probs"]) == 6
 
 
-def test_probabilities_stand_behind_tokens_and_figures_on_stderr(model, run):
+def test_probabilities_follow_tokens_and_statistics_go_to_stderr(model, run):
     words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 4, "--temperature", 0]
     _, plain, _ = run(*words)
     code, out, err = run(*words, "--show-probs", "--stats", "--threads", 1)
@@ -173,12 +173,12 @@ def test_probabilities_stand_behind_tokens_and_figures_on_stderr(model, run):
 
 
 @pytest.mark.parametrize("way", [["--lookup"], ["--draft"]])
-def test_guessing_ahead_gives_the_same_greedy_text(model, run, way):
+def test_speculative_decoding_gives_the_same_greedy_text(model, run, way):
     words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, "--temperature", 0]
     assert run(*words, *way, *([model] if way == ["--draft"] else []))[1] == run(*words)[1]
 
 
-def test_beams_find_a_text_at_least_as_likely_as_the_greedy_one(model, run, tmp_path):
+def test_beam_search_finds_a_text_at_least_as_probable_as_greedy_decoding(model, run, tmp_path):
     words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 6]
     run(*words, "--temperature", 0, "--out", tmp_path / "greedy.jsonl")
     run(*words, "--num-beams", 4, "--num-samples", 2, "--out", tmp_path / "beams.jsonl")
@@ -190,13 +190,13 @@ def test_beams_find_a_text_at_least_as_likely_as_the_greedy_one(model, run, tmp_
     assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
 
 
-def test_with_a_cache_in_8_bits_a_text_is_written_too(model, run):
+def test_text_is_generated_with_an_8_bit_cache(model, run):
     words = ["--prompt", "ab", "--temperature", 0, "--max-new-tokens", 5, "--kv-cache", "int8"]
     code, out, _ = run("--model", model, *words)
     assert code == 0 and out.startswith("ab") and len(out) == 2 + 5 + 1
 
 
-def test_in_a_chat_the_answer_alone_is_printed_and_answers_what_training_asked(run, tmp_path):
+def test_chat_prints_the_answer_alone_to_a_prompt_formatted_as_in_training(run, tmp_path):
     chat = CharTokenizer("abc", [END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>"])
     network = TransformerLM(ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=1, max_seq_len=32)).eval()
     save_bundle(tmp_path / "chat", network, chat)
@@ -223,7 +223,7 @@ def test_in_a_chat_the_answer_alone_is_printed_and_answers_what_training_asked(r
         (["--prompt", "a", "--draft", "OTHER"], 2, "has another tokenizer than"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_an_exit_code(model, run, tmp_path, words, code, message):
+def test_an_invalid_combination_is_one_line_and_an_exit_code(model, run, tmp_path, words, code, message):
     (tmp_path / "EMPTY").write_text("\n \n")
     (tmp_path / "BAD.jsonl").write_text('"abc"\n')
     other = CharTokenizer("ab")

@@ -1,4 +1,4 @@
-"""`tinylm generate --interactive` as a user meets it: at a real terminal, and with lines that come through a pipe.
+"""`tinylm generate --interactive` at a real terminal and with piped lines.
 
 `python -m tests.commands.test_interactive 200` presses Ctrl-C 200 times while two other processes keep the cores busy.
 """
@@ -25,7 +25,7 @@ from tinylm.generation import Generator, SamplingConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 SETTINGS = dict(max_new_tokens=9, temperature=0.8, seed=1)
-# the terminal becomes that of the process, so that Ctrl-C reaches it
+# makes the terminal the controlling terminal of the process, so that Ctrl-C reaches it
 AT_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 
@@ -39,7 +39,7 @@ def generator(model) -> Generator:
 
 
 class Terminal:
-    """The script at a terminal of its own."""
+    """The script in a pseudo-terminal."""
 
     def __init__(self, model: Path, cache: Path) -> None:
         self.master, slave = os.openpty()
@@ -51,7 +51,7 @@ class Terminal:
         self.unread = b""
 
     def until(self, end: str, timeout: float = 60) -> str:
-        """What is shown up to an `end`, which is left out."""
+        """The output up to a given end, which is not included."""
         deadline = time.monotonic() + timeout
         while end.encode() not in self.unread:
             ready, _, _ = select.select([self.master], [], [], max(deadline - time.monotonic(), 0))
@@ -64,7 +64,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def answer(self, line: str) -> str:
-        """What is shown after a line, up to the next prompt."""
+        """The output after a line, up to the next prompt."""
         self.type(line + "\n")
         shown = self.until("\n> ")
         assert shown.startswith(line + "\n"), shown
@@ -86,7 +86,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def terminals(model, cache) -> Iterator[tuple[Terminal, Terminal]]:
-    """Two that start side by side; the second cannot keep a history."""
+    """Two terminals started in parallel; the second cannot write its history."""
     no_folder = cache / "file"
     no_folder.write_text("")
     both = Terminal(model, cache / "new"), Terminal(model, no_folder)
@@ -101,12 +101,12 @@ def test_a_conversation_at_a_terminal(terminals, generator, cache):
     banner = terminal.until("> ")
     assert banner.splitlines()[1].startswith("tinylm: the model is ready; /help") and banner.count("\n") == 2
 
-    # a text, the same as in Python
+    # completions equal those of the Python API
     assert terminal.answer("ab é") == generator.generate("ab é", **SETTINGS)
     assert terminal.answer("/set temperature 0.5") == "tinylm: temperature: 0.5"
     assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
 
-    # what is wrong is one line, and changes nothing
+    # an invalid line prints one line and changes nothing
     for line, problem in [
         ("/set temperature -1", "temperature must be 0 (greedy) or positive, got -1.0"),
         ("/set temprature 1", "temprature: no such option of generation, did you mean 'temperature'?"),
@@ -118,10 +118,10 @@ def test_a_conversation_at_a_terminal(terminals, generator, cache):
         assert shown.startswith("tinylm: error: ") and problem in shown and "\n" not in shown
     assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
 
-    # Ctrl-C while a text comes stops it alone
+    # Ctrl-C during a completion stops only the completion
     assert terminal.answer("/set max_new_tokens 100000000") == "tinylm: max_new_tokens: 100000000"
     terminal.type("ab\n")
-    terminal.until("context and continues\n")  # so it has begun, and gone beyond the context
+    terminal.until("context and continues\n")  # it has started, and passed the end of the context
     terminal.type("\x03")
     terminal.until("\n> ")
     terminal.answer("/set max_new_tokens 9")
@@ -134,7 +134,7 @@ def test_a_conversation_at_a_terminal(terminals, generator, cache):
     assert "(Ctrl-D or /quit leaves)" in terminal.until("\n> ")
     assert terminal.answer("ab") == generator.generate("ab", **SETTINGS | {"temperature": 0.5})
 
-    # the line before comes back
+    # the history has the previous line
     terminal.type("\x1b[A\n")
     assert terminal.until("\n> ").endswith("ab\n" + generator.generate("ab", **SETTINGS | {"temperature": 0.5}))
 
@@ -144,7 +144,7 @@ def test_a_conversation_at_a_terminal(terminals, generator, cache):
 
 
 @needs_terminal
-def test_ctrl_d_ends_and_a_history_that_cannot_be_kept_is_no_matter(terminals, generator):
+def test_ctrl_d_ends_and_an_unwritable_history_is_ignored(terminals, generator):
     _, terminal = terminals
     terminal.until("> ")
     assert terminal.answer("ab") == generator.generate("ab", **SETTINGS)
@@ -154,8 +154,8 @@ def test_ctrl_d_ends_and_a_history_that_cannot_be_kept_is_no_matter(terminals, g
     assert "error" not in terminal.unread.decode()
 
 
-def seconds_until_heard(terminal: Terminal, times: int) -> list[float]:
-    """Presses Ctrl-C at random moments of so many texts, while two processes compute."""
+def seconds_until_stopped(terminal: Terminal, times: int) -> list[float]:
+    """Presses Ctrl-C at random moments of completions, while two other processes keep the cores busy."""
     moments = random.Random(0)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
@@ -180,10 +180,10 @@ def seconds_until_heard(terminal: Terminal, times: int) -> list[float]:
 
 @needs_terminal
 @pytest.mark.slow
-def test_ctrl_c_is_heard_at_any_moment_of_a_text(model, tmp_path):
+def test_ctrl_c_works_at_any_moment_of_a_completion(model, tmp_path):
     terminal = Terminal(model, tmp_path)
     try:
-        assert len(seconds_until_heard(terminal, 20)) == 20  # each within `Terminal.until`'s minute
+        assert len(seconds_until_stopped(terminal, 20)) == 20  # each within `Terminal.until`'s minute
     finally:
         terminal.close()
 
@@ -193,7 +193,7 @@ def test_ctrl_c_is_heard_at_any_moment_of_a_text(model, tmp_path):
 
 @pytest.fixture
 def talk(generator, monkeypatch, capfd):
-    """talk(*lines) is what they make of stdout and stderr."""
+    """talk(*lines) returns what the loop writes to stdout and stderr."""
 
     def talk(*lines: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -203,14 +203,14 @@ def talk(generator, monkeypatch, capfd):
     return talk
 
 
-def test_lines_through_a_pipe_give_their_texts_and_nothing_else(talk, generator):
+def test_piped_lines_give_completions_and_nothing_else(talk, generator):
     expected = [generator.generate(prompt, **SETTINGS) + "\n" for prompt in ("ab", " c")]
     assert talk("ab", " c") == ("".join(expected), "")
     assert talk("ab", " /quit ", " c") == (expected[0], "")
     assert talk() == ("", "")
 
 
-def test_the_script_takes_its_options_as_the_first_settings(model, load, generator, monkeypatch):
+def test_options_of_the_script_are_the_initial_settings(model, load, generator, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n"))
     words = ["--model", model, "--interactive", "--device", "cpu"]
     run = load("generate")
@@ -234,7 +234,7 @@ def test_the_script_takes_its_options_as_the_first_settings(model, load, generat
         ("truncate left", "truncate", "left"),
     ],
 )
-def test_a_setting_holds_for_what_follows_and_is_shown_as_it_was_typed(typed, name, value, talk, generator):
+def test_a_setting_applies_to_later_prompts_and_is_shown_as_typed(typed, name, value, talk, generator):
     out, err = talk(f"/set {typed}", "abc")
     assert out == generator.generate("abc", **SETTINGS | {name: value}) + "\n"
     assert yaml.safe_load(err.removeprefix("tinylm: ")) == {name: value}
@@ -252,26 +252,26 @@ def test_a_setting_holds_for_what_follows_and_is_shown_as_it_was_typed(typed, na
         "/set seed 1" + "0" * 5000,
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_line_and_leaves_the_settings_as_they_were(line, talk, generator):
+def test_an_invalid_line_prints_one_line_and_changes_no_setting(line, talk, generator):
     out, err = talk(line, "ab")
     assert out == generator.generate("ab", **SETTINGS) + "\n"
     assert err.startswith("tinylm: error: ") and err.count("\n") == 1
 
 
-def test_settings_that_mean_nothing_are_refused_before_the_first_prompt(generator):
+def test_invalid_settings_are_refused_before_the_first_prompt(generator):
     with pytest.raises(ConfigError, match="top_k must be at least 1, got 0"):
         converse(generator, {"top_k": 0})
 
 
-def test_help_tells_commands_and_every_setting(talk):
+def test_help_lists_commands_and_every_setting(talk):
     out, err = talk("/help")
     assert err == ""
-    for name, text in [("/quit", "leave"), ("top_k", "Keep the k likeliest tokens."), ("truncate", "left: cut")]:
+    for name, text in [("/quit", "leave"), ("top_k", "Keep the "), ("truncate", "left: drop")]:
         assert f"\n  {name:20}{text}" in out
     assert all(f"\n  {name} " in out for name in SamplingConfig.__dataclass_fields__)
 
 
-def test_what_is_no_utf8_does_not_end_the_loop(generator, monkeypatch, capfd):
+def test_invalid_utf8_does_not_end_the_loop(generator, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\nab\n"), encoding="utf-8"))
     converse(generator, SETTINGS)
     out, err = capfd.readouterr()
@@ -279,7 +279,7 @@ def test_what_is_no_utf8_does_not_end_the_loop(generator, monkeypatch, capfd):
     assert "U+FFFD" in err
 
 
-def test_ctrl_c_ends_what_reads_from_a_pipe(generator, monkeypatch):
+def test_ctrl_c_ends_a_loop_that_reads_a_pipe(generator, monkeypatch):
     def stream(prompt: str, **options):
         yield "a"
         raise KeyboardInterrupt
@@ -293,7 +293,7 @@ def test_ctrl_c_ends_what_reads_from_a_pipe(generator, monkeypatch):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         terminal = Terminal(save_model(Path(folder) / "model"), Path(folder))
-        seconds = sorted(seconds_until_heard(terminal, int(sys.argv[1])))
+        seconds = sorted(seconds_until_stopped(terminal, int(sys.argv[1])))
         terminal.close()
     half, longest = 1000 * seconds[len(seconds) // 2], 1000 * seconds[-1]
     print(f"{len(seconds)} of {sys.argv[1]} heard; half of them within {half:.0f} ms, all within {longest:.0f} ms")

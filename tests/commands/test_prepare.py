@@ -1,4 +1,4 @@
-"""`tinylm prepare` as a user meets it."""
+"""`tinylm prepare` from the command line."""
 
 import json
 from pathlib import Path
@@ -13,22 +13,22 @@ from tinylm.locate import command
 
 @pytest.fixture
 def run(load, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in an empty folder: exit code, stdout, stderr."""
+    """run(*arguments) runs the command in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     return load("prepare")
 
 
 @pytest.mark.parametrize("kind", ["questions", "summaries"])
-def test_three_files_hold_the_records_of_a_seed(kind, run):
+def test_three_files_hold_the_pairs_of_a_seed(kind, run):
     code, out, err = run(kind, "--out", "deep/q", "--train", 30, "--val=4", "--test", 5, "--seed", 3)
     assert (code, err) == (0, "")
     *written, first, last = out.splitlines()
     assert written == [
-        f"{Path('deep/q') / name}.jsonl: {count} records" for name, count in (("train", 30), ("val", 4), ("test", 5))
+        f"{Path('deep/q') / name}.jsonl: {count} pairs" for name, count in (("train", 30), ("val", 4), ("test", 5))
     ]
-    assert first == f"first a model to begin with: {command('fit', '-c', 'small')}"
+    assert first == f"to train the model to start from: {command('fit', '-c', 'small')}"
     files = ["--data.pairs", Path("deep/q/train.jsonl"), "--data.pairs_val", Path("deep/q/val.jsonl")]
-    assert last == f"to train on them: {command('fit', '-c', 'finetune', *files)}"
+    assert last == f"to finetune on them: {command('fit', '-c', 'finetune', *files)}"
     expected = write_parts(kind, [30, 4, 5], seed=3)
     for name, part in zip(("train", "val", "test"), expected, strict=True):
         lines = Path(f"deep/q/{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -39,7 +39,7 @@ def test_three_files_hold_the_records_of_a_seed(kind, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "what"),
+        ([], 2, "kind"),
         (["question"], 2, "question: no such data set, did you mean 'questions'?"),
         (["xyz"], 2, "xyz: no such data set; there are questions, summaries, tinystories"),
         (["tinystories", "--sample", "0"], 2, "--sample must be at least 1, got 0"),
@@ -57,9 +57,9 @@ def test_errors_are_one_line(arguments, code, message, run):
     assert not Path("q").exists()
 
 
-def test_tinystories_says_the_next_command_and_without_a_network_where_to_put_the_files(run, monkeypatch):
+def test_tinystories_names_the_next_command_and_offline_where_to_put_the_files(run, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    dead = "http://127.0.0.1:9/m"  # the discard port: nobody listens
+    dead = "http://127.0.0.1:9/m"  # the discard port, where nothing listens
     code, out, err = run("tinystories", "--sample", 3, "--val", 1, "--url", dead, "--cache-dir", "cache")
     assert (code, out) == (66, "")
     assert "cannot download http://127.0.0.1:9/m/TinyStoriesV2-GPT4-train.txt" in err and "by hand" in err

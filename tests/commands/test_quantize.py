@@ -1,4 +1,4 @@
-"""`tinylm quantize` as a user meets it."""
+"""`tinylm quantize` from the command line."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
 @pytest.fixture
 def run(load, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in a folder with a run on the built-in stories."""
+    """run(*arguments) runs the command in a folder with a run on the built-in stories."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     tokenizer = ByteTokenizer([END_OF_TEXT])
@@ -41,34 +41,37 @@ loss [+-]\d\.\d\d%, over [\d,]+ tokens
     ("options", "entry"),
     [([], {"kind": "int8"}), (["--bits", 4, "--group-size=64"], {"kind": "int4", "group_size": 64})],
 )
-def test_a_run_becomes_a_smaller_folder_that_predicts_its_stories_alike(options, entry, run, tmp_path):
+def test_quantized_run_is_smaller_with_nearly_the_same_loss(options, entry, run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--out", "small", *options)
-    assert (code, err) == (0, f"tinylm: to hear it: {command('generate', '--model', 'small')}\n")
+    assert (code, err) == (0, f"tinylm: to generate with it: {command('generate', '--model', 'small')}\n")
     found = re.match(TABLE, out)
     assert found, out
     size, loss, new_size, new_loss = map(float, found.groups())
     weights = 257 * 64 + 4 * 64 * 64 + 3 * 192 * 64 + 3 * 64 + 2 * 32  # embedding, attention, SwiGLU, norms, QK-norm
     assert size == pytest.approx(weights * 4 / 1e6, abs=0.006)
     assert new_size < 0.7 * size and new_loss == pytest.approx(loss, rel=0.01)
-    assert out.splitlines()[-1] == f"small: linear layers, reading one token: 7 {entry['kind']} packed, 1 float32"
+    assert (
+        out.splitlines()[-1]
+        == f"small: kernels of the linear layers when decoding: 7 {entry['kind']} packed, 1 float32"
+    )
     model, _ = load(tmp_path / "small")
     (layers,) = describe_layers(model)
     assert {**layers, "names": None} == {**entry, "names": None} and len(layers["names"]) == 7
 
 
-def test_a_text_of_ones_own_is_what_is_measured(run):
+def test_the_loss_is_measured_on_a_given_text(run):
     code, out, _ = run("--model", "alone", "--out", "small", "--text", "t.txt", "--skip", "head", "*.query")
     assert code == 0 and "over 12 tokens" in out
     assert out.splitlines()[-1].endswith("6 int8 packed, 2 float32")
 
 
-def test_without_any_text_the_loss_is_left_out(run):
+def test_without_a_text_the_loss_is_left_out(run):
     code, out, _ = run("--model", "alone", "--out", "small")
     assert code == 0 and "loss " not in out.split("\n", 1)[1]
     assert re.search(r"original  0\.\d\d MB\s+-\s+-\s+[\d,]+ tokens/s", out)
 
 
-def test_what_is_quantized_is_read_by_other_scripts(run, load):
+def test_other_commands_read_quantized_models(run, load):
     assert run("--model", "alone", "--out", "small", "--text", "t.txt")[0] == 0
     code, out, _ = load("generate")("--model", "small", "--max-new-tokens", 5, "--seed", 1, "--prompt", "a")
     assert code == 0 and out.startswith("a")
@@ -100,7 +103,7 @@ def test_errors_are_one_line_and_nothing_is_written(arguments, code, message, ru
     assert load(tmp_path / "alone")[0].config.d_model == 64
 
 
-def test_a_quantized_model_is_not_quantized_again(run):
+def test_quantized_models_are_refused(run):
     assert run("--model", "alone", "--out", "small", "--text", "t.txt")[0] == 0
     code, _, err = run("--model", "small", "--out", "smaller")
     assert code == 2 and "the model is already quantized (7 layers)" in err

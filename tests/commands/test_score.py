@@ -1,4 +1,4 @@
-"""`tinylm score` as a user meets it."""
+"""`tinylm score` from the command line."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 @pytest.fixture
 def run(load, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in a folder with a model that finds all bytes equally likely."""
+    """run(*arguments) runs the command in a folder with a model that predicts all bytes with equal probability."""
     monkeypatch.chdir(tmp_path)
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = TransformerLM(ModelConfig(vocab_size=257, d_model=8, num_layers=1, num_heads=1, max_seq_len=8))
@@ -27,15 +27,15 @@ def run(load, tmp_path, monkeypatch):
 
 @pytest.fixture
 def pairs(run, tmp_path):
-    """A file of pairs for a network that says "bbb..." whatever it reads: one of three answers is right."""
+    """A file of pairs, and a model that always generates "bbb...": one of three answers is right."""
     tokenizer = CharTokenizer("ab", [END_OF_TEXT])
     shape = dict(vocab_size=3, d_model=8, num_layers=1, num_heads=1, max_seq_len=16, norm="layernorm", bias=True)
     model = TransformerLM(ModelConfig(**shape))
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     model.final_norm.bias.data[0] = 1.0
-    model.embedding.weight.data[:, 0] = torch.tensor([0.0, 2.0, 1.0])  # the logits of a, b and the end
-    save_bundle(tmp_path / "speaker", model, tokenizer)
+    model.embedding.weight.data[:, 0] = torch.tensor([0.0, 2.0, 1.0])  # logits of a, b and the end of text
+    save_bundle(tmp_path / "parrot", model, tokenizer)
     records = [dict(prompt="a", response="bb"), dict(prompt="ba", response="b"), dict(prompt="", response="ab")]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)))
 
@@ -52,7 +52,7 @@ def test_a_text_is_scored_by_hand(options, run):
 
 def test_answers_to_pairs_are_scored_by_hand(run, pairs):
     """Of 8 tokens to predict 1 is a, 4 are b, 3 are ends: -log p is log(1 + e + e²) less 0, 2 and 1."""
-    arguments = ["--model", "speaker", "--pairs", "p.jsonl", "--max-new-tokens", 2]
+    arguments = ["--model", "parrot", "--pairs", "p.jsonl", "--max-new-tokens", 2]
     code, out, err = run(*arguments, "--show", 1)
     assert (code, err) == (0, "")
     loss = math.log(1 + math.e + math.e**2) - (4 * 2 + 3 * 1) / 8

@@ -1,4 +1,4 @@
-"""Exact match with a network whose answers are known, and the loss of answers against one forward pass for each."""
+"""Exact match with scripted answers, and the loss of answers against one forward pass per token."""
 
 import numpy as np
 import pytest
@@ -16,18 +16,18 @@ from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 few = settings(max_examples=40, deadline=None)
-TOKENIZER = CharTokenizer("abc ", [END_OF_TEXT])  # a=0 b=1 c=2 blank=3, the end 4
+TOKENIZER = CharTokenizer("abc ", [END_OF_TEXT])  # a=0 b=1 c=2 blank=3, end of text 4
 SHAPE = dict(vocab_size=5, num_layers=1, num_heads=1, max_seq_len=8, tie_embeddings=False)
 
 
 class Scripted(UncachedDecoder):
-    """A decoder that always says what follows in a script of letters: a b, b c, c the end, a blank a."""
+    """A decoder with a fixed next token: b after a, c after b, the end of text after c, a after a blank."""
 
     following = torch.tensor([1, 2, 4, 0, 3])
 
     def step(self, last: torch.Tensor, cache) -> torch.Tensor:
         for row, token in enumerate(last):
-            cache.append(row, token[None])  # nobody reads it
+            cache.append(row, token[None])  # never read
         return nn.functional.one_hot(self.following[last], 5).float()
 
 
@@ -38,8 +38,8 @@ def generator() -> Generator:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_right_answers_are_counted_letter_for_letter(generator, batch_size):
-    """After the end comes " ", then "a", "b", "c", the end."""
+def test_right_answers_are_counted_character_by_character(generator, batch_size):
+    """The script after the end of text is " ", "a", "b", "c", end of text."""
     prompts = [[4], [4, 0], [4, 1], [4, 3], [4, 2]]
     expected = ["abc", "bc", "cc", " abc\n", ""]
     found = exact_match(generator, prompts, expected, batch_size=batch_size)
@@ -75,7 +75,7 @@ def answered(draw) -> tuple[np.ndarray, np.ndarray]:
 
 @few
 @given(st.lists(answered(), min_size=1, max_size=6), st.integers(1, 4))
-def test_the_loss_of_answers_is_that_of_one_forward_pass_for_each_token(examples, batch_size):
+def test_loss_of_answers_matches_one_forward_pass_per_token(examples, batch_size):
     model, nats, tokens = random_model(ModelConfig(d_model=8, **SHAPE)), 0.0, 0
     for ids, counts in examples:
         for place in counts.nonzero()[0]:
@@ -86,10 +86,10 @@ def test_the_loss_of_answers_is_that_of_one_forward_pass_for_each_token(examples
     score = score_answers(model, TOKENIZER, examples, batch_size=batch_size)
     assert score.nats == pytest.approx(nats, abs=1e-9)
     assert score.tokens == tokens
-    assert score.bytes == sum(int((ids[counts] != 4).sum()) for ids, counts in examples)  # the end stands for no text
+    assert score.bytes == sum(int((ids[counts] != 4).sum()) for ids, counts in examples)  # the end of text has no bytes
 
 
-def test_a_network_without_weights_finds_every_token_equally_likely():
+def test_zero_weights_give_uniform_perplexity():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = random_model(ModelConfig(d_model=8, **SHAPE | {"vocab_size": 257}))
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Scores against one forward pass for each token: every token counted once, from the tokens that the rule says."""
+"""Scores against one forward pass per token, with the context that the windows give it."""
 
 import math
 
@@ -22,8 +22,8 @@ def make(tokenizer, context: int = 6):
 
 
 @torch.no_grad()
-def slowly(model, ids: list[int], stride: int) -> float:
-    """Token by token: target t is predicted in the first window that holds it."""
+def token_by_token(model, ids: list[int], stride: int) -> float:
+    """One forward pass per token: each target is predicted in the first window that contains it."""
     context, nats = model.config.max_seq_len, 0.0
     last = max(len(ids) - 1 - context, 0)
     for target in range(1, len(ids)):
@@ -36,7 +36,7 @@ def slowly(model, ids: list[int], stride: int) -> float:
 
 @few
 @given(st.text("abc", min_size=1, max_size=30), st.integers(1, 6), st.integers(1, 4), st.booleans())
-def test_scores_equal_those_of_one_forward_pass_for_each_token(text, stride, batch_size, end):
+def test_scores_match_one_forward_pass_per_token(text, stride, batch_size, end):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT] if end else [])
     model = make(tokenizer)
     ids = [*([tokenizer.end_of_text] if end else []), *tokenizer.encode(text)]
@@ -45,12 +45,23 @@ def test_scores_equal_those_of_one_forward_pass_for_each_token(text, stride, bat
             score_text(model, tokenizer, text)
         return
     score = score_text(model, tokenizer, text, stride=stride, batch_size=batch_size)
-    assert score.nats == pytest.approx(slowly(model, ids, stride), abs=1e-9)
+    assert score.nats == pytest.approx(token_by_token(model, ids, stride), abs=1e-9)
     assert (score.tokens, score.bytes) == (len(ids) - 1, len(ids) - 1)
 
 
-def test_figures_by_hand():
-    """A network without weights finds every token equally likely."""
+@few
+@given(st.lists(st.text("abc", min_size=1, max_size=20), min_size=1, max_size=4), st.integers(1, 5))
+def test_the_score_of_several_texts_is_the_sum_of_their_scores(texts, batch_size):
+    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
+    model = make(tokenizer)
+    together = score_text(model, tokenizer, texts, batch_size=batch_size)
+    alone = [score_text(model, tokenizer, text) for text in texts]
+    assert together.nats == pytest.approx(sum(score.nats for score in alone), abs=1e-9)
+    assert (together.tokens, together.bytes) == (sum(s.tokens for s in alone), sum(s.bytes for s in alone))
+
+
+def test_statistics_by_hand():
+    """A network whose weights are zero predicts every token with equal probability."""
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = make(tokenizer)
     for parameter in model.parameters():
@@ -61,13 +72,13 @@ def test_figures_by_hand():
     assert score.bits_per_byte == pytest.approx(math.log2(257))
 
 
-def test_bytes_are_those_of_the_text_whatever_the_tokens():
+def test_bytes_are_those_of_the_text_for_any_tokenizer():
     tokenizer = BPETokenizer.train_from_texts(["the cat the cat"], vocab_size=262, special_tokens=[END_OF_TEXT])
     score = score_text(make(tokenizer), tokenizer, "the cat the cat")
     assert score.bytes == 15 and score.tokens < 15
 
 
-def test_a_smaller_stride_gives_more_context_and_the_whole_context_none():
+def test_stride_sets_the_context_and_defaults_to_half_of_it():
     tokenizer = CharTokenizer("ab", [END_OF_TEXT])
     model, text = make(tokenizer), "abba" * 10
     nats = {stride: score_text(model, tokenizer, text, stride=stride).nats for stride in (1, 3, 6)}

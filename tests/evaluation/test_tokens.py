@@ -1,4 +1,4 @@
-"""Losses of tokens against the score of the whole text, pages read back by Python's HTML parser."""
+"""Token losses against the score of the whole text; pages parsed by Python's HTML parser."""
 
 import itertools
 import math
@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import random_model
 from tinylm.errors import DataError
 from tinylm.evaluation import score_text
-from tinylm.evaluation.tokens import (
-    SHADES,
-    TokenLoss,
-    html_page,
-    legend,
-    mean_loss,
-    shade,
-    show_losses,
-    text_rows,
-    token_losses,
-)
+from tinylm.evaluation.tokens import LOSS, SHADES, TokenLoss, html_page, mean_loss, show_losses, token_losses
 from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -36,7 +26,7 @@ def make(tokenizer, context: int = 6):
 
 @few
 @given(st.text("abc", min_size=2, max_size=30), st.integers(1, 7), st.booleans())
-def test_losses_sum_to_the_score_of_the_text_and_guesses_are_the_likeliest(text, context, end):
+def test_losses_sum_to_the_score_and_guesses_are_most_probable(text, context, end):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT] if end else [])
     model = make(tokenizer, context)
     losses = token_losses(model, tokenizer, text)
@@ -56,37 +46,13 @@ def test_a_text_without_a_token_to_predict_is_refused():
     for text in ("", "a"):
         with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
             token_losses(make(tokenizer), tokenizer, text)
-        with pytest.raises(DataError, match="the text has no token to predict; give a longer one"):
-            text_rows(tokenizer, [text], 4, 2)
 
 
-@pytest.mark.parametrize(
-    ("texts", "length", "most", "expected"),
-    [
-        (["abcabcabc"], 3, 5, ["abca", "abca"]),  # the last two tokens fill no sequence
-        (["abcabcabc"], 3, 1, ["abca"]),
-        (["abcab", "cba"], 3, 9, ["abca", "abcb"]),  # the second goes on into the next text, which is too short itself
-        (["abcab", "cbac"], 3, 9, ["abca", "abcb", "cbac"]),
-        (["ab"], 3, 5, ["ab"]),
-    ],
-)
-def test_rows_begin_with_texts(texts, length, most, expected):
-    tokenizer = CharTokenizer("abc")
-    rows = text_rows(tokenizer, texts, length, most)
-    assert [tokenizer.decode(row.tolist()) for row in rows] == expected
-
-
-def test_rows_have_the_separator_before_every_text():
-    tokenizer = CharTokenizer("abc", [END_OF_TEXT])
-    rows = [[3, 0, 1], [1, 3, 2], [3, 2, 0], [0, 3, 1], [3, 1, 1]]  # the end of a text is read on into the next
-    assert text_rows(tokenizer, ["ab", "ca", "bb"], 2, 9).tolist() == rows
-
-
-def test_shades_by_hand_and_ever_darker():
-    assert [shade(nats)[0] for nats in (-1e-9, 0.0, 0.09, 0.1, 1.5, 7.99, 8.0, 100.0)] == [
-        231, 231, 231, 230, 216, 203, 196, 196
-    ]  # fmt: skip
-    # relative luminance as WCAG 2 defines it; black letters keep a contrast of 4.5 on all
+def test_shades_by_hand_have_falling_luminance():
+    for nats, number in ((-1e-9, 231), (0.0, 231), (0.09, 231), (0.1, 230), (1.5, 216), (7.99, 203), (8.0, 196)):
+        assert LOSS.show("a", nats, color=True) == f"\x1b[30;48;5;{number}ma\x1b[0m"
+    assert LOSS.show("a", 100.0, color=True) == LOSS.show("a", 8.0, color=True)
+    # relative luminance by WCAG 2; black text needs a contrast of at least 4.5
     channels = [[int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)] for _, _, name in SHADES]
     linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb] for rgb in channels]
     luminance = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear]
@@ -97,12 +63,12 @@ def test_shades_by_hand_and_ever_darker():
 LOSSES = [TokenLoss(104, None, None), TokenLoss(60, 0.02, 60), TokenLoss(10, 9.0, 9)]  # "h", "<", "\n" for "\t"
 
 
-def test_terminals_show_losses_by_colour_or_by_number():
+def test_terminals_show_losses_as_colours_or_numbers():
     tokenizer = ByteTokenizer()
     assert show_losses(LOSSES, tokenizer, color=False) == "h<[0.0]\\n[9.0]"
     assert show_losses(LOSSES, tokenizer, color=True) == "h\x1b[30;48;5;231m<\x1b[0m\x1b[30;48;5;196m\\n\x1b[0m"
-    assert legend(color=False) == "behind each token: its loss in nats"
-    assert legend(color=True).count("\x1b[30;48;5;") == len(SHADES)
+    assert LOSS.legend(color=False) == "in brackets: the loss in nats of each token"
+    assert LOSS.legend(color=True).count("\x1b[30;48;5;") == len(SHADES)
 
 
 class Page(HTMLParser):
@@ -121,7 +87,7 @@ class Page(HTMLParser):
             self.spans[-1]["text"] += data
 
 
-def test_pages_have_every_token_with_its_colour_and_figures():
+def test_pages_have_every_token_with_its_colour_and_loss():
     page = html_page(LOSSES, ByteTokenizer(), "<script>alert(1)</script>")
     spans = Page(page).spans[len(SHADES) :]
     assert [span["text"].rstrip() for span in spans] == ["h", "<", "\\n"]
@@ -131,7 +97,7 @@ def test_pages_have_every_token_with_its_colour_and_figures():
     assert "3 tokens, loss 4.5100 nats per token" in page
 
 
-def test_where_documents_are_kept_apart_the_mark_before_a_text_is_not_seen_after_it():
+def test_document_mask_hides_the_separator_before_a_text():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     config = ModelConfig(vocab_size=4, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, document_mask=True)
     model = random_model(config)
@@ -140,9 +106,9 @@ def test_where_documents_are_kept_apart_the_mark_before_a_text_is_not_seen_after
     assert losses[1:] == pytest.approx([-alone[place, token].item() for place, token in enumerate([1, 2, 0, 1])])
 
 
-def test_of_a_long_text_the_beginning_is_read(capsys):
+def test_only_the_beginning_of_a_long_text_is_read(capsys):
     tokenizer = CharTokenizer("ab")
     model = random_model(ModelConfig(vocab_size=2, d_model=16, num_layers=1, num_heads=2, max_seq_len=8))
     whole, part = token_losses(model, tokenizer, "ab" * 20), token_losses(model, tokenizer, "ab" * 20, most=9)
     assert part == whole[:9]
-    assert "of the text's 40 tokens the first 9 are read" in capsys.readouterr().err
+    assert "reading the first 9 of the text's 40 tokens" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ctrl-C during a text: noted wherever it comes, heard at the next token."""
+"""Ctrl-C during generation: recorded at any moment, raised at the next token."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ LETTERS = CharTokenizer("abcdefghij")
 
 
 class Interrupted:
-    """Ctrl-C comes while it is finalized, where Python loses exceptions."""
+    """Raises SIGINT in its finalizer, where Python discards exceptions."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -28,19 +28,19 @@ def handler() -> object:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_python_loses_is_heard_at_the_next_check():
-    Interrupted()  # the premise: no exception comes out
+def test_a_lost_interrupt_is_raised_at_the_next_check():
+    Interrupted()  # the premise: Python discards the exception
     with pytest.raises(KeyboardInterrupt), interruptible():
         Interrupted()
-        heard = True
+        raised = True
         check_interrupt()
-        heard = False
-    assert heard
-    check_interrupt()  # it counts once
+        raised = False
+    assert raised
+    check_interrupt()  # it is raised once
     assert handler() is signal.default_int_handler
 
 
-def test_the_second_is_not_waited_for():
+def test_a_second_interrupt_is_raised_at_once():
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGINT)
         waiting = True
@@ -49,7 +49,7 @@ def test_the_second_is_not_waited_for():
     assert waiting and handler() is signal.default_int_handler
 
 
-def test_one_that_no_check_came_upon_is_heard_at_the_end():
+def test_an_interrupt_without_a_check_is_raised_at_the_end():
     reached = False
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGINT)
@@ -57,19 +57,19 @@ def test_one_that_no_check_came_upon_is_heard_at_the_end():
     assert reached
 
 
-def test_another_handler_stays():
-    heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+def test_another_handler_is_kept():
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         with interruptible():
             signal.raise_signal(signal.SIGINT)
             check_interrupt()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert heard == [1]
+    assert calls == [1]
 
 
-def test_another_thread_sets_no_handler_and_is_not_stopped():
+def test_other_threads_set_no_handler_and_are_not_stopped():
     done = []
 
     def work() -> None:
@@ -89,12 +89,12 @@ def test_another_thread_sets_no_handler_and_is_not_stopped():
 
 
 @pytest.mark.parametrize("way", ["stream", "batch", "beams", "draft", "lookup"])
-def test_a_text_stops_within_a_token(way, monkeypatch):
-    """Ctrl-C comes while the third token is read: no fourth one is."""
+def test_generation_stops_within_a_token(way, monkeypatch):
+    """Ctrl-C arrives while the third token is read, and the fourth is never read."""
     model = random_model(ModelConfig(vocab_size=10, d_model=8, num_layers=1, num_heads=1, max_seq_len=32))
     draft = random_model(ModelConfig(vocab_size=10, d_model=4, num_layers=1, num_heads=1, max_seq_len=32))
     plain = Generator(model, LETTERS)
-    spoken = SpeculativeGenerator(model, LETTERS, draft if way == "draft" else None, num_draft=1)
+    speculative = SpeculativeGenerator(model, LETTERS, draft if way == "draft" else None, num_draft=1)
     steps, read, read_many = [0], Decoder.step, Decoder.steps
 
     def count() -> None:
@@ -110,11 +110,11 @@ def test_a_text_stops_within_a_token(way, monkeypatch):
         "beams": lambda: beam_search(plain, "abc", num_beams=2, max_new_tokens=9),
     }
     with pytest.raises(KeyboardInterrupt), interruptible(), torch.no_grad():
-        ways.get(way, lambda: spoken.generate("abcabc", max_new_tokens=9))()
-    assert steps[0] <= 4  # of a draft, what it was compared by is read
+        ways.get(way, lambda: speculative.generate("abcabc", max_new_tokens=9))()
+    assert steps[0] <= 4  # with a draft model, the verification step too
 
 
-def test_without_ctrl_c_nothing_changes():
+def test_without_an_interrupt_nothing_changes():
     with interruptible():
         check_interrupt()
     assert handler() is signal.default_int_handler

@@ -48,7 +48,7 @@ REFUSED = [
     (dict(num_layers=2.0), r"^num_layers must be int, got 2\.0$"),
     (dict(num_layers=True), r"^num_layers must be int, got True$"),
     (dict(num_layers=None), r"^num_layers must be int, got None$"),
-    (dict(d_ff="64"), r"^d_ff must be int or empty, got '64'$"),
+    (dict(d_ff="64"), r"^d_ff must be int or null, got '64'$"),
     (dict(dropout="0.1"), r"^dropout must be float, got '0\.1'$"),
     (dict(dropout=True), r"^dropout must be float, got True$"),
     (

@@ -1,90 +1,67 @@
-"""What flows through a network: how large, how spread out, which units never do anything, which values stand out.
+"""Activation statistics: mean, standard deviation, outliers and dead units at each place in a network.
 
-Looked at are the residual stream (after the embedding and after each block), what each sublayer adds to it, and the
-units of the feed-forward layers: what their last projection reads.
+The places are the residual stream (after the embedding and after each block), the output of each sublayer, and the
+units of the feed-forward layers, which are the input of their last projection.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from tinylm.analysis.watch import blocks_of, check_seen, hooked
+from tinylm.analysis.watch import blocks_of, check_seen
 from tinylm.checks import require
-from tinylm.evaluation.log_probs import evaluating
+from tinylm.evaluation.log_probs import double, evaluating
 from tinylm.model import TransformerLM
 
-DEAD = 0.01
-"""A unit is dead that on no token comes beyond so much of its layer's root mean square; a ReLU that never fires is."""
-FAR = 6.0
-"""A value is an outlier that is further from the mean than so many standard deviations."""
+DEAD = 0.01  # a unit is dead if it never exceeds this fraction of its layer's root mean square
+FAR = 6.0  # a value is an outlier if it is more than this many standard deviations from the mean
 PLACES = ("embedding", "attention", "units", "feedforward", "stream")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """The numbers at one place, over all tokens and units."""
+    """Statistics of one place, over all tokens and units."""
 
-    place: str
-    """embedding, or of a block: attention, feedforward (what they add), units, stream (after the block)."""
-    layer: int
-    """The block, from 0; -1: before all blocks."""
+    place: str  # one of `PLACES`: attention and feedforward are sublayer outputs, stream is the output of the block
+    layer: int  # the block, from 0; -1 for the embedding
     mean: float
-    std: float
-    """Standard deviation."""
-    dead: float
-    """Share of the units that are dead."""
-    outliers: float
-    """Share of the values that are outliers."""
-    largest: float
-    """The greatest distance from the mean, in standard deviations."""
+    std: float  # standard deviation
+    dead: float  # share of the units that are dead
+    outliers: float  # share of the values that are outliers
+    largest: float  # the greatest distance from the mean, in standard deviations
 
 
 @contextmanager
 def watching_activations(
     model: TransformerLM, see: Callable[[str, int, Tensor], None], places: Sequence[str] = PLACES
 ) -> Iterator[None]:
-    """Shows what flows through a network as it computes.
+    """Passes activations to `see(place, block, values)`, values (B, T, units), while the network computes.
 
-    Args:
-        model: the network
-        see: gets the place, the block, and the numbers, (B, T, units)
-        places: which places to look at
-
-    Raises:
-        ConfigError: for a network that has no such place, or did not come by one.
+    It is used in a `with` block. A network that lacks one of the places, or did not compute it, is refused.
     """
-    watched = [each for each in _watched(model) if each[0] in places]
-    for _, layer, module in watched:
-        found = isinstance(module, nn.Module)
-        require(found, f"blocks.{layer}.feedforward has no layer `output`, so its units are unknown")
+    watched = [each for each in _modules(model) if each[0] in places]
     seen: list[str] = []
 
-    def note(place: str, layer: int, values: Tensor) -> None:
+    def note(place: str, layer: int, module: nn.Module, inputs: tuple[Tensor], output: Tensor | None = None) -> None:
         seen.append(_name(place, layer))
-        see(place, layer, values)
+        see(place, layer, inputs[0] if output is None else output)
 
-    def after(place: str, layer: int):
-        return lambda module, inputs, output: note(place, layer, output)
-
-    def before(place: str, layer: int):
-        return lambda module, inputs: note(place, layer, inputs[0])
-
-    handles = []
-    for place, layer, module in watched:
-        if place == "units":
-            handles.append(module.register_forward_pre_hook(before(place, layer)))
-        else:
-            handles.append(module.register_forward_hook(after(place, layer)))
-    with hooked(handles):
+    with ExitStack() as hooks:
+        for place, layer, module in watched:
+            known = isinstance(module, nn.Module)
+            require(known, f"blocks.{layer}.feedforward has no layer `output`, so its units are unknown")
+            register = module.register_forward_pre_hook if place == "units" else module.register_forward_hook
+            hooks.enter_context(register(partial(note, place, layer)))
         yield
         check_seen(seen, [_name(place, layer) for place, layer, _ in watched])
 
 
-def _watched(model: TransformerLM) -> Iterator[tuple[str, int, Any]]:
-    """Places, blocks and the modules that give the numbers; of units the module that takes them."""
+def _modules(model: TransformerLM) -> Iterator[tuple[str, int, Any]]:
+    """Each place and block, with the module that computes it; for units the module that they are the input of."""
     yield "embedding", -1, model.dropout
     for layer, block in enumerate(blocks_of(model)):
         yield "attention", layer, block.attention
@@ -98,13 +75,7 @@ def _name(place: str, layer: int) -> str:
 
 
 def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor | None = None) -> list[Activations]:
-    """The figures of every place, in the order in which a token comes by.
-
-    Args:
-        model: the network
-        ids: token ids, (B, T)
-        documents: as `TransformerLM.forward` takes them
-    """
+    """The statistics of every place, from the embedding to the last block."""
     found: list[Activations] = []
     with evaluating(model), watching_activations(model, lambda *seen: found.append(describe(*seen))):
         model(ids, documents=documents)
@@ -112,17 +83,17 @@ def activation_statistics(model: TransformerLM, ids: Tensor, documents: Tensor |
 
 
 def describe(place: str, layer: int, values: Tensor) -> Activations:
-    """The figures of some numbers, (B, T, units)."""
-    values = values.detach().double().flatten(0, 1) if values.device.type != "mps" else values.float().flatten(0, 1)
+    """The statistics of activations, (B, T, units)."""
+    values = double(values.detach()).flatten(0, 1)
     mean, std = values.mean(), values.std(correction=0)
-    size = values.square().mean().sqrt()
+    rms = values.square().mean().sqrt()
     distance = (values - mean).abs()
     return Activations(
         place=place,
         layer=layer,
         mean=mean.item(),
         std=std.item(),
-        dead=(values.abs().amax(dim=0) <= DEAD * size).double().mean().item(),
-        outliers=(distance > FAR * std).double().mean().item(),
+        dead=(values.abs().amax(dim=0) <= DEAD * rms).float().mean().item(),
+        outliers=(distance > FAR * std).float().mean().item(),
         largest=(distance.max() / std).item() if std > 0 else 0.0,
     )

@@ -1,66 +1,56 @@
-"""What a network's weights are told: the size of their gradients, how it is distributed, and how much of it is signal.
+"""Gradient norms, histograms and signal-to-noise ratio, for each part of a network.
 
-The gradient of a batch is that of the whole text plus noise. Of the gradients g of N sequences, with mean G, follow
-without bias (McCandlish et al. 2018, appendix A)
+The gradient of a batch is the gradient of the whole text plus noise. From the gradients g of N sequences, with mean G,
+unbiased estimates are (McCandlish et al. 2018, appendix A)
 
     noise  = tr Σ  = N / (N - 1) (mean |g|² - |G|²)        of a single sequence
     signal         = |G|² - noise / N
 
-and noise / signal is the batch, in sequences, in which both are alike: the simple noise scale. A batch much smaller
-wastes steps, a much larger one wastes text.
+and noise / signal is the simple noise scale: the batch size, in sequences, at which both are equal. A much smaller
+batch wastes steps, a much larger one wastes text.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tinylm.errors import ConfigError
-from tinylm.evaluation.log_probs import evaluating
+from tinylm.checks import require
+from tinylm.evaluation.log_probs import double, evaluating, token_nats
 from tinylm.model import TransformerLM
 from tinylm.model.quantized import quantized_layers
 
-DECADES = (-12, 2)
-"""The powers of ten that histograms reach from and to; what lies outside is counted in the last bin at that end."""
+DECADES = (-12, 2)  # range of the histograms, in powers of ten; sizes outside count in the first or last bin
 BINS = 4 * (DECADES[1] - DECADES[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """The gradient of the mean loss of a text with respect to some weights."""
+    """The gradient of the mean loss with respect to the weights of one part."""
 
-    part: str
-    """embedding, positions, blocks.0.attention (with its norms), blocks.0.feedforward ..., final_norm, head."""
-    weights: int
-    """How many they are."""
-    norm: float
-    """Euclidean."""
-    signal: float
-    """Estimated squared norm of the gradient without noise; below 0 where the noise hides it."""
-    noise: float
-    """Variance of the gradient of a single sequence, summed over the weights."""
-    zeros: int
-    """Weights whose gradient is zero."""
-    histogram: tuple[int, ...]
-    """How many of the others have a size in each quarter of a decade."""
+    part: str  # embedding, positions, blocks.0.attention (with its norms), blocks.0.feedforward, ..., final_norm, head
+    weights: int  # number of weights
+    norm: float  # Euclidean norm
+    signal: float  # estimated squared norm of the gradient without noise; negative where noise hides it
+    noise: float  # variance of a single sequence's gradient, summed over the weights
+    zeros: int  # number of weights whose gradient is zero
+    histogram: tuple[int, ...]  # number of other weights by the size of their gradient, in quarters of a decade
 
     @property
     def signal_to_noise(self) -> float:
-        """Of the gradient of a single sequence; 0 where no signal is seen."""
+        """Signal-to-noise ratio of a single sequence's gradient; 0 where no signal is seen."""
         signal = max(self.signal, 0.0)
         return signal / self.noise if self.noise > 0 else float("inf") if signal > 0 else 0.0
 
     @property
     def noise_scale(self) -> float:
-        """The batch, in sequences, in which noise and signal are alike."""
+        """The batch size, in sequences, at which noise and signal are equal."""
         return self.noise / self.signal if self.signal > 0 else float("inf")
 
 
 def part_of(name: str) -> str:
-    """What a weight belongs to.
+    """The part that a weight belongs to.
 
     >>> part_of("blocks.0.attention_norm.weight"), part_of("head.weight")
     ('blocks.0.attention', 'head')
@@ -72,55 +62,40 @@ def part_of(name: str) -> str:
 def gradient_statistics(
     model: TransformerLM, ids: Tensor, targets: Tensor, documents: Tensor | None = None
 ) -> list[Gradients]:
-    """The figures of every part. Nothing is added to the gradients that the weights hold.
+    """The statistics of every part from N sequences; targets are the tokens that follow, (N, T).
 
-    Args:
-        model: the network, read in evaluation mode
-        ids: token ids, (N, T), sequence by sequence
-        targets: what follows each, (N, T)
-        documents: as `TransformerLM.forward` takes them
+    Gradients stored in the weights are not touched.
 
     Raises:
-        ConfigError: for a single sequence, which tells nothing of the noise, or weights that have no gradients.
+        ConfigError: for a single sequence, which has no noise to measure, or quantized weights.
     """
-    if len(ids) < 2:
-        raise ConfigError(
-            f"signal and noise need at least 2 sequences, got {len(ids)}; give more rows, more text or a smaller length"
-        )
-    if any(True for _ in quantized_layers(model)):
-        raise ConfigError("weights of 8 and 4 bits have no gradients; look at the model that they were made of")
-    learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    sums = [torch.zeros_like(weight) for weight in learned.values()]
-    squares = torch.zeros(len(sums), dtype=torch.float64)  # mean squared norm over sequences, of each weight
-    for row in range(len(ids)):
-        here = slice(row, row + 1)
-        known = None if documents is None else documents[here]
-        gradients = _gradients(model, list(learned.values()), ids[here], targets[here], known)
-        for mean, gradient in zip(sums, gradients, strict=True):
-            mean += gradient / len(ids)
-        squares += torch.stack([_squared(gradient) for gradient in gradients]) / len(ids)
+    N, remedy = len(ids), "give more rows, more text or a smaller length"
+    require(N >= 2, f"signal and noise need at least 2 sequences, got {N}; {remedy}")
+    quantized = any(True for _ in quantized_layers(model))
+    require(not quantized, "weights of 8 and 4 bits have no gradients; analyze the model that they were made of")
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    means = [torch.zeros_like(weight) for weight in weights.values()]
+    squares = torch.zeros(len(means), dtype=torch.float64)  # mean squared norm over sequences, of each weight
+    for row in range(N):
+        one = slice(row, row + 1)
+        with evaluating(model), torch.enable_grad():
+            logits = model(ids[one], documents=None if documents is None else documents[one])
+            gradients = torch.autograd.grad(token_nats(logits, targets[one]).mean(), list(weights.values()))
+        for mean, gradient in zip(means, gradients, strict=True):
+            mean += gradient / N
+        squares += torch.stack([_squared(gradient) for gradient in gradients]) / N
     parts: dict[str, list[int]] = {}
-    for i, name in enumerate(learned):
+    for i, name in enumerate(weights):
         parts.setdefault(part_of(name), []).append(i)
-    return [
-        _describe(part, [sums[i] for i in places], float(squares[places].sum()), len(ids))
-        for part, places in parts.items()
-    ]
-
-
-def _gradients(
-    model: TransformerLM, weights: Sequence[Tensor], ids: Tensor, targets: Tensor, documents: Tensor | None
-) -> Sequence[Tensor]:
-    with evaluating(model), torch.enable_grad():
-        loss = F.cross_entropy(model(ids, documents=documents).flatten(0, 1), targets.flatten())
-        return torch.autograd.grad(loss, weights)
+    members = parts.items()
+    return [_describe(part, [means[i] for i in which], float(squares[which].sum()), N) for part, which in members]
 
 
 def _squared(tensor: Tensor) -> Tensor:
-    return tensor.float().square().sum(dtype=torch.float64 if tensor.device.type != "mps" else None).double().cpu()
+    return double(tensor).square().sum().cpu().double()
 
 
-def _describe(part: str, means: Sequence[Tensor], mean_square: float, sequences: int) -> Gradients:
+def _describe(part: str, means: list[Tensor], mean_square: float, sequences: int) -> Gradients:
     square = float(sum(_squared(mean) for mean in means))
     noise = max(sequences / (sequences - 1) * (mean_square - square), 0.0)
     sizes = torch.cat([mean.detach().abs().flatten().float().cpu() for mean in means])
@@ -136,14 +111,13 @@ def _describe(part: str, means: Sequence[Tensor], mean_square: float, sequences:
 
 
 def size_histogram(sizes: Tensor) -> Tensor:
-    """How many of the sizes that are not zero lie in each quarter of a decade, (BINS,)."""
+    """How many of the nonzero sizes lie in each quarter of a decade, (BINS,)."""
     low, high = DECADES
-    logs = sizes[sizes > 0].double().log10().clamp(low, high)
-    return torch.histc(logs, BINS, low, high).long()
+    return torch.histc(sizes[sizes > 0].double().log10().clamp(low, high), BINS, low, high).long()
 
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The norm of the gradients that the weights hold, by part; sharded ones stay in pieces."""
+    """The norm of the gradients stored in the weights of each part; norms of sharded weights are still sharded."""
     gradients: dict[str, list[Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.grad is not None:

@@ -1,23 +1,23 @@
-"""What a model costs, part by part: parameters, floating-point operations, memory, and what its speed is limited by.
+"""The cost of a model, part by part: parameters, floating-point operations, memory and arithmetic intensity.
 
-Operations are those of matrix products, two for each multiplication, as the plain kernel does them: every query meets
-every key, seen or not. Norms, softmax and activation functions are left out, and so is what `activation_checkpointing`
-computes twice. Backward takes twice forward: each product becomes two, one for each of its factors.
+Operations are those of matrix products, two per multiplication, as the plain kernel does them: every query meets every
+key, visible or not. Left out are norms, softmax, activation functions and the recomputation of
+`activation_checkpointing`. A backward pass costs twice a forward pass: each product becomes two, one per factor.
 
-Arithmetic intensity is operations for each byte that must move between memory and processor, if every product reads its
-factors once and writes its result once. A device that does fewer operations than that in the time of moving a byte is
-limited by its arithmetic, any other by its memory (the roofline of Williams, Waterman, Patterson 2009).
+Arithmetic intensity is operations per byte moved between memory and processor, if every product reads its factors once
+and writes its result once. A device that can do more operations in the time it takes to move a byte is limited by its
+memory, any other by its arithmetic (the roofline model: Williams, Waterman, Patterson 2009).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.analysis.watch import blocks_of
 from tinylm.checks import require
+from tinylm.evaluation.log_probs import token_nats
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.known import check_known
 from tinylm.model.quantized import QuantizedLinear
@@ -25,74 +25,61 @@ from tinylm.model.quantized import QuantizedLinear
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A kind of layer, all layers of it together."""
+    """One kind of layer, summed over all blocks."""
 
     name: str
-    parameters: int
-    """Weights of its own; tied ones are the embedding's."""
-    weight_bytes: int = 0
-    """Of the factors of its products that do not depend on what is read: weights, shared ones too."""
-    products: int = 0
-    """Multiplications for each token."""
-    numbers: int = 0
-    """Read and written for each token by its products."""
-    pair_products: int = 0
-    """Multiplications for each token and key."""
-    pair_numbers: int = 0
-    """Read and written for each token and key."""
-    key_numbers: int = 0
-    """Read for each key."""
+    parameters: int  # weights of its own; tied weights count for the embedding only
+    weight_bytes: int = 0  # memory of the weights that its products read, tied ones included
+    products: int = 0  # multiplications per token
+    numbers: int = 0  # activations read and written per token by its products
+    pair_products: int = 0  # multiplications per token and key
+    pair_numbers: int = 0  # numbers read and written per token and key
+    key_numbers: int = 0  # numbers read per key
 
     def flops(self, tokens: int, keys: int) -> int:
-        """Operations to read some tokens, forward, where each meets some keys."""
+        """Operations of a forward pass over some tokens, each of which meets some keys."""
         return 2 * tokens * (self.products + self.pair_products * keys)
 
     def traffic(self, tokens: int, keys: int, number_bytes: int) -> int:
-        """Bytes that are read and written for that."""
+        """Bytes read and written in that pass."""
         numbers = tokens * (self.numbers + self.pair_numbers * keys) + self.key_numbers * keys
         return self.weight_bytes + numbers * number_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What a model costs."""
+    """The cost of a model on sequences of one length."""
 
     parts: tuple[Part, ...]
-    length: int
-    """Tokens of a sequence; figures for each token are means over such sequences."""
-    number_bytes: int
-    """Of an activation, a key or a value."""
-    weight_bytes: int
-    """Of all weights as they are in memory, codes of 8 and 4 bits included."""
-    cache_bytes: int
-    """Of a KV cache for one text of full context."""
+    length: int  # tokens per sequence; costs per token are means over such a sequence
+    number_bytes: int  # bytes of an activation, key or value
+    weight_bytes: int  # memory of all weights as stored, quantized ones included
+    cache_bytes: int  # memory of a KV cache for one text of full context
     cache_bytes_per_token: int
-    window: int
-    """Keys that the KV cache holds, at most."""
-    activation_bytes: int
-    """Kept from forward to backward of one sequence in training."""
+    window: int  # number of keys that the KV cache holds at most
+    activation_bytes: int  # memory kept from the forward to the backward pass of one sequence
 
     @property
     def parameters(self) -> int:
-        """Of all parts."""
+        """Number of weights."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def forward(self) -> int:
-        """Operations for each token to read a sequence."""
+        """Operations per token of a forward pass."""
         return sum(part.flops(1, self.length) for part in self.parts)
 
     @property
     def backward(self) -> int:
-        """Operations for each token to learn from a sequence that was read."""
+        """Operations per token of a backward pass."""
         return 2 * self.forward
 
     def prefill_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
-        """Operations per byte where one sequence is read at once, of some parts; None: of all."""
+        """Operations per byte when a whole sequence is read at once. Default: of all parts."""
         return self._intensity(parts, self.length, self.length)
 
     def decode_intensity(self, parts: tuple[Part, ...] | None = None) -> float:
-        """Operations per byte where a single token is read after the others of a sequence."""
+        """Operations per byte when the last token of a sequence is read alone. Default: of all parts."""
         return self._intensity(parts, 1, min(self.length, self.window))
 
     def _intensity(self, parts: tuple[Part, ...] | None, tokens: int, keys: int) -> float:
@@ -102,14 +89,9 @@ class Profile:
 
 
 def profile(model: TransformerLM, length: int | None = None) -> Profile:
-    """What a model costs.
+    """The cost of a standard model on sequences of `length` tokens, by default the context.
 
-    Args:
-        model: the network; one sequence is read to see what a training step would keep of it
-        length: tokens of a sequence; None: the context
-
-    Raises:
-        ConfigError: for a length out of range, and a network with adapters or a part that its config does not describe.
+    The model reads one sequence, so that the memory kept for the backward pass can be measured.
     """
     check_known(model, "a profile", hooks=False)
     config, weight = model.config, model.embedding.weight
@@ -128,22 +110,17 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """The memory of all weights of a network or layer, tied ones once, codes of 8 and 4 bits included."""
+    """Memory of all weights of a module, tied ones once, quantized ones as stored."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-# --- by arithmetic
+# --- counted from the config
 
 
 def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
-    """The parts of a network in the order in which a token meets them, norms last but for the head.
-
-    Args:
-        config: the network's
-        stored: bytes of the weights of its attention, feedforward and head, as `stored_bytes` gives them
-    """
+    """The parts of a network as a token passes through them, norms last but one; `stored` is from `stored_bytes`."""
     D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
-    heads, kv, F_ = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
+    heads, kv, F = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
 
     def linears(name: str, memory: int, *sizes: tuple[int, int]) -> Part:
         matrices = layers * sum(inputs * outputs for inputs, outputs in sizes)
@@ -163,8 +140,8 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
         pair_numbers=layers * 2 * config.num_heads,
         key_numbers=layers * 2 * kv,
     )
-    gates = [(D, F_)] if config.activation == "swiglu" else []
-    yield linears("feed-forward", stored["feedforward"], *gates, (D, F_), (F_, D))
+    gates = [(D, F)] if config.activation == "swiglu" else []
+    yield linears("feed-forward", stored["feedforward"], *gates, (D, F), (F, D))
     norm = D * (2 if config.norm == "layernorm" and config.bias else 1)
     qk_norms = 2 * config.head_dim if config.qk_norm else 0
     final = norm if config.norm_placement == "pre" else 0
@@ -173,41 +150,34 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
     yield Part(name="head", parameters=own, weight_bytes=stored["head"], products=V * D, numbers=V + D)
 
 
-# --- by looking
+# --- measured
 
 
 def stored_bytes(model: TransformerLM) -> dict[str, int]:
-    """The memory of the weights of attention, feedforward and head, all blocks together; no norms."""
+    """Memory of the linear layers of attention, feedforward (summed over blocks) and head."""
     sums = dict.fromkeys(("attention", "feedforward"), 0)
     for block in blocks_of(model):
         for name in sums:
-            for layer in getattr(block, name).modules():
-                if isinstance(layer, nn.Linear | QuantizedLinear):
-                    sums[name] += weight_bytes(layer)
+            layers = getattr(block, name).modules()
+            sums[name] += sum(weight_bytes(each) for each in layers if isinstance(each, nn.Linear | QuantizedLinear))
     return sums | {"head": weight_bytes(model.head)}
 
 
 def kept_bytes(model: TransformerLM, ids: Tensor) -> int:
-    """What a training step keeps for its backward pass, weights apart; each piece of memory counts once.
-
-    Args:
-        model: the network; neither its mode nor any random state changes
-        ids: of the step, (B, T)
-    """
+    """Memory that autograd keeps from the forward to the backward pass of a training step, without the weights."""
     ours = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), ids)}
-    kept: dict[int, Tensor] = {}  # by address, and held, so that no address is used twice
+    kept: dict[int, Tensor] = {}  # by address; holding the tensors keeps addresses from being reused
 
     def keep(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    training = model.training
-    devices = [ids.device] if ids.device.type == "cuda" else []
+    training, devices = model.training, [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
-        model.train()  # dropout keeps its masks
+        model.train()  # dropout masks are kept too
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+                token_nats(model(ids), ids).mean()
         finally:
             model.train(training)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in ours)

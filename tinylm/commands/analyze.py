@@ -1,72 +1,42 @@
-"""Looks inside a model.
+"""Analyzes the inside of a model.
 
-tinylm analyze --model runs/small                          # all of it into a folder, and a summary
+tinylm analyze --model runs/small                          # all analyses into one folder, and a summary
 tinylm analyze profile --model runs/small                  # parameters, operations, memory
-tinylm analyze attention --model runs/small --text my.txt  # where every head looks
+tinylm analyze attention --model runs/small --text my.txt  # attention maps of every head
 tinylm analyze activations|gradients|lens|tokens ...
 
-Without a text it is validation stories where the model was trained on the built-in ones.
+Without --text, a model trained on the built-in stories is analyzed on held-out ones.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Parser, add_model_option, announce_model, pick_device
+from tinylm.console import Parser, announce_model, check_at_least, pick_device, use_color
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.files import read_chunks, write_text
 
 if TYPE_CHECKING:
-    from tinylm.analysis.report import Subject
+    from tinylm.commands.analyze_report import Subject
 
 COMMANDS = ("profile", "attention", "activations", "gradients", "lens", "tokens")
 
 
-def make_parser() -> Parser:
-    """The options."""
-    parser = Parser("analyze", __doc__)
-    parser.add_argument("command", nargs="?", help=f"one of {', '.join(COMMANDS)}; without it all of them")
-    add_model_option(parser)
-    parser.add_argument("--text", type=Path, help="a UTF-8 text file, read as one document")
-    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder of the pictures (%(default)s)")
-    parser.add_argument("--length", type=int, help="tokens of a sequence (the context)")
-    parser.add_argument("--rows", type=int, default=32, help="sequences to take figures from, at most (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=24, help="shown in attention and lens pictures (%(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
-    return parser
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuses what cannot be meant, before the model is loaded."""
-    if options.command is not None and options.command not in COMMANDS:
-        hint = did_you_mean(options.command, COMMANDS) or f"; it is one of {', '.join(COMMANDS)}"
-        raise ConfigError(f"{options.command}: no such subcommand{hint}")
-    for name in ("length", "rows", "tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {value}")
-
-
 def run(arguments: list[str]) -> None:
-    """Prints what one subcommand finds; or writes what all of them find, and prints a summary."""
-    options = make_parser().parse(arguments)
-    check(options)
+    """Prints one analysis; or writes all of them to a folder and prints a summary."""
+    options = parse(arguments)
     subject = make_subject(options)
 
-    from tinylm.analysis.report import REPORTS
+    from tinylm.commands.analyze_report import REPORTS
 
     if options.command is not None:
         found = REPORTS[options.command](subject)
-        print(found.text)
-        for path in found.files:
-            print(path)
+        print(found.text, *found.files, sep="\n")
         return
     for name in COMMANDS:
         try:
             found = REPORTS[name](subject)
-        except ConfigError as error:  # a model without gradients still has the rest
+        except ConfigError as error:  # such as gradients of a quantized model; the other analyses still work
             print(f"{name}: left out: {error}")
             continue
         write_text(options.out / f"{name}.txt", found.text + "\n")
@@ -74,17 +44,33 @@ def run(arguments: list[str]) -> None:
     print(f"{options.out}: tables (.txt), pictures (.png, .svg), tokens.html")
 
 
-def make_subject(options: argparse.Namespace) -> "Subject":
-    """Loads model and text.
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the options and checks them before the model is loaded."""
+    parser = Parser("analyze", __doc__)
+    add = parser.add_argument
+    add("command", nargs="?", help=f"one of {', '.join(COMMANDS)} (default: all)")
+    parser.add_model_option()
+    add("--text", type=Path, help="UTF-8 text file, read as one document (default: held-out stories of the run)")
+    add("--out", type=Path, default=Path("analysis"), help="output folder")
+    add("--length", type=int, help="tokens per sequence (default: the context)")
+    add("--rows", type=int, default=32, help="largest number of sequences for the statistics")
+    add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures")
+    parser.add_device_option()
+    options = parser.parse(arguments)
+    if options.command not in (None, *COMMANDS):
+        hint = did_you_mean(options.command, COMMANDS) or f"; it is one of {', '.join(COMMANDS)}"
+        raise ConfigError(f"{options.command}: no such subcommand{hint}")
+    check_at_least(1, options, "length", "rows", "tokens")
+    return options
 
-    Raises:
-        ConfigError: without a text, where none is known and one is needed; and for a length beyond the context.
-    """
+
+def make_subject(options: argparse.Namespace) -> "Subject":
+    """Loads the model and the texts."""
     texts = [] if options.text is None else ["".join(read_chunks(options.text))]
-    options.model, found = announce_model(options.model)
+    given, found = announce_model(options.model)
 
     import tinylm
-    from tinylm.analysis.report import Subject
+    from tinylm.commands.analyze_report import Subject
     from tinylm.data.held_out import held_out_stories
 
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
@@ -92,19 +78,19 @@ def make_subject(options: argparse.Namespace) -> "Subject":
     if options.length is not None and options.length > context:
         raise ConfigError(f"--length must be at most the context, {context}, got {options.length}")
     if options.command != "profile" and not texts:
-        # a row from the start of each, and enough behind the last for it to be whole
-        texts = held_out_stories(Path(options.model), options.rows + context // 32 + 1)
+        # one story begins each row; the others, of 32 tokens and more, fill up the last row
+        texts = held_out_stories(Path(given), options.rows + context // 32 + 1)
         if not texts:
             raise ConfigError("--text: missing; give a UTF-8 text file (profile alone needs none)")
         notice(f"text: {len(texts)} validation stories of the run")
     return Subject(
-        name=Path(options.model).resolve().name,
+        name=Path(given).resolve().name,
         model=model,
         tokenizer=tokenizer,
         texts=texts,
         length=options.length or context,
         rows=options.rows,
-        drawn=options.tokens,
+        shown=options.tokens,
         out=options.out,
-        color=options.command is not None and sys.stdout.isatty() and "NO_COLOR" not in os.environ,
+        color=options.command is not None and use_color(),
     )

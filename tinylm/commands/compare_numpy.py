@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from tinylm.console import Parser, add_model_option, announce_model
+from tinylm.console import Parser, announce_model
 from tinylm.errors import ConfigError
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4}
@@ -21,7 +21,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-4}
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = Parser("compare-numpy", __doc__)
-    add_model_option(parser)
+    parser.add_model_option()
     parser.add_argument("--batch-size", type=int, default=4, help="random sequences to compare on (%(default)s)")
     parser.add_argument("--length", type=int, help="tokens of each sequence (the context)")
     parser.add_argument("--precision", choices=TOLERANCES, default="float64", help="type of both (%(default)s)")

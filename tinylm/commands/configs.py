@@ -1,4 +1,4 @@
-"""Lists the configs that come with tinylm, shows one, or copies one to edit.
+"""Lists the configs that come with tinylm, prints one, or copies one.
 
 tinylm configs
 tinylm configs small
@@ -13,10 +13,10 @@ from tinylm.locate import CONFIG_FOLDERS, CONFIGS, command, find_config
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the list or a config; or writes a copy."""
+    """Prints the list or one config, or writes a copy."""
     parser = Parser("configs", __doc__)
-    parser.add_argument("name", nargs="?", help="a config, as the list has it")
-    parser.add_argument("--out", type=Path, help="write a copy to this file; nothing may be there yet")
+    parser.add_argument("name", nargs="?", help="a config of the list (default: print the list)")
+    parser.add_argument("--out", type=Path, help="file to copy it to; must not exist (default: print it)")
     options = parser.parse(arguments)
     if options.name is None:
         if options.out is not None:
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
 
 
 def listing() -> str:
-    """Each config with the sentence that it begins with."""
+    """A table of the configs, each with the sentence that it begins with."""
     rows = []
     for folder in CONFIG_FOLDERS:
         for path in sorted(folder.glob("*.yaml")):

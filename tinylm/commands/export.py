@@ -1,7 +1,7 @@
-"""Converts models to and from Hugging Face folders.
+"""Converts models to and from Hugging Face's format.
 
-tinylm export --model runs/small --to hf --out small-hf        # for Hugging Face's transformers
-tinylm export --model gpt2 --to tinylm --out runs/gpt2         # from a folder of theirs
+tinylm export --model runs/small --to hf --out small-hf        # for Hugging Face transformers
+tinylm export --model gpt2 --to tinylm --out runs/gpt2         # from a Hugging Face folder
 """
 
 from collections.abc import Callable
@@ -12,8 +12,20 @@ from tinylm.errors import CannotCreateError, notice
 from tinylm.locate import command
 
 
+def run(arguments: list[str]) -> None:
+    """Converts a model, and prints what was written and how to load it."""
+    parser = Parser("export", __doc__)
+    parser.add_argument("--model", required=True, help="run folder, model folder, checkpoint or Hugging Face folder")
+    parser.add_argument("--to", choices=[*FORMATS], required=True, help="format to write: Hugging Face's or tinylm's")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; must be empty or not exist")
+    options = parser.parse(arguments)
+    if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
+        raise CannotCreateError(f"{options.out}: exists; give another --out, or remove it")
+    print(*FORMATS[options.to](options.model, options.out), sep="\n")
+
+
 def to_huggingface(model: str, out: Path) -> list[str]:
-    """Writes a folder for transformers."""
+    """Writes a folder for transformers, and returns the lines to print."""
     _, found = announce_model(model)
 
     from tinylm.bundle import load_bundle
@@ -28,39 +40,16 @@ def to_huggingface(model: str, out: Path) -> list[str]:
 
 
 def from_huggingface(model: str, out: Path) -> list[str]:
-    """Writes a model folder of ours."""
+    """Writes a model folder, and returns the lines to print."""
     notice(f"reading {model}")
     from tinylm.bundle import save_bundle
     from tinylm.interop import load_huggingface
 
     network, tokenizer = load_huggingface(model)
     save_bundle(out, network, tokenizer, {"from": str(model)})
-    return [
-        f"{out}: a model folder, {network.num_parameters():,} parameters, {tokenizer.vocab_size:,} tokens",
-        f"to hear it: {command('generate', '--model', out, '--prompt', 'Once upon a time')}",
-    ]
+    what = f"a model folder, {network.num_parameters():,} parameters, {tokenizer.vocab_size:,} tokens"
+    use = command("generate", "--model", out, "--prompt", "Once upon a time")
+    return [f"{out}: {what}", f"to generate with it: {use}"]
 
 
-# Each writes `out` from `model`, and returns what to say.
 FORMATS: dict[str, Callable[[str, Path], list[str]]] = {"hf": to_huggingface, "tinylm": from_huggingface}
-
-
-def run(arguments: list[str]) -> None:
-    """Converts a model, and prints what was written and how to load it."""
-    parser = Parser("export", __doc__)
-    parser.add_argument("--model", required=True, help="a run, model folder or checkpoint; or a Hugging Face folder")
-    parser.add_argument("--to", choices=[*FORMATS], required=True, help="hf: Hugging Face's folder; tinylm: from it")
-    parser.add_argument("--out", type=Path, required=True, help="the output folder; it must be empty or not exist")
-    options = parser.parse(arguments)
-    check_free(options.out)
-    print(*FORMATS[options.to](options.model, options.out), sep="\n")
-
-
-def check_free(out: Path) -> None:
-    """Refuses to write over what is there.
-
-    Raises:
-        CannotCreateError: unless it is nothing, or an empty folder.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CannotCreateError(f"{out}: exists; give another --out, or remove it")

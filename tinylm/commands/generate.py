@@ -1,17 +1,15 @@
-"""Makes a model speak: `tinylm generate --model runs/small --prompt "Once upon a time"`.
+"""Generates text: tinylm generate --model runs/small --prompt "Once upon a time"
 
-Without --model it takes the newest run in runs/, without a prompt the run's own sample prompt. A .npz archive of
-`tinylm train-numpy` is read by NumPy, without PyTorch.
+Without --model the newest run in runs/ is used, without a prompt the sample prompt of its run. A .npz archive
+written by `tinylm train-numpy` runs in NumPy, without PyTorch.
 """
 
 import argparse
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylm.console import Parser, add_model_option, announce_model, interruptible, pick_device
+from tinylm.console import Parser, announce_model, check_at_least, interruptible, pick_device, use_color
 from tinylm.errors import ConfigError, notice
 
 if TYPE_CHECKING:
@@ -20,62 +18,58 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> Parser:
-    """The options; each of several words may be written with `-` or `_`."""
+    """The options of the command."""
     parser = Parser("generate", __doc__)
-    add_model_option(parser, "a run folder, a model folder, a checkpoint or a .npz archive")
-    begins = parser.add_mutually_exclusive_group()
-    begins.add_argument("--prompt", help="where the text begins (the run's own sample prompt)")
-    begins.add_argument("--prompts-file", type=Path, help="a prompt on each line, or .jsonl with a field `prompt`")
-    begins.add_argument("--interactive", action="store_true", help="ask for prompts, with these options to begin with")
-    parser.add_argument(
-        "--chat", action="store_true", help="treat each prompt as a chat user's turn; print only the answer"
-    )
-    sampling = parser.add_argument_group("how tokens are chosen")
-    add = sampling.add_argument
-    add("--max-new-tokens", type=int, default=500, help="the most tokens to generate (%(default)s)")
-    add("--min-new-tokens", type=int, default=0, help="do not end before (%(default)s)")
-    add("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
-    add("--top-k", type=int, help="keep the k likeliest tokens")
-    add("--top-p", type=float, help="keep the likeliest tokens of total probability p")
-    add("--min-p", type=float, help="keep tokens at least this fraction as likely as the likeliest")
-    add("--typical-p", type=float, help="keep the most typical tokens of total probability p")
-    less = "above 1 makes tokens already present less likely (%(default)s)"
-    add("--repetition-penalty", type=float, default=1.0, help=less)
-    once = "subtracted once from the logit of every token already generated (%(default)s)"
+    parser.add_model_option("run folder, model folder, checkpoint or .npz archive")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", help="text to continue (default: the sample prompt of the run)")
+    prompts.add_argument("--prompts-file", type=Path, help="prompts, one per line; in a .jsonl file the field `prompt`")
+    prompts.add_argument("--interactive", action="store_true", help="read prompts from the terminal or a pipe")
+    parser.add_argument("--chat", action="store_true", help="take each prompt as a user's turn; print only the answer")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--max-new-tokens", type=int, default=500, help="largest number of tokens to generate")
+    add("--min-new-tokens", type=int, default=0, help="smallest number of tokens to generate")
+    add("--temperature", type=float, default=0.8, help="below 1 favours likely tokens; 0 is greedy")
+    add("--top-k", type=int, help="keep the k most likely tokens (default: all)")
+    add("--top-p", type=float, help="keep the most likely tokens of total probability p (default: all)")
+    add("--min-p", type=float, help="keep tokens at least this fraction as probable as the top one (default: all)")
+    add("--typical-p", type=float, help="keep the most typical tokens of total probability p (default: all)")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1 makes tokens already present less likely")
+    once = "subtracted once from the logit of every token already generated"
     add("--presence-penalty", type=float, default=0.0, help=once)
-    add("--frequency-penalty", type=float, default=0.0, help="subtracted once per earlier occurrence (%(default)s)")
+    add("--frequency-penalty", type=float, default=0.0, help="subtracted from the logit once per earlier occurrence")
     add("--banned-tokens", type=int, nargs="+", default=[], metavar="ID", help="token ids that are never generated")
-    add("--stop", nargs="+", default=[], help="end before the first of these strings")
-    add("--seed", type=int, help="the same text for the same seed; sample i has the seed + i")
-    add("--num-beams", type=int, help="beam search with this many beams, without sampling")
-    add("--length-penalty", type=float, default=1.0, help="with beams: above 1 favours long texts (%(default)s)")
-    add("--truncate", choices=["left"], help="cut a prompt that is longer than the context")
-    output = parser.add_argument_group("output")
-    add = output.add_argument
-    add("--num-samples", type=int, default=1, help="texts per prompt; with beams, how many of the best (%(default)s)")
-    add("--stream", action=argparse.BooleanOptionalAction, default=True, help="print one text as it comes (yes)")
-    add("--out", type=Path, help="write texts to a file; to .jsonl with tokens and their log probabilities")
-    add("--show-probs", action="store_true", help="each token coloured by its probability")
-    add("--stats", action="store_true", help="speeds and memory, on stderr")
-    speed = parser.add_argument_group("speed")
-    add = speed.add_argument
-    add("--batch-size", type=int, default=16, help="texts at a time (%(default)s)")
-    add("--threads", type=int, help="CPU threads (the fastest number, measured at the start)")
-    add("--compile", action="store_true", help="one compiled program for a token: a minute at the start, then faster")
-    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8: a quarter of the memory (%(default)s)")
-    add("--draft", help="draft model: a small model of the same tokenizer, for speculative decoding")
+    add("--stop", nargs="+", default=[], help="strings that end a text; they are not part of it")
+    add("--seed", type=int, help="sample i is drawn with the seed + i (default: random)")
+    add("--num-beams", type=int, help="beam search with this many beams (default: sampling)")
+    add("--length-penalty", type=float, default=1.0, help="with --num-beams: above 1 favours long texts")
+    add("--truncate", choices=["left"], help="cut the beginning of prompts that exceed the context (default: refuse)")
+    add = parser.add_argument_group("output").add_argument
+    add("--num-samples", type=int, default=1, help="texts per prompt; with --num-beams, the best ones")
+    streaming = "print a single text token by token (default: yes)"
+    add("--stream", action=argparse.BooleanOptionalAction, default=True, help=streaming)
+    add("--out", type=Path, help="also write the texts to a file; a .jsonl file gets tokens and log probabilities")
+    add("--show-probs", action="store_true", help="colour each token by its probability")
+    add("--stats", action="store_true", help="print speeds and memory to stderr")
+    add = parser.add_argument_group("speed").add_argument
+    add("--batch-size", type=int, default=16, help="texts generated at once")
+    add("--threads", type=int, help="CPU threads (default: the fastest number, measured at the start)")
+    add("--compile", action="store_true", help="compile the per-token computation: a minute at the start, then faster")
+    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8 takes a quarter of the memory")
+    add("--draft", help="speculative decoding with this draft model, a small model with the same tokenizer")
     add("--lookup", action="store_true", help="speculative decoding by prompt lookup")
-    add("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
+    parser.add_device_option()
     return parser
 
 
 def run(arguments: list[str]) -> None:
-    """Prints prompts and their continuations; or asks for prompts."""
-    options = make_parser().parse(arguments)
+    """Prints prompts with their completions; or runs the prompt loop."""
+    parser = make_parser()
+    options = parser.parse(arguments)
     if (options.model or "").endswith(".npz"):
         from tinylm.commands import generate_numpy
 
-        return generate_numpy.run(options)
+        return generate_numpy.run(options, vars(parser.parse([])))
     _, path = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
@@ -89,11 +83,6 @@ def run(arguments: list[str]) -> None:
         options.chat |= bundle.info.get("template") == "chat"
     batch_size = 1 if options.draft or options.lookup else options.batch_size  # speculative decoding goes text by text
     generator, threads = make_generator(bundle, options, min(batch_size, len(prompts) * options.num_samples))
-    generator.conversation = "template" in bundle.info
-    if options.chat:
-        from tinylm.data.template import CHAT, question_frame
-
-        generator.before, generator.after = question_frame(generator.tokenizer, CHAT)
     names = {"truncate", *(field.name for field in dataclasses.fields(SamplingConfig))}
     settings = {name: value for name, value in vars(options).items() if name in names}
     if options.interactive:
@@ -105,9 +94,9 @@ def run(arguments: list[str]) -> None:
         completions = [stream(generator, prompts[0], settings, show_prompt=not options.chat)]
     else:
         completions = complete(generator, prompts, options, settings | {"batch_size": batch_size})
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        color = use_color()
         if options.show_probs:
-            print(output.legend(color))
+            print(output.PROBABILITY.legend(color))
         for number, each in enumerate(completions):
             shown = output.show_probabilities(each, generator.tokenizer, color) if options.show_probs else each.text
             prompt = "" if options.chat else each.prompt
@@ -119,19 +108,18 @@ def run(arguments: list[str]) -> None:
 
 
 def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> "tuple[Generator, int | None]":
-    """What the options ask for, and the number of threads it works on."""
+    """The generator that the options describe, and its number of CPU threads."""
     import torch
 
     import tinylm
+    from tinylm.data.template import CHAT, question_frame
     from tinylm.generation import Generator, SpeculativeGenerator
     from tinylm.generation.fast.compiled import CompiledDecoder
     from tinylm.generation.fast.decoder import fastest_threads
     from tinylm.model import Int8KVCache, RingKVCache
 
-    if options.threads is not None and options.threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {options.threads}")
-    model, tokenizer = bundle.model, bundle.tokenizer
-    device = model.embedding.weight.device
+    check_at_least(1, options, "threads")
+    model, tokenizer, device = bundle.model, bundle.tokenizer, bundle.model.embedding.weight.device
     model.cache_type = {"plain": RingKVCache, "int8": Int8KVCache}[options.kv_cache]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -140,40 +128,39 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
         draft, other = tinylm.load(options.draft, device=device) if options.draft else (None, tokenizer)
         if other != tokenizer:
             raise ConfigError(f"--draft {options.draft}: has another tokenizer than the model; give one that has it")
-        return SpeculativeGenerator(model, tokenizer, draft), threads
-    if not options.compile:
-        return Generator(model, tokenizer), threads
-    decoder = CompiledDecoder(model)
-    notice("compiling: about a minute")
-    return Generator(model, tokenizer, decoder), threads
+        generator = SpeculativeGenerator(model, tokenizer, draft)
+    else:
+        generator = Generator(model, tokenizer, CompiledDecoder(model) if options.compile else None)
+        if options.compile:
+            notice("compiling: about a minute")
+    generator.conversation = "template" in bundle.info
+    if options.chat:
+        generator.before, generator.after = question_frame(tokenizer, CHAT)
+    return generator, threads
 
 
 @interruptible()
 def stream(generator: "Generator", prompt: str, settings: dict[str, Any], *, show_prompt: bool) -> "Completion":
-    """Prints one text as it comes."""
+    """Prints one completion as it is generated."""
     text, pieces = generator.begin(prompt, **settings)
     print(prompt if show_prompt else "", end="", flush=True)
-    said = []
+    printed = []
     for piece in pieces:
         print(piece, end="", flush=True)
-        said.append(piece)
+        printed.append(piece)
     print()
-    return generator.completion(prompt, text, "".join(said))
+    return generator.completion(prompt, text, "".join(printed))
 
 
 @interruptible()
 def complete(
     generator: "Generator", prompts: list[str], options: argparse.Namespace, settings: dict[str, Any]
 ) -> "list[Completion]":
-    """All texts, several at a time."""
+    """All completions, generated in batches or by beam search."""
     if options.num_beams is None:
         return generator.complete(prompts, num_samples=options.num_samples, **settings)
-    from tinylm.generation import BeamConfig, beam_search
+    from tinylm.generation import beam_search
 
-    config = BeamConfig(
-        num_beams=options.num_beams,
-        num_return=options.num_samples,
-        max_new_tokens=options.max_new_tokens,
-        length_penalty=options.length_penalty,
-    )
-    return [each for p in prompts for each in beam_search(generator, p, config, truncate=options.truncate)]
+    names = ("num_beams", "max_new_tokens", "length_penalty", "truncate")
+    beams = {name: getattr(options, name) for name in names} | {"num_return": options.num_samples}
+    return [each for prompt in prompts for each in beam_search(generator, prompt, **beams)]

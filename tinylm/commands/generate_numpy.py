@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tinylm.commands.generate import make_parser
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.reference import NumpyTransformerLM, files
 from tinylm.reference.generate import generate
@@ -16,7 +15,7 @@ SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 KNOWN = ("model", "prompt", "num_samples", "debug", *SAMPLING)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
     """Prints prompts and their continuations.
 
     Raises:
@@ -24,7 +23,6 @@ def run(options: argparse.Namespace) -> None:
         MissingInputError: without the archive, or a tokenizer beside it.
         DataError: for an archive that is damaged or something else.
     """
-    defaults = vars(make_parser().parse([]))
     for name, value in vars(options).items():
         if name not in KNOWN and value != defaults[name]:
             raise ConfigError(f"--{name.replace('_', '-')}: a .npz archive is read by NumPy, which has no such option")

@@ -1,7 +1,8 @@
-"""A prompt loop: a line that is typed is a prompt, its continuation follows as it comes; `/` begins a command.
+"""The prompt loop of `tinylm generate --interactive`: each line is a prompt, its completion is printed below.
 
-Each text stands alone: the model does not see the lines before. At a terminal Ctrl-C stops a text; elsewhere, as when
-lines come through a pipe, nothing but texts and asked-for answers is written to stdout, and Ctrl-C ends the program.
+Prompts are independent: the model does not see earlier lines. A line that begins with `/` is a command. At a terminal
+Ctrl-C stops a completion. When lines come through a pipe, stdout gets nothing but completions and the answers to
+commands, and Ctrl-C ends the program.
 """
 
 import contextlib
@@ -24,21 +25,16 @@ from tinylm.generation.sampling import SamplingConfig
 COMMANDS = {
     "/set NAME VALUE": 'change a setting; the value is YAML: 0.5, null, ["."]',
     "/settings": "show all settings",
-    "/help": "show this",
+    "/help": "show this help",
     "/quit": "leave, as Ctrl-D does",
 }
 HISTORY_LENGTH = 1000
 
 
 def converse(generator: Generator, settings: dict[str, Any]) -> None:
-    """Reads prompts and commands from stdin until it ends or `/quit` comes.
+    """Reads prompts and commands from stdin until it ends or `/quit` is typed. An invalid line prints an error.
 
-    Args:
-        generator: what continues the prompts
-        settings: options of `Generator.generate` to begin with
-
-    Raises:
-        ConfigError: if these have no meaning. What is wrong with a line is printed, and the loop goes on.
+    The settings to begin with are options of `Generator.generate`; invalid ones raise ConfigError.
     """
     generator.check_options(settings)
     settings = dict(settings)
@@ -47,7 +43,7 @@ def converse(generator: Generator, settings: dict[str, Any]) -> None:
     if not _at_terminal():
         return _loop(generator, settings)
     with _history():
-        notice("the model is ready; /help lists commands, Ctrl-C stops a text, Ctrl-D ends")
+        notice("the model is ready; /help lists commands, Ctrl-C stops a completion, Ctrl-D leaves")
         _loop(generator, settings)
 
 
@@ -58,9 +54,9 @@ def _loop(generator: Generator, settings: dict[str, Any]) -> None:
             if line.strip() == "/quit":
                 return
             if line.startswith("/"):
-                _obey(line, generator, settings)
+                _execute(line, generator, settings)
             else:
-                _continue(line, generator, settings)
+                _complete(line, generator, settings)
         except EOFError:
             if _at_terminal():
                 print()
@@ -73,8 +69,8 @@ def _loop(generator: Generator, settings: dict[str, Any]) -> None:
             print(f"tinylm: error: {error}", file=sys.stderr)
 
 
-def _continue(prompt: str, generator: Generator, settings: dict[str, Any]) -> None:
-    """Prints what follows a prompt, as it comes."""
+def _complete(prompt: str, generator: Generator, settings: dict[str, Any]) -> None:
+    """Prints a completion as it is generated."""
     try:
         with interruptible():
             for piece in generator.stream(prompt, **settings):
@@ -88,14 +84,13 @@ def _continue(prompt: str, generator: Generator, settings: dict[str, Any]) -> No
 # --- commands
 
 
-def _obey(line: str, generator: Generator, settings: dict[str, Any]) -> None:
-    """Carries out a command, which may change the settings."""
+def _execute(line: str, generator: Generator, settings: dict[str, Any]) -> None:
+    """Executes a command, which may change the settings."""
     command, *arguments = line.split(maxsplit=2)
     if command == "/set":
         _set(arguments, generator, settings)
     elif command == "/settings":
-        shown = dataclasses.asdict(SamplingConfig()) | {"truncate": None} | settings
-        print(_shown(shown), flush=True)
+        print(_format(dataclasses.asdict(SamplingConfig()) | {"truncate": None} | settings), flush=True)
     elif command == "/help":
         print(_help(), flush=True)
     else:
@@ -107,45 +102,42 @@ def _set(arguments: list[str], generator: Generator, settings: dict[str, Any]) -
     if len(arguments) < 2:
         raise ConfigError("/set takes a name and a value, as in: /set temperature 0.5")
     name = arguments[0].replace("-", "_")
-    changed = settings | {name: _value(name, arguments[1])}
+    changed = settings | {name: _parse(name, arguments[1])}
     generator.check_options(changed)
     settings.update(changed)
-    notice(_shown({name: changed[name]}))
+    notice(_format({name: changed[name]}))
 
 
-def _value(name: str, text: str) -> Any:
-    """What a value means as JSON, else as YAML.
+def _parse(name: str, text: str) -> Any:
+    """Parses a value as JSON, else as YAML.
 
-    >>> _value("temperature", "1e-3"), _value("stop", "[., '!']"), _value("top_k", "null")
+    >>> _parse("temperature", "1e-3"), _parse("stop", "[., '!']"), _parse("top_k", "null")
     (0.001, ['.', '!'], None)
     """
     with contextlib.suppress(ValueError):
-        return json.loads(text)  # to YAML 1.1 a number like 1e-3 is a string
+        return json.loads(text)  # in YAML 1.1 a number like 1e-3 is a string
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f'{name} must be YAML, such as 0.5, null or ["."], got {text}') from error
 
 
-def _shown(settings: dict[str, Any]) -> str:
-    """Settings, one on each line, with values that `/set` takes back."""
+def _format(settings: dict[str, Any]) -> str:
+    """Settings, one per line, with values that `/set` accepts."""
     options: dict[str, Any] = dict(default_flow_style=True, allow_unicode=True, width=math.inf)
     values = [yaml.safe_dump([value], **options).strip()[1:-1] for value in settings.values()]
     return "\n".join(f"{name}: {value}" for name, value in zip(settings, values, strict=True))
 
 
 def _help() -> str:
-    """Commands, then the settings with what is said under each field."""
-    import docstring_parser  # with which jsonargparse reads the help of the configs
+    """The commands and the settings, described by their docstrings."""
+    import docstring_parser  # jsonargparse uses it for the help of configs
 
     fields = docstring_parser.parse_from_object(SamplingConfig).params
     settings = {field.arg_name: (field.description or "").partition("\n")[0] for field in fields}
-    settings["truncate"] = "left: cut a prompt that is longer than the context."
-    return f"A line is a prompt. Commands:\n{_table(COMMANDS)}\nSettings:\n{_table(settings)}"
-
-
-def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"  {name:20}{text}" for name, text in rows.items())
+    settings["truncate"] = "left: drop the beginning of a prompt that exceeds the context."
+    commands, options = ([f"  {name:20}{text}" for name, text in rows.items()] for rows in (COMMANDS, settings))
+    return "\n".join(["A line is a prompt. Commands:", *commands, "Settings:", *options])
 
 
 # --- the terminal
@@ -157,10 +149,10 @@ def _at_terminal() -> bool:
 
 @contextlib.contextmanager
 def _history() -> Iterator[None]:
-    """Lines can be edited, and those of earlier times come back; where that cannot be, typing works all the same."""
+    """Line editing, with the lines of earlier sessions, where the system supports it."""
     try:
-        import readline  # from here on `input` uses it
-    except ImportError:  # Windows, whose console does that by itself
+        import readline  # from now on `input` uses it
+    except ImportError:  # Windows: its console has both
         yield
         return
     path = default_cache_dir() / "history"

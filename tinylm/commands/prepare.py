@@ -6,58 +6,68 @@ tinylm prepare tinystories --sample 10000
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from tinylm.console import Parser
+from tinylm.console import Parser, check_at_least
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.files import default_cache_dir, write_text
 from tinylm.locate import command
 
-
-def pairs(kind: str, description: str) -> Callable[[list[str]], None]:
-    """The command that writes prompts and responses of a kind."""
-
-    def write(arguments: list[str]) -> None:
-        parser = Parser(f"prepare {kind}", description)
-        parser.add_argument("--out", type=Path, required=True, help="the folder for train.jsonl, val.jsonl, test.jsonl")
-        parser.add_argument("--train", type=int, default=10_000, help="records to train on (%(default)s)")
-        parser.add_argument("--val", type=int, default=300, help="to validate on (%(default)s)")
-        parser.add_argument("--test", type=int, default=300, help="to test on (%(default)s)")
-        parser.add_argument("--seed", type=int, default=0, help="another one gives other records (%(default)s)")
-        options = parser.parse(arguments)
-        counts = {name: getattr(options, name) for name in ("train", "val", "test")}
-        for name, count in counts.items():
-            if count < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {count}")
-
-        from tinylm.data.grammar.questions import write_parts
-
-        for name, records in zip(counts, write_parts(kind, list(counts.values()), options.seed), strict=True):
-            lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]
-            write_text(options.out / f"{name}.jsonl", "".join(line + "\n" for line in lines))
-            print(f"{options.out / name}.jsonl: {len(records):,} records")
-        if not Path("runs/small").exists():
-            print(f"first a model to begin with: {command('fit', '-c', 'small')}")
-        files = ["--data.pairs", options.out / "train.jsonl", "--data.pairs_val", options.out / "val.jsonl"]
-        print(f"to train on them: {command('fit', '-c', 'finetune', *files)}")
-
-    return write
+PAIRS = {
+    "questions": "Writes questions about short stories, with their answers.",
+    "summaries": "Writes short stories, each with a one-sentence summary.",
+}
+KINDS = (*PAIRS, "tinystories")
 
 
-def tinystories(arguments: list[str]) -> None:
-    """The command that writes the first stories of TinyStories."""
-    description = "The first stories of TinyStories (GPT-4's part), to train and to validate on."
-    parser = Parser("prepare tinystories", description)
-    parser.add_argument("--sample", type=int, default=10_000, help="stories to train on (%(default)s)")
-    parser.add_argument("--val", type=int, default=500, help="to validate on (%(default)s)")
-    parser.add_argument("--out", type=Path, help="the folder for train.txt and val.txt (tinystories-SAMPLE)")
-    parser.add_argument("--url", help="a mirror: the folder that has the two files, or one .txt file of such stories")
-    parser.add_argument("--cache-dir", type=Path, help="where files put by hand are ($TINYLM_CACHE or ~/.cache/tinylm)")
+def run(arguments: list[str]) -> None:
+    """Writes the data set that the first argument names."""
+    parser = Parser("prepare", __doc__)
+    parser.add_argument("kind", help=f"one of {', '.join(KINDS)}; --help after it lists its options")
+    kind = parser.parse(arguments[:1]).kind
+    if kind in PAIRS:
+        write_pairs(kind, arguments[1:])
+    elif kind == "tinystories":
+        write_tinystories(arguments[1:])
+    else:
+        raise ConfigError(f"{kind}: no such data set{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
+
+
+def write_pairs(kind: str, arguments: list[str]) -> None:
+    """Writes prompt/response pairs."""
+    parts = {"train": 10_000, "val": 300, "test": 300}
+    parser = Parser(f"prepare {kind}", PAIRS[kind])
+    parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, val.jsonl and test.jsonl")
+    for name, default in parts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"number of pairs in {name}.jsonl")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random pairs")
     options = parser.parse(arguments)
-    for name in ("sample", "val"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    check_at_least(1, options, *parts)
+
+    from tinylm.data.grammar.questions import write_parts
+
+    counts = [getattr(options, name) for name in parts]
+    for name, records in zip(parts, write_parts(kind, counts, options.seed), strict=True):
+        lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in records]
+        write_text(options.out / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+        print(f"{options.out / name}.jsonl: {len(records):,} pairs")
+    if not Path("runs/small").exists():
+        print(f"to train the model to start from: {command('fit', '-c', 'small')}")
+    files = ["--data.pairs", options.out / "train.jsonl", "--data.pairs_val", options.out / "val.jsonl"]
+    print(f"to finetune on them: {command('fit', '-c', 'finetune', *files)}")
+
+
+def write_tinystories(arguments: list[str]) -> None:
+    """Writes the first stories of TinyStories."""
+    parser = Parser("prepare tinystories", "Writes the first stories of TinyStories (those by GPT-4).")
+    add = parser.add_argument
+    add("--sample", type=int, default=10_000, help="number of stories in train.txt")
+    add("--val", type=int, default=500, help="number of stories in val.txt")
+    add("--out", type=Path, help="folder for train.txt and val.txt (default: tinystories-SAMPLE)")
+    add("--url", help="mirror: a folder with both files, or one .txt file of stories (default: Hugging Face)")
+    add("--cache-dir", type=Path, help="folder of downloaded files (default: $TINYLM_CACHE or ~/.cache/tinylm)")
+    options = parser.parse(arguments)
+    check_at_least(1, options, "sample", "val")
     folder = options.out or Path(f"tinystories-{options.sample}")
 
     from tinylm.data.corpora.tinystories import sources, write_sample
@@ -68,22 +78,3 @@ def tinystories(arguments: list[str]) -> None:
         print(f"{path}: {count:,} stories, {path.stat().st_size:,} bytes")
     print(f"to train on them: {command('fit', '-c', 'small', '--data.corpus', folder)}")
     print(f"or with NumPy:    {command('train-numpy', '-c', 'tiny', '--data.corpus', folder)}")
-
-
-COMMANDS = {
-    "questions": pairs("questions", "Questions about short stories, with their answers."),
-    "summaries": pairs("summaries", "Short stories, each with one sentence that sums it up."),
-    "tinystories": tinystories,
-}
-
-
-def run(arguments: list[str]) -> None:
-    """Does what the first word says."""
-    parser = Parser("prepare", __doc__)
-    parser.add_argument("what", help=f"one of {', '.join(COMMANDS)}; --help after it lists its options")
-    what = parser.parse(arguments[:1]).what
-    if what not in COMMANDS:
-        raise ConfigError(
-            f"{what}: no such data set{did_you_mean(what, COMMANDS) or '; there are ' + ', '.join(COMMANDS)}"
-        )
-    COMMANDS[what](arguments[1:])

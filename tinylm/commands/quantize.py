@@ -1,10 +1,10 @@
-"""Puts a model into 8 or 4 bits: `tinylm quantize --model runs/small --bits 8 --out small-8bit`.
+"""Quantizes a model to 8 or 4 bits: tinylm quantize --model runs/small --bits 8 --out small-8bit
 
-Prints what became of it beside the original: bytes of the weights, how well both predict a text, how fast both decode.
-Without a text it is validation stories where the model was trained on the built-in ones.
+It prints the size of the weights, the loss on a text and the decoding speed of both models. Without --text, a model
+trained on the built-in stories is measured on held-out ones.
 """
 
-import math
+import itertools
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,26 +17,21 @@ from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, command
 if TYPE_CHECKING:
     from tinylm.evaluation import Score
     from tinylm.model import TransformerLM
-    from tinylm.tokenizer import Tokenizer
 
 STORIES, STEPS, TURNS = 50, 20, 9
 
 
-def make_parser() -> Parser:
-    """The options."""
-    parser = Parser("quantize", __doc__)
-    parser.add_argument("--model", required=True, help="a run folder, model folder or checkpoint")
-    parser.add_argument("--bits", type=int, default=8, help="of a weight, 8 or 4 (%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="the new model folder")
-    parser.add_argument("--group-size", type=int, help="with 4 bits: how many weights share a scale (32)")
-    parser.add_argument("--skip", nargs="+", default=["head"], help="layers left unquantized, as in blocks.0.* (head)")
-    parser.add_argument("--text", type=Path, help="a UTF-8 text file to measure with")
-    return parser
-
-
 def run(arguments: list[str]) -> None:
-    """Writes the folder and prints the table."""
-    options = make_parser().parse(arguments)
+    """Writes the quantized model folder and prints the comparison."""
+    parser = Parser("quantize", __doc__)
+    add = parser.add_argument
+    add("--model", required=True, help="run folder, model folder or checkpoint")
+    add("--out", type=Path, required=True, help="output model folder")
+    add("--bits", type=int, default=8, help="bits per weight, 8 or 4")
+    add("--group-size", type=int, help="with 4 bits: number of weights that share a scale (default: 32)")
+    add("--skip", nargs="+", default=["head"], help="layers left unquantized, such as blocks.0.* (default: head)")
+    add("--text", type=Path, help="UTF-8 text file to measure the loss on (default: held-out stories of the run)")
+    options = parser.parse(arguments)
     text = None if options.text is None else "".join(read_chunks(options.text))
     check_out(Path(options.model), options.out)
     _, path = announce_model(options.model)
@@ -45,30 +40,26 @@ def run(arguments: list[str]) -> None:
     from tinylm.analysis.profile import weight_bytes
     from tinylm.bundle import load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
+    from tinylm.evaluation import score_text
     from tinylm.generation.fast.decoder import fastest_threads
     from tinylm.model.quantized import kernels
 
-    found = load_bundle(path)
-    rounded = quantize(found.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
-    save_bundle(options.out, rounded, found.tokenizer, {**found.info, "quantized": options.model})
+    original = load_bundle(path)
+    quantized = quantize(original.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
+    save_bundle(options.out, quantized, original.tokenizer, {**original.info, "quantized": options.model})
+    models = (original.model, quantized)
     texts = held_out_stories(Path(options.model), STORIES) if text is None else [text]
-    scores = [score(model, found.tokenizer, texts) for model in (found.model, rounded)]
-    fastest_threads(found.model)
-    speeds = decoding_speeds(found.model, rounded)
-    sizes = [weight_bytes(found.model), file_size(options.out / WEIGHTS)]
-    print_table(["original", f"int{options.bits}"], sizes, scores, speeds)
-    used = ", ".join(f"{count} {name}" for name, count in kernels(rounded).items())
-    print(f"{options.out}: linear layers, reading one token: {used}")
-    notice(f"to hear it: {command('generate', '--model', options.out)}")
+    scores = [score_text(model, original.tokenizer, texts) if texts else None for model in models]
+    fastest_threads(original.model)
+    sizes = [weight_bytes(original.model), file_size(options.out / WEIGHTS)]
+    print(comparison(["original", f"int{options.bits}"], sizes, scores, decoding_speeds(*models)))
+    used = ", ".join(f"{count} {name}" for name, count in kernels(quantized).items())
+    print(f"{options.out}: kernels of the linear layers when decoding: {used}")
+    notice(f"to generate with it: {command('generate', '--model', options.out)}")
 
 
 def check_out(model: Path, out: Path) -> None:
-    """Refuses to write over the model that is read or its run, and over anything but a model folder.
-
-    Raises:
-        ConfigError: if it is the model that is read.
-        CannotCreateError: if something else is there.
-    """
+    """Refuses to overwrite the input model, its run, or anything that is not a model folder."""
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
     files = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -76,39 +67,21 @@ def check_out(model: Path, out: Path) -> None:
         raise CannotCreateError(f"{out}: exists and is no model folder; give another --out, or remove it")
 
 
-def score(model: "TransformerLM", tokenizer: "Tokenizer", texts: list[str]) -> "Score | None":
-    """Of all texts together; none, where there are none."""
-    from tinylm.evaluation import Score, score_text
-
-    scores = [score_text(model, tokenizer, text) for text in texts]
-    if not scores:
-        return None
-    return Score(
-        math.fsum(each.nats for each in scores),
-        sum(each.tokens for each in scores),
-        sum(each.bytes for each in scores),
-    )
-
-
 def decoding_speeds(*models: "TransformerLM") -> list[float]:
-    """Tokens per second of each, one text, in turn in the middle of the context: medians."""
+    """Median tokens per second of each model for one text, in the middle of the context, measured in turn."""
     from tinylm.generation.fast.decoder import Decoder, step_seconds
 
-    decoders = [Decoder(model) for model in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(TURNS):
-        for model, decoder, found in zip(models, decoders, seconds, strict=True):
-            found += step_seconds(decoder, model, steps=STEPS)
-    return [1 / statistics.median(found) for found in seconds]
+    sides = [(Decoder(model), model) for model in models]
+    turns = [[step_seconds(*side, steps=STEPS) for side in sides] for _ in range(TURNS)]
+    return [1 / statistics.median(itertools.chain(*times)) for times in zip(*turns, strict=True)]
 
 
-def print_table(names: list[str], sizes: list[int], scores: "list[Score | None]", speeds: list[float]) -> None:
-    """One line for each model."""
-    lines = [["", "weights", "loss", "bits/byte", "decoding"]]
-    for name, size, found, speed in zip(names, sizes, scores, speeds, strict=True):
-        loss = ["-", "-"] if found is None else [f"{found.nats / found.tokens:.4f}", f"{found.bits_per_byte:.4f}"]
-        lines.append([name, f"{size / 1e6:.2f} MB", *loss, f"{speed:,.0f} tokens/s"])
-    print(table(lines))
+def comparison(names: list[str], sizes: list[int], scores: "list[Score | None]", speeds: list[float]) -> str:
+    """A table with a row for each model, and the change of the loss."""
+    rows = [["", "weights", "loss", "bits/byte", "decoding"]]
+    for name, size, score, speed in zip(names, sizes, scores, speeds, strict=True):
+        loss = ["-", "-"] if score is None else [f"{score.loss:.4f}", f"{score.bits_per_byte:.4f}"]
+        rows.append([name, f"{size / 1e6:.2f} MB", *loss, f"{speed:,.0f} tokens/s"])
     before, after = scores
-    if before is not None and after is not None:
-        print(f"loss {after.nats / before.nats - 1:+.2%}, over {before.tokens:,} tokens")
+    change = f"\nloss {after.nats / before.nats - 1:+.2%}, over {before.tokens:,} tokens" if before and after else ""
+    return table(rows) + change

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, or answers prompts.
+"""Scores a model on a text, or on its answers to prompts.
 
 tinylm score --model runs/small --text letter.txt
 tinylm score --model runs/finetune --pairs questions/test.jsonl
@@ -8,36 +8,32 @@ import argparse
 import time
 from pathlib import Path
 
-from tinylm.console import Parser, add_model_option, announce_model, pick_device
+from tinylm.console import Parser, announce_model, pick_device
 from tinylm.errors import ConfigError
 from tinylm.files import read_chunks
 
 
 def run(arguments: list[str]) -> None:
-    """Prints how well a text is predicted, or prompts are answered."""
+    """Prints the score of a text, or of the answers to prompts."""
     parser = Parser("score", __doc__)
-    add_model_option(parser)
-    parser.add_argument("--text", type=Path, help="a UTF-8 text file, read as one document")
-    parser.add_argument("--stride", type=int, help="with --text: tokens between windows (context / 2)")
-    parser.add_argument("--pairs", type=Path, help="prompts with their responses: .jsonl, .json or .csv")
-    parser.add_argument("--template", default="pairs", help="with --pairs: pairs or chat, as in training (%(default)s)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="with --pairs: longest answer, in tokens (%(default)s)"
-    )
-    parser.add_argument("--show", type=int, default=3, help="with --pairs: wrong answers to print (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows or prompts at once (%(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes the fastest (%(default)s)")
+    add = parser.add_argument
+    parser.add_model_option()
+    add("--text", type=Path, help="UTF-8 text file, read as one document")
+    add("--stride", type=int, help="with --text: tokens between window starts (default: half the context)")
+    add("--pairs", type=Path, help="file of prompt/response pairs: .jsonl, .json or .csv")
+    add("--template", default="pairs", help="with --pairs: pairs or chat, as in training")
+    add("--max-new-tokens", type=int, default=64, help="with --pairs: longest answer, in tokens")
+    add("--show", type=int, default=3, help="with --pairs: number of wrong answers to print")
+    add("--batch-size", type=int, default=8, help="windows or prompts read at once")
+    parser.add_device_option()
     options = parser.parse(arguments)
     if (options.text is None) == (options.pairs is None):
         raise ConfigError("give either --text or --pairs")
-    if options.text is not None:
-        print_score(options)
-    else:
-        print_answers(options)
+    (print_score if options.pairs is None else print_answers)(options)
 
 
 def print_score(options: argparse.Namespace) -> None:
-    """Tokens, bytes, loss, perplexity and bits per byte of a text."""
+    """Prints the tokens, bytes, loss, perplexity and bits per byte of a text."""
     text = "".join(read_chunks(options.text))
     _, found = announce_model(options.model)
 
@@ -47,16 +43,14 @@ def print_score(options: argparse.Namespace) -> None:
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
     started = time.perf_counter()
     score = score_text(model, tokenizer, text, stride=options.stride, batch_size=options.batch_size)
-    seconds = time.perf_counter() - started
-    print(f"{options.text}: {score.tokens:,} tokens, {score.bytes:,} bytes, {score.tokens / seconds:,.0f} tokens/s")
-    print(
-        f"loss {score.nats / score.tokens:.4f} nats per token, perplexity {score.perplexity:.2f}, "
-        f"{score.bits_per_byte:.4f} bits per byte"
-    )
+    speed = score.tokens / (time.perf_counter() - started)
+    print(f"{options.text}: {score.tokens:,} tokens, {score.bytes:,} bytes, {speed:,.0f} tokens/s")
+    figures = f"perplexity {score.perplexity:.2f}, {score.bits_per_byte:.4f} bits per byte"
+    print(f"loss {score.loss:.4f} nats per token, {figures}")
 
 
 def print_answers(options: argparse.Namespace) -> None:
-    """Loss on the responses, exact matches of greedy answers, and some that are wrong."""
+    """Prints the loss on the responses, the share of exact matches, and some wrong answers."""
     _, found = announce_model(options.model)
 
     import tinylm
@@ -76,7 +70,7 @@ def print_answers(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
     )
     print(f"{options.pairs}: {len(pairs):,} pairs, {score.tokens:,} tokens in the responses")
-    print(f"loss {score.nats / score.tokens:.4f} nats per token, exact match {match.fraction:.1%}")
+    print(f"loss {score.loss:.4f} nats per token, exact match {match.fraction:.1%}")
     wrong = [number for number, right in enumerate(match.right) if not right]
     for number in wrong[: options.show]:
         prompt = pairs[number][-2].content if len(pairs[number]) > 1 else ""

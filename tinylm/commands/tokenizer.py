@@ -5,7 +5,6 @@ tinylm tokenizer inspect tok.json "some text"
 tinylm tokenizer export tok.json --to huggingface --out tokenizer.json
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinylm.console import Parser
+from tinylm.console import Parser, use_color
 from tinylm.errors import ConfigError, DataError
 from tinylm.files import file_size
 from tinylm.tokenizer import (
@@ -103,10 +102,7 @@ def inspect(arguments: list[str]) -> None:
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if options.text == "-" else options.text
     if not text:
         raise DataError("text: is empty; give some")
-    color = options.color == "always" or (
-        options.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    )
-    print(show_pieces(load_tokenizer(options.tokenizer), text, color))
+    print(show_pieces(load_tokenizer(options.tokenizer), text, use_color(options.color)))
 
 
 def export(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The log probability of each token of a text, and what is made of it: scores, exact match, the loss of each token."""
+"""The log probability of each token of a text, and its users: scores, exact match, the loss of each token."""
 
 from tinylm.evaluation.exact_match import ExactMatch, exact_match, score_answers
 from tinylm.evaluation.score import Score, score_text

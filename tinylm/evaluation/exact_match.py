@@ -1,21 +1,18 @@
-"""How well a model answers: which of its greedy answers are right to the letter, and its loss on the right ones.
+"""Answers of a model to prompts: how many greedy answers match the expected ones exactly, and the loss on these.
 
-Prompts and answers arrive as tokens, for how turns become tokens is the data's affair (data/template.py): what is read
-here is what training read. An answer ends with the end-of-text token; blanks around it do not matter.
-
-Left out: answers that mean the same in other words.
+Prompts and answers arrive as tokens, encoded as for training (data/template.py). An answer ends with the end-of-text
+token; white space around it is ignored. Left out: answers that mean the same in other words.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from tinylm.errors import ConfigError, DataError
-from tinylm.evaluation.score import Score
+from tinylm.checks import require
+from tinylm.errors import DataError
+from tinylm.evaluation.log_probs import token_log_probs
+from tinylm.evaluation.score import Score, total_score
 from tinylm.generation.generate import Generator
 from tinylm.generation.sampling import SamplingConfig
 from tinylm.generation.text import Text
@@ -25,24 +22,19 @@ from tinylm.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """What a model answered.
-
-    Attributes:
-        answers: to each prompt, stripped of blanks
-        expected: the right ones, stripped too
-    """
+    """A model's answers and the expected ones, both without surrounding white space."""
 
     answers: list[str]
     expected: list[str]
 
     @property
     def right(self) -> list[bool]:
-        """Which answers are the expected ones, letter for letter."""
+        """Whether each answer equals the expected one, character by character."""
         return [answer == expected for answer, expected in zip(self.answers, self.expected, strict=True)]
 
     @property
     def fraction(self) -> float:
-        """Of answers that are right."""
+        """Share of right answers."""
         return sum(self.right) / len(self.right)
 
 
@@ -54,27 +46,26 @@ def exact_match(
     max_new_tokens: int = 64,
     batch_size: int = 16,
 ) -> ExactMatch:
-    """The likeliest answers to prompts, token by token, beside the right ones.
+    """Answers prompts by greedy decoding.
 
     Args:
-        generator: of the model
-        prompts: token ids, each with all that a text begins with
+        generator: the model's
+        prompts: token ids, with all special tokens that open the text
         expected: the right answers
-        max_new_tokens: an answer that is longer is cut
-        batch_size: how many prompts at a time
+        max_new_tokens: longer answers are cut
+        batch_size: prompts answered at once
 
     Raises:
         ConfigError: for numbers below 1, or a prompt that is empty or longer than the context.
     """
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.0)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     context = generator.model.config.max_seq_len
     for number, prompt in enumerate(prompts, start=1):
-        if not 1 <= len(prompt) <= context:
-            raise ConfigError(f"prompt {number} has {len(prompt)} tokens, must have 1 to the context's {context}")
+        fits = 1 <= len(prompt) <= context
+        require(fits, f"prompt {number} has {len(prompt)} tokens, must have 1 to the context's {context}")
     texts = [Text(list(prompt)) for prompt in prompts]
-    earlier, generator.conversation = generator.conversation, True  # a record is one document
+    earlier, generator.conversation = generator.conversation, True  # each record is one document
     try:
         for _ in generator.decode(texts, config, batch_size):
             pass
@@ -84,7 +75,6 @@ def exact_match(
     return ExactMatch(answers, [each.strip() for each in expected])
 
 
-@torch.inference_mode()
 def score_answers(
     model: TransformerLM,
     tokenizer: Tokenizer,
@@ -92,34 +82,21 @@ def score_answers(
     *,
     batch_size: int = 16,
 ) -> Score:
-    """What a model makes of the right answers.
+    """The score of the right answers, each predicted from its prompt.
 
     Args:
-        model: the network, in evaluation mode
-        tokenizer: of the model
-        examples: ids (n,), at most one more than the context holds, and which of them are the answer's, bool (n,)
-        batch_size: how many at once
+        model: the network
+        tokenizer: the model's
+        examples: token ids of prompt and answer, (n,), and a mask of those that are the answer's, bool (n,)
+        batch_size: examples read at once
 
     Raises:
         ConfigError: for a batch size below 1.
         DataError: if there is no token to predict.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    counted = [ids[1:][counts[1:]] for ids, counts in examples]
-    if not sum(map(len, counted)):
+    found = token_log_probs(model, [ids for ids, _ in examples], batch_size=batch_size)
+    ids = [ids[1:][answer[1:]] for ids, answer in examples]
+    if not any(map(len, ids)):
         raise DataError("no answer has a token to predict; give longer ones")
-    nats = [_batch_nats(model, examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
-    num_bytes = sum(int(tokenizer.byte_lengths[ids].sum()) for ids in counted)
-    return Score(math.fsum(nats), sum(map(len, counted)), num_bytes)
-
-
-def _batch_nats(model: TransformerLM, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """-log p of the answers' tokens; rows are filled up at the right end, where causality hides it."""
-    width = max(len(ids) for ids, _ in examples)
-    ids = np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in examples])  # (B, T + 1)
-    counts = np.stack([np.pad(counts, (0, width - len(counts))) for _, counts in examples])
-    rows = torch.from_numpy(ids).to(model.embedding.weight.device)
-    log_probs = model(rows[:, :-1]).double().log_softmax(dim=-1)
-    losses = F.nll_loss(log_probs.transpose(1, 2), rows[:, 1:], reduction="none").cpu()
-    return float(losses[torch.from_numpy(counts[:, 1:])].sum())
+    log_probs = [each.log_probs[answer[1:]] for each, (_, answer) in zip(found, examples, strict=True)]
+    return total_score(tokenizer, ids, log_probs)

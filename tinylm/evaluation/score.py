@@ -1,42 +1,34 @@
-"""How well a model predicts a text that it is given: nats, perplexity, bits per byte.
-
-A text longer than the context is read in windows that overlap: each begins `stride` tokens after the one before (the
-last one where it ends with the text), and counts only the tokens that the one before did not reach. So every token is
-counted once, and all but the first window's are predicted from at least `context - stride` tokens before them: a small
-stride is fair to the model, and slow.
-"""
+"""Scores of a model on texts: loss, perplexity, bits per byte."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from tinylm.errors import ConfigError, DataError
+from tinylm.evaluation.log_probs import document_ids, token_log_probs
 from tinylm.model import TransformerLM
-from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """The loss of a model on a text."""
 
-    Attributes:
-        nats: -log p of all counted tokens together
-        tokens: how many were counted
-        bytes: of the text that they stand for
-    """
+    nats: float  # -log p of all predicted tokens together
+    tokens: int  # number of predicted tokens
+    bytes: int  # length of the text that these tokens stand for
 
-    nats: float
-    tokens: int
-    bytes: int
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """Of a token: e to the mean loss."""
-        return math.exp(self.nats / self.tokens)
+        """exp(loss)."""
+        return math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -44,55 +36,33 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
-@torch.inference_mode()
 def score_text(
-    model: TransformerLM, tokenizer: Tokenizer, text: str, *, stride: int | None = None, batch_size: int = 8
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    text: str | Sequence[str],
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Score:
-    """The score of a text, read as one document: the end-of-text token, if there is one, stands before it.
+    """The score of one text, or of several together. Each is one document, whose separator is not counted.
 
     Args:
-        model: the network, in evaluation mode
-        tokenizer: of the model
-        text: what is predicted; without an end-of-text token its first token is not
-        stride: tokens between the beginnings of windows, 1 to the context; None: half the context
-        batch_size: windows at once
+        model: the network
+        tokenizer: the model's
+        text: what to predict; if the tokenizer has no end-of-text token, all but the first token
+        stride: as for `token_log_probs`
+        batch_size: windows read at once
 
     Raises:
         ConfigError: for a stride or batch size out of range.
-        DataError: for a text without a token to predict, or that the tokenizer has no ids for.
+        DataError: for a text without a token to predict, or that the tokenizer cannot encode.
     """
-    context = model.config.max_seq_len
-    stride = max(context // 2, 1) if stride is None else stride
-    if not 1 <= stride <= context:
-        raise ConfigError(f"stride must be from 1 to the context, {context}, got {stride}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    ids = tokenizer.encode_array(text)
-    before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    ids = np.concatenate([np.array(before, dtype=np.int64), ids])
-    if len(ids) < 2:
-        raise DataError("the text has no token to predict; give a longer one")
-    nats = math.fsum(_window_nats(model, ids, stride, batch_size, tokenizer.end_of_text))
-    num_bytes = int(tokenizer.byte_lengths[ids[1:]].sum())
-    return Score(nats, len(ids) - 1, num_bytes)
+    rows = [document_ids(tokenizer, each) for each in ([text] if isinstance(text, str) else text)]
+    found = token_log_probs(model, rows, separator=tokenizer.end_of_text, stride=stride, batch_size=batch_size)
+    return total_score(tokenizer, [ids[1:] for ids in rows], [each.log_probs for each in found])
 
 
-def _window_nats(
-    model: TransformerLM, ids: np.ndarray, stride: int, batch_size: int, separator: int | None
-) -> list[float]:
-    """The nats of batches of windows."""
-    context, device = model.config.max_seq_len, model.embedding.weight.device
-    last = max(len(ids) - 1 - context, 0)  # where the last window begins, at the latest
-    begins = [*range(0, last, stride), last]
-    counted = [min(begin + context, len(ids) - 1) for begin in begins]  # targets up to here are counted then
-    fresh = [end - before for end, before in zip(counted, [0, *counted], strict=False)]
-    found = []
-    for i in range(0, len(begins), batch_size):
-        rows = np.stack([ids[begin : begin + context + 1] for begin in begins[i : i + batch_size]])
-        rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
-        documents = documents_apart(model.config, rows[:, :-1], separator)
-        log_probs = model(rows[:, :-1], documents=documents).double().log_softmax(dim=-1)
-        losses = F.nll_loss(log_probs.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(rows[:, 1:].shape)
-        for row, new in zip(losses, fresh[i : i + batch_size], strict=True):
-            found.append(float(row[len(row) - new :].sum()))
-    return found
+def total_score(tokenizer: Tokenizer, ids: Sequence[np.ndarray], log_probs: Iterable[Tensor]) -> Score:
+    """The score of predicted tokens: their ids, (n,) each, and their log probabilities in nats, (n,) each."""
+    nats = -math.fsum(float(each.sum()) for each in log_probs)
+    return Score(nats, sum(map(len, ids)), sum(int(tokenizer.byte_lengths[each].sum()) for each in ids))

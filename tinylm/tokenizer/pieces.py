@@ -2,6 +2,7 @@
 
 from itertools import cycle
 
+from tinylm.console import shaded
 from tinylm.tokenizer.base import Tokenizer
 
 COLORS = (194, 225, 230, 223, 189)  # light backgrounds of the 256 colours of terminals; the letters on them are black
@@ -22,7 +23,7 @@ def show_pieces(tokenizer: Tokenizer, text: str, color: bool) -> str:
     pieces = [visible(tokenizer.token_bytes[token]) for token in ids]
     if color:
         shades = cycle(COLORS)
-        shown = "".join(f"\x1b[30;48;5;{next(shades)}m{piece}\x1b[0m" for piece in pieces)
+        shown = "".join(shaded(piece, next(shades)) for piece in pieces)
     else:
         shown = "|".join(pieces)
     return f"{shown}\n{' '.join(map(str, ids))}\n{figures(tokenizer, text, len(ids))}"

@@ -331,9 +331,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings(
-        "ignore", message=".*your dataloader is not resumable.*"
-    )  # it is resumable: see data/batches.py
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # see data/batches.py
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps

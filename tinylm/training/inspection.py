@@ -105,8 +105,8 @@ class Inspection(Callback):
 class AttentionEntropy(Inspection):
     """Logs `attention/blocks.<n>.entropy`, the mean over heads in nats, and `.sharpest`, the lowest of a head.
 
-    If the entropy of a head collapses early, it has stopped learning where to attend, and its scores tend to grow without
-    bound. Costs 1/10 of a step.
+    If the entropy of a head collapses early, it has stopped learning where to attend, and its scores tend to grow
+    without bound. Costs 1/10 of a step.
     """
 
     def inspect(self, pl_module: LitTransformerLM, ids: Tensor, documents: Tensor | None) -> dict[str, float]:
@@ -160,9 +160,7 @@ class DropoutAnnealing(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Refuses a model without dropout, and compilation."""
         require(pl_module.network.dropout > 0, "DropoutAnnealing: model.network.dropout is 0; set the initial dropout")
-        require(
-            pl_module._compiled is None, "DropoutAnnealing: every step would be compiled again; set model.compile=false"
-        )
+        require(pl_module._compiled is None, "DropoutAnnealing: would recompile every step; set model.compile=false")
 
     def dropout(self, start: float, done: float) -> float:
         """The dropout at some point of the run.

@@ -21,6 +21,7 @@ from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, Template, TextDataModule
 from tinylm.errors import ConfigError
+from tinylm.evaluation.log_probs import token_nats
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
@@ -194,9 +195,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
-        fused = "mixed" not in str(
-            self.trainer.precision
-        )  # where Lightning does not combine fused kernels with clipping
+        fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses it with clipping
         optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
         total, lr = int(self.trainer.estimated_stepping_batches), self.optimizer.lr
 

@@ -13,13 +13,13 @@ from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.runs.folder import RunConfig
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, Parser
+from tinylm.training.options import ConfigFile, ConfigParser
 
 
-def make_parser(description: str) -> Parser:
+def make_parser(description: str) -> ConfigParser:
     """The options of `tinylm fit`, without its subcommands."""
     ConfigFile.read.clear()  # of an earlier command in this process
-    parser = Parser(description=description, allow_abbrev=False)
+    parser = ConfigParser(description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
     parser.add_argument("--resume", action="store_true", help="Go on with the run from its newest checkpoint.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Of the first weights, and of dropout.")

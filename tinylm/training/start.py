@@ -70,7 +70,7 @@ class Start:
         model = self.bundle.model
         require(
             not describe_layers(model),
-            f"model.init_from: {self.path} is quantized and cannot be trained; use the original",
+            f"model.init_from: {self.path} is quantized and not trainable; use the original",
         )
         for name, value in model.config.to_dict().items():
             ours = getattr(config, name)

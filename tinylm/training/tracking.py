@@ -279,9 +279,7 @@ def histogram(values: torch.Tensor) -> Any:
 
 def sync_command(folder: Path, run_id: str) -> str:
     """The command that uploads all offline folders of a run, oldest first."""
-    *earlier, latest = sorted(
-        folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
-    )  # the last one is still being written
+    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the latest is being written
     logs = [*(log for log in earlier if log.stat().st_size > EMPTY_BYTES), latest]
     return shlex.join(["wandb", "sync", *(str(log.parent) for log in logs)])
 
