@@ -1,4 +1,4 @@
-"""Functions that rely on a network's internals either handle a changed network correctly or refuse it by name.
+"""Functions that rely on a model's internals either handle a changed model correctly or refuse it by name.
 
 For generation see tests/generation/test_changed_networks.py; for what counts as changed, tests/model/test_known.py.
 """
@@ -40,7 +40,7 @@ def network(change=None) -> TransformerLM:
 
 
 @changes
-def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
+def test_functions_that_would_change_the_model_refuse_it(change, tmp_path):
     make, message = CHANGES[change]
     for purpose, use in {
         "quantization": lambda model: quantize(model),
@@ -57,7 +57,7 @@ def test_what_would_give_another_network_refuses_it_by_name(change, tmp_path):
 
 
 @changes
-def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
+def test_a_profile_refuses_all_changes_but_hooks(change):
     make, message = CHANGES[change]
     if "hook" in change:  # hooks have no weights and no matrix products
         assert profile(network(make)) == profile(network())
@@ -69,7 +69,7 @@ def test_a_profile_counts_what_it_knows_and_refuses_the_rest(change):
     assert message in str(error.value)
 
 
-def test_adapters_are_merged_before_a_model_is_counted_quantized_or_written(tmp_path):
+def test_unmerged_adapters_are_refused(tmp_path):
     for purpose, use in {
         "a profile": profile,
         "quantization": quantize,
@@ -89,7 +89,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
-def test_adapters_replace_plain_layers_only():
+def test_adapters_replace_plain_linear_layers_only():
     """Replacing any other kind of layer by a LoRALinear would change the result."""
     model = network()
     model.blocks[1].attention.value.__class__ = Doubled
@@ -98,7 +98,7 @@ def test_adapters_replace_plain_layers_only():
     ):
         add_lora(model, LoRAConfig())
     assert not any("lora" in name for name, _ in model.named_parameters())
-    assert all(weight.requires_grad for weight in model.parameters())  # refused before any change
+    assert all(weight.requires_grad for weight in model.parameters())  # nothing is frozen before the refusal
     model = network()
     model.blocks[0].feedforward.input.register_forward_hook(lambda module, inputs, output: -output)
     with pytest.raises(ConfigError, match=r"^lora\.targets: blocks\.0\.feedforward\.input has hooks"):
@@ -107,7 +107,7 @@ def test_adapters_replace_plain_layers_only():
 
 @changes
 @torch.no_grad()
-def test_adapters_over_a_changed_network_begin_as_it_was_and_are_its_own(change):
+def test_new_adapters_do_not_change_a_changed_model(change):
     """Only the adapted layers must be standard."""
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG)
     expected = model(ids)
@@ -115,7 +115,7 @@ def test_adapters_over_a_changed_network_begin_as_it_was_and_are_its_own(change)
     assert torch.equal(model(ids), expected) and len(layers) == 2
 
 
-def test_freezing_all_before_the_last_blocks_asks_where_a_foreign_weight_stands():
+def test_freezing_all_but_the_last_blocks_refuses_a_weight_of_unknown_position():
     model = network()
     model.scale = nn.Parameter(torch.ones(()))
     with pytest.raises(ConfigError, match=r"^freeze\.all_but_last does not know whether to freeze scale"):
@@ -126,24 +126,24 @@ def test_freezing_all_before_the_last_blocks_asks_where_a_foreign_weight_stands(
     assert "blocks.0.attention.gate.weight" in freeze(model, FreezeConfig(all_but_last=1))
 
 
-# --- right
+# --- handled correctly
 
 
-def test_parameters_are_counted_where_they_are():
-    """Two gates of 16 x 16 weights and 16 biases each; one vector of 16."""
-    known = network().num_parameters()
-    assert known == sum(weight.numel() for weight in network().parameters())
-    assert network(gate).num_parameters() == known + 2 * (16 * 16 + 16)
-    assert network(parameter).num_parameters() == known + 16
-    assert network(subclass).num_parameters() == network(hook).num_parameters() == known
+def test_all_parameters_are_counted():
+    """`gate` adds two gates of 16 x 16 weights and 16 biases, `parameter` a vector of 16."""
+    standard = network().num_parameters()
+    assert standard == sum(weight.numel() for weight in network().parameters())
+    assert network(gate).num_parameters() == standard + 2 * (16 * 16 + 16)
+    assert network(parameter).num_parameters() == standard + 16
+    assert network(subclass).num_parameters() == network(hook).num_parameters() == standard
     model = network()
     model.blocks[0].feedforward = model.blocks[1].feedforward
-    assert model.num_parameters() == known - 3 * 16 * CONFIG.ff_width
+    assert model.num_parameters() == standard - 3 * 16 * CONFIG.ff_width
 
 
 @changes
 @torch.no_grad()
-def test_scores_and_losses_are_those_of_the_changed_network(change):
+def test_scores_and_losses_are_those_of_the_changed_model(change):
     model, text = network(CHANGES[change][0]), "abcdefghij"
     ids = torch.tensor([LETTERS.encode(text)])
     log_probs = model(ids[:, :-1]).double().log_softmax(-1)
@@ -154,7 +154,7 @@ def test_scores_and_losses_are_those_of_the_changed_network(change):
 
 
 @pytest.mark.parametrize("change", [gate, parameter, hook])
-def test_gradients_are_those_of_the_changed_network(change):
+def test_gradients_are_those_of_the_changed_model(change):
     model, ids = network(change), random_ids(CONFIG, 2)
     found = gradient_statistics(model, ids[:, :-1], ids[:, 1:])
     assert sum(each.weights for each in found) == sum(weight.numel() for weight in model.parameters())
@@ -170,15 +170,15 @@ def test_gradients_are_those_of_the_changed_network(change):
 
 @pytest.mark.parametrize("change", [gate, subclass, hook])
 @torch.no_grad()
-def test_attention_is_shown_as_the_changed_network_computes_it(change):
+def test_attention_weights_are_those_of_the_changed_model(change):
     """Checks the second layer, whose queries and keys depend on the change in the first."""
     model, ids = network(change), random_ids(CONFIG, 1)
-    seen = []
+    inputs = []
     kernel = model.blocks[1].attention.attend
-    model.blocks[1].attention.attend = lambda q, k, *rest: seen.append((q, k)) or kernel(q, k, *rest)
+    model.blocks[1].attention.attend = lambda q, k, *rest: inputs.append((q, k)) or kernel(q, k, *rest)
     model(ids)
     model.blocks[1].attention.attend = kernel
-    expected = attention_weights(*seen[0], None)
+    expected = attention_weights(*inputs[0], None)
     assert torch.equal(attention_maps(model, ids)[1], expected)
     assert not torch.allclose(attention_maps(network(), ids)[1], expected, atol=1e-3)
 
@@ -191,8 +191,8 @@ class Averaging(Attention):
         return self.output(values)
 
 
-class Bare(nn.Module):
-    """A feed-forward layer without an `output` layer to read its units from."""
+class Unnamed(nn.Module):
+    """A feed-forward layer without an `output` layer, whose input the analysis reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,15 +222,15 @@ def whole(model: TransformerLM) -> None:
     model.blocks[1] = Whole()
 
 
-def bare(model: TransformerLM) -> None:
-    model.blocks[0].feedforward = Bare()
+def unnamed(model: TransformerLM) -> None:
+    model.blocks[0].feedforward = Unnamed()
 
 
-def idle(model: TransformerLM) -> None:
-    model.blocks[0].feedforward.__class__ = Idle
+def bypassing(model: TransformerLM) -> None:
+    model.blocks[0].feedforward.__class__ = Bypassing
 
 
-class Idle(SignedSwiGLU):
+class Bypassing(SignedSwiGLU):
     """Uses the weights of its output layer without calling the layer."""
 
     def forward(self, x):
@@ -247,16 +247,16 @@ class Idle(SignedSwiGLU):
 )
 def test_attention_that_cannot_be_shown_is_named(change, message):
     model, ids = network(change), random_ids(CONFIG, 1)
-    for look in (lambda: attention_maps(model, ids), lambda: head_scores(model, ids), lambda: induction_scores(model)):
+    for use in (lambda: attention_maps(model, ids), lambda: head_scores(model, ids), lambda: induction_scores(model)):
         with pytest.raises(ConfigError, match=f"^{message}"):
-            look()
+            use()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (bare, r"blocks\.0\.feedforward has no layer `output`, so its units are unknown"),
-        (idle, r"blocks\.0\.units was not computed where a network of tinylm computes it"),
+        (unnamed, r"blocks\.0\.feedforward has no layer `output`, so its units are unknown"),
+        (bypassing, r"blocks\.0\.units was not computed where a network of tinylm computes it"),
         (whole, r"blocks\.1 is a Whole, whose inside is not known, and not a Block"),
     ],
 )
@@ -269,12 +269,12 @@ def test_activations_that_cannot_be_shown_are_named(change, message):
 
 @changes
 @torch.no_grad()
-def test_the_lens_ends_with_what_the_network_says_or_says_why_not(change):
+def test_the_lens_ends_with_the_models_output_or_is_refused(change):
     model, ids = network(CHANGES[change][0]), random_ids(CONFIG, 1)
     if change in ("hook on the network", "forward of a subclass", "logits of a subclass"):  # after the last block
-        for look in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
+        for use in (lambda: layer_views(model, ids[:, :-1], ids[:, 1:]), lambda: read_layers(model, ids)):
             with pytest.raises(ConfigError, match="does more after its last block than final_norm and head"):
-                look()
+                use()
         return
     last = layer_views(model, ids[:, :-1], ids[:, 1:])[-1]
     expected = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()

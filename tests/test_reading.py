@@ -1,4 +1,4 @@
-"""How much code a reader of one forward pass meets: distinct lines, functions and files of tinylm that it executes."""
+"""A forward pass executes few distinct lines, functions and files of tinylm, so that it can be read."""
 
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_forward_pass_of_the_numpy_twin_is_short():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "small"])
-def test_generating_a_text_by_the_textbook_is_short(name):
+def test_generating_a_text_with_the_textbook_loop_is_short(name):
     model = network(name)
     lines, *_ = code_executed(lambda: list(textbook.generate(model, [1, 2, 3], max_new_tokens=5)))
     print(name, lines)

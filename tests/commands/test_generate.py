@@ -212,7 +212,7 @@ def test_chat_prints_the_answer_alone_to_a_prompt_formatted_as_in_training(run, 
     ("words", "code", "message"),
     [
         (["--chat", "--prompt", "a"], 2, "needs <|endoftext|>, <|system|>, <|user|>, <|assistant|>, which the tok"),
-        (["--compile", "--kv-cache", "int8"], 2, "a compiled step has no cache in 8 bits"),
+        (["--compile", "--kv-cache", "int8"], 2, "compiled decoding does not support an 8-bit cache"),
         (["--prompts-file", "nowhere.txt"], 66, "nowhere.txt"),
         (["--prompts-file", "EMPTY"], 65, "has no prompt; write one on each line"),
         (["--prompts-file", "BAD.jsonl"], 65, "line 1: must be an object with a prompt"),

@@ -1,4 +1,4 @@
-"""Beam search against trying every text there is, one whole forward pass for each, and against transformers."""
+"""Beam search against exhaustive search with full forward passes, and against transformers."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def log_probs(generator: Generator, prompt: list[int], ids: list[int]) -> list[float]:
-    """Of each of the ids after a prompt, by one forward pass without a cache."""
+    """Log probability of each id after a prompt, by one forward pass without a cache."""
     model, text = generator.model, torch.tensor([[*prompt, *ids]])
     documents = documents_apart(model.config, text, generator.tokenizer.end_of_text)
     logits = model(text, documents=documents)[0, len(prompt) - 1 : -1]
@@ -73,13 +73,13 @@ def assert_same(found: list[Found], expected: list[Found], tolerance: float = 1e
     assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=tolerance)
 
 
-# --- against every text
+# --- against exhaustive search
 
 
 @penalties
 @pytest.mark.parametrize("end", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_with_enough_beams_the_n_best_are_those_of_all_texts(end, penalty, seed):
+def test_enough_beams_find_the_best_of_all_texts(end, penalty, seed):
     generator = make(3, end, seed)
     expected = exhaustive(generator, "ab", 3, penalty)
     assert len(expected) == (40 if end else 27)
@@ -94,13 +94,13 @@ def test_with_enough_beams_the_n_best_are_those_of_all_texts(end, penalty, seed)
     st.booleans(),
     st.sampled_from(PENALTIES),
 )
-def test_any_network_and_more_beams_than_texts(config, end, penalty):
-    """Windows narrower than the text too, and a vocabulary of one letter and the end."""
+def test_enough_beams_find_all_texts_of_any_model(config, end, penalty):
+    """With sliding windows shorter than the text, and with a vocabulary of one letter and the end-of-text token."""
     generator = Generator(random_model(config), tokenizer_of(config.vocab_size - end, end))
     expected = exhaustive(generator, "a", 3, penalty)
     found = beam_search(generator, "a", num_beams=90, num_return=90, max_new_tokens=3, length_penalty=penalty)
     assert sorted(each[:2] for each in as_found(found)) == sorted(each[:2] for each in expected)
-    scores = [each.score for each in found]  # some networks find texts equally likely: the order of those is open
+    scores = [each.score for each in found]  # some models give texts equal scores, whose order is undefined
     assert scores == pytest.approx([each.score for each in expected], abs=1e-9)
 
 
@@ -108,7 +108,7 @@ def test_any_network_and_more_beams_than_texts(config, end, penalty):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_beam_is_greedy(seed):
+def test_one_beam_equals_greedy_decoding(seed):
     generator = make(10, end=False, seed=seed)
     (found,) = beam_search(generator, "abc", num_beams=1, max_new_tokens=12)
     (expected,) = generator.complete(["abc"], max_new_tokens=12, temperature=0)
@@ -116,7 +116,7 @@ def test_one_beam_is_greedy(seed):
     assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-9)
 
 
-def test_one_beam_that_stops_early_is_greedy_up_to_the_end():
+def test_one_beam_with_early_stop_equals_greedy_decoding_up_to_the_end():
     ends = 0
     for seed in range(12):
         generator = make(3, seed=seed)
@@ -128,9 +128,9 @@ def test_one_beam_that_stops_early_is_greedy_up_to_the_end():
 
 
 @penalties
-def test_scores_and_log_probs_are_those_of_whole_forward_passes(penalty):
-    """The end-of-text token counts, in the sum and in the length."""
-    generator, kinds = make(6), set()
+def test_scores_and_log_probs_match_full_forward_passes(penalty):
+    """The end-of-text token counts in the sum and in the length."""
+    generator, reasons = make(6), set()
     end, before = generator.tokenizer.end_of_text, generator.prompt_ids("fab")
     options = dict(num_beams=6, num_return=6, max_new_tokens=9, length_penalty=penalty)
     for found in beam_search(generator, "fab", **options):
@@ -139,12 +139,12 @@ def test_scores_and_log_probs_are_those_of_whole_forward_passes(penalty):
         assert found.log_probs == pytest.approx(expected[: len(found.ids)], abs=1e-9)
         assert found.score == pytest.approx(sum(expected) / len(ids) ** penalty, abs=1e-9)
         assert found.text == generator.tokenizer.decode(found.ids)
-        kinds.add((found.finished, len(found.ids) == 9))
-    assert kinds <= {("end", False), ("length", True)}
+        reasons.add((found.finished, len(found.ids) == 9))
+    assert reasons <= {("end", False), ("length", True)}
 
 
 class Scripted(nn.Module):
-    """Model and decoder in one: probabilities by the last token alone, and a count of the rows of every step."""
+    """A model and decoder in one whose probabilities depend on the last token alone. Records the rows of each step."""
 
     make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type
 
@@ -169,9 +169,9 @@ def search(model: Scripted, prompt: str, end: bool = True, **options):
     return beam_search(Generator(model, tokenizer_of(len(model.logits) - end, end), decoder=model), prompt, **options)
 
 
-def test_two_beams_find_what_greedy_misses():
-    """The example of the header: a, then c or d; b, then d."""
-    model = Scripted([[0, 0, 0.5, 0.5], [0, 0, 0.1, 0.9], [1, 0, 0, 0], [0.6, 0.4, 0, 0]])  # after d comes a or b
+def test_two_beams_find_a_text_that_greedy_decoding_misses():
+    """The example in beam.py: a is followed by c or d, b by d."""
+    model = Scripted([[0, 0, 0.5, 0.5], [0, 0, 0.1, 0.9], [1, 0, 0, 0], [0.6, 0.4, 0, 0]])  # d is followed by a or b
     (greedy,) = search(model, "d", end=False, num_beams=1, max_new_tokens=2)
     (found,) = search(model, "d", end=False, num_beams=2, max_new_tokens=2)
     assert greedy.text in ("ac", "ad") and math.exp(2 * greedy.score) == pytest.approx(0.3)
@@ -179,11 +179,11 @@ def test_two_beams_find_what_greedy_misses():
     assert model.rows == [1, 1, 1, 2]
 
 
-HALF = [[0.5, 0.5], [0.6, 0.4]]  # a or the end after a, a or the end at first
+HALF = [[0.5, 0.5], [0.6, 0.4]]  # after a: a or the end; at the beginning: a or the end
 
 
-def test_early_stop_stops_when_as_many_have_ended_as_there_are_beams():
-    """Texts of n letters a have probability 0.6 * 0.5^n: of each step's two candidates one ends and one goes on."""
+def test_early_stop_ends_the_search_after_num_beams_texts():
+    """Texts of n letters a have probability 0.6 * 0.5^n: in each step one candidate ends and one continues."""
     for num_beams, steps in ((2, 2), (3, 3), (5, 5)):
         model = Scripted(HALF)
         options = dict(num_beams=num_beams, num_return=num_beams, max_new_tokens=30, early_stop=True)
@@ -197,21 +197,21 @@ def test_early_stop_stops_when_as_many_have_ended_as_there_are_beams():
 @pytest.mark.parametrize(
     ("penalty", "steps"),
     [
-        (0.0, 2),  # after "" (0.4) the running "a" has 0.6 > 0.4; then "aa" has 0.3 < 0.4
-        (-1.0, 1),  # log 0.4 = -0.92; whatever goes on from "a" has at most 2 log 0.6 = -1.02
-        (-0.5, 2),  # log 0.4 = -0.92; "a" can still come to 2^0.5 log 0.6 = -0.72, "aa" to -2.09
-        (0.5, 4),  # "a" with its end has -0.85; "aaa" can still come to -1.90 / 8^0.5 = -0.67, "aaaa" to -0.92
-        (1.0, 8),  # "a" with its end has -0.60; "aaaaaaa" can still come to -4.67 / 8 = -0.58
+        (0.0, 2),  # "" has ended with 0.4; the running "a" has 0.6 > 0.4, then "aa" 0.3 < 0.4
+        (-1.0, 1),  # log 0.4 = -0.92; continuations of "a" have at most 2 log 0.6 = -1.02
+        (-0.5, 2),  # log 0.4 = -0.92; "a" can still reach 2^0.5 log 0.6 = -0.72, "aa" -2.09
+        (0.5, 4),  # "a" ended with -0.85; "aaa" can still reach -1.90 / 8^0.5 = -0.67, "aaaa" -0.92
+        (1.0, 8),  # "a" ended with -0.60; "aaaaaaa" can still reach -4.67 / 8 = -0.58
     ],
 )
-def test_otherwise_the_search_ends_when_no_running_text_can_win(penalty, steps):
-    """With at most 8 tokens: after n steps the running text has S = log 0.6 + (n - 1) log 0.5."""
+def test_the_search_ends_when_no_running_text_can_win(penalty, steps):
+    """At most 8 tokens are generated. After n steps the running text has S = log 0.6 + (n - 1) log 0.5."""
     model = Scripted(HALF)
     options = dict(num_beams=2, max_new_tokens=8, length_penalty=penalty)
     (found,) = search(model, "", **options)
     assert_same([Found(found.ids, found.finished, found.score)], [best_of_half(penalty)])
     ended, running = -math.inf, 0.0
-    for n in range(1, 9):  # the same rule, said once more: what has ended at best against what may come
+    for n in range(1, 9):  # the rule again: the best ended text against the bound of the running one
         ended = max(ended, (running + math.log(0.5 if n > 1 else 0.4)) / n**penalty)
         running += math.log(0.5 if n > 1 else 0.6)
         if max((running / length**penalty for length in range(n + 1, 9)), default=-math.inf) <= ended:
@@ -220,7 +220,7 @@ def test_otherwise_the_search_ends_when_no_running_text_can_win(penalty, steps):
 
 
 def best_of_half(penalty: float) -> Found:
-    """Of all texts of `HALF` up to 8 tokens."""
+    """The best text of `HALF` with at most 8 tokens."""
     texts = []
     for n in range(9):
         log_prob = math.log(0.4) if n == 0 else math.log(0.6) + (n - 1) * math.log(0.5)
@@ -229,10 +229,10 @@ def best_of_half(penalty: float) -> Found:
     return max(texts, key=lambda each: each.score)
 
 
-@pytest.mark.parametrize("penalty", [-1.5, 0.0, 0.5, 1.0])  # more hardly ever stops
+@pytest.mark.parametrize("penalty", [-1.5, 0.0, 0.5, 1.0])  # larger penalties hardly ever stop early
 @pytest.mark.parametrize("num_return", [1, 3])
-def test_stopping_when_no_text_can_win_changes_nothing(penalty, num_return, monkeypatch):
-    """Against the same search that never stops, with ends likely enough for it to matter."""
+def test_stopping_when_no_text_can_win_does_not_change_the_result(penalty, num_return, monkeypatch):
+    """Against a search that never stops early, with a sharper model, so that texts end."""
     shorter = 0
     for seed in range(8):
         generator = make(4, seed=seed, sharpness=2.0)
@@ -254,7 +254,7 @@ def test_stopping_when_no_text_can_win_changes_nothing(penalty, num_return, monk
 
 @pytest.mark.parametrize("early_stop", [True, False])
 @penalties
-def test_texts_match_transformers(penalty, early_stop):
+def test_completions_match_transformers(penalty, early_stop):
     pytest.importorskip("transformers", reason="the oracle is transformers itself")
     from tests.model.test_transformers_oracle import V, both_models, llama
 
@@ -263,7 +263,7 @@ def test_texts_match_transformers(penalty, early_stop):
     for head in (theirs.lm_head, ours.head):
         head.weight.data[V - 1] *= 3  # so that some texts end
     generator = Generator(ours, CharTokenizer("".join(map(chr, range(97, 97 + V - 1))), [END_OF_TEXT]))
-    end, kinds = generator.tokenizer.end_of_text, set()
+    end, reasons = generator.tokenizer.end_of_text, set()
     for prompt in ("a", "bc", "xyz", "hello", "fghij", "q"):
         ids = generator.prompt_ids(prompt)
         options = dict(num_beams=4, max_new_tokens=10, length_penalty=penalty)
@@ -277,8 +277,8 @@ def test_texts_match_transformers(penalty, early_stop):
         assert [each.ids for each in found] == [row[: row.index(end)] if end in row else row for row in rows]
         scores = expected.sequences_scores.tolist()
         assert [each.score for each in found] == pytest.approx(scores, rel=1e-6)  # theirs are float32
-        kinds |= {each.finished for each in found}
-    assert kinds >= ({"end", "length"} if penalty > 1 else {"end"})
+        reasons |= {each.finished for each in found}
+    assert reasons >= ({"end", "length"} if penalty > 1 else {"end"})
 
 
 # --- refusals
@@ -297,12 +297,12 @@ def test_texts_match_transformers(penalty, early_stop):
         (dict(early_stop="never"), "early_stop must be bool, got 'never'"),
     ],
 )
-def test_values_without_meaning_are_refused(options, message):
+def test_invalid_values_are_refused(options, message):
     with pytest.raises(ConfigError, match=f"^{message}$"):
         BeamConfig(**options)
 
 
-def test_options_change_the_config_and_unknown_ones_are_refused():
+def test_options_override_the_config_and_unknown_ones_are_refused():
     generator, config = make(), BeamConfig(num_beams=3, num_return=2, max_new_tokens=4)
     assert beam_search(generator, "a", config) == beam_search(
         generator, "a", num_beams=3, num_return=2, max_new_tokens=4
@@ -314,7 +314,7 @@ def test_options_change_the_config_and_unknown_ones_are_refused():
         beam_search(generator, "a", truncate="right")
 
 
-def test_what_does_not_fit_the_context_is_refused_or_cut_on_the_left(capfd):
+def test_a_prompt_without_room_for_new_tokens_is_refused_or_truncated(capfd):
     generator = make(end=False, max_seq_len=8)
     assert len(beam_search(generator, "abc", max_new_tokens=5)[0].ids) == 5  # just fits
     rule = "with beams, the prompt and max_new_tokens together must fit the context of 8 tokens"
@@ -323,13 +323,13 @@ def test_what_does_not_fit_the_context_is_refused_or_cut_on_the_left(capfd):
     with pytest.raises(ConfigError, match=f"^{rule}, got 1 and 8; lower max_new_tokens$"):
         beam_search(generator, "a", max_new_tokens=8, truncate="left")
     assert capfd.readouterr().err == ""
-    (cut,) = beam_search(generator, "cabc", max_new_tokens=5, truncate="left")
+    (truncated,) = beam_search(generator, "cabc", max_new_tokens=5, truncate="left")
     assert "the prompt has 4 tokens: only the last 3 are read" in capfd.readouterr().err
     (expected,) = beam_search(generator, "abc", max_new_tokens=5)
-    assert (cut.ids, cut.score) == (expected.ids, expected.score)
+    assert (truncated.ids, truncated.score) == (expected.ids, expected.score)
 
 
-def test_ruined_weights_are_a_numeric_error():
+def test_nan_weights_raise_a_numeric_error():
     generator = make()
     generator.model.embedding.weight.data.fill_(math.nan)
     with pytest.raises(NumericError, match="the model's logits are not finite: its weights are corrupt"):

@@ -1,4 +1,4 @@
-"""Every kind of cache through everything that decoding does with one, against whole forward passes without any."""
+"""Every operation of decoding on every kind of cache, against full forward passes without a cache."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ windows = pytest.mark.parametrize(
 
 
 class Fixed(Decoder):
-    """Keeps all rows, as a compiled one does."""
+    """Keeps all rows, like a compiled decoder."""
 
     fixed_rows = True
 
@@ -35,13 +35,13 @@ def network(cache: type[RingKVCache], max_seq_len: int = 8, **fields) -> Transfo
 
 
 @torch.no_grad()
-def plainly(model: TransformerLM, prompt: str) -> list[int]:
-    """Greedy without a cache, which rounds keys and values where the model's cache does; slides as the generator."""
+def uncached(model: TransformerLM, prompt: str) -> list[int]:
+    """The oracle: slides like the generator, and rounds keys and values if the model's cache does."""
     oracle = random_model(model.config, seed=2)
     if model.cache_type is Int8KVCache:
         oracle = with_rounded_keys(oracle)
     ids = window = [END, *LETTERS.encode(prompt)]
-    begun = len(ids)
+    prompt_length = len(ids)
     for _ in range(NEW):
         if len(window) > model.config.max_seq_len:
             window = ids[-(model.config.max_seq_len // 2) :]
@@ -49,34 +49,34 @@ def plainly(model: TransformerLM, prompt: str) -> list[int]:
         if token == END:
             break
         ids, window = [*ids, token], [*window, token]
-    return ids[begun:]
+    return ids[prompt_length:]
 
 
 @caches
 @windows
 @pytest.mark.parametrize("decoder", [Decoder, Fixed])
-def test_texts_slide_and_take_the_rows_of_others(cache, fields, decoder):
-    """Seven texts on three rows; some end early, the others outgrow the context."""
+def test_texts_slide_and_take_over_the_rows_of_finished_texts(cache, fields, decoder):
+    """Seven texts in three rows: some end early, the others outgrow the context."""
     model = network(cache, **fields)
     found = Generator(model, LETTERS, decoder(model)).complete(PROMPTS, batch_size=3, max_new_tokens=NEW, temperature=0)
-    assert [each.ids for each in found] == [plainly(model, prompt) for prompt in PROMPTS]
+    assert [each.ids for each in found] == [uncached(model, prompt) for prompt in PROMPTS]
     assert {each.finished for each in found} == {"end", "length"}
 
 
 @caches
 @windows
-def test_speculation_takes_back_what_it_read(cache, fields):
+def test_speculative_decoding_truncates_rejected_drafts(cache, fields):
     model = network(cache, **fields)
     for draft in (None, model, network(cache, max_seq_len=6)):
         generator = SpeculativeGenerator(model, LETTERS, draft)
         found = generator.complete(PROMPTS, max_new_tokens=NEW, temperature=0)
-        assert [each.ids for each in found] == [plainly(model, prompt) for prompt in PROMPTS]
+        assert [each.ids for each in found] == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 @caches
 @windows
-def test_beams_leave_and_copy_rows(cache, fields):
-    """Log probabilities of several beams against whole forward passes."""
+def test_beam_search_drops_and_copies_rows(cache, fields):
+    """Log probabilities of four beams match full forward passes."""
     model = network(cache, max_seq_len=20, **fields)
     oracle = random_model(model.config, seed=2)
     if cache is Int8KVCache:
@@ -91,16 +91,16 @@ def test_beams_leave_and_copy_rows(cache, fields):
 
 @caches
 @torch.no_grad()
-def test_a_row_alone_and_rows_in_another_order_are_the_same_cache(cache):
-    """Written through `row`, read by all; what `select` copies goes on by itself."""
+def test_row_and_select_share_and_copy_the_memory_of_a_cache(cache):
+    """Rows written through `row` are read by the whole cache; rows copied by `select` are independent."""
     model = network(cache)
     oracle = with_rounded_keys(random_model(model.config, seed=2)) if cache is Int8KVCache else model
     ids = torch.arange(18).view(3, 6) % 11
     rows = model.make_cache(3)
     for row, count in enumerate((2, 5, 3)):
-        alone = rows.row(row)
-        assert type(alone) is cache
-        model(ids[row : row + 1, :count], cache=alone)
+        single = rows.row(row)
+        assert type(single) is cache
+        model(ids[row : row + 1, :count], cache=single)
         rows.lengths[row] = count
     rows.select([2, 0, 2])
     found = Decoder(model).step(torch.tensor([4, 5, 6]), rows)

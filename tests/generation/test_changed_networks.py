@@ -1,6 +1,6 @@
-"""Networks that somebody has changed: a text is what the network itself says, never what its config describes.
+"""Generation from a changed model follows the model itself, not its config.
 
-The oracle is the plain loop: the whole text through `model(ids)` for each token. Every change must show in the text.
+The oracle passes the whole text through `model(ids)` for each token. Every change must affect the text.
 """
 
 import math
@@ -34,8 +34,8 @@ def network(change: str | None = None, dtype: torch.dtype = torch.float64, **fie
 
 
 @torch.no_grad()
-def plainly(model: TransformerLM, prompt: str, count: int = NEW) -> str:
-    """The likeliest next token of the whole text, again and again; beyond the context its newer half goes on."""
+def uncached(model: TransformerLM, prompt: str, count: int = NEW) -> str:
+    """The oracle: the most likely tokens, sliding like the generator."""
     ids, window = LETTERS.encode(prompt), LETTERS.encode(prompt)
     for _ in range(count):
         if len(window) > model.config.max_seq_len:
@@ -46,23 +46,23 @@ def plainly(model: TransformerLM, prompt: str, count: int = NEW) -> str:
 
 
 @changes
-def test_a_text_is_what_the_changed_network_says(change, capfd):
+def test_texts_follow_the_changed_model(change, capfd):
     model = network(change)
-    expected = plainly(model, "abc")
-    assert expected != plainly(network(), "abc"), "the change does not show"
+    expected = uncached(model, "abc")
+    assert expected != uncached(network(), "abc"), "the change has no effect"
     generator = Generator(model, LETTERS)
     assert generator.generate("abc", max_new_tokens=NEW, temperature=0) == expected
-    said = capfd.readouterr().err.splitlines()
-    assert said == [f"tinylm: decoding without a cache, which is slower: {CHANGES[change][1]}"]
+    notices = capfd.readouterr().err.splitlines()
+    assert notices == [f"tinylm: decoding without a cache, which is slower: {CHANGES[change][1]}"]
     Generator(model, LETTERS).generate("ab", max_new_tokens=1)
-    assert capfd.readouterr().err == ""  # once is enough
+    assert capfd.readouterr().err == ""  # announced only once
 
 
 @changes
-def test_batches_beams_and_speculation_say_the_same(change):
+def test_batches_beams_and_speculation_follow_the_changed_model(change):
     model = network(change)
     prompts = ["abc", "jihgf", "a", "bb"]
-    expected = [plainly(model, prompt) for prompt in prompts]
+    expected = [uncached(model, prompt) for prompt in prompts]
     found = Generator(model, LETTERS).complete(prompts, batch_size=3, max_new_tokens=NEW, temperature=0)
     assert [each.text for each in found] == expected
     assert [
@@ -72,13 +72,13 @@ def test_batches_beams_and_speculation_say_the_same(change):
         generator = SpeculativeGenerator(model, LETTERS, draft)
         found = generator.complete(prompts, max_new_tokens=NEW, temperature=0)
         assert [each.text for each in found] == expected
-    draft = SpeculativeGenerator(network(), LETTERS, model)  # a changed draft decides the speed, never the text
-    assert draft.generate("abc", max_new_tokens=NEW, temperature=0) == plainly(network(), "abc")
+    draft = SpeculativeGenerator(network(), LETTERS, model)  # a changed draft model affects the speed only
+    assert draft.generate("abc", max_new_tokens=NEW, temperature=0) == uncached(network(), "abc")
 
 
 @changes
 @torch.no_grad()
-def test_beams_rank_texts_by_the_changed_networks_probabilities(change):
+def test_beam_scores_are_those_of_the_changed_model(change):
     model = network(change)
     for each in beam_search(Generator(model, LETTERS), "ab", num_beams=3, num_return=3, max_new_tokens=4):
         ids, expected = LETTERS.encode("ab"), []
@@ -90,22 +90,22 @@ def test_beams_rank_texts_by_the_changed_networks_probabilities(change):
 
 
 @changes
-def test_beyond_the_context_too(change):
+def test_sliding_texts_follow_the_changed_model(change):
     model = network(change, max_seq_len=8)
-    expected = plainly(model, "abc", 20)
+    expected = uncached(model, "abc", 20)
     assert Generator(model, LETTERS).generate("abc", max_new_tokens=20, temperature=0) == expected
     assert SpeculativeGenerator(model, LETTERS).generate("abc", max_new_tokens=20, temperature=0) == expected
 
 
 @changes
-def test_what_reads_through_a_cache_refuses_the_network_by_name(change):
+def test_cached_decoders_refuse_a_changed_model(change):
     for kind in (Decoder, CompiledDecoder):
         with pytest.raises(ConfigError, match=f"{kind.__name__} cannot read this model: ") as error:
             kind(network(change))
         assert CHANGES[change][1] in str(error.value)
 
 
-def test_the_threads_and_the_speed_of_a_changed_network_are_measured_too():
+def test_speed_and_threads_of_a_changed_model_are_measured():
     model = network("gate")
     threads = torch.get_num_threads()
     assert fastest_threads(model) == torch.get_num_threads() <= threads
@@ -113,31 +113,31 @@ def test_the_threads_and_the_speed_of_a_changed_network_are_measured_too():
     assert len(step_seconds(make_decoder(model), model, rows=2, steps=3)) == 3
 
 
-# --- changes after the generator was made
+# --- changes after the generator was created
 
 
 @torch.no_grad()
-def test_what_is_changed_after_the_generator_was_made_is_noticed_at_the_next_text(capfd):
+def test_later_changes_are_noticed_at_the_next_text(capfd):
     model = network()
     generator = Generator(model, LETTERS)
     fast = generator.decoder
     options = dict(max_new_tokens=NEW, temperature=0)
     before = generator.generate("abc", **options)
-    assert generator.decoder is fast and before == plainly(model, "abc")
+    assert generator.decoder is fast and before == uncached(model, "abc")
     handle = model.blocks[0].register_forward_hook(lambda module, inputs, output: output.flip(-1))
-    assert generator.generate("abc", **options) == plainly(model, "abc") != before
+    assert generator.generate("abc", **options) == uncached(model, "abc") != before
     assert isinstance(generator.decoder, UncachedDecoder)
     assert "blocks.0 has a forward hook" in capfd.readouterr().err
     (beam,) = beam_search(generator, "abc", num_beams=1, max_new_tokens=NEW)
-    assert beam.text == plainly(model, "abc")
+    assert beam.text == uncached(model, "abc")
     handle.remove()
     assert generator.generate("abc", **options) == before
     assert isinstance(generator.decoder, Decoder)
-    model.blocks[1].attention.output.weight.mul_(-1)  # a training step, say
-    assert generator.generate("abc", **options) == plainly(model, "abc") != before
+    model.blocks[1].attention.output.weight.mul_(-1)  # for example by a training step
+    assert generator.generate("abc", **options) == uncached(model, "abc") != before
 
 
-def test_a_draft_that_is_changed_later_is_noticed_too():
+def test_later_changes_of_the_draft_model_are_noticed():
     draft = network()
     generator = SpeculativeGenerator(network(), LETTERS, draft)
     subclass(draft)
@@ -146,7 +146,7 @@ def test_a_draft_that_is_changed_later_is_noticed_too():
 
 
 @pytest.mark.parametrize("kind", [Decoder, CompiledDecoder])
-def test_a_decoder_that_was_chosen_refuses_the_network_once_it_is_changed(kind):
+def test_a_chosen_decoder_refuses_a_model_changed_later(kind):
     model = network()
     generator = Generator(model, LETTERS, kind(model))
     hook(model)
@@ -162,38 +162,39 @@ def test_a_decoder_that_was_chosen_refuses_the_network_once_it_is_changed(kind):
         generator.generate("abc")
 
 
-def test_hooks_of_all_modules_count():
+def test_global_hooks_are_noticed():
     model = network()
     generator = Generator(model, LETTERS)
     handle = torch.nn.modules.module.register_module_forward_hook(
         lambda module, inputs, output: 2 * output if module is model.blocks[0].attention else None
     )
     try:
-        expected = plainly(model, "abc")
+        expected = uncached(model, "abc")
         assert generator.generate("abc", max_new_tokens=NEW, temperature=0) == expected
     finally:
         handle.remove()
-    assert expected != plainly(model, "abc")
+    assert expected != uncached(model, "abc")
 
 
 # --- dropout
 
 
-def test_a_network_in_training_mode_with_dropout_is_refused():
+def test_a_model_with_active_dropout_is_refused():
     model = network(dropout=0.1)
     generator = Generator(model, LETTERS)
     model.train()
-    for write in (
+    for use in (
         lambda: generator.generate("abc"),
         lambda: beam_search(generator, "abc", max_new_tokens=3),
         lambda: Generator(model, LETTERS),
     ):
         with pytest.raises(ConfigError, match=r"applies dropout, .* call model\.eval\(\)"):
-            write()
-    assert Generator(network().train(), LETTERS).generate("abc", max_new_tokens=3)  # without dropout modes are alike
+            use()
+    model = network().train()  # without dropout the mode does not matter
+    assert Generator(model, LETTERS).generate("abc", max_new_tokens=3)
 
 
-def test_networks_that_give_no_logits_are_refused():
+def test_models_that_return_no_logits_are_refused():
     class Pair(TransformerLM):
         def forward(self, ids, **options):
             return super().forward(ids, **options), 0.0
@@ -214,8 +215,8 @@ def small_generator() -> Generator:
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
 @pytest.mark.parametrize("fused", [False, True])
-def test_steps_of_an_optimizer_are_noticed(name, fused):
-    """The fused kernels write weights without raising their version."""
+def test_optimizer_steps_are_noticed(name, fused):
+    """Fused kernels change weights without incrementing their version."""
     generator = small_generator()
     model = generator.model
     optimizer = make_optimizer(model, OptimizerConfig(name=name, lr=0.3), fused=fused)
@@ -234,7 +235,7 @@ def negate(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [nn.Module.double, nn.Module.bfloat16, negate])
-def test_weights_that_lie_elsewhere_or_are_of_another_type_are_noticed(change):
+def test_weights_moved_or_converted_are_noticed(change):
     generator = small_generator()
     change(generator.model)
     expected = Generator(generator.model, LETTERS).generate("abc", max_new_tokens=8, temperature=0)

@@ -1,4 +1,4 @@
-"""The rearranged network against the network itself, rows of a cache against texts alone, batches against each text."""
+"""Decoders against the model, rows of a cache against single texts, and batches against streams."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ SMALL = dict(vocab_size=11, d_model=16, num_layers=2, num_heads=4, max_seq_len=1
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    """Matrices are cut into as many parts as there are threads."""
+    """Products are split into as many parts as there are threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -31,7 +31,7 @@ def threads(request):
 
 
 def prefixes(data, config: ModelConfig, rows: int) -> list[int]:
-    """How many tokens each row reads first; one token more than the longest fits the context."""
+    """Draws the number of tokens that each row reads first. At least one more token fits the context."""
     return data.draw(st.lists(st.integers(0, config.max_seq_len - 1), min_size=rows, max_size=rows))
 
 
@@ -41,8 +41,8 @@ def prefixes(data, config: ModelConfig, rows: int) -> list[int]:
 @few
 @given(model_configs(max_seq_len=st.integers(1, 9)), st.integers(1, 3), st.sampled_from([1, 2]), st.data())
 @torch.no_grad()
-def test_the_decoder_gives_the_networks_logits(config, rows, threads, data):
-    """Float32 to 1e-5 with the same argmax where it is clear, float64 to 1e-10; rows as long as each other."""
+def test_decoder_logits_match_the_model(config, rows, threads, data):
+    """Rows of equal length; float32 to 1e-5 with the same argmax unless it is close, float64 to 1e-10."""
     ids = random_ids(config, rows)
     begun = data.draw(st.integers(0, config.max_seq_len - 1))
     torch.set_num_threads(threads)
@@ -64,8 +64,8 @@ def test_the_decoder_gives_the_networks_logits(config, rows, threads, data):
 @few
 @given(model_configs(max_seq_len=st.integers(2, 9)), st.data())
 @torch.no_grad()
-def test_rows_of_different_lengths_are_each_as_alone(config, data):
-    """By the network and by the decoder; a padded prompt first, then single tokens, beyond any sliding window."""
+def test_rows_of_different_lengths_match_single_texts(config, data):
+    """With the model and with the decoder: padded prompts, then single tokens, beyond any sliding window."""
     model, ids, rows = random_model(config), random_ids(config, 3), range(3)
     counts = prefixes(data, config, 3)
     full = model(ids)
@@ -85,7 +85,7 @@ def test_rows_of_different_lengths_are_each_as_alone(config, data):
 
 
 @torch.no_grad()
-def test_rows_can_be_read_alone_and_put_in_another_order():
+def test_rows_can_be_read_separately_and_reordered():
     config = ModelConfig(**SMALL)
     model, ids = random_model(config), random_ids(config, 3)
     full, cache = model(ids), RingKVCache(config, 3, dtype=torch.float64)
@@ -97,33 +97,33 @@ def test_rows_can_be_read_alone_and_put_in_another_order():
     torch.testing.assert_close(found, torch.stack([full[2, 3], full[0, 2], full[2, 3]]), rtol=0.0, atol=1e-10)
 
 
-def test_a_window_needs_no_more_places_than_it_is_long():
+def test_a_window_needs_no_more_slots_than_its_length():
     config = ModelConfig(**SMALL, sliding_window=5)
     assert RingKVCache(config, 1).num_slots == 5
     assert RingKVCache(config, 1, spare=2).num_slots == 7
     assert RingKVCache(config, 1, max_len=3).num_slots == 3
-    everything = RingKVCache(ModelConfig(**SMALL), 2)
-    assert everything.num_slots == 12
-    assert everything.num_bytes == 2 * 2 * 2 * 13 * 16 * 4  # keys and values, layers, rows, positions, width, bytes
+    whole = RingKVCache(ModelConfig(**SMALL), 2)
+    assert whole.num_slots == 12
+    assert whole.num_bytes == 2 * 2 * 2 * 13 * 16 * 4  # keys and values, layers, rows, slots, width, bytes
 
 
-@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.slow  # compiles for half a minute
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(max_seq_len=70),  # 32 places, 64, all
+        dict(max_seq_len=70),  # reads 32 slots, 64, all
         dict(max_seq_len=70, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
-        dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always all
+        dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always reads all slots
     ],
 )
 @torch.inference_mode()
-def test_the_compiled_decoder_gives_the_networks_logits(changes):
+def test_compiled_decoder_logits_match_the_model(changes):
     config = ModelConfig(**SMALL | changes)
     model = random_model(config, dtype=torch.float32)
-    ids = torch.stack(random_ids(config, 2).unbind())  # made here, in inference mode
+    ids = torch.stack(random_ids(config, 2).unbind())  # created in inference mode
     full, decoder, cache = model(ids), CompiledDecoder(model), model.make_cache(2)
     last = config.max_seq_len - 2
-    for start in (last - 3, 2):  # the program is made where much has been read
+    for start in (last - 3, 2):  # compiled when the cache is nearly full
         cache.clear()
         cache.expect([start + 2, start])
         model(ids[:, : start + 2], cache=cache)
@@ -133,7 +133,7 @@ def test_the_compiled_decoder_gives_the_networks_logits(changes):
 
 
 def compiled_error(model: TransformerLM) -> float:
-    """How far the logits of a compiled step are from the network's, relative to their size."""
+    """Relative error of the logits of a compiled step."""
     expected = model(torch.tensor([[1], [2]]))[:, -1]
     found = CompiledDecoder(model).step(torch.tensor([1, 2]), model.make_cache(2))
     return float((found - expected).norm() / expected.norm())
@@ -141,7 +141,7 @@ def compiled_error(model: TransformerLM) -> float:
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_the_compiled_decoder_takes_weights_that_are_slices():
+def test_compiled_decoder_accepts_weights_that_are_slices():
     model = random_model(ModelConfig(**SMALL), dtype=torch.float32)
     for weight in model.parameters():
         weight.data = torch.cat((torch.full((16,), 7.0), weight.data.flatten()))[16:].view(weight.shape)
@@ -149,13 +149,13 @@ def test_the_compiled_decoder_takes_weights_that_are_slices():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of its own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised within PyTorch
 @torch.inference_mode()
-def test_compiled_products_are_never_those_of_another_layers_weights():
-    """PyTorch keeps compiled programs, with an int8 layer's codes in them, under a key of its shape alone."""
-    import torch._inductor.config as inductor  # a second of importing
+def test_compiled_products_never_use_another_layers_weights():
+    """PyTorch caches compiled programs, which contain an int8 layer's codes, by the shape of the layer alone."""
+    import torch._inductor.config as inductor  # takes a second to import
 
-    options = CompiledDecoder.OPTIONS | {"max_autotune_gemm_backends": "CPP"}  # whose programs hold codes
+    options = CompiledDecoder.OPTIONS | {"max_autotune_gemm_backends": "CPP"}  # these programs contain the codes
     x = torch.randn(5, 64)
     for code in (1, 2):
         layer = Int8Linear(64, 16, bias=False)
@@ -168,8 +168,8 @@ def test_compiled_products_are_never_those_of_another_layers_weights():
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_error_says_so(tmp_path):
-    """In a process of its own: PyTorch remembers the compiler that it found."""
+def test_a_missing_compiler_is_named_in_the_error(tmp_path):
+    """In a subprocess, because PyTorch remembers the compiler that it found."""
     program = """
 import torch
 from tinylm.errors import ConfigError
@@ -194,7 +194,7 @@ with torch.inference_mode():
     assert done.stderr == ""
 
 
-def test_the_number_of_threads_is_one_of_those_that_were_allowed(threads):
+def test_fastest_threads_is_within_the_allowed_number(threads):
     count = fastest_threads(random_model(ModelConfig(**SMALL)))
     assert count == torch.get_num_threads()
     assert 1 <= count <= threads
@@ -205,13 +205,13 @@ def test_the_number_of_threads_is_one_of_those_that_were_allowed(threads):
 LETTERS = CharTokenizer("abcdefghij", [END_OF_TEXT])
 
 
-def talker(**changes) -> Generator:
+def make(**changes) -> Generator:
     config = ModelConfig(**SMALL | dict(vocab_size=LETTERS.vocab_size, tie_embeddings=False) | changes)
     return Generator(random_model(config), LETTERS)
 
 
 class Fixed(Decoder):
-    """Keeps all rows, as a compiled one does."""
+    """Keeps all rows, like a compiled decoder."""
 
     fixed_rows = True
 
@@ -220,23 +220,23 @@ class Fixed(Decoder):
 @pytest.mark.parametrize(
     ("batch_size", "decoder"), [(1, Decoder), (2, Decoder), (3, Fixed), (16, Decoder), (16, Fixed)]
 )
-def test_what_else_is_in_the_batch_changes_no_text(batch_size, decoder, changes):
-    """Unequal prompts, texts that end early and texts that slide."""
-    generator = talker(**changes)
+def test_texts_do_not_depend_on_the_rest_of_the_batch(batch_size, decoder, changes):
+    """With unequal prompts, texts that end early and texts that slide."""
+    generator = make(**changes)
     generator.decoder = decoder(generator.model)
     options = dict(max_new_tokens=25, temperature=1.5, seed=3, logit_bias={LETTERS.end_of_text: -1.5})
     prompts = ["", "abc", "jihgf", "a", "bb"]
     found = generator.complete(prompts, num_samples=2, batch_size=batch_size, **options)
-    alone = [generator.generate(prompt, **options | {"seed": 3 + i}) for prompt in prompts for i in range(2)]
-    assert [each.text for each in found] == alone
+    streamed = [generator.generate(prompt, **options | {"seed": 3 + i}) for prompt in prompts for i in range(2)]
+    assert [each.text for each in found] == streamed
     assert [each.prompt for each in found] == [prompt for prompt in prompts for _ in range(2)]
     assert {each.finished for each in found} == {"end", "length"}
     assert len({each.text for each in found}) > 5
 
 
 @torch.no_grad()
-def test_log_probs_are_the_models_whatever_the_sampling():
-    generator = talker()
+def test_log_probs_do_not_depend_on_sampling_options():
+    generator = make()
     found = generator.complete(["abc", "d"], max_new_tokens=6, seed=0, temperature=0.5, top_k=3, repetition_penalty=1.3)
     for each in found:
         ids = [LETTERS.end_of_text, *LETTERS.encode(each.prompt), *each.ids]
@@ -244,16 +244,16 @@ def test_log_probs_are_the_models_whatever_the_sampling():
         assert each.log_probs == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-def test_stop_strings_end_each_text_of_a_batch_where_its_stream_ends():
-    generator = talker()
+def test_stop_strings_end_texts_of_a_batch_like_streams():
+    generator = make()
     options = dict(max_new_tokens=40, temperature=1.5, seed=1, stop=["ab", "c", "hij"])
     found = generator.complete(["a", "b", "ca", "d"], num_samples=3, **options)
-    alone = [generator.generate(p, **options | {"seed": 1 + i}) for p in ("a", "b", "ca", "d") for i in range(3)]
-    assert [each.text for each in found] == alone
+    streamed = [generator.generate(p, **options | {"seed": 1 + i}) for p in ("a", "b", "ca", "d") for i in range(3)]
+    assert [each.text for each in found] == streamed
     assert "stop" in {each.finished for each in found}
 
 
 @pytest.mark.parametrize("name", ["num_samples", "batch_size"])
-def test_numbers_of_texts_are_checked(name):
+def test_numbers_of_texts_below_one_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
-        talker().complete(["a"], **{name: 0})
+        make().complete(["a"], **{name: 0})

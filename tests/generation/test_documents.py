@@ -1,6 +1,6 @@
-"""Where documents are kept apart: generation, scores and pictures see what training saw.
+"""With `document_mask`, generation, scores and pictures mask documents as training does.
 
-The oracle is the training forward: `model(ids, documents=document_numbers(ids, end))`, the whole text for each token.
+The oracle is training's forward pass over the whole text: `model(ids, documents=document_numbers(ids, end))`.
 """
 
 import itertools
@@ -34,7 +34,7 @@ positions = pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoid
 
 
 class Fixed(Decoder):
-    """Keeps all rows, as a compiled one does."""
+    """Keeps all rows, like a compiled decoder."""
 
     fixed_rows = True
 
@@ -45,14 +45,14 @@ def network(**fields) -> TransformerLM:
 
 
 @torch.no_grad()
-def plainly(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
-    """Greedy; beyond the context the newer half goes on."""
+def uncached(model: TransformerLM, prompt: list[int], count: int = NEW, end: int | None = END) -> list[int]:
+    """The oracle: slides like the generator."""
     ids = window = list(prompt)
     for _ in range(count):
         if len(window) > model.config.max_seq_len:
             window = ids[-(model.config.max_seq_len // 2) :]
-        read = torch.tensor([window])
-        token = int(model(read, documents=document_numbers(read, end))[0, -1].argmax())
+        rows = torch.tensor([window])
+        token = int(model(rows, documents=document_numbers(rows, end))[0, -1].argmax())
         if token == END:
             break
         ids, window = [*ids, token], [*window, token]
@@ -69,40 +69,40 @@ def texts_of(generator: Generator, batch_size: int = 1, config: SamplingConfig =
 @positions
 @pytest.mark.parametrize("fields", [{}, dict(max_seq_len=8), dict(sliding_window=3, max_seq_len=10)], ids=str)
 @pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
-def test_texts_are_what_the_training_forward_says(positions, fields, cache):
-    """Prompts of one document and of several, alone and in batches, within the context and sliding."""
+def test_texts_match_trainings_forward_pass(positions, fields, cache):
+    """With prompts of one and of several documents, single texts and batches, within the context and sliding."""
     model = network(positional_encoding=positions, **fields)
     model.cache_type = cache
     oracle = network(positional_encoding=positions, **fields)
     if cache is Int8KVCache:
         oracle = with_rounded_keys(oracle)
-    expected = [plainly(oracle, prompt) for prompt in PROMPTS]
+    expected = [uncached(oracle, prompt) for prompt in PROMPTS]
     for batch_size in (1, 2, 6):
         assert texts_of(Generator(model, LETTERS), batch_size) == expected
         assert texts_of(Generator(model, LETTERS, Fixed(model)), batch_size) == expected
-    together = [plainly(oracle, prompt, end=None) for prompt in PROMPTS]
-    assert expected != together, "what is hidden does not show"
+    together = [uncached(oracle, prompt, end=None) for prompt in PROMPTS]
+    assert expected != together, "the mask has no effect"
 
 
 @positions
-def test_speculation_too(positions):
-    """Drafts may end a document, and be taken back."""
+def test_speculative_texts_match_trainings_forward_pass(positions):
+    """Drafts may end a document, and may be rejected."""
     model = network(positional_encoding=positions, max_seq_len=12)
-    expected = [plainly(model, prompt) for prompt in PROMPTS]
+    expected = [uncached(model, prompt) for prompt in PROMPTS]
     for draft in (None, model, network(positional_encoding=positions, max_seq_len=7), network(document_mask=False)):
         assert texts_of(SpeculativeGenerator(model, LETTERS, draft)) == expected
 
 
-def test_a_changed_network_too():
+def test_texts_of_a_changed_model_match_trainings_forward_pass():
     model = network()
     gate(model)
-    assert texts_of(Generator(model, LETTERS), 3) == [plainly(model, prompt) for prompt in PROMPTS]
-    assert texts_of(SpeculativeGenerator(model, LETTERS)) == [plainly(model, prompt) for prompt in PROMPTS]
+    assert texts_of(Generator(model, LETTERS), 3) == [uncached(model, prompt) for prompt in PROMPTS]
+    assert texts_of(SpeculativeGenerator(model, LETTERS)) == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 @positions
 @torch.no_grad()
-def test_beams_too(positions):
+def test_beams_match_trainings_forward_pass(positions):
     model = network(positional_encoding=positions)
     found = beam_search(Generator(model, LETTERS), "abc", num_beams=4, num_return=4, max_new_tokens=8)
     for each in found:
@@ -120,39 +120,39 @@ def test_beams_too(positions):
     st.booleans(),
 )
 @torch.no_grad()
-def test_logits_after_any_beginning_are_the_training_forwards(config, ids, begun, one_by_one):
-    """Separators anywhere: read at once, as a beginning, or one by one; taken back and read again."""
+def test_logits_match_trainings_forward_pass_after_any_prefix(config, ids, prefix, one_by_one):
+    """With separators anywhere, read together or one by one, truncated and read again."""
     model, ids = random_model(config), ids[: config.max_seq_len]
-    decoder, begun = Decoder(model), min(begun, len(ids) - 1)
+    decoder, prefix = Decoder(model), min(prefix, len(ids) - 1)
     decoder.end = 3
     rows = torch.tensor([ids])
     full = model(rows, documents=document_numbers(rows, 3))[0]
     cache = decoder.make_cache(1, spare=len(ids))
-    decoder.prefill([ids[:begun]], cache)
+    decoder.prefill([ids[:prefix]], cache)
     for _ in range(2):
         if one_by_one:
-            found = torch.cat([decoder.step(torch.tensor([token]), cache) for token in ids[begun:]])
+            found = torch.cat([decoder.step(torch.tensor([token]), cache) for token in ids[prefix:]])
         else:
-            found = decoder.steps(ids[begun:], cache, len(ids) - begun)
-        torch.testing.assert_close(found, full[begun:], rtol=0, atol=1e-9)
-        cache.truncate([begun])
+            found = decoder.steps(ids[prefix:], cache, len(ids) - prefix)
+        torch.testing.assert_close(found, full[prefix:], rtol=0, atol=1e-9)
+        cache.truncate([prefix])
 
 
-@pytest.mark.slow  # half a minute of compiling
-def test_the_compiled_decoder_too():
+@pytest.mark.slow  # compiles for half a minute
+def test_compiled_texts_match_trainings_forward_pass():
     model = network().float()
     generator = Generator(model, LETTERS, CompiledDecoder(model))
-    assert texts_of(generator, 6) == [plainly(model, prompt) for prompt in PROMPTS]
+    assert texts_of(generator, 6) == [uncached(model, prompt) for prompt in PROMPTS]
 
 
 # --- conversations
 
 
-def test_a_conversation_is_one_document_as_training_reads_it():
-    """A record of pairs has one document number (data/pair_batches.py), the ends of its turns included."""
+def test_a_conversation_is_one_document():
+    """A record of pairs has one document number in training (data/pair_batches.py), separators included."""
     model = network()
-    whole = [plainly(model, prompt, end=None) for prompt in PROMPTS]
-    assert whole != [plainly(model, prompt) for prompt in PROMPTS]
+    whole = [uncached(model, prompt, end=None) for prompt in PROMPTS]
+    assert whole != [uncached(model, prompt) for prompt in PROMPTS]
     found = exact_match(Generator(model, LETTERS), PROMPTS, [""] * len(PROMPTS), max_new_tokens=NEW, batch_size=3)
     assert found.answers == [LETTERS.decode(ids) for ids in whole]
     framed = Generator(model, LETTERS)
@@ -160,11 +160,11 @@ def test_a_conversation_is_one_document_as_training_reads_it():
     for prompt, text in itertools.product(["", "ab"], ["ca"]):
         ids = [END, 9, *LETTERS.encode(prompt + text), 8]
         (found,) = framed.complete([prompt + text], max_new_tokens=NEW, temperature=0)
-        assert found.ids == plainly(model, ids, end=None)
-    pairs = Generator(model, LETTERS)  # whose template puts nothing around a prompt
+        assert found.ids == uncached(model, ids, end=None)
+    pairs = Generator(model, LETTERS)  # with a template that adds nothing to the prompt
     pairs.conversation = True
     (found,) = pairs.complete(["abc"], max_new_tokens=NEW, temperature=0)
-    assert found.ids == plainly(model, [END, 0, 1, 2], end=None) != plainly(model, [END, 0, 1, 2])
+    assert found.ids == uncached(model, [END, 0, 1, 2], end=None) != uncached(model, [END, 0, 1, 2])
 
 
 # --- scores
@@ -174,7 +174,7 @@ def test_a_conversation_is_one_document_as_training_reads_it():
 @positions
 @torch.no_grad()
 def test_scores_pictures_and_validation_agree(text, positions):
-    """The whole text in one window; the oracle is what a validation step computes."""
+    """For a text of one window. The oracle is the sum of a validation step."""
     model = network(positional_encoding=positions)
     ids = torch.tensor([[END, *LETTERS.encode(text)]])
     module = LitTransformerLM(model.config)
@@ -189,7 +189,7 @@ def test_scores_pictures_and_validation_agree(text, positions):
 
 
 @torch.no_grad()
-def test_scores_and_pictures_agree_beyond_the_context_too():
+def test_scores_and_pictures_agree_beyond_the_context():
     model, text = network(max_seq_len=8), "hgfedcbaabcdefghijjihgfedcba"
     losses = [each.nats for each in token_losses(model, LETTERS, text)]
     assert score_text(model, LETTERS, text).nats == pytest.approx(sum(losses), abs=1e-9)

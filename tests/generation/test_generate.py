@@ -1,4 +1,4 @@
-"""The decoding loop against the slowest ones that are right: no cache, every step a whole forward pass."""
+"""The decoding loop against a full forward pass for every token, without a cache."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def make(max_seq_len: int = 16, seed: int = 0, tokenizer=LETTERS, **changes) -> 
 
 
 class Scripted(nn.Module):
-    """Model and decoder in one: says its script, whatever it reads, and remembers what it read."""
+    """A model and decoder in one that generates a fixed script and records the ids that it reads."""
 
     fixed_rows = False
     make_cache, cache_type = TransformerLM.make_cache, TransformerLM.cache_type
@@ -49,7 +49,7 @@ class Scripted(nn.Module):
         return torch.nn.functional.one_hot(torch.tensor([self.script.pop(0)]), self.config.vocab_size).float()
 
 
-def saying(model: Scripted, tokenizer) -> Generator:
+def generator_of(model: Scripted, tokenizer) -> Generator:
     return Generator(model, tokenizer, decoder=model)
 
 
@@ -58,8 +58,8 @@ def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
 
 
 @torch.no_grad()
-def slowly(model, prompt: list[int], config: SamplingConfig) -> list[int]:
-    """The rule in words: read all that stands in the context; when it is full, go on with the newer half of it."""
+def uncached(model, prompt: list[int], config: SamplingConfig) -> list[int]:
+    """The oracle: reads the whole context for each token, and keeps its newest half when it is full."""
     text, window, random = list(prompt), list(prompt), torch.Generator()
     random.manual_seed(config.seed or 0)
     for _ in range(config.max_new_tokens):
@@ -71,21 +71,21 @@ def slowly(model, prompt: list[int], config: SamplingConfig) -> list[int]:
     return text[len(prompt) :]
 
 
-# --- against the slow loop
+# --- against full forward passes
 
 
 @few
 @given(model_configs(max_seq_len=st.integers(1, 9)), st.sampled_from([0.0, 1.0, 3.0]), st.data())
-def test_cached_decoding_equals_whole_forward_passes_also_beyond_the_context(config, temperature, data):
+def test_decoding_matches_full_forward_passes_even_beyond_the_context(config, temperature, data):
     model = random_model(config)
     token = st.integers(0, config.vocab_size - 1)
     prompt = data.draw(st.lists(token, min_size=1, max_size=config.max_seq_len))
     tokenizer = CharTokenizer("".join(map(chr, range(97, 97 + config.vocab_size))))
     options = dict(max_new_tokens=2 * config.max_seq_len + 3, temperature=temperature, seed=9)
-    assert ids_of(Generator(model, tokenizer), prompt, **options) == slowly(model, prompt, SamplingConfig(**options))
+    assert ids_of(Generator(model, tokenizer), prompt, **options) == uncached(model, prompt, SamplingConfig(**options))
 
 
-def test_sampling_draws_from_the_logits_of_whole_forward_passes():
+def test_sampling_draws_from_the_logits_of_full_forward_passes():
     generator = make()
     text = [0, 1, 2]
     random = torch.Generator().manual_seed(5)
@@ -100,7 +100,7 @@ def test_sampling_draws_from_the_logits_of_whole_forward_passes():
 @few
 @given(model_configs(max_seq_len=st.integers(2, 9), sliding_window=st.integers(1, 9)), st.integers(0, 9))
 @torch.no_grad()
-def test_the_decoder_sees_no_more_than_the_window_where_the_cache_has_spare_places(config, spare):
+def test_spare_slots_do_not_widen_the_window(config, spare):
     model, decoder = random_model(config), Decoder(random_model(config))
     cache, ids = RingKVCache(config, 2, spare=spare, dtype=torch.float64), random_ids(config)
     logits = [decoder.step(ids[:, t], cache) for t in range(config.max_seq_len)]
@@ -110,71 +110,72 @@ def test_the_decoder_sees_no_more_than_the_window_where_the_cache_has_spare_plac
 # --- text
 
 
-def test_equal_seeds_give_equal_texts_and_others_differ():
+def test_texts_are_equal_exactly_for_equal_seeds():
     generator = make(64, tokenizer=ByteTokenizer())
-    one, again, other, free, free_again = (
+    first, repeated, other, unseeded, unseeded_again = (
         generator.generate("ab", max_new_tokens=40, seed=seed) for seed in (1, 1, 2, None, None)
     )
-    assert one == again
-    assert len({one, other, free, free_again}) == 4
+    assert first == repeated
+    assert len({first, other, unseeded, unseeded_again}) == 4
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_streamed_pieces_join_to_the_generated_text(seed):
-    generator = make(16, tokenizer=ByteTokenizer())  # most of its random bytes are no UTF-8
+    generator = make(16, tokenizer=ByteTokenizer())  # most random bytes are invalid UTF-8
     pieces = list(generator.stream("é", max_new_tokens=30, seed=seed))
     assert "".join(pieces) == generator.generate("é", max_new_tokens=30, seed=seed)
     assert all(pieces)
 
 
-def test_pieces_are_whole_characters_and_come_as_soon_as_they_are_whole():
+def test_pieces_are_whole_characters_streamed_without_delay():
     tokenizer = ByteTokenizer()
     model = Scripted(list("a€😀b".encode()), tokenizer)
     pieces, read = [], []
-    for piece in saying(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
+    for piece in generator_of(model, tokenizer).stream("x", max_new_tokens=9, **GREEDY):
         pieces.append(piece)
         read.append(len(model.read))
-        assert not torch.is_inference_mode_enabled()  # the loop's mode does not leak to who listens
+        assert not torch.is_inference_mode_enabled()  # the mode of the loop does not leak to the consumer
     assert pieces == ["a", "€", "😀", "b"]
-    assert read == [1, 4, 8, 9]  # the prompt and every byte but the last of each piece
+    assert read == [1, 4, 8, 9]  # tokens read up to each piece: prompt and all bytes but the last
 
 
-def test_the_end_of_text_token_stops_and_is_not_said():
+def test_the_end_of_text_token_ends_the_text_and_is_left_out():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2, tokenizer.end_of_text, 1], tokenizer)
-    assert saying(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
-    assert model.script == [1]  # nothing was computed after it
+    assert generator_of(model, tokenizer).generate("a", max_new_tokens=9, **GREEDY) == "bc"
+    assert model.script == [1]  # nothing is computed after it
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
-def test_without_an_end_there_are_exactly_max_new_tokens(count):
+def test_a_text_without_end_has_max_new_tokens(count):
     assert len(make().generate("ab", max_new_tokens=count)) == count
 
 
-def test_the_text_does_not_end_before_min_new_tokens():
+def test_a_text_does_not_end_before_min_new_tokens():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     end = tokenizer.end_of_text
-    for least, expected in ((0, ""), (2, "aa"), (3, "aaa")):  # where the end may not come, the first of equals does
+    for least, expected in ((0, ""), (2, "aa"), (3, "aaa")):  # without the end, the first of equal logits is chosen
         model = Scripted([end] * 4, tokenizer)
         options = dict(max_new_tokens=4, min_new_tokens=least, **GREEDY)
-        assert saying(model, tokenizer).generate("b", **options) == expected
+        assert generator_of(model, tokenizer).generate("b", **options) == expected
 
 
-def test_penalties_see_what_was_read_and_said():
-    def said(**options):
-        return saying(Scripted([1, 1, 1, 1], LETTERS), LETTERS).generate("c", max_new_tokens=4, **GREEDY, **options)
+def test_penalties_count_earlier_tokens():
+    def text(**options):
+        generator = generator_of(Scripted([1, 1, 1, 1], LETTERS), LETTERS)
+        return generator.generate("c", max_new_tokens=4, **GREEDY, **options)
 
-    assert said() == "bbbb"
-    assert said(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: another each time, the first that was not said yet
-    assert said(frequency_penalty=0.6) == "bbac"  # 1, 0.4, then b has -0.2 and a 0, then a -0.6 and c 0
-    assert said(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
+    assert text() == "bbbb"
+    assert text(presence_penalty=1.5) == "bacd"  # 1 - 1.5 < 0: each time the first token not yet generated
+    assert text(frequency_penalty=0.6) == "bbac"  # b has 1, 0.4, then -0.2 against 0 of a; a -0.6 against 0 of c
+    assert text(banned_tokens=[1], logit_bias={4: 0.5}) == "eeee"
 
 
 # --- stop strings
 
 
 def ends_before(text: str, stops: list[str]) -> str:
-    """The rule: a text ends where a stop string is first complete; the longest that is so there is cut off."""
+    """The definition: the text ends where a stop string is first completed, of which the longest is cut off."""
     for n in range(1, len(text) + 1):
         if complete := [stop for stop in stops if text[:n].endswith(stop)]:
             return text[: n - max(map(len, complete))]
@@ -186,10 +187,10 @@ def ends_before(text: str, stops: list[str]) -> str:
     st.lists(st.text("ab", max_size=4), max_size=8),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
 )
-@example(["ab", "a"], ["b", "aba"])  # "aba" begins first, "b" is complete first
+@example(["ab", "a"], ["b", "aba"])  # "aba" begins first, "b" is completed first
 @example(["aba"], ["b", "aba"])
-@example(["aab"], ["b", "ab"])  # complete at once
-def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, stops):
+@example(["aab"], ["b", "ab"])  # both are completed at once
+def test_texts_end_before_the_first_stop_string_for_any_pieces(pieces, stops):
     expected = ends_before("".join(pieces), stops)
     taken, found = [], []
     for piece in until((taken.append(piece) or piece for piece in pieces), StopStrings(stops)):
@@ -197,15 +198,15 @@ def test_the_text_ends_before_the_first_stop_string_wherever_pieces_end(pieces, 
         whole = "".join(found)
         read = "".join(taken)
         assert piece and expected.startswith(whole)
-        # no more is kept back than what may become a stop string
+        # only text that may become a stop string is held back
         if not any(stop in read for stop in stops):
-            rest = read[len(whole) :]
-            assert not rest or any(stop.startswith(rest) for stop in stops)
+            held = read[len(whole) :]
+            assert not held or any(stop.startswith(held) for stop in stops)
     assert "".join(found) == expected
 
 
 BYTES = ByteTokenizer()
-BYTES.token_bytes = [bytes([i]) if i else b"" for i in range(256)]  # 0 says nothing, as a gap among ids does
+BYTES.token_bytes = [bytes([i]) if i else b"" for i in range(256)]  # 0 stands for no bytes, like an unused id
 
 
 @few
@@ -213,25 +214,25 @@ BYTES.token_bytes = [bytes([i]) if i else b"" for i in range(256)]  # 0 says not
     st.lists(st.sampled_from([*"ab\0é".encode(), 0xC3]), min_size=1, max_size=12),
     st.lists(st.text("abé\ufffd", min_size=1, max_size=3), min_size=1, max_size=3),
 )
-@example([0, *b"ab"], ["ab"])  # the last token that is allowed completes it
-@example([*b"a", 0, 0, *b"ba"], ["ab"])  # of more tokens than it has bytes
-@example([0xC3, 0xA9, *b"a"], ["\ufffd"])  # half a character is not a character
+@example([0, *b"ab"], ["ab"])  # completed by the last allowed token
+@example([*b"a", 0, 0, *b"ba"], ["ab"])  # a stop string of more tokens than bytes
+@example([0xC3, 0xA9, *b"a"], ["\ufffd"])  # half a character does not count as U+FFFD
 def test_streams_and_batches_end_at_the_same_token(script, stops):
     options = dict(max_new_tokens=len(script), stop=stops, **GREEDY)
     expected = ends_before(BYTES.decode(script), stops)
-    said = [bytes(script[:n]).replace(b"\0", b"") for n in range(1, len(script) + 1)]
-    read = [each.removesuffix(b"\xc3").decode(errors="replace") for each in said]  # what it begins may still come
+    prefixes = [bytes(script[:n]).replace(b"\0", b"") for n in range(1, len(script) + 1)]
+    read = [each.removesuffix(b"\xc3").decode(errors="replace") for each in prefixes]  # may be continued
     count = next((n for n, text in enumerate(read, 1) if any(stop in text for stop in stops)), len(script))
     stopped = any(stop in BYTES.decode(script) for stop in stops)
-    text, pieces = saying(Scripted(script, BYTES), BYTES).begin("a", **options)
+    text, pieces = generator_of(Scripted(script, BYTES), BYTES).begin("a", **options)
     found = Completion("a", "".join(pieces), text.ids, text.log_probs, text.finished)
     assert (found.text, found.ids, found.finished) == (expected, script[:count], "stop" if stopped else "length")
-    assert saying(Scripted(script, BYTES), BYTES).complete(["a"], **options) == [found]
+    assert generator_of(Scripted(script, BYTES), BYTES).complete(["a"], **options) == [found]
 
 
-def test_stop_strings_that_straddle_tokens_end_the_text_and_what_would_follow_is_not_computed():
+def test_stop_strings_across_tokens_end_the_text_and_the_computation():
     model = Scripted([LETTERS.encode(letter)[0] for letter in "abcdefgh"], LETTERS)
-    generator = saying(model, LETTERS)
+    generator = generator_of(model, LETTERS)
     assert generator.generate("a", max_new_tokens=8, stop=["xyz", "cde"], **GREEDY) == "ab"
     assert len(model.script) == 3
 
@@ -239,64 +240,64 @@ def test_stop_strings_that_straddle_tokens_end_the_text_and_what_would_follow_is
 # --- prompts
 
 
-def test_a_prompt_begins_with_the_end_of_text_token_where_there_is_one():
-    """As every document that the model has read."""
+def test_the_end_of_text_token_is_inserted_before_a_prompt():
+    """It precedes every document in training."""
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert saying(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
+    assert generator_of(model, tokenizer).generate("ca", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 2, 0, 1]
     model = Scripted([1], CharTokenizer("abc"))
-    saying(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
+    generator_of(model, CharTokenizer("abc")).generate("ca", max_new_tokens=1, **GREEDY)
     assert model.read == [2, 0]
 
 
-def test_an_empty_prompt_is_just_the_end_of_text_token():
+def test_an_empty_prompt_is_the_end_of_text_token_alone():
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     model = Scripted([1, 2], tokenizer)
-    assert saying(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
+    assert generator_of(model, tokenizer).generate("", max_new_tokens=2, **GREEDY) == "bc"
     assert model.read == [tokenizer.end_of_text, 1]
     with pytest.raises(ConfigError, match="the prompt is empty, and this tokenizer has no end-of-text token"):
-        make().stream("")  # at once, not at the first piece
+        make().stream("")  # by the call, not by the first piece
 
 
 def test_special_tokens_in_a_prompt_are_plain_text():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     model = Scripted([97], tokenizer)
-    saying(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
-    assert model.read == [tokenizer.end_of_text, *END_OF_TEXT.encode()]  # one before the text, none in it
+    generator_of(model, tokenizer).generate(END_OF_TEXT, max_new_tokens=1, **GREEDY)
+    assert model.read == [tokenizer.end_of_text, *END_OF_TEXT.encode()]  # inserted before the text, not found in it
 
 
-def test_a_prompt_that_the_tokenizer_cannot_read_is_refused():
+def test_a_prompt_that_cannot_be_encoded_is_refused():
     with pytest.raises(DataError, match=r"'z' \(U\+007A\) at position 1"):
         make().stream("az")
     with pytest.raises(DataError, match="lone surrogate"):
         make(tokenizer=ByteTokenizer()).stream("a\ud800")
 
 
-def test_a_prompt_beyond_the_context_is_refused_or_cut_on_the_left(capfd):
+def test_a_prompt_longer_than_the_context_is_refused_or_truncated(capfd):
     model = Scripted([0, 1], LETTERS, max_seq_len=4)
-    generator = saying(model, LETTERS)
+    generator = generator_of(model, LETTERS)
     with pytest.raises(ConfigError, match="the prompt has 6 tokens, the context holds 4; use --truncate left"):
         generator.stream("abcdef")
     assert capfd.readouterr().err == ""
     assert generator.generate("abcdef", max_new_tokens=1, truncate="left", **GREEDY) == "a"
     assert model.read == [2, 3, 4, 5]
     assert "the prompt has 6 tokens: only the last 4 are read" in capfd.readouterr().err
-    assert generator.generate("cdef", max_new_tokens=1, **GREEDY) == "b"  # one that just fits
+    assert generator.generate("cdef", max_new_tokens=1, **GREEDY) == "b"  # just fits
 
 
 @pytest.mark.parametrize(("count", "slides"), [(4, False), (5, False), (6, True)])
-def test_sliding_is_announced_exactly_when_it_happens(count, slides, capfd):
+def test_sliding_is_announced_only_if_it_happens(count, slides, capfd):
     model = Scripted([0] * count, LETTERS, max_seq_len=8)
-    saying(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
-    assert (len(model.read) > 4 + count - 1) == slides  # something was read twice
+    generator_of(model, LETTERS).generate("abcd", max_new_tokens=count, **GREEDY)
+    assert (len(model.read) > 4 + count - 1) == slides  # tokens were read twice
     assert ("beyond 8 tokens, generation keeps" in capfd.readouterr().err) == slides
 
 
 # --- options
 
 
-def test_unknown_options_are_refused_with_the_one_that_was_meant():
+def test_unknown_options_are_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"^max_tokens: no such option of generation, did you mean 'max_new_tokens'"):
         make().stream("a", max_tokens=5)
     with pytest.raises(ConfigError, match=r"^temprature: no such option .* did you mean 'temperature'"):

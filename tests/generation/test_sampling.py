@@ -1,4 +1,4 @@
-"""Each filter keeps the set that its definition says, and tokens are drawn with the probabilities that are left."""
+"""Each filter keeps the tokens of its definition, and tokens are drawn with the remaining probabilities."""
 
 import math
 import re
@@ -21,7 +21,7 @@ fractions = st.floats(0.01, 1)
 
 
 def kept(filtered: torch.Tensor, logits: list[float]) -> set[int]:
-    """Which tokens a filter kept; those have their logits still, the others -inf."""
+    """The tokens kept by a filter: their logits are unchanged, the others are -inf."""
     assert all(new in (old, -math.inf) for new, old in zip(filtered.tolist(), logits, strict=True))
     return {i for i, value in enumerate(filtered.tolist()) if value > -math.inf}
 
@@ -36,17 +36,17 @@ def softmax(logits: list[float]) -> list[float]:
 
 @few
 @given(logit_lists, st.integers(1, 15))
-def test_top_k_keeps_the_k_largest_and_their_equals(logits, k):
+def test_top_k_keeps_the_k_largest_and_ties(logits, k):
     smallest = sorted(logits, reverse=True)[: min(k, len(logits))][-1]
     assert kept(top_k(torch.tensor(logits), k), logits) == {i for i, logit in enumerate(logits) if logit >= smallest}
 
 
 @few
 @given(distinct, fractions)
-def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_with_that_probability(logits, p):
+def test_top_p_keeps_the_fewest_most_likely_tokens_of_probability_p(logits, p):
     probabilities, expected, total = softmax(logits), set(), 0.0
     for i in sorted(range(len(logits)), key=lambda i: -logits[i]):
-        assume(not expected or abs(total - p) > 1e-9)  # where rounding decides
+        assume(not expected or abs(total - p) > 1e-9)  # not decided by rounding
         if expected and total >= p:
             break
         expected.add(i)
@@ -56,7 +56,7 @@ def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_with_that_probability(
 
 @few
 @given(logit_lists, fractions)
-def test_min_p_keeps_what_is_at_least_that_fraction_as_likely_as_the_likeliest(logits, p):
+def test_min_p_keeps_tokens_of_at_least_p_times_the_largest_probability(logits, p):
     probabilities = softmax(logits)
     assume(all(abs(q / max(probabilities) - p) > 1e-9 for q in probabilities))
     expected = {i for i, q in enumerate(probabilities) if q >= p * max(probabilities)}
@@ -65,13 +65,13 @@ def test_min_p_keeps_what_is_at_least_that_fraction_as_likely_as_the_likeliest(l
 
 @few
 @given(distinct, st.floats(0.01, 0.999))
-def test_typical_keeps_what_transformers_keeps(logits, p):
+def test_typical_matches_its_definition_and_transformers(logits, p):
     rows = torch.tensor([logits], dtype=torch.float64)
     probabilities = softmax(logits)
     entropy = -sum(q * math.log(q) for q in probabilities)
     nearness = sorted(range(len(logits)), key=lambda i: abs(-math.log(probabilities[i]) - entropy))
     distances = [abs(-math.log(probabilities[i]) - entropy) for i in nearness]
-    assume(all(b - a > 1e-9 for a, b in pairwise(distances)))  # where rounding decides
+    assume(all(b - a > 1e-9 for a, b in pairwise(distances)))  # not decided by rounding
     sums = list(accumulate(probabilities[i] for i in nearness))
     assume(all(abs(total - p) > 1e-9 for total in sums))
     expected = {i for i, before in zip(nearness, [0.0, *sums], strict=False) if before < p}
@@ -83,19 +83,19 @@ def test_typical_keeps_what_transformers_keeps(logits, p):
 @pytest.mark.parametrize(
     "keep", [lambda x: top_k(x, 3), lambda x: top_p(x, 0.7), lambda x: min_p(x, 0.3), lambda x: typical(x, 0.6)]
 )
-def test_filters_treat_every_row_alone(keep):
+def test_filters_treat_rows_independently(keep):
     logits = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(0))
     expected = torch.stack([torch.stack([keep(row) for row in rows]) for rows in logits])
     assert torch.equal(keep(logits), expected)
 
 
-def test_a_k_above_the_vocabulary_and_a_p_of_one_keep_all():
+def test_extreme_values_keep_all_tokens():
     logits = torch.randn(50_000, generator=torch.Generator().manual_seed(0))
     for same in (top_k(logits, 10**9), top_p(logits, 1.0), min_p(logits, 1e-30)):
         assert torch.equal(same, logits)
 
 
-def test_of_equal_logits_top_p_keeps_as_many_as_it_takes():
+def test_top_p_keeps_only_as_many_equal_logits_as_needed():
     assert torch.isfinite(top_p(torch.zeros(4), 0.5)).sum() == 2
     assert torch.isfinite(top_p(torch.zeros(4), 0.51)).sum() == 3
 
@@ -105,7 +105,7 @@ def test_filters_compose_in_the_order_temperature_top_k_top_p_min_p():
         found = filtered(torch.tensor(probabilities, dtype=torch.float64).log(), SamplingConfig(**options))
         return torch.isfinite(found).tolist()
 
-    # of 0.5 + 0.3 + 0.15 + 0.05, p = 0.6 takes two; of the first two alone, 0.625 + 0.375, the first
+    # p = 0.6 keeps two of 0.5, 0.3, 0.15, 0.05; after top-k only one of 0.625, 0.375
     assert keeps([0.5, 0.3, 0.15, 0.05], top_p=0.6) == [True, True, False, False]
     assert keeps([0.5, 0.3, 0.15, 0.05], top_p=0.6, top_k=2) == [True, False, False, False]
     # at temperature 1/2 probabilities are squared: 0.25 : 0.09 = 0.36 < 0.5 <= 0.6
@@ -120,7 +120,7 @@ def test_the_temperature_divides_the_logits(logits, temperature):
     assert found.softmax(-1).tolist() == pytest.approx(softmax([logit / temperature for logit in logits]), abs=1e-12)
 
 
-# --- what the text changes
+# --- penalties and biases
 
 texts = st.lists(st.integers(0, 4), max_size=8)
 
@@ -131,11 +131,11 @@ def counts_of(ids: list[int]) -> torch.Tensor:
 
 @few
 @given(st.lists(st.floats(-9, 9), min_size=5, max_size=5), texts, texts, st.floats(0.1, 3))
-def test_the_repetition_penalty_is_that_of_transformers(logits, prompt, said, penalty):
+def test_the_repetition_penalty_matches_transformers(logits, prompt, generated, penalty):
     rows = torch.tensor([logits], dtype=torch.float64)
-    found = adjusted(rows, counts_of(prompt), counts_of(said), SamplingConfig(repetition_penalty=penalty))
-    if prompt + said:
-        ids = torch.tensor([prompt + said])
+    found = adjusted(rows, counts_of(prompt), counts_of(generated), SamplingConfig(repetition_penalty=penalty))
+    if prompt + generated:
+        ids = torch.tensor([prompt + generated])
         assert torch.allclose(found, RepetitionPenaltyLogitsProcessor(penalty)(ids, rows.clone()), rtol=1e-12)
     else:
         assert torch.equal(found, rows)
@@ -143,19 +143,19 @@ def test_the_repetition_penalty_is_that_of_transformers(logits, prompt, said, pe
 
 @few
 @given(texts, texts, st.floats(-2, 2), st.floats(-2, 2))
-def test_presence_and_frequency_count_what_was_generated_and_not_the_prompt(prompt, said, presence, frequency):
+def test_presence_and_frequency_penalties_ignore_the_prompt(prompt, generated, presence, frequency):
     config = SamplingConfig(presence_penalty=presence, frequency_penalty=frequency)
-    found = adjusted(torch.zeros(1, 5, dtype=torch.float64), counts_of(prompt), counts_of(said), config)
-    expected = [-(presence * (token in said)) - frequency * said.count(token) for token in range(5)]
+    found = adjusted(torch.zeros(1, 5, dtype=torch.float64), counts_of(prompt), counts_of(generated), config)
+    expected = [-(presence * (token in generated)) - frequency * generated.count(token) for token in range(5)]
     assert found[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_bias_is_added_and_banned_tokens_never_come():
+def test_biases_are_added_and_banned_tokens_excluded():
     nothing = torch.zeros(1, 5, dtype=torch.int64)
     logits = torch.arange(5.0)[None]
     config = SamplingConfig(logit_bias={1: 2.5, 4: -9}, banned_tokens=[3, 0])
     assert adjusted(logits, nothing, nothing, config).tolist() == [[-math.inf, 3.5, 2.0, -math.inf, -5.0]]
-    assert logits.tolist() == [[0, 1, 2, 3, 4]]  # what came in is as it was
+    assert logits.tolist() == [[0, 1, 2, 3, 4]]  # the input is not modified
     assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), []).tolist() == [1]
 
 
@@ -177,7 +177,7 @@ def test_ids_outside_the_vocabulary_are_refused():
     [{}, dict(temperature=0.7), dict(temperature=2.0, top_k=4), dict(top_p=0.8), dict(min_p=0.2), dict(typical_p=0.5)],
     ids=str,
 )
-def test_draws_have_the_probabilities_of_the_softmax(options):
+def test_draws_follow_the_filtered_softmax(options):
     logits = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75, 0.0, -2.0]
     config = SamplingConfig(**options)
     draws = choose(torch.tensor(logits).expand(40_000, -1), config, [torch.Generator().manual_seed(0)] * 40_000)
@@ -186,7 +186,7 @@ def test_draws_have_the_probabilities_of_the_softmax(options):
     scaled = [logit / config.temperature for logit in logits]
     order = sorted(range(8), key=lambda i: -scaled[i])
     candidates = {3, 0, 5, 2} if "top_k" in options else set(range(8))
-    if "top_p" in options:  # 0.8 is passed by the third, at 0.485 + 0.294 + 0.139
+    if "top_p" in options:  # the third token exceeds 0.8, at 0.485 + 0.294 + 0.139
         candidates = set(order[: next(n for n in range(1, 9) if sum(sorted(softmax(scaled))[-n:]) >= 0.8)])
     if "min_p" in options:
         candidates = {i for i in range(8) if scaled[i] >= max(scaled) + math.log(0.2)}
@@ -200,7 +200,7 @@ def test_draws_have_the_probabilities_of_the_softmax(options):
     assert torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)) > 1e-6
 
 
-def test_each_row_is_drawn_from_its_own_distribution():
+def test_rows_are_drawn_from_their_own_distributions():
     logits = torch.full((5, 5), -100.0).fill_diagonal_(100.0)
     generator = torch.Generator().manual_seed(0)
     assert choose(logits, SamplingConfig(), [generator] * 5).tolist() == [0, 1, 2, 3, 4]
@@ -209,13 +209,13 @@ def test_each_row_is_drawn_from_its_own_distribution():
 
 @few
 @given(distinct)
-def test_temperature_zero_is_the_argmax_whatever_the_filters(logits):
+def test_temperature_zero_takes_the_argmax_with_any_filters(logits):
     generator = torch.Generator()
     before = generator.get_state()
     for options in ({}, dict(top_k=2), dict(top_p=0.1, min_p=0.9)):
         token = choose(torch.tensor([logits]), SamplingConfig(temperature=0, **options), [generator])
         assert token.tolist() == [logits.index(max(logits))]
-    assert torch.equal(generator.get_state(), before)  # nothing is drawn
+    assert torch.equal(generator.get_state(), before)  # no random number is drawn
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 1e-60, 5e-324])
@@ -226,7 +226,7 @@ def test_a_tiny_temperature_is_nearly_greedy(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_logits_that_are_no_numbers_are_a_numeric_error(temperature):
+def test_nan_logits_raise_a_numeric_error(temperature):
     with pytest.raises(NumericError, match=r"not (a )?finite"):
         choose(torch.full((1, 4), torch.nan), SamplingConfig(temperature=temperature), [torch.Generator()])
 
@@ -264,13 +264,13 @@ WRONG_TYPES = [
 
 
 @pytest.mark.parametrize(("name", "value", "rule"), REFUSED)
-def test_a_value_without_meaning_is_refused(name, value, rule):
+def test_invalid_values_are_refused(name, value, rule):
     with pytest.raises(ConfigError, match=rf"^{name} must be {rule}, got {re.escape(str(value))}$"):
         SamplingConfig(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
-def test_a_value_of_another_kind_is_refused(name, value):
+def test_values_of_another_type_are_refused(name, value):
     with pytest.raises(ConfigError, match=rf"^{name} must be .*{re.escape(str(value))}"):
         SamplingConfig(**{name: value})
 

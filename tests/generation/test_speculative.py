@@ -1,4 +1,4 @@
-"""Speculative decoding against the distribution of plain decoding: the rule by itself, then whole texts."""
+"""Speculative decoding has the distribution of plain decoding: the acceptance rule, then whole texts."""
 
 from collections import Counter
 
@@ -23,19 +23,19 @@ V = 10
 
 
 def chi_square_p(counts: dict, probabilities: dict, draws: int) -> float:
-    """How likely counts are to lie at least so far from what is expected; what comes less than 8 times is one class."""
-    assert counts.keys() <= probabilities.keys(), "what is impossible came"
+    """p-value of a chi-square test. Outcomes with an expected count below 8 are combined into one class."""
+    assert counts.keys() <= probabilities.keys(), "an impossible outcome"
     rare = [key for key, p in probabilities.items() if p * draws < 8]
     classes = [(counts.get(key, 0), p * draws) for key, p in probabilities.items() if p * draws >= 8]
     if rare:
         classes.append((sum(counts.get(key, 0) for key in rare), sum(probabilities[key] for key in rare) * draws))
-    distance = torch.tensor(sum((seen - due) ** 2 / due for seen, due in classes), dtype=torch.float64)
+    distance = torch.tensor(sum((count - mean) ** 2 / mean for count, mean in classes), dtype=torch.float64)
     assert len(classes) > 1
     return float(torch.special.gammaincc(torch.tensor((len(classes) - 1) / 2, dtype=torch.float64), distance / 2))
 
 
 def counting(length: int = 64) -> TransformerLM:
-    """After each letter it says the next one, and a after j."""
+    """A model that generates the alphabet from a to j, over and over."""
     shape = dict(d_model=V, num_layers=1, num_heads=1, positional_encoding="none", tie_embeddings=False)
     model = TransformerLM(ModelConfig(vocab_size=V, max_seq_len=length, zero_init_output=True, **shape)).eval()
     model.embedding.weight.data = torch.eye(V)
@@ -52,7 +52,7 @@ def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
 
 
 def passes(generator: Generator, monkeypatch) -> list[int]:
-    """Grows by the number of tokens of each pass of the big model."""
+    """Records the number of tokens in each pass of the large model."""
     sizes, steps, step = [], generator.decoder.steps, generator.decoder.step
 
     def counted(ids, *rest):
@@ -81,7 +81,7 @@ def distributions(draw, count: int) -> list[torch.Tensor]:
 
 @few
 @given(distributions(2))
-def test_what_is_accepted_and_what_is_drawn_instead_add_up_to_the_models_distribution(both):
+def test_accepted_and_redrawn_tokens_add_up_to_the_models_distribution(both):
     p, q = both
     accepted = q * acceptance(p, q)
     torch.testing.assert_close(accepted + (1 - accepted.sum()) * residual(p, q), p, rtol=0, atol=1e-12)
@@ -89,7 +89,7 @@ def test_what_is_accepted_and_what_is_drawn_instead_add_up_to_the_models_distrib
 
 
 @pytest.mark.parametrize("certain", [False, True])
-def test_verified_drafts_have_the_models_distribution_and_so_has_what_follows(certain):
+def test_verified_drafts_have_the_models_distribution(certain):
     p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.0, 0.5]], dtype=torch.float64)
     q = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
     if certain:
@@ -99,9 +99,9 @@ def test_verified_drafts_have_the_models_distribution_and_so_has_what_follows(ce
     for _ in range(draws):
         draft = [int(torch.multinomial(row, 1, generator=random)) for row in q]
         found.append(verify(draft, p, list(q), random))
-    for place in range(3):  # whether a token comes at all depends on those before it, what it is does not
-        counts = Counter(tokens[place] for tokens in found if len(tokens) > place)
-        possible = {token: chance for token, chance in enumerate(p[place].tolist()) if chance}
+    for position in range(3):  # whether a position is reached depends on earlier tokens; its token does not
+        counts = Counter(tokens[position] for tokens in found if len(tokens) > position)
+        possible = {token: chance for token, chance in enumerate(p[position].tolist()) if chance}
         assert chi_square_p(counts, possible, counts.total()) > 1e-6
     accepted = torch.minimum(p[0], q[0]).sum().item()
     longer = {True: sum(len(tokens) > 1 for tokens in found)}
@@ -110,7 +110,7 @@ def test_verified_drafts_have_the_models_distribution_and_so_has_what_follows(ce
 
 def test_a_rejection_by_rounding_alone_still_draws_a_possible_token():
     p = torch.tensor([0.5, 0.4, 0.0], dtype=torch.float64)
-    q = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)  # p <= q everywhere, more so than by rounding
+    q = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)  # p <= q everywhere, as only rounding could cause
     assert torch.equal(residual(p, q), p)
 
 
@@ -118,18 +118,21 @@ def test_a_rejection_by_rounding_alone_still_draws_a_possible_token():
 
 
 @torch.no_grad()
-def exactly(model, prompt: list[int], config: SamplingConfig, end: int, said: tuple[int, ...] = ()) -> dict:
-    """The probability of every text, by whole forward passes."""
-    if len(said) == config.max_new_tokens or end in said:
-        return {said: 1.0}
-    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=4)[None] for ids in (prompt, said)]
-    logits = adjusted(model(torch.tensor([[*prompt, *said]]))[:, -1], *counts, config)
-    if len(said) < config.min_new_tokens:
+def text_probabilities(
+    model, prompt: list[int], config: SamplingConfig, end: int, generated: tuple[int, ...] = ()
+) -> dict:
+    """The probability of every text, by full forward passes."""
+    if len(generated) == config.max_new_tokens or end in generated:
+        return {generated: 1.0}
+    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=4)[None] for ids in (prompt, generated)]
+    logits = adjusted(model(torch.tensor([[*prompt, *generated]]))[:, -1], *counts, config)
+    if len(generated) < config.min_new_tokens:
         logits[0, end] = -torch.inf
     texts = {}
     for token, p in enumerate(filtered(logits, config).softmax(dim=-1)[0].tolist()):
         if p:
-            texts |= {text: p * rest for text, rest in exactly(model, prompt, config, end, (*said, token)).items()}
+            continued = text_probabilities(model, prompt, config, end, (*generated, token))
+            texts |= {text: p * following for text, following in continued.items()}
     return texts
 
 
@@ -144,7 +147,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("by", ["model", "lookup"])
-def test_texts_are_as_likely_as_whole_forward_passes_say(by, options):
+def test_texts_have_the_probabilities_of_full_forward_passes(by, options):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     shape = dict(vocab_size=4, d_model=8, num_layers=1, num_heads=2, tie_embeddings=False)
     model = random_model(ModelConfig(max_seq_len=8, **shape), 3)
@@ -155,13 +158,13 @@ def test_texts_are_as_likely_as_whole_forward_passes_say(by, options):
     assert sum(1 for _ in generator.decode(texts, config)) >= draws
     end = tokenizer.end_of_text
     counts = Counter((*text.ids, end) if text.finished == "end" else tuple(text.ids) for text in texts)
-    assert chi_square_p(counts, exactly(model, prompt, config, end), draws) > 1e-6
-    assert 0 < generator.accepted < generator.drafted  # both ways of the rule were taken
+    assert chi_square_p(counts, text_probabilities(model, prompt, config, end), draws) > 1e-6
+    assert 0 < generator.accepted < generator.drafted  # drafts were accepted and rejected
 
 
 @st.composite
 def pairs(draw):
-    """A model, and a draft of the same vocabulary or none."""
+    """A model, and a draft model of the same vocabulary or None."""
     config = draw(model_configs(max_seq_len=st.integers(1, 9)))
     vocabulary = st.just(config.vocab_size)
     other = draw(st.none() | st.just(config) | model_configs(max_seq_len=st.integers(1, 12), vocab_size=vocabulary))
@@ -170,7 +173,7 @@ def pairs(draw):
 
 @few
 @given(pairs(), st.integers(1, 5), st.integers(1, 3), st.sampled_from([{}, dict(frequency_penalty=0.4)]), st.data())
-def test_greedy_texts_equal_those_of_plain_decoding_also_beyond_the_context(both, num_draft, lookup, options, data):
+def test_greedy_texts_match_plain_decoding_even_beyond_the_context(both, num_draft, lookup, options, data):
     model, draft = both
     size, context = model.config.vocab_size, model.config.max_seq_len
     prompt = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=context))
@@ -180,20 +183,20 @@ def test_greedy_texts_equal_those_of_plain_decoding_also_beyond_the_context(both
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_rejected_drafts_leave_no_trace_in_windows_that_had_moved_on(window, monkeypatch):
+def test_rejected_drafts_leave_no_trace_even_after_a_window_moved(window, monkeypatch):
     shape = dict(vocab_size=V, d_model=8, num_layers=2, num_heads=2, max_seq_len=64, sliding_window=window)
     model, small = (random_model(ModelConfig(**shape), seed) for seed in (1, 2))
     prompt, draft = [0, 1, 2, 3, 4, 5, 6], _DraftModel.draft
-    options = dict(max_new_tokens=50, frequency_penalty=0.5, **GREEDY)  # so that it never runs in a circle
+    options = dict(max_new_tokens=50, frequency_penalty=0.5, **GREEDY)  # prevents a cycle
     found = []
 
     def checked(self, text, limit, end):
         tokens, q = draft(self, text, limit, end)
-        plain = Generator(small, LETTERS).decode([again := Text(prompt)], SamplingConfig(**options))
-        for _ in plain:  # the small model alone, made to say the same so far
-            if len(again.ids) <= len(text.ids):
-                again.ids[-1] = text.ids[len(again.ids) - 1]
-        found.append((tokens, again.ids[len(text.ids) :][: len(tokens)]))
+        plain = Generator(small, LETTERS).decode([forced := Text(prompt)], SamplingConfig(**options))
+        for _ in plain:  # the draft model alone, forced along the text so far
+            if len(forced.ids) <= len(text.ids):
+                forced.ids[-1] = text.ids[len(forced.ids) - 1]
+        found.append((tokens, forced.ids[len(text.ids) :][: len(tokens)]))
         return tokens, q
 
     expected = ids_of(Generator(model, LETTERS), prompt, **options)
@@ -210,27 +213,29 @@ def test_rejected_drafts_leave_no_trace_in_windows_that_had_moved_on(window, mon
     st.integers(1, 4),
     st.sampled_from([{}, dict(top_k=3), dict(presence_penalty=2.0)]),
 )
-def test_a_draft_that_is_the_model_is_always_accepted(config, num_draft, options):
+def test_drafts_of_the_model_itself_are_always_accepted(config, num_draft, options):
     model = random_model(config)
     generator = SpeculativeGenerator(model, letters(config.vocab_size), model, num_draft=num_draft)
     assert len(ids_of(generator, [0], max_new_tokens=20, seed=1, **options)) == 20
     assert generator.accepted == generator.drafted
-    assert generator.drafted > 0 or config.max_seq_len == 1  # where the context is one token, none may be drafted
+    assert generator.drafted > 0 or config.max_seq_len == 1  # a context of one token leaves no room for a draft
 
 
 @pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
-def test_equal_seeds_give_equal_texts_and_others_differ(draft):
+def test_texts_are_equal_exactly_for_equal_seeds(draft):
     generator = SpeculativeGenerator(counting(), LETTERS, draft, lookup=1)
-    one, again, other, free = (generator.generate("ab", max_new_tokens=40, seed=seed) for seed in (1, 1, 2, None))
-    assert one == again
-    assert len({one, other, free}) == 3
+    first, repeated, other, unseeded = (
+        generator.generate("ab", max_new_tokens=40, seed=seed) for seed in (1, 1, 2, None)
+    )
+    assert first == repeated
+    assert len({first, other, unseeded}) == 3
 
 
-# --- how many passes
+# --- number of passes
 
 
 @pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
-def test_what_repeats_itself_takes_one_pass_for_a_draft_and_one_token_more(draft, monkeypatch):
+def test_a_repetitive_text_takes_one_pass_per_draft_and_next_token(draft, monkeypatch):
     generator = SpeculativeGenerator(counting(), LETTERS, draft, num_draft=4)
     sizes = passes(generator, monkeypatch)
     assert generator.generate("abcdefghijabc", max_new_tokens=40, **GREEDY) == "defghijabc" * 4
@@ -238,7 +243,7 @@ def test_what_repeats_itself_takes_one_pass_for_a_draft_and_one_token_more(draft
     assert generator.drafted == generator.accepted == 32
 
 
-def test_where_nothing_stood_before_each_token_takes_a_pass(monkeypatch):
+def test_a_text_without_repetition_takes_one_pass_per_token(monkeypatch):
     generator = SpeculativeGenerator(counting(), LETTERS, num_draft=4)
     sizes = passes(generator, monkeypatch)
     assert generator.generate("a", max_new_tokens=9, **GREEDY) == "bcdefghij"
@@ -246,24 +251,24 @@ def test_where_nothing_stood_before_each_token_takes_a_pass(monkeypatch):
     assert generator.drafted == 0
 
 
-def test_no_more_is_drafted_than_the_text_may_have(monkeypatch):
+def test_drafts_do_not_exceed_max_new_tokens(monkeypatch):
     generator = SpeculativeGenerator(counting(), LETTERS, counting(), num_draft=4)
     sizes = passes(generator, monkeypatch)
     assert generator.generate("a", max_new_tokens=3, **GREEDY) == "bcd"
     assert sizes == [3]
 
 
-def test_a_draft_of_the_last_tokens_goes_on_with_what_followed_them_the_last_time(monkeypatch):
+def test_prompt_lookup_continues_the_latest_occurrence(monkeypatch):
     generator = SpeculativeGenerator(counting(), LETTERS, num_draft=2, lookup=2)
-    generator.generate("abdabcab", max_new_tokens=3, **GREEDY)  # after "ab" came d, then c: "ca" is drafted
+    generator.generate("abdabcab", max_new_tokens=3, **GREEDY)  # "ab" was followed by d, later by c: drafts "ca"
     assert (generator.drafted, generator.accepted) == (2, 1)
 
 
-# --- as `Generator`
+# --- the interface of `Generator`
 
 
-def test_stop_strings_log_probs_and_reasons_are_those_of_plain_decoding():
-    tokenizer = CharTokenizer("abcdefghi", [END_OF_TEXT])  # the last of ten, so it follows i
+def test_stop_strings_log_probs_and_reasons_match_plain_decoding():
+    tokenizer = CharTokenizer("abcdefghi", [END_OF_TEXT])  # the tenth token, so it follows i
     prompts, options = ["ab", "f", "fghiabc"], dict(max_new_tokens=6, stop=["xyz", "ef"], num_samples=2, **GREEDY)
     expected = Generator(counting(), tokenizer).complete(prompts, **options)
     assert [each.finished for each in expected] == ["stop", "stop", "end", "end", "stop", "stop"]
@@ -276,7 +281,7 @@ def test_stop_strings_log_probs_and_reasons_are_those_of_plain_decoding():
 
 @pytest.mark.parametrize("draft", [None, counting()], ids=["lookup", "model"])
 @pytest.mark.parametrize("least", [0, 4, 6])
-def test_the_text_does_not_end_before_min_new_tokens(draft, least):
+def test_a_text_does_not_end_before_min_new_tokens(draft, least):
     tokenizer = CharTokenizer("abcdefghi", [END_OF_TEXT])
     options = dict(max_new_tokens=7, min_new_tokens=least, **GREEDY)
     found = SpeculativeGenerator(counting(), tokenizer, draft, lookup=1).complete(["gh"], **options)[0]
@@ -285,7 +290,7 @@ def test_the_text_does_not_end_before_min_new_tokens(draft, least):
     assert len(found.ids) >= least
 
 
-def test_a_text_that_its_reader_ends_within_a_draft_has_no_more_and_the_next_begins_anew():
+def test_a_text_finished_within_a_draft_gets_no_more_tokens():
     generator = SpeculativeGenerator(counting(), LETTERS, counting(), num_draft=4)
     texts = [Text([0]), Text([5])]
     for text in generator.decode(texts, SamplingConfig(**GREEDY)):
@@ -296,7 +301,7 @@ def test_a_text_that_its_reader_ends_within_a_draft_has_no_more_and_the_next_beg
 
 
 @pytest.mark.parametrize(("count", "times"), [(5, 0), (6, 1), (30, 1)])
-def test_sliding_is_announced_once_and_only_when_it_happens(count, times, capfd):
+def test_sliding_is_announced_once_and_only_if_it_happens(count, times, capfd):
     generator = SpeculativeGenerator(counting(8), LETTERS, counting(), num_draft=2)
     assert len(generator.generate("abcd", max_new_tokens=count, **GREEDY)) == count
     assert capfd.readouterr().err.count("beyond 8 tokens, generation keeps") == times

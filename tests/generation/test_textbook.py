@@ -1,4 +1,4 @@
-"""The textbook loop against whole forward passes, and as the oracle of `Generator`."""
+"""The textbook loop against full forward passes, and `Generator` against the textbook loop."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LETTERS = CharTokenizer("abcdefghij", [END_OF_TEXT])
 @settings(max_examples=60, deadline=None)
 @given(model_configs(max_seq_len=st.integers(3, 12)), st.data())
 @torch.no_grad()
-def test_each_token_is_the_most_likely_after_the_whole_text(config, data):
+def test_each_token_is_the_most_likely_given_the_whole_text(config, data):
     model = random_model(config)
     ids = random_ids(config, 1)[0].tolist()[: data.draw(st.integers(1, config.max_seq_len - 1))]
     new = list(generate(model, ids, config.max_seq_len - len(ids)))
@@ -29,7 +29,7 @@ def test_each_token_is_the_most_likely_after_the_whole_text(config, data):
 
 @settings(max_examples=40, deadline=None)
 @given(model_configs(vocab_size=st.just(LETTERS.vocab_size), max_seq_len=st.just(16), document_mask=st.just(False)))
-def test_generator_continues_as_the_textbook_does(config):
+def test_generator_matches_the_textbook_loop(config):
     model = random_model(config)
     expected = list(generate(model, [3, 1, 4], 12, end=LETTERS.end_of_text))
     options = SamplingConfig(max_new_tokens=12, temperature=0)
@@ -48,7 +48,7 @@ def test_sampled_tokens_have_their_probabilities():
     assert greedy(logits) == 0
 
 
-def test_a_text_ends_at_its_end_token_and_must_fit_the_context():
+def test_a_text_ends_at_the_end_token_and_must_fit_the_context():
     model = random_model(ModelConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=2, max_seq_len=6))
     tokens = list(generate(model, [1, 2], 4))
     assert list(generate(model, [1, 2], 4, end=tokens[1])) == tokens[: tokens.index(tokens[1])]

@@ -1,4 +1,4 @@
-"""Attention: both kernels against each other, the plain one against loops, masks against their definition."""
+"""Attention: the two kernels against loops over heads, queries and keys, and masks against their definition."""
 
 import math
 
@@ -13,7 +13,7 @@ EXACT = dict(rtol=0.0, atol=1e-10)  # for float64
 
 
 def is_visible(query, key, window=None, documents=None):
-    """The definition, for one query and one key, both absolute positions."""
+    """The definition of visibility for one query and one key, given by position."""
     return (
         key <= query
         and (window is None or query - key < window)
@@ -36,14 +36,14 @@ def random_inputs(kv_heads, num_queries, num_keys):
 
 
 def with_gradients(attend, inputs):
-    """The output, then the gradients of its product with a fixed tensor."""
+    """The output, and the gradients of its inner product with a fixed random tensor."""
     output = attend(*inputs)
     probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=output.dtype)
     return [output.detach(), *torch.autograd.grad((output * probe).sum(), inputs)]
 
 
 def attend_by_loops(query, key, value, mask):
-    """One head, one query, one key at a time, as the paper's sums are written."""
+    """The sums of the paper, one head, query and key at a time."""
     B, _, T, _ = query.shape
     K, S = key.shape[1:3]
     mask = mask.expand(B, 1, T, S)
@@ -52,10 +52,10 @@ def attend_by_loops(query, key, value, mask):
         for h in range(H):
             k = h * K // H
             for t in range(T):
-                seen = [s for s in range(S) if mask[b, 0, t, s]]
-                odds = [((query[b, h, t] * key[b, k, s]).sum() / math.sqrt(E)).exp() for s in seen]
+                keys = [s for s in range(S) if mask[b, 0, t, s]]
+                odds = [((query[b, h, t] * key[b, k, s]).sum() / math.sqrt(E)).exp() for s in keys]
                 total = sum(odds)
-                output.append(sum(o / total * value[b, k, s] for o, s in zip(odds, seen, strict=True)))
+                output.append(sum(o / total * value[b, k, s] for o, s in zip(odds, keys, strict=True)))
     return torch.stack(output).view(B, H, T, E)
 
 
@@ -71,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kv_heads", "num_queries", "num_keys", "window", "documents"), CASES)
-def test_plain_fused_and_loops_agree_in_outputs_and_gradients(kv_heads, num_queries, num_keys, window, documents):
+def test_both_kernels_match_loops_in_outputs_and_gradients(kv_heads, num_queries, num_keys, window, documents):
     inputs = random_inputs(kv_heads, num_queries, num_keys)
     visible = visible_keys(num_queries, num_keys, window=window, documents=documents)
     mask = brute_force_mask(num_queries, num_keys, window, documents)
@@ -83,7 +83,7 @@ def test_plain_fused_and_loops_agree_in_outputs_and_gradients(kv_heads, num_quer
 
 @pytest.mark.parametrize("num_keys", range(1, 8))
 def test_visible_keys_match_their_definition(num_keys):
-    """For every number of queries and every window, None (no matrix) standing for plain causality."""
+    """For every number of queries and every window. None, no matrix, stands for the causal mask."""
     S = num_keys
     for T in range(1, S + 1):
         for window in (None, *range(1, S + 2)):
@@ -97,15 +97,15 @@ def test_visible_keys_match_their_definition(num_keys):
 
 
 def test_no_mask_is_built_where_causality_alone_decides():
-    """None lets the fused kernel skip what is hidden, so a window that hides nothing must not cost a matrix."""
+    """Without a matrix the fused kernel skips hidden keys, so a window that hides nothing must not create one."""
     assert visible_keys(7, 7) is None
     assert visible_keys(7, 7, window=7) is None
     assert visible_keys(1, 7) is None
     assert visible_keys(1, 7, window=7) is None
 
 
-def test_scores_too_large_for_exp_are_finite():
-    """exp(10⁴) overflows: the softmax must subtract the maximum, and then only the best key counts."""
+def test_large_scores_do_not_overflow():
+    """exp(10⁴) overflows, so the softmax must subtract the maximum. Only the best key then counts."""
     query = torch.full((1, 1, 3, 4), 100.0)
     key = torch.tensor([-100.0, 100.0, 0.0]).view(1, 1, 3, 1).expand(1, 1, 3, 4)
     value = torch.arange(3.0).view(1, 1, 3, 1).expand(1, 1, 3, 4)
@@ -115,8 +115,8 @@ def test_scores_too_large_for_exp_are_finite():
 
 
 @pytest.mark.parametrize("attend", [attend_plain, attend_fused])
-def test_dropout_of_attention_weights_keeps_the_expectation(attend):
-    """Values are one-hot, so outputs are weights: each is 0 or w/(1-p), with mean w within five standard errors."""
+def test_dropout_preserves_the_expected_attention_weights(attend):
+    """With one-hot values the outputs are the weights: each is 0 or w/(1-p), with mean w to five standard errors."""
     torch.manual_seed(0)
     p, draws = 0.25, 4000
     query, key = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
@@ -132,7 +132,7 @@ def test_dropout_of_attention_weights_keeps_the_expectation(attend):
 
 
 @pytest.mark.parametrize("kernel", ["plain", "fused"])
-def test_dropout_acts_in_training_only(kernel):
+def test_dropout_is_active_in_training_only(kernel):
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=2, d_model=8, num_heads=2, dropout=0.5, attention_kernel=kernel)
     attention, x = Attention(config, layer=0), torch.randn(2, 9, 8)
@@ -142,6 +142,6 @@ def test_dropout_acts_in_training_only(kernel):
 
     assert not torch.equal(forward(), forward())
     attention.eval()
-    still = forward()
+    deterministic = forward()
     attention.train().dropout = 0.0
-    assert torch.equal(still, forward())
+    assert torch.equal(deterministic, forward())

@@ -1,4 +1,4 @@
-"""The cache against whole forward passes: where `truncate` takes back what was read, and in 8 bits."""
+"""Key/value caches against full forward passes: truncation, gradients, and the 8-bit cache."""
 
 import torch
 from hypothesis import given, settings
@@ -16,8 +16,8 @@ from tinylm.model import Int8KVCache, ModelConfig, RingKVCache, TransformerLM
     st.data(),
 )
 @torch.no_grad()
-def test_what_was_taken_back_leaves_no_trace_also_where_a_window_had_moved_on(config, spare, data):
-    """Other tokens are read, up to `spare` of them are taken back, and the right ones follow."""
+def test_truncated_tokens_leave_no_trace_even_after_a_window_moved(config, spare, data):
+    """Reads up to `spare` wrong tokens, truncates them, and continues with the right ones."""
     model, ids = random_model(config), random_ids(config, 2)
     context = config.max_seq_len
     cache, expected = RingKVCache(config, 2, spare=spare, dtype=torch.float64), model(ids)
@@ -26,15 +26,15 @@ def test_what_was_taken_back_leaves_no_trace_also_where_a_window_had_moved_on(co
         wrong = data.draw(st.integers(0, min(spare, context - read - right)), label="wrong")
         if not right and not wrong:
             right = 1
-        others = (ids[:, read + right : read + right + wrong] + 1) % config.vocab_size
-        logits = model(torch.cat((ids[:, read : read + right], others), dim=1), cache=cache)
+        wrong_ids = (ids[:, read + right : read + right + wrong] + 1) % config.vocab_size
+        logits = model(torch.cat((ids[:, read : read + right], wrong_ids), dim=1), cache=cache)
         torch.testing.assert_close(logits[:, :right], expected[:, read : read + right], rtol=0.0, atol=1e-10)
         cache.truncate([read + right] * 2)
 
 
 @settings(max_examples=30, deadline=None)
 @given(model_configs())
-def test_gradients_reach_the_tokens_that_are_being_read(config):
+def test_gradients_reach_the_tokens_being_read(config):
     model, ids = random_model(config), random_ids(config, 2)
     found = []
     for cache in (None, RingKVCache(config, 2, dtype=torch.float64)):
@@ -44,16 +44,17 @@ def test_gradients_reach_the_tokens_that_are_being_read(config):
     torch.testing.assert_close(found[0], found[1], rtol=0.0, atol=1e-8)
 
 
-# --- in 8 bits
+# --- the 8-bit cache
 
 
 def rounded(vectors: torch.Tensor) -> torch.Tensor:
-    """Each vector of the last axis to 255 levels between plus and minus its largest coordinate."""
+    """Rounds each vector of the last axis to 255 levels between plus and minus its largest coordinate."""
     levels = vectors / vectors.abs().amax(dim=-1, keepdim=True) * 127
     return levels.round() / 127 * vectors.abs().amax(dim=-1, keepdim=True)
 
 
 def with_rounded_keys(model: TransformerLM) -> TransformerLM:
+    """The model, changed to round keys and values before attention: the oracle of `Int8KVCache`."""
     for block in model.blocks:
         attend = block.attention.attend
         block.attention.attend = lambda q, k, v, *more, attend=attend: attend(q, rounded(k), rounded(v), *more)
@@ -67,7 +68,7 @@ def with_rounded_keys(model: TransformerLM) -> TransformerLM:
     st.booleans(),
 )
 @torch.no_grad()
-def test_reading_through_8_bits_is_reading_with_rounded_keys_and_values(config, first, by_decoder):
+def test_int8_cache_equals_rounded_keys_and_values(config, first, by_decoder):
     model, ids = random_model(config), random_ids(config, 2)
     model.cache_type = Int8KVCache
     expected, cache = with_rounded_keys(random_model(config))(ids), model.make_cache(2)
@@ -78,18 +79,18 @@ def test_reading_through_8_bits_is_reading_with_rounded_keys_and_values(config, 
         torch.testing.assert_close(logits, expected[:, t], rtol=0.0, atol=1e-10)
 
 
-def test_8_bits_are_a_quarter_of_the_memory_and_a_scale():
+def test_int8_cache_needs_a_quarter_of_the_memory_plus_scales():
     model = random_model(ModelConfig(vocab_size=9, d_model=64, num_heads=2), dtype=torch.float32)
     plain, small = model.make_cache(1).num_bytes, Int8KVCache(model.config, 1).num_bytes
-    assert small == plain / 4 + plain / 32  # one scale of 4 bytes for 32 numbers of 4
+    assert small == plain / 4 + plain / 32  # a 4-byte scale for 32 numbers of 4 bytes
 
 
 @torch.no_grad()
-def test_no_coordinate_moves_by_more_than_half_a_step_and_zeros_stay():
+def test_int8_cache_rounds_to_half_a_step_and_keeps_zeros():
     config = ModelConfig(vocab_size=9, d_model=64, num_heads=2, num_layers=1, max_seq_len=8)
     cache = Int8KVCache(config, 1)
     keys = torch.randn(1, 2, 5, 32, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-2.0, 3)[:, None]
-    cache.place(5)
-    got, zeros = cache.append(0, keys, torch.zeros_like(keys))
-    assert ((got - keys).abs() <= keys.abs().amax(dim=-1, keepdim=True) / 254 * 1.0001).all()
+    cache.reserve(5)
+    found, zeros = cache.append(0, keys, torch.zeros_like(keys))
+    assert ((found - keys).abs() <= keys.abs().amax(dim=-1, keepdim=True) / 254 * 1.0001).all()
     assert not zeros.any()

@@ -1,4 +1,4 @@
-"""ModelConfig: what it refuses and in which words, its arithmetic against published and counted figures."""
+"""ModelConfig: its error messages, and its parameter and FLOP counts against published and measured numbers."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: str(value) if type(value) is dict else "")
-def test_config_refuses(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         ModelConfig(**{"vocab_size": 10, **changes})
     assert error.value.exit_code == 2
@@ -77,10 +77,10 @@ def test_config_refuses(changes, message):
         ("block_size", "max_seq_len"),
         ("n_layer", "num_layers"),
         ("hidden_size", "d_model"),
-        ("num_layer", "num_layers"),  # a slip of the pen, not another project's name
+        ("num_layer", "num_layers"),  # a typo, not another project's name
     ],
 )
-def test_foreign_names_are_refused_with_ours(name, meant):
+def test_foreign_names_are_refused_with_a_suggestion(name, meant):
     message = rf"^{name}: no such field of ModelConfig, did you mean '{meant}'\?$"
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_dict({"vocab_size": 10, name: 4})
@@ -88,12 +88,12 @@ def test_foreign_names_are_refused_with_ours(name, meant):
         preset("tiny", vocab_size=10, **{name: 4})
 
 
-def test_no_foreign_name_is_one_of_ours():
+def test_no_foreign_name_is_a_field():
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     assert not fields & FOREIGN_NAMES.keys()
 
 
-def test_an_unknown_name_that_resembles_nothing_gets_no_suggestion():
+def test_an_unknown_name_unlike_any_field_gets_no_suggestion():
     with pytest.raises(ConfigError, match=r"^zzz: no such field of ModelConfig$"):
         ModelConfig.from_dict({"vocab_size": 10, "zzz": 1})
 
@@ -103,7 +103,7 @@ def test_a_missing_vocab_size_is_refused():
         ModelConfig.from_dict({"d_model": 64})
 
 
-def test_an_unknown_preset_is_refused_with_the_known_ones():
+def test_an_unknown_preset_is_refused_with_a_list():
     message = r"^smal: no such preset, known are tiny, small, medium, large, gpt2, did you mean 'small'\?$"
     with pytest.raises(ConfigError, match=message):
         preset("smal", vocab_size=10)
@@ -116,12 +116,12 @@ def test_config_is_frozen():
 
 @few
 @given(model_configs())
-def test_from_dict_inverts_to_dict_also_through_json(config):
+def test_from_dict_inverts_to_dict_even_through_json(config):
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_an_integer_is_taken_for_a_float():
+def test_integers_are_accepted_as_floats():
     config = ModelConfig(vocab_size=10, dropout=0, rope_theta=10000)
     assert (type(config.dropout), type(config.rope_theta)) == (float, float)
     assert config == ModelConfig(vocab_size=10, dropout=0.0, rope_theta=10000.0)
@@ -132,7 +132,7 @@ def test_an_integer_is_taken_for_a_float():
     [("gelu", 96, 384), ("swiglu", 96, 256), ("swiglu", 72, 192), ("swiglu", 73, 256), ("swiglu", 768, 2048)],
 )
 def test_default_feedforward_width(activation, d_model, width):
-    """4 D; for swiglu 8/3 D, which keeps the number of weights, up to a multiple of 64: 8/3 * 73 = 194.7 -> 256."""
+    """4 D, or 8/3 D for swiglu, rounded up to a multiple of 64: 8/3 * 73 = 194.7 -> 256."""
     assert ModelConfig(vocab_size=10, d_model=d_model, num_heads=1, activation=activation,
                        positional_encoding="none").ff_width == width  # fmt: skip
 
@@ -160,13 +160,13 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("config", "published"), PUBLISHED.values(), ids=PUBLISHED)
-def test_parameter_count_is_the_published_one(config, published):
+def test_parameter_count_matches_published_models(config, published):
     assert parameter_count(config) == published
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_built_and_run(name):
-    """One layer of each, as the rest is the same again."""
+def test_presets_build_and_run(name):
+    """With one layer, since all are alike."""
     config = preset(name, vocab_size=50, num_layers=1)
     model = TransformerLM(config)
     assert model(random_ids(config, batch_size=1, length=5)).shape == (1, 5, 50)
@@ -181,11 +181,10 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_flops_per_token_are_those_that_pytorch_counts(variant):
-    """Of one step forward and backward, as the products pass by.
+def test_flops_per_token_match_pytorchs_counter(variant):
+    """Over one forward and backward pass.
 
-    The convention differs from the count in one place, worked out here: it takes 6 for every parameter but the
-    looked-up ones, so also for the norms' weights and the biases, which no product of matrices contains.
+    The convention also counts 6 operations for each norm weight and bias, which take part in no matrix product.
     """
     B, T = 3, 16
     config = ModelConfig(vocab_size=23, d_model=32, num_layers=2, attention_kernel="plain", max_seq_len=T,
@@ -197,8 +196,8 @@ def test_flops_per_token_are_those_that_pytorch_counts(variant):
     assert flops_per_token(config) * B * T == counter.get_total_flops() + 6 * vectors * B * T
 
 
-def test_flops_of_a_sliding_window_are_those_of_a_context_that_long():
-    """But for a learned table's rows, which are no products: so here there is none."""
+def test_flops_of_a_sliding_window_equal_those_of_a_short_context():
+    """Without learned positions, whose table would be shorter too."""
     config = ModelConfig(vocab_size=23, d_model=32, max_seq_len=64)
     short = dataclasses.replace(config, max_seq_len=16)
     assert flops_per_token(dataclasses.replace(config, sliding_window=16)) == flops_per_token(short)

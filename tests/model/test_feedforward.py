@@ -1,4 +1,4 @@
-"""The feed-forward layer: nonlinearities against Python's math, layers against sums of products."""
+"""The feed-forward layer: activations against Python's math, layers against loops."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_activation_matches_its_formula(name):
 
 
 def linear(layer, x):
-    """One vector through a linear layer, product by product."""
+    """Applies a linear layer to one vector, product by product."""
     bias = [0.0] * layer.out_features if layer.bias is None else layer.bias.tolist()
     return [
         sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(layer.weight.tolist(), bias, strict=True)

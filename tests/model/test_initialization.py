@@ -1,4 +1,4 @@
-"""Where training starts: GPT-2's scheme, within what chance allows."""
+"""Initial weights follow GPT-2's scheme, within statistical error."""
 
 import math
 
@@ -12,16 +12,16 @@ from tinylm.model import ModelConfig, TransformerLM
 
 CONFIG = dict(vocab_size=97, d_model=64, num_layers=8, num_heads=4, max_seq_len=70, positional_encoding="learned")
 ACTIVATIONS = pytest.mark.parametrize("activation", ["swiglu", "gelu_tanh"])
-WRITERS = ("attention.output.weight", "feedforward.output.weight")  # the two of a block that write to the stream
+WRITERS = ("attention.output.weight", "feedforward.output.weight")  # the layers that write to the residual stream
 
 
 @ACTIVATIONS
 def test_weights_follow_gpt2s_normal_distributions(activation):
-    """std 0.02, of the writers 0.02/√(2 layers); norms one, biases zero.
+    """The standard deviation is 0.02, or 0.02/√(2 layers) for the writers. Norm weights are one, biases zero.
 
     The mean of n normal draws has standard error std/√n, their standard deviation about std/√(2n). Each must lie
-    within five of them, which one in 1.7 million does not; and normal, not uniform, means that the largest exceeds
-    3 std (all n ≥ 4096 stay below with probability 0.9973^n < 2e-5).
+    within five standard errors; one in 1.7 million does not. The largest weight must exceed 3 std, which
+    distinguishes a normal from a uniform distribution (n ≥ 4096 draws all stay below with probability < 2e-5).
     """
     torch.manual_seed(0)
     model = TransformerLM(
@@ -42,7 +42,7 @@ def test_weights_follow_gpt2s_normal_distributions(activation):
 @given(model_configs(norm_placement=st.just("pre"), zero_init_output=st.just(True), dropout=st.just(0.0)))
 @torch.no_grad()
 def test_zero_init_output_makes_every_block_the_identity(config):
-    """With pre-norm: x + 0 + 0 = x. Under post-norm a block begins as its norms."""
+    """With pre-norm, x + 0 + 0 = x. (With post-norm a block would apply its norms.)"""
     model = TransformerLM(config)
     x = torch.randn(2, config.max_seq_len, config.d_model)
     rotary = model.positions(x)[:, :] if config.positional_encoding == "rotary" else None
@@ -51,14 +51,14 @@ def test_zero_init_output_makes_every_block_the_identity(config):
 
 
 @ACTIVATIONS
-def test_zero_init_output_changes_no_other_weight_from_its_distribution(activation):
+def test_zero_init_output_zeroes_only_the_writers(activation):
     model = TransformerLM(ModelConfig(**CONFIG, activation=activation, zero_init_output=True))
     zero = {name for name, weight in model.named_parameters() if not weight.any()}
     assert zero == {f"blocks.{layer}.{name}" for layer in range(8) for name in WRITERS}
 
 
-def test_first_loss_is_that_of_guessing():
-    """Small logits are a near-uniform guess: a loss of ln V, plus half their variance (here 0.02² D = 0.026)."""
+def test_initial_loss_is_that_of_uniform_guessing():
+    """With small logits the loss is ln V plus half their variance, which is 0.02² D = 0.026 here."""
     torch.manual_seed(0)
     config = ModelConfig(**CONFIG, tie_embeddings=False)
     ids = random_ids(config, batch_size=16)
@@ -76,7 +76,7 @@ def test_equal_seeds_give_equal_weights_and_different_seeds_do_not():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_tied_weights_are_one_storage(tied):
+def test_tied_weights_share_storage(tied):
     model = TransformerLM(ModelConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=2, tie_embeddings=tied))
     assert (model.head.weight is model.embedding.weight) == tied
     assert (model.head.weight.data_ptr() == model.embedding.weight.data_ptr()) == tied

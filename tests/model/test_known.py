@@ -1,4 +1,4 @@
-"""What counts as the network of a config, and that whatever a user changes is found and named."""
+"""Standard models are recognized, and every change that affects the output is found and named."""
 
 import copy
 
@@ -24,24 +24,24 @@ def network(**fields) -> TransformerLM:
     return random_model(ModelConfig(**SHAPE | fields), dtype=torch.float32)
 
 
-# --- what is known
+# --- standard models
 
 
 @settings(max_examples=60, deadline=None)
 @given(model_configs(), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-def test_every_network_is_known_as_it_is_made_moved_copied_and_used(config, dtype):
+def test_models_are_standard_when_new_converted_copied_and_used(config, dtype):
     state = torch.get_rng_state()
     model = TransformerLM(config).to(dtype)
     torch.set_rng_state(state)
     assert unknown_part(model) is None and mixed_part(model) is None
-    assert torch.equal(torch.get_rng_state(), state)  # looking draws no random number
+    assert torch.equal(torch.get_rng_state(), state)  # the check draws no random numbers
     model(torch.zeros(1, 1, dtype=torch.long)).sum().backward()
     model.eval()(torch.zeros(1, 1, dtype=torch.long))
     assert unknown_part(copy.deepcopy(model)) is None
     check_known(model, "this")
 
 
-def test_what_changes_no_number_is_known():
+def test_changes_without_effect_on_the_output_are_allowed():
     model = network(dropout=0.1, attention_kernel="fused")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -49,19 +49,19 @@ def test_what_changes_no_number_is_known():
         elif isinstance(module, Attention):
             module.dropout, module.attend = 0.3, attend_plain  # the same function
     model.cache_type = Int8KVCache
-    model.note = "mine"
+    model.note = "a comment"
     model.blocks[0].register_full_backward_hook(lambda module, *gradients: None)
     model.embedding.weight.requires_grad_(False)
     assert unknown_part(model) is None
 
 
 @pytest.mark.parametrize("options", [dict(bits=8), dict(bits=4), dict(bits=4, group_size=16)], ids=str)
-def test_layers_in_few_bits_are_known(options):
+def test_quantized_layers_are_allowed(options):
     for model in (network(), network(bias=True, tie_embeddings=False)):
         assert unknown_part(quantize(model, **options, skip=())) is None
 
 
-def test_layers_with_adapters_are_known_where_they_are_allowed():
+def test_lora_adapters_are_allowed_on_request():
     model = network()
     add_lora(model, LoRAConfig(rank=2))
     add_lora(model, LoRAConfig(rank=3, dropout=0.1), "second")
@@ -74,11 +74,11 @@ def test_layers_with_adapters_are_known_where_they_are_allowed():
     check_known(model, "this")
 
 
-# --- what is not
+# --- changed models
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_changed_is_named(change):
+def test_changed_parts_are_named(change):
     model = network()
     make, message = CHANGES[change]
     make(model)
@@ -90,11 +90,11 @@ def test_what_is_changed_is_named(change):
 
 
 def put(path: str, value):
-    """Sets an attribute, by its dotted name."""
+    """Returns a change that sets an attribute, given by its dotted name."""
 
     def change(model: TransformerLM) -> None:
-        place, _, name = path.rpartition(".")
-        setattr(model.get_submodule(place), name, value() if isinstance(value, type) else value)
+        module, _, name = path.rpartition(".")
+        setattr(model.get_submodule(module), name, value() if isinstance(value, type) else value)
 
     return change
 
@@ -145,25 +145,25 @@ class MyLinear(nn.Linear):
         (untie, "head.weight is not embedding.weight"),
     ],
 )  # fmt: skip
-def test_every_attribute_that_acts_on_the_output_is_compared(change, message):
+def test_every_attribute_that_affects_the_output_is_compared(change, message):
     model = network()
     change(model)
     assert message in unknown_part(model)
 
 
-def test_an_activation_of_ones_own_is_found():
+def test_a_custom_activation_is_found():
     model = network(activation="relu")
     model.blocks[1].feedforward.activation = torch.tanh
     assert unknown_part(model) == "blocks.1.feedforward.activation is tanh, not relu"
 
 
-def test_a_method_that_is_put_into_a_class_is_found(monkeypatch):
+def test_a_method_replaced_in_its_class_is_found(monkeypatch):
     model = network()
     monkeypatch.setattr(Attention, "forward", lambda self, x, *rest: x)
     assert unknown_part(model) == "Attention.forward was replaced after tinylm was imported"
 
 
-def test_weights_of_several_kinds_are_found():
+def test_weights_of_mixed_types_are_found():
     model = network()
     model.blocks[1].feedforward.input.bfloat16()
     assert unknown_part(model) is None

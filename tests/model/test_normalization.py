@@ -1,4 +1,4 @@
-"""LayerNorm, RMSNorm and its tuned version against their formulas in NumPy, float64."""
+"""LayerNorm, RMSNorm and the tuned RMSNorm against their formulas in float64 NumPy."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def make(kind):
 
 
 def norm_and_expected(kind, dtype):
-    """A norm with random weights, an input of mean 0.5 in vectors of sizes from 0.01 to 100, and what must come out."""
+    """A norm with random weights, an input whose vectors have scales from 0.01 to 100, and the expected output."""
     rng = np.random.default_rng(0)
     x = torch.tensor((rng.standard_normal((5, 3, D)) + 0.5) * np.array([0.01, 1.0, 100.0])[:, None], dtype=dtype)
     norm = make(kind).to(dtype)
@@ -57,7 +57,7 @@ def test_norm_matches_its_formula(kind, dtype, atol):
 @every_kind
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)], ids=str)
 def test_half_precision_input_is_normalized_in_float32(kind, dtype, bits):
-    """Then the result is off by one rounding to its bits, plus float32's, and squares do not overflow."""
+    """So the error is one rounding of the result, plus float32's, and squares do not overflow."""
     norm, x, expected = norm_and_expected(kind, dtype)
     found = norm(x)
     assert found.dtype == dtype
@@ -65,7 +65,7 @@ def test_half_precision_input_is_normalized_in_float32(kind, dtype, bits):
 
 
 @every_kind
-def test_norm_gradients_match_finite_differences(kind):
+def test_gradients_match_finite_differences(kind):
     norm, x, _ = norm_and_expected(kind, torch.float64)
     inputs = [x[:, :2].clone().requires_grad_(), *norm.parameters()]
 
@@ -78,13 +78,13 @@ def test_norm_gradients_match_finite_differences(kind):
 
 @every_kind
 def test_second_derivatives_match_finite_differences(kind):
-    """The hand-written gradient consists of differentiable steps, so gradient penalties and Hessians are right too."""
+    """The hand-written gradient is differentiable itself, as gradient penalties and Hessians require."""
     norm, x, _ = norm_and_expected(kind, torch.float64)
     assert torch.autograd.gradgradcheck(norm, (x[:, 1].clone().requires_grad_(),))
 
 
-def test_a_constant_vector_has_no_layer_norm_but_an_rms_norm():
-    """LayerNorm takes the mean away, RMSNorm keeps it: 3 / sqrt(9 + eps)."""
+def test_layer_norm_zeroes_a_constant_vector_and_rms_norm_keeps_it():
+    """LayerNorm subtracts the mean. RMSNorm does not: 3 / sqrt(9 + eps)."""
     x = torch.full((1, D), 3.0, dtype=torch.float64)
     torch.testing.assert_close(LayerNorm(D, EPS, bias=False).double()(x), torch.zeros_like(x), rtol=0, atol=1e-12)
     torch.testing.assert_close(RMSNorm(D, EPS).double()(x), x / (9 + EPS) ** 0.5, rtol=0, atol=1e-12)

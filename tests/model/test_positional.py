@@ -1,4 +1,4 @@
-"""Positions: tables against the papers' formulas in Python's own math, rotations against their geometry."""
+"""Positional encodings: tables against the formulas of the papers, rotations against their geometry."""
 
 import math
 
@@ -13,8 +13,8 @@ from tinylm.model.positional import PositionTable, rotary_table, rotate, sinusoi
 EXACT = dict(rtol=0.0, atol=1e-10)
 
 
-def test_sinusoidal_table_is_vaswanis_formula():
-    """PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same."""
+def test_sinusoidal_table_matches_vaswanis_formula():
+    """PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos(pos / 10000^(2i/D))"""
     D = 6
     expected = [
         [(math.sin, math.cos)[column % 2](p / 10000.0 ** (2 * (column // 2) / D)) for column in range(D)]
@@ -24,7 +24,7 @@ def test_sinusoidal_table_is_vaswanis_formula():
 
 
 def test_sinusoidal_model_adds_the_table_to_the_embeddings():
-    """Zero blocks pass the stream on, so the logits are those of the norm of embedding + table."""
+    """With blocks that add zero, the logits are those of norm(embedding + table)."""
     config = ModelConfig(
         vocab_size=7, d_model=6, num_layers=1, num_heads=1, max_seq_len=5, positional_encoding="sinusoidal",
         norm_placement="pre", norm="rmsnorm",
@@ -38,16 +38,16 @@ def test_sinusoidal_model_adds_the_table_to_the_embeddings():
     torch.testing.assert_close(model(ids), model.head(expected), **EXACT)
 
 
-def test_rotation_of_one_pair_computed_by_hand():
-    """A head of width two turns by one radian per position: (1, 0) -> (cos p, sin p), (0, 1) -> (-sin p, cos p)."""
+def test_rotation_of_one_pair_matches_hand_calculation():
+    """A two-dimensional head turns by one radian per position: (1, 0) -> (cos p, sin p), (0, 1) -> (-sin p, cos p)."""
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).expand(1, 4, 2, 2)  # the two heads
     expected = [[[math.cos(p), math.sin(p)], [-math.sin(p), math.cos(p)]] for p in range(4)]
     found = rotate(x, rotary_table(4, 2, theta=10000.0))
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=0, atol=1e-14)
 
 
-def test_rotation_pairs_are_half_a_head_apart():
-    """At position 1 with theta 100, of four numbers the pair (0, 2) turns by 1 and (1, 3) by 100^(-1/2) = 0.1."""
+def test_rotation_pairs_coordinates_half_a_head_apart():
+    """At position 1 with theta 100 and E = 4, the pair (0, 2) turns by 1 and (1, 3) by 100^(-1/2) = 0.1 radians."""
     x = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).view(1, 1, 1, 4)
     c, s, C, S = math.cos(1.0), math.sin(1.0), math.cos(0.1), math.sin(0.1)
     expected = torch.tensor([c - 3 * s, 2 * C - 4 * S, 3 * c + s, 4 * C + 2 * S], dtype=torch.float64)
@@ -68,17 +68,17 @@ def test_rotation_keeps_norms(width):
 
 @pytest.mark.parametrize("width", [2, 6, 64])
 def test_rotated_products_depend_only_on_the_distance(width):
-    """One query and one key at all positions: the (T, T) products are constant along every diagonal."""
+    """With one query and one key at all positions, the (T, T) products are constant along every diagonal."""
     T, table = 40, rotary_table(40, width, 10000.0)
     query, key = (rotate(random_heads(1, width, seed).expand(-1, T, -1, -1), table) for seed in (1, 2))
     products = torch.einsum("bthe,bshe->bhts", query, key)
     torch.testing.assert_close(products[..., 1:, 1:], products[..., :-1, :-1], **EXACT)
-    assert (products[..., 0, 0] - products[..., 1, 0]).abs().min() > 1e-3  # but do depend on it
+    assert (products[..., 0, 0] - products[..., 1, 0]).abs().min() > 1e-3  # but they do depend on it
 
 
 @pytest.mark.parametrize("position", [1, 4095, 100_000])
 def test_tables_are_exact_to_float64_rounding_at_large_positions(position):
-    """Against 50 digits. An angle a carries three roundings, so its sine is off by at most 2 a 2⁻⁵² + 2⁻⁵²."""
+    """Against 50 digits. An angle a is rounded three times, so the error of its sine is at most 2 a 2⁻⁵² + 2⁻⁵²."""
     E, theta = 8, 10000.0
     with mpmath.workdps(50):
         angles = [position * mpmath.power(theta, mpmath.mpf(-2 * i) / E) for i in range(E // 2)]
@@ -96,21 +96,21 @@ def test_tables_are_exact_to_float64_rounding_at_large_positions(position):
         assert ((found - expected).abs() <= bound).all()
 
 
-def test_a_table_is_cast_once_from_float64_whatever_the_model_was_converted_to():
-    """A bfloat16 model reads float32 angles, and a float64 one exact ones even if it was float32 or bfloat16 before."""
+def test_tables_are_cast_from_float64_after_any_conversion_of_the_model():
+    """A bfloat16 model gets a float32 table, a float64 model the exact one, even if it was bfloat16 before."""
     exact = rotary_table(5000, 8, 10000.0)
     table = PositionTable(exact)
     for through in (torch.bfloat16, torch.float32, torch.float64):
         table.to(through)
-        for dtype, read in (
+        for dtype, cast in (
             (torch.bfloat16, torch.float32),
             (torch.float16, torch.float32),
             (torch.float32, torch.float32),
             (torch.float64, torch.float64),
         ):
             found = table(torch.zeros(1, dtype=dtype))
-            assert found.dtype == read
-            assert torch.equal(found, exact.to(read))
+            assert found.dtype == cast
+            assert torch.equal(found, exact.to(cast))
     assert not table.state_dict()
 
 
@@ -120,12 +120,12 @@ def test_rotation_of_bfloat16_rounds_only_its_result():
     found = rotate(x, PositionTable(rotary_table(T, E, 10000.0))(x))
     exact = rotate(x.double(), rotary_table(T, E, 10000.0))
     assert found.dtype == torch.bfloat16
-    # half a unit in the last of eight bits, and what float32 leaves of angles and sums
+    # half a unit in the last of eight bits, plus float32's errors of angles and sums
     torch.testing.assert_close(found.double(), exact, rtol=2.0**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
-def test_models_built_on_the_meta_device_have_their_tables(positions):
+def test_models_built_on_the_meta_device_have_tables(positions):
     config = ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=2, positional_encoding=positions)
     model, ids = random_model(config), random_ids(config)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Layers in few bits against `nn.Linear` with the weight that they stand for; PyTorch's kernels within bfloat16."""
+"""Quantized layers against `nn.Linear` with the dequantized weight; PyTorch's kernels to bfloat16 accuracy."""
 
 import copy
 import os
@@ -31,7 +31,7 @@ TYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.
 
 
 def filled(kind: str, inputs: int, outputs: int, bias: bool = False, group_size: int = 32) -> QuantizedLinear:
-    """A layer with random codes, every one of them possible, and scales of both signs."""
+    """A layer with random codes over the full range and scales of both signs."""
     generator = torch.Generator().manual_seed(inputs + outputs)
     layer = Int8Linear(inputs, outputs, bias) if kind == "int8" else Int4Linear(inputs, outputs, bias, group_size)
     low, high = (-127, 128) if kind == "int8" else (0, 256)
@@ -49,7 +49,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 # --- codes
 
 
-def test_every_byte_is_two_codes_and_every_two_codes_are_a_byte():
+def test_bytes_and_pairs_of_codes_correspond_one_to_one():
     every = torch.arange(256).to(torch.uint8)[:, None]
     codes = unpack(every)
     assert codes.shape == (256, 2) and codes.dtype == torch.int8
@@ -59,17 +59,17 @@ def test_every_byte_is_two_codes_and_every_two_codes_are_a_byte():
 
 @few
 @given(st.lists(st.tuples(*[st.integers(-8, 7)] * 6), min_size=1, max_size=5))
-def test_codes_are_unpacked_as_they_were_packed(rows):
+def test_unpack_inverts_pack(rows):
     codes = torch.tensor(rows, dtype=torch.int8)
     assert pack(codes).shape == (len(rows), 3)
     assert torch.equal(unpack(pack(codes)), codes)
 
 
-def test_the_first_of_two_codes_is_in_the_lower_half():
+def test_the_first_code_is_in_the_lower_half_of_a_byte():
     assert pack(torch.tensor([-8, 7, 0, 1], dtype=torch.int8)).tolist() == [0xF0, 0x98]  # 0 and 15, 8 and 9
 
 
-def test_weights_by_hand():
+def test_weights_match_hand_calculation():
     layer = Int8Linear(3, 2, bias=False)
     layer.codes.copy_(torch.tensor([[-127, 0, 64], [1, 2, 3]]))
     layer.scales.copy_(torch.tensor([0.5, 2.0]))
@@ -86,7 +86,7 @@ def test_weights_by_hand():
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("kind", "bias"), [("int8", True), ("int8", False), ("int4", True), ("int4", False)])
 @torch.no_grad()
-def test_the_plain_way_is_that_of_a_linear_layer_with_this_weight(kind, bias, dtype):
+def test_plain_products_match_a_linear_layer(kind, bias, dtype):
     layer = filled(kind, 64, 24, bias).to(dtype)
     oracle = nn.Linear(64, 24, bias=bias, dtype=torch.float64)
     oracle.weight.data = layer.weight.double()
@@ -102,8 +102,8 @@ def test_the_plain_way_is_that_of_a_linear_layer_with_this_weight(kind, bias, dt
 @pytest.mark.parametrize("sizes", [(32, 16), (96, 48), (128, 272), (352, 128)], ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @torch.no_grad()
-def test_the_packed_way_differs_by_bfloat16_rounding_alone(kind, sizes, dtype):
-    """Rounded to 8 bits: activations, weights and the result, each by at most 2^-9 of itself."""
+def test_packed_products_differ_by_bfloat16_rounding_alone(kind, sizes, dtype):
+    """Activations, weights and results are rounded to 8 bits, with a relative error of at most 2^-9 each."""
     layer = filled(kind, *sizes)
     for rows in (1, 2, 3, 5, layer.most_rows):
         x = random(rows, sizes[0], dtype=dtype)
@@ -112,7 +112,7 @@ def test_the_packed_way_differs_by_bfloat16_rounding_alone(kind, sizes, dtype):
 
 
 def assert_within_bfloat16(layer: QuantizedLinear, x: torch.Tensor) -> None:
-    """What a layer computes is the product of numbers, but for activations, weights and result rounded to 8 bits."""
+    """Checks a product to the accuracy of activations, weights and results rounded to 8 bits."""
     exact, weight = x.double() @ layer.weight.double().T, layer.weight.double()
     bound = 2 * 2**-9 * (x.double().abs() @ weight.abs().T) + 2 * 2**-9 * exact.abs() + 1e-6
     assert ((layer(x).double() - exact).abs() <= bound).all()
@@ -120,7 +120,7 @@ def assert_within_bfloat16(layer: QuantizedLinear, x: torch.Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_shapes_and_strides_of_x_do_not_matter(kind):
+def test_products_do_not_depend_on_shape_and_strides_of_x(kind):
     layer = filled(kind, 64, 32, bias=True)
     x = random(64, 6).T  # not contiguous
     rows = layer(x.contiguous())
@@ -132,7 +132,7 @@ def test_shapes_and_strides_of_x_do_not_matter(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("convert", [nn.Module.float, nn.Module.half, nn.Module.bfloat16])
-def test_scales_of_another_type_are_taken(kind, convert):
+def test_scales_of_another_type_are_supported(kind, convert):
     layer = convert(filled(kind, 64, 32))
     assert layer.kernel(random(3, 64)) == "packed"
     assert_within_bfloat16(layer, random(3, 64))
@@ -142,7 +142,7 @@ def test_scales_of_another_type_are_taken(kind, convert):
 
 
 def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
-    """A copy that starts so many bytes beyond an address that 64 divides."""
+    """A copy whose address is a multiple of 64 plus `offset`."""
     size = tensor.numel() * tensor.element_size()
     memory = torch.empty(size + 128, dtype=torch.uint8)
     start = -memory.data_ptr() % 64 + offset
@@ -151,7 +151,7 @@ def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
 
 @torch.no_grad()
 def multiply_at_every_address() -> None:
-    """Codes, scales and x at all offsets from 0 to 56 bytes, and x at all that its type allows."""
+    """Moves codes and scales to every 8-byte offset, and x to every offset that its type allows."""
     for kind in ("int8", "int4"):
         for offset in range(0, 64, 8):
             for name in ("codes", "scales"):
@@ -170,12 +170,12 @@ def multiply_at_every_address() -> None:
     print(torch.backends.cpu.get_cpu_capability())
 
 
-CAPABILITIES = ["default", "avx2", "avx512"]  # PyTorch believes its environment: what is not there would crash
+CAPABILITIES = ["default", "avx2", "avx512"]  # PyTorch trusts the variable: a missing one would crash
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_no_address_of_codes_scales_and_x_crashes_or_changes_a_product(capability):
-    """In a process of its own, which a kernel may end."""
+def test_products_do_not_depend_on_the_addresses_of_codes_scales_and_x(capability):
+    """In a subprocess, because a misaligned kernel may crash."""
     most = torch.backends.cpu.get_cpu_capability().lower()
     if capability not in CAPABILITIES[: CAPABILITIES.index(most) + 1 if most in CAPABILITIES else 1]:
         pytest.skip(f"this process has {most} kernels")
@@ -193,7 +193,7 @@ def test_no_address_of_codes_scales_and_x_crashes_or_changes_a_product(capabilit
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_codes_and_scales_are_aligned_when_they_are_put_in_and_stay_so_in_copies(kind):
+def test_codes_and_scales_are_aligned_when_assigned_and_in_copies(kind):
     layer, other = filled(kind, 64, 32), filled(kind, 64, 32)
     layer.load_state_dict({name: moved(each, 8) for name, each in other.state_dict().items()}, assign=True)
     for each in (layer, copy.deepcopy(layer), join_layers([layer, other])):
@@ -202,14 +202,14 @@ def test_codes_and_scales_are_aligned_when_they_are_put_in_and_stay_so_in_copies
     assert torch.equal(layer.codes, other.codes) and torch.equal(layer.scales, other.scales)
 
 
-def test_what_is_aligned_is_not_copied():
+def test_an_aligned_tensor_is_not_copied():
     whole = torch.zeros(2, 64)
     assert aligned(whole) is whole
-    part = aligned(whole[1])  # at an address that 64 divides, but a copy of the storage may stand elsewhere
+    part = aligned(whole[1])  # aligned, but a copy of the whole storage may not be
     assert part.storage_offset() == 0 and part.untyped_storage().nbytes() == 64 * 4
 
 
-def test_codes_that_are_assigned_later_count():
+def test_newly_assigned_codes_are_used():
     layer, other = filled("int4", 64, 32), filled("int4", 64, 32)
     with torch.no_grad():
         layer(random(1, 64))
@@ -217,26 +217,26 @@ def test_codes_that_are_assigned_later_count():
         assert torch.equal(layer(random(1, 64)), other(random(1, 64)))
 
 
-def test_the_packed_way_is_taken_where_it_can_be():
+def test_the_packed_kernel_is_used_where_it_is_supported():
     x = random(1, 64)
     assert filled("int8", 64, 5).kernel(x) == filled("int4", 64, 16).kernel(x) == "packed"
     for layer in (filled("int8", 64, 16), filled("int4", 64, 16)):
         for other in (x.double(), x.half(), random(layer.most_rows + 1, 64), random(1, 64).requires_grad_()):
             assert layer.kernel(other) == "plain"
-    assert filled("int8", 40, 16).kernel(random(1, 40)) == "plain"  # PyTorch's would read past the end
+    assert filled("int8", 40, 16).kernel(random(1, 40)) == "plain"  # PyTorch's kernel would read past the end
     assert filled("int4", 64, 24).kernel(x) == filled("int4", 64, 16, group_size=16).kernel(x) == "plain"
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_gradients_pass_through_and_reach_no_code(kind):
+def test_gradients_reach_the_input_but_not_the_codes(kind):
     layer, x = filled(kind, 64, 16, bias=True), random(2, 64).requires_grad_()
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(2, -1), rtol=0.0, atol=1e-5)
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
 
 
-def test_codes_that_are_loaded_later_count():
-    """The packed kernel has an arrangement of its own, made before."""
+def test_newly_loaded_codes_are_used():
+    """The packed kernel keeps a rearranged copy, which must be made again."""
     layer, other = filled("int4", 64, 32), filled("int4", 64, 32)
     other.codes.copy_(255 - other.codes)
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_codes_that_are_loaded_later_count():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_joined_layers_compute_what_each_does(kind, bias):
+def test_joined_layers_match_separate_layers(kind, bias):
     layers = [filled(kind, 64, outputs, bias) for outputs in (32, 16, 48)]
     joined = join_layers(layers)
     assert isinstance(joined, QuantizedLinear)
@@ -257,31 +257,31 @@ def test_joined_layers_compute_what_each_does(kind, bias):
         torch.testing.assert_close(joined(x), expected, rtol=0.0, atol=2e-5)
 
 
-def test_layers_that_differ_are_not_joined():
+def test_layers_of_different_kinds_are_not_joined():
     int8, int4 = filled("int8", 64, 16), filled("int4", 64, 16)
     for other in (int4, filled("int4", 64, 16, group_size=16), nn.Linear(64, 16)):
         assert join_layers([int8, other]) is None
     assert join_layers([int4, filled("int4", 64, 16, group_size=16)]) is None
 
 
-# --- in a network
+# --- in a model
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 24, 128, 2.0, "32"])
-def test_groups_that_do_not_fit_are_refused(size):
+def test_invalid_group_sizes_are_refused(size):
     with pytest.raises(ConfigError, match="group_size must be even and divide the 64 inputs of a layer, got"):
         Int4Linear(64, 16, False, group_size=size)
 
 
-def network() -> nn.Sequential:
+def three_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 48, bias=False), nn.Linear(48, 3))
 
 
 LAYERS = [{"kind": "int4", "group_size": 16, "names": ["0", "2"]}, {"kind": "int8", "names": ["1"]}]
 
 
-def test_layers_are_put_where_a_description_says():
-    model = network()
+def test_put_layers_inverts_describe_layers():
+    model = three_layers()
     assert describe_layers(model) == []
     put_layers(model, LAYERS)
     assert describe_layers(model) == LAYERS
@@ -303,13 +303,13 @@ def test_layers_are_put_where_a_description_says():
         ([{"kind": "int4", "group_size": 32, "names": ["2"]}], "2: group_size must be even and divide the 48 inputs"),
     ],
 )
-def test_descriptions_that_fit_nothing_are_refused(layers, message):
+def test_invalid_descriptions_are_refused(layers, message):
     with pytest.raises(ConfigError, match=message):
-        put_layers(network(), layers)
+        put_layers(three_layers(), layers)
 
 
-def test_kernels_are_counted_for_a_number_of_rows():
-    model = network()
+def test_kernels_depend_on_the_number_of_rows():
+    model = three_layers()
     put_layers(model, [{"kind": "int8", "names": ["0", "1"]}])
     assert kernels(model) == {"int8 packed": 2, "float32": 1}
     assert kernels(model, rows=17) == {"int8 plain": 2, "float32": 1}

@@ -1,6 +1,6 @@
-"""The same network in Hugging Face's transformers: equal logits, and equal gradients of every weight.
+"""Logits and gradients match those of the same model in Hugging Face's transformers.
 
-Each `*_weights` function names our tensors in theirs. It is linear, so that it maps gradients as well as weights.
+Each `*_weights` function maps their tensors to our names. It is linear, so it maps gradients as well as weights.
 """
 
 import pytest
@@ -19,7 +19,7 @@ THEIR_SHAPE |= dict(num_attention_heads=4, intermediate_size=44, attn_implementa
 
 
 def gpt2_weights(theirs, num_layers):
-    def transposed(name):  # their Conv1D keeps (inputs, outputs)
+    def transposed(name):  # their Conv1D stores (inputs, outputs)
         return theirs[name].mT if name.endswith("weight") else theirs[name]
 
     ours = {"embedding.weight": theirs["transformer.wte.weight"], "positions.weight": theirs["transformer.wpe.weight"]}
@@ -54,7 +54,7 @@ LLAMA_PARTS = {
 
 
 def llama_weights(theirs, num_layers):
-    """Llama's names, which Mistral and Qwen3 share."""
+    """Maps Llama's names, which Mistral and Qwen3 share."""
     ours = {"embedding.weight": theirs["model.embed_tokens.weight"], "final_norm.weight": theirs["model.norm.weight"]}
     if "lm_head.weight" in theirs:
         ours["head.weight"] = theirs["lm_head.weight"]
@@ -103,7 +103,7 @@ every_family = pytest.mark.parametrize("family", [gpt2, llama, qwen3, mistral])
 
 
 def both_models(family):
-    """Theirs with random weights, norms and biases too, and ours with the same."""
+    """Their model with random weights, including norms and biases, and ours with the same weights."""
     theirs, config, mapping = family()
     torch.manual_seed(0)
     for name, weight in theirs.named_parameters():
@@ -129,13 +129,13 @@ def test_logits_match_transformers(family):
     theirs, ours, _ = both_models(family)
     ids = token_ids()
     expected = theirs(input_ids=ids, use_cache=False).logits
-    assert expected.std() > 0.5  # weights large enough for a mistake to show
+    assert expected.std() > 0.5  # large enough for a mistake to show
     torch.testing.assert_close(ours(ids), expected, rtol=0.0, atol=ATOL)
 
 
 @every_family
 def test_gradients_match_transformers(family):
-    """Of every weight, of the next-token loss."""
+    """Gradients of the next-token loss for every weight."""
     theirs, ours, mapping = both_models(family)
     ids = token_ids()
     theirs(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -148,7 +148,7 @@ def test_gradients_match_transformers(family):
 @every_family
 @torch.no_grad()
 def test_cached_decode_matches_transformers(family):
-    """Seven tokens at once, then one by one, against their full forward."""
+    """Reads seven tokens at once and the rest one by one, against their full forward pass."""
     theirs, ours, _ = both_models(family)
     ids, cache = token_ids(), RingKVCache(ours.config, batch_size=3)
     logits = torch.cat([ours(part, cache=cache) for part in ids.split([7, *[1] * (T - 7)], dim=1)], dim=1)

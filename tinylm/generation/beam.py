@@ -1,6 +1,6 @@
-"""Beam search: the most likely completion of a prompt, searched for along several texts at once.
+"""Beam search: approximates the most likely completion of a prompt by extending several texts at once.
 
-Greedy decoding takes the most likely token each time, and may so miss the most likely text:
+Greedy decoding takes the most likely token each time, which may miss the most likely text:
 
     a 0.6 ── c 0.5     "ac" 0.30: greedy, since a is more likely than b
     b 0.4 ── d 0.9     "bd" 0.36: found with two beams, which keep both a and b
@@ -37,11 +37,7 @@ from tinylm.generation.text import Completion
 
 @dataclass(frozen=True, kw_only=True)
 class BeamConfig:
-    """Options of beam search.
-
-    Raises:
-        ConfigError: for an invalid value.
-    """
+    """Options of beam search. Invalid values raise ConfigError."""
 
     num_beams: int = 4
     """Number of texts kept at each step. 1, with early_stop, is greedy decoding."""
@@ -65,11 +61,7 @@ class BeamConfig:
 
 @dataclass(frozen=True)
 class ScoredCompletion(Completion):
-    """A completion with its score.
-
-    Attributes:
-        score: the score above. Its sum includes the end-of-text token, which `log_probs` leaves out
-    """
+    """A completion with its score. The score includes the end-of-text token, `log_probs` do not."""
 
     score: float
 
@@ -122,7 +114,8 @@ def beam_search(
         ConfigError: for an invalid option, a prompt that is empty or does not fit the context.
         NumericError: if a probability is NaN.
     """
-    config = _checked(config or BeamConfig(), options)
+    check_names(options, BeamConfig, "beam search")
+    config = dataclasses.replace(config or BeamConfig(), **options)
     ids = _prompt_ids(generator, prompt, config, truncate)
     beams = _search(generator, ids, config)
     beams.sort(key=lambda beam: beam.score(config.length_penalty), reverse=True)
@@ -143,9 +136,9 @@ def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list
             return ended
         last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=device)
         logits = generator.decoder.step(last, cache)
-        # At most one continuation of each beam ends, so half of twice num_beams go on.
+        # At most one continuation of each beam ends, so at least num_beams of these do not.
         best = _continuations(running, logits, 2 * config.num_beams)
-        # A text may end only where it would be kept, or unlikely short texts would stop the search.
+        # Only the best num_beams may end; otherwise unlikely short texts would stop the search.
         ended += [beam for beam in best[: config.num_beams] if beam.ids[-1] == end]
         running = [beam for beam in best if beam.ids[-1] != end][: config.num_beams]
         cache.select([beam.row for beam in running])
@@ -153,13 +146,7 @@ def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list
 
 
 def _continuations(beams: list[Beam], logits: Tensor, count: int) -> list[Beam]:
-    """The most likely texts that are one token longer, best first.
-
-    Args:
-        beams: texts of equal length
-        logits: logits after each, (B, V)
-        count: most texts to return
-    """
+    """The `count` most likely texts that are one token longer, best first; logits are (B, V)."""
     log_probs = logits.log_softmax(dim=-1)
     check_numbers(log_probs)
     sums = log_probs + log_probs.new_tensor([beam.log_prob for beam in beams])[:, None]  # (B, V)
@@ -193,12 +180,6 @@ def _completion(generator: Generator, prompt: str, beam: Beam, config: BeamConfi
     ids, finished = beam.ids[:count], "end" if has_end else "length"
     text, score = generator.tokenizer.decode(ids), beam.score(config.length_penalty)
     return ScoredCompletion(prompt, text, ids, beam.log_probs[:count], finished, score)
-
-
-def _checked(config: BeamConfig, options: dict[str, Any]) -> BeamConfig:
-    """The config with some fields overridden."""
-    check_names(options, BeamConfig, "beam search")
-    return dataclasses.replace(config, **options)
 
 
 def _prompt_ids(generator: Generator, prompt: str, config: BeamConfig, truncate: Literal["left"] | None) -> list[int]:

@@ -1,10 +1,10 @@
 """Generator: continues many prompts at once, streams, slides over long texts, and stops at strings.
 
-The loop is that of textbook.py: read the prompts, then repeatedly turn the logits of the last token into one more.
+The loop is that of textbook.py: read the prompts, then repeatedly choose the next token from the logits of the last.
 Texts generated together share the cost of loading the weights. Each has its own row of the cache, length and random
 numbers, so the rest of the batch changes its logits by rounding alone; where one ends, the next prompt takes its row.
 
-When the context is full a text slides: the newest half is read again as a new beginning.
+When the context is full a text slides: its newest half is read again as a new context.
 """
 
 import time
@@ -38,14 +38,11 @@ class Generator:
         stats: counts and times of all texts so far
         before: ids inserted before every prompt, such as the user token of a chat
         after: ids appended to every prompt
-        conversation: whether prompts are pairs or chats, which training reads as one document with their answer
+        conversation: whether a prompt and its completion are one document in training, as pairs and chats are
     """
 
     def __init__(
-        self,
-        model: TransformerLM,
-        tokenizer: Tokenizer,
-        decoder: CachedDecoder | UncachedDecoder | None = None,
+        self, model: TransformerLM, tokenizer: Tokenizer, decoder: CachedDecoder | UncachedDecoder | None = None
     ) -> None:
         self.model, self.tokenizer, self._chosen = model, tokenizer, decoder
         self.decoder: Any = make_decoder(model) if decoder is None else decoder
@@ -104,11 +101,7 @@ class Generator:
                 stops.read(decode_piece(text.ids[-1]))
                 text.finished = "stop" if stops.found else text.finished
         generated = ["".join(self._until_stop([self.tokenizer.decode(text.ids)], text, config)) for text in texts]
-        return [self.completion(prompts[i // num_samples], text, generated[i]) for i, text in enumerate(texts)]
-
-    def completion(self, prompt: str, text: Text, generated: str) -> Completion:
-        """The result for a finished text."""
-        return Completion(prompt, generated, text.ids, text.log_probs, text.finished)
+        return [text.completion(prompts[i // num_samples], generated[i]) for i, text in enumerate(texts)]
 
     def _until_stop(self, pieces: Iterable[str], text: Text, config: SamplingConfig) -> Iterator[str]:
         """Yields pieces up to the first stop string, which finishes the text."""
@@ -130,10 +123,8 @@ class Generator:
     def refresh_decoder(self) -> None:
         """Replaces the decoder if the model has changed since it was made.
 
-        In a model that keeps documents apart the end-of-text token ends a document, except in a conversation.
-
-        Raises:
-            ConfigError: if the caller chose the decoder, and it does not fit the model any more.
+        A decoder chosen by the caller raises ConfigError instead. With `document_mask` the end-of-text token ends a
+        document, except in a conversation.
         """
         if self._chosen is None:
             self.decoder = make_decoder(self.model, self.decoder)
@@ -234,11 +225,7 @@ class Generator:
     # --- options and prompts
 
     def check_options(self, options: dict[str, Any]) -> tuple[SamplingConfig, Literal["left"] | None]:
-        """Splits the options of `generate` into a checked `SamplingConfig` and `truncate`.
-
-        Raises:
-            ConfigError: for an invalid option.
-        """
+        """Splits the options of `generate` into a `SamplingConfig` and `truncate`; invalid ones raise ConfigError."""
         options = dict(options)
         truncate = options.pop("truncate", None)
         check_truncate(truncate)
@@ -250,8 +237,7 @@ class Generator:
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
         """The ids that the model reads for a prompt: end-of-text token, `before`, prompt, `after`.
 
-        Raises:
-            ConfigError: if there are none, or more than the context holds.
+        Raises ConfigError if there are none, or more than the context holds.
         """
         ids = [*self.before, *self.tokenizer.encode(prompt), *self.after]
         if self.tokenizer.end_of_text is not None:
@@ -268,7 +254,7 @@ class Generator:
 
 
 def announce_sliding(context: int) -> None:
-    """Tells once that a text is longer than the context, and what is done."""
+    """Prints a notice that a text is longer than the context."""
     notice(f"beyond {context} tokens, generation keeps the newest half of the context and continues")
 
 

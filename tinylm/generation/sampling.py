@@ -1,8 +1,8 @@
-"""From logits to one token, with one pure function per idea.
+"""Sampling: from logits to one token, by pure functions.
 
-Penalties for tokens that are in the text already come first (`adjusted`), then temperature and filters (`filtered`),
-then a token is drawn (`choose`). Each filter maps logits (..., V) to logits in which excluded tokens are -inf, so
-filters compose in any order; the usual one is temperature, top-k, top-p, min-p, typical.
+`adjusted` applies penalties and biases, `filtered` the temperature and the filters, and `choose` draws a token. Each
+filter maps logits (..., V) to logits in which excluded tokens are -inf, so filters compose in any order; the usual one
+is temperature, top-k, top-p, min-p, typical.
 """
 
 import math
@@ -20,11 +20,7 @@ EXCLUDED = float("-inf")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Options of sampling.
-
-    Raises:
-        ConfigError: for an invalid value.
-    """
+    """Options of sampling. Invalid values raise ConfigError."""
 
     max_new_tokens: int = 500
     """Most tokens to generate."""
@@ -82,11 +78,7 @@ class SamplingConfig:
         return any((*penalties, self.logit_bias, self.banned_tokens))
 
     def check_tokens(self, vocab_size: int) -> None:
-        """Checks token ids against the vocabulary.
-
-        Raises:
-            ConfigError: for an id outside of it, or if all are banned.
-        """
+        """Raises ConfigError for a token id outside the vocabulary, or if all tokens are banned."""
         for name, ids in (("logit_bias", self.logit_bias or {}), ("banned_tokens", self.banned_tokens)):
             for token in ids:
                 check_rule(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
@@ -99,12 +91,12 @@ def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
         raise ConfigError(f"{name} must be {rule}, got {value}")
 
 
-def check_names(options: Iterable[str], config: type, what: str) -> None:
+def check_names(options: Iterable[str], config: type, purpose: str) -> None:
     """Raises ConfigError, with a suggestion, unless all options are fields of a dataclass."""
     known = [each.name for each in fields(config)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"{name}: no such option of {what}{did_you_mean(name, known)}")
+            raise ConfigError(f"{name}: no such option of {purpose}{did_you_mean(name, known)}")
 
 
 def check_truncate(truncate: object) -> None:
@@ -149,13 +141,9 @@ def typical(logits: Tensor, p: float) -> Tensor:
 
 
 def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
-    """Applies penalties, biases and bans.
+    """Applies penalties, biases and bans: (B, V) -> (B, V).
 
-    Args:
-        logits: (B, V)
-        prompt: count of each token in the prompt, int64 (B, V)
-        generated: count of each token in the generated text, int64 (B, V)
-        config: the options
+    `prompt` and `generated` count each token in the prompt and in the generated text of each row, int64 (B, V).
     """
     if config.repetition_penalty != 1:  # Keskar et al. 2019: a positive logit is divided, a negative one multiplied
         penalized = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
@@ -184,17 +172,9 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """The probability of drawing each token; at temperature 0 the most likely one has probability 1.
+    """The probability of drawing each token: (..., V) -> (..., V). At temperature 0 the most likely one has 1.
 
-    Args:
-        logits: (..., V)
-        config: the options
-
-    Returns:
-        (..., V), in float64 on the CPU, so that a seed gives the same text on every device
-
-    Raises:
-        NumericError: if a logit is NaN.
+    They are float64 on the CPU, so that a seed gives the same text on every device. NaN raises NumericError.
     """
     check_numbers(logits)
     logits = logits.cpu().double()
@@ -204,18 +184,9 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draws one token for each row of logits.
+    """Draws one token for each row of logits: (B, V) -> int64 (B,). NaN raises NumericError.
 
-    Args:
-        logits: (B, V)
-        config: the options
-        generators: random number generator of each row, on the CPU
-
-    Returns:
-        token ids, int64 (B,), on the logits' device
-
-    Raises:
-        NumericError: if a logit is NaN.
+    `generators` are the random number generators of the rows, on the CPU.
     """
     if config.temperature == 0:
         check_numbers(logits)

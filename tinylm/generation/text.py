@@ -32,18 +32,14 @@ class Text:
         else:
             self.random.manual_seed(self.seed)
 
+    def completion(self, prompt: str, generated: str) -> "Completion":
+        """The result, given the prompt and the generated text as strings."""
+        return Completion(prompt, generated, self.ids, self.log_probs, self.finished)
+
 
 @dataclass(frozen=True)
 class Completion:
-    """The completion of a prompt.
-
-    Attributes:
-        prompt: the prompt
-        text: the generated text
-        ids: its token ids
-        log_probs: log probability of each token, in nats, before temperature and filters
-        finished: why it ended: "stop", "end" or "length"
-    """
+    """A prompt and its completion. The last three fields are those of `Text`."""
 
     prompt: str
     text: str
@@ -58,9 +54,9 @@ class Stats:
 
     Attributes:
         prompt_tokens: tokens read many at a time: prompts, and the context kept when a text slides
-        prompt_seconds: time for these
+        prompt_seconds: time spent reading them
         new_tokens: generated tokens
-        decode_seconds: time for these, choosing included
+        decode_seconds: time spent generating them
         cache_bytes: size of the last key/value cache
     """
 
@@ -75,7 +71,7 @@ class StopStrings:
     """Passes on a text, piece by piece, up to the first stop string.
 
     The text ends at the first character that completes a stop string; if it completes several, the longest is cut off.
-    So neither the division into pieces nor what follows matters: with the stop strings "b" and "aba", the text "aba"
+    So neither the division into pieces nor later text matters: with the stop strings "b" and "aba", the text "aba"
     ends after "a", at the "b", although "aba" begins earlier.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The decoding loop to be read: one text, token by token, with a plain key/value cache.
+"""The decoding loop in its simplest form: one text, token by token, with a plain key/value cache.
 
 Everything else in this package makes this loop faster or serves several texts at once, and is tested against it. Left
 out: texts longer than the context, separate documents (`document_mask`), sampling options, stop strings.

@@ -1,10 +1,10 @@
 """Decoding without a cache: the model reads the whole text again for every new token.
 
 This is the definition of generation: the next token follows from `model(ids)`, called as in training, with hooks. So it
-is right for any model, including modified ones of which nothing is known. A key/value cache is right only if each
-token is read by itself, given the keys and values of earlier ones. A layer that looks ahead, counts positions from 0 or
-ignores the cache would give different results with a cache, and no test on a few tokens could rule that out. Rows are
-read one by one, since an unknown layer may mix rows or see padding.
+is correct for any model, however modified. A key/value cache is correct only if a token depends on earlier ones through
+their keys and values alone. A layer that looks ahead, counts positions from 0 or ignores the cache would give different
+results with a cache, and no test on a few tokens could rule that out. Rows are read one by one, since an unknown layer
+may mix rows or see padding.
 
 A text of T tokens costs T passes of up to T tokens.
 """
@@ -22,12 +22,7 @@ from tinylm.model.normalization import widened
 
 
 class TokenRows:
-    """The tokens that each row has read: the counterpart of a key/value cache.
-
-    Args:
-        rows: number of rows
-        max_len: most tokens of a row
-        device: where the tokens are stored
+    """The tokens that each row has read, at most `max_len`: the counterpart of a key/value cache.
 
     Attributes:
         lengths: number of tokens read by each row

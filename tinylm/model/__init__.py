@@ -1,14 +1,14 @@
-"""The transformer. Pure PyTorch: text, training and files are elsewhere.
+"""The transformer, in pure PyTorch. Text, training and files are elsewhere.
 
 Axes, wherever a shape is given:
 
     B batch                 H query heads           F feed-forward width
     T query position        K key/value heads       V vocabulary
-    S key position          E head width            D model width (H * E)
+    S key position          E head dimension        D model width (H * E)
 
 Read in this order: config, normalization, positional, attention, feedforward, transformer, cache. The other files
-hold what is swapped in for a purpose: caches for many rows and in 8 bits (ring_cache, int8_cache), quantized and LoRA
-layers (quantized, lora), a faster gradient (tuned); known checks that a model is what its config describes.
+are optional parts: caches for many rows and in 8 bits (ring_cache, int8_cache), quantized and LoRA layers (quantized,
+lora), a faster gradient (tuned), and a check that a model is exactly what its config describes (known).
 """
 
 from tinylm.model.cache import KVCache

@@ -1,8 +1,8 @@
 """Causal self-attention (Vaswani et al. 2017) with any number of key/value heads.
 
 K = H key/value heads are multi-head attention, K = 1 is multi-query attention (Shazeer 2019), and anything between is
-grouped-query attention (Ainslie et al. 2023). Two kernels compute the same function: `attend_plain` is the formula, to
-be read; `attend_fused` is PyTorch's kernel, FlashAttention on CUDA, which never stores the (T, S) weights.
+grouped-query attention (Ainslie et al. 2023). Two kernels compute the same function: `attend_plain` is the formula;
+`attend_fused` is PyTorch's kernel, FlashAttention on CUDA, which never stores the (T, S) weights.
 """
 
 import torch
@@ -16,11 +16,9 @@ from tinylm.model.positional import rotate
 
 
 def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
-    """Numbers the documents of each row: (B, T) -> (B, T). A separator belongs to the document that it ends.
+    """Numbers the documents of each row, (B, T) -> (B, T); None if there is no separator.
 
-    Args:
-        ids: token ids, (B, T)
-        end: id of the separator. None: the rows have none, and the result is None
+    The separator, `end`, belongs to the document that it ends.
     """
     if end is None:
         return None
@@ -29,13 +27,9 @@ def document_numbers(ids: Tensor, end: int | None) -> Tensor | None:
 
 
 def documents_apart(config: ModelConfig, ids: Tensor, end: int | None, known: Tensor | None = None) -> Tensor | None:
-    """The `documents` argument of `TransformerLM.forward`; None unless the config sets `document_mask`.
+    """The `documents` argument of `TransformerLM.forward`: `known`, or numbers counted by separators.
 
-    Args:
-        config: the model's config
-        ids: token ids, (B, T)
-        end: id of the separator
-        known: document numbers, (B, T). None: counted by separators
+    None unless the config sets `document_mask`.
     """
     if not config.document_mask:
         return None
@@ -49,7 +43,7 @@ def visible_keys(
     documents: Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor | None:
-    """The attention mask. The queries stand at the last of the keys' positions.
+    """The attention mask. The queries occupy the last T of the S positions.
 
     Args:
         num_queries: T
@@ -59,8 +53,8 @@ def visible_keys(
         device: device of the mask
 
     Returns:
-        True where a query sees a key, (T, S), or (B, 1, T, S) with documents. None where causality alone decides and no
-        matrix is needed: T = S, or a single query that sees every key.
+        True where a query sees a key, (T, S), or (B, 1, T, S) with documents. None where no matrix is needed: a causal
+        mask with T = S, or a single query that sees every key.
     """
     if documents is None and (window is None or window >= num_keys) and num_queries in (1, num_keys):
         return None
@@ -76,15 +70,12 @@ def visible_keys(
 
 
 def visible_positions(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """The attention mask of rows whose positions differ.
+    """The attention mask of rows with different positions: True where a query sees a key, (B, 1, T, S).
 
     Args:
         queries: position of each query, (B, T)
         keys: position of each key, (B, S), negative for none
         window: number of positions that a query sees, itself included
-
-    Returns:
-        True where a query sees a key, (B, 1, T, S)
     """
     query, key = queries[:, :, None], keys[:, None, :]  # (B, T, 1), (B, 1, S)
     visible = (key >= 0) & (key <= query)
@@ -108,7 +99,7 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | No
     """
     B, H, T, E = query.shape
     _, K, S, _ = key.shape
-    grouped = query.reshape(B, K, H // K * T, E)  # the heads of a group read the same keys: one product for all
+    grouped = query.reshape(B, K, H // K * T, E)  # the heads of a group share keys: one product for all
     scores = (grouped @ key.transpose(-1, -2)).view(B, H, T, S) * E**-0.5
     if visible is None and T > 1:
         visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril()
@@ -142,16 +133,13 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
-        """Computes one layer of attention.
+        """(B, T, D) -> (B, T, D)
 
         Args:
-            x: (B, T, D)
+            x: residual stream or its norm, (B, T, D)
             visible: the mask of `visible_keys`
             rotary: rows of the rotary table for these positions, (2, T, E/2) or (2, B, T, E/2)
-            cache: holds the keys and values of earlier tokens, and takes those of the new ones
-
-        Returns:
-            (B, T, D)
+            cache: keys and values of earlier tokens, to which those of the new tokens are appended
         """
         heads = (*x.shape[:2], -1, self.head_dim)
         query = self.query(x).view(heads)  # (B, T, H, E)

@@ -1,6 +1,6 @@
-"""KVCache: keys and values of the tokens read so far, so that the next token costs one position and not all.
+"""KVCache: keys and values of the tokens read so far, so that each new token is computed without the others.
 
-All rows have the same length, and nothing is ever forgotten or taken back. `RingKVCache` (ring_cache.py) adds rows of
+All rows have the same length, and tokens are never removed. `RingKVCache` (ring_cache.py) adds rows of
 different lengths, a ring buffer for sliding windows, and truncation.
 """
 
@@ -39,13 +39,13 @@ class KVCache:
         shape = (config.num_layers, batch_size, config.kv_heads, self.max_len, config.head_dim)
         self.keys, self.values = torch.zeros(2, *shape, dtype=dtype, device=device)
 
-    def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
-        """Reserves the next positions; returns them, and those of the keys that `append` returns. None: 0, 1, 2, ..."""
+    def reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+        """Reserves the next positions. Returns them, and the positions of all keys (None: 0, 1, 2, ...)."""
         self.begin, self.length = self.length, self.length + num_new
         return slice(self.begin, self.length), None
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values of one layer at the positions reserved by `place`.
+        """Stores the keys and values of one layer at the positions reserved by `reserve`.
 
         Args:
             layer: index of the layer

@@ -23,10 +23,7 @@ class ModelConfig:
     """The architecture of a decoder-only transformer.
 
     The defaults are the shape of the presets: rotary positions, RMSNorm before each sublayer, SwiGLU, QK-norm, no bias,
-    tied embeddings.
-
-    Raises:
-        ConfigError: if a value, or a combination of values, is invalid.
+    tied embeddings. Invalid values and combinations raise ConfigError.
     """
 
     vocab_size: int
@@ -76,30 +73,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "kv_heads", "ff_width", "max_seq_len"):
-            require(getattr(self, name) >= 1, f"{_FIELD.get(name, name)} must be at least 1, got {getattr(self, name)}")
-        require(
-            self.d_model % self.num_heads == 0,
-            f"d_model must be divisible by num_heads, got d_model={self.d_model} and num_heads={self.num_heads}",
-        )
-        require(
-            self.num_heads % self.kv_heads == 0,
-            f"num_heads must be divisible by num_kv_heads, "
-            f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}",
-        )
+        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len")
+        for name in (*sizes, "sliding_window"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        D, H, K = self.d_model, self.num_heads, self.kv_heads
+        require(D % H == 0, f"d_model must be divisible by num_heads, got d_model={D} and num_heads={H}")
+        require(H % K == 0, f"num_heads must be divisible by num_kv_heads, got num_heads={H} and num_kv_heads={K}")
         if self.positional_encoding == "rotary":
-            require(
-                self.head_dim % 2 == 0,
-                f"rotary positions need an even head_dim, got d_model={self.d_model} / num_heads={self.num_heads} "
-                f"= {self.head_dim}",
-            )
+            E = self.head_dim
+            require(E % 2 == 0, f"rotary positions need an even head_dim, got d_model={D} / num_heads={H} = {E}")
             require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
-            require(self.d_model % 2 == 0, f"sinusoidal positions need an even d_model, got {self.d_model}")
+            require(D % 2 == 0, f"sinusoidal positions need an even d_model, got {D}")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
-        if self.sliding_window is not None:
-            require(self.sliding_window >= 1, f"sliding_window must be at least 1, got {self.sliding_window}")
 
     @property
     def kv_heads(self) -> int:
@@ -120,10 +108,9 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Makes a config from plain values, as stored in checkpoints and model folders.
+        """Creates a config from plain values, as stored in checkpoints and model folders.
 
-        Raises:
-            ConfigError: for an unknown field, with a suggestion.
+        Unknown fields raise ConfigError, with a suggestion.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in values:
@@ -136,9 +123,8 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
-# Fields that may change in mid-run: they do not affect the meaning of the weights.
+# Fields that may change during a run, since they do not affect the meaning of the weights.
 WITHOUT_WEIGHTS = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
-_FIELD = {"kv_heads": "num_kv_heads", "ff_width": "d_ff"}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -154,11 +140,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
-    """The config of a preset: `tiny`, `small`, `medium`, `large` or `gpt2`.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """The config of a preset, with some fields changed."""
     require(name in PRESETS, f"{name}: no such preset, known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return ModelConfig.from_dict({"vocab_size": vocab_size, **PRESETS[name], **changes})
 
@@ -190,8 +172,7 @@ def flops_per_token(config: ModelConfig) -> int:
     parameter, lookup tables excluded, plus 12 d_model * (visible tokens) per layer for the two products of attention,
     as if every query saw the whole context. Softmax and recomputation are left out.
     """
-    embedding = config.vocab_size * config.d_model
-    lookups = embedding if not config.tie_embeddings else 0
+    lookups = 0 if config.tie_embeddings else config.vocab_size * config.d_model
     lookups += config.max_seq_len * config.d_model if config.positional_encoding == "learned" else 0
     visible = min(config.max_seq_len, config.sliding_window or config.max_seq_len)
     return 6 * (parameter_count(config) - lookups) + 12 * config.num_layers * config.d_model * visible

@@ -2,20 +2,14 @@
 
 from torch import nn
 
-from tinylm.model.lora import LoRALinear
-from tinylm.model.quantized import QuantizedLinear
+from tinylm.model.lora import A, B
+from tinylm.model.quantized import quantized_layers
 
 
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters: tied ones count once, each weight of a quantized layer counts as one.
 
-    LoRA adapters are left out, since `merge_lora` would add them to weights that are counted.
+    LoRA adapters are left out, since `merge_lora` adds them to weights that are counted.
     """
-    adapters: set[int] = set()
-    codes = 0
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            adapters |= {id(weight) for weight in (*module.lora_a.values(), *module.lora_b.values())}
-        elif isinstance(module, QuantizedLinear):
-            codes += module.in_features * module.out_features
-    return codes + sum(weight.numel() for weight in model.parameters() if id(weight) not in adapters)
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if A not in name and B not in name)
+    return weights + sum(layer.in_features * layer.out_features for _, layer in quantized_layers(model))

@@ -1,4 +1,4 @@
-"""The feed-forward layer: two linear layers with a nonlinearity between them, applied at each position by itself.
+"""The feed-forward layer: two linear layers with a nonlinearity between them, applied to each position independently.
 
 Activations: GELU, exact and in GPT-2's tanh form (Hendrycks, Gimpel 2016), ReLU, ReLU² (So et al. 2021), and the gated
 SwiGLU (Shazeer 2020), whose second input projection decides how much of each unit passes.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,7 @@ EQUIVALENT = ((attend_plain, attend_fused), (rms_norm, tuned_rms_norm))  # funct
 def unknown_part(model: nn.Module, *, hooks: bool = True) -> str | None:
     """Describes the first part of a model that its config does not describe; None for a standard model.
 
-    Args:
-        model: the model
-        hooks: whether forward hooks count. Saving, for example, cannot store them anyway
+    `hooks` is whether forward hooks count. When a model is saved, for example, they cannot be stored anyway.
     """
     if type(model) is not TransformerLM:
         return f"the model is {_a(model)}, not a TransformerLM"
@@ -63,16 +61,13 @@ def mixed_part(model: nn.Module) -> str | None:
 
 
 def check_known(model: nn.Module, purpose: str, *, adapters: bool = False, hooks: bool = True) -> None:
-    """Refuses a model with a part that its config does not describe.
+    """Raises ConfigError, naming the part, for a model with a part that its config does not describe.
 
     Args:
         model: the model
-        purpose: what requires a standard model; begins the message
+        purpose: beginning of the message: the operation that requires a standard model
         adapters: whether LoRA adapters are allowed
         hooks: whether forward hooks count
-
-    Raises:
-        ConfigError: naming the part.
     """
     found = unknown_part(model, hooks=hooks)
     if found is not None:
@@ -83,11 +78,7 @@ def check_known(model: nn.Module, purpose: str, *, adapters: bool = False, hooks
 
 
 def check_deterministic(model: nn.Module) -> None:
-    """Refuses a model whose output is random, because dropout is active.
-
-    Raises:
-        ConfigError: naming the layer.
-    """
+    """Raises ConfigError, naming the layer, if dropout makes the model's output random."""
     for name, module in model.named_modules():
         if not module.training:
             continue
@@ -107,13 +98,13 @@ def _fresh(config: ModelConfig) -> TransformerLM:
 
 
 @lru_cache(maxsize=256)
-def _rounded(kind: type[QuantizedLinear], inputs: int, outputs: int, bias: bool, options: Any) -> QuantizedLinear:
+def _quantized(kind: type[QuantizedLinear], inputs: int, outputs: int, bias: bool, options: Any) -> QuantizedLinear:
     with without_weights():
         return kind(inputs, outputs, bias, **dict(options))
 
 
 def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Iterator[str]:
-    """Differences from a new model, in one pass over the modules: every text begins with this check."""
+    """Differences from a new model, found in one pass, since this check precedes every generated text."""
     expected = dict(fresh.named_modules(remove_duplicate=False))
     tied = {("head.weight", "embedding.weight")} if model.config.tie_embeddings else set()
     adapters: set[str] = set()  # names of submodules of LoRA layers
@@ -129,71 +120,64 @@ def _structure(model: TransformerLM, fresh: TransformerLM, hooks: bool) -> Itera
             adapters |= {f"{name}.lora_a", f"{name}.lora_b"}
         elif type(twin) is nn.Linear and isinstance(module, QuantizedLinear) and type(module) in TYPES:
             sizes = twin.in_features, twin.out_features, twin.bias is not None
-            twin = _rounded(type(module), *sizes, tuple(module.options.items()))
+            twin = _quantized(type(module), *sizes, tuple(module.options.items()))
         elif type(module) is not type(twin):
-            alike = type(module).__name__ == type(twin).__name__
-            found = f"a {type(module).__module__}.{type(module).__name__}" if alike else _a(module)
+            same_name = type(module).__name__ == type(twin).__name__
+            found = f"a {type(module).__module__}.{type(module).__name__}" if same_name else _a(module)
             yield f"{name} is {found}, not {_a(twin)}"
             return
-        yield from _differences(name, module, _wanted(twin))
+        yield from _differences(name, module, *_expected(twin))
         for key, weight in module._parameters.items():
             full = f"{name}.{key}" if name else key
-            if (
-                weight is not None
-                and (other := first.setdefault(id(weight), full)) != full
-                and (full, other) not in tied
-            ):
+            other = full if weight is None else first.setdefault(id(weight), full)
+            if other != full and (full, other) not in tied:
                 yield f"{full} is {other}"
         if hooks and (module._forward_hooks or module._forward_pre_hooks):
             yield f"{name or 'the model'} has a forward hook"
     yield from (f"{name} is missing" for name in expected)
     if tied and model.head.weight is not model.embedding.weight:
-        yield "head.weight is not embedding.weight, which tie_embeddings makes it"
-
-
-class _Wanted(NamedTuple):
-    """A new module's parameter and buffer shapes, and the attributes that affect its output."""
-
-    tensors: dict[str, dict[str, tuple[type, torch.Size]]]
-    attributes: dict[str, Any]
+        yield "head.weight is not embedding.weight, although tie_embeddings is on"
 
 
 @lru_cache(maxsize=2048)
-def _wanted(twin: nn.Module) -> _Wanted:
+def _expected(twin: nn.Module) -> tuple[dict[str, dict[str, tuple[type, torch.Size]]], dict[str, Any]]:
+    """A new module's parameter and buffer shapes, and the attributes that affect its output."""
     tensors = {
         kind: {key: (type(each), each.shape) for key, each in vars(twin)[kind].items() if each is not None}
         for kind in ("_parameters", "_buffers")
     }
     free = {key for key in vars(twin) if key in FREE or (key[0] == "_" and key != "_exact")}
-    return _Wanted(tensors, {key: value for key, value in vars(twin).items() if key not in free})
+    return tensors, {key: value for key, value in vars(twin).items() if key not in free}
 
 
-def _differences(name: str, module: nn.Module, wanted: _Wanted) -> Iterator[str]:
+def _differences(
+    name: str, module: nn.Module, tensors: dict[str, dict[str, tuple[type, torch.Size]]], attributes: dict[str, Any]
+) -> Iterator[str]:
     """Differences of one module from its counterpart in a new model."""
     own, prefix = vars(module), f"{name}." if name else ""
-    for kind, shapes in wanted.tensors.items():
-        tensors = {key: tensor for key, tensor in own[kind].items() if tensor is not None}
-        for key, tensor in tensors.items():
+    for kind, shapes in tensors.items():
+        found = {key: tensor for key, tensor in own[kind].items() if tensor is not None}
+        for key, tensor in found.items():
             if key not in shapes:
                 yield f"{prefix}{key} is not one of its {kind[1:]}"
             elif (type(tensor), tensor.shape) != shapes[key]:
                 yield f"{prefix}{key} is a {type(tensor).__name__} {tuple(tensor.shape)}, not {tuple(shapes[key][1])}"
-        yield from (f"{prefix}{key} is missing" for key in shapes if key not in tensors)
+        yield from (f"{prefix}{key} is missing" for key in shapes if key not in found)
     yield from (f"{prefix}{key} is not the method of its class" for key in own.keys() & _METHODS[type(module)].keys())
-    for key, value in wanted.attributes.items():
+    for key, value in attributes.items():
         if key not in own or not _same(own[key], value):
             yield f"{prefix}{key} is {_shown(own.get(key))}, not {_shown(value)}"
     if own.get("_compiled_call_impl") is not None:
         yield f"{name or 'the model'} was compiled"
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, Tensor):
-        return value is wanted or (isinstance(value, Tensor) and torch.equal(value, wanted))
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return value is expected or (isinstance(value, Tensor) and torch.equal(value, expected))
     for alternatives in EQUIVALENT:
-        if wanted in alternatives:
+        if expected in alternatives:
             return value in alternatives
-    return value is wanted or (type(value) is type(wanted) and value == wanted)
+    return value is expected or (type(value) is type(expected) and value == expected)
 
 
 def _classes() -> Iterator[str]:

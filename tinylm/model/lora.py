@@ -2,8 +2,8 @@
 
     y = W x + b + (alpha / rank) B A x        A (rank, inputs), B (outputs, rank)
 
-A is initialized at random and B at zero, so a new adapter changes nothing. Several named adapters can share one
-layer; the active ones add up. `tinylm.adapt` chooses the layers.
+A is initialized at random and B at zero, so a new adapter changes nothing. A layer can have
+several named adapters; the updates of the active ones are added. `tinylm.adapt` chooses the layers.
 """
 
 import math
@@ -31,7 +31,7 @@ class LoRALinear(nn.Linear):
         self.scales: dict[str, float] = {}
         self.dropouts: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
-        self._before: Tensor | None = None  # the weight without adapters, while they are merged
+        self._before: Tensor | None = None  # the weight without the adapters that are merged
         self.train(linear.training)
 
     @property

@@ -1,8 +1,8 @@
 """LayerNorm (Ba, Kiros, Hinton 2016) and RMSNorm (Zhang, Sennrich 2019).
 
-Both bring every vector of width D to a standard size, then scale each coordinate by a learned weight. LayerNorm also
-subtracts the mean and may add a bias; it is PyTorch's. Both compute in float32 at least: the mean square of a bfloat16
-vector would keep two decimal digits.
+Both normalize the size of every vector, then scale each coordinate by a learned weight. LayerNorm, for which PyTorch's
+module is used, also subtracts the mean and may add a bias. Both compute in at least float32: the mean square of a
+bfloat16 vector would keep two decimal digits.
 """
 
 import torch
@@ -39,5 +39,5 @@ def make_norm(config: ModelConfig) -> nn.LayerNorm | RMSNorm:
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float32 at least."""
+    """x in at least float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,8 +1,8 @@
-"""Positional encodings, without which attention could not tell one order of the tokens from another.
+"""Positional encodings, without which attention would ignore the order of the tokens.
 
 - learned: one trained vector per position, added to the embeddings (GPT-2).
 - sinusoidal: a fixed table of sines and cosines, added to the embeddings (Vaswani et al. 2017, section 3.5).
-- rotary: queries and keys are rotated by an angle proportional to their position, so that their product depends only
+- rotary: queries and keys are rotated by angles proportional to their positions, so that their products depend only
   on the distance between them (Su et al. 2021). Pairs are (i, i + E/2), as in Llama and Qwen.
 
 Tables are computed in float64 and cast when used: bfloat16 loses the phase of long positions.

@@ -10,7 +10,7 @@ Each layer can compute its product in two ways. `plain` dequantizes the weight t
 everywhere, and is faster for many rows. `packed` is PyTorch's CPU kernel, which reads the codes themselves. Decoding a
 wide model spends most of its time on loading weights, of which there are a quarter or an eighth as many bytes. (Below a
 width of about 500 quantization saves memory, not time.) The kernel rounds activations to bfloat16, so its results
-differ slightly from those of `plain`. `kernels` tells which one is used.
+differ slightly from those of `plain`. `kernels` shows which one is used.
 
 Codes and scales are buffers, not parameters, so no optimizer changes them. Gradients pass through to earlier layers.
 """
@@ -69,9 +69,9 @@ class QuantizedLinear(nn.Module, ABC):
 
     def kernel(self, x: Tensor) -> str:
         """The method that `forward` uses for x: `packed` or `plain`."""
-        few = 0 < x.numel() <= self.most_rows * self.in_features
+        few_rows = 0 < x.numel() <= self.most_rows * self.in_features
         usable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not x.requires_grad
-        return "packed" if few and usable and self.fits else "plain"
+        return "packed" if few_rows and usable and self.fits else "plain"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), of x's type"""
@@ -137,7 +137,7 @@ class Int8Linear(QuantizedLinear):
 class Int4Linear(QuantizedLinear):
     """4-bit weights with one scale per group of `group_size` inputs of an output.
 
-    The packed kernel needs the codes in another order, which is made when it is first used and kept as a second copy.
+    The packed kernel needs the codes in another order. This second copy is made at the first use.
 
     Attributes:
         codes: uint8 (O, I/2), made by `pack`
@@ -255,21 +255,18 @@ def join_layers(layers: Sequence[nn.Module]) -> QuantizedLinear | None:
 
 def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
     """Lists the quantized layers by kind, as plain values: `[{"kind": "int4", "group_size": 32, "names": [...]}]`."""
-    found: list[dict[str, Any]] = []
+    found: dict[str, dict[str, Any]] = {}
     for name, layer in quantized_layers(model):
         kind = {"kind": layer.kind, **layer.options}
-        entry = next((entry for entry in found if entry | {"names": None} == kind | {"names": None}), None)
-        if entry is None:
-            found.append(entry := kind | {"names": []})
-        entry["names"].append(name)
-    return found
+        found.setdefault(str(kind), kind | {"names": []})["names"].append(name)
+    return list(found.values())
 
 
 def put_layers(model: nn.Module, layers: Any) -> None:
-    """Replaces linear layers by empty quantized ones, as `describe_layers` lists them.
+    """Replaces linear layers by empty quantized ones, given in the form of `describe_layers`.
 
     Raises:
-        ConfigError: for an unknown kind or option, or a name that is not of a linear layer.
+        ConfigError: for an unknown kind or option, or a name that is not a linear layer's.
     """
     for entry in layers:
         if not isinstance(entry, dict) or not isinstance(entry.get("names"), list):
@@ -287,11 +284,7 @@ def put_layers(model: nn.Module, layers: Any) -> None:
 
 
 def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> QuantizedLinear:
-    """An empty quantized layer of the size of a linear one.
-
-    Raises:
-        ConfigError: for options that do not fit; the message begins with `name`.
-    """
+    """An empty quantized layer of the size of a linear one; invalid options raise ConfigError with the layer's name."""
     try:
         return KINDS[kind](plain.in_features, plain.out_features, plain.bias is not None, **options)
     except TypeError as error:
@@ -301,24 +294,20 @@ def make_layer(kind: str, plain: nn.Linear, name: str, **options: Any) -> Quanti
 
 
 def check_layers(model: nn.Module) -> None:
-    """Checks the types of loaded codes and scales.
-
-    Raises:
-        ConfigError: naming the layer.
-    """
+    """Raises ConfigError, naming the layer, unless loaded codes and scales have the right types."""
     for name, layer in quantized_layers(model):
-        wanted = torch.uint8 if isinstance(layer, Int4Linear) else torch.int8
-        if layer.codes.dtype != wanted or not layer.scales.is_floating_point():
+        expected = torch.uint8 if isinstance(layer, Int4Linear) else torch.int8
+        if layer.codes.dtype != expected or not layer.scales.is_floating_point():
             types = f"{layer.codes.dtype} and {layer.scales.dtype}"
-            raise ConfigError(f"{name}: codes and scales must be {wanted} and floating point, got {types}")
+            raise ConfigError(f"{name}: codes and scales must be {expected} and floating point, got {types}")
 
 
 def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
-    """Counts the kernels that linear layers use for x with some rows, as in decoding: `{"int8 packed": 21}`."""
+    """Counts the kernels that linear layers use for an x of `rows` rows, as in decoding: `{"int8 packed": 21}`."""
     found: Counter[str] = Counter()
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            dtype = next(model.parameters()).dtype  # of the embedding, and so of activations
+            dtype = next(model.parameters()).dtype  # of the embedding, and so of the activations
             x = torch.empty(rows, module.in_features, dtype=dtype, device=module.codes.device)
             found[f"{module.kind} {module.kernel(x)}"] += 1
         elif type(module) is nn.Linear:

@@ -9,8 +9,8 @@ The position held by a slot follows from the length of its row alone, so rows of
     C = 4, length 6      slot      0  1  2  3
                          position  4  5  2  3
 
-Gradients flow to the tokens being read, never to tokens read earlier. Where documents are kept apart
-(`document_mask`), `begin_document` separates them: earlier positions still count, but no later query sees them.
+Gradients flow to the tokens being read, never to tokens read earlier. With `document_mask`, `begin_document` separates
+documents: earlier positions still count toward the length, but no later query sees them.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,8 @@ from tinylm.model.config import ModelConfig
 class RingKVCache(KVCache):
     """Keys and values of every layer, for up to `max_len` positions per row.
 
-    Args:
-        config: the model's config
-        batch_size: number of rows
-        max_len: most positions of a row. None: the model's context
-        spare: slots kept beyond the window, so that `truncate` can undo that many positions
-        dtype: type of keys and values
-        device: where they are stored
+    The arguments are those of `KVCache`, and `spare`: slots kept beyond the window, so that `truncate` can undo that
+    many positions.
 
     Attributes:
         lengths: number of positions read by each row
@@ -56,7 +51,7 @@ class RingKVCache(KVCache):
         self.num_slots = self.max_len if window is None else min(self.max_len, window + spare)
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         self._counts: Sequence[int] | None = None
-        # One spare slot, so that a slice never spans the buffer and one compiled step fits all lengths.
+        # One extra slot, so that a slice never spans the buffer and one compiled step fits all lengths.
         shape = (2 * config.num_layers, batch_size, config.kv_heads, self.num_slots + 1, config.head_dim)
         self._use(self._allocate(shape, dtype, device))
 
@@ -88,25 +83,25 @@ class RingKVCache(KVCache):
         """Declares the next tokens padded on the right: only the first `counts[row]` tokens of each row are stored."""
         self._counts = counts
 
-    def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+    def reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         """Reserves slots for the next tokens of every row, which the layers then `append`.
 
         Args:
             num_new: T, tokens per row
 
         Returns:
-            the new positions, a slice where all rows have the same length, else int64 (B, T); and the position of every
-            key that `append` returns, int64 (B, S), negative for an empty slot. None: 0, 1, 2, ...
+            the new positions, a slice if all rows have the same length, else int64 (B, T); and the position of every
+            key that `append` returns, int64 (B, S), negative for an empty slot (None: 0, 1, 2, ...)
         """
-        placed = self._place(num_new)
+        reserved = self._reserve(num_new)
         self.advance(num_new)
-        return placed
+        return reserved
 
-    def _place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+    def _reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         first, last = min(self.lengths), max(self.lengths)
-        overwrite = not torch.is_grad_enabled()  # never what a gradient still needs
+        overwrite = not torch.is_grad_enabled()  # a gradient may still need the old contents
         aligned = first == last and self._one_document
-        if overwrite and aligned and last + num_new <= self.num_slots:  # the common case needs no index
+        if overwrite and aligned and last + num_new <= self.num_slots:  # the common case, without an index
             self._new = slice(last, last + num_new)
             # views of all layers at once: one call per layer would be slower
             self._targets = [buffer[:, :, :, self._new].unbind() for buffer in self._buffers]
@@ -147,7 +142,7 @@ class RingKVCache(KVCache):
         return last - (last - slots) % self.num_slots
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new keys and values of one layer, (B, K, T, E) each, in the slots chosen by `place`.
+        """Stores the new keys and values of one layer, (B, K, T, E) each, in the slots chosen by `reserve`.
 
         Returns:
             all visible keys and values, the new ones included: (B, K, S, E) each
@@ -201,7 +196,7 @@ class RingKVCache(KVCache):
         self.begins[row].append(self.lengths[row])
 
     def row(self, index: int) -> "RingKVCache":
-        """One row as a cache that shares the memory and has a length of its own."""
+        """One row as a cache that shares the memory but not the length."""
         cache = object.__new__(type(self))  # allocates nothing
         cache.max_len, cache.num_slots, cache._counts = self.max_len, self.num_slots, None
         cache.lengths, cache.begins = [self.lengths[index]], [list(self.begins[index])]

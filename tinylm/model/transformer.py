@@ -1,8 +1,8 @@
 """TransformerLM: a decoder-only transformer, from token ids to the logits of the next token.
 
 GPT-2's skeleton (Radford et al. 2019): embed the tokens, pass them through a stack of blocks that each add attention
-and a feed-forward layer to the residual stream, normalize, and project to the vocabulary. What differs between models
-since then is a field of `ModelConfig`.
+and a feed-forward layer to the residual stream, normalize, and project to the vocabulary. The variations
+since then are fields of `ModelConfig`.
 """
 
 import math
@@ -23,7 +23,7 @@ from tinylm.model.ring_cache import RingKVCache
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream."""
+    """Attention, then a feed-forward layer, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class TransformerLM(nn.Module):
     def _initialize(self) -> None:
         """GPT-2's initialization: N(0, 0.02), and N(0, 0.02 / √(2 layers)) where a sublayer writes to the stream.
 
-        So the variance of the stream does not grow with depth. `zero_init_output` starts those projections at zero.
+        The variance of the stream then does not grow with depth. `zero_init_output` starts these projections at zero.
         """
         residual_std = 0.0 if self.config.zero_init_output else 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, module in self.named_modules():
@@ -99,17 +99,17 @@ class TransformerLM(nn.Module):
         Args:
             ids: token ids, (B, T)
             documents: document number of each token, (B, T), for `document_mask`. None: each row is one document
-            cache: keys and values of the tokens before these; takes those of `ids`
-            skip: number of leading tokens for which no logits are computed
+            cache: keys and values of the preceding tokens, to which those of `ids` are appended
+            skip: number of leading tokens whose logits are not computed
 
         Returns:
-            logits, (B, T - skip, V), in float32 at least
+            logits, (B, T - skip, V), in at least float32
 
         Raises:
             ConfigError: if the context cannot hold the tokens, or documents are given without `document_mask`.
         """
         self._check(ids, documents, cache)
-        positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.place(ids.shape[1])
+        positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
         if isinstance(positions, slice):
             visible = visible_keys(ids.shape[1], positions.stop, self.config.sliding_window, documents, ids.device)
         else:

@@ -19,7 +19,7 @@ from tinylm.model.normalization import RMSNorm, rms_norm, widened
 
 
 def tune_for_training(model: nn.Module) -> None:
-    """Lets every `RMSNorm` of a model use `tuned_rms_norm`, which computes the same function."""
+    """Makes every `RMSNorm` of a model use `tuned_rms_norm`, which computes the same function."""
     for module in model.modules():
         if isinstance(module, RMSNorm) and module.function is rms_norm:
             module.function = tuned_rms_norm

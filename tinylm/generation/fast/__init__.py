@@ -1,1 +1,1 @@
-"""Faster ways to the same texts: tuned, compiled and speculative decoding."""
+"""Faster decoders: tuned, compiled and speculative."""

@@ -1,4 +1,4 @@
-"""Base class of decoders with a key/value cache: which models they fit, and reading of prompts.
+"""Base class of decoders with a key/value cache: checks the model and reads prompts.
 
 Prompts, and several tokens of one text, are read by the modules of the model. Subclasses read single tokens.
 """
@@ -27,7 +27,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def unsuited_part(model: nn.Module) -> str | None:
-    """Describes why a cached decoder would be wrong for a model; None if it is right."""
+    """Describes the part of a model that a cached decoder does not support; None if there is none."""
     return unknown_part(model) or mixed_part(model)
 
 
@@ -39,7 +39,7 @@ class CachedDecoder:
 
     Attributes:
         end: id of the token that ends a document, for models with `document_mask`: later tokens do not see it or
-            anything before it. None: each text is one document. `Generator` sets it.
+            anything before it. None: each text is one document. Set by `Generator`
 
     Raises:
         ConfigError: for a model that is not standard, or has dropout and is in training mode.
@@ -54,7 +54,7 @@ class CachedDecoder:
         self.check()
 
     def check(self) -> None:
-        """Raises ConfigError if this decoder is not, or no longer, right for its model."""
+        """Raises ConfigError if this decoder does not, or no longer, fit its model."""
         check_deterministic(self.model)
         reason, name = unsuited_part(self.model), type(self).__name__
         if reason is not None:
@@ -110,7 +110,7 @@ class CachedDecoder:
 
     @property
     def separator(self) -> int | None:
-        """Id of the token that ends a document, if the model keeps documents apart."""
+        """Id of the token that ends a document, for models with `document_mask`."""
         return self.end if self.model.config.document_mask else None
 
     def _last_document(self, ids: Sequence[int]) -> int:
@@ -120,16 +120,7 @@ class CachedDecoder:
         return len(ids) - list(ids)[::-1].index(self.separator)
 
     def steps(self, ids: Sequence[int], cache: RingKVCache, count: int) -> Tensor:
-        """Reads several tokens of one text.
-
-        Args:
-            ids: the next tokens, (T,)
-            cache: of one row
-            count: number of last tokens whose logits are returned
-
-        Returns:
-            the logits after each of them, (count, V)
-        """
+        """Reads the next tokens of one text and returns the logits after each of the last `count`, (count, V)."""
         documents, separator = [list(ids)], self.separator
         while separator is not None and separator in documents[-1][:-1]:
             end = documents[-1].index(separator) + 1

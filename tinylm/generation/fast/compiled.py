@@ -46,18 +46,18 @@ class CompiledDecoder(CachedDecoder):
         self._compiled: set[int] = set()  # numbers of rows
 
     def step(self, ids: Tensor, cache: RingKVCache) -> Tensor:
-        """Reads the next token of each row, (B,), and returns the logits after it, (B, V), in float32 at least."""
+        """Reads the next token of each row, (B,), and returns the logits after it, (B, V), in at least float32."""
         lengths = torch.tensor(cache.lengths, device=ids.device)[:, None]
         filled = max(cache.lengths) // self.BLOCK * self.BLOCK + self.BLOCK
         slots = torch.arange(min(filled, cache.num_slots), device=ids.device)
         starts = None
-        if self.model.config.document_mask:  # always, so that one program serves texts with and without documents
+        if self.model.config.document_mask:  # even of a single document, so that one program serves all texts
             starts = torch.tensor([begins[-1] for begins in cache.begins], device=ids.device)[:, None]
         if len(ids) not in self._compiled:
             self._compile(ids, lengths, slots[: self.BLOCK], starts, cache)
             self._compiled.add(len(ids))
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True):  # model and cache are known to be the same
-            logits = self._run(ids, lengths, slots, starts, cache.keys, cache.values)
+            logits = self._run(ids, cache.keys, cache.values, lengths, slots, starts)
         cache.advance(1)
         self._end_documents(ids, cache)
         return logits
@@ -74,7 +74,7 @@ class CompiledDecoder(CachedDecoder):
         try:
             with inductor.patch(self.OPTIONS), warnings.catch_warnings(), output, _plain_attention(self.model):
                 warnings.simplefilter("ignore")
-                self._run(ids, lengths, slots, starts, cache.keys, cache.values)
+                self._run(ids, cache.keys, cache.values, lengths, slots, starts)
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
             raise ConfigError(
@@ -87,22 +87,13 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self,
-        ids: Tensor,
-        lengths: Tensor,
-        slots: Tensor,
-        starts: Tensor | None,
-        keys: list[Tensor],
-        values: list[Tensor],
-    ) -> Tensor:
-        cache = StaticCache(keys, values, lengths, slots, starts)
-        return self.model(ids[:, None], cache=cache)[:, -1]
+    def forward(self, ids: Tensor, *cache: Any) -> Tensor:
+        return self.model(ids[:, None], cache=StaticCache(*cache))[:, -1]
 
 
 @contextlib.contextmanager
 def _plain_attention(model: TransformerLM) -> Iterator[None]:
-    """Lets a model use the plain formula, which Inductor compiles to faster code for a single query."""
+    """Makes a model use the plain formula, which Inductor compiles to faster code for a single query."""
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     kernels = [layer.attend for layer in layers]
     for layer in layers:
@@ -115,16 +106,16 @@ def _plain_attention(model: TransformerLM) -> Iterator[None]:
 
 
 class StaticCache(RingKVCache):
-    """One step over the memory of a `RingKVCache`, in shapes that do not depend on each row's length.
+    """The memory of a `RingKVCache` during one step, in shapes that do not depend on the lengths of the rows.
 
-    Built anew for each token from tensors alone, which is what a compiled step needs.
+    It is created for each token from tensors alone, as a compiled step requires.
 
     Args:
         keys: of a `RingKVCache`
         values: of the same cache
-        lengths: of its rows, int64 (B, 1): the new positions
+        lengths: of its rows, int64 (B, 1), which are the new positions
         slots: 0, 1, ..., S - 1: all slots that are filled, and possibly more
-        starts: first position of each row's current document, int64 (B, 1). None: documents are not kept apart
+        starts: first position of each row's current document, int64 (B, 1). None: no `document_mask`
     """
 
     def __init__(
@@ -137,7 +128,7 @@ class StaticCache(RingKVCache):
         held = self._held(lengths + 1, slots)
         self._keys_held = held if starts is None else held.masked_fill(held < starts, -1)
 
-    def place(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
+    def reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         """The new positions, (B, 1), and the position of every key, (B, S), negative for an empty slot."""
         return self._positions, self._keys_held
 

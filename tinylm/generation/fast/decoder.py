@@ -33,12 +33,8 @@ def make_decoder(
 ) -> "Decoder | UncachedDecoder":
     """Makes a `Decoder` for a standard model, and an `UncachedDecoder`, with a notice, for any other.
 
-    Args:
-        model: the model, in evaluation mode
-        earlier: a decoder of this model, returned if it is still right
-
-    Raises:
-        ConfigError: for a model with dropout in training mode.
+    An `earlier` decoder of the model is returned if it is still valid. A model with dropout in training mode raises
+    ConfigError.
     """
     check_deterministic(model)
     reason = unsuited_part(model)
@@ -73,12 +69,12 @@ class Decoder(CachedDecoder):
 
         Args:
             ids: int64 (B,)
-            cache: what the rows have read so far; takes the new tokens
+            cache: keys and values of the tokens read so far, to which the new ones are appended
 
         Returns:
-            (B, V), in float32 at least
+            (B, V), in at least float32
         """
-        positions, keys = cache.place(1)
+        positions, keys = cache.reserve(1)
         if isinstance(positions, slice):
             visible = visible_keys(1, positions.stop, window=self.window, device=ids.device)  # (1, S)
             visible = None if visible is None else visible[None, None]

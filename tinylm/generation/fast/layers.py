@@ -1,8 +1,8 @@
 """The layers of `Decoder`: blocks rearranged to read one token of each text.
 
 - Queries, keys and values come from one product, and so do the two inputs of SwiGLU.
-- Matrices are transposed and, on a CPU, split into as many parts as there are threads: the library distributes a
-  product by rows of x, of which there are few, but a batch of products one by one.
+- Matrices are transposed and, on a CPU, split into as many parts as there are threads: the library parallelizes a
+  product over rows of x, of which there are few, and a batch of products over the batch.
 - Queries and keys are normalized and rotated together.
 - There is no dropout, no gradient, and no module around an operation.
 """
@@ -53,16 +53,14 @@ class Layer:
     def __init__(self, block: Block, parts: int) -> None:
         attention, feedforward = block.attention, block.feedforward
         self.pre_norm, self.index, self.head_dim = block.pre_norm, attention.layer, attention.head_dim
-        self.attention_norm, self.feedforward_norm = (
-            norm_function(block.attention_norm),
-            norm_function(block.feedforward_norm),
-        )
+        self.attention_norm = norm_function(block.attention_norm)
+        self.feedforward_norm = norm_function(block.feedforward_norm)
         self.heads = attention.query.out_features // self.head_dim
         self.kv_heads = attention.key.out_features // self.head_dim
         self.qk_weight = None
         if attention.query_norm is not None and attention.key_norm is not None:
-            weights = (attention.query_norm.weight.expand(self.heads, -1), attention.key_norm.weight)
-            both = torch.cat((weights[0], weights[1].expand(self.kv_heads, -1)))
+            query, key = attention.query_norm.weight, attention.key_norm.weight
+            both = torch.cat((query.expand(self.heads, -1), key.expand(self.kv_heads, -1)))
             self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
             self.eps = attention.query_norm.eps
         self.query_key_value = Product([attention.query, attention.key, attention.value], parts)
@@ -97,7 +95,7 @@ class Layer:
             both = torch.addcmul(both * rotary[0], both.roll(E // 2, dims=-1), rotary[1]).type_as(x)
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
-        query = query.view(B, K, H // K, E)  # the heads of a group take the place of queries
+        query = query.view(B, K, H // K, E)  # the heads of a group, as if they were queries at several positions
         if B == 1:
             return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)

@@ -41,12 +41,7 @@ from tinylm.tokenizer import Tokenizer
 
 
 def acceptance(p: Tensor, q: Tensor) -> Tensor:
-    """Probability of accepting each token if it is drafted: min(1, p / q).
-
-    Args:
-        p: probabilities of the model, (V,)
-        q: probabilities of the drafter, (V,)
-    """
+    """Probability of accepting each token if it is drafted: min(1, p / q); all are (V,)."""
     return torch.where(p < q, p / q, 1.0)
 
 
@@ -82,13 +77,7 @@ def _draw(probabilities: Tensor, random: torch.Generator) -> int:
 
 
 class _Reader:
-    """A model and its cache of one text, from position `start` on.
-
-    Args:
-        model: the model, in evaluation mode
-        decoder: the model's decoder
-        spare: most tokens that `keep` will drop
-    """
+    """A model and its cache of one text, from position `start` on. `keep` can drop up to `spare` tokens."""
 
     def __init__(self, model: TransformerLM, decoder: Decoder | UncachedDecoder, spare: int) -> None:
         self.decoder: Any = decoder
@@ -101,7 +90,7 @@ class _Reader:
         self.cache.clear()
 
     def make_room(self, length: int) -> int:
-        """Room in the context after the first `length` tokens of the text; slides if they do not fit."""
+        """Room in the context after the first `length` tokens of the text; slides if these do not fit."""
         if length - self.start > self.context:
             self.restart(length - max(self.context // 2, 1))
         return self.context - (length - self.start)
@@ -138,12 +127,7 @@ class _DraftModel(_Reader):
 
 
 class _Lookup:
-    """Prompt lookup: drafts what followed an earlier occurrence of the last n tokens.
-
-    Args:
-        n: number of tokens to match
-        vocab_size: V
-    """
+    """Prompt lookup: drafts the tokens that followed the latest earlier occurrence of the last n tokens."""
 
     def __init__(self, n: int, vocab_size: int) -> None:
         self.n, self.vocab_size = n, vocab_size
@@ -151,14 +135,15 @@ class _Lookup:
 
     def restart(self) -> None:
         """Forgets the text."""
-        self.known, self.after = self.n, dict[tuple[int, ...], int]()  # position after the latest n tokens
+        self.indexed = self.n  # number of tokens in the index
+        self.after: dict[tuple[int, ...], int] = {}  # n tokens -> position after their latest occurrence
 
     def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
         """Drafts like `_DraftModel.draft`. A draft may extend itself: `abcabc` is continued by `abcabc`."""
         ids = [*text.prompt, *text.ids]
-        for position in range(self.known, len(ids)):
+        for position in range(self.indexed, len(ids)):
             self.after[tuple(ids[position - self.n : position])] = position
-        self.known, length = max(self.known, len(ids)), len(ids)
+        self.indexed, length = max(self.indexed, len(ids)), len(ids)
         position = self.after.get(tuple(ids[-self.n :]))
         while position is not None and len(ids) < length + limit and end not in ids[length:]:
             ids.append(ids[position])
