@@ -183,7 +183,7 @@ def test_names_count_up_and_the_unfinished_run_is_pointed_at(cli, tiny_yaml, tmp
     (tmp_path / "runs/mini").mkdir(parents=True)
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
     assert (
-        f"runs{os.sep}mini exists (unfinished; to go on with it: {command('fit', '-c', tiny_yaml, '--trainer.max_steps', '1')} --resume"
+        f"runs{os.sep}mini exists (unfinished; to resume it: {command('fit', '-c', tiny_yaml, '--trainer.max_steps', '1')} --resume"
         in result.err
     )
     assert (tmp_path / "runs/mini-2/model").is_dir()
@@ -452,7 +452,7 @@ def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, 
     assert process.returncode == code, err
     step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
     assert last_step(tmp_path) % 1000 == step % 1000
-    assert f"to go on: {command('fit', '-c')}" in err and err.rstrip().endswith("--resume")
+    assert f"to resume: {command('fit', '-c')}" in err and err.rstrip().endswith("--resume")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
