@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import optim
+from tinylm.training.muon import orthogonalize as orthogonalize_by_torch
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.optim import make_optimizer as make_torch_optimizer
-from tinylm.training.optim import orthogonalize as orthogonalize_by_torch
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.schedule import learning_rate as learning_rate_of_training
 

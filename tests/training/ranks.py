@@ -74,3 +74,21 @@ def validate(corpus: str, cache: str, world_size: int, path: Path) -> None:
     module._log_totals = record  # type: ignore[method-assign]
     metrics = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     path.write_text(json.dumps({"totals": seen[0], "metrics": metrics}))
+
+
+def measure(path: Path) -> None:
+    """Adds every second batch of `test_metrics.batches` to a metric, and computes it over both processes."""
+    import os
+
+    from tests.training.test_metrics import LENGTHS, batches
+    from tinylm.training.metrics import TextMetrics
+
+    rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    metric = TextMetrics(LENGTHS)
+    for batch in batches()[rank::world_size]:
+        metric.update(*batch, log_prob=-2.0)
+    path.write_text(json.dumps(metric.compute()))
+    if world_size > 1:
+        torch.distributed.destroy_process_group()

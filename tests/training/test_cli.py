@@ -122,8 +122,8 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--data.corpus", "nosuch.txt"], 66, "data.corpus: nosuch.txt: no such corpus or file; give a text file, a glob, a URL, or one of stories, names, tinyshakespeare, tinystories"),
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
-        (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; run.dir is where it goes"),
-        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends"),
+        (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; set the parent with run.dir"),
+        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
         (["--model.network.max_seq_len", "100000"], 65, None),
@@ -183,7 +183,7 @@ def test_names_count_up_and_the_unfinished_run_is_pointed_at(cli, tiny_yaml, tmp
     (tmp_path / "runs/mini").mkdir(parents=True)
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
     assert (
-        f"runs{os.sep}mini exists (unfinished; to go on with it: {command('fit', '-c', tiny_yaml, '--trainer.max_steps', '1')} --resume"
+        f"runs{os.sep}mini exists (unfinished; to resume it: {command('fit', '-c', tiny_yaml, '--trainer.max_steps', '1')} --resume"
         in result.err
     )
     assert (tmp_path / "runs/mini-2/model").is_dir()
@@ -452,7 +452,7 @@ def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, 
     assert process.returncode == code, err
     step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
     assert last_step(tmp_path) % 1000 == step % 1000
-    assert f"to go on: {command('fit', '-c')}" in err and err.rstrip().endswith("--resume")
+    assert f"to resume: {command('fit', '-c')}" in err and err.rstrip().endswith("--resume")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")

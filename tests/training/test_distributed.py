@@ -112,7 +112,7 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
 
     said = finish(started := nodes([*arguments, "--resume"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said
-    assert "going on with runs/mini from step 6" in said[0]
+    assert "resuming runs/mini from step 6" in said[0]
     assert "trainer.max_steps 6 -> 12" in said[0]
     columns = read_metrics(tmp_path / "runs/mini/metrics.csv")
     assert columns["train/loss"][0] == list(range(1, 13))
@@ -127,7 +127,7 @@ def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_pat
     assert [process.returncode for process in started] == [0, 0], said
     said = finish(started := nodes([*arguments, "--resume"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said
-    assert "going on with runs/mini from step 6" in said[0]
+    assert "resuming runs/mini from step 6" in said[0]
     alone = cli("fit", "-c", tiny_yaml, "--model.network.dropout", "0", "--model.optimizer.name", "adamw",
                 "--run.name", "alone", "--trainer.max_steps", "6")  # fmt: skip
     assert alone.code == 0, alone.err
@@ -232,7 +232,7 @@ def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path)
 
     _, err = (again := slurm("--run.name=mine", "--trainer.max_steps", str(step + 2))).communicate(timeout=100)
     assert again.returncode == 0, err
-    assert f"going on with runs/mine from step {step:,} (last.ckpt)" in err
+    assert f"resuming runs/mine from step {step:,} (last.ckpt)" in err
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"  # it came to its end
     assert not list(tmp_path.rglob("hpc_ckpt*"))
 

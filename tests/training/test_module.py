@@ -9,6 +9,7 @@ from torchmetrics.text import Perplexity
 from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError, NumericError
 from tinylm.model import ModelConfig
+from tinylm.model.attention import documents_apart
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 
 
@@ -179,12 +180,12 @@ def test_dropout_depends_on_the_step_and_not_on_what_was_drawn_before(fit):
 def test_documents_are_numbered_by_their_separators(fit, corpus):
     (corpus.parent / "second.txt").write_text(corpus.read_text())
     module = fit(steps=1, network={"document_mask": True}, limit_val_batches=0)
-    assert module._documents(torch.tensor([[1, 2]])) is None  # one document: no separator
+    assert documents_apart(module.network, torch.tensor([[1, 2]]), None) is None  # one document: no separator
     end = module.network.vocab_size
     module.tokenizer.special_tokens["<|endoftext|>"] = end
     ids = torch.tensor([[5, end, 6, 7, end, end, 8], [end, 1, 2, 3, 4, 5, 6]])
     expected = torch.tensor([[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1]])
-    assert torch.equal(module._documents(ids), expected)
+    assert torch.equal(documents_apart(module.network, ids, module.tokenizer.end_of_text), expected)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import torch
 
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.training.optim import Muon, OptimizerConfig, make_optimizer, orthogonalize, parameter_groups
+from tinylm.training.muon import Muon, orthogonalize
+from tinylm.training.optim import OptimizerConfig, make_optimizer, parameter_groups
 
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
 

@@ -57,13 +57,13 @@ def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small"
     monkeypatch.delenv(RUN_FOLDER)
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
-    assert f"unfinished; to go on with it: {command('fit', '--resume')}" in capfd.readouterr().err
+    assert f"unfinished; to resume it: {command('fit', '--resume')}" in capfd.readouterr().err
     # a process that rank 0 starts gets the same folder
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
     monkeypatch.delenv(RUN_FOLDER)
     assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-3"
     assert (
-        f"small-2 exists (unfinished; to go on with it: {command('fit', '--run.name', 'small-2', '--resume')})"
+        f"small-2 exists (unfinished; to resume it: {command('fit', '--run.name', 'small-2', '--resume')})"
         in capfd.readouterr().err
     )
 

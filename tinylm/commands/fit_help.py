@@ -60,7 +60,7 @@ TRAINER = {
 }
 COMMON = {
     "-c, --config NAME": "A config by name or path; of several, later ones override (fit: small)",
-    "--resume": "fit: go on with the run from its newest checkpoint",
+    "--resume": "fit: resume the run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
     "--seed_everything N": "Seed of the first weights and of dropout (0)",
     "--print_config": "Print the whole resolved config, and stop",

@@ -228,7 +228,7 @@ class TinyLMCLI(LightningCLI):
         """Writes the config and prints what is about to be trained."""
         assert self.folder is not None
         config = self.config[str(self.subcommand)]
-        size, known = config.model.network.vocab_size, self.model.network.vocab_size
+        size, known = config.model.network.get("vocab_size"), self.model.network.vocab_size
         if size not in (None, known):
             raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {size}; leave it out")
         if self.step is not None:

@@ -1,0 +1,50 @@
+"""Every private name of Lightning and its neighbours that tinylm uses, pinned against the installed versions.
+
+A failure here after an upgrade names the file to change.
+"""
+
+import inspect
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+
+@pytest.mark.parametrize("name", ["_prepare_subcommand_parser", "_parse_ckpt_path", "_get", "_parser"])
+def test_lightning_cli_has_the_hooks_of_cli(name):
+    assert callable(getattr(LightningCLI, name))
+
+
+def test_training_loop_decides_on_validation_as_checkpoint_asks():
+    assert list(inspect.signature(_TrainingEpochLoop._should_check_val_fx).parameters) == ["self", "data_fetcher"]
+    assert isinstance(pl.Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop, _TrainingEpochLoop)
+    assert "_data_fetcher" in vars(pl.Trainer(logger=False, accelerator="cpu").fit_loop)
+    assert _DataFetcher is not None
+
+
+def test_checkpoint_callback_counts_steps_as_last_checkpoint_reads_them():
+    callback = ModelCheckpoint(every_n_train_steps=7)
+    assert callback._every_n_train_steps == 7
+    assert callback._last_global_step_saved == 0
+
+
+def test_sharded_strategy_has_the_size_that_ours_sets():
+    assert ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)._data_parallel_size == 2
+
+
+def test_wandb_logger_has_the_fields_of_tracking(tmp_path):
+    pytest.importorskip("wandb")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    assert logger._experiment is None
+    assert isinstance(logger._wandb_init, dict)
+
+
+def test_parser_lists_its_actions_as_options_reads_them():
+    parser = LightningArgumentParser()
+    parser.add_argument("--one", type=int)
+    assert "one" in [str(action.dest) for action in parser._actions]
