@@ -58,10 +58,10 @@ def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
     """A training step of the twin."""
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
-    from tinylm.reference.optim import clip_gradients, make_optimizer
+    from tinylm.reference.optim import clip_gradients, Optimizer
 
     model = FastTransformerLM(Config(**config), threads=threads)
-    optimizer = make_optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
+    optimizer = Optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
 
     def step() -> None:
         _, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])

@@ -23,9 +23,10 @@ def gelu(x: Array) -> tuple[Array, Array]:
 def gelu_tanh(x: Array) -> tuple[Array, Array]:
     """x/2 (1 + t), t = tanh(u), u = √(2/π) (x + 0.044715 x³); slope (1 + t)/2 + x/2 (1 - t²) du/dx."""
     root, cubic = math.sqrt(2 / math.pi), 0.044715
-    t = np.tanh(root * (x + cubic * x**3))
-    du = root * (1 + 3 * cubic * x**2)
-    return x / 2 * (1 + t), (1 + t) / 2 + x / 2 * (1 - t**2) * du
+    square = x * x
+    t = np.tanh(root * x * (1 + cubic * square))
+    du = root * (1 + 3 * cubic * square)
+    return x / 2 * (1 + t), (1 + t) / 2 + x / 2 * (1 - t * t) * du
 
 
 def relu(x: Array) -> tuple[Array, Array]:
