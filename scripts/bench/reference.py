@@ -58,7 +58,7 @@ def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
     """A training step of the twin."""
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
-    from tinylm.reference.optim import clip_gradients, Optimizer
+    from tinylm.reference.optim import Optimizer, clip_gradients
 
     model = FastTransformerLM(Config(**config), threads=threads)
     optimizer = Optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)

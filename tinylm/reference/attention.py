@@ -11,9 +11,7 @@ from tinylm.reference.normalization import rmsnorm
 from tinylm.reference.positional import rotate
 
 
-def causal_mask(
-    num_queries: int, num_keys: int, window: int | None, documents: Array | None, dtype: np.dtype
-) -> Array:
+def causal_mask(num_queries: int, num_keys: int, window: int | None, documents: Array | None, dtype: np.dtype) -> Array:
     """The mask that is added to the scores: 0 where a query sees a key, -inf elsewhere.
 
     Args:

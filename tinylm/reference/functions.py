@@ -65,7 +65,7 @@ def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
 def softmax(z: Array) -> tuple[Array, Callable]:
     """p_i = exp(z_i) / Σ_j exp(z_j) over the last axis.
 
-    Subtracting max z cancels in the fraction and keeps every exponential at most 1. Since ∂p_i/∂z_j = p_i ([i = j] - p_j),
+    Subtracting max z cancels in the fraction and keeps every exponential at most 1. As ∂p_i/∂z_j = p_i ([i = j] - p_j),
 
         dz = p (dp - Σ_i p_i dp_i)
     """

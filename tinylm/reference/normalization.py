@@ -42,7 +42,7 @@ def rmsnorm(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Array
 def layernorm(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Array, Callable]:
     """y = n w + b, n = (x - mean(x)) s, s = 1/√(variance(x) + eps).
 
-    This is an RMSNorm of the centred x. Centring multiplies by the symmetric matrix 1 - 11ᵀ/D, and so does its backward:
+    This is an RMSNorm of the centred x. Centring multiplies by the symmetric matrix 1 - 11ᵀ/D; so does its backward:
 
         dx = s (g - mean(g) - n mean(g n)),  g = dy w        db = Σ dy, over all rows
 
