@@ -21,16 +21,12 @@ FORMS = {
     "as GPT-2": dict(positional_encoding="learned", norm="layernorm", activation="gelu", qk_norm=False, bias=True),
     "as the presets": {},
 }
-PARTS = {  # functions of tinylm.reference.fast: the part that they compute
-    "embedding": "embedding",
-    "layernorm": "norms",
-    "rmsnorm": "norms, QK-norm",
-    "turn": "attention: rotary",
-    "attend": "attention: softmax(q kT) v",
-    "linear": "projections",
-    "activate": "feed-forward: GELU",
-    "swiglu": "feed-forward: SwiGLU",
-    "cross_entropy": "head and cross-entropy",
+PARTS = {  # module and function of the twin: the part that it computes
+    ("transformer", "head_loss"): "head and cross-entropy",
+    ("attention", "attend"): "attention: softmax(q kT) v",
+    ("attention", "project"): "attention: queries and keys",
+    ("feedforward", "linear"): "feed-forward: projections",
+    ("feedforward", "swiglu"): "feed-forward: SwiGLU",
 }
 
 

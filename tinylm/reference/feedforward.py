@@ -10,6 +10,8 @@ from tinylm.reference.functions import Array, Arrays, linear
 
 erf = np.vectorize(math.erf, otypes=[float])  # NumPy has none of its own
 
+Activations = dict[str, Callable[[Array], tuple[Array, Array]]]  # by name: f(x) and f'(x) of every number
+
 
 def gelu(x: Array) -> tuple[Array, Array]:
     """x Φ(x), and its slope Φ(x) + x φ(x) (Hendrycks, Gimpel 2016).
@@ -40,12 +42,7 @@ def relu2(x: Array) -> tuple[Array, Array]:
     return y * y, 2 * y
 
 
-ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "relu": relu,
-    "relu2": relu2,
-}
+ACTIVATIONS: Activations = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "relu2": relu2}
 
 
 def sigmoid(x: Array) -> Array:
@@ -69,7 +66,9 @@ def swiglu(gate: Array, up: Array) -> tuple[Array, Callable]:
     return silu * up, lambda dy: (dy * up * (s + silu * (1 - s)), dy * silu)
 
 
-def feedforward(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Array, Callable]:
+def feedforward(
+    x: Array, weights: Arrays, name: str, config: Config, activations: Activations = ACTIVATIONS
+) -> tuple[Array, Callable]:
     """output(f(input(x))), or for SwiGLU output(silu(gate(x)) input(x)).
 
     Args:
@@ -77,6 +76,7 @@ def feedforward(x: Array, weights: Arrays, name: str, config: Config) -> tuple[A
         weights: has as `name.` + `input.weight` (F, D), for SwiGLU `gate.weight` (F, D), `output.weight` (D, F), biases
         name: of the layer
         config: the architecture
+        activations: the nonlinearities by name
 
     Returns:
         (B, T, D), and backward: dy -> dx, gradients by name
@@ -87,7 +87,7 @@ def feedforward(x: Array, weights: Arrays, name: str, config: Config) -> tuple[A
         gate, gate_back = linear(x, weights, f"{name}.gate")
         inner, swiglu_back = swiglu(gate, up)
     else:
-        inner, slope = ACTIVATIONS[config.activation](up)
+        inner, slope = activations[config.activation](up)
     y, output_back = linear(inner, weights, f"{name}.output")
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:

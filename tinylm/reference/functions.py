@@ -89,13 +89,12 @@ def cross_entropy(z: Array, targets: Array, num_targets: int) -> tuple[float, Ar
     Returns:
         the loss in nats, and dz, (N, V)
     """
-    counted = np.flatnonzero(targets != IGNORED)  # (n,)
-    rows, targets = z[counted], targets[counted]
-    p, _ = softmax(rows)  # (n, V)
-    each = np.arange(len(targets))
-    top = rows.max(axis=-1)
-    nats = np.log(np.exp(rows - top[:, None]).sum(axis=-1)) + top - rows[each, targets]  # (n,)
-    p[each, targets] -= 1
-    dz = np.zeros_like(z)
-    dz[counted] = p / num_targets
-    return float(nats.sum(dtype=np.float64)) / num_targets, dz
+    counted, row = targets != IGNORED, np.arange(len(targets))  # (N,)
+    targets = np.where(counted, targets, 0)
+    z = z - z.max(axis=-1, keepdims=True)  # cancels, and keeps every exponential at most 1
+    exponentials = np.exp(z)
+    sums = exponentials.sum(axis=-1)  # (N,)
+    nats = np.log(sums) - z[row, targets]
+    dz = exponentials * (counted / (num_targets * sums)).astype(z.dtype)[:, None]
+    dz[row, targets] -= (counted / num_targets).astype(z.dtype)
+    return float(np.sum(nats, where=counted, dtype=np.float64)) / num_targets, dz
