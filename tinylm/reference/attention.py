@@ -6,7 +6,7 @@ import numpy as np
 
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
-from tinylm.reference.functions import Array, Arrays, dropout, linear, softmax
+from tinylm.reference.functions import NO_MASKS, Array, Arrays, dropout, linear, softmax
 from tinylm.reference.normalization import rmsnorm
 from tinylm.reference.positional import rotate
 
@@ -67,20 +67,18 @@ def attend(query: Array, key: Array, value: Array, mask: Array, dropped: Array |
 
 
 def project(x: Array, weights: Arrays, name: str, config: Config, rotary: Array | None) -> tuple[Array, Callable]:
-    """Queries or keys of all heads, (B, T, D) -> (B, T, heads, E): projected, normalized, rotated.
+    """Queries, keys or values of all heads, (B, T, D) -> (B, T, heads, E); backward: dy -> dx, gradients by name.
 
-    QK-norm and rotation apply as the config says. Backward: dy -> dx, gradients by name.
+    They are normalized if there is a norm `name_norm`, and rotated unless `rotary` is None.
     """
     y, linear_back = linear(x, weights, name)
     y = y.reshape(*x.shape[:2], -1, config.d_model // config.num_heads)
-    if config.qk_norm:
-        y, norm_back = rmsnorm(y, weights, f"{name}_norm", config)
-    if rotary is not None:
-        y, rotate_back = rotate(y, rotary)
+    normed = f"{name}_norm.weight" in weights
+    y, norm_back = rmsnorm(y, weights, f"{name}_norm", config) if normed else (y, lambda dy: (dy, {}))
+    y, rotate_back = (y, lambda dy: dy) if rotary is None else rotate(y, rotary)
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
-        dy = dy if rotary is None else rotate_back(dy)
-        dy, norm_grads = norm_back(dy) if config.qk_norm else (dy, {})
+        dy, norm_grads = norm_back(rotate_back(dy))
         dx, grads = linear_back(dy.reshape(*x.shape[:2], -1))
         return dx, grads | norm_grads
 
@@ -94,7 +92,7 @@ def attention(
     config: Config,
     mask: Array,
     rotary: Array | None = None,
-    dropped: Array | None = None,
+    masks: Arrays = NO_MASKS,
     cache: KVCache | None = None,
 ) -> tuple[Array, Callable]:
     """One attention layer: projects to queries, keys and values, attends, and projects back.
@@ -107,7 +105,7 @@ def attention(
         config: the architecture
         mask: see `causal_mask`
         rotary: the rows of `rotary_table` for these positions; None: positions are encoded elsewhere
-        dropped: the dropout mask of the attention weights
+        masks: the dropout masks; `name.weights` is that of the attention weights
         cache: keys and values of earlier positions; the new ones are appended
 
     Returns:
@@ -115,17 +113,16 @@ def attention(
     """
     query, query_back = project(x, weights, f"{name}.query", config, rotary)
     key, key_back = project(x, weights, f"{name}.key", config, rotary)
-    value, value_back = linear(x, weights, f"{name}.value")
-    value = value.reshape(key.shape)
+    value, value_back = project(x, weights, f"{name}.value", config, None)
     if cache is not None:
         key, value = cache.append(name, key, value)
-    attended, attend_back = attend(query, key, value, mask, dropped)  # (B, T, H, E)
+    attended, attend_back = attend(query, key, value, mask, masks.get(f"{name}.weights"))  # (B, T, H, E)
     y, output_back = linear(attended.reshape(x.shape), weights, f"{name}.output")
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         dattended, grads = output_back(dy)
         dquery, dkey, dvalue = attend_back(dattended.reshape(attended.shape))
-        results = [query_back(dquery), key_back(dkey), value_back(dvalue.reshape(*x.shape[:2], -1))]
+        results = [query_back(dquery), key_back(dkey), value_back(dvalue)]
         for _, found in results:
             grads |= found
         return sum(dx for dx, _ in results), grads

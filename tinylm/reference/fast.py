@@ -22,7 +22,7 @@ from tinylm.reference.functions import IGNORED, Array
 from tinylm.reference.parameters import Masks, draw_masks
 from tinylm.reference.transformer import Grads, NumpyTransformerLM
 
-TOKENS = 512  # computed at a time, if sequences are not longer
+TOKENS = 1024  # computed at a time, if sequences are not longer
 NUMBERS = 1 << 15  # of GELU's input that are computed at a time
 CENTRE = 3.0  # c in `normal_tail`
 DEGREES = {"float32": 7, "float64": 18}  # of its polynomial
@@ -112,8 +112,8 @@ def keep_freed_memory(size: int = 1 << 30) -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # TypeError: Windows
         return
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, size)
+    for option, value in ((-1, size), (-3, size), (-8, 1)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
+        mallopt(option, value)
 
 
 # --- GELU

@@ -82,8 +82,7 @@ def feedforward(
         (B, T, D), and backward: dy -> dx, gradients by name
     """
     up, up_back = linear(x, weights, f"{name}.input")  # (B, T, F)
-    gated = config.activation == "swiglu"
-    if gated:
+    if config.activation == "swiglu":
         gate, gate_back = linear(x, weights, f"{name}.gate")
         inner, swiglu_back = swiglu(gate, up)
     else:
@@ -92,7 +91,7 @@ def feedforward(
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         dinner, grads = output_back(dy)
-        if not gated:
+        if config.activation != "swiglu":
             dx, up_grads = up_back(dinner * slope)
             return dx, grads | up_grads
         dgate, dup = swiglu_back(dinner)

@@ -1,11 +1,13 @@
 """The functions that the parts of the network are made of: linear map, embedding, dropout, softmax, cross-entropy."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]
+NO_MASKS: Arrays = MappingProxyType({})  # of dropout
 IGNORED = -100  # a target that does not count, as in PyTorch
 
 
@@ -33,7 +35,10 @@ def linear(x: Array, weights: Arrays, name: str) -> tuple[Array, Callable]:
             grads[f"{name}.bias"] = rows.sum(axis=0)
         return dy @ weight, grads
 
-    return x @ weight.T + (0 if bias is None else bias), backward
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
+    return y, backward
 
 
 def embedding(ids: Array, weights: Arrays, name: str, *_: object) -> tuple[Array, Callable]:
@@ -62,6 +67,11 @@ def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
     return (x, lambda dy: dy) if mask is None else (x * mask, lambda dy: dy * mask)
 
 
+def row_dots(a: Array, b: Array) -> Array:
+    """Σ_i a_i b_i over the last axis: (..., D), (..., D) -> (..., 1)."""
+    return np.einsum("...i,...i->...", a, b)[..., None]
+
+
 def softmax(z: Array) -> tuple[Array, Callable]:
     """p_i = exp(z_i) / Σ_j exp(z_j) over the last axis.
 
@@ -70,8 +80,8 @@ def softmax(z: Array) -> tuple[Array, Callable]:
         dz = p (dp - Σ_i p_i dp_i)
     """
     p = np.exp(z - z.max(axis=-1, keepdims=True))
-    p = p / p.sum(axis=-1, keepdims=True)
-    return p, lambda dp: p * (dp - (p * dp).sum(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p, lambda dp: p * (dp - row_dots(p, dp))
 
 
 def cross_entropy(z: Array, targets: Array, num_targets: int) -> tuple[float, Array]:

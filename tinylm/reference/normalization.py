@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinylm.reference.config import Config
-from tinylm.reference.functions import Array, Arrays
+from tinylm.reference.functions import Array, Arrays, row_dots
 
 
 def rmsnorm(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Array, Callable]:
@@ -28,13 +28,13 @@ def rmsnorm(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Array
         y, (..., D), and backward: dy -> dx, gradients by name
     """
     weight = weights[f"{name}.weight"]
-    s = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.norm_eps)  # (..., 1)
+    s = 1 / np.sqrt(row_dots(x, x) / len(weight) + config.norm_eps)  # (..., 1)
     n = x * s  # (..., D)
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         g = dy * weight
-        dx = s * (g - n * (g * n).mean(axis=-1, keepdims=True))
-        return dx, {f"{name}.weight": (dy * n).reshape(-1, len(weight)).sum(axis=0)}
+        dx = s * (g - n * (row_dots(g, n) / len(weight)))
+        return dx, {f"{name}.weight": np.einsum("ri,ri->i", *(each.reshape(-1, len(weight)) for each in (dy, n)))}
 
     return n * weight, backward
 
@@ -65,7 +65,7 @@ def layernorm(x: Array, weights: Arrays, name: str, config: Config) -> tuple[Arr
             grads[f"{name}.bias"] = dy.reshape(-1, len(bias)).sum(axis=0)
         return dx - dx.mean(axis=-1, keepdims=True), grads
 
-    return y + (0 if bias is None else bias), backward
+    return y if bias is None else y + bias, backward
 
 
 NORMS = {"rmsnorm": rmsnorm, "layernorm": layernorm}

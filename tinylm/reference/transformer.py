@@ -1,7 +1,6 @@
 """NumpyTransformerLM: from token ids to logits, and from the loss back to every parameter."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,13 +8,12 @@ from tinylm.reference.attention import attention, causal_mask
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
 from tinylm.reference.feedforward import feedforward
-from tinylm.reference.functions import IGNORED, Array, Arrays, cross_entropy, dropout, embedding, linear
+from tinylm.reference.functions import IGNORED, NO_MASKS, Array, Arrays, cross_entropy, dropout, embedding, linear
 from tinylm.reference.normalization import NORMS
 from tinylm.reference.parameters import Masks, check_parameters, draw_masks, initial_parameters
 from tinylm.reference.positional import position_table
 
 Grads = dict[str, Array]
-NO_MASKS: Arrays = MappingProxyType({})
 
 
 class NumpyTransformerLM:
@@ -67,7 +65,7 @@ class NumpyTransformerLM:
         self,
         ids: Array,
         documents: Array | None = None,
-        masks: Mapping[str, Array] = NO_MASKS,
+        masks: Arrays = NO_MASKS,
         cache: KVCache | None = None,
     ) -> tuple[Array, Callable]:
         """The last hidden states, which the head projects to logits.
@@ -99,9 +97,9 @@ class NumpyTransformerLM:
         x, dropout_back = dropout(x, masks.get("embedding"))
 
         backs = []
-        for layer in [f"blocks.{number}" for number in range(config.num_layers)]:
-            dropped = masks.get(f"{layer}.attention.weights")
-            x, attention_back = self.residual(attention, x, f"{layer}.attention", masks, mask, rotary, dropped, cache)
+        for number in range(config.num_layers):
+            layer = f"blocks.{number}"
+            x, attention_back = self.residual(attention, x, f"{layer}.attention", masks, mask, rotary, masks, cache)
             x, feedforward_back = self.residual(feedforward, x, f"{layer}.feedforward", masks)
             backs += [attention_back, feedforward_back]
         if config.norm_placement == "pre":
@@ -121,7 +119,7 @@ class NumpyTransformerLM:
         return x, backward
 
     def residual(
-        self, function: Callable, x: Array, name: str, masks: Mapping[str, Array], *arguments: object
+        self, function: Callable, x: Array, name: str, masks: Arrays, *arguments: object
     ) -> tuple[Array, Callable]:
         """x + f(norm(x)), or norm(x + f(x)) with `norm_placement: post`; dropout follows f.
 
