@@ -122,9 +122,8 @@ def attention(
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         dattended, grads = output_back(dy)
         dquery, dkey, dvalue = attend_back(dattended.reshape(attended.shape))
-        results = [query_back(dquery), key_back(dkey), value_back(dvalue)]
-        for _, found in results:
-            grads |= found
-        return sum(dx for dx, _ in results), grads
+        (dx_query, query_grads), (dx_key, key_grads) = query_back(dquery), key_back(dkey)
+        dx_value, value_grads = value_back(dvalue)
+        return dx_query + dx_key + dx_value, grads | query_grads | key_grads | value_grads
 
     return y, backward

@@ -23,7 +23,7 @@ from tinylm.reference.parameters import Masks, draw_masks
 from tinylm.reference.transformer import Grads, NumpyTransformerLM
 
 TOKENS = 1024  # computed at a time, if sequences are not longer
-NUMBERS = 1 << 15  # of GELU's input that are computed at a time
+NUMBERS = 1 << 16  # of GELU's input that are computed at a time
 CENTRE = 3.0  # c in `normal_tail`
 DEGREES = {"float32": 7, "float64": 18}  # of its polynomial
 

@@ -1,5 +1,8 @@
 """The feed-forward layer and its nonlinearities: GELU exact and by tanh, ReLU, ReLU², SwiGLU."""
 
+# pyright: reportPossiblyUnbound=false
+# (a forward and its backward test the same condition)
+
 import math
 from collections.abc import Callable
 

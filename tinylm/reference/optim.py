@@ -183,8 +183,10 @@ class Optimizer:
             if self.name == "sgd":
                 sgd_step(weight, grads[name], **averages, lr=lr, decay=decay, momentum=self.momentum)
             else:
-                options = dict(lr=lr, decay=decay, betas=self.betas, eps=self.eps, decoupled=self.name != "adam")
-                adam_step(weight, grads[name], **averages, step=self.steps, **options)
+                adam_step(
+                    weight, grads[name], **averages, step=self.steps, lr=lr, decay=decay, betas=self.betas,
+                    eps=self.eps, decoupled=self.name != "adam",
+                )  # fmt: skip
 
     def state(self) -> Arrays:
         """The running averages, by `parameter/average`, and the number of steps; the arrays are not copied."""

@@ -1,5 +1,8 @@
 """NumpyTransformerLM: from token ids to logits, and from the loss back to every parameter."""
 
+# pyright: reportPossiblyUnbound=false
+# (a forward and its backward test the same condition)
+
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +17,11 @@ from tinylm.reference.parameters import Masks, check_parameters, draw_masks, ini
 from tinylm.reference.positional import position_table
 
 Grads = dict[str, Array]
+
+
+def unchanged(dy: Array) -> tuple[Array, Grads]:
+    """The backward of a norm that is not there."""
+    return dy, {}
 
 
 class NumpyTransformerLM:
@@ -136,16 +144,16 @@ class NumpyTransformerLM:
             (B, T, D), and backward: dy -> dx, gradients by name
         """
         norm, pre = NORMS[self.config.norm], self.config.norm_placement == "pre"
-        inner, norm_back = self.part(norm, x, f"{name}_norm") if pre else (x, None)
+        inner, inner_back = self.part(norm, x, f"{name}_norm") if pre else (x, unchanged)
         inner, function_back = self.part(function, inner, name, *arguments)
         inner, dropout_back = dropout(inner, masks.get(name))
-        y, norm_back = (x + inner, norm_back) if pre else self.part(norm, x + inner, f"{name}_norm")
+        y, outer_back = (x + inner, unchanged) if pre else self.part(norm, x + inner, f"{name}_norm")
 
         def backward(dy: Array) -> tuple[Array, Grads]:
-            dy, norm_grads = (dy, {}) if pre else norm_back(dy)
+            dy, outer_grads = outer_back(dy)
             dx, grads = function_back(dropout_back(dy))
-            dx, norm_grads = norm_back(dx) if pre else (dx, norm_grads)
-            return dy + dx, grads | norm_grads
+            dx, inner_grads = inner_back(dx)
+            return dy + dx, grads | inner_grads | outer_grads
 
         return y, backward
 
