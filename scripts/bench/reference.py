@@ -22,9 +22,10 @@ FORMS = {
     "as the presets": {},
 }
 PARTS = {  # module and function of the twin: the part that it computes
-    ("transformer", "head_loss"): "head and cross-entropy",
+    ("transformer", "cross_entropy"): "cross-entropy",
+    ("transformer", "embedding"): "embedding",
+    ("attention", "project"): "attention: queries, keys, values",
     ("attention", "attend"): "attention: softmax(q kT) v",
-    ("attention", "project"): "attention: queries and keys",
     ("feedforward", "linear"): "feed-forward: projections",
     ("feedforward", "swiglu"): "feed-forward: SwiGLU",
 }
@@ -70,7 +71,7 @@ def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
 @contextmanager
 def timed_parts() -> Iterator[dict[str, list[float]]]:
     """Measures the seconds that each part takes forward and backward, inside the `with` block."""
-    from tinylm.reference import fast
+    from importlib import import_module
 
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
@@ -79,24 +80,21 @@ def timed_parts() -> Iterator[dict[str, list[float]]]:
             started = time.perf_counter()
             result = function(*arguments, **named)
             seconds[part][way] += time.perf_counter() - started
-            if way == 0 and isinstance(result, tuple) and callable(result[1]):
+            if way == 0 and callable(result[1]):
                 return result[0], timed(part, 1, result[1])
             return result
 
         return run
 
-    before, table = {name: getattr(fast, name) for name in PARTS}, dict(fast.FAST)
-    for name, part in PARTS.items():
-        setattr(fast, name, timed(part, 0, before[name]))
-    for plain, function in table.items():
-        if function.__name__ in ("embedding", "layernorm", "rmsnorm"):
-            fast.FAST[plain] = getattr(fast, function.__name__)
+    modules = {module: import_module(f"tinylm.reference.{module}") for module, _ in PARTS}
+    before = {key: getattr(modules[key[0]], key[1]) for key in PARTS}
+    for (module, name), part in PARTS.items():
+        setattr(modules[module], name, timed(part, 0, before[module, name]))
     try:
         yield seconds
     finally:
-        fast.FAST.update(table)
-        for name, function in before.items():
-            setattr(fast, name, function)
+        for (module, name), function in before.items():
+            setattr(modules[module], name, function)
 
 
 def print_parts(config: dict, ids, turns: int) -> None:

@@ -1,6 +1,6 @@
 """The feed-forward layer and its nonlinearities: GELU exact and by tanh, ReLU, ReLU², SwiGLU."""
 
-# pyright: reportPossiblyUnbound=false
+# pyright: reportPossiblyUnboundVariable=false
 # (a forward and its backward test the same condition)
 
 import math

@@ -1,6 +1,6 @@
 """NumpyTransformerLM: from token ids to logits, and from the loss back to every parameter."""
 
-# pyright: reportPossiblyUnbound=false
+# pyright: reportPossiblyUnboundVariable=false
 # (a forward and its backward test the same condition)
 
 from collections.abc import Callable
