@@ -1,10 +1,10 @@
-"""A training step of the NumPy twin beside PyTorch's eager float32, in turns and on equally many threads.
+"""Measures a training step of the NumPy twin and one of PyTorch in eager float32, alternately, on as many threads.
 
     python scripts/bench/reference.py --threads 2
 
 2 layers, width 128, 4 heads, d_ff 512, batch 32, context 128, a vocabulary of 1,000; as GPT-2 (LayerNorm, exact GELU,
 learned positions, biases) and as the presets (RMSNorm, SwiGLU, rotary, QK-norm). A step is loss and gradients, clipping
-and AdamW. Then where the twin's time goes, in one thread.
+and AdamW. Then the time of each part of the twin is printed, in one thread.
 """
 
 import argparse
@@ -21,21 +21,18 @@ FORMS = {
     "as GPT-2": dict(positional_encoding="learned", norm="layernorm", activation="gelu", qk_norm=False, bias=True),
     "as the presets": {},
 }
-PARTS = {  # module and function of the twin: the part that it is
+PARTS = {  # module and function of the twin: the part that it computes
+    ("transformer", "cross_entropy"): "cross-entropy",
     ("transformer", "embedding"): "embedding",
-    ("transformer", "norm"): "norms",
-    ("attention", "linear"): "attention: projections",
-    ("attention", "prepare"): "attention: QK-norm, rotary",
+    ("attention", "project"): "attention: queries, keys, values",
     ("attention", "attend"): "attention: softmax(q kT) v",
     ("feedforward", "linear"): "feed-forward: projections",
-    ("feedforward", "activate"): "feed-forward: GELU",
     ("feedforward", "swiglu"): "feed-forward: SwiGLU",
-    ("transformer", "cross_entropy"): "head and cross-entropy",
 }
 
 
 def torch_step(config: dict, ids) -> Callable[[], None]:
-    """A step of PyTorch's."""
+    """A training step in PyTorch."""
     import torch
     import torch.nn.functional as F
 
@@ -55,12 +52,13 @@ def torch_step(config: dict, ids) -> Callable[[], None]:
 
 
 def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
-    """A step of the twin's."""
-    from tinylm.reference import Config, NumpyTransformerLM
-    from tinylm.reference.optim import clip_gradients, make_optimizer
+    """A training step of the twin."""
+    from tinylm.reference import Config
+    from tinylm.reference.fast import FastTransformerLM
+    from tinylm.reference.optim import Optimizer, clip_gradients
 
-    model = NumpyTransformerLM(Config(**config), threads=threads)
-    optimizer = make_optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
+    model = FastTransformerLM(Config(**config), threads=threads)
+    optimizer = Optimizer(model.parameters, name="adamw", lr=1e-3, weight_decay=0.01)
 
     def step() -> None:
         _, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
@@ -72,7 +70,7 @@ def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
 
 @contextmanager
 def timed_parts() -> Iterator[dict[str, list[float]]]:
-    """Seconds forward and backward of each part, while it is open."""
+    """Measures the seconds that each part takes forward and backward, inside the `with` block."""
     from importlib import import_module
 
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -100,17 +98,18 @@ def timed_parts() -> Iterator[dict[str, list[float]]]:
 
 
 def print_parts(config: dict, ids, turns: int) -> None:
-    """Where the time of the twin's loss and gradients goes."""
-    from tinylm.reference import Config, NumpyTransformerLM
+    """Prints the time that each part of the twin takes for the loss and its gradients."""
+    from tinylm.reference import Config
+    from tinylm.reference.fast import FastTransformerLM
 
-    model = NumpyTransformerLM(Config(**config))
+    model = FastTransformerLM(Config(**config))
     model.loss_and_grads(ids[:, :-1], ids[:, 1:])
     with timed_parts() as seconds:
         started = time.perf_counter()
         for _ in range(turns):
             model.loss_and_grads(ids[:, :-1], ids[:, 1:])
         whole = time.perf_counter() - started
-    seconds["sums, stacked weights, the rest"][0] = whole - sum(map(sum, seconds.values()))
+    seconds["sums and everything else"][0] = whole - sum(map(sum, seconds.values()))
     print(f"  {'part':34}{'forward':>10}{'backward':>10}{'share':>8}")
     for part, (forward, backward) in seconds.items():
         share = (forward + backward) / whole
@@ -118,7 +117,7 @@ def print_parts(config: dict, ids, turns: int) -> None:
 
 
 def main() -> None:
-    """Prints the steps/s of both, their ratio, and the table by part."""
+    """Prints the steps per second of both, their ratio, and the time of each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=15)

@@ -141,7 +141,7 @@ def test_a_commands_help_begins_with_its_usage(name, capfd):
 
 def parsers_options() -> dict:
     """Our options as jsonargparse has them: name -> action."""
-    from tinylm.training.standin import make_parser
+    from tinylm.training.parser import make_parser
 
     ours = ("data.", "run.", "model.")
     actions = {}

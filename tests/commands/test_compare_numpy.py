@@ -1,4 +1,4 @@
-"""`tinylm compare-numpy` as a user meets it."""
+"""`tinylm compare-numpy` as a user runs it."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def run(load):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", "1e-10"), ("float32", "0.0001")])
-def test_equal_networks_are_said_to_be_equal(precision, tolerance, run, model):
+def test_equal_networks_are_reported_equal(precision, tolerance, run, model):
     code, out, err = run("--model", model, "--precision", precision)
     lines = out.splitlines()
     assert (code, err, lines[-1]) == (0, "", f"all equal within {tolerance}")
@@ -28,8 +28,8 @@ def test_equal_networks_are_said_to_be_equal(precision, tolerance, run, model):
 
 
 @pytest.mark.parametrize("form", [{}, dict(norm_placement="post", tie_embeddings=False, positional_encoding="learned")])
-def test_a_broken_forward_is_found_where_it_is(form, run, tmp_path, monkeypatch):
-    """The second block's feed-forward gives 1% too much."""
+def test_a_broken_forward_is_located(form, run, tmp_path, monkeypatch):
+    """The output of the second block's feed-forward layer is 1% too large."""
     from tinylm.reference import transformer
 
     shape = dict(vocab_size=3, d_model=16, num_layers=2, num_heads=2, max_seq_len=8)
@@ -48,8 +48,8 @@ def test_a_broken_forward_is_found_where_it_is(form, run, tmp_path, monkeypatch)
     assert "the first part to differ by more than 1e-10: blocks.1.feedforward\n" in out
 
 
-def test_a_broken_backward_is_found_where_it_is(run, model, monkeypatch):
-    """Forward is right everywhere, and so are the gradients behind the attention whose backward is wrong."""
+def test_a_broken_backward_is_located(run, model, monkeypatch):
+    """Forward is right everywhere, and so are the gradients of all parts after the attention."""
     from tinylm.reference import transformer
 
     right = transformer.attention

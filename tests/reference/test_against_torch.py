@@ -11,9 +11,11 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.cache import KVCache
-from tinylm.reference.dropout import draw_masks
+from tinylm.reference.fast import FastTransformerLM
+from tinylm.reference.functions import linear
+from tinylm.reference.parameters import draw_masks
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the largest number, where that is above 1
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative to the largest number, if that is above 1
 
 
 def twin_of(model):
@@ -36,13 +38,13 @@ def batches(draw, config):
     random = np.random.default_rng(seed)
     inputs, targets = random.integers(config.vocab_size, size=(2, 3, length))
     targets[random.random(targets.shape) < draw(st.sampled_from([0.0, 0.4]))] = -100
-    targets[0, 0] = 0  # of none at all there is no mean
+    targets[0, 0] = 0  # without any target there is no mean
     documents = np.sort(random.integers(3, size=inputs.shape)) if config.document_mask and draw(st.booleans()) else None
     return inputs, targets, documents
 
 
 def check_everything(model, inputs, targets, documents, masks, tolerance):
-    """Logits without dropout, then loss and gradients with given masks."""
+    """Compares logits without dropout, then loss and gradients with the given masks."""
     twin, named = twin_of(model), None if documents is None else torch.from_numpy(documents)
     with torch.no_grad():
         assert_near(twin.logits(inputs, documents), model(torch.from_numpy(inputs), documents=named), tolerance)
@@ -60,7 +62,7 @@ def check_everything(model, inputs, targets, documents, masks, tolerance):
 
 @settings(max_examples=80, deadline=None)
 @given(st.data(), model_configs(), st.sampled_from(list(TOLERANCES)), st.integers(0, 1000))
-def test_logits_loss_and_gradients_are_autograds(data, config, dtype, seed):
+def test_logits_loss_and_gradients_match_autograd(data, config, dtype, seed):
     model = random_model(config, seed, dtype)
     check_everything(model, *data.draw(batches(config)), None, TOLERANCES[dtype])
 
@@ -70,8 +72,8 @@ def test_logits_loss_and_gradients_are_autograds(data, config, dtype, seed):
     st.data(),
     model_configs(dropout=st.just(0.3), attention_kernel=st.just("plain"), activation_checkpointing=st.just(False)),
 )
-def test_gradients_through_dropout_are_autograds(data, config):
-    """PyTorch is given the twin's masks, in the order in which its layers ask for them."""
+def test_gradients_through_dropout_match_autograd(data, config):
+    """PyTorch uses the twin's masks, in the order in which its layers apply dropout."""
     model = random_model(config)
     inputs, targets, documents = data.draw(batches(config))
     masks = draw_masks(config, inputs.shape, np.random.default_rng(0), np.dtype(float))
@@ -87,7 +89,7 @@ def test_gradients_through_dropout_are_autograds(data, config):
 
 
 def test_masks_are_drawn_with_their_probability_and_keep_the_mean():
-    """A batch of 16 * 64 * 64 numbers: the fraction dropped is within 4 standard deviations of p."""
+    """Over 16 * 64 * 64 numbers, the fraction dropped is within 4 standard deviations of p."""
     config = Config(vocab_size=5, d_model=64, num_layers=1, max_seq_len=64, dropout=0.3)
     masks = draw_masks(config, (16, 64), np.random.default_rng(0), np.dtype(np.float32))
     shapes = {name: mask.shape for name, mask in masks.items()}
@@ -120,7 +122,7 @@ def test_initial_parameters_have_pytorchs_names_shapes_and_order(config, seed):
             assert np.array_equal(parameter, state[name].numpy()), name
 
 
-def test_initial_matrices_are_as_wide_as_gpt2s():
+def test_initial_matrices_have_gpt2s_standard_deviations():
     """Standard deviations of 16,384 numbers and more, within 4 of their own (0.6% each)."""
     found = NumpyTransformerLM(Config(vocab_size=200, d_model=128, num_layers=2, bias=True)).parameters
     for name, parameter in found.items():
@@ -136,41 +138,27 @@ def test_evaluate_is_cross_entropy_and_argmax(data, config):
     model = random_model(config)
     inputs, targets, documents = data.draw(batches(config))
     nats, count, hits = twin_of(model).evaluate(inputs, targets, documents)
-    named, wanted = None if documents is None else torch.from_numpy(documents), torch.from_numpy(targets).flatten()
+    named, labels = None if documents is None else torch.from_numpy(documents), torch.from_numpy(targets).flatten()
     with torch.no_grad():
         logits = model(torch.from_numpy(inputs), documents=named).flatten(0, 1)
-    assert abs(nats - F.cross_entropy(logits, wanted, reduction="sum").item()) < 1e-10
-    assert (count, hits) == (int((wanted != -100).sum()), int((logits.argmax(dim=1) == wanted).sum()))
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.data(), model_configs(dropout=st.just(0.3)), st.integers(2, 5))
-def test_threads_share_a_batch(data, config, threads):
-    """More threads than sequences, too; the divisor may be given from outside."""
-    twin = twin_of(random_model(config))
-    inputs, targets, documents = data.draw(batches(config))
-    options = dict(documents=documents, num_targets=data.draw(st.sampled_from([None, 50])))
-    one = twin.loss_and_grads(inputs, targets, dropout=np.random.default_rng(0), **options)
-    twin.threads = threads
-    several = twin.loss_and_grads(inputs, targets, dropout=np.random.default_rng(0), **options)
-    assert abs(one[0] - several[0]) < 1e-12
-    for name, gradient in one[1].items():
-        assert np.abs(gradient - several[1][name]).max() < 1e-12 * max(1, np.abs(gradient).max())
+    assert abs(nats - F.cross_entropy(logits, labels, reduction="sum").item()) < 1e-10
+    assert (count, hits) == (int((labels != -100).sum()), int((logits.argmax(dim=1) == labels).sum()))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), model_configs())
-def test_cached_logits_match_those_of_the_whole_text(data, config):
-    """The text is read in pieces, of several tokens or one."""
+def test_cached_logits_match_the_full_forward(data, config):
+    """The text is read in pieces of one or several tokens."""
     twin, ids = twin_of(random_model(config)), random_ids(config).numpy()
     cuts = data.draw(st.lists(st.integers(1, ids.shape[1]), max_size=4).map(lambda cuts: sorted(set(cuts))))
-    cache = KVCache(twin.config, len(ids), twin.dtype)
     pieces = [piece for piece in np.split(ids, cuts, axis=1) if piece.size]
-    found = np.concatenate([twin.hidden(piece, cache=cache)[0] @ twin.head.T for piece in pieces], axis=1)
-    assert np.abs(found - twin.logits(ids)).max() < 1e-12
+    for model in (twin, FastTransformerLM(twin.config, twin.parameters)):
+        cache = KVCache()
+        hidden = np.concatenate([model.hidden(piece, cache=cache)[0] for piece in pieces], axis=1)
+        assert np.abs(linear(hidden, model.parameters, model.head)[0] - twin.logits(ids)).max() < 1e-12
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_mistake():
     model = NumpyTransformerLM(Config(vocab_size=5, d_model=8, num_layers=1, max_seq_len=3))
     ids = np.zeros((1, 4), int)
     with pytest.raises(ValueError, match="the context holds 3 tokens, got 4"):

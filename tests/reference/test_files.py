@@ -1,4 +1,4 @@
-"""Model folders that both libraries read and write, and archives."""
+"""Model folders, which both libraries read and write, and archives."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_the_twin_reads_a_model_folder(theirs):
     assert {name: p.dtype for name, p in twin.parameters.items()} == dict.fromkeys(twin.parameters, np.float32)
     assert state.keys() - twin.parameters.keys() == ({"head.weight"} if model.config.tie_embeddings else set())
     assert all(np.array_equal(p, state[name].numpy()) for name, p in twin.parameters.items())
-    assert np.array_equal(files.load(folder.parent).logits(IDS), twin.logits(IDS))  # of a run folder its model/
+    assert np.array_equal(files.load(folder.parent).logits(IDS), twin.logits(IDS))  # a run folder's model/
     exact = model.double()(torch.from_numpy(IDS)).detach().numpy()
     assert np.abs(files.load(folder, np.float64).logits(IDS) - exact).max() < 1e-12
 
@@ -64,7 +64,7 @@ def test_an_archive_gives_the_same_model_back(theirs, tmp_path):
     assert [path.name for path in tmp_path.glob("*.npz")] == ["a.npz"]
 
 
-def test_what_is_no_model_is_refused(theirs, tmp_path):
+def test_files_that_are_no_model_are_refused(theirs, tmp_path):
     _, folder = theirs
     with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
         files.load(tmp_path / "nowhere")
@@ -83,5 +83,5 @@ def test_what_is_no_model_is_refused(theirs, tmp_path):
 def test_quantized_layers_are_refused(theirs, tmp_path):
     model, _ = theirs
     save_bundle(tmp_path / "int8", quantize(model, bits=8), tinylm.load(theirs[1])[1])
-    with pytest.raises(ValueError, match="layers of another kind"):
+    with pytest.raises(ValueError, match="quantized layers"):
         files.load(tmp_path / "int8")

@@ -1,4 +1,4 @@
-"""Generation: greedy text is PyTorch's, filters are `tinylm.generation`'s, draws follow their probabilities."""
+"""Generation: greedy text matches PyTorch, the filters match `tinylm.generation`, draws follow the probabilities."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ FORMS = [{}, dict(sliding_window=5, num_kv_heads=1), dict(positional_encoding="l
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_greedy_text_is_pytorchs(form):
-    """Beyond the context, of 16 tokens, too: 40 are asked for."""
+def test_greedy_text_matches_pytorch(form):
+    """Also beyond the context of 16 tokens: 40 are generated."""
     config = ModelConfig(vocab_size=256, d_model=32, num_layers=2, max_seq_len=16, **form)
     model = random_model(config)
     prompts = [b"tell ", b"me a "]
@@ -56,7 +56,7 @@ def test_documents_are_kept_apart_as_in_training(form):
     st.none() | st.floats(0.05, 1.0),
     st.integers(0, 1000),
 )
-def test_probabilities_are_those_of_tinylm(vocab_size, temperature, top_k, top_p, seed):
+def test_probabilities_match_tinylm_generation(vocab_size, temperature, top_k, top_p, seed):
     logits = 2 * np.random.default_rng(seed).standard_normal((3, vocab_size))
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     expected = their_probabilities(torch.from_numpy(logits), config).numpy()
@@ -66,15 +66,15 @@ def test_probabilities_are_those_of_tinylm(vocab_size, temperature, top_k, top_p
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.505, 2), (0.75, 2), (0.76, 3), (1.0, 3)])
-def test_top_p_keeps_the_fewest_that_suffice(top_p, kept):
-    """Of 1/2, 1/4 and 1/4, exact in binary."""
+def test_top_p_keeps_the_fewest_tokens_that_suffice(top_p, kept):
+    """The probabilities are 1/2, 1/4 and 1/4, exact in binary."""
     expected = np.array([0.5, 0.25, 0.25])[:kept] / (0.5, 0.75, 1.0)[kept - 1]
     found = probabilities(np.array([[1.0, 0.0, 0.0]]) * np.log(2), 1.0, None, top_p)[0]
     assert np.abs(found[:kept] - expected).max() < 1e-15 and (found[kept:] == 0).all()
 
 
 def test_draws_follow_the_probabilities():
-    """Of 20,000 draws every token's share is within 4 standard deviations of its probability, and 0 stays 0."""
+    """In 20,000 draws the frequency of every token is within 4 standard deviations of its probability; 0 stays 0."""
     p = np.array([0.1, 0.0, 0.4, 0.2, 0.3])
     with np.errstate(divide="ignore"):
         logits = np.tile(np.log(p), (20_000, 1))

@@ -53,7 +53,7 @@ def test_twenty_steps_match_pytorchs_optimizers(name, dtype, tolerance):
     model = network(dtype)
     theirs = make_torch_optimizer(model, OptimizerConfig(name=name, **SETTINGS))
     parameters = arrays(model)
-    ours = optim.make_optimizer(parameters, name=name, **SETTINGS)
+    ours = optim.Optimizer(parameters, name=name, **SETTINGS)
     for step in range(20):
         gradients = random_gradients(parameters, step)
         for group in theirs.param_groups:
@@ -73,7 +73,7 @@ def test_twenty_steps_match_pytorchs_optimizers(name, dtype, tolerance):
 def test_adamws_first_step_is_the_learning_rate_in_the_gradients_direction():
     """At t = 1, m̂ = G and ŝ = G²: by hand, W - lr sign(G) for ε → 0, whatever the gradient's size."""
     parameters = {"x": np.array([1.0, -2.0, 3.0])}
-    optimizer = optim.make_optimizer(parameters, name="adamw", eps=1e-12)
+    optimizer = optim.Optimizer(parameters, name="adamw", eps=1e-12)
     optimizer.step({"x": np.array([1e-4, -5.0, 300.0])}, lr=0.1)
     np.testing.assert_allclose(parameters["x"], [0.9, -1.9, 2.9], rtol=0, atol=1e-8)
 
@@ -81,7 +81,7 @@ def test_adamws_first_step_is_the_learning_rate_in_the_gradients_direction():
 def test_sgd_with_momentum_by_hand():
     """v = 2, 0.5 * 2 + 2 = 3; W = 1 - 0.1 * 2 - 0.1 * 3."""
     parameters = {"x": np.array([1.0])}
-    optimizer = optim.make_optimizer(parameters, name="sgd", lr=0.1, momentum=0.5)
+    optimizer = optim.Optimizer(parameters, name="sgd", lr=0.1, momentum=0.5)
     for _ in range(2):
         optimizer.step({"x": np.array([2.0])})
     np.testing.assert_allclose(parameters["x"], [0.5], rtol=0, atol=1e-15)
@@ -103,14 +103,14 @@ def test_orthogonalize_maps_the_singular_values_by_the_quintic_and_matches_torch
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
 def test_an_optimizer_that_goes_on_from_its_state_is_the_same_to_the_last_bit(name):
     whole, parts = arrays(network()), arrays(network())
-    optimizer = optim.make_optimizer(whole, name=name)
+    optimizer = optim.Optimizer(whole, name=name)
     for step in range(6):
         optimizer.step(random_gradients(whole, step), rate(step))
-    first = optim.make_optimizer(parts, name=name)
+    first = optim.Optimizer(parts, name=name)
     for step in range(3):
         first.step(random_gradients(parts, step), rate(step))
     state = {each: array.copy() for each, array in first.state().items()}
-    second = optim.make_optimizer(parts, name=name)
+    second = optim.Optimizer(parts, name=name)
     second.load_state(state)
     for step in range(3, 6):
         second.step(random_gradients(parts, step), rate(step))
@@ -121,15 +121,15 @@ def test_an_optimizer_that_goes_on_from_its_state_is_the_same_to_the_last_bit(na
 def test_what_cannot_be_is_refused():
     parameters = arrays(network())
     with pytest.raises(ValueError, match="name must be one of adamw, adam, sgd, muon, got 'lion'"):
-        optim.make_optimizer(parameters, name="lion")
+        optim.Optimizer(parameters, name="lion")
     with pytest.raises(ValueError, match=r"name must be one of cosine, .*, got 'step'"):
         optim.learning_rate(5, 10, lr=1.0, name="step", warmup_steps=0)
-    state = optim.make_optimizer(parameters, name="sgd").state()
+    state = optim.Optimizer(parameters, name="sgd").state()
     with pytest.raises(ValueError, match="the state is not of adamw over these parameters"):
-        optim.make_optimizer(parameters, name="adamw").load_state(state)
+        optim.Optimizer(parameters, name="adamw").load_state(state)
     state["embedding.weight/velocity"] = np.zeros((2, 2))
     with pytest.raises(ValueError, match=r"embedding.weight/velocity has shape \(2, 2\), needs \(11, 8\)"):
-        optim.make_optimizer(parameters, name="sgd").load_state(state)
+        optim.Optimizer(parameters, name="sgd").load_state(state)
 
 
 # --- clipping

@@ -1,4 +1,4 @@
-"""Training by NumPy beside training by PyTorch, on the same batches of the stories; and going on from a checkpoint."""
+"""Training in NumPy and in PyTorch on the same batches of stories; checkpoints; exact resuming."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,7 +12,8 @@ from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
-from tinylm.reference.optim import learning_rate, make_optimizer
+from tinylm.reference.fast import FastTransformerLM
+from tinylm.reference.optim import Optimizer, learning_rate
 from tinylm.reference.train import Batch, evaluate, train
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.optim import make_optimizer as make_torch_optimizer
@@ -26,14 +27,14 @@ SCHEDULE = dict(name="cosine", warmup_steps=20, min_lr=1e-4)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> TextDataModule:
-    """The stories by character."""
+    """Stories, tokenized by character."""
     cache = str(tmp_path_factory.mktemp("cache"))
     return TextDataModule("stories:300", max_seq_len=32, batch_size=4, cache_dir=cache)
 
 
 def training_batches(data: TextDataModule, first: int = 0) -> Iterator:
-    """Each step's batch, as Lightning would get it: epoch after epoch, from a step on."""
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]  # as much of a trainer as the loaders need
+    """The batch of each step in Lightning's order, from step `first` on."""
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]  # the attributes that the loaders read
         world_size=1, global_rank=0, global_step=first, accumulate_grad_batches=1, val_check_interval=None
     )
     data.setup("fit")
@@ -50,7 +51,7 @@ def numpy_batches(data: TextDataModule, count: int, first: int = 0) -> list[list
 
 
 def torch_losses(model: TransformerLM, data: TextDataModule, config: OptimizerConfig, clip: float) -> list[float]:
-    """What `LitTransformerLM` does in a step, on one device."""
+    """The losses of `LitTransformerLM`'s steps on one device."""
     optimizer, schedule, losses = make_torch_optimizer(model, config), ScheduleConfig(**SCHEDULE), []
     for step, batch in zip(range(STEPS), training_batches(data), strict=False):
         optimizer.zero_grad()
@@ -76,20 +77,20 @@ def rate(step: int) -> float:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_200_steps_on_stories_beside_pytorch(data, name):
-    """Every loss, both in float64 without dropout, from the same weights, with clipping felt and a schedule."""
+    """Every loss, in float64 without dropout, from the same weights, with a schedule and with clipping in effect."""
     torch.manual_seed(0)
     model = TransformerLM(ModelConfig(vocab_size=data.vocab_size, **SHAPE)).double()
     ours = twin(model)
     theirs = torch_losses(model, data, OptimizerConfig(name=name, lr=3e-3), clip=0.5)
-    optimizer = make_optimizer(ours.parameters, name=name)
+    optimizer = Optimizer(ours.parameters, name=name)
     steps = list(train(ours, optimizer, numpy_batches(data, STEPS), rate, max_norm=0.5))
     assert [step.number for step in steps] == list(range(1, STEPS + 1))
     np.testing.assert_allclose([step.loss for step in steps], theirs, rtol=0, atol=1e-8)
-    assert theirs[-1] < theirs[0] - 1.0  # it learned, so the weights have moved far
+    assert theirs[-1] < theirs[0] - 1.0  # the weights have moved far
     assert sum(step.grad_norm > 0.5 for step in steps) > 20
 
 
-# --- what a step is
+# --- a step
 
 
 def small(dtype=np.float64, **options) -> NumpyTransformerLM:
@@ -104,7 +105,7 @@ def random_batches(count: int, rows: int = 4) -> list[list[Batch]]:
 
 
 def take_steps(model: NumpyTransformerLM, batches: list[list[Batch]], **options) -> list:
-    return list(train(model, make_optimizer(model.parameters), batches, lambda step: 0.01, **options))
+    return list(train(model, Optimizer(model.parameters), batches, lambda step: 0.01, **options))
 
 
 def assert_equal_arrays(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
@@ -114,7 +115,7 @@ def assert_equal_arrays(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarra
 
 
 def test_a_batch_in_parts_is_the_same_step():
-    """Parts with different numbers of targets: every target counts the same."""
+    """The parts have different numbers of targets; every target counts the same."""
     whole, cut = small(), small()
     batches = random_batches(5)
     for [batch] in batches:
@@ -131,7 +132,7 @@ def test_a_batch_in_parts_is_the_same_step():
         np.testing.assert_allclose(cut.parameters[name], parameter, rtol=0, atol=1e-10, err_msg=name)
 
 
-def test_a_step_that_is_no_number_is_refused_before_the_weights_move():
+def test_a_step_that_is_not_finite_is_refused_before_the_weights_move():
     model = small()
     model.parameters["blocks.1.feedforward.output.weight"][0, 0] = np.nan
     before = {name: array.copy() for name, array in model.parameters.items()}
@@ -150,7 +151,7 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert len(set(losses)) == 3
     assert losses[0] != take_steps(small(), batch)[0].loss
     [whole] = batch[0]
-    halves = [[whole._replace(num_targets=2 * whole.num_targets)] * 2]  # the same rows twice, with masks of their own
+    halves = [[whole._replace(num_targets=2 * whole.num_targets)] * 2]  # the same rows twice, with different masks
     assert take_steps(small(dropout=0.5), halves)[0].loss != losses[0]
 
 
@@ -158,7 +159,7 @@ def test_dropout_is_a_function_of_seed_and_step():
 def test_evaluation_counts_every_target_once_and_matches_pytorch(data, threads):
     torch.manual_seed(0)
     model = TransformerLM(ModelConfig(vocab_size=data.vocab_size, **SHAPE)).double()
-    next(training_batches(data))  # gives the data module its trainer
+    next(training_batches(data))  # sets the data module's trainer
     batches = list(data.val_dataloader())
     nats = tokens = right = 0
     for batch in batches:
@@ -166,8 +167,7 @@ def test_evaluation_counts_every_target_once_and_matches_pytorch(data, threads):
         nats += F.cross_entropy(logits, batch.targets.flatten(), reduction="sum").item()
         tokens += batch.num_targets
         right += int((logits.argmax(-1) == batch.targets.flatten()).sum())
-    ours = twin(model)
-    ours.threads = threads
+    ours = FastTransformerLM((plain := twin(model)).config, plain.parameters, threads=threads)
     score = evaluate(ours, [Batch(batch.inputs.numpy(), batch.targets.numpy(), 0) for batch in batches])
     assert (score.tokens, score.right) == (tokens, right)
     assert score.loss == pytest.approx(nats / tokens, rel=1e-12)
@@ -179,21 +179,21 @@ def test_evaluation_counts_every_target_once_and_matches_pytorch(data, threads):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
-def test_a_run_that_goes_on_equals_one_that_never_stopped_to_the_last_bit(name, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(name, tmp_path):
     """In float32, with dropout, clipping and a schedule."""
     batches, options = random_batches(9), dict(max_norm=0.5, seed=3)
     rates = [0.01, 0.03, *[0.02] * 7]
     whole = small(np.float32, dropout=0.2)
-    optimizer = make_optimizer(whole.parameters, name=name)
+    optimizer = Optimizer(whole.parameters, name=name)
     steps = list(train(whole, optimizer, batches, rates.__getitem__, **options))
 
     stopped = small(np.float32, dropout=0.2)
-    first = make_optimizer(stopped.parameters, name=name)
+    first = Optimizer(stopped.parameters, name=name)
     losses = list(train(stopped, first, batches[:4], rates.__getitem__, **options))
     save_checkpoint(tmp_path / "last.npz", stopped, first, 4, {"best": 1.5, "text": "é"})
     found = read_checkpoint(tmp_path / "last.npz")
     assert (found.step, found.notes) == (4, {"best": 1.5, "text": "é"})
-    second = make_optimizer(found.model.parameters, name=name)
+    second = Optimizer(found.model.parameters, name=name)
     second.load_state(found.state)
     losses += train(found.model, second, batches[4:], rates.__getitem__, first=found.step, **options)
 
@@ -205,7 +205,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped_to_the_last_bit(name, 
 
 def test_a_checkpoint_is_a_model(tmp_path):
     model = small(norm_placement="post", tie_embeddings=False)
-    save_checkpoint(tmp_path / "last.npz", model, make_optimizer(model.parameters), 1)
+    save_checkpoint(tmp_path / "last.npz", model, Optimizer(model.parameters), 1)
     found = files.load(tmp_path / "last.npz")
     assert found.config == model.config
     assert_equal_arrays(found.parameters, model.parameters)
@@ -214,7 +214,7 @@ def test_a_checkpoint_is_a_model(tmp_path):
 
 def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     model = small()
-    optimizer = make_optimizer(model.parameters)
+    optimizer = Optimizer(model.parameters)
     save_checkpoint(tmp_path / "last.npz", model, optimizer, 1)
 
     def full(descriptor: int) -> None:
@@ -230,13 +230,13 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_damaged_checkpoint_is_refused(tmp_path, place):
     model, path = small(), tmp_path / "last.npz"
-    save_checkpoint(path, model, make_optimizer(model.parameters), 1)
+    save_checkpoint(path, model, Optimizer(model.parameters), 1)
     good = path.read_bytes()
     path.write_bytes(good[: int(place * len(good))])
     with pytest.raises(ValueError, match=r"last\.npz: is damaged"):
         read_checkpoint(path)
     bad = bytearray(good)
-    for offset in range(64):  # somewhere in an array, between the archive's own records
+    for offset in range(64):  # inside an array, between the archive's records
         bad[int(place * len(good)) + offset] ^= 1
     path.write_bytes(bad)
     with pytest.raises(ValueError, match=r"last\.npz: is damaged"):
@@ -248,12 +248,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, place):
         read_checkpoint(path)
 
 
-def test_the_newest_good_checkpoint_is_the_one_to_go_on_from(tmp_path):
+def test_the_newest_undamaged_checkpoint_is_resumed(tmp_path):
     model = small()
     paths = [tmp_path / "last.npz", tmp_path / "best.npz", tmp_path / "none.npz"]
     assert newest_checkpoint(paths) == (None, [])
     for path, step in zip(paths[:2], (7, 4), strict=True):
-        save_checkpoint(path, model, make_optimizer(model.parameters), step)
+        save_checkpoint(path, model, Optimizer(model.parameters), step)
     found, problems = newest_checkpoint(paths)
     assert found is not None and (found.step, problems) == (7, [])
     paths[0].write_bytes(paths[0].read_bytes()[:-9])

@@ -1,4 +1,4 @@
-"""`tinylm generate --model X.npz`: a checkpoint of `tinylm train-numpy` is continued by NumPy, without PyTorch."""
+"""`tinylm generate --model X.npz`: continues prompts with a checkpoint of `tinylm train-numpy`, without PyTorch."""
 
 import argparse
 from pathlib import Path
@@ -12,19 +12,19 @@ from tinylm.reference.generate import generate
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-KNOWN = ("model", "prompt", "num_samples", "debug", *SAMPLING)
+SUPPORTED = ("model", "prompt", "num_samples", "debug", *SAMPLING)
 
 
 def run(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
-    """Prints prompts and their continuations.
+    """Prints the prompt with its continuations.
 
     Raises:
-        ConfigError: for an option that NumPy does not know.
-        MissingInputError: without the archive, or a tokenizer beside it.
-        DataError: for an archive that is damaged or something else.
+        ConfigError: for an option that is not supported in NumPy.
+        MissingInputError: if the archive or a tokenizer beside it is missing.
+        DataError: if the archive is damaged or something else.
     """
     for name, value in vars(options).items():
-        if name not in KNOWN and value != defaults[name]:
+        if name not in SUPPORTED and value != defaults[name]:
             raise ConfigError(f"--{name.replace('_', '-')}: a .npz archive is read by NumPy, which has no such option")
     check(options)
     path = Path(options.model)
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuses values without meaning."""
+    """Refuses options out of range."""
     for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 1), ("top_p", 0)):
         value = getattr(options, name)
         if value is not None and not least <= value < float("inf"):
@@ -50,7 +50,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def read_model(path: Path) -> NumpyTransformerLM:
-    """The network of an archive."""
+    """The model of an archive."""
     try:
         return files.load(path)
     except FileNotFoundError as error:
@@ -60,9 +60,8 @@ def read_model(path: Path) -> NumpyTransformerLM:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of an archive: beside it, or in its run's folder."""
-    folders = (path.parent, path.parent.parent)
-    for folder in folders:
+    """The tokenizer of an archive: beside it, or in its run folder."""
+    for folder in (path.parent, path.parent.parent):
         if (folder / files.TOKENIZER).is_file():
             return load_tokenizer(folder / files.TOKENIZER)
     raise MissingInputError(f"{path}: {files.TOKENIZER} is missing beside it; put the model's tokenizer there")

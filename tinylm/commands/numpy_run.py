@@ -1,12 +1,12 @@
-"""The run of `tinylm train-numpy`: options checked, files, and what happens around the steps of the NumPy twin."""
+"""The run of `tinylm train-numpy`: checks the options, keeps the run folder, and trains the NumPy twin."""
 
 import math
 import os
 import signal
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tinylm.bundle import TOKENIZER
-from tinylm.data import IGNORE, Template, TextDataModule
+from tinylm.data import IGNORE, TextDataModule
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -31,32 +31,31 @@ from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
-from tinylm.reference import Config, NumpyTransformerLM, files
-from tinylm.reference.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
+from tinylm.reference import Config, files
+from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from tinylm.reference.fast import FastTransformerLM
 from tinylm.reference.generate import generate
-from tinylm.reference.optim import Optimizer, learning_rate, make_optimizer
+from tinylm.reference.optim import Optimizer, learning_rate
 from tinylm.reference.train import Batch, Step, evaluate, train
 from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
 from tinylm.runs.plots import draw_curves
-from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import ConfigRecord
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
+from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
 from tinylm.training.schedule import ScheduleConfig
-from tinylm.training.standin import Lengths, Stage, build, make_parser
 from tinylm.training.stop import GracefulStop
 from tinylm.training.throughput import measure_peak_flops
 
-# --- options: those of `tinylm fit`, of which some mean nothing here and some could not be honoured
+# --- options: the Trainer's are honoured, refused since they would change the result, or without effect
 
 HONOURED = (
     "max_steps", "max_epochs", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch",
     "log_every_n_steps", "precision", "callbacks", "enable_progress_bar", "accumulate_grad_batches",
 )  # fmt: skip
-# Another run would come out than the one that was asked for.
 REFUSED = (
     "strategy", "devices", "num_nodes", "fast_dev_run", "min_epochs", "min_steps", "max_time", "limit_train_batches",
     "limit_val_batches", "overfit_batches", "gradient_clip_algorithm", "enable_checkpointing", "plugins",
@@ -65,28 +64,28 @@ PRECISIONS = {"None": np.float32, "32": np.float32, "32-true": np.float32, "64":
 
 
 def check(config: Any, defaults: Any) -> None:
-    """Refuses what the twin cannot do, and says what it does not need.
+    """Refuses options that the twin lacks, and lists those without effect.
 
     Raises:
         ConfigError: naming the option.
     """
     for name in ("compile", "init_from", "lora", "freeze"):
         if config.model[name]:
-            raise ConfigError(f"model.{name}: the NumPy twin has no such thing; leave it out, or use tinylm fit")
+            raise ConfigError(f"model.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {config.threads}")
     trainer = config.trainer
     if str(trainer.precision) not in PRECISIONS:
-        raise ConfigError(f"trainer.precision: NumPy computes in 32-true or 64-true, got {trainer.precision}")
+        raise ConfigError(f"trainer.precision must be 32-true or 64-true in NumPy, got {trainer.precision}")
     given = [name for name in vars(trainer) if trainer[name] != defaults.trainer[name]]
     for name in given:
         if name in REFUSED and not (name == "devices" and str(trainer.devices) == "1"):
-            raise ConfigError(f"trainer.{name}: the NumPy twin cannot honour it; leave it out, or use tinylm fit")
-    useless = [f"trainer.{name}" for name in given if name not in (*HONOURED, *REFUSED)]
-    useless = [name for name in useless if name != "trainer.accelerator" or trainer.accelerator != "cpu"]
-    useless += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
-    if useless:
-        notice(f"of no use to the NumPy twin: {', '.join(useless)}")
+            raise ConfigError(f"trainer.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
+    unused = [f"trainer.{name}" for name in given if name not in (*HONOURED, *REFUSED)]
+    unused = [name for name in unused if name != "trainer.accelerator" or trainer.accelerator != "cpu"]
+    unused += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
+    if unused:
+        notice(f"without effect in the NumPy twin: {', '.join(unused)}")
     if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
         raise ConfigError("trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends")
     if config.data.packing and not config.model.network.document_mask:
@@ -97,98 +96,26 @@ def check(config: Any, defaults: Any) -> None:
 
 
 def is_last_checkpoint(callback: Any) -> bool:
-    """Whether a callback of the config says how often to save."""
+    """Whether a callback of the config is the one that sets how often to save."""
     return callback.class_path.endswith(".LastCheckpoint")
 
 
-# --- the run's files
-
-
-class Files:
-    """The run's folder: metrics.csv, checkpoints/{last,best}.npz, samples.txt, and in the end model/ and curves.png."""
-
-    def __init__(self, config: Any, arguments: list[str]) -> None:
-        """Claims a new folder; with `--resume` finds the one of the run.
-
-        Args:
-            config: the parsed options
-            arguments: the command line
-        """
-        run = build(RunConfig, config.run)
-        stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
-        words = ["train-numpy", *(word for word in arguments if word != "--resume")]
-        if config.resume:
-            self.folder = existing_run_folder(run, stem)
-        else:
-            self.folder = new_run_folder(run, stem, words)
-            os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
-        if self.folder.name != (run.name or stem):
-            words += ["--run.name", self.folder.name]
-        self.command = command(*words, "--resume")
-        self.paths = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
-        self.csv = MetricsCSV(self.folder)
-
-    def begin(self, text: str, tokenizer: Tokenizer) -> None:
-        """Writes the config and the tokenizer, and removes what killed writers left."""
-        write_text(self.folder / "config.yaml", text)
-        tokenizer.save(self.folder / TOKENIZER)
-        sweep(make_folder(self.folder / "checkpoints"), older_than=0)
-        sweep(self.folder, older_than=0)
-
-    def newest(self) -> Checkpoint:
-        """The checkpoint to go on from; what metrics.csv has beyond it is dropped.
-
-        Raises:
-            MissingInputError: if there is none.
-            DataError: if all are damaged.
-        """
-        found, problems = newest_checkpoint(self.paths.values())
-        if found is None and problems:
-            raise DataError("; ".join(problems))
-        if found is None:
-            missing = f"{self.folder}: there is no checkpoint to resume from"
-            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
-        for problem in problems:
-            notice(f"warning: {problem}; going on from step {found.step:,}")
-        self.csv.truncate(found.step)
-        return found
-
-    def save(self, name: str, *state: Any) -> None:
-        """Writes a checkpoint; the state as `save_checkpoint`'s."""
-        try:
-            save_checkpoint(self.paths[name], *state)
-        except OSError as error:
-            reason = f"could not be written ({error.strerror}); the earlier one is intact"
-            raise StorageError(f"{self.paths[name]}: {reason}") from error
-
-    def add_sample(self, step: int, text: str) -> None:
-        """Appends a text to samples.txt."""
-        with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-            file.write(f"=== step {step}\n{text}\n\n")
-
-    def finish(self, tokenizer: Tokenizer, prompt: str, template: Template | None) -> None:
-        """Writes the best model as a folder and the curves as a picture, and says where they are and what to type."""
-        has_best = self.paths["best"].is_file()
-        found = read_checkpoint(self.paths["best" if has_best else "last"])
-        info = {"step": found.step, "run": self.folder.name, "prompt": prompt}
-        info |= {"val/loss": found.notes["best"]} if has_best else {}
-        info |= {"template": template.name} if template is not None else {}
-        with atomic_folder(self.folder / "model") as new:
-            tokenizer.save(new / TOKENIZER)
-            files.save(found.model, new, info)
-        draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
-        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f"to hear it: {generate_command(self.folder, prompt, template)}")
+def build(kind: type, values: Any, **more: Any) -> Any:
+    """An object of the parsed options `values`, which may be a default object already."""
+    return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
 
 
 # --- the run
 
 
 class Run:
-    """One training run: data, network, and what happens around the steps."""
+    """One training run: data, network, run folder, and the work between the steps.
+
+    The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
+    """
 
     def __init__(self, config: Any, text: str, arguments: list[str]) -> None:
-        """Everything is read and checked before the run gets its folder.
+        """Reads and checks everything, then claims the run folder.
 
         Args:
             config: the parsed options
@@ -202,53 +129,85 @@ class Run:
         self.settings = build(OptimizerConfig, config.model.optimizer)
         self.schedule = build(ScheduleConfig, config.model.schedule)
         self.options = build(RunConfig, config.run)
-        build(ModelConfig, config.model.network, vocab_size=1)  # what is wrong with it is wrong before data are read
-        self._read(config.data)
+        build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
+        self._open_data(config.data)
         self.network = build(ModelConfig, config.model.network, vocab_size=self.data.vocab_size)
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
-        self.latest: dict[str, float] = {}  # what the progress display shows
+        self.latest: dict[str, float] = {}  # read by Progress
         self.best, self.stopped_by = math.inf, 0
         prompts = [self.data.example_prompt()] if self.options.prompts is None else list(self.options.prompts)
-        self.prompt = next(iter(prompts), "")
+        self.prompt, self.prompts = next(iter(prompts), ""), prompts if self.options.sample_tokens else []
         self.template = self.data.template if self.data.pairs is not None else None
-        self.prompts = prompts if self.options.sample_tokens else []
-        self.files = Files(config, arguments)
-        self.model, self.optimizer = self._go_on() if config.resume else self._begin(self._first_weights())
+        self._open_folder(config, arguments)
+        if config.resume:
+            self._resume()
+        else:
+            torch.manual_seed(self.seed)  # then the initial weights are those of `tinylm fit`
+            initial = TransformerLM(self.network).named_parameters()
+            self._make_model({name: weight.detach().numpy() for name, weight in initial})
         self.progress: Any = Progress(self)  # type: ignore[arg-type]
         if self.trainer.enable_progress_bar is False:
             self.progress.disable()
 
-    def _read(self, options: Any) -> None:
-        """The data, and with them the length of an epoch and of the run."""
-        self.stage = Stage(self.trainer.accumulate_grad_batches)
+    def _open_data(self, options: Any) -> None:
+        """Reads the data, and counts the steps of an epoch and of the run."""
+        self.state: Any = SimpleNamespace(  # the attributes of a Trainer that the data module and Progress read
+            global_step=0, world_size=1, global_rank=0, accumulate_grad_batches=self.trainer.accumulate_grad_batches,
+            val_check_interval=None, sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
+        )  # fmt: skip
         self.data = build(TextDataModule, options)
-        self.data.trainer = self.stage
+        self.data.trainer = self.state
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer
-        self.lengths = Lengths.of(self.trainer, len(self.data.train_dataloader()) // self.stage.accumulate_grad_batches)
-        self.stage.estimated_stepping_batches = self.total = self.lengths.total
+        per_epoch = len(self.data.train_dataloader()) // self.state.accumulate_grad_batches
+        ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * per_epoch]
+        self.per_epoch, self.total = per_epoch, min(end for end in ends if end >= 0)
+        self.state.estimated_stepping_batches = self.total
+        interval = 1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval
+        self.validate_every = interval if isinstance(interval, int) else max(1, int(interval * per_epoch))
+        if self.trainer.check_val_every_n_epoch is not None and self.validate_every > per_epoch:
+            raise ConfigError(
+                f"trainer.val_check_interval must be at most the {per_epoch} steps of an epoch, got "
+                f"{self.validate_every}; set check_val_every_n_epoch: null to count steps of the whole run"
+            )
 
-    # --- where it begins
+    def _open_folder(self, config: Any, arguments: list[str]) -> None:
+        """Claims a new folder, or finds the folder of the run to resume."""
+        stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
+        words = ["train-numpy", *(word for word in arguments if word != "--resume")]
+        if config.resume:
+            self.folder = existing_run_folder(self.options, stem)
+        else:
+            self.folder = new_run_folder(self.options, stem, words)
+            os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
+        if self.folder.name != (self.options.name or stem):
+            words += ["--run.name", self.folder.name]
+        self.resume_command = command(*words, "--resume")
+        self.checkpoints = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
+        self.csv = MetricsCSV(self.folder)
 
-    def _first_weights(self) -> dict[str, np.ndarray]:
-        """Those that `tinylm fit` begins with, so that the two runs can be laid side by side."""
-        torch.manual_seed(self.seed)
-        return {name: weight.detach().numpy() for name, weight in TransformerLM(self.network).named_parameters()}
-
-    def _begin(self, weights: dict[str, np.ndarray]) -> tuple[NumpyTransformerLM, Optimizer]:
-        config = Config.from_dict(self.network.to_dict())
+    def _make_model(self, weights: dict[str, np.ndarray]) -> None:
         parameters = {name: weight.astype(self.dtype) for name, weight in weights.items()}
-        model = NumpyTransformerLM(config, parameters, threads=self.threads)
-        return model, make_optimizer(model.parameters, **vars(self.settings))
+        self.model = FastTransformerLM(Config.from_dict(self.network.to_dict()), parameters, threads=self.threads)
+        self.optimizer = Optimizer(parameters, **vars(self.settings))
 
-    def _go_on(self) -> tuple[NumpyTransformerLM, Optimizer]:
-        """From the newest checkpoint.
+    def _resume(self) -> None:
+        """Continues from the newest undamaged checkpoint; rows of metrics.csv beyond it are dropped.
 
         Raises:
-            ConfigError: if it is of another architecture, tokenizer or kind of optimizer.
+            MissingInputError: if there is no checkpoint.
+            DataError: if all are damaged.
+            ConfigError: if its architecture, tokenizer or kind of optimizer is another.
         """
-        found = self.files.newest()
+        found, problems = newest_checkpoint(self.checkpoints.values())
+        if found is None and problems:
+            raise DataError("; ".join(problems))
+        if found is None:
+            missing = f"{self.folder}: there is no checkpoint to resume from"
+            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
+        for problem in problems:
+            notice(f"warning: {problem}; resuming from step {found.step:,}")
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
         pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
@@ -258,17 +217,43 @@ class Run:
                 raise ConfigError(f"{name}: checkpoint {before}, config {now}")
         if changes := self.record.differences(found.notes["config"]):
             notice(f"changed since the checkpoint: {'; '.join(changes)}")
-        model, optimizer = self._begin(found.model.parameters)
-        optimizer.load_state(found.state)
-        self.stage.global_step, self.best = found.step, found.notes["best"]
-        notice(f"going on with {self.files.folder} from step {found.step:,}")
+        self.csv.truncate(found.step)
+        self._make_model(found.model.parameters)
+        self.optimizer.load_state(found.state)
+        self.state.global_step, self.best = found.step, found.notes["best"]
+        notice(f"resuming {self.folder} from step {found.step:,}")
         if self.total <= found.step:
-            notice(f"the run is of {self.total:,} steps: there is nothing left to train")
-        return model, optimizer
+            notice(f"the run has {self.total:,} steps: nothing is left to train")
 
-    def _introduce(self) -> None:
-        """What is trained, on what."""
-        notice(f"run: {self.files.folder}")
+    # --- the loop
+
+    def fit(self) -> None:
+        """Trains to the end, then writes the best model and the curves."""
+        self._announce()
+        write_text(self.folder / "config.yaml", self.text)
+        self.tokenizer.save(self.folder / TOKENIZER)
+        for folder in (make_folder(self.folder / "checkpoints"), self.folder):
+            sweep(folder, older_than=0)  # temporary files of killed processes
+        kind = getattr(torch, np.dtype(self.dtype).name)
+        self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
+        started = time.perf_counter()
+        handlers = {number: signal.signal(number, self._receive) for number in GracefulStop.SIGNALS}
+        try:
+            self.progress.on_train_start(self.state, self)
+            self._take_steps()
+        except FloatingPointError as error:
+            raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
+        finally:
+            self.progress.on_train_end(self.state, self)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        minutes, seconds = divmod(time.perf_counter() - started, 60)
+        figures = f", {loss_and_floor(self.state.callback_metrics)}" if self.state.callback_metrics else ""
+        notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        self._write_model()
+
+    def _announce(self) -> None:
+        notice(f"run: {self.folder}")
         notice(
             f"model: {sum(each.size for each in self.model.parameters.values()):,} parameters; text: "
             f"{self.data.source}, {self.tokenizer.kind} tokenizer, {self.data.vocab_size:,} tokens in the vocabulary, "
@@ -279,107 +264,91 @@ class Run:
             f"{self.settings.name}, NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
         )
 
-    # --- the loop
-
-    def fit(self) -> None:
-        """Trains to the end, then leaves the best model and the curves."""
-        self._introduce()
-        self.files.begin(self.text, self.tokenizer)
-        kind = getattr(torch, np.dtype(self.dtype).name)
-        self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
-        started = time.perf_counter()
-        earlier = {number: signal.signal(number, self._receive) for number in GracefulStop.SIGNALS}
-        try:
-            self.progress.on_train_start(self.stage, self)
-            self._take_steps()
-        except FloatingPointError as error:
-            raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
-        finally:
-            self.progress.on_train_end(self.stage, self)
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-        minutes, seconds = divmod(time.perf_counter() - started, 60)
-        figures = f", {loss_and_floor(self.stage.callback_metrics)}" if self.stage.callback_metrics else ""
-        notice(f"{self.stage.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
-        self.files.finish(self.tokenizer, self.prompt, self.template)
-
     def _take_steps(self) -> None:
-        first, accumulate = self.stage.global_step, self.stage.accumulate_grad_batches
-        batches = islice(self._batches(), max(self.total - first, 0))
+        first, accumulate = self.state.global_step, self.state.accumulate_grad_batches
         options: dict[str, Any] = dict(max_norm=self.trainer.gradient_clip_val or None, first=first, seed=self.seed)
         seconds, tokens, logged, clock = 0.0, 0, first, time.perf_counter()
-        for step in train(self.model, self.optimizer, batches, self._rate, **options):
+        for step in train(self.model, self.optimizer, self._batches(), self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens
-            self.stage.global_step = step.number
+            self.state.global_step = step.number
             if step.number % (self.trainer.log_every_n_steps or 50) == 0 or step.number == self.total:
                 self._log(step, tokens / seconds, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
-            self.progress.on_train_batch_end(self.stage, self, None, None, accumulate - 1)
-            if self.lengths.validation_is_due(step.number):
+            self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)
+            if self._validation_is_due(step.number):
                 self._validate()
             if step.number % self.save_every == 0 or step.number == self.total or self.stopped_by:
                 self._save("last")
             if self.stopped_by:
-                self._stop()
-            clock = time.perf_counter()  # what happened since the step does not count
+                kind = Interrupted if self.stopped_by == signal.SIGINT else Preempted
+                raise kind(f"stopped after step {step.number:,}, which is saved; to resume: {self.resume_command}")
+            clock = time.perf_counter()  # validating and saving do not count
 
     def _rate(self, step: int) -> float:
         return learning_rate(step, self.total, lr=self.settings.lr, **vars(self.schedule))
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """Each step's micro-batches, epoch after epoch, from where the run stands."""
-        while True:
-            parts: list[Batch] = []
-            for batch in self.data.train_dataloader():
-                parts.append(self._in_numpy(batch))
-                if len(parts) == self.stage.accumulate_grad_batches:
-                    yield parts
-                    parts = []
+        """The micro-batches of each step that is left."""
+        while self.state.global_step < self.total:
+            loader = map(self._in_numpy, self.data.train_dataloader())  # to the end of the epoch
+            for parts in zip(*[loader] * self.state.accumulate_grad_batches, strict=True):
+                yield list(parts)
+                if self.state.global_step == self.total:
+                    return
 
     def _in_numpy(self, batch: Any) -> Batch:
-        """A batch of the data module as arrays, with the documents that `LitTransformerLM` would see in it."""
+        """A batch of the data module as arrays, with document numbers where the network separates documents."""
         documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
         documents = None if documents is None else documents.numpy()
         return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
+
+    def _validation_is_due(self, step: int) -> bool:
+        """Whether a validation follows a step, by Lightning's rules in whole steps."""
+        epochs = self.trainer.check_val_every_n_epoch
+        if epochs is None:
+            return step % self.validate_every == 0
+        epoch, position = divmod(step - 1, self.per_epoch)
+        return (epoch + 1) % epochs == 0 and (position + 1) % self.validate_every == 0
 
     def _log(self, step: Step, rate: float, seconds: float) -> None:
         self.latest = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
         self.latest |= {"perf/tokens_per_sec": rate, "perf/step_seconds": seconds}
         self.latest |= {"perf/mfu": rate * flops_per_token(self.network) / self.peak}
-        self.files.csv.log_metrics(self.latest, step=step.number)
+        self.csv.log_metrics(self.latest, step=step.number)
 
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
         notes["config"] = self.record.config
-        self.files.save(name, self.model, self.optimizer, self.stage.global_step, notes)
+        path = self.checkpoints[name]
+        try:
+            save_checkpoint(path, self.model, self.optimizer, self.state.global_step, notes)
+        except OSError as error:
+            reason = f"could not be written ({error.strerror}); the earlier one is intact"
+            raise StorageError(f"{path}: {reason}") from error
 
     def _receive(self, number: int, frame: Any) -> None:
-        """A signal: the step is finished and saved; a second one quits at once."""
+        """Handles a signal: the step is finished and saved; a second signal quits at once."""
         self.stopped_by = number
         for each in GracefulStop.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
 
-    def _stop(self) -> None:
-        kind, step = Interrupted if self.stopped_by == signal.SIGINT else Preempted, self.stage.global_step
-        raise kind(f"stopped after step {step:,}, which is saved; to go on: {self.files.command}")
-
-    # --- validation
+    # --- validation and the end
 
     def _validate(self) -> None:
-        """Loss, perplexity, bits per byte and accuracy on the whole validation part; keeps the best checkpoint."""
+        """Evaluates the whole validation part, shows samples, and keeps the best checkpoint."""
         batches = list(self.data.val_dataloader())
         score = evaluate(self.model, map(self._in_numpy, batches))
         lengths = self.tokenizer.byte_lengths
         num_bytes = sum(int(lengths[batch.targets[batch.targets != IGNORE].numpy()].sum()) for batch in batches)
-        best = -sum(math.nan if batch.log_prob is None else batch.log_prob for batch in batches)
+        floor = -sum(math.nan if batch.log_prob is None else batch.log_prob for batch in batches)  # nats
         found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
         found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
-        if math.isfinite(best):
-            found |= {"val/floor": best / score.tokens, "val/excess": score.nats / best - 1}
-        self.files.csv.log_metrics(found, step=self.stage.global_step)
-        self.stage.callback_metrics = found
-        self.progress.on_validation_end(self.stage, self)
+        if math.isfinite(floor):
+            found |= {"val/floor": floor / score.tokens, "val/excess": score.nats / floor - 1}
+        self.csv.log_metrics(found, step=self.state.global_step)
+        self.state.callback_metrics = found
+        self.progress.on_validation_end(self.state, self)
         for seed, prompt in enumerate(list(self.prompts), start=1):
             self._show_sample(prompt, seed)
         if score.loss < self.best:
@@ -387,21 +356,36 @@ class Run:
             self._save("best")
 
     def _show_sample(self, prompt: str, seed: int) -> None:
-        """How the model continues a prompt, on the screen and in samples.txt."""
+        """Continues a prompt, on the screen and in samples.txt."""
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
             before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
             ids = [*([] if end is None else [end]), *before, *self.tokenizer.encode(prompt), *after]
-        except DataError as error:  # a prompt with characters that this text does not have
+        except DataError as error:  # the prompt has characters that the tokenizer lacks
             notice(f"no sample for {prompt!r}: {error}")
             return self.prompts.remove(prompt)
         ids = ids[-context:] or [0]
         length = min(self.options.sample_tokens, max(1, context - len(ids)))
-        separator = end if self.template is None else None  # a prompt and its answer are one document
+        separator = end if self.template is None else None  # a prompt and its response are one document
         new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
-        self.files.add_sample(self.stage.global_step, text)
+        with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
+            file.write(f"=== step {self.state.global_step}\n{text}\n\n")
+
+    def _write_model(self) -> None:
+        """Writes the best model as a folder and the curves as a picture."""
+        has_best = self.checkpoints["best"].is_file()
+        found = read_checkpoint(self.checkpoints["best" if has_best else "last"])
+        info = {"step": found.step, "run": self.folder.name, "prompt": self.prompt}
+        info |= {"val/loss": found.notes["best"]} if has_best else {}
+        info |= {"template": self.template.name} if self.template is not None else {}
+        with atomic_folder(self.folder / "model") as new:
+            self.tokenizer.save(new / TOKENIZER)
+            files.save(found.model, new, info)
+        draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
+        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+        notice(f"to generate: {generate_command(self.folder, self.prompt, self.template)}")
 
 
 def run(arguments: list[str]) -> None:
@@ -413,5 +397,5 @@ def run(arguments: list[str]) -> None:
     check(config, parser.get_defaults())
     text = parser.dump(config, skip_unset=False, skip_link_targets=True)
     lines = text.splitlines(keepends=True)
-    text = "".join(line for line in lines if not line.startswith(("resume:", "threads:")))  # what `fit` reads too
+    text = "".join(line for line in lines if not line.startswith(("resume:", "threads:")))  # so that `fit` reads it too
     Run(config, f"# tinylm train-numpy --config config.yaml\n{text}", arguments).fit()

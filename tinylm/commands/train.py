@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
         print(help_text(name))
         return 0
     if "--trainer.help" in words:
-        from tinylm.training.standin import trainer_help
+        from tinylm.training.parser import trainer_help
 
         print(trainer_help())
         return 0

@@ -1,27 +1,29 @@
-"""The twin of `tinylm.model`: the same network in NumPy alone, every gradient written by hand.
+"""The NumPy twin of `tinylm.model`: the same network in NumPy alone, with every gradient derived by hand.
 
-The same configuration, the same parameters under the same names, the same numbers; and nothing between the reader and
-the mathematics. It shares no code with the rest of tinylm, or it would prove nothing about it.
+It has the same configuration, parameters, names and numbers, and shares no code with the rest of tinylm: an oracle that
+shared code with the network it checks would prove nothing.
 
 Every part is one function that computes forward and returns two things: its result, and `backward`, a function that
-takes the gradient of the loss with respect to that result and gives those with respect to the part's inputs. What
-backward needs it finds in the names of forward: no tape, no graph. Whoever wants no gradients drops it. In names and
-formulas `dy` is the gradient of the loss with respect to y, an array of y's shape. Backward leaves what it is given as
-it was, and is called once: it may write over what forward kept.
+takes the gradient of the loss with respect to that result and returns the gradients with respect to the inputs and the
+parameters. `backward` is a closure over the variables of forward: no tape, no graph. In names and formulas `dy` is the
+gradient of the loss with respect to y, an array of y's shape. A backward never changes its argument.
+
+Parameters are one flat dictionary, by the names of PyTorch's state dict. A part is given the dictionary and its own
+name, and returns its gradients under their full names.
 
 Axes, as in `tinylm.model`:
 
     B batch                 H query heads           F feed-forward width
     T query position        K key/value heads       V vocabulary
-    S key position          E head width            D model width (H * E)
-    N = B * T               G query heads that share a key/value head (H / K)
+    S key position          E head_dim              D model width (H * E)
+                            N = B * T
 
-Read in this order: config, functions, normalization, positional, attention, feedforward, dropout, parameters,
-transformer, cache, generate, files; then optim, train, checkpoint. memory and trace are helpers.
+Read in this order: config, functions, normalization, positional, attention, feedforward, parameters, transformer,
+cache, generate, files; then optim, train, checkpoint. `fast` is the same network tuned for speed, and can be left out;
+`trace` records intermediate results.
 """
 
 from tinylm.reference.config import Config
-from tinylm.reference.trace import Trace
 from tinylm.reference.transformer import NumpyTransformerLM
 
-__all__ = ["Config", "NumpyTransformerLM", "Trace"]
+__all__ = ["Config", "NumpyTransformerLM"]

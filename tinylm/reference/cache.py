@@ -1,35 +1,23 @@
-"""KVCache: the keys and values of the tokens read so far, so that the next token costs one position and not all."""
+"""KVCache: the keys and values of earlier tokens, so that a new token computes its own position only."""
 
 import numpy as np
 
-from tinylm.reference.config import Config
-from tinylm.reference.functions import Array
-
 
 class KVCache:
-    """Room for the keys and values of a whole context of every layer; all rows are equally long.
+    """The keys and values of every attention layer, by the layer's name."""
 
-    Args:
-        config: of the network
-        batch_size: rows
-        dtype: of the keys and values
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    Attributes:
-        length: how many positions are filled
-    """
+    @property
+    def length(self) -> int:
+        """The number of positions held."""
+        return next(iter(self._layers.values()))[0].shape[1] if self._layers else 0
 
-    def __init__(self, config: Config, batch_size: int, dtype: np.dtype) -> None:
-        shape = (config.num_layers, batch_size, config.max_seq_len, config.kv_heads, config.head_dim)
-        self.keys, self.values = np.empty(shape, dtype), np.empty(shape, dtype)
-        self.length = 0
-
-    def append(self, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
-        """Stores the new positions of a layer, (B, T, K, E) each; `length` grows when all layers have.
-
-        Returns:
-            all keys and all values, (B, S, K, E) each
-        """
-        end = self.length + key.shape[1]
-        for stored, new in ((self.keys, key), (self.values, value)):
-            stored[layer, :, self.length : end] = new
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
+    def append(self, name: str, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the new positions of a layer, (B, T, K, E) each, and returns all its keys and values, (B, S, K, E)."""
+        if name in self._layers:
+            earlier_key, earlier_value = self._layers[name]
+            key, value = np.concatenate((earlier_key, key), axis=1), np.concatenate((earlier_value, value), axis=1)
+        self._layers[name] = key, value
+        return key, value

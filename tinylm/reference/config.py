@@ -1,19 +1,16 @@
-"""Config: what the network needs to know of its architecture, under the names that `tinylm.model.ModelConfig` uses.
-
-That it makes sense is not checked here: `ModelConfig` does.
-"""
+"""Config: the architecture, with the fields of `tinylm.model.ModelConfig`, which also checks them."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
-NOT_OURS = ("attention_kernel", "activation_checkpointing")  # how PyTorch computes, not what
+NOT_OURS = ("attention_kernel", "activation_checkpointing")  # they concern PyTorch only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The architecture; the meaning of every field is `ModelConfig`'s."""
+    """The architecture; `ModelConfig` documents every field."""
 
     vocab_size: int
     d_model: int = 256
@@ -38,7 +35,7 @@ class Config:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads, K."""
+        """The number of key/value heads, K."""
         return self.num_kv_heads or self.num_heads
 
     @property
@@ -48,22 +45,18 @@ class Config:
 
     @property
     def ff_width(self) -> int:
-        """Width of the feed-forward layer, F: if not given 4 D, for swiglu 8/3 D rounded up to a multiple of 64."""
+        """Width of the feed-forward layer, F. Default: 4 D, or for swiglu 8/3 D rounded up to a multiple of 64."""
         if self.d_ff is not None:
             return self.d_ff
         return 64 * math.ceil(8 * self.d_model / 3 / 64) if self.activation == "swiglu" else 4 * self.d_model
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """A config from the fields of a `ModelConfig`, as model folders store them.
-
-        Raises:
-            ValueError: for a name that is not one of them.
-        """
+        """A config from the fields of a `ModelConfig`, as stored in model folders; ValueError for an unknown name."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known and name not in NOT_OURS:
-                raise ValueError(f"{name}: no such field of the network; known are {', '.join(sorted(known))}")
+                raise ValueError(f"{name}: no such field of the config; known are {', '.join(sorted(known))}")
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +66,7 @@ class Config:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter, by the name and in the order of PyTorch's state dict.
 
-        A tied head is the embedding and has no name of its own.
+        A tied head is the embedding and is not listed.
         """
         D, E, F, V = self.d_model, self.head_dim, self.ff_width, self.vocab_size
 

@@ -1,8 +1,8 @@
-"""Reading and writing: a tinylm model folder, or a NumPy archive.
+"""Models in files: a tinylm model folder, or a NumPy archive.
 
-A model folder is `tinylm.json` (the architecture, and checksums of the other two), `model.safetensors` (the weights)
-and the tokenizer, which is no business of the twin: `save` leaves it alone and takes its checksum. An archive `.npz`
-has the arrays by name, and the architecture under `config` as JSON; a checkpoint of train.py is one, with more in it.
+A model folder holds `tinylm.json` (the architecture, and checksums of the other two files), `model.safetensors` (the
+weights) and the tokenizer, which the twin does not use: `save` records its checksum. An archive `.npz` holds the arrays
+by name, and the architecture under `config` as JSON. A training checkpoint is an archive with more in it.
 """
 
 import hashlib
@@ -18,28 +18,27 @@ from tinylm.reference.config import Config
 from tinylm.reference.transformer import NumpyTransformerLM
 
 MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"
-TRAINING = "training/"  # before the names of what a checkpoint has besides a model: see train.py
+TRAINING = "training/"  # prefix of the names that a checkpoint adds to a model
 
 
 def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransformerLM:
     """The model of a model folder, of a run folder (its `model/`), or of an archive.
 
     Args:
-        path: where it is
-        dtype: what to compute in; None: the stored type
+        path: the folder or file
+        dtype: the type to compute in. Default: the stored type
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if it does not exist.
         ValueError: if it is something else, or damaged.
     """
     path = Path(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
+            arrays = {name: archive[name] for name in archive.files if not name.startswith(TRAINING)}
         if "config" not in arrays:
             raise ValueError(f"{path}: has no config; is it an archive of a model?")
         config = json.loads(str(arrays.pop("config")))
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(TRAINING)}
     else:
         config, arrays = read_folder(path if (path / MANIFEST).exists() else path / "model")
     if dtype is not None:
@@ -48,34 +47,31 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The config and the weights of a model folder; errors as `load`'s."""
+    """The config and the weights of a model folder; raises the same errors as `load`."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder.parent if folder.name == 'model' else folder}: no such model folder")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest.get("layers"):
-        raise ValueError(f"{folder}: has layers of another kind (int8, int4), which the twin does not know")
+        raise ValueError(f"{folder}: has quantized layers (int8, int4), which the twin does not support")
     if sha256_file(folder / WEIGHTS) != manifest["sha256"][WEIGHTS]:
         raise ValueError(f"{folder / WEIGHTS}: is damaged (SHA-256 differs from the recorded one)")
     return manifest["model"], load_file(folder / WEIGHTS)
 
 
 def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | None = None) -> None:
-    """Writes a model folder, where the tokenizer must be already, or an archive if the name ends in .npz.
+    """Writes an archive if the name ends in .npz, otherwise a model folder, which must already hold the tokenizer.
 
     Args:
         model: the network
-        path: where to
-        info: of a folder: what else to record (step, validation loss ...), plain values
+        path: the file or folder
+        info: recorded in a folder: step, validation loss and so on, as plain values
 
     Raises:
-        FileNotFoundError: if the folder has no tokenizer, without which it would be no model folder.
+        FileNotFoundError: if the folder has no tokenizer.
     """
     path = Path(path)
     if path.suffix == ".npz":
-        temporary = path.with_name(f".tmp-{path.name}")
-        arrays: dict[str, Any] = {"config": json.dumps(model.config.to_dict()), **model.parameters}
-        np.savez(temporary, **arrays)
-        return os.replace(temporary, path)
+        return write_archive(path, model)
     if not (path / TOKENIZER).is_file():
         raise FileNotFoundError(f"{path / TOKENIZER}: missing; put the tokenizer there first")
     save_file({name: np.ascontiguousarray(array) for name, array in model.parameters.items()}, path / WEIGHTS)
@@ -84,6 +80,25 @@ def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | Non
     checksums |= {name: sha256_file(path / name) for name in (WEIGHTS, TOKENIZER)}
     text = json.dumps({**manifest, "sha256": checksums}, indent=1, ensure_ascii=False)
     (path / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] | None = None) -> None:
+    """Writes an archive atomically: killed at any moment, it leaves the earlier file or the new one, whole.
+
+    Args:
+        path: the file, .npz
+        model: the network
+        extra: further arrays, under names that begin with `training/`
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, config=json.dumps(model.config.to_dict()), **model.parameters, **extra or {})
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut may leave the new name with an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,138 +1,110 @@
-"""Linear maps, embeddings and the loss: what the parts of the network are made of."""
+"""The functions that the parts of the network are made of: linear map, embedding, dropout, softmax, cross-entropy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
-from tinylm.reference.memory import empty
-
 Array = np.ndarray
-IGNORED = -100  # a target that is not to be predicted, as in PyTorch
-LOGITS = 1 << 18  # how many there are at a time
+Arrays = Mapping[str, Array]
+NO_MASKS: Arrays = MappingProxyType({})  # of dropout
+IGNORED = -100  # a target that does not count, as in PyTorch
 
 
-def linear(x: Array, weight: Array, bias: Array | None) -> tuple[Array, Callable]:
+def linear(x: Array, weights: Arrays, name: str) -> tuple[Array, Callable]:
     """y = x Wᵀ + b.
 
-    y_no = Σ_i x_ni W_oi + b_o, so each x_ni reaches the loss through all outputs o of its row, each W_oi through all
-    rows n:
+    y_no = Σ_i x_ni W_oi + b_o, so x_ni reaches the loss through all outputs o of its row, and W_oi through all rows n:
 
         dx = dy W        dW = dyᵀ x        db = Σ_n dy_n
 
     Args:
         x: (..., I)
-        weight: W, (O, I)
-        bias: b, (O,)
+        weights: has W as `name.weight`, (O, I), and may have b as `name.bias`, (O,)
+        name: of the layer
 
     Returns:
-        y, (..., O), and backward: dy -> dx, dW, db
+        y, (..., O), and backward: dy -> dx, gradients by name
     """
-    rows = x.reshape(-1, x.shape[-1])  # (N, I)
-    y = np.matmul(rows, weight.T, out=empty((len(rows), len(weight)), x.dtype))
+    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+
+    def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
+        rows = dy.reshape(-1, len(weight))  # (N, O)
+        grads = {f"{name}.weight": rows.T @ x.reshape(-1, x.shape[-1])}
+        if bias is not None:
+            grads[f"{name}.bias"] = rows.sum(axis=0)
+        return dy @ weight, grads
+
+    y = x @ weight.T
     if bias is not None:
         y += bias
-
-    def backward(dy: Array) -> tuple[Array, Array, Array | None]:
-        dy = dy.reshape(y.shape)
-        dx = np.matmul(dy, weight, out=empty(rows.shape, x.dtype))
-        return dx.reshape(x.shape), dy.T @ rows, None if bias is None else dy.sum(axis=0)
-
-    return y.reshape(*x.shape[:-1], len(weight)), backward
+    return y, backward
 
 
-def stack(weights: dict[str, Array], names: tuple[str, ...]) -> tuple[tuple[Array, Array | None], Callable]:
-    """Weights and biases of linear maps of the same input, one below the other: one product is faster than several.
-
-    Returns:
-        weight and bias, and what takes their gradients apart again, by name
-    """
-    weight = np.concatenate([weights[f"{name}.weight"] for name in names])
-    biased = f"{names[0]}.bias" in weights
-    bias = np.concatenate([weights[f"{name}.bias"] for name in names]) if biased else None
-    ends = np.cumsum([len(weights[f"{name}.weight"]) for name in names])[:-1]
-
-    def unstack(dweight: Array, dbias: Array | None) -> dict[str, Array]:
-        grads = {f"{name}.weight": part for name, part in zip(names, np.split(dweight, ends), strict=True)}
-        if dbias is not None:
-            grads |= {f"{name}.bias": part for name, part in zip(names, np.split(dbias, ends), strict=True)}
-        return grads
-
-    return (weight, bias), unstack
-
-
-def name_gradients(grads: dict[str, Array], name: str, gradients: list[Array | None]) -> None:
-    """Files the gradients of a linear map, dW and db, under its name."""
-    grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), gradients, strict=True) if g is not None}
-
-
-def unchanged(x: Array) -> tuple[Array, Callable]:
-    """In the place of a part that the config leaves out; backward: dy -> dy, no gradients."""
-    return x, lambda dy: (dy, {})
-
-
-def embedding(ids: Array, table: Array) -> tuple[Array, Callable]:
-    """The row of a table for each id.
-
-    A row's gradient is the sum of the gradients at the places where its id stands. `np.add.at` would add them one by
-    one; sorted by id they are runs, which `np.add.reduceat` sums at once.
+def embedding(ids: Array, weights: Arrays, name: str, *_: object) -> tuple[Array, Callable]:
+    """The row of a table for each id. The gradient of a row is the sum over all positions that hold its id.
 
     Args:
-        ids: (B, T)
-        table: (V, D)
+        ids: of any shape
+        weights: has the table as `name.weight`, (V, D)
+        name: of the table
 
     Returns:
-        (B, T, D), and backward: dx -> dtable
+        (..., D), and backward: dx -> None (ids have no gradient), gradients by name
     """
+    table = weights[f"{name}.weight"]
 
-    def backward(dx: Array) -> Array:
-        order = np.argsort(ids, axis=None, kind="stable")  # (N,)
-        found, starts = np.unique(ids.ravel()[order], return_index=True)
+    def backward(dx: Array) -> tuple[None, dict[str, Array]]:
         dtable = np.zeros_like(table)
-        dtable[found] = np.add.reduceat(dx.reshape(-1, dx.shape[-1])[order], starts)
-        return dtable
+        np.add.at(dtable, ids, dx)
+        return None, {f"{name}.weight": dtable}
 
-    return np.take(table, ids, axis=0), backward
+    return table[ids], backward
 
 
-def cross_entropy(x: Array, weight: Array, targets: Array, num_targets: int) -> tuple[float, Array, Array]:
-    """The mean of -log p(target), where p is the softmax of the logits z = x Wᵀ.
+def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
+    """y = x * mask, where the mask is 0 or 1/(1 - p) (Srivastava et al. 2014); None drops nothing. dx = dy * mask."""
+    return (x, lambda dy: dy) if mask is None else (x * mask, lambda dy: dy * mask)
 
-    -log p_t = log Σ_v exp(z_v) - z_t, and with m = max z, which cancels, no exponential overflows. Its derivative is
+
+def row_dots(a: Array, b: Array) -> Array:
+    """Σ_i a_i b_i over the last axis: (..., D), (..., D) -> (..., 1)."""
+    return np.einsum("...i,...i->...", a, b)[..., None]
+
+
+def softmax(z: Array) -> tuple[Array, Callable]:
+    """p_i = exp(z_i) / Σ_j exp(z_j) over the last axis.
+
+    Subtracting max z cancels in the fraction and keeps every exponential at most 1. As ∂p_i/∂z_j = p_i ([i = j] - p_j),
+
+        dz = p (dp - Σ_i p_i dp_i)
+    """
+    p = np.exp(z - z.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p, lambda dp: p * (dp - row_dots(p, dp))
+
+
+def cross_entropy(z: Array, targets: Array, num_targets: int) -> tuple[float, Array]:
+    """The mean of -log p(target), where p is the softmax of the logits z; and its gradient.
+
+    -log p_t = log Σ_v exp(z_v) - z_t, whose derivative is the predicted probability minus the true one:
 
         dz_v = p_v - [v = t]
 
-    whose sign is easily read: likelier than it should be, so less. One buffer is logits, then exp(z - m), then dz; and
-    since dz is known as soon as z is, both products with it are taken at once, for some rows at a time: the (N, V)
-    matrix never exists.
-
     Args:
-        x: hidden states, (N, D)
-        weight: of the head, (V, D)
+        z: logits, (N, V)
         targets: token ids, (N,), or IGNORED
-        num_targets: what the sum over targets is divided by
+        num_targets: the divisor of the sum over targets
 
     Returns:
-        the loss in nats, dx, dweight
+        the loss in nats, and dz, (N, V)
     """
-    counted = targets != IGNORED  # (N,)
-    dx, dweight, total = empty(x.shape, x.dtype), np.zeros_like(weight), 0.0
-    blocks = row_blocks(len(x), max(LOGITS // len(weight), 64))
-    buffer = empty((blocks[0].stop, len(weight)), x.dtype)
-    for some in blocks:
-        mine, row = counted[some], np.arange(len(targets[some]))
-        target = np.where(mine, targets[some], 0)
-        z = np.matmul(x[some], weight.T, out=buffer[: len(row)])  # (n, V)
-        z -= z.max(axis=-1, keepdims=True)
-        right = z[row, target]
-        sums = np.exp(z, out=z).sum(axis=-1)
-        total += float(np.sum(np.log(sums) - right, where=mine, dtype=np.float64))
-        z *= (mine / (num_targets * sums)).astype(x.dtype)[:, None]
-        z[row, target] -= (mine / num_targets).astype(x.dtype)
-        np.matmul(z, weight, out=dx[some])
-        dweight += z.T @ x[some]
-    return total / num_targets, dx, dweight
-
-
-def row_blocks(num_rows: int, size: int) -> list[slice]:
-    """Slices of `size` rows each, the last of what is left: `row_blocks(5, 2)` takes rows 0-1, 2-3 and 4."""
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    counted, row = targets != IGNORED, np.arange(len(targets))  # (N,)
+    targets = np.where(counted, targets, 0)
+    z = z - z.max(axis=-1, keepdims=True)  # cancels, and keeps every exponential at most 1
+    exponentials = np.exp(z)
+    sums = exponentials.sum(axis=-1)  # (N,)
+    nats = np.log(sums) - z[row, targets]
+    dz = exponentials * (counted / (num_targets * sums)).astype(z.dtype)[:, None]
+    dz[row, targets] -= (counted / num_targets).astype(z.dtype)
+    return float(np.sum(nats, where=counted, dtype=np.float64)) / num_targets, dz

@@ -1,12 +1,12 @@
-"""Continuing token ids: read them once into a cache, then one token after the other from the logits of the last.
+"""Generation with a KV cache: the prompt is read once, then each new token alone.
 
-When the context is full, the newer half is read again as a fresh start, as `tinylm.generation` does.
+When the context is full, the newest half of it is read anew and generation continues, as in `tinylm.generation`.
 """
 
 import numpy as np
 
 from tinylm.reference.cache import KVCache
-from tinylm.reference.functions import Array
+from tinylm.reference.functions import Array, linear
 from tinylm.reference.transformer import NumpyTransformerLM
 
 
@@ -20,35 +20,34 @@ def generate(
     seed: int | None = None,
     separator: int | None = None,
 ) -> Array:
-    """Continues several texts of equal length at a time.
+    """Continues several prompts of equal length.
 
     Args:
         model: the network
         ids: token ids, (B, T), T from 1 to the context
-        max_new_tokens: how many to add to each
+        max_new_tokens: tokens to add to each prompt
         temperature: divides the logits; 0 takes the likeliest token
-        top_k: keep the k likeliest
-        top_p: keep the likeliest that together have probability p
-        seed: of the draws; None: another one each time
-        separator: the token that ends a document, which a network with `document_mask` does not see behind it; then
-            the whole text is read for each token, for the cache holds one document. None: a text is one document
+        top_k: keep the k likeliest tokens
+        top_p: keep the likeliest tokens that together have probability p
+        seed: of the draws. Default: a different one each time
+        separator: the end-of-text token. A network with `document_mask` does not see beyond it, and since the cache
+            holds one document, the whole context is then recomputed for each token. Default: a prompt is one document
 
     Returns:
         the new ids, (B, max_new_tokens)
     """
     random, config = np.random.default_rng(seed), model.config
-    apart = config.document_mask and separator is not None
     text = window = np.array(ids)
-    cache = KVCache(config, len(text), model.dtype)
+    cache = KVCache()
     for _ in range(max_new_tokens):
         if window.shape[1] > config.max_seq_len:
-            window, cache.length = text[:, -max(config.max_seq_len // 2, 1) :], 0
-        if apart:
-            ends = window == separator  # each in the document that it ends
-            logits = model.logits(window, ends.cumsum(axis=1) - ends)[:, -1]
+            window, cache = text[:, -max(config.max_seq_len // 2, 1) :], KVCache()
+        if config.document_mask and separator is not None:
+            ends = window == separator  # a separator belongs to the document that it ends
+            x, _ = model.hidden(window, ends.cumsum(axis=1) - ends)
         else:
             x, _ = model.hidden(window[:, cache.length :], cache=cache)  # (B, T, D)
-            logits = x[:, -1] @ model.head.T
+        logits, _ = linear(x[:, -1], model.parameters, model.head)  # (B, V)
         new = choose(logits, temperature, top_k, top_p, random)[:, None]
         text, window = (np.concatenate((each, new), axis=1) for each in (text, window))
     return text[:, np.shape(ids)[1] :]
@@ -61,12 +60,12 @@ def choose(
     if temperature == 0:
         return logits.argmax(axis=-1)
     p = probabilities(logits, temperature, top_k, top_p)
-    # the first token at which the sum of all probabilities so far exceeds a number drawn from [0, 1)
+    # the first token whose cumulative probability exceeds a number drawn from [0, 1)
     return (p.cumsum(axis=-1) <= random.random((len(p), 1)) * p.sum(axis=-1, keepdims=True)).sum(axis=-1)
 
 
 def probabilities(logits: Array, temperature: float, top_k: int | None, top_p: float | None) -> Array:
-    """How likely each token is to be drawn: temperature, then top-k, then top-p; float64, (B, V)."""
+    """The probabilities to sample from, after temperature, top-k and top-p; float64, (B, V)."""
     z = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64) / temperature
     if top_k is not None and top_k < z.shape[-1]:
         smallest = np.partition(z, -top_k, axis=-1)[:, -top_k, None]
@@ -76,7 +75,7 @@ def probabilities(logits: Array, temperature: float, top_k: int | None, top_p: f
     if top_p is not None:
         order = np.argsort(-p, axis=-1, kind="stable")
         ordered = np.take_along_axis(p, order, axis=-1)
-        before = ordered.cumsum(axis=-1) - ordered  # of all likelier tokens; 0 for the first, which stays
+        before = ordered.cumsum(axis=-1) - ordered  # the sum over all likelier tokens; 0 for the first, which is kept
         np.put_along_axis(p, order, np.where(before < top_p, ordered, 0.0), axis=-1)
         p /= p.sum(axis=-1, keepdims=True)
     return p

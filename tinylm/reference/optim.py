@@ -1,8 +1,8 @@
 """The optimizers by hand: SGD with momentum, Adam, AdamW and Muon; gradient clipping; the learning rate at each step.
 
-One function for each rule. It moves a weight W of any shape by its gradient G, in place, and keeps what it remembers of
-earlier gradients in arrays of W's shape; `scratch`, of that shape too, holds what is computed on the way. Weight decay
-is for matrices and embeddings: pulling the scale of a norm towards zero would be no regularization.
+Each rule is one function. It moves a weight W by its gradient G, both of any shape, and updates its running averages of
+earlier gradients; all in place. Weight decay is for matrices and embeddings: pulling the scale of a norm towards zero
+would not regularize.
 
 Left out: everything that a model of this size does without (sharding, mixed precision, foreach kernels).
 Sources: Kingma, Ba 2015 (Adam); Loshchilov, Hutter 2019 (AdamW); Jordan et al. 2024 and Liu et al. 2025 (Muon).
@@ -10,91 +10,73 @@ Sources: Kingma, Ba 2015 (Adam); Loshchilov, Hutter 2019 (AdamW); Jordan et al. 
 
 import math
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+Array = np.ndarray
+Arrays = dict[str, Array]
 NAMES = ("adamw", "adam", "sgd", "muon")
 
 
-# --- one rule each
+# --- the rules
 
 
-def sgd_step(
-    weight: np.ndarray,
-    gradient: np.ndarray,
-    velocity: np.ndarray,
-    scratch: np.ndarray,
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-) -> None:
+def sgd_step(weight: Array, gradient: Array, velocity: Array, *, lr: float, decay: float, momentum: float) -> None:
     """v ← μ v + (G + λ W), then W ← W - lr v. The decay λ is the gradient of a penalty λ/2 |W|²."""
-    np.multiply(weight, weight_decay, out=scratch)
-    scratch += gradient
     velocity *= momentum
-    velocity += scratch
-    np.multiply(velocity, lr, out=scratch)
-    weight -= scratch
+    velocity += gradient + decay * weight
+    weight -= lr * velocity
 
 
 def adam_step(
-    weight: np.ndarray,
-    gradient: np.ndarray,
-    mean: np.ndarray,
-    square: np.ndarray,
-    scratch: np.ndarray,
+    weight: Array,
+    gradient: Array,
+    mean: Array,
+    square: Array,
     *,
     step: int,
     lr: float,
-    weight_decay: float,
+    decay: float,
     betas: tuple[float, float],
     eps: float,
     decoupled: bool,
 ) -> None:
     """m ← β₁ m + (1 - β₁) G, s ← β₂ s + (1 - β₂) G², then W ← W - lr m̂ / (√ŝ + ε).
 
-    m and s begin at zero and so are too small at first: m̂ = m / (1 - β₁ᵗ) and ŝ = s / (1 - β₂ᵗ) are right from step
-    t = 1 on. The division gives every weight a step of about lr, however large its gradients.
+    m and s start at zero and are too small at first; m̂ = m / (1 - β₁ᵗ) and ŝ = s / (1 - β₂ᵗ) correct that. The
+    division gives every weight a step of about lr, whatever the size of its gradients.
 
     Args:
         weight: W
         gradient: G
-        mean: m, the running mean of gradients
-        square: s, that of their squares
-        scratch: of the same shape
+        mean: m, the running mean of the gradients
+        square: s, the running mean of their squares
         step: t, from 1
         lr: learning rate
-        weight_decay: λ
+        decay: λ
         betas: β₁ and β₂
         eps: ε
-        decoupled: AdamW's decay, W ← (1 - lr λ) W, which no division weakens; otherwise Adam's, G ← G + λ W
+        decoupled: AdamW's decay, W ← (1 - lr λ) W, which the division does not scale; otherwise Adam's, G ← G + λ W
     """
     beta1, beta2 = betas
     if decoupled:
-        weight *= 1 - lr * weight_decay
-    elif weight_decay:
-        gradient = gradient + weight_decay * weight
+        weight *= 1 - lr * decay
+    elif decay:
+        gradient = gradient + decay * weight
     mean *= beta1
-    mean += np.multiply(gradient, 1 - beta1, out=scratch)
+    mean += (1 - beta1) * gradient
     square *= beta2
-    np.multiply(gradient, gradient, out=scratch)
-    scratch *= 1 - beta2
-    square += scratch
-    np.sqrt(square, out=scratch)
-    scratch /= math.sqrt(1 - beta2**step)
-    scratch += eps
-    np.divide(mean, scratch, out=scratch)
-    scratch *= lr / (1 - beta1**step)
-    weight -= scratch
+    square += (1 - beta2) * gradient * gradient
+    root = np.sqrt(square) / math.sqrt(1 - beta2**step)
+    weight -= lr / (1 - beta1**step) * mean / (root + eps)
 
 
-def orthogonalize(matrices: np.ndarray, steps: int = 5) -> np.ndarray:
-    """The nearest matrix with orthogonal rows (or columns), nearly: U Vᵀ for U S Vᵀ, without computing U, S and V.
+def orthogonalize(matrices: Array, steps: int = 5) -> Array:
+    """Approximates the nearest matrix with orthogonal rows (or columns): U Vᵀ for U S Vᵀ, without computing the SVD.
 
-    X ← a X + (b A + c A²) X with A = X Xᵀ leaves U and V as they are and turns every singular value s into
-    a s + b s³ + c s⁵. With these a, b, c five rounds lift all s in (0, 1], but the tiniest, to between 0.7 and 1.2.
+    X ← a X + (b A + c A²) X with A = X Xᵀ keeps U and V and maps every singular value s to a s + b s³ + c s⁵. With
+    these a, b and c five rounds move all s in (0, 1], except the tiniest, to between 0.7 and 1.2.
 
     Args:
         matrices: (n, rows, columns)
@@ -106,146 +88,116 @@ def orthogonalize(matrices: np.ndarray, steps: int = 5) -> np.ndarray:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.swapaxes(1, 2) if tall else matrices  # (n, r, k) with r <= k, so that A is the smaller product
-    x = x / (np.sqrt(np.square(x).sum(axis=(1, 2), keepdims=True)) + 1e-7)  # then all s <= 1
+    x = x / (np.sqrt(np.square(x).sum(axis=(1, 2), keepdims=True)) + 1e-7)  # now all s <= 1
     for _ in range(steps):
         gram = x @ x.swapaxes(1, 2)  # A (n, r, r)
-        polynomial = gram @ gram
-        polynomial *= c
-        gram *= b
-        polynomial += gram
-        change = polynomial @ x
-        x *= a
-        x += change
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.swapaxes(1, 2) if tall else x
 
 
 def muon_step(
-    weights: list[np.ndarray],
-    gradients: list[np.ndarray],
-    means: np.ndarray,
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
+    weights: list[Array], gradients: list[Array], mean: Array, *, lr: float, decay: float, momentum: float
 ) -> None:
     """m ← μ m + (1 - μ) G, then W ← (1 - lr λ) W - lr 0.2 √max(rows, columns) orthogonalize(μ m + (1 - μ) G).
 
-    All directions of a matrix's space are learned at one speed, those too that gradients rarely point to. The update of
-    an orthogonal matrix has a root mean square of 1 / √max(rows, columns); 0.2 is about that of Adam's updates, so one
-    learning rate serves both.
+    All directions of a matrix's space are learned at the same speed, including those that gradients rarely point to. An
+    orthogonal matrix has a root mean square of 1 / √max(rows, columns); 0.2 is about the root mean square of Adam's
+    updates, so one learning rate serves both.
 
     Args:
-        weights: n matrices W of one shape, which are moved together: (rows, columns) each
+        weights: n matrices W of one shape, updated together: (rows, columns) each
         gradients: the G of each
-        means: m of all, (n, rows, columns)
+        mean: m of all, (n, rows, columns)
         lr: learning rate
-        weight_decay: λ
+        decay: λ
         momentum: μ
     """
-    ahead = np.stack(gradients)  # (n, rows, columns)
-    ahead *= 1 - momentum
-    means *= momentum
-    means += ahead
-    ahead += momentum * means  # Nesterov: as if the same gradient came once more
-    updates = orthogonalize(ahead)
-    updates *= lr * 0.2 * math.sqrt(max(means.shape[1:]))
+    scaled = (1 - momentum) * np.stack(gradients)  # (n, rows, columns)
+    mean *= momentum
+    mean += scaled
+    updates = orthogonalize(scaled + momentum * mean)  # Nesterov: the average that the same gradient would give next
+    updates = lr * 0.2 * math.sqrt(max(mean.shape[1:])) * updates
     for weight, update in zip(weights, updates, strict=True):
-        weight *= 1 - lr * weight_decay
+        weight *= 1 - lr * decay
         weight -= update
 
 
-# --- the rule of every parameter
+# --- the optimizer
 
 
+@dataclass
 class Optimizer:
-    """A rule for each of a network's parameters, and what the rules remember.
+    """Applies a rule to each parameter and keeps the rules' running averages.
 
-    Arguments as `make_optimizer`'s.
+    Attributes:
+        parameters: the arrays by name, updated in place
+        name: adamw, adam, sgd, or muon: Muon for the matrices of the blocks, AdamW for embeddings, head, norms, biases
+        lr: learning rate where `step` is given none
+        weight_decay: of matrices and embeddings
+        betas: of Adam
+        eps: of Adam
+        momentum: of SGD and Muon
+        steps: steps taken
     """
 
-    def __init__(
-        self,
-        parameters: Arrays,
-        *,
-        name: str,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        momentum: float,
-    ) -> None:
-        self.parameters, self.name, self.lr = parameters, name, lr
-        self.weight_decay, self.betas, self.eps, self.momentum = weight_decay, betas, eps, momentum
-        self.steps = 0
-        self._stacks = self._stack_matrices()
-        self._memory = self._make_memory()
-        largest = max(array.size for array in parameters.values())
-        self._scratch = np.empty(largest, next(iter(parameters.values())).dtype)
+    parameters: Arrays
+    _: KW_ONLY
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    momentum: float = 0.95
+    steps: int = field(default=0, init=False)
 
-    def _stack_matrices(self) -> dict[str, list[str]]:
-        """The names of the matrices that are Muon's, those of one shape together: `64x128` -> names."""
-        stacks: dict[str, list[str]] = {}
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
+        self._stacks: dict[str, list[str]] = {}  # Muon's matrices of one shape, `64x128`: their names
+        self._averages: dict[str, Arrays] = {}  # of each stack and each other parameter: the arrays that its rule keeps
         for name, array in self.parameters.items():
             if self.name == "muon" and array.ndim == 2 and name.startswith("blocks."):
-                stacks.setdefault("{}x{}".format(*array.shape), []).append(name)
-        return stacks
+                self._stacks.setdefault("{}x{}".format(*array.shape), []).append(name)
+            else:
+                kept = ("velocity",) if self.name == "sgd" else ("mean", "square")
+                self._averages[name] = {each: np.zeros_like(array) for each in kept}
+        for stack, names in self._stacks.items():
+            self._averages[stack] = {"mean": np.zeros_like([self.parameters[name] for name in names])}
 
-    def _make_memory(self) -> dict[str, Arrays]:
-        """Zeros: for each stack and for each parameter outside of them the arrays that its rule keeps."""
-        stacked = {name for names in self._stacks.values() for name in names}
-        memory = {
-            stack: {"mean": np.stack([np.zeros_like(self.parameters[name]) for name in names])}
-            for stack, names in self._stacks.items()
-        }
-        kept = ("velocity",) if self.name == "sgd" else ("mean", "square")
-        for name, array in self.parameters.items():
-            if name not in stacked:
-                memory[name] = {each: np.zeros_like(array) for each in kept}
-        return memory
-
-    def step(self, grads: Mapping[str, np.ndarray], lr: float | None = None) -> None:
+    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """Moves every parameter by its gradient.
 
         Args:
             grads: the gradients, by the parameters' names
-            lr: the learning rate of this step
+            lr: the learning rate of this step. Default: the optimizer's
         """
         self.steps += 1
         lr = self.lr if lr is None else lr
-        for name, memory in self._memory.items():
+        for name, averages in self._averages.items():
             if name in self._stacks:
-                self._step_stack(self._stacks[name], grads, memory["mean"], lr)
+                weights, gradients = ([each[key] for key in self._stacks[name]] for each in (self.parameters, grads))
+                muon_step(weights, gradients, **averages, lr=lr, decay=self.weight_decay, momentum=self.momentum)
+                continue
+            weight = self.parameters[name]
+            decay = self.weight_decay if weight.ndim >= 2 else 0.0
+            if self.name == "sgd":
+                sgd_step(weight, grads[name], **averages, lr=lr, decay=decay, momentum=self.momentum)
             else:
-                self._step_one(name, grads[name], memory, lr)
-
-    def _step_stack(self, names: list[str], grads: Mapping[str, np.ndarray], means: np.ndarray, lr: float) -> None:
-        weights, gradients = [self.parameters[name] for name in names], [grads[name] for name in names]
-        muon_step(weights, gradients, means, lr=lr, weight_decay=self.weight_decay, momentum=self.momentum)
-
-    def _step_one(self, name: str, gradient: np.ndarray, memory: Arrays, lr: float) -> None:
-        weight = self.parameters[name]
-        scratch = self._scratch[: weight.size].reshape(weight.shape)
-        weight_decay = self.weight_decay if weight.ndim >= 2 else 0.0
-        if self.name == "sgd":
-            sgd_step(
-                weight, gradient, **memory, scratch=scratch, lr=lr, weight_decay=weight_decay, momentum=self.momentum
-            )
-        else:
-            adam_step(
-                weight, gradient, **memory, scratch=scratch, step=self.steps, lr=lr, weight_decay=weight_decay,
-                betas=self.betas, eps=self.eps, decoupled=self.name != "adam",
-            )  # fmt: skip
+                adam_step(
+                    weight, grads[name], **averages, step=self.steps, lr=lr, decay=decay, betas=self.betas,
+                    eps=self.eps, decoupled=self.name != "adam",
+                )  # fmt: skip
 
     def state(self) -> Arrays:
-        """What the rules remember, by `name/array`, and how many steps they have taken: the arrays themselves."""
-        arrays = {f"{name}/{kept}": array for name, memory in self._memory.items() for kept, array in memory.items()}
-        return {"steps": np.array(self.steps), **arrays}
+        """The running averages, by `parameter/average`, and the number of steps; the arrays are not copied."""
+        averages = {f"{name}/{kept}": array for name, each in self._averages.items() for kept, array in each.items()}
+        return {"steps": np.array(self.steps), **averages}
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from a `state`.
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Continues from a `state`.
 
         Raises:
-            ValueError: if it is that of another optimizer or of other parameters.
+            ValueError: if it belongs to another optimizer or to other parameters.
         """
         ours = self.state()
         if state.keys() != ours.keys():
@@ -258,47 +210,18 @@ class Optimizer:
         self.steps = int(state["steps"])
 
 
-def make_optimizer(
-    parameters: Arrays,
-    *,
-    name: str = "adamw",
-    lr: float = 1e-3,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    momentum: float = 0.95,
-) -> Optimizer:
-    """The optimizer of a name.
-
-    Args:
-        parameters: the arrays by name, which it moves in place
-        name: adamw, adam, sgd, or muon: Muon for the matrices of the blocks, AdamW for embeddings, head, norms, biases
-        lr: learning rate, where `step` is given none
-        weight_decay: of matrices and embeddings
-        betas: of Adam
-        eps: of Adam
-        momentum: of SGD and Muon
-
-    Raises:
-        ValueError: for a name that is none of these.
-    """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    return Optimizer(parameters, name=name, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, momentum=momentum)
+# --- clipping and the schedule
 
 
-# --- before the step
-
-
-def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float | None = None) -> float:
-    """Scales all gradients down by one factor, in place, where their common norm exceeds `max_norm`.
+def clip_gradients(grads: Mapping[str, Array], max_norm: float | None = None) -> float:
+    """Scales all gradients down by one factor, in place, if their common norm exceeds `max_norm`.
 
     Args:
         grads: the gradients
-        max_norm: the largest norm that a step may have; empty: only measure
+        max_norm: the largest norm that a step may have. Default: only measure
 
     Returns:
-        √Σ G² over all of them, as it was
+        √Σ G² over all gradients, before scaling
     """
     flat = [gradient.reshape(-1) for gradient in grads.values()]
     norm = math.sqrt(sum(float(np.dot(gradient, gradient)) for gradient in flat))
@@ -318,30 +241,30 @@ def learning_rate(
     min_lr: float = 0.0,
     decay_steps: int | None = None,
 ) -> float:
-    """The learning rate of a step: a line up from zero, then a course down to `min_lr`.
+    """The learning rate of a step: linear warmup from zero, then decay to `min_lr`.
 
     Args:
         step: steps done before this one
         total_steps: of the whole run
         lr: the rate after warmup
-        name: cosine (half a wave), linear, trapezoid (a plateau with a line at its end) or constant
-        warmup_steps: how long it rises
-        min_lr: where it ends
-        decay_steps: of the trapezoid's last line; empty: a fifth of the run
+        name: cosine (half a period), linear, trapezoid (constant, then linear decay) or constant
+        warmup_steps: length of the warmup
+        min_lr: the final rate
+        decay_steps: length of the trapezoid's decay. Default: a fifth of the run
 
     Raises:
-        ValueError: for a name that is none of these.
+        ValueError: for any other name.
     """
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    last = max(total_steps // 5, 1) if decay_steps is None else max(decay_steps, 1)
-    courses = {
+    decay = max(total_steps // 5, 1) if decay_steps is None else max(decay_steps, 1)
+    factors = {
         "cosine": 0.5 + 0.5 * math.cos(math.pi * done),
         "linear": 1.0 - done,
-        "trapezoid": max(min((total_steps - step) / last, 1.0), 0.0),
+        "trapezoid": max(min((total_steps - step) / decay, 1.0), 0.0),
         "constant": 1.0,
     }
-    if name not in courses:
-        raise ValueError(f"name must be one of {', '.join(courses)}, got {name!r}")
-    return min_lr + (lr - min_lr) * courses[name]
+    if name not in factors:
+        raise ValueError(f"name must be one of {', '.join(factors)}, got {name!r}")
+    return min_lr + (lr - min_lr) * factors[name]

@@ -1,18 +1,20 @@
-"""The parameters of a network: random ones to begin with, and whether given ones are those of a config."""
+"""Random numbers of the network: initial parameters and dropout masks; and the check of given parameters."""
 
 import math
 
 import numpy as np
 
 from tinylm.reference.config import Config
-from tinylm.reference.functions import Array
+from tinylm.reference.functions import Array, Arrays
+
+Masks = dict[str, Array]
 
 
 def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> dict[str, Array]:
-    """GPT-2's: N(0, 0.02) for all matrices, N(0, 0.02 / √(2 layers)) for the 2 * layers that write to the stream.
+    """GPT-2's initialization: matrices from N(0, 0.02), norms one, biases zero.
 
-    So the stream's variance does not grow with depth. With `zero_init_output` those start at zero instead. Norms start
-    at one, biases at zero.
+    The 2 * layers matrices that write to the residual stream are from N(0, 0.02 / √(2 * layers)) instead, so that the
+    variance of the stream does not grow with depth; with `zero_init_output` they start at zero.
     """
     random = np.random.default_rng(seed)
     residual = 0.0 if config.zero_init_output else 0.02 / math.sqrt(2 * config.num_layers)
@@ -26,11 +28,34 @@ def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> dic
     return parameters
 
 
-def check_parameters(config: Config, parameters: dict[str, Array]) -> None:
-    """Raises ValueError unless the parameters are those of the config, by name and shape."""
+def check_parameters(config: Config, parameters: Arrays) -> None:
+    """Raises ValueError unless the parameters have the names and shapes that the config describes."""
     shapes = config.shapes()
     if parameters.keys() != shapes.keys():
         raise ValueError(f"the parameters are not the config's: {sorted(parameters.keys() ^ shapes.keys())[:4]} differ")
     for name, shape in shapes.items():
         if parameters[name].shape != shape:
             raise ValueError(f"{name} must have the shape {shape}, got {parameters[name].shape}")
+
+
+def draw_masks(config: Config, shape: tuple[int, ...], random: np.random.Generator, dtype: np.dtype) -> Masks:
+    """Dropout masks for a batch (B, T): 0 with probability p, otherwise 1/(1 - p), so that the mean is kept.
+
+    Returns:
+        `embedding`, `blocks.0.attention` and `blocks.0.feedforward` (B, T, D), `blocks.0.attention.weights`
+        (B, H, T, T), and so on for every layer; an empty dictionary if p is 0
+    """
+    B, T = shape
+    p = config.dropout
+
+    def draw(*shape: int) -> Array:
+        return (random.random(shape, np.float32) >= p) / dtype.type(1 - p)
+
+    if p == 0:
+        return {}
+    masks = {"embedding": draw(B, T, config.d_model)}
+    for layer in range(config.num_layers):
+        masks[f"blocks.{layer}.attention.weights"] = draw(B, config.num_heads, T, T)
+        masks[f"blocks.{layer}.attention"] = draw(B, T, config.d_model)
+        masks[f"blocks.{layer}.feedforward"] = draw(B, T, config.d_model)
+    return masks

@@ -15,44 +15,30 @@ def angles(num_positions: int, width: int, theta: float) -> Array:
 
 def sinusoidal_table(num_positions: int, width: int) -> Array:
     """Sines in the even columns, cosines in the odd ones (Vaswani et al. 2017), in float64: (positions, width)."""
-    table = np.empty((num_positions, width))
-    table[:, 0::2] = np.sin(angles(num_positions, width, 10000.0))
-    table[:, 1::2] = np.cos(angles(num_positions, width, 10000.0))
-    return table
+    table = angles(num_positions, width, 10000.0)
+    return np.stack((np.sin(table), np.cos(table)), axis=-1).reshape(num_positions, -1)[:, :width]
 
 
 def rotary_table(num_positions: int, width: int, theta: float) -> Array:
-    """Cosines, then sines, of every position's angles, in float64: (2, positions, width/2)."""
+    """The cosine and the sine of every position's angles, in float64: (2, positions, width/2)."""
     table = angles(num_positions, width, theta)
     return np.stack((np.cos(table), np.sin(table)))
 
 
 def position_table(config: Config) -> Array:
-    """The table that the config's positions need, empty where they need none."""
-    match config.positional_encoding:
-        case "sinusoidal":
-            return sinusoidal_table(config.max_seq_len, config.d_model)
-        case "rotary":
-            return rotary_table(config.max_seq_len, config.head_dim, config.rope_theta)
+    """The table of fixed numbers that the config's positions need; of size 0 if they need none."""
+    if config.positional_encoding == "sinusoidal":
+        return sinusoidal_table(config.max_seq_len, config.d_model)
+    if config.positional_encoding == "rotary":
+        return rotary_table(config.max_seq_len, config.head_dim, config.rope_theta)
     return np.empty(0)
 
 
-def turn(x: Array, cos: Array, sin: Array) -> Array:
-    """Turns each pair (x_i, x_{i+E/2}) by its angle; cos and sin (T, 1, E/2), x (B, T, heads, E)."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]  # (B, T, heads, E/2)
-    y = np.empty(x.shape, x.dtype)
-    np.multiply(first, cos, out=y[..., :half])
-    y[..., :half] -= second * sin
-    np.multiply(second, cos, out=y[..., half:])
-    y[..., half:] += first * sin
-    return y
-
-
 def rotate(x: Array, table: Array) -> tuple[Array, Callable]:
-    """Rotary positions (Su et al. 2021): the product of a query and a key then depends on their distance alone.
+    """Rotary positions (Su et al. 2021): the product of a query and a key depends on their distance alone.
 
-    A rotation's transpose turns back, so the gradient is turned by the negative angle.
+    Each pair (x_i, x_{i+E/2}) is turned by its position's angle. The transpose of a rotation is the rotation by the
+    negative angle, so backward is another rotation.
 
     Args:
         x: (B, T, heads, E)
@@ -62,4 +48,6 @@ def rotate(x: Array, table: Array) -> tuple[Array, Callable]:
         (B, T, heads, E), and backward: dy -> dx
     """
     cos, sin = table[:, :, None]  # (T, 1, E/2)
-    return turn(x, cos, sin), lambda dy: turn(dy, cos, -sin)
+    a, b = np.split(x, 2, axis=-1)  # (B, T, heads, E/2)
+    y = np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=-1)
+    return y, lambda dy: rotate(dy, table * np.reshape([1, -1], (2, 1, 1)).astype(x.dtype))[0]

@@ -1,28 +1,40 @@
-"""Looking inside: what passes through a network, forward and backward, to be compared with another's."""
+"""Looking inside: the result of every part, and the gradient with respect to it, to compare with another network's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from tinylm.reference.functions import Array
+from tinylm.reference.transformer import NumpyTransformerLM
 
 
-@dataclass
-class Trace:
-    """What passed through a network: each part's result, and the loss's gradient with respect to it, by name."""
+class TracedTransformerLM(NumpyTransformerLM):
+    """A network that records what passes through its parts.
 
-    activations: dict[str, Array] = field(default_factory=dict)
-    gradients: dict[str, Array] = field(default_factory=dict)
+    Attributes:
+        activations: each part's result, by the part's name
+        gradients: the gradient of the loss with respect to it
+    """
 
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
+        self.activations: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
 
-def watched(name: str, result: tuple[Array, Callable], trace: Trace | None) -> tuple[Array, Callable]:
-    """The result of a part, with the trace taking down what passes."""
-    if trace is None:
-        return result
-    y, back = result
-    trace.activations[name] = y.copy()
+    def part(self, function: Callable, x: Array, name: str, *arguments: object) -> tuple[Array, Callable]:
+        """Computes and records a part."""
+        return self._record(name, super().part(function, x, name, *arguments))
 
-    def backward(dy: Array):
-        trace.gradients[name] = dy.copy()
-        return back(dy)
+    def residual(self, function: Callable, x: Array, name: str, *arguments) -> tuple[Array, Callable]:
+        """Records the result of a whole block, `blocks.0`, after its last sublayer."""
+        result = super().residual(function, x, name, *arguments)
+        block = name.removesuffix(".feedforward")
+        return result if block == name else self._record(block, result)
 
-    return y, backward
+    def _record(self, name: str, result: tuple[Array, Callable]) -> tuple[Array, Callable]:
+        y, back = result
+        self.activations[name] = y.copy()
+
+        def backward(dy: Array):
+            self.gradients[name] = dy.copy()
+            return back(dy)
+
+        return y, backward

@@ -1,16 +1,14 @@
-"""The training loop: batches of token ids in, a better model out.
+"""The training loop: takes batches of token ids and improves the model.
 
     for step in train(model, optimizer, batches, rate):
         ...                                             # log, validate, save
 
-What a step needs is all here: gradients, clipping, the optimizer. What happens between two steps (which text, what is
-printed, when a checkpoint is written) is the caller's: see tinylm train-numpy.
+A step is gradients, clipping, and the optimizer. What happens between steps (choosing the text, logging, writing
+checkpoints) is the caller's: see `tinylm train-numpy`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +19,12 @@ from tinylm.reference.transformer import Grads, NumpyTransformerLM
 
 
 class Batch(NamedTuple):
-    """What is computed at once: a step's whole batch, or a part of it where memory is short.
+    """A micro-batch: the part of a step's batch that is computed at once.
 
     Attributes:
         inputs: token ids, (B, T)
         targets: the ids that follow, (B, T); -100 where nothing is to be predicted
-        num_targets: how many targets count in the whole step
+        num_targets: the number of targets in the whole step
         documents: for `document_mask`: the document of each token, (B, T)
     """
 
@@ -37,14 +35,14 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step was like.
+    """The figures of one step.
 
     Attributes:
         number: steps done, this one included
         loss: nats per target, before the step
-        grad_norm: of all gradients together, before clipping
+        grad_norm: the norm of all gradients together, before clipping
         lr: the learning rate
-        tokens: how many were read
+        tokens: input tokens in the batch
     """
 
     number: int
@@ -64,22 +62,22 @@ def train(
     first: int = 0,
     seed: int = 0,
 ) -> Iterator[Step]:
-    """Takes a step for each of some batches. It is done when it is yielded.
+    """Takes one step for each batch, and yields it when it is done.
 
     Args:
-        model: what learns
+        model: the model to train
         optimizer: over the model's parameters
-        batches: of each step the parts, which count as one batch
+        batches: for each step its micro-batches, which count as one batch
         rate: the learning rate of a step, numbered from 0
-        max_norm: the largest norm of a step's gradients; None: they are not clipped
+        max_norm: the largest norm of a step's gradients. Default: no clipping
         first: steps done before these
-        seed: of dropout, whose masks are a function of (seed, step, part): a run that goes on draws the same
+        seed: of dropout; its masks depend on (seed, step, micro-batch) only, so a resumed run draws the same ones
 
     Raises:
-        FloatingPointError: if loss or gradients are no finite numbers. The weights are as before the step then.
+        FloatingPointError: if loss or gradients are not finite. The weights are then as before the step.
     """
     for step, parts in enumerate(batches, start=first):
-        with np.errstate(all="ignore"):  # what overflows is found below
+        with np.errstate(all="ignore"):  # overflow is detected below
             loss, grads = gradients(model, parts, (seed, step))
             norm = clip_gradients(grads, max_norm)
         for name, value in (("loss", loss), ("gradient norm", norm)):
@@ -91,13 +89,7 @@ def train(
 
 
 def gradients(model: NumpyTransformerLM, parts: Sequence[Batch], seed: tuple[int, ...]) -> tuple[float, Grads]:
-    """The loss of a batch in parts, and its gradients: each part's targets are divided by the number of all.
-
-    Args:
-        model: the network
-        parts: of the batch
-        seed: of dropout
-    """
+    """The loss and the gradients of a batch in parts: sums, as every part divides by the targets of the whole batch."""
     loss, grads = 0.0, {}
     for number, (inputs, targets, num_targets, documents) in enumerate(parts):
         random = np.random.default_rng([*seed, number]) if model.config.dropout > 0 else None
@@ -109,25 +101,18 @@ def gradients(model: NumpyTransformerLM, parts: Sequence[Batch], seed: tuple[int
     return loss, grads
 
 
-# --- evaluation
-
-
-@dataclass
-class Score:
-    """How well some targets were predicted.
+class Score(NamedTuple):
+    """How well some targets are predicted.
 
     Attributes:
         nats: Σ -log p over all targets
-        tokens: how many targets
+        tokens: the number of targets
         right: how many of them were the likeliest token
     """
 
-    nats: float = 0.0
-    tokens: int = 0
-    right: int = 0
-
-    def __add__(self, other: "Score") -> "Score":
-        return Score(self.nats + other.nats, self.tokens + other.tokens, self.right + other.right)
+    nats: float
+    tokens: int
+    right: int
 
     @property
     def loss(self) -> float:
@@ -136,7 +121,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): among how many equally likely tokens such a loss would be a choice."""
+        """exp(loss): a uniform choice among this many tokens has the same loss."""
         return math.exp(min(self.loss, 700.0))
 
     @property
@@ -146,10 +131,6 @@ class Score:
 
 
 def evaluate(model: NumpyTransformerLM, batches: Iterable[Batch]) -> Score:
-    """The score of all targets of some batches together; every one counts the same, however batches are cut."""
-
-    def score(batch: Batch) -> Score:
-        return Score(*model.evaluate(batch.inputs, batch.targets, batch.documents))
-
-    with ThreadPoolExecutor(model.threads) as pool:
-        return sum(pool.map(score, batches), Score())
+    """The score over all targets of some batches; every target counts the same, however the batches are cut."""
+    scores = [model.evaluate(batch.inputs, batch.targets, batch.documents) for batch in batches]
+    return Score(*(sum(column) for column in zip(*scores, strict=True)))

@@ -1,0 +1,37 @@
+"""The options of `tinylm fit` without its subcommands: for `tinylm train-numpy`, and for the help of the Trainer."""
+
+from lightning.pytorch import Trainer
+
+from tinylm.data import TextDataModule
+from tinylm.runs.folder import RunConfig
+from tinylm.training.module import LitTransformerLM
+from tinylm.training.options import ConfigFile, ConfigParser
+
+
+def make_parser(description: str) -> ConfigParser:
+    """A parser of `--config`, `--resume`, `--seed_everything`, `--model.*`, `--data.*`, `--trainer.*` and `--run.*`."""
+    ConfigFile.read.clear()  # files of an earlier command in this process
+    parser = ConfigParser(description=description, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
+    parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of initial weights and dropout.")
+    parser.add_lightning_class_args(LitTransformerLM, "model")
+    parser.add_lightning_class_args(TextDataModule, "data")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_argument("--run", type=RunConfig, default=RunConfig())
+    parser.set_defaults({"trainer.max_epochs": -1})
+    parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
+    parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
+    return parser
+
+
+def trainer_help() -> str:
+    """Lightning's help of the Trainer's options."""
+    parser = make_parser("")
+    formatter = parser._get_formatter()
+    for group in parser._action_groups:
+        if any(action.dest.startswith("trainer.") for action in group._group_actions):
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+    return formatter.format_help()
