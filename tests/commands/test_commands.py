@@ -173,7 +173,7 @@ def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tinylm", "fit", "--trainer.help"])
     helps = {name: action.help for name, action in parsers_options().items()}
     assert helps["model.network.d_model"].startswith("Width of the residual stream.")
-    assert helps["run.sample_tokens"].startswith("Tokens of each sample")
+    assert helps["run.sample_tokens"].startswith("Length of each sample")
 
 
 def test_fit_help_shows_tinylm_options_within_130_lines_at_80_columns(monkeypatch):

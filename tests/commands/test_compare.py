@@ -7,10 +7,9 @@ import pytest
 
 from tinylm.locate import command
 
-CONFIG = """# model.network.vocab_size: 20 (from the tokenizer)
-seed_everything: {seed}
+CONFIG = """seed_everything: {seed}
 trainer: {{max_steps: 1200}}
-model: {{network: {{max_seq_len: 128}}}}
+model: {{network: {{max_seq_len: 128, vocab_size: 20}}}}
 data: {{batch_size: 32}}
 """
 METRICS = """step,train/loss,perf/step_seconds,val/loss,val/bpb,val/excess

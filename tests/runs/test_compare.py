@@ -32,7 +32,7 @@ def make_run(folder: Path, loss: float = 2.5, later: float = 2.75, finished: boo
     config = {
         "seed_everything": 0,
         "trainer": {"max_steps": 30, "logger": None},
-        "model": {"network": NETWORK, "optimizer": {"lr": 0.01}},
+        "model": {"network": {**NETWORK, "vocab_size": 20}, "optimizer": {"lr": 0.01}},
         "data": {"batch_size": 4, "seed": 0, "cache_dir": None},
         "run": {"name": folder.name},
     }
@@ -43,7 +43,7 @@ def make_run(folder: Path, loss: float = 2.5, later: float = 2.75, finished: boo
             place = place[key]
         place[last] = value
     folder.mkdir(parents=True)
-    text = f"# model.network.vocab_size: 20 (from the tokenizer)\n{yaml.safe_dump(config)}"
+    text = yaml.safe_dump(config)
     (folder / "config.yaml").write_text(text)
     (folder / "metrics.csv").write_text(METRICS.format(loss=loss, bpb=loss + 1, excess=loss - 2, later=later))
     if finished:

@@ -13,6 +13,7 @@ from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
+from tinylm.training.metrics import TextMetrics
 
 
 def build(
@@ -64,14 +65,13 @@ def validate(corpus: str, cache: str, world_size: int, path: Path) -> None:
     data = dict(max_seq_len=16, batch_size=world_size, micro_batch_size=1, split=(0.9, 0.1))
     module, datamodule, trainer = build(corpus, cache, world_size, "32-true", data, {})
     seen = []
-    log = module._log_totals
+    compute = TextMetrics.compute
 
-    def record(part: str) -> None:
-        totals = module._totals
-        seen.append(trainer.strategy.reduce(totals, reduce_op="sum").tolist() if world_size > 1 else totals.tolist())
-        log(part)
+    def record(sums: TextMetrics) -> dict[str, float]:  # after the sums over processes
+        seen.append([float(each) for each in (sums.nats, sums.tokens, sums.hits, sums.num_bytes, sums.best)])
+        return compute(sums)
 
-    module._log_totals = record  # type: ignore[method-assign]
+    TextMetrics.compute = record  # type: ignore[method-assign]
     metrics = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     path.write_text(json.dumps({"totals": seen[0], "metrics": metrics}))
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
     with pytest.raises(DataError, match=r"its model is not standard \(blocks\.0\.feedforward is"):
         load(path)
     said = capfd.readouterr().err
-    assert f"no model folder is written, since it cannot describe this network: {reason}" in said
+    assert f"no model folder is written, since it could not describe this model: {reason}" in said
     assert "to hear it" not in said
     assert not (tmp_path / "model").exists()
     again = run(subclass, checkpoints(tmp_path), ckpt_path=path, weights_only=True)

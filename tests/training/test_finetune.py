@@ -41,7 +41,7 @@ def test_a_run_begins_where_the_other_ended(second, finished_run, cli):
     """A learning rate too small to change float32's digits of the loss: what is validated is the other's model."""
     result = cli("fit", "-c", second, "--model.optimizer.lr", "1e-12", "--model.schedule.min_lr", "0")
     assert result.code == 0
-    assert f"begins with the weights of {finished_run / 'model'}" in result.err
+    assert f"base model: {finished_run / 'model'}" in result.err
     assert float(losses(Path("runs/second"), "val/loss")[0]) == pytest.approx(
         float(losses(finished_run, "val/loss")[-1]), rel=1e-6
     )
@@ -162,7 +162,7 @@ def test_a_quantized_model_is_no_start(second, finished_run, cli, tmp_path):
     model, tokenizer = tinylm.load(finished_run)
     save_bundle(tmp_path / "eight", quantize(model, bits=8), tokenizer)
     result = cli("fit", "-c", second, "--model.init_from", "eight")
-    assert result.error == "model.init_from: eight is quantized and cannot learn; take the original"
+    assert result.error == "model.init_from: eight is quantized and not trainable; use the original"
 
 
 def test_packing_needs_documents_kept_apart(second, pairs, cli):
@@ -180,7 +180,7 @@ def test_packing_needs_documents_kept_apart(second, pairs, cli):
         (["--data.tokenizer", "byte"], 2, "data.tokenizer: {run}/model was trained with another; leave data.tokenizer out"),
         (["--model.init_from", "nowhere"], 66, "nowhere: no such model"),
         (["--model.lora.targets", '["attn"]'], 2, "lora.targets: no linear layer is named attn, did you mean 'attention'?"),
-        (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: all weights but the adapters are frozen already"),
+        (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: freezes all weights but the adapters"),
         (["--model.freeze.layers", "[5]"], 2, "freeze.layers: the model has blocks 0 to 1, got 5"),
     ],
 )  # fmt: skip

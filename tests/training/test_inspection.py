@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+import tinylm.training.inspection
+import tinylm.training.module
 from tinylm.analysis.attention import attention_maps, entropy
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
@@ -151,7 +153,8 @@ def test_a_run_that_is_looked_into_ends_with_the_same_weights(fit):
 def test_documents_stay_apart(fit, monkeypatch):
     """The corpus by character has no separator, so it is one document; separators are what the module makes of them."""
     numbers = torch.arange(16).div(4, rounding_mode="floor")[None]
-    monkeypatch.setattr(LitTransformerLM, "_documents", lambda module, ids: numbers.expand(len(ids), 16))
+    for module in (tinylm.training.module, tinylm.training.inspection):
+        monkeypatch.setattr(module, "documents_apart", lambda config, ids, *known: numbers.expand(len(ids), 16))
     _, columns = fit(AttentionEntropy(every_n_steps=6), document_mask=True)
     largest = (math.log(2) + math.log(3) + math.log(4)) / 4  # of queries that see 1, 2, 3 and 4 keys
     assert all(0 < values[0] <= largest + 1e-6 for _, values in columns.values())
@@ -237,9 +240,7 @@ def test_mistakes_are_refused(kind, options, message):
 
 def test_dropout_that_cannot_fade_is_refused(fit, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
-    with pytest.raises(
-        ConfigError, match=r"DropoutAnnealing: model\.network\.dropout is 0; give the one to begin with"
-    ):
+    with pytest.raises(ConfigError, match=r"DropoutAnnealing: model\.network\.dropout is 0; set the initial dropout"):
         fit(DropoutAnnealing(), dropout=0.0)
     with pytest.raises(ConfigError, match=r"DropoutAnnealing: would compile every step anew; set model\.compile=false"):
         fit(DropoutAnnealing(), compile=True)

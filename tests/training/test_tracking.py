@@ -202,7 +202,7 @@ def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_pa
     lines = [line for line in result.err.splitlines() if "W&B" in line]
     assert lines == [
         "tinylm: W&B: offline, for there is no API key (WANDB_API_KEY, or wandb login)",
-        f"tinylm: to upload it to W&B: wandb sync {segment.relative_to(tmp_path)}",
+        f"tinylm: to upload to W&B: wandb sync {segment.relative_to(tmp_path)}",
     ]
     assert "wandb:" not in result.err + result.out  # wandb itself says nothing
 
@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
     result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY, "--resume", "--trainer.max_steps", stop, *constant)
     assert result.code == 0, result.err
     first, second = segments(run)
-    assert f"to upload it to W&B: wandb sync {first.relative_to(tmp_path)} {second.relative_to(tmp_path)}" in result.err
+    assert f"to upload to W&B: wandb sync {first.relative_to(tmp_path)} {second.relative_to(tmp_path)}" in result.err
     (one,), (two,) = (only(records(segment), "run") for segment in (first, second))
     assert one.run_id == two.run_id == read_json(run / "wandb.json")["id"]
     rows = history(records(second))
@@ -294,7 +294,7 @@ def test_a_refused_key_is_one_line(cli, tiny_yaml, tmp_path, monkeypatch, refusi
     result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
     assert result.code == 2
     assert result.error.startswith("trainer.logger: W&B refuses the run (")
-    assert result.error.endswith("; wandb login with a key that is good, or add --trainer.logger.mode offline")
+    assert result.error.endswith("; wandb login with a valid key, or add --trainer.logger.mode offline")
     assert not list(tmp_path.glob("runs/*"))
 
 

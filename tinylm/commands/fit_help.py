@@ -1,7 +1,7 @@
-"""`tinylm fit --help`: a sentence for each of our options, in the order in which they are needed.
+"""`tinylm fit --help`: a sentence for each of tinylm's options.
 
-The sentences stand in the source, under the fields of the config classes and in the `Args:` of two constructors. They
-are read from there as text: importing Lightning to ask it would take seconds.
+The sentences are the docstrings of config fields and the `Args:` of two constructors. They are parsed from the source,
+since importing Lightning takes seconds.
 """
 
 import ast
@@ -17,7 +17,7 @@ from tinylm.locate import PACKAGE
 
 
 class Option(NamedTuple):
-    """An option: its dotted name, its default as it stands in the source, its choices, and what it does."""
+    """An option: dotted name, default as written in the source, choices, and description."""
 
     name: str
     default: str
@@ -26,7 +26,7 @@ class Option(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Options of one class, whose names begin with `prefix`."""
+    """The options of one class; their names begin with `prefix`."""
 
     title: str
     prefix: str
@@ -44,28 +44,28 @@ SECTIONS = (
     Section("LoRA, as in overlays/lora.yaml", "model.lora", "adapt/lora.py", "LoRAConfig"),
     Section("Frozen parameters, as in overlays/frozen.yaml", "model.freeze", "adapt/freeze.py", "FreezeConfig"),
 )
-LINKED = ("model.network.vocab_size", "data.max_seq_len")  # taken from the data and from the network
+LINKED = ("model.network.vocab_size", "data.max_seq_len")  # taken from the data and from the model
 
 TRAINER = {
     "max_steps": "Optimizer steps of the run; or max_epochs",
-    "devices": "How many GPUs or processes: a number, or auto",
-    "accelerator": "One of cpu, gpu, mps; auto takes the fastest",
-    "strategy": "How devices share the work: ddp, or overlays/fsdp.yaml",
+    "devices": "Number of GPUs or processes, or auto",
+    "accelerator": "cpu, gpu, mps, or auto for the fastest",
+    "strategy": "Several devices: ddp; fsdp by overlays/fsdp.yaml",
     "precision": "32-true, bf16-mixed, bf16-true, 16-mixed or 64-true",
-    "gradient_clip_val": "Largest norm of the gradient; 0: no clipping",
+    "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",
     "log_every_n_steps": "Steps between rows of metrics.csv",
-    "callbacks+": "One more callback, by its class path",
-    "logger+": "One more logger; see overlays/wandb.yaml",
+    "callbacks+": "Adds a callback by its class path",
+    "logger+": "Adds a logger; see overlays/wandb.yaml",
 }
 COMMON = {
-    "-c, --config NAME": "A config by name or path; of several, later ones override (fit: small)",
+    "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
     "--resume": "fit: resume the run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
-    "--seed_everything N": "Seed of the first weights and of dropout (0)",
-    "--print_config": "Print the whole resolved config, and stop",
-    "--trainer.help": "All options of Lightning's Trainer",
-    "--debug": "Show where an error comes from",
+    "--seed_everything N": "Seed of initial weights and dropout (0)",
+    "--print_config": "Print the whole resolved config and exit",
+    "--trainer.help": "Show all options of Lightning's Trainer",
+    "--debug": "Show the traceback of an error",
 }
 INTRODUCTION = """\
 usage: tinylm {command} -c CONFIG [--OPTION VALUE ...]
@@ -76,8 +76,8 @@ ones override earlier ones. `tinylm configs` lists the configs. (Defaults.)
 """
 PURPOSES = {
     "fit": "Trains a model and writes a run folder: runs/<name of the config>.",
-    "validate": "Evaluates a run's best checkpoint on its validation part.",
-    "test": "Evaluates a run's best checkpoint on the third part of data.split.",
+    "validate": "Evaluates a run's best checkpoint on its validation split.",
+    "test": "Evaluates a run's best checkpoint on the test split.",
     "predict": "Writes the log probability of every token of --data.text, as JSON lines.",
 }
 
@@ -88,12 +88,12 @@ def help_text(command: str) -> str:
     for section in SECTIONS:
         rows = [(each.name.rpartition(".")[2], _sentence(each)) for each in read_options(section)]
         lines += ["", f"{section.title}: --{section.prefix}.NAME", *_rows(rows)]
-    lines += ["", "Lightning's Trainer, the usual ones: --trainer.NAME", *_rows(TRAINER.items())]
+    lines += ["", "Lightning's Trainer, common options: --trainer.NAME", *_rows(TRAINER.items())]
     return "\n".join(lines)
 
 
 def read_options(section: Section) -> Iterator[Option]:
-    """The options of a section, but for linked ones."""
+    """The options of a section, without linked ones."""
     tree = ast.parse((PACKAGE / Path(section.file)).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     literals = {
@@ -111,7 +111,7 @@ def read_options(section: Section) -> Iterator[Option]:
 
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
-    """Fields of a dataclass, each with the string under it."""
+    """Fields of a dataclass with their docstrings."""
     for node, following in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = following.value if isinstance(following, ast.Expr) else None
@@ -119,7 +119,7 @@ def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | No
 
 
 def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
-    """Arguments of a constructor, each with its entry under `Args:`."""
+    """Arguments of a constructor with their entries under `Args:`."""
     import docstring_parser
 
     docstring = docstring_parser.parse(ast.get_docstring(node) or "")
@@ -132,7 +132,7 @@ def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr, ast.expr 
 
 
 def _choices(annotation: ast.expr, literals: dict[str, ast.expr]) -> list[str]:
-    """The values of a Literal, which may have a name in the same file."""
+    """The values of a Literal, or of a name for one in the same file."""
     if isinstance(annotation, ast.Name):
         annotation = literals.get(annotation.id, annotation)
     if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value) != "Literal":
@@ -141,7 +141,7 @@ def _choices(annotation: ast.expr, literals: dict[str, ast.expr]) -> list[str]:
 
 
 def _sentence(option: Option) -> str:
-    """The text of an option with its choices and its default."""
+    """The description of an option, with choices and default."""
     text = " ".join(option.text.split()).rstrip(".")
     missing = [choice for choice in option.choices if choice not in text.lower()]
     choices = f": {', '.join(option.choices)}" if missing else ""
@@ -150,7 +150,7 @@ def _sentence(option: Option) -> str:
 
 
 def _rows(rows) -> list[str]:
-    """Names to the left, texts beside them."""
+    """Names on the left, wrapped descriptions on the right."""
     width, left = min(max(shutil.get_terminal_size().columns, 60), 120), 23
     lines = []
     for name, text in rows:

@@ -114,15 +114,15 @@ class Run:
     The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
     """
 
-    def __init__(self, config: Any, text: str, arguments: list[str]) -> None:
+    def __init__(self, config: Any, values: dict[str, Any], arguments: list[str]) -> None:
         """Reads and checks everything, then claims the run folder.
 
         Args:
             config: the parsed options
-            text: all of them as YAML
+            values: the same as plain values
             arguments: the command line
         """
-        self.trainer, self.text, self.record = config.trainer, text, ConfigRecord(yaml.safe_load(text))
+        self.trainer, self.values, self.record = config.trainer, values, ConfigRecord(values)
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
         self.threads = config.threads or torch.get_num_threads()
         self.dtype = PRECISIONS[str(config.trainer.precision)]
@@ -230,7 +230,9 @@ class Run:
     def fit(self) -> None:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
-        write_text(self.folder / "config.yaml", self.text)
+        self.values["model"]["network"]["vocab_size"] = self.network.vocab_size
+        text = yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "config.yaml", f"# tinylm train-numpy --config config.yaml\n{text}")
         self.tokenizer.save(self.folder / TOKENIZER)
         for folder in (make_folder(self.folder / "checkpoints"), self.folder):
             sweep(folder, older_than=0)  # temporary files of killed processes
@@ -395,7 +397,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
-    text = parser.dump(config, skip_unset=False, skip_link_targets=True)
-    lines = text.splitlines(keepends=True)
-    text = "".join(line for line in lines if not line.startswith(("resume:", "threads:")))  # so that `fit` reads it too
-    Run(config, f"# tinylm train-numpy --config config.yaml\n{text}", arguments).fit()
+    values = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
+    for name in ("config", "resume", "threads"):  # so that `fit` reads it too
+        values.pop(name, None)
+    Run(config, values, arguments).fit()

@@ -1,7 +1,7 @@
-"""Trains or evaluates a model: `tinylm fit|validate|test|predict`. The work is done by `tinylm.training.cli`.
+"""Trains or evaluates a model: `tinylm fit|validate|test|predict`.
 
-Here is what can be done before PyTorch and Lightning are imported, which takes seconds: help, finding the configs, and
-saying so.
+This file prints help and finds the configs before PyTorch and Lightning are imported, which takes seconds;
+`tinylm.training.cli` does the rest.
 """
 
 import sys
@@ -14,11 +14,7 @@ from tinylm.locate import command, find_config
 
 
 def run(arguments: list[str]) -> int:
-    """Does what the first word says.
-
-    Returns:
-        the exit code
-    """
+    """Runs the command and returns the exit code."""
     name, *words = arguments
     if wants_help(words):
         print(help_text(name))
@@ -30,9 +26,9 @@ def run(arguments: list[str]) -> int:
         return 0
     words = announced_configs(words, default="small" if name == "fit" else None)
     if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
-        raise ConfigError("-c: missing; give the run's config, as in -c small or -c runs/small/config.yaml")
+        raise ConfigError("-c: missing; give the config of the run, as in -c small or -c runs/small/config.yaml")
     _name_main_module()
-    sys.argv = [sys.argv[0], name, *words]  # which Lightning hands to the processes that it starts
+    sys.argv = [sys.argv[0], name, *words]  # passed on by Lightning to the processes that it starts
 
     from tinylm.training.cli import main
 
@@ -40,29 +36,29 @@ def run(arguments: list[str]) -> int:
 
 
 def _name_main_module() -> None:
-    """Windows' tinylm.exe is an archive, whose main module Lightning could not start again for another device."""
+    """Names the main module, without which Lightning cannot start Windows' tinylm.exe again for another device."""
     main = sys.modules["__main__"]
     if getattr(getattr(main, "__spec__", None), "name", "") == "__main__":
         main.__spec__ = find_spec("tinylm.__main__")
 
 
 def wants_help(words: list[str]) -> bool:
-    """Whether help is asked for."""
+    """Whether help is requested."""
     return "--help" in words or "-h" in words
 
 
 def announced_configs(words: list[str], default: str | None) -> list[str]:
-    """Finds the configs of a command line and says where they are; puts one there where there is none.
+    """Finds the configs of a command line and prints their paths; adds the default if there is none.
 
     Args:
         words: options of `fit`
-        default: the config to take where none is given; None: none
+        default: config to add. None: none
 
     Returns:
         the words, with a config
 
     Raises:
-        MissingInputError: for a config that is not there.
+        MissingInputError: for a missing config.
     """
     paths = [str(find_config(config)) for config in given_configs(words)]
     if not paths and default is not None:
@@ -74,7 +70,7 @@ def announced_configs(words: list[str], default: str | None) -> list[str]:
 
 
 def given_configs(words: list[str]) -> list[str]:
-    """The values of all `-c` and `--config`.
+    """The values of all `-c` and `--config` options.
 
     >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
     ['small', 'overlays/bf16.yaml', 'tiny']

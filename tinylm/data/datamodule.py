@@ -1,8 +1,8 @@
 """TextDataModule: a text, or pairs of prompts and responses, as Lightning's data loaders.
 
-`batch_size` is the global batch: sequences in one optimizer step, over all devices and accumulated micro-batches. What
-one device takes at once is `micro_batch_size`, and accumulation follows from the two, so that steps, schedule and
-results do not change with the hardware.
+`batch_size` is the global batch: the sequences of one optimizer step, over all devices and micro-batches.
+`micro_batch_size` is what one device computes at once. Accumulation follows from the two, so steps, schedule and
+results do not depend on the hardware.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
 
 
 def first_words(text: str, words: int = 4, characters: int = 40) -> str:
-    """The beginning of the first line that is not blank.
+    """The first words of the first line that is not blank.
 
     >>> first_words("\\nOnce upon a time there was Ella.")
     'Once upon a time'
@@ -65,7 +65,7 @@ def first_words(text: str, words: int = 4, characters: int = 40) -> str:
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Batches of tokens from a text, or of prompts and responses."""
+    """Batches of tokens from a text, or from prompts and responses."""
 
     def __init__(
         self,
@@ -87,26 +87,26 @@ class TextDataModule(pl.LightningDataModule):
         packing: bool = False,
         too_long: TooLong = "error",
     ) -> None:
-        """A text to train on, or pairs.
+        """Creates the data module.
 
         Args:
-            corpus: The text: stories (stories:20000 for more of them), names, tinyshakespeare, tinystories, a file, a
-                glob, a URL, lines:FILE (each line a document), or a *.grammar.yaml
-            tokenizer: Learned from the corpus: char, byte, word, bpe or bpe:SIZE; or a tokenizer's file
-            max_seq_len: Tokens in a sequence; in a training run it is the network's
+            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, a glob, a URL,
+                lines:FILE (one document per line), or a *.grammar.yaml
+            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
+            max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
-            micro_batch_size: Sequences that a device takes at once. Default: its share
+            micro_batch_size: Sequences per device at once. Default: all of its share
             split: Fractions of train and val, or of train, val and test
-            seed: Seed of the data's order and of generated stories
-            errors: Bytes that are not UTF-8: an error (strict), or replace
-            num_workers: Processes that gather batches; 0: this one
+            seed: Seed of the order of the data and of generated stories
+            errors: Invalid UTF-8 is an error (strict), or replaced (replace)
+            num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
-            cache_dir: Encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
-            text: The text file of `predict`
-            pairs: Prompts with responses in place of a corpus: .jsonl, .json, .csv
-            pairs_val: Pairs to validate on. Default: the part that split says
+            cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
+            text: predict: the text file
+            pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
+            pairs_val: File of validation pairs. Default: taken from pairs, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles)
-            packing: Several pairs in one sequence; needs document_mask
+            packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs longer than the context: error, drop or truncate
         """
         super().__init__()
@@ -119,7 +119,7 @@ class TextDataModule(pl.LightningDataModule):
         saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
         if saved is not None:
             self.use_tokenizer(saved)
-        # The byte tokenizer takes any bytes: those that are no UTF-8 travel through the text as lone surrogates.
+        # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
@@ -129,7 +129,7 @@ class TextDataModule(pl.LightningDataModule):
         if pairs is not None:
             self._check_pairs()
             self.source = pairs
-        self._counted: pl.Trainer | None = None  # the trainer whose val_check_interval is in micro-batches by now
+        self._counted: pl.Trainer | None = None  # its val_check_interval is in micro-batches
 
     def _check_pairs(self) -> None:
         for name, path in (("pairs", self.pairs), ("pairs_val", self.pairs_val)):
@@ -138,32 +138,32 @@ class TextDataModule(pl.LightningDataModule):
         if self.too_long not in ("error", "drop", "truncate"):
             raise ConfigError(f"data.too_long must be error, drop or truncate, got {self.too_long!r}")
         if self.train_tokens is not None:
-            raise ConfigError("data.train_tokens is for texts; with data.pairs give a shorter file")
+            raise ConfigError("data.train_tokens is for texts; with data.pairs, give a shorter file")
 
-    # --- resolved when first asked for, before any process group exists
+    # --- computed at first use, before any process group exists
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text; with `pairs` there is none."""
+        """The corpus; raises ConfigError with `pairs`."""
         if self.pairs is not None:
             raise ConfigError(
-                "data.tokenizer: give a trained model's, by its folder; pairs are too few to learn one from"
+                "data.tokenizer: use that of a trained model, by its folder; pairs are too few to learn one from"
             )
         return open_corpus(self.source, split=self.split, cache_dir=self.cache_dir, seed=self.seed, errors=self.errors)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, its vocabulary taken from the text if that is what `tokenizer` says."""
+        """The tokenizer, loaded or learned from the corpus."""
         return resolve_tokenizer(self.tokenizer_spec, self.corpus, self.cache_dir)
 
     @property
     def vocab_size(self) -> int:
-        """What the network's `vocab_size` is linked to."""
+        """Size of the vocabulary, which the model's config takes over."""
         return self.tokenizer.vocab_size
 
     @cached_property
     def tokens(self) -> dict[str, np.ndarray]:
-        """The ids of each part."""
+        """Token ids of each split."""
         if self.pairs is not None:
             return {part: np.concatenate([each.ids for each in pairs]) for part, pairs in self.examples.items()}
         tokens = open_tokens(self.corpus, self.tokenizer, self.cache_dir)
@@ -171,7 +171,7 @@ class TextDataModule(pl.LightningDataModule):
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
-        """The pairs of each part, encoded; empty without `pairs`."""
+        """The encoded pairs of each split; empty without `pairs`."""
         if self.pairs is None:
             return {}
         train = self._encoded(self.pairs)
@@ -189,9 +189,9 @@ class TextDataModule(pl.LightningDataModule):
 
     @cached_property
     def floors(self) -> dict[str, Floor]:
-        """The best possible loss on each part that is evaluated; empty where the corpus does not know it.
+        """The loss floor of each evaluated split; empty if the corpus does not know it.
 
-        It needs a tokenizer with an `<|endoftext|>`, which tells the documents apart.
+        The tokenizer must have an `<|endoftext|>`, which separates the documents.
         """
         end = self.tokenizer.end_of_text
         if self.pairs is not None or not self.corpus.has_floor or end is None:
@@ -201,9 +201,9 @@ class TextDataModule(pl.LightningDataModule):
         return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in log_probs.items()}
 
     def example_prompt(self) -> str:
-        """A prompt of the kind that the data are of: the first question of the pairs, or the first words of a text.
+        """A prompt that suits the data: the first question of the pairs, or the first words of a text.
 
-        It is empty for documents so short that their first words would be all.
+        Empty if the first words would be a whole document.
         """
         if self.pairs is not None:
             turns = read_pairs(self.pairs_val or self.pairs)[0]
@@ -212,18 +212,18 @@ class TextDataModule(pl.LightningDataModule):
         document = ids[: ids.index(end)] if end in ids else ids
         text = self.tokenizer.decode(document)
         if not self.corpus.separated:
-            text = text.partition("\n")[2] or text  # the part begins somewhere within a line
+            text = text.partition("\n")[2] or text  # the split may begin within a line
         words = first_words(text)
         return "" if len(document) < len(ids) and words == text.strip() else words
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Takes a trained model's tokenizer instead of the one that the corpus would give."""
+        """Uses this tokenizer instead of one learned from the corpus."""
         self.__dict__["tokenizer"] = tokenizer
 
-    # --- how the global batch is shared out
+    # --- the global batch over devices and micro-batches
 
     def setup(self, stage: str) -> None:
-        """Checks the text and the batch against the trainer, and sets accumulation."""
+        """Checks data and batch size against the trainer, and sets accumulation."""
         if stage == "fit":
             self._part("val")
             if self.pairs is None:
@@ -231,7 +231,7 @@ class TextDataModule(pl.LightningDataModule):
             self._set_accumulation()
 
     def _windows(self) -> TrainingWindows:
-        """The order of the training tokens: by document where these are short and whole."""
+        """The order of the training windows; they begin with a document if documents are short."""
         tokens, end = self._part("train"), self.tokenizer.end_of_text
         if self.corpus.short_documents and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
@@ -257,7 +257,7 @@ class TextDataModule(pl.LightningDataModule):
             )
         self.trainer.accumulate_grad_batches = share // micro
         if isinstance(self.trainer.val_check_interval, int) and self._counted is not self.trainer:
-            self.trainer.val_check_interval *= share // micro  # Lightning counts micro-batches, we count steps
+            self.trainer.val_check_interval *= share // micro  # Lightning counts micro-batches
             self._counted = self.trainer
 
     def _part(self, name: str) -> np.ndarray:
@@ -272,7 +272,7 @@ class TextDataModule(pl.LightningDataModule):
     # --- loaders
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches in the order of `TrainingWindows` or `RowOrder`, from where the run stands."""
+        """Micro-batches in the order of `TrainingWindows` or `RowOrder`, from the current step on."""
         trainer = self.trainer
         assert trainer is not None
         accumulate = int(trainer.accumulate_grad_batches)
@@ -285,24 +285,24 @@ class TextDataModule(pl.LightningDataModule):
             order = RowOrder(len(rows), self.batch_size, self.seed)
             dataset = PairTrainingBatches(rows, order, *share)
 
-        def position() -> int:  # micro-batches in all steps so far: runs are saved after whole steps only
+        def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
 
         sampler = MicroSteps(order.steps_per_epoch * accumulate, position)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The whole validation part, in order; short documents each from its start."""
+        """The whole validation split in order; short documents are scored from their start."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader:
-        """The whole test part, in order."""
+        """The whole test split in order."""
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """The text of `data.text`, in order."""
+        """The text of `data.text` in order."""
         if self.text is None:
-            raise ConfigError("data.text: missing; give the text file to predict, --data.text FILE")
+            raise ConfigError("data.text: missing; set the text file, --data.text FILE")
         if not Path(self.text).is_file():
             raise MissingInputError(f"data.text: {self.text}: no such file")
         ids = np.concatenate(list(self.tokenizer.encode_stream(read_chunks(Path(self.text), self.errors))) or [[]])
@@ -328,7 +328,7 @@ class TextDataModule(pl.LightningDataModule):
         return self._evaluation_loader(EvaluationBatches, tokens, rows)
 
     def _evaluation_loader(self, kind: Callable[..., Dataset[Batch]], *data: Any) -> DataLoader:
-        """Each process takes every world_size-th batch: no row is counted twice to even things out."""
+        """Each process takes every world_size-th batch, without duplicates to equalize them."""
         trainer = self.trainer
         assert trainer is not None
         size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)

@@ -22,7 +22,7 @@ class RunConfig:
     """Name, place and output of a run."""
 
     name: str | None = None
-    """Name of the run folder. Default: the name of the config, with a number if taken."""
+    """Name of the run folder. Default: the config's, numbered if taken."""
     dir: str = "runs"
     """Folder of all runs."""
     prompts: tuple[str, ...] | None = None

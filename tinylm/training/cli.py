@@ -155,7 +155,8 @@ class TinyLMCLI(LightningCLI):
         config.model.init_from = str(find_model(config.model.init_from))
         start = Start(config.model.init_from)
         for name, value in start.architecture(config.model.network.as_dict()).items():
-            config.model.network[name] = value
+            if name != "vocab_size":
+                config.model.network[name] = value
         config.data.max_seq_len = config.model.network.max_seq_len
         if config.data.tokenizer == "char":  # the default
             special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()

@@ -79,7 +79,8 @@ class TextMetrics(TokenMetrics):
     def compute(self) -> dict[str, float]:
         """`loss`, `perplexity`, `bpb`, `accuracy` and, if every log probability is known, `floor` and `excess`."""
         found, nats, best = super().compute(), self.nats.item(), self.best.item()
-        found["bpb"] = nats / math.log(2) / max(self.num_bytes.item(), 1)
+        accuracy = found.pop("accuracy")
+        found |= {"bpb": nats / math.log(2) / max(self.num_bytes.item(), 1), "accuracy": accuracy}
         if math.isfinite(best):
             found |= {"floor": best / self.tokens.item(), "excess": nats / best - 1}
         return found
