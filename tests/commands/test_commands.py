@@ -50,7 +50,7 @@ def test_without_arguments_every_command_is_listed_on_one_screen(capfd):
         (["generate", "--temprature", "1"], 2, "--temprature: no such option, did you mean '--temperature'?"),
         (["generate"], 66, "--model: missing, and runs/ has no trained run; train one with"),
         (["configs", "tinny"], 66, "tinny: no such config file, did you mean 'tiny'?"),
-        (["validate"], 2, "-c: missing; give the run's config, as in -c small or -c runs/small/config.yaml"),
+        (["validate"], 2, "-c: missing; give the config of the run, as in -c small or -c runs/small/config.yaml"),
         (["fit", "-csmal"], 66, "smal: no such config file, did you mean 'small'?"),
         (["score"], 2, "give either --text or --pairs"),
         (["quantize"], 2, "required: --model, --out; tinylm quantize --help explains them"),

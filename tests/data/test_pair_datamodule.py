@@ -127,7 +127,7 @@ def test_a_saved_tokenizer_can_be_named(module, tmp_path):
 REFUSED = {
     "template": (dict(template="chta"), ConfigError, r"data\.template: no template 'chta', did you mean 'chat'"),
     "too_long": (dict(too_long="cut"), ConfigError, r"data\.too_long must be error, drop or truncate, got 'cut'"),
-    "train_tokens": (dict(train_tokens=9), ConfigError, r"data\.train_tokens is for texts; with data\.pairs give a"),
+    "train_tokens": (dict(train_tokens=9), ConfigError, r"data\.train_tokens is for texts; with data\.pairs, give a"),
     "pairs": (dict(pairs="no.jsonl"), MissingInputError, r"data\.pairs: no\.jsonl: no such file"),
     "pairs_val": (dict(pairs_val="no.csv"), MissingInputError, r"data\.pairs_val: no\.csv: no such file"),
 }
@@ -149,7 +149,7 @@ def test_what_only_the_data_tell_is_refused_before_the_first_step(module, tmp_pa
         read(module(pairs=few, pairs_val=None), "train_dataloader")
     with pytest.raises(ConfigError, match=r"data\.pairs_val leaves no test part; give that file as data\.pairs_val"):
         read(module(), "test_dataloader")
-    with pytest.raises(ConfigError, match=r"data\.tokenizer: give a trained model's, by its folder"):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: use that of a trained model, by its folder"):
         _ = TextDataModule(pairs=few).vocab_size
     with pytest.raises(ConfigError, match=r"data\.template=chat needs <\|system\|>"):
         read(module(template="chat"), "train_dataloader")

@@ -91,9 +91,7 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
     again = run(subclass, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
     for name, weight in again.net.state_dict().items():
         assert torch.equal(weight, module.net.state_dict()[name])
-    with pytest.raises(
-        ConfigError, match=r"what the config does not describe: checkpoint blocks\.0\..*; this network noth"
-    ):
+    with pytest.raises(ConfigError, match=r"modified parts of the network: checkpoint blocks\.0\..*; this network non"):
         run(None, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
 
 
@@ -105,4 +103,5 @@ def test_a_hook_is_no_part_of_a_checkpoint_and_the_end_says_so(run, tmp_path, ca
     assert "warning: blocks.0 has a forward hook, which the saved model does not have" in capfd.readouterr().err
     loaded, _ = load(tmp_path / "checkpoints" / "last.ckpt")
     ids = torch.arange(8)[None]
-    assert torch.equal(loaded(ids), module.net.eval()(ids))
+    with torch.no_grad():  # with gradients the trained module uses its tuned norm
+        assert torch.equal(loaded(ids), module.net.eval()(ids))

@@ -226,7 +226,7 @@ def test_commands_that_need_a_run_say_which_there_are(cli, tiny_yaml, finished_r
     assert result.code == 66
     assert "has mini" in result.error
     result = cli("predict", "-c", tiny_yaml, "--run.dir", finished_run.parent)
-    assert (result.code, result.error) == (2, "data.text: missing; give the text file to predict, --data.text FILE")
+    assert (result.code, result.error) == (2, "data.text: missing; set the text file, --data.text FILE")
 
 
 def test_tensorboard_by_one_flag(cli, tiny_yaml, tmp_path):
@@ -470,3 +470,18 @@ def test_killed_run_loses_at_most_one_interval(long_run, tiny_yaml, tmp_path, cl
     assert result.code == 0, result.err
     assert f"from step {steps:,}" in result.err
     assert not list((tmp_path / "runs/mini").rglob(".tmp-*"))
+
+
+def test_the_saved_config_has_the_vocabulary_size_and_a_wrong_one_is_refused(cli, tiny_yaml, tmp_path):
+    assert cli("fit", "-c", tiny_yaml, "--run.name", "first").code == 0
+    config = tmp_path / "runs/first/config.yaml"
+    values = yaml.safe_load(config.read_text())
+    size = values["model"]["network"]["vocab_size"]
+    assert size == tinylm.load(tmp_path / "runs/first")[1].vocab_size
+    assert cli("fit", "-c", config, "--run.name", "again").code == 0
+    values["model"]["network"]["vocab_size"] = size + 1
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
+    result = cli("fit", "-c", "wrong.yaml", "--run.name", "third")
+    message = f"model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
+    assert (result.code, result.error) == (2, message)
+    assert not (tmp_path / "runs/third").exists()

@@ -242,5 +242,5 @@ def test_dropout_that_cannot_fade_is_refused(fit, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
     with pytest.raises(ConfigError, match=r"DropoutAnnealing: model\.network\.dropout is 0; set the initial dropout"):
         fit(DropoutAnnealing(), dropout=0.0)
-    with pytest.raises(ConfigError, match=r"DropoutAnnealing: would compile every step anew; set model\.compile=false"):
+    with pytest.raises(ConfigError, match=r"DropoutAnnealing: would recompile every step; set model\.compile=false"):
         fit(DropoutAnnealing(), compile=True)

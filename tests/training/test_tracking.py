@@ -201,7 +201,7 @@ def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_pa
     assert [exit.exit_code for exit in only(records(segment), "exit")] == [1]
     lines = [line for line in result.err.splitlines() if "W&B" in line]
     assert lines == [
-        "tinylm: W&B: offline, for there is no API key (WANDB_API_KEY, or wandb login)",
+        "tinylm: W&B: offline, without an API key (set WANDB_API_KEY, or wandb login)",
         f"tinylm: to upload to W&B: wandb sync {segment.relative_to(tmp_path)}",
     ]
     assert "wandb:" not in result.err + result.out  # wandb itself says nothing

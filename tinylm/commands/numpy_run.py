@@ -129,9 +129,13 @@ class Run:
         self.settings = build(OptimizerConfig, config.model.optimizer)
         self.schedule = build(ScheduleConfig, config.model.schedule)
         self.options = build(RunConfig, config.run)
+        size = config.model.network.pop("vocab_size", None)
         build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
         self._open_data(config.data)
-        self.network = build(ModelConfig, config.model.network, vocab_size=self.data.vocab_size)
+        known = self.data.vocab_size
+        if size not in (None, known):
+            raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {size}; leave it out")
+        self.network = build(ModelConfig, config.model.network, vocab_size=known)
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
         self.latest: dict[str, float] = {}  # read by Progress

@@ -33,7 +33,7 @@ class ModelConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 4
-    """Query heads per layer, each of dimension d_model / num_heads."""
+    """Query heads per layer, of dimension d_model / num_heads."""
     num_kv_heads: int | None = None
     """Key/value heads per layer; 1 is multi-query attention. Default: num_heads."""
     d_ff: int | None = None
@@ -61,9 +61,9 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     sliding_window: int | None = None
-    """Number of tokens that a query sees, itself included. Default: all."""
+    """Tokens that a query sees, itself included. Default: all."""
     attention_kernel: AttentionKernel = "fused"
-    """fused: PyTorch's kernel. plain: the formula, step by step."""
+    """fused: PyTorch's kernel. plain: the formula."""
     document_mask: bool = False
     """Hide the documents of one sequence from each other."""
     zero_init_output: bool = False
