@@ -31,7 +31,7 @@ def module(tmp_path):
 
 
 def trainer(world_size: int = 1, rank: int = 0, **options):
-    """As much of a trainer as the loaders need."""
+    """The attributes of a trainer that the loaders read."""
     fields = dict(accumulate_grad_batches=1, val_check_interval=None) | options
     return SimpleNamespace(world_size=world_size, global_rank=rank, **fields)
 

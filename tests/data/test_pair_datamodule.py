@@ -13,7 +13,7 @@ from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 
 def trainer(world_size: int = 1, rank: int = 0, step: int = 0):
-    """As much of a trainer as the loaders need."""
+    """The attributes of a trainer that the loaders read."""
     fields = dict(accumulate_grad_batches=1, val_check_interval=None, global_step=step)
     return SimpleNamespace(world_size=world_size, global_rank=rank, **fields)
 
@@ -41,7 +41,7 @@ def module(tmp_path, monkeypatch):
 
 
 def answers(data: TextDataModule, batches: list[Batch]) -> list[str]:
-    """What is to be predicted, an answer each."""
+    """The target tokens of each answer."""
     targets = [row[row != IGNORE] for batch in batches for row in batch.targets]
     text = "".join(data.tokenizer.decode(row) for row in targets)
     return text.split(END_OF_TEXT)[:-1]

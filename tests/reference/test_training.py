@@ -66,7 +66,7 @@ def torch_losses(model: TransformerLM, data: TextDataModule, config: OptimizerCo
 
 
 def twin(model: TransformerLM) -> NumpyTransformerLM:
-    """The same weights in NumPy."""
+    """Twin with equal weights in NumPy."""
     state = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
     return NumpyTransformerLM(Config.from_dict(model.config.to_dict()), state)
 

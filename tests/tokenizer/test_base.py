@@ -1,4 +1,4 @@
-"""What every tokenizer promises: the same text back, special tokens only on request, files that are checked."""
+"""Properties of every tokenizer: the same text back, special tokens only on request, files that are checked."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py do: each function is called in every process of a job."""
+"""Functions run by the processes of test_distributed.py: each is called in every process of a job."""
 
 import json
 import warnings

@@ -18,7 +18,7 @@ from tinylm.training.throughput import training_flops
 
 
 class Plainly(pl.Callback):
-    """What the network says by the plain loop where `SampleText` speaks."""
+    """Samples of the network by the uncached loop, to compare with those of `SampleText`."""
 
     def __init__(self, prompt: str, count: int) -> None:
         self.prompt, self.count, self.said = prompt, count, []
@@ -76,7 +76,7 @@ def checkpoints(tmp_path) -> LastCheckpoint:
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capfd):
-    """`load` would make another network of it; the run itself ends well, and goes on in a network that is the same."""
+    """`load` refuses it; the run itself ends normally, and can be resumed with the same network."""
     reason = "blocks.0.feedforward is a SignedSwiGLU, not a SwiGLU"
     finish = FinishRun(tmp_path, "the ")
     module = run(subclass, checkpoints(tmp_path), finish)
@@ -86,7 +86,7 @@ def test_a_checkpoint_says_what_its_config_does_not_describe(run, tmp_path, capf
         load(path)
     said = capfd.readouterr().err
     assert f"no model folder is written, since it could not describe this model: {reason}" in said
-    assert "to hear it" not in said
+    assert "to try it" not in said
     assert not (tmp_path / "model").exists()
     again = run(subclass, checkpoints(tmp_path), ckpt_path=path, weights_only=True)
     for name, weight in again.net.state_dict().items():

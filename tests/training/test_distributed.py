@@ -87,7 +87,7 @@ def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess
 
 
 def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
-    """What each process said, after all have ended."""
+    """The output of each process, after all have ended."""
     try:
         return [process.communicate(timeout=timeout)[1] for process in started]
     finally:
@@ -103,12 +103,12 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
     said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said
     assert said[0].count("tinylm: run:") == 1 and "2 x CPU" in said[0]
-    assert "tinylm: run:" not in said[1]  # one speaks
+    assert "tinylm: run:" not in said[1]  # only rank 0 prints
     assert not (tmp_path / "runs/mini-2").exists()
 
     said = finish(started := nodes(arguments, tmp_path))
     assert all(process.returncode for process in started)
-    assert "runs/mini: exists; go on with it by --resume, or give another --run.name" in said[0]
+    assert "runs/mini: exists; resume it with --resume, or choose another --run.name" in said[0]
 
     said = finish(started := nodes([*arguments, "--resume"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said

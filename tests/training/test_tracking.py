@@ -69,7 +69,7 @@ def segments(run: Path) -> list[Path]:
 
 
 def records(segment: Path) -> list:
-    """What a segment holds: protocol buffers in a LevelDB log (blocks of 32 KiB; CRC, length and kind before each)."""
+    """Reads a segment: protocol buffers in a LevelDB log (blocks of 32 KiB; CRC, length and kind before each)."""
     from wandb.proto import wandb_internal_pb2
 
     wandb.teardown()  # waits for the service, which writes on for a moment after a run is finished

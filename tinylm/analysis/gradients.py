@@ -111,7 +111,7 @@ def _describe(part: str, means: list[Tensor], mean_square: float, sequences: int
 
 
 def size_histogram(sizes: Tensor) -> Tensor:
-    """How many of the nonzero sizes lie in each quarter of a decade, (BINS,)."""
+    """Counts the nonzero sizes in each quarter of a decade, (BINS,)."""
     low, high = DECADES
     return torch.histc(sizes[sizes > 0].double().log10().clamp(low, high), BINS, low, high).long()
 

@@ -71,7 +71,7 @@ def twin_results(twin, ids: np.ndarray) -> Results:
 
 
 def torch_results(model, ids: np.ndarray) -> Results:
-    """The same results from PyTorch, by a hook on every module."""
+    """PyTorch's results, recorded by a hook on every module."""
     import torch
     import torch.nn.functional as F
 

@@ -391,7 +391,7 @@ class Run:
             files.save(found.model, new, info)
         draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
-        notice(f"to generate: {generate_command(self.folder, self.prompt, self.template)}")
+        notice(f"to try it: {generate_command(self.folder, self.prompt, self.template)}")
 
 
 def run(arguments: list[str]) -> None:

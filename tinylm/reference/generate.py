@@ -26,9 +26,9 @@ def generate(
         model: the network
         ids: token ids, (B, T), T from 1 to the context
         max_new_tokens: tokens to add to each prompt
-        temperature: divides the logits; 0 takes the likeliest token
-        top_k: keep the k likeliest tokens
-        top_p: keep the likeliest tokens that together have probability p
+        temperature: divides the logits; 0 takes the most likely token
+        top_k: keep the k most likely tokens
+        top_p: keep the most likely tokens that together have probability p
         seed: of the draws. Default: a different one each time
         separator: the end-of-text token. A network with `document_mask` does not see beyond it, and since the cache
             holds one document, the whole context is then recomputed for each token. Default: a prompt is one document

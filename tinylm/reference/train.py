@@ -102,12 +102,12 @@ def gradients(model: NumpyTransformerLM, parts: Sequence[Batch], seed: tuple[int
 
 
 class Score(NamedTuple):
-    """How well some targets are predicted.
+    """Quality of predictions, as sums over targets.
 
     Attributes:
         nats: Σ -log p over all targets
         tokens: the number of targets
-        right: how many of them were the likeliest token
+        right: how many of them were the most likely token
     """
 
     nats: float
@@ -126,7 +126,7 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The fraction of targets that were the likeliest token."""
+        """The fraction of targets that were the most likely token."""
         return self.right / max(self.tokens, 1)
 
 

@@ -203,7 +203,7 @@ class NumpyTransformerLM:
         return loss, dx, grads[f"{self.head}.weight"]
 
     def evaluate(self, inputs: Array, targets: Array, documents: Array | None = None) -> tuple[float, int, int]:
-        """The sum of -log p over all targets, in nats; the number of targets; how many are the likeliest token.
+        """The sum of -log p over all targets, in nats; the number of targets; how many are the most likely token.
 
         The arguments are those of `loss_and_grads`.
         """

@@ -31,7 +31,7 @@ class MetricsCSV(Logger):
 
     @property
     def version(self) -> str:
-        """Empty: a run has no versions."""
+        """An empty string: runs have no versions."""
         return ""
 
     @property
