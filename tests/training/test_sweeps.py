@@ -11,7 +11,7 @@ SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 
 
 def agents_command(sweep: dict, parameters: dict) -> list[str]:
-    """The command that the agent starts for one set of parameters, with macros replaced as in `wandb_agent.Agent._command_run`."""
+    """The command that the agent starts, with macros replaced as in `wandb_agent.Agent._command_run`."""
     macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})
     macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"]}
     return [word for part in sweep["command"] for word in (macros[part[2:-1]] if part.startswith("${") else [part])]
