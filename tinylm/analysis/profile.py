@@ -20,7 +20,9 @@ from tinylm.checks import require
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.known import check_known
+from tinylm.model.normalization import RMSNorm
 from tinylm.model.quantized import QuantizedLinear
+from tinylm.model.tuned import tune_for_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +175,15 @@ def kept_bytes(model: TransformerLM, ids: Tensor) -> int:
         return tensor
 
     training, devices = model.training, [ids.device] if ids.device.type == "cuda" else []
+    norms = {module: module.function for module in model.modules() if isinstance(module, RMSNorm)}
     with torch.random.fork_rng(devices), torch.enable_grad():
         model.train()  # dropout masks are kept too
+        tune_for_training(model)  # as training does
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 token_nats(model(ids), ids).mean()
         finally:
             model.train(training)
+            for norm, function in norms.items():
+                norm.function = function
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in ours)
