@@ -15,6 +15,7 @@ from tinylm.analysis.gradients import part_of
 from tinylm.analysis.profile import kept_bytes, profile
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM, parameter_count, preset
+from tinylm.model.tuned import tune_for_training
 
 few = settings(max_examples=25, deadline=None)
 plain = model_configs(attention_kernel=st.just("plain"))
@@ -97,6 +98,7 @@ def test_kept_memory_matches_pytorchs_profiler(options, elsewhere, monkeypatch):
     monkeypatch.setitem(os.environ, "KINETO_LOG_LEVEL", "5")  # silences the profiler's library
     shape = dict(vocab_size=50, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)
     model = TransformerLM(ModelConfig(**shape | options)).train()
+    tune_for_training(model)
     ids = random_ids(model.config, 1)
     model(ids)  # creates the rotary table, which is kept
     table = 2 * 24 * 8 * 4 if model.config.positional_encoding == "rotary" else 0
