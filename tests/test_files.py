@@ -244,7 +244,7 @@ except files.StorageError as error:
     status, output, _ = finish(start(code, path))
     assert status == 74
     assert output.startswith(f"{path}: could not be written (")
-    assert output.endswith("what was there before is intact\n")
+    assert output.endswith("the previous content is intact\n")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
