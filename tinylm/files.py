@@ -228,7 +228,7 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_END_OF_ZIP = b"PK\x05\x06"  # the last record of a zip archive: 22 bytes, of which the last two hold the length of the comment that follows
+_END_OF_ZIP = b"PK\x05\x06"  # last record of a zip archive: 22 bytes that end with the length of the comment
 _SEAL = b"sha256:"
 _SEAL_LENGTH = len(_SEAL) + 64
 

@@ -122,7 +122,7 @@ def test_a_changed_text_has_a_new_cache_with_a_notice(corpus, tmp_path, capfd):
     (tmp_path / "t.txt").write_text("another text")
     found = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
     assert bytes(found["train"].astype(np.uint8)) == b"another te"  # int(12 * 0.9) bytes
-    assert "of an earlier text, split or tokenizer: encoding again" in capfd.readouterr().err
+    assert "from an earlier text, split or tokenizer: encoding again" in capfd.readouterr().err
 
 
 def test_tokenizers_splits_and_files_do_not_share_a_cache(corpus, tmp_path, capfd):
@@ -264,7 +264,7 @@ def test_a_killed_builder_is_gone_on_with_and_the_result_is_the_same(harm, tmp_p
     assert added[0] == list(range(1, 13))
     assert 1 < added[1][0] <= 13 and added[1][-1] == 20  # not from the beginning
     assert 1 < added[2][0] <= 21 if harm is None else added[2][0] == 1
-    assert ("are there already: going on" in err) == (harm is None)
+    assert ("already encoded: continuing" in err) == (harm is None)
     [folder] = folders(tmp_path / "cache")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         path.name for path in folders(tmp_path / "whole")[0].iterdir()
