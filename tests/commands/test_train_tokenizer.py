@@ -49,7 +49,7 @@ def test_options_reach_the_kind_that_has_them(run):
 
 ERRORS = {
     "no such file": (["no.txt", "--out", "t"], 66, "no.txt: no such file"),
-    "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a text"),
+    "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a file with text"),
     "no corpus": (["--out", "t"], 2, "the following arguments are required: corpus"),
     "an option of another kind": (["a.txt", "--kind", "char", "--vocab-size", "9", "--out", "t"], 2,
                                   "--vocab-size: kind char has no such option; leave it out"),
