@@ -3,8 +3,8 @@
     python scripts/bench/bpe.py TEXT... --vocab gpt2_vocab.json --merges gpt2_merges.txt
 
 The ids of all libraries are first checked to be identical. Without GPT-2's vocabulary, the texts are encoded with one
-of 10,000 tokens that is trained on them. All libraries run in turn, several times. Ratios compare median times; the best
-times are printed beside them. The other libraries get the texts in pieces of the size they are fastest with, cut
+of 10,000 tokens that is trained on them. All libraries run in turn, several times. Ratios compare median times; the
+best times are printed beside them. The other libraries get the texts in pieces of the size they are fastest with, cut
 between words. `tokenizers` trains on all cores and, like tiktoken and tinylm, encodes on one.
 """
 
