@@ -105,9 +105,7 @@ class _Helper:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin and self._process.stdout
         self._requests, self._results = self._process.stdin, self._process.stdout
-        with contextlib.suppress(
-            ImportError, AttributeError, OSError
-        ):  # Linux: larger pipes block less often than the default of 64 KB
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux: pipes larger than 64 KB block less
             import fcntl
 
             for pipe in (self._requests, self._results):

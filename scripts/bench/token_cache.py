@@ -16,7 +16,7 @@ from tinylm.data.tokens import open_tokens, resolve_tokenizer
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process. (On Linux; the memory-mapped cache is never read, so it does not count.)"""
+    """Peak resident memory of this process. (Linux; a memory-mapped cache counts only once it is read.)"""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

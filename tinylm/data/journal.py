@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinylm.files import read_json, write_json
 
-JOURNAL_EVERY = 64 << 20  # bytes between two journal entries
+JOURNAL_EVERY = 64 << 20  # bytes written between two updates of the journal
 
 
 class JournaledFiles:

@@ -44,7 +44,7 @@ FORMAT = 2
 
 
 def is_tokenizer_file(spec: str) -> bool:
-    """Whether `data.tokenizer` names a file and not a kind: it has a suffix or exists."""
+    """Returns whether `data.tokenizer` names a file rather than a kind: it has a suffix, or exists."""
     return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or os.path.exists(spec))  # noqa: PTH110
 
 
