@@ -1,4 +1,4 @@
-"""Files under fire: failed blocks, killed processes, full disks, damage of every byte, two writers at once."""
+"""Atomic writes, seals and locks under failing blocks, killed processes, full disks, damage and concurrent writers."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and rlimits are P
 
 
 def start(code, *arguments):
-    """A Python process of its own that runs `code`, with `sys.argv[1:]` the arguments."""
+    """Starts a Python process that runs `code` with the arguments in `sys.argv[1:]`."""
     prelude = (
         "import os, signal, sys, time\nfrom pathlib import Path\nfrom tinylm.files import *\nfrom tinylm import files\n"
     )
@@ -47,7 +47,7 @@ def start(code, *arguments):
 
 
 def finish(process):
-    """Its exit status (minus the signal that killed it) and output, within 30 seconds."""
+    """Waits up to 30 seconds; returns the exit status (minus the signal, if killed), stdout and stderr."""
     output, errors = process.communicate(timeout=30)
     return process.returncode, output, errors
 
@@ -132,7 +132,7 @@ def test_atomic_folder_replaces_a_folder_whole(tmp_path):
     path = tmp_path / "deep" / "model"
     with atomic_folder(path) as folder:
         fill(folder, "old")
-        (folder / "extra").write_text("gone later")
+        (folder / "extra").write_text("replaced")
         assert not path.exists()
     with atomic_folder(path) as folder:
         fill(folder, "new")
@@ -155,7 +155,7 @@ def test_a_folder_block_that_raises_leaves_the_old_folder_and_nothing_else(tmp_p
 @posix
 @pytest.mark.parametrize("where", ["block", "replace", "replaced"])
 def test_a_kill_never_leaves_a_mixture_of_two_folders(tmp_path, where):
-    """Between the two renames the folder may be missing; then the old one is still there, under a temporary name."""
+    """Between the two renames the folder is missing, but the old one still exists under a temporary name."""
     path = tmp_path / "model"
     with atomic_folder(path) as folder:
         fill(folder, "old")
@@ -191,7 +191,7 @@ def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, monkeypatch, error)
     assert contents(path) == {"config": "old", "weights": "old"}
 
 
-# --- what is refused, and with which exit code
+# --- errors and exit codes
 
 
 def use(manager):
@@ -210,8 +210,8 @@ def use(manager):
     ids=["atomic_write", "make_folder", "atomic_folder", "locked"],
 )
 @pytest.mark.parametrize("below", ["sub", "sub/deeper"])
-def test_what_cannot_be_created_is_exit_code_73(tmp_path, create, below):
-    """A path below a regular file, which root cannot create either."""
+def test_a_path_that_cannot_be_created_is_exit_code_73(tmp_path, create, below):
+    """The path is below a regular file, where even root cannot create anything."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotCreateError, match=r"file.*: cannot be created \(.+\); choose a folder you can") as error:
         create(tmp_path / "file" / below)
@@ -229,7 +229,7 @@ def test_a_read_only_folder_is_exit_code_73(tmp_path):
 
 @posix
 def test_a_file_that_grows_too_large_is_a_storage_error_and_the_old_one_is_intact(tmp_path):
-    """RLIMIT_FSIZE stands for a full disk: the write fails midway, of a real file, with an error of the system."""
+    """RLIMIT_FSIZE simulates a full disk: writing a real file fails midway with an OSError."""
     path = tmp_path / "file"
     write_text(path, "old")
     code = """
@@ -244,22 +244,22 @@ except files.StorageError as error:
     status, output, _ = finish(start(code, path))
     assert status == 74
     assert output.startswith(f"{path}: could not be written (")
-    assert output.endswith("what was there before is intact\n")
+    assert output.endswith("the previous content is intact\n")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
 
-OTHERS_ERRORS = [
-    MissingInputError("corpus.txt: is not there"),
+FOREIGN_ERRORS = [
+    MissingInputError("corpus.txt: no such file"),
     FileNotFoundError(2, "No such file", "elsewhere.txt"),
     ConnectionRefusedError(111, "Connection refused"),
 ]
 
 
-@pytest.mark.parametrize("error", OTHERS_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", FOREIGN_ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("manager", [locked, atomic_write, atomic_folder], ids=lambda manager: manager.__name__)
-def test_an_error_of_the_block_that_is_about_another_file_passes_unchanged(tmp_path, manager, error):
-    """A corpus missing while a lock is held is exit code 66, not a lock that cannot be created."""
+def test_an_error_in_the_block_about_another_file_is_not_changed(tmp_path, manager, error):
+    """A missing corpus while a lock is held is exit code 66; it is not reported as a failure to create the lock."""
     with pytest.raises(type(error)) as raised, manager(tmp_path / "file"):
         raise error
     assert raised.value is error
@@ -317,30 +317,30 @@ def test_a_killed_holder_does_not_block_the_next(tmp_path):
     lock = tmp_path / "lock"
     holder = start("with locked(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)", lock)
     assert holder.stdout.readline() == "held\n"
-    waiting = start("with locked(sys.argv[1]):\n    print('mine')", lock)
+    waiting = start("with locked(sys.argv[1]):\n    print('acquired')", lock)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(timeout=0.5)
     holder.kill()
-    assert finish(waiting)[:2] == (0, "mine\n")
+    assert finish(waiting)[:2] == (0, "acquired\n")
     holder.communicate()
 
 
 # --- SHA-256
 
 
-def test_sha256_is_that_of_the_standard():
-    """FIPS 180-2's first example, and the empty message."""
+def test_sha256_matches_the_standard():
+    """The first example of FIPS 180-2, and the empty message."""
     assert sha256_bytes(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_bytes(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
-    data = bytes(range(256)) * 5000  # more than one read
+def test_sha256_of_a_file_equals_that_of_its_bytes(tmp_path):
+    data = bytes(range(256)) * 5000  # larger than one read
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-def test_sha256_of_json_ignores_the_order_of_keys_alone():
+def test_sha256_of_json_ignores_only_the_order_of_keys():
     assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
     assert sha256_json({"a": 1, "b": [1, 2]}) != sha256_json({"a": 1, "b": [2, 1]})
     assert sha256_json({"b": 1, "a": "é"}) == hashlib.sha256(b'{"a":"\\u00e9","b":1}').hexdigest()
@@ -367,7 +367,7 @@ def members(path):
 
 
 def flips(whole):
-    """Every way to flip one bit."""
+    """Yields a copy for each bit, with that bit flipped."""
     for bit in range(8 * len(whole)):
         yield whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
 
@@ -386,7 +386,7 @@ def passes(path):
 
 
 @pytest.mark.parametrize("seal", [True, False], ids=["sealed", "as-lightning-writes-it"])
-def test_a_whole_archive_passes_and_is_an_ordinary_one(tmp_path, seal):
+def test_an_intact_archive_passes_and_remains_an_ordinary_zip(tmp_path, seal):
     path = tmp_path / "file.ckpt"
     archive_bytes(path, seal)
     assert passes(path)
@@ -394,16 +394,16 @@ def test_a_whole_archive_passes_and_is_an_ordinary_one(tmp_path, seal):
 
 
 @pytest.mark.parametrize("damages", [flips, truncations])
-def test_damage_anywhere_in_a_sealed_archive_is_found(tmp_path, damages):
-    """Everywhere but in the seal itself: what is left of the archive is then whole, as its CRCs tell."""
+def test_damage_anywhere_in_a_sealed_archive_is_detected(tmp_path, damages):
+    """Damage to the seal itself may pass, since the CRCs show that the archive is intact."""
     path = tmp_path / "file.ckpt"
     for damaged in damages(archive_bytes(path, seal=True)):
         path.write_bytes(damaged)
         assert not passes(path) or members(path) == MEMBERS
 
 
-def test_damage_before_the_seal_is_found_to_the_last_bit(tmp_path):
-    """Padding and time stamps too, which no CRC covers."""
+def test_every_flipped_bit_before_the_seal_is_detected(tmp_path):
+    """Including padding and time stamps, which no CRC covers."""
     path = tmp_path / "file.ckpt"
     whole = archive_bytes(path, seal=True)
     body = len(archive_bytes(path, seal=False)) - 2  # the length of the comment belongs to the seal
@@ -414,14 +414,14 @@ def test_damage_before_the_seal_is_found_to_the_last_bit(tmp_path):
 
 @pytest.mark.parametrize("damages", [flips, truncations])
 def test_damage_of_an_unsealed_archive_never_gives_wrong_bytes(tmp_path, damages):
-    """CRCs cover every member but not their list, so a member may go missing, as loading notices."""
+    """CRCs cover each member but not the directory, so a member may go missing, which loading detects."""
     path = tmp_path / "file.ckpt"
     for damaged in damages(archive_bytes(path, seal=False)):
         path.write_bytes(damaged)
         assert not passes(path) or members(path).items() <= MEMBERS.items()
 
 
-def test_what_is_no_archive_cannot_be_sealed():
+def test_a_file_that_is_not_an_archive_cannot_be_sealed():
     with pytest.raises(ValueError, match="not a zip archive"):
         seal_zip(io.BytesIO(b"x" * 100))
 
@@ -437,7 +437,7 @@ def test_json_round_trip_keeps_unicode_and_is_readable(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}"])
-def test_what_is_no_json_is_bad_data(tmp_path, content):
+def test_invalid_json_is_a_data_error(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DataError, match="file: is not valid JSON"):
         read_json(tmp_path / "file")
@@ -446,15 +446,15 @@ def test_what_is_no_json_is_bad_data(tmp_path, content):
 MEGABYTE = 1 << 20
 
 
-def test_a_text_that_is_not_there_is_a_missing_input(tmp_path):
+def test_a_missing_text_is_a_missing_input(tmp_path):
     with pytest.raises(MissingInputError, match="corpus: no such file"):
         list(read_chunks(tmp_path / "corpus"))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.text(), st.integers(MEGABYTE - 5, MEGABYTE + 1))
-def test_chunks_join_to_the_text_whatever_the_boundary_cuts(tmp_path_factory, tail, before):
-    """Characters of up to four bytes, CR and LF, across the end of the first megabyte."""
+def test_chunks_join_to_the_text_across_any_boundary(tmp_path_factory, tail, before):
+    """Characters of up to four bytes, CR and LF straddle the end of the first megabyte."""
     path = tmp_path_factory.getbasetemp() / "chunks"
     text = "a" * before + "\r\né한😀\0" + tail
     path.write_bytes(text.encode())
@@ -466,7 +466,7 @@ def test_chunks_join_to_the_text_whatever_the_boundary_cuts(tmp_path_factory, ta
 @pytest.mark.parametrize("before", [0, 3, MEGABYTE - 4, MEGABYTE - 1, MEGABYTE, MEGABYTE + 1, 2 * MEGABYTE + 3])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3(", b"\xf0\x9f\x98", b"\xed\xa0\x80"])
 def test_invalid_utf8_is_refused_with_the_offset_of_its_first_byte(tmp_path, before, bad):
-    """A stray byte, a broken pair, a character cut short, a surrogate; after one of two bytes."""
+    """A stray byte, a broken sequence, a truncated character and a surrogate, each after a two-byte character."""
     path = tmp_path / "file"
     path.write_bytes(b"a" * before + "é".encode() + bad)
     with pytest.raises(DataError, match=rf"file: is not UTF-8 at byte {before + 2} \("):

@@ -1,4 +1,4 @@
-"""map_in_order: the results of `map`, from other processes, in order; what fails there fails here."""
+"""map_in_order returns the results of `map` in order, and raises the exceptions of its helpers."""
 
 import operator
 import os
@@ -16,38 +16,38 @@ from tinylm.workers import map_in_order, num_cores
 
 
 @pytest.fixture(autouse=True)
-def few_alone(monkeypatch):
+def one_value_while_starting(monkeypatch):
     monkeypatch.setattr(workers, "WHILE_STARTING", 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5, 20])
-def test_results_are_those_of_map_in_order(processes, length):
+def test_results_equal_those_of_map(processes, length):
     values = [-value for value in range(length)]
     assert list(map_in_order(abs, values, processes)) == list(range(length))
 
 
-def test_other_processes_do_the_work_after_the_first_values():
+def test_helpers_do_the_work_after_the_first_values():
     ids = list(map_in_order(operator.methodcaller("__call__"), [os.getpid] * 40, 2))
     assert ids[:2] == [os.getpid()] * 2
     assert os.getpid() not in ids[2:] and len(set(ids[2:])) <= 2
 
 
-def test_values_are_taken_only_as_they_are_needed():
+def test_values_are_consumed_lazily():
     taken = []
     values = (taken.append(value) or value for value in count())
     assert list(islice(map_in_order(abs, values, 2), 5)) == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 2 * 2 + 1
 
 
-def test_an_error_of_ours_arrives_as_itself():
+def test_a_tinylm_error_in_a_helper_is_raised_unchanged():
     encode = CharTokenizer("a").encode_packed
     blocks = [Block(["a"])] * 5 + [Block(["ab"], start=10)]
     with pytest.raises(DataError, match=r"character 'b' \(U\+0062\) at position 11"):
         list(map_in_order(encode, blocks, 2))
 
 
-def test_a_process_that_dies_is_an_error_that_names_its_code():
+def test_a_dead_helper_is_an_error_with_its_exit_code():
     results = map_in_order(eval, ["1", "2", "3", "__import__('os')._exit(3)"], 2)
     assert [next(results), next(results)] == [1, 2]
     with pytest.raises(TinyLMError, match=r"a helper process died \(exit code 3\).*try processes=1"):
@@ -60,12 +60,12 @@ def test_fewer_than_one_process_is_refused(processes):
         list(map_in_order(abs, [1], processes))
 
 
-def test_none_is_one_for_each_core():
+def test_none_means_one_helper_per_core():
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
     assert list(map_in_order(abs, range(-6, 0), None)) == [6, 5, 4, 3, 2, 1]
 
 
-def test_helpers_import_no_more_than_they_need_and_not_the_callers_program(tmp_path):
+def test_helpers_import_neither_torch_nor_the_callers_main_module(tmp_path):
     (tmp_path / "program.py").write_text(
         "import sys\n"
         "from tinylm import workers\n"
@@ -77,7 +77,7 @@ def test_helpers_import_no_more_than_they_need_and_not_the_callers_program(tmp_p
     assert run.stdout == "once\n[False, False, False, False, False]\n", run.stderr
 
 
-def test_no_helper_is_left_when_the_caller_stops_early():
+def test_no_helper_survives_when_the_caller_stops_early():
     results = map_in_order(operator.methodcaller("__call__"), [os.getpid] * 10, 2)
     helper = list(islice(results, 4))[-1]
     results.close()

@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: atomic writes, SHA-256 and locks.
+"""Atomic writes, checksums and locks, for checkpoints, model folders, tokenizers and caches.
 
-Used by checkpoints, model folders, tokenizers and caches alike. A new file is written beside its target, flushed to
-the disk and renamed over it, so that a reader (or the next run, after a power cut) sees the old content or the new
-one and never a part. Temporary names all begin with `.tmp-`, and `sweep` removes those that a killed process left.
+A new file is written beside its target, flushed to disk and renamed over it. A reader, or the next run after a power
+failure, sees either the old content or the new, never a part. All temporary names begin with `.tmp-`; `sweep` removes
+those that a killed process left behind.
 """
 
 import codecs
@@ -47,7 +47,7 @@ def _temporary(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
-    """Turns an operating-system error while writing `path` into one that names the path and its exit code."""
+    """Converts an OSError while writing `path` to a TinyLMError that names the path and has an exit code."""
     try:
         yield
     except TinyLMError:
@@ -59,13 +59,13 @@ def _storage_errors(path: Path) -> Iterator[None]:
                 f"{path}: cannot be created ({error.strerror}); choose a folder you can write"
             ) from error
         raise StorageError(
-            f"{path}: could not be written ({error.strerror}); what was there before is intact"
+            f"{path}: could not be written ({error.strerror}); the previous content is intact"
         ) from error
 
 
 @contextlib.contextmanager
 def _full_disk(path: Path) -> Iterator[None]:
-    """As `_storage_errors` around somebody else's code, in which only a disk that fails can be meant."""
+    """Like `_storage_errors`, but only for a full or failing disk; for code that may raise other OSErrors."""
     try:
         yield
     except OSError as error:
@@ -76,10 +76,10 @@ def _full_disk(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Creates a folder and its parents where they are missing.
+    """Creates a folder, and its parents, if missing.
 
     Raises:
-        CannotCreateError: if the folder cannot be made.
+        CannotCreateError: if the folder cannot be created.
     """
     path = Path(path)
     with _storage_errors(path):
@@ -88,7 +88,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def _sync_folder(path: Path) -> None:
-    """Makes a rename inside `path` survive a power cut. (Windows has no such call and needs none.)"""
+    """Flushes renames inside `path` to disk. (Windows has no such call and needs none.)"""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -98,7 +98,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _sync_files(folder: Path) -> None:
-    """Makes the contents of all files below `folder` survive a power cut."""
+    """Flushes all files below `folder` to disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
@@ -107,11 +107,11 @@ def _sync_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write to that becomes `path` when the block ends, and vanishes if the block fails.
+    """Opens a temporary binary file that replaces `path` when the block ends, and is deleted if the block raises.
 
     Raises:
-        CannotCreateError: if nothing can be created there.
-        StorageError: if the disk fails or fills up; the earlier content of `path` stays.
+        CannotCreateError: if the file cannot be created.
+        StorageError: if the disk is full or fails; the previous content of `path` is kept.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -131,13 +131,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a whole UTF-8 file atomically; newlines stay as they are."""
+    """Writes a UTF-8 file atomically, without newline translation."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Writes a whole JSON file atomically, indented, to be read by people too."""
+    """Writes an indented JSON file atomically."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -155,14 +155,14 @@ def read_json(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, resumable: bool = False) -> Iterator[Path]:
-    """A new folder to fill that becomes `path` when the block ends; an earlier `path` is replaced whole.
+    """Creates a temporary folder that replaces `path` when the block ends, and is deleted if the block raises.
 
-    Two renames are needed where `path` exists. A kill between them leaves the old folder as `.old-<name>` beside it,
-    never a mixture, and the next call puts it back first.
+    Replacing an existing folder takes two renames. A kill between them leaves the old folder as `.old-<name>`, never a
+    mixture, and the next call restores it first.
 
     Args:
         path: the folder
-        resumable: whether the next call gets, with all that is in it, the folder of one that was killed or interrupted
+        resumable: keep the temporary folder of a killed or interrupted call, so that the next call continues in it
     """
     path = Path(path)
     temporary = path.with_name(f".part-{path.name}") if resumable else _temporary(path)
@@ -194,14 +194,14 @@ def atomic_folder(path: str | Path, resumable: bool = False) -> Iterator[Path]:
 
 
 def sweep(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
-    """Removes what killed writers left behind in `folder`.
+    """Removes temporary files and folders left behind by killed processes.
 
     Args:
-        folder: where to look (not in its subfolders).
-        older_than: seconds; younger ones may belong to a writer that is still at work.
+        folder: the folder to clean; subfolders are not searched
+        older_than: minimum age in seconds; younger ones may still be in use
 
     Returns:
-        What was removed.
+        the removed paths
     """
     removed = []
     for path in Path(folder).glob(f"{TEMPORARY}*"):
@@ -218,26 +218,26 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_json(data: Any) -> str:
-    """SHA-256 of the canonical JSON of `data`: equal for equal data, whatever the order of its keys."""
+    """SHA-256 of the canonical JSON of `data`, which does not depend on the order of keys."""
     return sha256_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode("utf-8"))
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read in bounded memory."""
+    """SHA-256 of a file, in hexadecimal; the file is read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_END_OF_ZIP = b"PK\x05\x06"  # the last record of a zip archive: 22 bytes, then a comment whose length ends the record
+_END_OF_ZIP = b"PK\x05\x06"  # last record of a zip archive: 22 bytes that end with the length of the comment
 _SEAL = b"sha256:"
 _SEAL_LENGTH = len(_SEAL) + 64
 
 
 def seal_zip(file: BinaryIO) -> None:
-    """Adds its own SHA-256 to a zip archive that was just written, as the archive's comment.
+    """Appends the SHA-256 of a newly written zip archive to it, as the archive's comment.
 
-    PyTorch's checkpoints are zip archives, and a flipped bit in one loads as a silently wrong weight. Every reader of
-    zip files skips the comment, so a sealed file stays an ordinary one; `check_seal` finds the damage.
+    PyTorch's checkpoints are zip archives, and a flipped bit may load silently as a wrong weight; `check_seal` detects
+    it. Zip readers ignore the comment, so a sealed archive remains an ordinary one.
     """
     file.seek(-22, os.SEEK_END)
     if file.read(4) != _END_OF_ZIP:
@@ -251,10 +251,10 @@ def seal_zip(file: BinaryIO) -> None:
 
 
 def check_seal(path: str | Path) -> None:
-    """Checks a zip archive: by the SHA-256 of `seal_zip`, or else (one that Lightning wrote) by the archive's CRCs.
+    """Verifies a zip archive by the SHA-256 of `seal_zip` or, without one (written by Lightning), by its CRCs.
 
     Raises:
-        DataError: if the file is truncated, damaged, or no zip archive.
+        DataError: if the file is truncated, damaged, or not a zip archive.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -272,8 +272,8 @@ def _check_crcs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
-        raise DataError(f"{path}: is truncated or no checkpoint ({error}); use another one") from error
+    except Exception as error:  # zipfile raises many different types for damaged archives
+        raise DataError(f"{path}: is truncated or not a checkpoint ({error}); use another checkpoint") from error
     if bad is not None:
         raise DataError(f"{path}: is damaged (CRC of {bad} differs from the recorded one); use another checkpoint")
 
@@ -288,9 +288,9 @@ def _sha256_of_first(file: BinaryIO, size: int) -> str:
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path` (a file that is only a lock), waiting for whoever holds it.
+    """Holds an exclusive lock on the lock file `path`; waits while another process holds it.
 
-    The operating system frees the lock of a process that dies, so a killed holder blocks nobody.
+    The operating system releases the lock of a process that dies, so a killed holder blocks nobody.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -304,10 +304,10 @@ def locked(path: str | Path) -> Iterator[None]:
 
 
 def file_size(path: Path) -> int:
-    """The size of a file in bytes.
+    """Returns the size of a file in bytes.
 
     Raises:
-        MissingInputError: if there is no such file.
+        MissingInputError: if the file does not exist.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
@@ -315,22 +315,22 @@ def file_size(path: Path) -> int:
 
 
 def read_range(path: Path, begin: int, end: int) -> bytes:
-    """The bytes of a file from `begin` to `end`."""
+    """Reads the bytes of a file from `begin` up to `end`."""
     with path.open("rb") as file:
         file.seek(begin)
         return file.read(end - begin)
 
 
 def decode(data: bytes, path: Path, offset: int = 0) -> str:
-    """The text of UTF-8.
+    """Decodes UTF-8.
 
     Args:
-        data: whole characters
-        path: the file that they are from
-        offset: and where in it
+        data: bytes that begin and end at character boundaries
+        path: the file they come from, for the error message
+        offset: their offset in that file
 
     Raises:
-        DataError: if it is not UTF-8, with the place.
+        DataError: if they are not valid UTF-8; the message gives the offset.
     """
     try:
         return data.decode("utf-8")
@@ -338,27 +338,27 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
         raise _not_utf8(path, offset + error.start, error) from error
 
 
-def _not_utf8(path: Path, place: int, error: UnicodeDecodeError) -> DataError:
+def _not_utf8(path: Path, offset: int, error: UnicodeDecodeError) -> DataError:
     return DataError(
-        f"{path}: is not UTF-8 at byte {place} ({error.reason}); "
+        f"{path}: is not UTF-8 at byte {offset} ({error.reason}); "
         f"repair the file, set data.errors=replace, or use the byte tokenizer"
     )
 
 
 def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | None" = None) -> Iterator[str]:
-    """The text of a file in chunks of about a megabyte, characters whole, newlines as they are.
+    """Yields the text of a UTF-8 file in chunks of about a megabyte, without newline translation.
 
     Args:
         path: the file
-        errors: as in `bytes.decode`
-        digest: is updated with the bytes, where given
+        errors: that of `bytes.decode`
+        digest: a hash object to update with the bytes read
 
     Raises:
-        MissingInputError: if there is no such file.
-        DataError: for bytes that are not UTF-8 under `errors="strict"`, with their offset.
+        MissingInputError: if the file does not exist.
+        DataError: if the file is not valid UTF-8 and `errors="strict"`; the message gives the offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    offset = 0  # of the first byte that is not decoded yet
+    offset = 0  # of the first byte not decoded yet
     file_size(path)
     with path.open("rb") as file:
         while True:

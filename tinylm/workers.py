@@ -1,8 +1,8 @@
-"""Other Python processes that help: one function, many values, results in order.
+"""Helper processes: a parallel, ordered `map`.
 
-`multiprocessing` would start each of them with the caller's whole program (PyTorch and Lightning, some seconds, and
-scripts without `if __name__ == "__main__"` would start themselves over and over). These import only what the function
-needs, which takes a tenth of a second.
+The pool is hand-written because its helpers must import the tokenizer alone: a pool based on `multiprocessing`, such as
+loky's, would import the caller's main module again in every helper, and with it PyTorch. That takes seconds instead of
+a tenth of a second, and a script without `if __name__ == "__main__"` would run again in each.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tinylm.errors import ConfigError, TinyLMError
 
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-WHILE_STARTING = 2  # values that are done here meanwhile
+WHILE_STARTING = 2  # values processed in this process while the helpers start
 _PROGRAM = """
 import faulthandler, importlib, pickle, sys
 faulthandler.enable()
@@ -36,17 +36,19 @@ serve()
 def map_in_order(
     function: Callable[[Value], Result], values: Iterable[Value], processes: int | None = 1, alone: int = 1
 ) -> Iterator[Result]:
-    """`map(function, values)`, with the help of other processes where there are many values.
+    """Parallel `map(function, values)`: yields the results in order, computed by helper processes.
+
+    Exceptions raised by the function are raised again here.
 
     Args:
-        function: of a module (or a method of an object) that other processes can import; has no side effects
-        values: are taken one by one, two for each process ahead of the results at most
-        processes: how many work; 1 is this one alone, None one for each core
-        alone: values of which fewer are not worth the start of other processes
+        function: a picklable function or method without side effects, in a module that helpers can import
+        values: consumed lazily, at most about two values per process ahead of the results
+        processes: number of helper processes; 1: none, this process does the work; None: one per core
+        alone: number of values processed here first; helpers are started only if more follow
 
     Raises:
         ConfigError: if `processes` is less than 1.
-        TinyLMError: if a process dies. What the function raises is raised here.
+        TinyLMError: if a helper process dies.
     """
     processes = num_cores() if processes is None else processes
     if processes < 1:
@@ -61,7 +63,7 @@ def map_in_order(
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -79,12 +81,12 @@ def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> I
             idle.put(helper)
 
     values, pending = iter(values), deque[Future]()
-    with ThreadPoolExecutor(processes) as threads:  # they only wait: for a helper to read, and to answer
+    with ThreadPoolExecutor(processes) as threads:  # the threads only wait for their helpers
         try:
-            yield from map(function, islice(values, WHILE_STARTING))  # until they are there
+            yield from map(function, islice(values, WHILE_STARTING))  # while the helpers start
             for value in values:
                 pending.append(threads.submit(call, value))
-                if len(pending) > 2 * processes:  # so that nobody has to wait for us
+                if len(pending) > 2 * processes:  # keeps every helper busy
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -96,24 +98,24 @@ def _map_with_helpers(function: Callable, values: Iterable, processes: int) -> I
 
 
 class _Helper:
-    """Another process, which applies a function to one value at a time."""
+    """A process that applies a function to one value at a time."""
 
     def __init__(self, function: Callable) -> None:
         command = [sys.executable, "-c", _PROGRAM]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin and self._process.stdout
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux: 64 KB would mean many waits
+        self._requests, self._results = self._process.stdin, self._process.stdout
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux: pipes larger than 64 KB block less
             import fcntl
 
-            for pipe in (self._requests, self._answers):
+            for pipe in (self._requests, self._results):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
-        self._function: Callable | None = function  # goes along with the first value: it may be too large not to wait
+        self._function: Callable | None = function  # sent with the first value, since sending it may block
         owner = getattr(function, "__self__", function)
         self._send((sys.path, getattr(owner, "__module__", None) or type(owner).__module__))
 
     def call(self, value: Any) -> Any:
-        """The function's result for a value."""
+        """Returns the function's result for a value."""
         if self._function is not None:
             self._send(self._function)
             self._function = None
@@ -125,15 +127,15 @@ class _Helper:
             pickle.dump(value, self._requests, pickle.HIGHEST_PROTOCOL)
             self._requests.flush()
         except BrokenPipeError:
-            pass  # it is dead, and `_receive` tells
+            pass  # the helper died; `_receive` raises the error
 
     def _receive(self) -> Any:
         try:
-            failed, result = pickle.load(self._answers)
+            failed, result = pickle.load(self._results)
         except (EOFError, pickle.UnpicklingError) as error:
             code = self._process.wait()
             raise TinyLMError(
-                f"a helper process died (exit code {code}), maybe for lack of memory; try processes=1"
+                f"a helper process died (exit code {code}), possibly out of memory; try processes=1"
             ) from error
         if failed:
             raise result
@@ -145,19 +147,19 @@ class _Helper:
 
 
 def serve() -> None:
-    """What a helper does: reads a function, then values, and answers each with (failed, result)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever called
+    """Runs a helper: reads a function, then values, and writes (failed, result) for each value."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints must not get among the answers
+    os.dup2(2, 1)  # what the function prints goes to stderr, not into the stream of results
     try:
         function = pickle.load(source)
         while True:
             value = pickle.load(source)
             try:
-                answer = False, function(value)
+                result = False, function(value)
             except Exception as error:
-                answer = True, error
-            pickle.dump(answer, target, pickle.HIGHEST_PROTOCOL)
+                result = True, error
+            pickle.dump(result, target, pickle.HIGHEST_PROTOCOL)
             target.flush()
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # whoever called has gone
+        os._exit(0)  # the caller is gone

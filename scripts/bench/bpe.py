@@ -1,11 +1,11 @@
-"""Byte pair encoding beside tokenizers, tiktoken and, where it is installed, rustbpe: the same ids first, then times.
+"""Benchmarks BPE training and encoding against tokenizers, tiktoken and, if installed, rustbpe.
 
     python scripts/bench/bpe.py TEXT... --vocab gpt2_vocab.json --merges gpt2_merges.txt
 
-Without GPT-2's vocabulary, one of 10,000 tokens trained on the texts is encoded with. All sides run in turn, several
-times over; ratios are of each side's median time, and the best one stands beside it. Peers get the texts in whichever
-pieces they are fastest with (cut where no word is); `tokenizers` trains with all cores and encodes with one, as
-tiktoken and this library do.
+The ids of all libraries are first checked to be identical. Without GPT-2's vocabulary, the texts are encoded with one
+of 10,000 tokens that is trained on them. All libraries run in turn, several times. Ratios compare median times; the
+best times are printed beside them. The other libraries get the texts in pieces of the size they are fastest with, cut
+between words. `tokenizers` trains on all cores and, like tiktoken and tinylm, encodes on one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of encoding; training sets it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # for encoding; training sets it to true
 import numpy as np
 import tiktoken
 import tokenizers
@@ -31,7 +31,7 @@ from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
 from tinylm.workers import map_in_order, num_cores
 
 VOCAB_SIZE = 10_000
-PEER_CHARACTERS = 20_000_000  # of each text that the peers encode
+PEER_CHARACTERS = 20_000_000  # of each text, encoded by the other libraries
 CHAT = "Sure, I can help with that! What's the error message that you're seeing, and which version is it?"
 SCRIPTS = (
     "我喜欢语言模型。日本語のテキスト 한국어 Русский язык العربية "
@@ -40,7 +40,7 @@ SCRIPTS = (
 
 
 class Times:
-    """How long each side takes, in seconds, when all run in turn.
+    """Seconds taken by each side; all sides run in turn.
 
     Attributes:
         median: name -> the median time
@@ -59,7 +59,7 @@ class Times:
 
 
 def pieces_of(text: str, size: int) -> list[str]:
-    """A text in pieces between which no word reaches."""
+    """Cuts a text into pieces between words."""
     cut, splitter, pieces = 0, WordSplitter("gpt2"), []
     while len(text) - cut > size:
         length = splitter.safe_cut(text[cut : cut + size])
@@ -72,7 +72,7 @@ def pieces_of(text: str, size: int) -> list[str]:
 
 
 def hugging_face(pieces: list[str]) -> tokenizers.Tokenizer:
-    """The same tokenizer by the peer."""
+    """Trains the same tokenizer with the tokenizers library."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     other = tokenizers.Tokenizer(models.BPE())
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -84,7 +84,7 @@ def hugging_face(pieces: list[str]) -> tokenizers.Tokenizer:
 
 
 def bench_training(paths: list[Path], texts: list[str], turns: int) -> BPETokenizer:
-    """Prints the table of training."""
+    """Prints the training table and returns the trained tokenizer."""
     ours = BPETokenizer.train(paths, vocab_size=VOCAB_SIZE)
     pieces = {size: [piece for text in texts for piece in pieces_of(text, size)] for size in (1 << 12, 1 << 15)}
     other = json.loads(hugging_face(pieces[1 << 15]).to_str())["model"]
@@ -116,7 +116,7 @@ def bench_training(paths: list[Path], texts: list[str], turns: int) -> BPETokeni
 
 
 class Peers:
-    """tiktoken and tokenizers with the vocabulary of a tokenizer of ours."""
+    """tiktoken and tokenizers with the vocabulary of a tinylm tokenizer."""
 
     def __init__(self, tokenizer: BPETokenizer) -> None:
         ranks = {piece: token for token, piece in enumerate(tokenizer.token_bytes[: 256 + len(tokenizer.merges)])}
@@ -126,21 +126,21 @@ class Peers:
             self.tokenizers = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
 
     def check(self, text: str, ids: list[int]) -> None:
-        """Raises if one of them gives other ids."""
+        """Raises AssertionError if either library gives different ids."""
         assert self.tiktoken.encode_ordinary(text) == ids
         pieces = self.tokenizers.encode_batch_fast(pieces_of(text, 1 << 15), add_special_tokens=False)
         assert [token for piece in pieces for token in piece.ids] == ids
 
 
 def fresh(tokenizer: BPETokenizer) -> BPETokenizer:
-    """The same tokenizer, ready to work, which has not seen the words of a text yet."""
-    again = BPETokenizer(tokenizer.merges, tokenizer.pattern, list(tokenizer.special_tokens))
-    again.encode(SCRIPTS)
-    return again
+    """Copies a tokenizer without its cache of known words, and warms it up."""
+    copy = BPETokenizer(tokenizer.merges, tokenizer.pattern, list(tokenizer.special_tokens))
+    copy.encode(SCRIPTS)
+    return copy
 
 
 def bench_encoding(path: Path, text: str, tokenizer: BPETokenizer, peers: Peers, turns: int) -> None:
-    """Prints the table of bulk encoding of one text."""
+    """Prints the bulk encoding table of one text."""
     part = text if len(text) <= PEER_CHARACTERS else text[: tokenizer.safe_cut(text[:PEER_CHARACTERS])]
     peers.check(part, tokenizer.encode(part))
     ids = tokenizer.encode_file(path)
@@ -150,17 +150,17 @@ def bench_encoding(path: Path, text: str, tokenizer: BPETokenizer, peers: Peers,
     print(f"\nencoding {path.name}, {size:.1f} MB, vocabulary {tokenizer.vocab_size:,}: {len(ids):,} ids, identical")
     new = [fresh(tokenizer) for _ in range(2 * turns)]
     sides = {
-        "tinylm, words not known yet": lambda: new.pop().encode_file(path),
-        "tinylm, words known": lambda: tokenizer.encode_file(path),
+        "tinylm, cold word cache": lambda: new.pop().encode_file(path),
+        "tinylm, warm word cache": lambda: tokenizer.encode_file(path),
         "tiktoken": lambda: peers.tiktoken.encode_ordinary(part),
         "tokenizers": lambda: peers.tokenizers.encode_batch_fast(pieces, add_special_tokens=False),
     }
-    if size > 50:  # of less, starting the others takes longer than the work
+    if size > 50:  # in smaller files, starting the helpers takes longer than encoding
         sides["tinylm, two processes"] = lambda: new.pop().encode_file(path, processes=2)
     times = Times(turns, sides)
     sizes = {name: size if "tinylm" in name else part_size for name in sides}
     speeds = {name: sizes[name] / seconds for name, seconds in times.median.items()}
-    first = speeds["tinylm, words not known yet"]
+    first = speeds["tinylm, cold word cache"]
     for name, speed in speeds.items():
         ratios = f"{speed / speeds['tiktoken']:5.2f} x tiktoken   {speed / speeds['tokenizers']:6.2f} x tokenizers"
         most = sizes[name] / times.best[name]
@@ -168,7 +168,7 @@ def bench_encoding(path: Path, text: str, tokenizer: BPETokenizer, peers: Peers,
 
 
 def bench_short(tokenizer: BPETokenizer, peers: Peers, turns: int) -> None:
-    """Prints the table of one short text."""
+    """Prints the encoding table of one short text."""
     ids = tokenizer.encode(CHAT)
     peers.check(CHAT, ids)
     print(f"\na chat line of {len(CHAT)} characters, {len(ids)} ids, identical")
@@ -191,7 +191,7 @@ def bench_short(tokenizer: BPETokenizer, peers: Peers, turns: int) -> None:
 
 
 def peak_of(what: str, path: Path, limit: int, tokenizer: Path) -> None:
-    """Run in a process of its own: prints its peak memory after training on a file, or encoding it."""
+    """Trains on a file or encodes it, then prints the peak memory of this process in MiB."""
     if what == "training":
         BPETokenizer.train([path], vocab_size=VOCAB_SIZE, processes=1, memory_limit=limit)
     else:
@@ -204,7 +204,7 @@ def peak_of(what: str, path: Path, limit: int, tokenizer: Path) -> None:
 
 
 def bench_memory(path: Path, tokenizer: BPETokenizer) -> None:
-    """Prints the table of memory: a limit of a tenth of the largest text."""
+    """Prints the memory table, with a limit of a tenth of the text's size."""
     limit = max(1, path.stat().st_size // 10_000_000)
     print(f"\npeak memory of one process, {path.name}, {path.stat().st_size / 1e6:.0f} MB; limit {limit} MB + 200 MB")
     with tempfile.TemporaryDirectory() as folder:
@@ -216,13 +216,13 @@ def bench_memory(path: Path, tokenizer: BPETokenizer) -> None:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Runs all benchmarks and prints their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT")
     parser.add_argument("--vocab", type=Path, help="GPT-2's vocab.json")
     parser.add_argument("--merges", type=Path, help="GPT-2's merges.txt")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each side (%(default)s)")
-    parser.add_argument("--train-on", type=int, default=2, help="train on the first so many texts (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="runs of each library (%(default)s)")
+    parser.add_argument("--train-on", type=int, default=2, help="number of texts to train on (%(default)s)")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:

@@ -1,9 +1,9 @@
-"""What Lightning's loop costs: the same module and batches in a raw loop and under the Trainer, interleaved.
+"""Measures the overhead of Lightning's Trainer over a raw training loop.
 
     python scripts/bench/loop.py --corpus tinyshakespeare
 
-Both sides take the same optimizer steps on the same batches from the same weights, in turns of `--steps`; the figure is
-the median over turns of Trainer time / raw time. Both end with the same weights, which is checked.
+Both loops take the same optimizer steps on the same batches from the same initial weights, alternately, `--steps` at a
+time. Their final weights are checked to be equal. The result is the median ratio of Trainer time to raw time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tinylm.training.throughput import MetricsLog, Throughput
 
 
 def make(corpus: str) -> tuple[LitTransformerLM, TextDataModule]:
-    """nanoGPT's CPU recipe, always from the same weights."""
+    """Makes the module and data of nanoGPT's CPU recipe, always with the same initial weights."""
     data = TextDataModule(corpus, max_seq_len=64, batch_size=12)
     torch.manual_seed(0)
     network = ModelConfig(
@@ -36,19 +36,19 @@ def make(corpus: str) -> tuple[LitTransformerLM, TextDataModule]:
 
 
 class Stopwatch(pl.Callback):
-    """Times the training loop alone, without the Trainer's start and end."""
+    """Times the training loop alone, without the Trainer's setup and teardown."""
 
     def on_train_start(self, *_) -> None:
-        """Starts."""
+        """Starts the clock."""
         self.started = time.perf_counter()
 
     def on_train_end(self, *_) -> None:
-        """Stops."""
+        """Stops the clock."""
         self.seconds = time.perf_counter() - self.started
 
 
 def lightning_turn(corpus: str, steps: int) -> tuple[float, torch.Tensor]:
-    """Seconds and final weights of the Trainer, logging as `train.py` does."""
+    """Returns the seconds and final weights of the Trainer, with the logging of `tinylm fit`."""
     module, data = make(corpus)
     watch, throughput = Stopwatch(), Throughput(peak_flops=1e12)
     trainer = pl.Trainer(
@@ -61,7 +61,7 @@ def lightning_turn(corpus: str, steps: int) -> tuple[float, torch.Tensor]:
 
 
 def raw_turn(corpus: str, steps: int) -> tuple[float, torch.Tensor]:
-    """Seconds and final weights of a plain loop over the same batches."""
+    """Returns the seconds and final weights of a raw loop over the same batches."""
     from tinylm.data.batches import TrainingWindows, gather
 
     module, data = make(corpus)
@@ -83,11 +83,11 @@ def raw_turn(corpus: str, steps: int) -> tuple[float, torch.Tensor]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Runs both loops in turn and prints their times and ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="tinyshakespeare")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps per turn (%(default)s)")
+    parser.add_argument("--turns", type=int, default=7, help="timed turns (%(default)s)")
     options = parser.parse_args()
     quiet_lightning()
     ratios, raws, trainers = [], [], []
@@ -95,8 +95,8 @@ def main() -> None:
         sides = [raw_turn, lightning_turn] if turn % 2 else [lightning_turn, raw_turn]
         found = {side.__name__: side(options.corpus, options.steps) for side in sides}
         (raw, raw_weights), (trainer, trainer_weights) = found["raw_turn"], found["lightning_turn"]
-        assert torch.allclose(raw_weights, trainer_weights, atol=1e-5), "the two sides computed different things"
-        if turn:  # the first one warms up
+        assert torch.allclose(raw_weights, trainer_weights, atol=1e-5), "the two loops ended with different weights"
+        if turn:  # the first turn is a warm-up
             raws.append(raw / options.steps * 1e3)
             trainers.append(trainer / options.steps * 1e3)
             ratios.append(trainer / raw)

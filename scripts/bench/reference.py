@@ -1,10 +1,11 @@
-"""Measures a training step of the NumPy twin and one of PyTorch in eager float32, alternately, on as many threads.
+"""Compares the speed of a training step of the NumPy twin with eager float32 PyTorch on the same number of threads.
 
     python scripts/bench/reference.py --threads 2
 
-2 layers, width 128, 4 heads, d_ff 512, batch 32, context 128, a vocabulary of 1,000; as GPT-2 (LayerNorm, exact GELU,
-learned positions, biases) and as the presets (RMSNorm, SwiGLU, rotary, QK-norm). A step is loss and gradients, clipping
-and AdamW. Then the time of each part of the twin is printed, in one thread.
+The model has 2 layers, width 128, 4 heads, d_ff 512, context 128 and a vocabulary of 1,000; the batch size is 32. It is
+timed with GPT-2's architecture (LayerNorm, exact GELU, learned positions, biases) and with that of the presets
+(RMSNorm, SwiGLU, rotary embeddings, QK-norm). A step computes the loss and its gradients, clips them and applies AdamW.
+The two models take steps alternately. Finally the time of each part of the twin is printed, on one thread.
 """
 
 import argparse
@@ -32,7 +33,7 @@ PARTS = {  # module and function of the twin: the part that it computes
 
 
 def torch_step(config: dict, ids) -> Callable[[], None]:
-    """A training step in PyTorch."""
+    """Makes a training step of the PyTorch model."""
     import torch
     import torch.nn.functional as F
 
@@ -52,7 +53,7 @@ def torch_step(config: dict, ids) -> Callable[[], None]:
 
 
 def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
-    """A training step of the twin."""
+    """Makes a training step of the NumPy twin."""
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
     from tinylm.reference.optim import Optimizer, clip_gradients
@@ -70,7 +71,7 @@ def numpy_step(config: dict, ids, threads: int) -> Callable[[], None]:
 
 @contextmanager
 def timed_parts() -> Iterator[dict[str, list[float]]]:
-    """Measures the seconds that each part takes forward and backward, inside the `with` block."""
+    """Measures the forward and backward seconds of each part inside the `with` block."""
     from importlib import import_module
 
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -98,7 +99,7 @@ def timed_parts() -> Iterator[dict[str, list[float]]]:
 
 
 def print_parts(config: dict, ids, turns: int) -> None:
-    """Prints the time that each part of the twin takes for the loss and its gradients."""
+    """Prints the forward and backward time of each part of the twin."""
     from tinylm.reference import Config
     from tinylm.reference.fast import FastTransformerLM
 
@@ -109,7 +110,7 @@ def print_parts(config: dict, ids, turns: int) -> None:
         for _ in range(turns):
             model.loss_and_grads(ids[:, :-1], ids[:, 1:])
         whole = time.perf_counter() - started
-    seconds["sums and everything else"][0] = whole - sum(map(sum, seconds.values()))
+    seconds["everything else"][0] = whole - sum(map(sum, seconds.values()))
     print(f"  {'part':34}{'forward':>10}{'backward':>10}{'share':>8}")
     for part, (forward, backward) in seconds.items():
         share = (forward + backward) / whole
@@ -117,10 +118,10 @@ def print_parts(config: dict, ids, turns: int) -> None:
 
 
 def main() -> None:
-    """Prints the steps per second of both, their ratio, and the time of each part."""
+    """Prints the steps/s of both models, their ratio, and the time of each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads per model (%(default)s)")
+    parser.add_argument("--turns", type=int, default=15, help="timed turns (%(default)s)")
     options = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported: the twin's own threads call it
 
@@ -137,12 +138,12 @@ def main() -> None:
             for name, step in steps.items():
                 started = time.perf_counter()
                 step()
-                if turn >= 2:  # the first two warm up
+                if turn >= 2:  # the first two turns are warm-ups
                     times[name].append(time.perf_counter() - started)
         middle = {name: statistics.median(each) for name, each in times.items()}
         ratio = statistics.median(t / n for t, n in zip(times["PyTorch"], times["NumPy"], strict=True))
         print(f"{form}, {options.threads} threads: " + ", ".join(f"{n} {1 / s:.2f} steps/s" for n, s in middle.items()))
-        print(f"NumPy at {ratio:.0%} of PyTorch's (median of {options.turns} turns, each beside its neighbour)")
+        print(f"NumPy at {ratio:.0%} of PyTorch's speed (median of {options.turns} paired turns)")
         print_parts(config, ids, max(options.turns // 3, 1))
 
 

@@ -1,8 +1,8 @@
-"""How fast, and in how much memory, a large text becomes a token cache.
+"""Measures the speed and peak memory of building the token cache of a large text.
 
     python scripts/bench/token_cache.py --text /tmp/big.txt --megabytes 300
 
-The text is made from the built-in stories if it is not there.
+If the text does not exist, it is generated from the built-in stories.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from tinylm.data.tokens import open_tokens, resolve_tokenizer
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process. (Linux: the memory map of a finished cache is not read.)"""
+    """Peak resident memory of this process. (Linux; a memory-mapped cache counts only once it is read.)"""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def make_text(path: Path, megabytes: int) -> None:
-    """A file of stories, each block of them once more with another number in front."""
+    """Writes numbered copies of a block of stories until the file has the given size."""
     block = "".join(story(0, number) for number in range(2000)).encode()
     with path.open("wb") as file:
         number = 0
@@ -33,11 +33,11 @@ def make_text(path: Path, megabytes: int) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Builds the cache, opens it again and prints both times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--tokenizer", default="char", help="as data.tokenizer (%(default)s)")
+    parser.add_argument("--text", type=Path, required=True, help="text file; generated if missing")
+    parser.add_argument("--megabytes", type=int, default=300, help="size of a generated text (%(default)s)")
+    parser.add_argument("--tokenizer", default="char", help="value of data.tokenizer (%(default)s)")
     options = parser.parse_args()
     if not options.text.exists():
         make_text(options.text, options.megabytes)

@@ -1,10 +1,11 @@
-"""A training step of tinylm beside nanoGPT's, interleaved: the same shape, batch, precision and kind of optimizer.
+"""Compares the speed of a training step of tinylm with nanoGPT's, at the same shape, batch, precision and optimizer.
 
     git clone https://github.com/karpathy/nanoGPT
     python scripts/bench/train_step.py --nanogpt nanoGPT --shape cpu
 
-Shapes are nanoGPT's CPU recipe (4 layers, width 128, context 64, batch 12) and `mid` (6 layers, width 256, 8 heads,
-context 256, batch 32). Ours is timed in GPT-2's form, for which both compute the same, and in the presets' own.
+The shapes are nanoGPT's CPU recipe (4 layers, width 128, context 64, batch 12) and `mid` (6 layers, width 256, 8 heads,
+context 256, batch 32). tinylm is timed with GPT-2's architecture, where both compute the same, and with that of its
+presets. The steps of all models are interleaved.
 """
 
 import argparse
@@ -28,7 +29,7 @@ SHAPES = {"cpu": (4, 4, 128, 64, 12), "mid": (6, 8, 256, 256, 32)}  # layers, he
 
 
 def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Callable[[], None]:
-    """A step of nanoGPT's own model and optimizer."""
+    """Makes a training step of nanoGPT's model and optimizer."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     nanogpt = importlib.util.module_from_spec(spec)
@@ -53,7 +54,7 @@ def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Ca
 
 
 def tinylm_step(shape: tuple[int, ...], autocast: Callable, optimizer_name: str, **network) -> Callable[[], None]:
-    """A step of ours."""
+    """Makes a training step of tinylm."""
     layers, heads, width, context, batch = shape
     sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "max_seq_len": context}
     model = TransformerLM(ModelConfig(vocab_size=65, **sizes, **network))
@@ -73,12 +74,12 @@ def tinylm_step(shape: tuple[int, ...], autocast: Callable, optimizer_name: str,
 
 
 def main() -> None:
-    """Prints tokens/s of each side and the ratio to nanoGPT."""
+    """Prints the tokens/s of each model and the ratio to nanoGPT."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
+    parser.add_argument("--nanogpt", type=Path, required=True, help="folder of a nanoGPT clone")
     parser.add_argument("--shape", choices=SHAPES, default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=9, help="timed turns (%(default)s)")
     options = parser.parse_args()
     shape, count = SHAPES[options.shape], 20 if options.shape == "cpu" else 1
 

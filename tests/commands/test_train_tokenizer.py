@@ -1,4 +1,4 @@
-"""`tinylm tokenizer` as a user meets it."""
+"""The commands of `tinylm tokenizer`."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, WordToken
 
 @pytest.fixture
 def run(load, tmp_path, monkeypatch):
-    """run(*arguments) calls the script's main in a folder with two texts: exit code, stdout, stderr."""
+    """Returns run(*arguments), which runs the command in a folder with two texts: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("".join(stories(seed=1, count=60)))
     (tmp_path / "b.txt").write_text("a naïve cat\n")
     return load("tokenizer")
 
 
-def test_bpe_is_trained_on_files_each_a_document(run):
+def test_bpe_is_trained_on_files_as_documents(run):
     code, out, err = run("a.txt", "b.txt", "--vocab-size", 400, "--out", "deep/tok.json")
     assert (code, err) == (0, "")
     size = Path("a.txt").stat().st_size + Path("b.txt").stat().st_size
@@ -35,7 +35,7 @@ def test_bpe_is_trained_on_files_each_a_document(run):
     assert f"{count:,} tokens, {size:,} bytes" in out and f"{size / count:.2f} bytes per token" in out
 
 
-def test_options_reach_the_kind_that_has_them(run):
+def test_options_reach_their_kind(run):
     assert run("a.txt", "--kind", "word", "--min-frequency", 5, "--vocab-size", 40, "--out", "w.json")[0] == 0
     expected = WordTokenizer.train(["a.txt"], min_frequency=5, vocab_size=40)
     assert load_tokenizer("w.json") == expected
@@ -49,7 +49,7 @@ def test_options_reach_the_kind_that_has_them(run):
 
 ERRORS = {
     "no such file": (["no.txt", "--out", "t"], 66, "no.txt: no such file"),
-    "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a text"),
+    "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a file with text"),
     "no corpus": (["--out", "t"], 2, "the following arguments are required: corpus"),
     "an option of another kind": (["a.txt", "--kind", "char", "--vocab-size", "9", "--out", "t"], 2,
                                   "--vocab-size: kind char has no such option; leave it out"),
@@ -72,7 +72,7 @@ def test_errors_are_one_line(arguments, code, message, run):
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
 
 
-def test_a_file_that_is_no_utf8_is_named_with_the_place(run):
+def test_a_file_that_is_not_utf8_is_named_with_the_offset(run):
     Path("bad.txt").write_bytes(b"good \xff")
     code, _, err = run("bad.txt", "--out", "t.json")
     assert code == 65 and "bad.txt: is not UTF-8 at byte 5" in err
@@ -80,7 +80,7 @@ def test_a_file_that_is_no_utf8_is_named_with_the_place(run):
 
 
 def test_inspect_shows_pieces_ids_and_figures_by_hand(run, monkeypatch):
-    h, e = 71, 68  # GPT-2's ids of the bytes: place among the printable ones
+    h, e = 71, 68  # GPT-2's byte ids: ranks among the printable bytes
     BPETokenizer([(h, e), (256, 75)]).save("t.json")  # he, hel
     code, out, _ = run("inspect", "t.json", "hello é\n")
     assert code == 0
@@ -95,7 +95,7 @@ def test_inspect_shows_pieces_ids_and_figures_by_hand(run, monkeypatch):
     assert run("inspect", "t.json", "-")[1].splitlines()[0] == "h|\\xc3|\\xa9"
 
 
-def test_exports_give_the_same_ids_in_the_other_programs(run):
+def test_exports_give_the_same_ids_in_other_libraries(run):
     run("a.txt", "--vocab-size", 400, "--out", "t.json")
     text, ours = Path("a.txt").read_text(), load_tokenizer("t.json")
     for name, out in {"huggingface": "h.json", "gpt2": "g", "tiktoken": "t.tiktoken", "tinylm": "u.json"}.items():

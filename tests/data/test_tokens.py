@@ -1,4 +1,4 @@
-"""The token cache: equal to encoding directly, checked each time, built once however many want it."""
+"""The token cache equals direct encoding, is verified each time, and is built once by concurrent processes."""
 
 import re
 import time
@@ -29,7 +29,7 @@ def folders(cache_dir):
     return [path for path in (cache_dir / "tokens").iterdir() if path.is_dir()]
 
 
-# --- what is in it
+# --- contents
 
 
 def test_ids_and_separators_by_hand(tmp_path):
@@ -76,7 +76,7 @@ def test_an_empty_part_is_an_empty_array(tmp_path):
     assert {part: ids.tolist() for part, ids in found.items()} == {"train": [], "val": [97]}
 
 
-# --- when it is built
+# --- when the cache is built
 
 
 def test_a_good_cache_is_opened_and_not_built_again(corpus, tmp_path, monkeypatch, capfd):
@@ -122,41 +122,41 @@ def test_a_changed_text_has_a_new_cache_with_a_notice(corpus, tmp_path, capfd):
     (tmp_path / "t.txt").write_text("another text")
     found = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
     assert bytes(found["train"].astype(np.uint8)) == b"another te"  # int(12 * 0.9) bytes
-    assert "of an earlier text, split or tokenizer: encoding again" in capfd.readouterr().err
+    assert "from an earlier text, split or tokenizer: encoding again" in capfd.readouterr().err
 
 
-def test_tokenizers_splits_and_files_do_not_share_a_cache(corpus, tmp_path, capfd):
+def test_different_tokenizers_splits_and_files_have_different_caches(corpus, tmp_path, capfd):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "t.txt").write_bytes((tmp_path / "t.txt").read_bytes()[:-1])
     chars = CharTokenizer.train_from_texts(corpus.texts())
-    wanted = [
+    cases = [
         (corpus, ByteTokenizer()), (corpus, chars), (corpus, CharTokenizer(chars.characters[::-1])),
         (files(tmp_path / "t.txt", (0.5, 0.5)), chars), (files(tmp_path / "copy" / "t.txt"), chars),
     ]  # fmt: skip
-    for text, tokenizer in wanted * 2:
+    for text, tokenizer in cases * 2:
         found = open_tokens(text, tokenizer, tmp_path)
         assert "".join(tokenizer.decode(ids) for ids in found.values()) == "".join(text.texts())
-    assert len(folders(tmp_path)) == capfd.readouterr().err.count("encoded") == len(wanted)
+    assert len(folders(tmp_path)) == capfd.readouterr().err.count("encoded") == len(cases)
 
 
-def test_text_without_ids_is_refused_and_leaves_no_cache(corpus, tmp_path):
+def test_text_that_cannot_be_encoded_is_refused_and_leaves_no_cache(corpus, tmp_path):
     with pytest.raises(DataError, match=r"character '\\xe9' \(U\+00E9\) at position 1 "):
         open_tokens(corpus, CharTokenizer("a"), tmp_path)
     assert folders(tmp_path) == []
 
 
-def test_a_text_that_vanishes_before_it_is_encoded_is_missing_input(corpus, tmp_path):
+def test_a_text_deleted_before_encoding_is_a_missing_input(corpus, tmp_path):
     (tmp_path / "t.txt").unlink()
     with pytest.raises(MissingInputError, match=r"t\.txt"):
         open_tokens(corpus, ByteTokenizer(), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("blocked", ["cache", "cache/tokens"])
-def test_a_cache_folder_that_cannot_be_made_is_named(blocked, corpus, tmp_path):
+def test_a_cache_folder_that_cannot_be_created_is_named(blocked, corpus, tmp_path):
     (tmp_path / "cache").mkdir(exist_ok=True)
     if blocked == "cache":
         (tmp_path / "cache").rmdir()
-    (tmp_path / blocked).write_text("a file is in the way")
+    (tmp_path / blocked).write_text("a file, not a folder")
     with pytest.raises(CannotCreateError, match=r"tokens.*: cannot be created .*; choose a folder") as raised:
         open_tokens(corpus, ByteTokenizer(), tmp_path / "cache")
     assert raised.value.exit_code == 73
@@ -192,7 +192,7 @@ def wait_for(path, process, seconds=20):
         time.sleep(0.01)
 
 
-def test_two_processes_that_want_one_cache_build_it_once(corpus, tmp_path, python):
+def test_two_processes_build_one_cache_once(corpus, tmp_path, python):
     code = BUILD.replace("PAUSE", "0.2")
     (tmp_path / "cache").mkdir()
     names = [tmp_path / "ready 1", tmp_path / "ready 2"]
@@ -206,7 +206,7 @@ def test_two_processes_that_want_one_cache_build_it_once(corpus, tmp_path, pytho
     assert sum(err.count("encoded") for _, err in results) == 1
 
 
-def test_a_killed_builder_blocks_nobody_and_leaves_no_half_cache(corpus, tmp_path, python):
+def test_a_killed_builder_blocks_nobody_and_leaves_no_partial_cache(corpus, tmp_path, python):
     cache = tmp_path / "cache"
     cache.mkdir()
     builder = python(BUILD.replace("PAUSE", "600"), tmp_path / "t.txt", cache, tmp_path / "go", tmp_path / "go")
@@ -243,7 +243,7 @@ tokens.open_tokens(
 
 
 @pytest.mark.parametrize("harm", [None, "journal", "file"])
-def test_a_killed_builder_is_gone_on_with_and_the_result_is_the_same(harm, tmp_path, python, capfd):
+def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python, capfd):
     source = "stories:120" if harm is None else str(tmp_path / "*.txt")
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"It's {number} o'clock, said the clock.\n" * 300)
@@ -262,9 +262,9 @@ def test_a_killed_builder_is_gone_on_with_and_the_result_is_the_same(harm, tmp_p
             name = "journal.json" if harm == "journal" else "train.bin"
             (part / name).write_bytes((part / name).read_bytes()[3:])
     assert added[0] == list(range(1, 13))
-    assert 1 < added[1][0] <= 13 and added[1][-1] == 20  # not from the beginning
+    assert 1 < added[1][0] <= 13 and added[1][-1] == 20  # did not start over
     assert 1 < added[2][0] <= 21 if harm is None else added[2][0] == 1
-    assert ("are there already: going on" in err) == (harm is None)
+    assert ("already encoded: continuing" in err) == (harm is None)
     [folder] = folders(tmp_path / "cache")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         path.name for path in folders(tmp_path / "whole")[0].iterdir()
@@ -283,7 +283,7 @@ def test_memory_does_not_grow_with_the_text(kind, tokens, tmp_path, python):
     code = """
     from tinylm.data.corpora import open_corpus
     from tinylm.data.tokens import open_tokens, resolve_tokenizer
-    def peak():  # of this process; getrusage's would begin with its parent's
+    def peak():  # of this process; getrusage starts from the parent's peak
         status = Path("/proc/self/status")
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else 0
     source, cache, kind = sys.argv[1:]
@@ -296,13 +296,13 @@ def test_memory_does_not_grow_with_the_text(kind, tokens, tmp_path, python):
     out, err = python(code, tmp_path / "t.txt", tmp_path, kind).communicate(timeout=100)
     count, megabytes = map(float, out.split() or pytest.fail(err))
     assert count == 60_000_000 // 14 * tokens + (tokens == 3)  # the last space
-    assert megabytes < 100  # the text alone has 57, its ids as int64 458
+    assert megabytes < 100  # the text takes 57, its ids as int64 458
 
 
-# --- which tokenizer
+# --- choice of the tokenizer
 
 
-def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, monkeypatch):
+def test_the_vocabulary_of_a_kind_is_built_from_the_whole_text_once(corpus, tmp_path, monkeypatch):
     tokenizer = resolve_tokenizer("char", corpus, tmp_path)
     assert tokenizer == CharTokenizer.train_from_texts(corpus.texts())
     [path] = (tmp_path / "tokenizers").glob("char-*.json")
@@ -313,7 +313,7 @@ def test_a_kind_takes_its_vocabulary_from_the_whole_text_once(corpus, tmp_path, 
     assert resolve_tokenizer("byte", corpus, tmp_path) == ByteTokenizer()
 
 
-def test_bpe_learns_from_the_training_part_alone_and_has_the_size_that_is_asked_for(corpus, tmp_path):
+def test_bpe_is_trained_on_the_training_part_only_and_has_the_requested_size(corpus, tmp_path):
     tokenizer = resolve_tokenizer("bpe:260", corpus, tmp_path)
     train = ["".join(document) for document in corpus.documents("train")]
     assert tokenizer == BPETokenizer.train_from_texts(train, vocab_size=260)
@@ -324,14 +324,14 @@ def test_bpe_learns_from_the_training_part_alone_and_has_the_size_that_is_asked_
 
 
 @pytest.mark.parametrize("spec", ["char:100", "byte:300", "bpe:many", "word:-1"])
-def test_a_size_where_there_is_none_is_refused(spec, corpus, tmp_path):
+def test_an_invalid_size_is_refused(spec, corpus, tmp_path):
     with pytest.raises(
         ConfigError, match=rf"data\.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048"
     ):
         resolve_tokenizer(spec, corpus, tmp_path)
 
 
-def test_words_are_of_the_training_part_and_others_unknown(tmp_path):
+def test_words_come_from_the_training_part_and_others_are_unknown(tmp_path):
     (tmp_path / "t.txt").write_text("a cat, a cat, a dog, a cat, a bird")
     tokenizer = resolve_tokenizer("word", files(tmp_path / "t.txt"), tmp_path)
     found = open_tokens(files(tmp_path / "t.txt"), tokenizer, tmp_path)
@@ -340,7 +340,7 @@ def test_words_are_of_the_training_part_and_others_unknown(tmp_path):
     assert resolve_tokenizer("word:6", files(tmp_path / "t.txt"), tmp_path).vocab_size == 6
 
 
-def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):
+def test_only_a_corpus_of_several_documents_has_a_separator(corpus, tmp_path):
     assert resolve_tokenizer("char", corpus, tmp_path).end_of_text is None
     assert (
         resolve_tokenizer("byte", GrammarCorpus("stories", story_grammar(), (0.9, 0.1), 0, 2), tmp_path).end_of_text
@@ -348,7 +348,7 @@ def test_only_several_documents_ask_for_a_separator(corpus, tmp_path):
     )
 
 
-def test_a_file_is_a_tokenizer_as_it_was_saved(corpus, tmp_path):
+def test_a_tokenizer_file_is_loaded_as_saved(corpus, tmp_path):
     tokenizer = CharTokenizer("zyx", ["<x>"])
     tokenizer.save(tmp_path / "t.json")
     tokenizer.save(tmp_path / "no-suffix")
@@ -356,7 +356,7 @@ def test_a_file_is_a_tokenizer_as_it_was_saved(corpus, tmp_path):
     assert resolve_tokenizer(str(tmp_path / "no-suffix"), corpus, tmp_path) == tokenizer
 
 
-def test_neither_kind_nor_file_is_refused(corpus, tmp_path):
+def test_a_missing_file_and_an_unknown_kind_are_refused(corpus, tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.json: no such tokenizer file"):
         resolve_tokenizer(str(tmp_path / "nowhere.json"), corpus, tmp_path)
     with pytest.raises(ConfigError, match="no kind 'chars', did you mean 'char'"):

@@ -1,4 +1,4 @@
-"""Blocks: documents packed and cut, so that their parts are encoded as the whole, wherever that happens."""
+"""Blocks join to the documents they were cut from, in any process."""
 
 import pickle
 from itertools import pairwise
@@ -38,7 +38,7 @@ def test_blocks_join_to_the_documents(documents, end, size):
         assert after.texts[0].startswith(" ") or before.texts[-1] == "" or after.start == 0
 
 
-def test_a_long_text_without_a_place_to_cut_is_not_searched_for_one_each_time(monkeypatch):
+def test_a_long_text_without_a_safe_cut_is_searched_only_rarely(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 10)
     searched = []
     packer = Packer(lambda text: searched.append(len(text)) or 0)
@@ -50,19 +50,19 @@ def test_a_long_text_without_a_place_to_cut_is_not_searched_for_one_each_time(mo
 
 @few
 @given(st.lists(st.text(), min_size=1, max_size=4), st.integers(0, 100))
-def test_a_block_arrives_in_another_process_as_it_was(texts, start):
+def test_a_block_is_unchanged_by_pickling(texts, start):
     block = pickle.loads(pickle.dumps(Block(texts, start)))
     assert (block.data, block.texts, block.start) == (Block(texts).data, texts, start)
 
 
-def test_a_block_with_a_lone_surrogate_arrives_too_and_has_no_utf8():
+def test_a_block_with_a_lone_surrogate_can_be_pickled_but_has_no_utf8():
     block = pickle.loads(pickle.dumps(Block(["a\udcff"], 3)))
     assert (block.texts, block.start) == (["a\udcff"], 3)
     with pytest.raises(DataError, match="lone surrogate"):
         _ = block.data
 
 
-def test_a_block_of_a_file_is_read_where_it_is_wanted(tmp_path):
+def test_a_file_block_is_read_lazily(tmp_path):
     path = tmp_path / "t.txt"
     block = pickle.loads(pickle.dumps(FileBlock(path, 2, 6)))
     path.write_bytes("ab cé d".encode())

@@ -1,4 +1,4 @@
-"""MergeLearner against the textbook, which counts all pairs anew for each merge."""
+"""MergeLearner against the textbook, which recounts all pairs for each merge."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def learn(counts: dict[tuple[int, ...], int], num_tokens: int) -> tuple[list[tup
     return list(learner.learn(num_tokens)), token_bytes
 
 
-def test_the_textbook_on_the_example_of_its_header():
+def test_the_textbook_on_the_example_in_its_docstring():
     token_bytes = [b"a", b"b", b"c"]
     counts = {(0, 0, 1): 2, (0, 1, 2): 1}
     assert textbook.learn_merges(counts, 2, token_bytes) == [(0, 1), (0, 3)]
@@ -35,20 +35,20 @@ def test_the_textbook_on_the_example_of_its_header():
 @settings(max_examples=150, deadline=None)
 @given(counts=words, num_merges=st.integers(0, 25), slice_size=st.sampled_from([5, 1 << 22]))
 @example(counts={(0, 0, 0, 0, 0): 3, (0, 0, 1, 0, 0): 2, (0, 1, 0, 1, 0, 1): 4}, num_merges=20, slice_size=5)
-def test_merges_equal_the_textbooks_on_any_words(few, counts, num_merges, slice_size):
+def test_merges_equal_those_of_the_textbook(few, counts, num_merges, slice_size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "FEW", few)
         patch.setattr(learning, "SLICE", slice_size)
         known = LETTERS[:]
         expected = textbook.learn_merges(counts, num_merges, known)
         merges, token_bytes = learn(counts, len(known))
-    # both stop when there are enough tokens; the book, told a number of merges, may add some that make no new one
+    # the textbook stops after a number of merges, some of which may yield existing tokens
     assert merges == expected[: len(merges)]
     assert token_bytes == known
 
 
 @pytest.mark.parametrize("few", [0, 1000])
-def test_counts_beyond_32_bits_are_compared_rightly(few, monkeypatch):
+def test_counts_beyond_32_bits_are_compared_correctly(few, monkeypatch):
     monkeypatch.setattr(learning, "FEW", few)
     counts = {(0, 1): 1 << 40, (1, 2): (1 << 40) + 1, (2, 3): (1 << 33) - 1, (3, 3, 3): 1 << 32}
     assert learn(counts, 8)[0] == textbook.learn_merges(counts, 4, LETTERS[:])

@@ -1,4 +1,4 @@
-"""Merging by a heap, and many words at once, against the textbook."""
+"""Merging with a heap, and in many words at once, against the textbook."""
 
 import numpy as np
 from hypothesis import example, given, settings
@@ -13,7 +13,7 @@ words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=14), min_size=
 
 
 def merged_pairs(pairs: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Pair -> token, of those pairs whose parts are there already; letters are 0 to 3."""
+    """Keeps the pairs whose parts exist: pair -> token; letters are 0 to 3."""
     merges: dict[tuple[int, int], int] = {}
     for left, right in dict.fromkeys(pairs):
         if left < 4 + len(merges) and right < 4 + len(merges):
@@ -25,7 +25,7 @@ def merged_pairs(pairs: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
 @given(tables, words)
 @example([(0, 0), (4, 0), (4, 4)], [[0] * 9, [0, 0, 1, 0, 0, 0]])
 @example([], [[1], [2, 3]])
-def test_both_ways_of_merging_equal_the_textbook(pairs, words):
+def test_both_implementations_equal_the_textbook(pairs, words):
     merges = merged_pairs(pairs)
     ranked = {pair: (rank, token) for rank, (pair, token) in enumerate(merges.items())}
     expected = [textbook.merge_word(word, merges) for word in words]
@@ -34,12 +34,12 @@ def test_both_ways_of_merging_equal_the_textbook(pairs, words):
     ids, sizes = np.array([token for word in words for token in word], dtype=np.int32), np.array([*map(len, words)])
     found = [[] for _ in words]
     for done, tokens, counts in MergeTable(ranked).merge_words(ids, sizes):
-        for place, end, count in zip(done, np.cumsum(counts), counts, strict=True):
-            found[place] = tokens[end - count : end].tolist()
+        for index, end, count in zip(done, np.cumsum(counts), counts, strict=True):
+            found[index] = tokens[end - count : end].tolist()
     assert found == expected
 
 
-def test_a_pair_may_become_a_token_that_is_there_already():
+def test_a_pair_may_become_an_existing_token():
     ranked = {(0, 1): (0, 4), (4, 2): (1, 5), (1, 2): (2, 6), (0, 6): (3, 5)}  # ab, ab+c, bc, a+bc
     assert merge_word([0, 6], dict(ranked)) == [5]
     [*_, (_, tokens, _)] = MergeTable(ranked).merge_words(np.array([0, 6], dtype=np.int32), np.array([2]))

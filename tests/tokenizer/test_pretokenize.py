@@ -1,4 +1,4 @@
-"""WordSplitter: words that join to the text, cut as GPT-2 and GPT-4 cut, and the same however the text arrives."""
+"""WordSplitter: words join to the text, equal those of GPT-2 and GPT-4, and do not depend on how the text is cut."""
 
 from itertools import pairwise
 
@@ -14,13 +14,13 @@ from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.pretokenize import DIGIT, LETTER, OTHER, WHITE, WordSplitter, character_kinds
 
 few = settings(max_examples=100, deadline=None)
-# what patterns tell apart: letters, digits, other signs, contractions, white space of several kinds
-signs = st.text("aÉ9²٣\u017fV .'!sRelLtdmv\n\r\t\u00a0\u3000\x1c\x85日👧\u0301", max_size=30)
+# letters, digits, other characters, contractions and several kinds of white space
+texts_of_all_kinds = st.text("aÉ9²٣\u017fV .'!sRelLtdmv\n\r\t\u00a0\u3000\x1c\x85日👧\u0301", max_size=30)
 
 
 @few
-@given(signs)
-def test_gpt2s_words_are_those_of_tokenizers(text):
+@given(texts_of_all_kinds)
+def test_words_of_gpt2_equal_those_of_tokenizers(text):
     other = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str(text)
     assert WordSplitter("gpt2").words(text) == [text[begin:end] for _, (begin, end) in other]
 
@@ -49,10 +49,10 @@ def test_words_by_hand(text, gpt2, gpt4):
         ("don't 'tis dogs' l\u2019eau x''y", ["don't", " '", "tis", " dogs", "'", " l\u2019eau", " x", "'", "'", "y"]),
         ("nai\u0308ve \u0939\u093f\u0928\u094d\u0926\u0940", ["nai\u0308ve", " \u0939\u093f\u0928\u094d\u0926\u0940"]),
         ("...\n\n\tx \n", [".", ".", ".", "\n\n", "\t", "x", " \n"]),
-        ("\u2764\ufe0fs", ["\u2764", "\ufe0f", "s"]),  # a mark that belongs to a sign does not begin a word
+        ("\u2764\ufe0fs", ["\u2764", "\ufe0f", "s"]),  # a mark after a symbol does not begin a word with letters
     ],
 )
-def test_words_of_words_by_hand(text, words):
+def test_words_of_the_words_pattern_by_hand(text, words):
     assert WordSplitter("words").words(text) == words
 
 
@@ -61,12 +61,12 @@ every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\
 
 @every_pattern
 @settings(max_examples=300, deadline=None)
-@given(st.lists(signs, min_size=1, max_size=4))
+@given(st.lists(texts_of_all_kinds, min_size=1, max_size=4))
 @example(["a ", "b"])
 @example(["  ", "", "\u3000\u3000a", "a\u3000"])
 @example(["'s's 'll'", "ve", "'", "'r"])
 @example(["12345 ٣٣٣٣1", "(word ((word (\t(a", ".\n\n \n x", "'\u017fa'Va 'LL"])
-def test_the_starts_of_words_are_where_the_expression_has_them(pattern, texts):
+def test_word_starts_equal_those_of_the_expression(pattern, texts):
     splitter = WordSplitter(pattern)
     data, starts = splitter.word_starts(Block(texts))
     bounds = [*starts.tolist(), len(data)]
@@ -77,7 +77,7 @@ def test_the_starts_of_words_are_where_the_expression_has_them(pattern, texts):
     assert data.tobytes() == b"\xff".join(text.encode() for text in texts)
 
 
-def test_every_character_has_the_kind_that_regex_says():
+def test_character_kinds_equal_those_of_regex():
     points = np.array([point for point in range(0x110000) if not 0xD800 <= point < 0xE000])
     text = "".join(map(chr, points.tolist()))
     data = np.frombuffer(text.encode(), dtype=np.uint8)
@@ -86,18 +86,18 @@ def test_every_character_has_the_kind_that_regex_says():
         assert "".join(regex.findall(pattern, text)) == "".join(map(chr, points[kinds == kind].tolist()))
 
 
-# --- where a text can be cut
+# --- safe cuts
 
 
 @every_pattern
 @settings(max_examples=300, deadline=None)
-@given(signs, signs)
+@given(texts_of_all_kinds, texts_of_all_kinds)
 @example("x'", "re")
 @example("a ", " b")
 @example("a. \n ", "\n b")
 @example("12", "345")
 @example("don", "'t")
-def test_a_safe_cut_changes_no_words_whatever_follows(pattern, text, more):
+def test_a_safe_cut_changes_no_words_for_any_continuation(pattern, text, more):
     splitter = WordSplitter(pattern)
     cut = splitter.safe_cut(text)
     assert 0 <= cut <= len(text)
@@ -105,15 +105,15 @@ def test_a_safe_cut_changes_no_words_whatever_follows(pattern, text, more):
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words"])
-def test_a_text_without_spaces_can_be_cut_too(pattern):
+def test_a_text_without_spaces_can_be_cut(pattern):
     text = "我喜欢语言模型。日本語、한국어「Русский」" * 20
     assert len(text) - 40 < WordSplitter(pattern).safe_cut(text) < len(text)
     assert WordSplitter(pattern).safe_cut("x" * 100) == 0
 
 
 @pytest.mark.parametrize("pattern", ["(a|b)", "[", "gpt5"])
-def test_a_pattern_that_is_none_or_has_groups_is_refused(pattern):
-    if pattern == "gpt5":  # a regular expression like any other, but it leaves text out
+def test_an_invalid_or_incomplete_pattern_is_refused(pattern):
+    if pattern == "gpt5":  # a valid regular expression that does not match all of the text
         with pytest.raises(DataError, match="does not match all of the text"):
             WordSplitter(pattern).words("some text")
     else:

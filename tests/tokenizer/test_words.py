@@ -22,7 +22,7 @@ keys = st.one_of(st.integers(0, 30), st.integers(0, 2**64 - 2))
 
 @few
 @given(st.lists(st.lists(keys, max_size=30), max_size=5))
-def test_a_key_has_the_same_number_each_time_and_no_other_key_has_it(lists):
+def test_each_key_has_one_number_of_its_own(lists):
     table, numbers = KeyTable(), {}
     for part in lists:
         array = np.array(part, dtype=np.uint64)
@@ -32,16 +32,16 @@ def test_a_key_has_the_same_number_each_time_and_no_other_key_has_it(lists):
     assert sorted(numbers.values()) == list(range(table.size))
 
 
-def test_keys_that_collide_are_told_apart():
+def test_colliding_keys_are_distinguished():
     inverse = pow(int(MULTIPLIER), -1, 2**64)
-    colliding = np.array([number * inverse % 2**64 for number in range(2000)], dtype=np.uint64)  # all of slot 0
+    colliding = np.array([number * inverse % 2**64 for number in range(2000)], dtype=np.uint64)  # all hash to slot 0
     table = KeyTable()
     table.add(colliding[:1000])
     assert table.find(colliding[:1000]).tolist() == list(range(1000))
     assert (table.find(colliding[1000:]) == -1).all()
 
 
-def test_a_table_that_grows_keeps_its_numbers():
+def test_a_growing_table_keeps_its_numbers():
     table, every = KeyTable(), np.arange(100_000, dtype=np.uint64) * np.uint64(977)
     for part in np.array_split(every, 7):
         table.add(part)
@@ -51,7 +51,7 @@ def test_a_table_that_grows_keeps_its_numbers():
 
 @few
 @given(st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=40), st.data())
-def test_ragged_lists_come_back(lists, data):
+def test_ragged_lists_are_returned_unchanged(lists, data):
     ragged = Ragged(np.int32)
     ragged.reserve(len(lists))
     numbers = np.array(data.draw(st.permutations(range(len(lists)))))
@@ -59,9 +59,9 @@ def test_ragged_lists_come_back(lists, data):
     for part in (numbers[:half], numbers[half:]):
         values = np.array([value for number in part for value in lists[number]], dtype=np.int32)
         ragged.put(part, values, np.array([len(lists[number]) for number in part], dtype=np.int64))
-    wanted = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=9))
-    assert ragged.take(np.array(wanted, dtype=np.int64)).tolist() == [v for n in wanted for v in lists[n]]
-    assert ragged.sizes(np.array(wanted, dtype=np.int64)).tolist() == [len(lists[n]) for n in wanted]
+    chosen = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=9))
+    assert ragged.take(np.array(chosen, dtype=np.int64)).tolist() == [v for n in chosen for v in lists[n]]
+    assert ragged.sizes(np.array(chosen, dtype=np.int64)).tolist() == [len(lists[n]) for n in chosen]
 
 
 def test_slices_by_hand():
@@ -70,7 +70,7 @@ def test_slices_by_hand():
 
 # --- words
 
-# words that share pieces of seven bytes, with NULs, and longer than what is spelled
+# words that share pieces of seven bytes, contain NULs, or are longer than SPELLED
 pieces = st.sampled_from([b"", b"a", b"a\0", b"\0", b"1234567", b"12345678", b"abcdefg", b"x" * 60])
 words = st.lists(pieces, min_size=1, max_size=5).map(b"".join).filter(bool)
 
@@ -83,7 +83,7 @@ def cut(parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 @few
 @given(st.lists(st.lists(words, min_size=1, max_size=20), min_size=1, max_size=3))
 @example([[b"1234567", b"12345671234567", b"1234567\0", b"1234567a", b"x" * 56, b"x" * 57, b"x" * 63]])
-def test_equal_words_have_equal_numbers_and_others_have_others(texts):
+def test_words_have_equal_numbers_if_and_only_if_they_are_equal(texts):
     table, numbers = WordTable(np.int32), {}
     for parts in texts:
         for word, number in zip(parts, table.numbers(*cut(parts)).tolist(), strict=True):
@@ -94,7 +94,7 @@ def test_equal_words_have_equal_numbers_and_others_have_others(texts):
 
 @few
 @given(st.lists(st.lists(words, min_size=1, max_size=20), min_size=1, max_size=3))
-def test_words_are_counted_as_by_a_counter(texts):
+def test_counts_equal_those_of_a_counter(texts):
     counter = WordCounter()
     for parts in texts:
         counter.add(*cut(parts))
@@ -106,7 +106,7 @@ def test_words_are_counted_as_by_a_counter(texts):
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])
-def test_a_counter_of_blocks_gives_each_blocks_words_and_may_forget(limit, monkeypatch):
+def test_a_block_counter_returns_the_words_of_each_block_and_may_forget(limit, monkeypatch):
     monkeypatch.setattr(words_module, "MAX_KNOWN", limit)
     count, total = BlockCounter("gpt2"), WordCounter()
     for texts in (["a b", "a"], ["b", "", "a cat"], ["a cat"]):
@@ -120,7 +120,7 @@ def test_a_counter_of_blocks_gives_each_blocks_words_and_may_forget(limit, monke
 
 
 @pytest.mark.parametrize("most", [1, 3, 10])
-def test_of_too_many_words_the_rarest_are_forgotten(most):
+def test_beyond_the_maximum_the_rarest_words_are_forgotten(most):
     counter = WordCounter(most)
     parts = [b"often"] * 50 + [b"rare%d" % number for number in range(20)]
     for _ in range(3):
@@ -129,6 +129,6 @@ def test_of_too_many_words_the_rarest_are_forgotten(most):
     assert len(counts) <= most
     assert counter.size <= most
     assert int(counts.sum()) + counter.forgotten == 3 * len(parts)
-    place = int(np.argmax(counts))
-    begin = int(sizes[:place].sum())
-    assert data[begin : begin + sizes[place]].tobytes() == b"often" and counts[place] == 150
+    top = int(np.argmax(counts))
+    begin = int(sizes[:top].sum())
+    assert data[begin : begin + sizes[top]].tobytes() == b"often" and counts[top] == 150

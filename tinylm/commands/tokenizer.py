@@ -1,4 +1,4 @@
-"""Trains, shows and converts tokenizers.
+"""Trains, inspects and exports tokenizers.
 
 tinylm tokenizer train corpus.txt more.txt --kind bpe --vocab-size 4096 --out tok.json
 tinylm tokenizer inspect tok.json "some text"
@@ -35,54 +35,56 @@ OPTIONS = {
 }
 ALL_OPTIONS = set().union(*OPTIONS.values())
 WRITERS: dict[str, Callable[[Tokenizer, Path], None]] = {
-    "huggingface": write_tokenizer_json,  # a tokenizer.json
-    "gpt2": write_gpt2,  # a folder with vocab.json and merges.txt
-    "tiktoken": write_tiktoken,  # a file of ranks
+    "huggingface": write_tokenizer_json,  # tokenizer.json
+    "gpt2": write_gpt2,  # folder with vocab.json and merges.txt
+    "tiktoken": write_tiktoken,  # file of ranks
     "tinylm": lambda tokenizer, path: tokenizer.save(path),
 }
 
 
 def train_parser() -> Parser:
-    """The options of training."""
+    """Makes the parser of `tokenizer train`."""
     parser = Parser("tokenizer train", __doc__)
-    parser.add_argument("corpus", nargs="+", type=Path, help="UTF-8 text files; each is a document")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--kind", choices=KINDS, default="bpe", help="what a token is (%(default)s)")
-    parser.add_argument("--vocab-size", type=int, help="of bpe (4096) and word (all words), special tokens included")
-    parser.add_argument("--pattern", help="of bpe: gpt2, gpt4, or a regular expression of one word (gpt2)")
-    parser.add_argument("--min-frequency", type=int, help="of word: how often a word must occur (1)")
-    parser.add_argument("--special-tokens", nargs="*", help=f"names ({END_OF_TEXT}; of word <pad> <unk> <bos> <eos>)")
-    parser.add_argument("--memory-limit", type=int, help="of bpe: megabytes for the words (no limit)")
-    parser.add_argument("--processes", type=int, help="of bpe: how many work (one for each core)")
+    add = parser.add_argument
+    add("corpus", nargs="+", type=Path, help="UTF-8 text files, one document each")
+    add("--out", type=Path, required=True, help="file to write")
+    add("--kind", choices=KINDS, default="bpe", help="kind of tokenizer")
+    add("--vocab-size", type=int, help="number of tokens, special ones included (default: bpe 4096, word all words)")
+    add("--pattern", help="bpe: gpt2, gpt4, or a regular expression that matches one word (default: gpt2)")
+    add("--min-frequency", type=int, help="word: leave out words that occur less often (default: 1)")
+    special = f"special tokens (default: {END_OF_TEXT}; word: <pad> <unk> <bos> <eos>)"
+    add("--special-tokens", nargs="*", metavar="TOKEN", help=special)
+    add("--memory-limit", type=int, help="bpe: memory for the distinct words, in MB (default: no limit)")
+    add("--processes", type=int, help="bpe: number of processes (default: one per core)")
     return parser
 
 
 def train(arguments: list[str]) -> None:
     """Trains a tokenizer and writes it."""
     options = train_parser().parse(arguments)
-    wanted = {name: value for name, value in vars(options).items() if name in ALL_OPTIONS and value is not None}
-    for name in wanted.keys() - OPTIONS.get(options.kind, set()):
+    settings = {name: value for name, value in vars(options).items() if name in ALL_OPTIONS and value is not None}
+    for name in settings.keys() - OPTIONS.get(options.kind, set()):
         raise ConfigError(f"--{name.replace('_', '-')}: kind {options.kind} has no such option; leave it out")
     if options.special_tokens is not None:
-        wanted["special_tokens"] = options.special_tokens
+        settings["special_tokens"] = options.special_tokens
     elif options.kind != "word":
-        wanted["special_tokens"] = [END_OF_TEXT]
+        settings["special_tokens"] = [END_OF_TEXT]
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
-        raise DataError(f"{options.corpus[0]}: is empty; give a text")
+        raise DataError(f"{options.corpus[0]}: is empty; give a file with text")
     with progress_bars(size) if options.kind == "bpe" else nullcontext({}) as bars:
-        tokenizer = tokenizer_class(options.kind).train(options.corpus, **wanted, **bars)
+        tokenizer = tokenizer_class(options.kind).train(options.corpus, **settings, **bars)
     seconds = time.monotonic() - started
     tokenizer.save(options.out)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
     largest = max(options.corpus, key=file_size)
     sample = next(file_blocks(largest, tokenizer.safe_cut)).texts[0][: 1 << 20]
-    print(f"the first megabyte of {largest}: {figures(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
+    print(f"first megabyte of {largest}: {figures(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
 
 
 @contextmanager
 def progress_bars(size: int) -> Iterator[dict]:
-    """Bars for a terminal: one for the bytes that are counted, one for the merges; as an option of training."""
+    """Yields the `progress` option of BPE training: two bars on a terminal, for bytes counted and for merges."""
     quiet = not sys.stderr.isatty()
     with (
         tqdm(desc="counting words", total=size, unit="B", unit_scale=True, disable=quiet, delay=1) as counting,
@@ -93,24 +95,24 @@ def progress_bars(size: int) -> Iterator[dict]:
 
 
 def inspect(arguments: list[str]) -> None:
-    """Prints the pieces of a text."""
-    parser = Parser("tokenizer inspect", "Shows how a tokenizer cuts a text.")
-    parser.add_argument("tokenizer", help="a tokenizer's file or folder, of any format")
+    """Prints the tokens of a text."""
+    parser = Parser("tokenizer inspect", "Shows the tokens of a text, their ids and the bytes per token.")
+    parser.add_argument("tokenizer", help="tokenizer file or folder, in any supported format")
     parser.add_argument("text", help="the text, or - to read it from standard input")
-    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")
+    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="colour the tokens")
     options = parser.parse(arguments)
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if options.text == "-" else options.text
     if not text:
-        raise DataError("text: is empty; give some")
+        raise DataError("text: is empty; give some text")
     print(show_pieces(load_tokenizer(options.tokenizer), text, use_color(options.color)))
 
 
 def export(arguments: list[str]) -> None:
     """Writes a tokenizer in another format."""
-    parser = Parser("tokenizer export", "Writes a tokenizer in another tool's format.")
-    parser.add_argument("tokenizer", help="a tokenizer's file or folder, of any format")
-    parser.add_argument("--to", choices=[*WRITERS], required=True, help="the format")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write; of gpt2 a folder")
+    parser = Parser("tokenizer export", "Writes a tokenizer in the format of another library.")
+    parser.add_argument("tokenizer", help="tokenizer file or folder, in any supported format")
+    parser.add_argument("--to", choices=[*WRITERS], required=True, help="output format")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; a folder for gpt2")
     options = parser.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer)
     WRITERS[options.to](tokenizer, options.out)
@@ -118,7 +120,7 @@ def export(arguments: list[str]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Does what the first word says; without one of these it trains."""
+    """Runs the subcommand that the first argument names (default: train)."""
     commands = {"train": train, "inspect": inspect, "export": export}
     if arguments and arguments[0] in commands:
         commands[arguments[0]](arguments[1:])

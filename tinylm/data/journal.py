@@ -1,4 +1,4 @@
-"""Files that are written for a long time, and gone on with after a kill."""
+"""Append-only files that survive a kill and can be continued."""
 
 import contextlib
 import os
@@ -8,28 +8,29 @@ from pathlib import Path
 
 from tinylm.files import read_json, write_json
 
-JOURNAL_EVERY = 64 << 20  # bytes
+JOURNAL_EVERY = 64 << 20  # bytes written between two updates of the journal
 
 
 class JournaledFiles:
-    """Files of one folder that grow together, entry by entry, and can be gone on with after a kill.
+    """Append-only files in one folder that are written together, entry by entry, and can be continued after a kill.
 
-    Now and then all is flushed to the disk, and the number of entries, the sizes and the CRCs go into `journal.json`.
-    Who opens the folder again gets the files as they were then; if they are not as noted, they are empty.
+    After every `JOURNAL_EVERY` bytes, the files are flushed to disk, and the number of entries, the sizes and the CRCs
+    are recorded in `journal.json`. Reopening the folder truncates the files to the recorded state. If they do not match
+    it, all files start empty.
 
     Args:
-        folder: where they are
-        names: of the files
+        folder: the folder of the files
+        names: the names of the files
 
     Attributes:
-        entries: how many are in the files
-        sizes: bytes in each file
+        entries: number of entries written
+        sizes: size of each file in bytes
     """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self._journal, self._unnoted = folder / "journal.json", 0
+        self._journal, self._unrecorded = folder / "journal.json", 0
         self.entries, self.sizes, self._crcs = 0, dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or not a whole one
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the journal is missing or damaged
             entries, sizes, crcs = (read_json(self._journal)[key] for key in ("entries", "sizes", "crcs"))
             if all(_crc_of_first(folder / name, sizes[name]) == crcs[name] for name in names):
                 self.entries, self.sizes, self._crcs = entries, sizes, crcs
@@ -38,22 +39,22 @@ class JournaledFiles:
             file.truncate(self.sizes[name])
 
     def add(self, entry: dict[str, bytes]) -> None:
-        """Adds an entry: what comes to the end of which files."""
+        """Adds an entry: file name -> bytes to append."""
         for name, data in entry.items():
             self._files[name].write(data)
             self.sizes[name] += len(data)
             self._crcs[name] = zlib.crc32(data, self._crcs[name])
-            self._unnoted += len(data)
+            self._unrecorded += len(data)
         self.entries += 1
-        if self._unnoted >= JOURNAL_EVERY:
+        if self._unrecorded >= JOURNAL_EVERY:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
             write_json(self._journal, {"entries": self.entries, "sizes": self.sizes, "crcs": self._crcs})
-            self._unnoted = 0
+            self._unrecorded = 0
 
     def finish(self) -> None:
-        """Ends the files: there is no journal any more."""
+        """Closes the files and deletes the journal."""
         self.close()
         self._journal.unlink(missing_ok=True)
 
@@ -64,7 +65,7 @@ class JournaledFiles:
 
 
 def _crc_of_first(path: Path, size: int) -> int:
-    """The CRC of the first bytes of a file; -1 if it has not so many."""
+    """Returns the CRC of the first `size` bytes of a file, or -1 if the file is shorter."""
     crc = 0
     with path.open("rb") as file:
         while size > 0:

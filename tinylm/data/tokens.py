@@ -1,9 +1,9 @@
-"""The token cache: a corpus encoded once, as memory-mapped arrays of ids that are checked each time they are opened.
+"""The token cache: a corpus encoded once, as memory-mapped arrays of ids that are verified each time they are opened.
 
-A cache is a folder with one file of ids for each part (`train.bin` ...), the log probabilities of the documents for
-evaluation where the corpus knows them (`val.log_probs`), and `meta.json`. Its name holds a key, the SHA-256 of what
-decides the ids: text, tokenizer and this format. So a changed text or tokenizer finds no cache and makes one; a damaged
-cache is found by its checksums and made again. Text streams through: memory does not grow with the corpus.
+A cache is a folder with one file of ids per part (`train.bin`, ...), the log probabilities of the evaluation documents
+if the corpus knows them (`val.log_probs`), and `meta.json`. The folder's name contains a key: the SHA-256 of the text,
+the tokenizer and the format, which together determine the ids. A changed text or tokenizer therefore gets a new cache.
+A damaged cache is detected by its checksums and rebuilt. The text is streamed, so memory does not grow with the corpus.
 """
 
 import os
@@ -44,22 +44,22 @@ FORMAT = 2
 
 
 def is_tokenizer_file(spec: str) -> bool:
-    """Whether `data.tokenizer` means a file, and not a kind: it looks like a path, or is one."""
+    """Returns whether `data.tokenizer` names a file rather than a kind: it has a suffix, or exists."""
     return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or os.path.exists(spec))  # noqa: PTH110
 
 
 def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names.
+    """Loads or trains the tokenizer that `data.tokenizer` names.
 
     Args:
-        spec: a kind, whose vocabulary is then learned from the corpus (`bpe:2048` and `word:5000` with its size); a
-            tokenizer's file; or `tiktoken:gpt2`, a vocabulary of `pretrained.py`
-        corpus: the text
-        cache_dir: where a trained tokenizer is kept, so that every process of a job has the same one
+        spec: a kind to train on the corpus, `bpe` and `word` optionally with a vocabulary size (`bpe:2048`); the file
+            of a tokenizer; or a pretrained vocabulary of `pretrained.py` (`tiktoken:gpt2`)
+        corpus: the training text
+        cache_dir: a trained tokenizer is saved in its `tokenizers` folder, so that all processes of a job share it
 
     Raises:
-        ConfigError: for an unknown kind, or a size where it has none.
-        MissingInputError: if there is no such file, or a download cannot happen.
+        ConfigError: if the kind is unknown, or has no vocabulary size but one is given.
+        MissingInputError: if the file does not exist, or a vocabulary cannot be downloaded.
     """
     if is_tokenizer_file(spec):
         return load_tokenizer(spec)
@@ -71,7 +71,7 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
         raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
     options: dict[str, Any] = {"special_tokens": [END_OF_TEXT] if corpus.separated else []}
     if kind is WordTokenizer:
-        options = {}  # it has special tokens of its own, for words that are not in the training text too
+        options = {}  # it has its own special tokens, one of them for unknown words
     if size:
         options["vocab_size"] = int(size)
     key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
@@ -79,14 +79,14 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     with locked(path.with_suffix(".lock")):
         try:
             return load_tokenizer(path)
-        except TinyLMError:  # none yet, or a damaged one
+        except TinyLMError:  # missing or damaged
             tokenizer = _learn(kind, corpus, options)
             tokenizer.save(path)
             return tokenizer
 
 
 def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> Tokenizer:
-    """What to merge is learned from the training text alone; which characters there are must be known of all."""
+    """Trains on the training part only, except for a CharTokenizer, which needs the characters of all parts."""
     started = time.monotonic()
     if kind is CharTokenizer:
         tokenizer = kind.train_from_texts(corpus.texts(), **options)
@@ -108,34 +108,36 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
 
 
 def _bar(description: str, unit: str) -> tqdm:
-    """A progress bar for whoever sits at a terminal and has to wait."""
+    """Makes a progress bar that appears after 2 seconds, on a terminal only."""
     return tqdm(desc=description, unit=unit, unit_scale=True, delay=2, leave=False, disable=not sys.stderr.isatty())
 
 
 def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
-    """The ids of every part of a corpus, encoded now if no good cache is there.
+    """Opens the token ids of all parts of a corpus, encoding it first if there is no valid cache.
 
     Args:
         corpus: the text
-        tokenizer: how it is cut
-        cache_dir: caches are kept in its `tokens` folder
+        tokenizer: the tokenizer to encode it with
+        cache_dir: the cache is kept in its `tokens` folder
 
     Returns:
         part -> memory-mapped ids, uint16 or uint32, (tokens,)
 
     Raises:
-        DataError: for text that the tokenizer has no ids for.
-        CannotCreateError: if the cache folder cannot be written.
+        DataError: if the tokenizer cannot encode the text.
+        CannotCreateError: if the cache folder cannot be created.
     """
     folder = _open_folder(corpus, tokenizer, cache_dir)
     return {part: _memmap(folder / f"{part}.bin", tokenizer.dtype) for part in corpus.parts}
 
 
 def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
-    """The log probabilities of the documents under the corpus's own source. Arguments and errors as `open_tokens`'s.
+    """Opens the log probabilities of the evaluation documents under the distribution that generated the corpus.
+
+    Arguments and errors are those of `open_tokens`.
 
     Returns:
-        part -> nats, float64 (documents,), of all parts but the training one; empty where the corpus does not know
+        part -> nats, float64 (documents,), for all parts except training; an empty dict if the corpus knows none
     """
     folder = _open_folder(corpus, tokenizer, cache_dir)
     return {part: np.fromfile(folder / f"{part}.log_probs") for part in _known_parts(corpus)}
@@ -146,7 +148,7 @@ def _known_parts(corpus: Corpus) -> tuple[str, ...]:
 
 
 def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """The folder of a good cache, made now if there is none."""
+    """Returns the folder of a valid cache, building it if necessary."""
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
     family = f"{_slug(corpus.name)}-{tokenizer.kind}"
     folder = make_folder(cache_dir / "tokens") / f"{family}-{key[:16]}"
@@ -155,7 +157,7 @@ def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
         if problem:
             stale = [other for other in folder.parent.glob(f"{family}-*") if other.is_dir() and other != folder]
             if problem == "missing" and stale:
-                problem = "of an earlier text, split or tokenizer"
+                problem = "from an earlier text, split or tokenizer"
             if problem != "missing":
                 notice(f"the token cache of {corpus.name} is {problem}: encoding again")
             sweep(folder.parent)
@@ -164,12 +166,12 @@ def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
 
 
 def _memmap(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The numbers in a file, without reading them yet. (An empty file cannot be mapped.)"""
+    """Memory-maps a file. (An empty file cannot be mapped.)"""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _slug(name: str) -> str:
-    """A corpus's name as part of a file name; paths get a digest, since many end alike."""
+    """Makes a file name from a corpus's name; paths get a digest, since different ones may share a stem."""
     if name in NAMES:
         return name
     whole = name if "://" in name else str(Path(name).absolute())
@@ -177,7 +179,7 @@ def _slug(name: str) -> str:
 
 
 def _problem(folder: Path, corpus: Corpus) -> str | None:
-    """What is wrong with a cache, or None: `missing` or `damaged`."""
+    """Returns `missing`, `damaged`, or None if the cache is valid."""
     if not folder.is_dir():
         return "missing"
     try:
@@ -193,11 +195,11 @@ def _file_names(corpus: Corpus) -> list[str]:
 
 
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Encodes all parts into a new cache folder, which appears whole; goes on where a killed process was."""
+    """Encodes all parts into a new cache folder, atomically; continues where a killed process stopped."""
     started = time.monotonic()
     with atomic_folder(folder, resumable=True) as new, closing(JournaledFiles(new, _file_names(corpus))) as files:
         if files.entries:
-            notice(f"{corpus.name}: {sum(files.sizes.values()) / 1e6:,.0f} MB of tokens are there already: going on")
+            notice(f"{corpus.name}: {sum(files.sizes.values()) / 1e6:,.0f} MB of tokens already encoded: continuing")
         being_encoded: deque[tuple[str, list[float]]] = deque()
 
         def blocks() -> Iterator[Block]:
@@ -221,8 +223,10 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 
 
 def _blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[str, Block, list[float]]]:
-    """What is to be encoded, always in the same order: part, block, and the log probabilities of the documents that
-    came since that part's last block, where they are wanted."""
+    """Yields (part, block, log probabilities of the documents added since that part's last block).
+
+    The order is always the same, so that an interrupted build can be continued.
+    """
     packers = {part: Packer(tokenizer.safe_cut) for part in corpus.parts}
     log_probs: dict[str, list[float]] = {part: [] for part in corpus.parts}
 

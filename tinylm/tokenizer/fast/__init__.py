@@ -1,1 +1,1 @@
-"""Bulk encoding and training with arrays; equal to textbook.py, which is the version to read."""
+"""Bulk encoding and training with NumPy. The results equal those of textbook.py, which is the version to read."""

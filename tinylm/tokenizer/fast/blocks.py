@@ -1,7 +1,7 @@
-"""Text in parts that can be encoded by themselves, and so by any process: what all bulk work goes through.
+"""Blocks: parts of a corpus that can be encoded independently, and so in any process.
 
-A block is about a megabyte of texts: large enough that the work for a call does not count, small enough for the
-processor's caches and for any memory. Short documents are packed together, long ones cut where no word is.
+A block holds about a megabyte of text: large enough to amortize the overhead of a call, small enough for
+the processor's caches and for any memory. Short documents are packed together. Long ones are cut between words.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,16 +13,16 @@ import regex
 from tinylm.errors import DataError
 from tinylm.files import decode, file_size, read_range
 
-SEPARATOR = b"\xff"  # between two texts: no UTF-8 has this byte
-BLOCK = 1 << 20  # characters that are encoded at once: little memory, and the work for a call does not count
+SEPARATOR = b"\xff"  # between two texts: this byte never occurs in UTF-8
+BLOCK = 1 << 20  # characters
 
 
 class Block:
-    """A part of a corpus that can be encoded by itself: some texts, between which documents end.
+    """A part of a corpus that can be encoded independently: a list of texts, each the whole or a part of a document.
 
     Args:
-        texts: the first may be the rest of a document, the last its beginning
-        start: where the first one begins in its document, in characters, for positions in errors
+        texts: one per document; the first may lack its beginning and the last its end
+        start: offset of the first text in its document, in characters, for positions in error messages
     """
 
     def __init__(self, texts: list[str], start: int = 0) -> None:
@@ -31,16 +31,16 @@ class Block:
 
     @cached_property
     def data(self) -> bytes:
-        """The texts as UTF-8, with `SEPARATOR` between them.
+        """The texts as UTF-8, joined by `SEPARATOR`.
 
         Raises:
-            DataError: for a lone surrogate.
+            DataError: if a text has a lone surrogate.
         """
         return SEPARATOR.join(map(utf8, self.texts))
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts, decoded when they are wanted where the block comes from another process."""
+        """The texts; decoded lazily if the block was unpickled."""
         return [text.decode() for text in self.data.split(SEPARATOR)]
 
     def __reduce__(self) -> tuple[Callable, tuple]:
@@ -57,12 +57,12 @@ class Block:
 
 
 class FileBlock(Block):
-    """A block that is a part of a UTF-8 file, read by the process that encodes it. (Its `start` is not known.)
+    """A byte range of a UTF-8 file, read by the process that encodes it. Its `start` is unknown and set to 0.
 
     Args:
         path: the file
-        begin: where the part begins in it, in bytes
-        end: where it ends
+        begin: first byte
+        end: one past the last byte
     """
 
     def __init__(self, path: Path, begin: int, end: int) -> None:
@@ -70,10 +70,10 @@ class FileBlock(Block):
 
     @cached_property
     def data(self) -> bytes:
-        """As `Block`.
+        """The bytes of the range.
 
         Raises:
-            DataError: if it is not UTF-8, with the place.
+            DataError: if they are not UTF-8; the message gives the offset.
         """
         data = read_range(self.path, self.begin, self.end)
         decode(data, self.path, self.begin)
@@ -84,18 +84,18 @@ class FileBlock(Block):
 
 
 def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
-    """The blocks of a file, of which hardly anything is read yet: they end before a space, if there is one.
+    """Yields the blocks of a file, reading only what is needed to place the cuts: before a space if possible.
 
     Raises:
-        MissingInputError: if there is no such file.
+        MissingInputError: if the file does not exist.
     """
     size, begin, length = file_size(path), 0, BLOCK
-    if not safe_cut("a a"):  # nothing is known of where this text can be cut
+    if not safe_cut("a a"):  # this tokenizer knows no safe cuts
         length = max(size, 1)
     while begin + length < size:
         end = begin + length
         tail = read_range(path, max(begin, end - 4096), end)
-        if found := regex.search(rb"(?r)[!-~](?= )", tail):  # (?r): the last one
+        if found := regex.search(rb"(?r)[!-~](?= )", tail):  # (?r): the last match
             end -= len(tail) - found.start() - 1
         else:
             text = read_range(path, begin, end).decode(errors="ignore")
@@ -108,21 +108,21 @@ def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
 
 
 class Packer:
-    """Cuts documents, or packs them together, into blocks of about a megabyte.
+    """Packs short documents and cuts long ones into blocks of about a megabyte.
 
     Args:
-        safe_cut: where a text may be cut, as `Tokenizer.safe_cut`
+        safe_cut: returns where a text may be cut, like `Tokenizer.safe_cut`
     """
 
     def __init__(self, safe_cut: Callable[[str], int]) -> None:
         self._safe_cut = safe_cut
-        self._texts: list[str] = []  # documents that have ended
-        self._parts: list[str] = []  # chunks of the one that has not
-        self._start = self._next_start = 0  # of the first text, and of `_parts`, in their documents
+        self._texts: list[str] = []  # completed documents
+        self._parts: list[str] = []  # chunks of the current document
+        self._start = self._next_start = 0  # offsets of the first text and of `_parts` in their documents
         self._held, self._enough = 0, BLOCK  # characters
 
     def add(self, document: Iterable[str]) -> Iterator[Block]:
-        """Takes a document, in chunks; gives the blocks that become full."""
+        """Adds a document, given in chunks, and yields the blocks that it completes."""
         if self._held >= self._enough:
             yield from self.rest(end=True)
         for chunk in document:
@@ -135,7 +135,7 @@ class Packer:
         self._parts, self._next_start = [], 0
 
     def rest(self, end: bool) -> Iterator[Block]:
-        """The last block; with `end` the last document's end is in it."""
+        """Yields the last block. If `end`, the block ends with the separator of the last document."""
         if self._texts:
             yield Block([*self._texts, ""] if end else self._texts, self._start)
         self._texts, self._start, self._held, self._enough = [], 0, 0, BLOCK
@@ -148,11 +148,11 @@ class Packer:
             self._texts, text = [], text[cut:]
             self._start = self._next_start = self._next_start + cut
         self._parts, self._held = [text], len(text)
-        self._enough = max(BLOCK, 2 * len(text))  # where there is no place to cut, it is looked for now and then only
+        self._enough = max(BLOCK, 2 * len(text))  # without a safe cut, retry at doubling lengths
 
 
 def blocks(documents: Iterable[Iterable[str]], safe_cut: Callable[[str], int]) -> Iterator[Block]:
-    """The blocks of some documents, each in chunks; the last one's end is not in them."""
+    """Yields the blocks of documents, each given in chunks, without a separator after the last one."""
     packer = Packer(safe_cut)
     for document in documents:
         yield from packer.add(document)
@@ -160,10 +160,10 @@ def blocks(documents: Iterable[Iterable[str]], safe_cut: Callable[[str], int]) -
 
 
 def utf8(text: str, errors: str = "strict") -> bytes:
-    """The UTF-8 bytes of a text; `errors` as in `str.encode`.
+    """Encodes a text as UTF-8; `errors` is that of `str.encode`.
 
     Raises:
-        DataError: for a lone surrogate, which is half a character and has no UTF-8 form.
+        DataError: if the text has a lone surrogate (half of a UTF-16 pair), which UTF-8 cannot represent.
     """
     try:
         return text.encode("utf-8", errors)

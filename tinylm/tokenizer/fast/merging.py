@@ -1,8 +1,8 @@
-"""Merging the bytes of words into tokens: the encoding half of byte pair encoding.
+"""BPE encoding: merges the bytes of words into tokens.
 
-As long as two neighbours are a pair that was learned, the pair that was learned first (of its occurrences the
-leftmost) becomes one token. `textbook.merge_word` says just that. Here are the two fast ways, which tests hold to it:
-for one word of any length, and for thousands of short words at once.
+As long as a word has a learned pair of neighbours, the leftmost occurrence of the pair learned first is merged
+(`textbook.merge_word`). Two fast implementations are tested against that definition: one for a single word of any
+length, one for thousands of short words at once.
 """
 
 from collections.abc import Iterable
@@ -14,41 +14,41 @@ import numpy as np
 from tinylm.tokenizer.fast.arrays import KeyTable
 
 Pair = tuple[int, int]
-NEVER = 2**31 - 1  # the rank of a pair that is not merged
+NEVER = 2**31 - 1  # the rank of a pair that was not learned
 
 
 def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
-    """The tokens of one word, in n log n steps for n bytes: a heap of (rank, place) over a linked list.
+    """Encodes one word of n bytes in O(n log n): a heap of (rank, position) over a linked list of tokens.
 
     Args:
-        ids: of the word's bytes; changed in place
-        merged: pair -> (rank, token that it becomes)
+        ids: the byte tokens of the word; modified in place
+        merged: pair -> (rank, merged token)
     """
-    after = [*range(1, len(ids)), -1]  # the place of the next token, -1 at the end
+    after = [*range(1, len(ids)), -1]  # position of the next token, -1 at the end
     before = list(range(-1, len(ids) - 1))
-    todo = [(merged[pair][0], place) for place, pair in enumerate(pairwise(ids)) if pair in merged]
-    heapify(todo)
-    while todo:
-        rank, place = heappop(todo)
-        following = after[place]
-        if ids[place] < 0 or following < 0 or merged.get((ids[place], ids[following]), (-1,))[0] != rank:
-            continue  # one of the two was merged otherwise meanwhile
-        ids[place] = merged[ids[place], ids[following]][1]
+    queue = [(merged[pair][0], position) for position, pair in enumerate(pairwise(ids)) if pair in merged]
+    heapify(queue)
+    while queue:
+        rank, position = heappop(queue)
+        following = after[position]
+        if ids[position] < 0 or following < 0 or merged.get((ids[position], ids[following]), (-1,))[0] != rank:
+            continue  # stale: one of the two was merged with another token
+        ids[position] = merged[ids[position], ids[following]][1]
         ids[following] = -1
-        after[place] = after[following]
-        if after[place] >= 0:
-            before[after[place]] = place
-        for left in (before[place], place):
+        after[position] = after[following]
+        if after[position] >= 0:
+            before[after[position]] = position
+        for left in (before[position], position):
             if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
-                heappush(todo, (merged[ids[left], ids[after[left]]][0], left))
+                heappush(queue, (merged[ids[left], ids[after[left]]][0], left))
     return [token for token in ids if token >= 0]
 
 
 class MergeTable:
-    """What `merge_word` does, for many words at once.
+    """Vectorized `merge_word` for many words.
 
     Args:
-        merged: pair -> (rank, token that it becomes), in the order of the ranks 0, 1, 2 ...
+        merged: pair -> (rank, merged token), ordered by rank 0, 1, 2, ...
     """
 
     def __init__(self, merged: dict[Pair, Pair]) -> None:
@@ -58,37 +58,37 @@ class MergeTable:
         self._tokens = np.array([token for _, token in merged.values()], dtype=np.int32)
 
     def merge_words(self, ids: np.ndarray, sizes: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The tokens of many words: in each round one pair of each word is merged, in all words together.
+        """Encodes many words in rounds; each round merges one pair in every unfinished word.
 
         Args:
-            ids: of the words' bytes, one word after the other, int32
-            sizes: bytes of each word, int64 (words,), none of them 0
+            ids: the byte tokens of the words, concatenated, int32 (bytes,)
+            sizes: length of each word in bytes, at least 1, int64 (words,)
 
         Yields:
-            words that are finished: their places among the given ones, their tokens one after the other, and the
-            number of tokens of each
+            the words finished in a round: their indices, their tokens, concatenated, and the number of tokens of each
         """
         words = np.arange(len(sizes))
         begins = np.cumsum(sizes) - sizes
-        ranks = np.append(self._ranks(ids[:-1], ids[1:]), NEVER)  # of each token with the next one
+        ranks = np.append(self._ranks(ids[:-1], ids[1:]), NEVER)  # of the pair that begins at each token
         ranks[begins + sizes - 1] = NEVER
         while len(words):
-            firsts = np.minimum.reduceat(ranks << 32 | np.arange(len(ranks)), begins)  # the first pair, and its place
+            # each word's lowest rank and its leftmost position
+            firsts = np.minimum.reduceat(ranks << 32 | np.arange(len(ranks)), begins)
             merge = firsts >> 32 < NEVER
             keep = np.repeat(merge, sizes)
             yield words[~merge], ids[~keep], sizes[~merge]
-            places = firsts[merge] & 0xFFFFFFFF
-            ids[places] = self._tokens[firsts[merge] >> 32]
-            keep[places + 1] = False
-            places = (np.cumsum(keep) - 1)[places]
+            positions = firsts[merge] & 0xFFFFFFFF
+            ids[positions] = self._tokens[firsts[merge] >> 32]
+            keep[positions + 1] = False
+            positions = (np.cumsum(keep) - 1)[positions]
             words, sizes, ids, ranks = words[merge], sizes[merge] - 1, ids[keep], ranks[keep]
             begins = np.cumsum(sizes) - sizes
-            ranks[places] = NEVER
-            changed = np.concatenate([places[places > begins] - 1, places[places < begins + sizes - 1]])
+            ranks[positions] = NEVER
+            changed = np.concatenate([positions[positions > begins] - 1, positions[positions < begins + sizes - 1]])
             ranks[changed] = self._ranks(ids[changed], ids[changed + 1])
 
     def _ranks(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The ranks of pairs, int64 (n,)."""
+        """Returns the ranks of pairs, or NEVER, int64 (n,)."""
         ranks = self._table.find(left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)).astype(np.int64)
         ranks[ranks < 0] = NEVER
         return ranks

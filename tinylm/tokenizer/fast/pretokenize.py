@@ -1,12 +1,12 @@
-"""Cutting a text into words, before anything is merged: no token of a BPE reaches over the edge of such a word.
+"""Pre-tokenizer: splits text into words; BPE never merges across a word boundary.
 
-A word takes the space before it along (" cat"), so that spaces cost no tokens of their own. Which characters make up a
-word is a regular expression; GPT-2's, GPT-4's and that of `WordTokenizer` are known by name.
+A word includes the space before it (" cat"), so spaces need no tokens of their own. A regular expression defines the
+words; those of GPT-2, GPT-4 and `WordTokenizer` have names.
 
-A regular expression takes about 80 nanoseconds for a byte of text. These two ask so little of a character (letter,
-digit, white space or other sign?) that the same cuts can be found by NumPy for a whole text at once, in 5: a word
-begins where the kind changes, and the exceptions are mended. `word_starts_gpt2` and `word_starts_gpt4` do that, and
-tests hold them to the expressions.
+Matching a regular expression takes about 80 ns per byte. GPT-2's and GPT-4's depend on little more than the kind of
+each character (letter, digit, white space or other), so NumPy finds the same boundaries in about 5 ns per byte: a word
+begins wherever the kind changes, and the exceptions are corrected afterwards. `word_starts_gpt2` and `word_starts_gpt4`
+are tested against the expressions.
 """
 
 import sys
@@ -19,39 +19,39 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, utf8
 
 PATTERNS = {
-    # contractions | letters | digits | other signs | white space, the last of it only where no word follows
+    # contractions | letters | digits | other characters | white space, without its last character before a word
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    # cl100k: contractions in capitals too, numbers three digits at a time, line ends apart from other white space
+    # cl100k: contractions in any case, digits in groups of three, line ends separate from other white space
     "gpt4": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
-    # letters and digits with their marks and inner apostrophes | any other sign for itself | white space as in gpt2
+    # letters and digits with their marks and inner apostrophes | any other single character | white space as in gpt2
     "words": (
         r" ?[\p{L}\p{N}][\p{L}\p{N}\p{M}]*(?:['\u2019][\p{L}\p{N}][\p{L}\p{N}\p{M}]*)*| ?[^\s\p{L}\p{N}]"
         r"|\s+(?!\S)|\s+"
     ),
 }
 
-WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE stands between two texts
+WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
-SHORT = [ord(letter) for letter in "sdmt"]  # what follows the apostrophe of a contraction
+SHORT = [ord(letter) for letter in "sdmt"]  # follow the apostrophe of a contraction
 LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
 SHORT_ANY = [ord(letter) for letter in "sdmtSDMT"]
 LONG_ANY = [
     ord(a) << 8 | ord(b) for first, second in (("lL", "lL"), ("vV", "eE"), ("rR", "eE")) for a in first for b in second
 ]
-LONG_ANY.append(0xC5BF)  # the long s, which is an s in another case
+LONG_ANY.append(0xC5BF)  # U+017F, the long s: a case variant of s
 
 
 class WordSplitter:
-    """Cuts text into words that join to the text.
+    """Splits text into words; concatenated, they give back the text.
 
     Args:
         pattern: `gpt2`, `gpt4`, `words`, or a regular expression of the `regex` package that matches one word
 
     Raises:
-        ConfigError: if the pattern is none, or has groups other than (?:...).
+        ConfigError: if the pattern is not a valid regular expression, or has capturing groups.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -70,27 +70,27 @@ class WordSplitter:
         return WordSplitter, (self.pattern,)
 
     def words(self, text: str) -> list[str]:
-        """The words of a text.
+        """Returns the words of a text.
 
         Raises:
-            DataError: if a pattern of one's own leaves a part of the text out.
+            DataError: if a custom pattern does not match all of the text.
         """
         words = self._find_words(text)
         if self.named:
             return words
         if sum(map(len, words)) < len(text):
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
-        return [*filter(None, words)]  # a pattern may match nothing, too
+        return [*filter(None, words)]  # a custom pattern may match the empty string
 
     def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """The words of many texts at once; each text is cut by itself.
+        """Splits all texts of a block, each independently.
 
         Returns:
-            the UTF-8 of all texts, with `SEPARATOR` between them, uint8 (bytes,); and where words begin in it, int64
-            (words,): those of `words`, and the separators
+            the block's UTF-8 bytes, uint8 (bytes,), and the offsets at which words begin, int64 (words,); separators
+            count as words
 
         Raises:
-            DataError: for a lone surrogate; as `words`.
+            DataError: if a text has a lone surrogate, or a custom pattern does not match all of it.
         """
         data = np.frombuffer(block.data, dtype=np.uint8)
         if self.pattern in WORD_STARTS:
@@ -98,16 +98,16 @@ class WordSplitter:
         lengths = [0]
         for text in block.texts:
             lengths += [len(word) if word.isascii() else len(utf8(word)) for word in self.words(text)]
-            lengths.append(1)  # of the separator
+            lengths.append(1)  # the separator
         return data, np.cumsum(lengths[:-2], dtype=np.int64)
 
     def safe_cut(self, text: str) -> int:
-        """A late place where cutting a text changes none of its words, whatever follows; 0 if there is none.
+        """Returns a late offset where a cut changes no word, whatever text follows; 0 if there is none.
 
-        That is before a space that follows anything but white space: no named pattern has a word across such a place,
-        or looks across it for what ends there. Where there is no such space (Chinese), it is before the last four
-        words, since a pattern looks no further than that: white space makes three words, a contraction two.
-        With a pattern of one's own nothing is known.
+        The cut is before a space that follows a character other than white space: no named pattern matches, or looks,
+        across that boundary. In text without such a space (Chinese), at least four words remain after the cut: what
+        follows can change at most the last three words (white space) or two (a contraction). Nothing is known about
+        custom patterns, so the result is 0 for them.
         """
         if not self.named:
             return 0
@@ -119,30 +119,30 @@ class WordSplitter:
         data, starts = self.word_starts(Block([text]))
         for start in starts[-4:0:-1].tolist() if len(starts) > 4 else []:
             cut = len(data[:start].tobytes().decode())
-            if not text[cut - 1].isspace():  # white space at the end of a text would be cut otherwise
+            if not text[cut - 1].isspace():  # trailing white space would be split differently
                 return cut
         return 0
 
 
 def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
-    """Where the words of GPT-2's pattern begin.
+    """Finds where the words of GPT-2's pattern begin.
 
     Args:
         data: UTF-8, uint8 (n,), with `SEPARATOR` between texts
 
     Returns:
-        int64 (words,)
+        offsets, int64 (words,)
     """
     kinds = character_kinds(data)
     changes = kinds[1:] != kinds[:-1]
     starts = kinds == EDGE
     starts[:1] = True
-    # a run of one kind is a word, and takes the one space before it along
+    # a word is a run of one kind, with the one space before it
     starts[1:] |= changes & ((data[:-1] != SPACE) | (kinds[1:] == EDGE))
-    # of white space before a word the last character is apart: by itself, or it is that one space
+    # the last character of white space before a word begins a new word: alone, or as that one space
     last_white = changes & (kinds[:-1] == WHITE) & (kinds[1:] != EDGE)
     starts[:-1] |= last_white
-    wide = np.flatnonzero(last_white & (data[:-1] >= 0x80))  # its last byte was found: it begins earlier
+    wide = np.flatnonzero(last_white & (data[:-1] >= 0x80))  # of a multi-byte character, this is the last byte
     starts[wide] = False
     starts[_first_bytes(data, wide)] = True
     _join_contractions(data, starts)
@@ -150,18 +150,18 @@ def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
 
 
 def word_starts_gpt4(data: np.ndarray) -> np.ndarray:
-    """Where the words of GPT-4's pattern begin. Arguments as `word_starts_gpt2`'s."""
+    """Finds where the words of GPT-4's pattern begin. Arguments and result are those of `word_starts_gpt2`."""
     kinds = character_kinds(data)
     starts = kinds == EDGE
     starts[:1] = True
     starts[1:] |= kinds[1:] != kinds[:-1]
     _cut_white_space(data, kinds, starts)
-    # one sign that begins a word takes the letters after it along
+    # letters join a single other character that begins a word
     letters = np.flatnonzero((kinds[1:] == LETTER) & (kinds[:-1] == OTHER)) + 1
-    signs = _first_bytes(data, letters - 1)
-    starts[letters[starts[signs]]] = False
+    others = _first_bytes(data, letters - 1)
+    starts[letters[starts[others]]] = False
     _join_contractions(data, starts, any_case=True)
-    # three digits are a word
+    # digits come in groups of three
     digits = np.flatnonzero((kinds == DIGIT) & ((data & 0xC0) != 0x80))
     index = np.arange(len(digits))
     in_run = index - np.maximum.accumulate(np.where(starts[digits], index, 0))
@@ -170,23 +170,26 @@ def word_starts_gpt4(data: np.ndarray) -> np.ndarray:
 
 
 def _cut_white_space(data: np.ndarray, kinds: np.ndarray, starts: np.ndarray) -> None:
-    """Cuts runs of white space as GPT-4's pattern does: up to the last line end, then up to the last character, which
-    letters take along, and other signs too if it is a space. Changes `starts`, bool (n,)."""
+    """Splits runs of white space like GPT-4's pattern; modifies `starts`, bool (n,).
+
+    A run is split after its last line end and before its last character. That character joins the letters after it;
+    if it is a space, it joins other characters too.
+    """
     white = np.concatenate([[False], kinds == WHITE, [False]])
     begins, ends = np.flatnonzero(white[1:] > white[:-1]), np.flatnonzero(white[1:] < white[:-1])
     line_end = (data == 10) | (data == 13)
-    # signs take the line ends after them along
+    # line ends join other characters before them
     taken = np.flatnonzero(line_end[begins] & (begins > 0) & (kinds[begins - 1] == OTHER))
     starts[begins[taken]] = False
     others = np.append(np.flatnonzero(~line_end), len(data))
     begins[taken] = np.minimum(others[np.searchsorted(others, begins[taken])], ends[taken])
     starts[begins[begins < ends]] = True
-    # a word ends with the last line end
+    # a word ends at the last line end
     last = np.append(-1, np.flatnonzero(line_end))[np.cumsum(line_end)[ends - 1]]
-    rest = np.where(last >= begins, last + 1, begins)
-    starts[rest[rest < ends]] = True
-    # the last character is apart where something follows, and may be joined by it
-    follows = (rest < ends) & (ends < len(data)) & (kinds.take(ends, mode="clip") != EDGE)
+    tails = np.where(last >= begins, last + 1, begins)
+    starts[tails[tails < ends]] = True
+    # if anything follows, the last character begins a word, which may include what follows
+    follows = (tails < ends) & (ends < len(data)) & (kinds.take(ends, mode="clip") != EDGE)
     ends = ends[follows]
     last = _first_bytes(data, ends - 1)
     starts[last] = True
@@ -194,15 +197,15 @@ def _cut_white_space(data: np.ndarray, kinds: np.ndarray, starts: np.ndarray) ->
     starts[ends[joined]] = False
 
 
-def _first_bytes(data: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Where the characters begin that have their bytes at some places, int64 (n,)."""
-    while (inside := (data[places] & 0xC0) == 0x80).any():
-        places = places - inside
-    return places
+def _first_bytes(data: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Moves each position back to the first byte of its character, int64 (n,)."""
+    while (inside := (data[positions] & 0xC0) == 0x80).any():
+        positions = positions - inside
+    return positions
 
 
 def _join_contractions(data: np.ndarray, starts: np.ndarray, any_case: bool = False) -> None:
-    """Makes 's 't 'd 'm 'll 've 're words, where the apostrophe begins one. Changes `starts`, bool (n,)."""
+    """Makes 's 't 'd 'm 'll 've 're words if the apostrophe begins a word; modifies `starts`, bool (n,)."""
     short, long = (SHORT_ANY, LONG_ANY) if any_case else (SHORT, LONG)
     quotes = np.flatnonzero(data == APOSTROPHE)
     quotes = quotes[starts[quotes]]
@@ -216,13 +219,13 @@ def _join_contractions(data: np.ndarray, starts: np.ndarray, any_case: bool = Fa
 
 
 def character_kinds(data: np.ndarray) -> np.ndarray:
-    """The kind of the character that each byte belongs to.
+    """Returns for each byte the kind of the character it belongs to.
 
     Args:
         data: UTF-8, uint8 (n,), with `SEPARATOR` between texts
 
     Returns:
-        uint8 (n,)
+        kinds, uint8 (n,)
     """
     kinds = np.frombuffer(bytearray(data.tobytes().translate(_byte_kinds())), dtype=np.uint8)
     if not len(data) or data.max() < 0x80:
@@ -240,7 +243,7 @@ def character_kinds(data: np.ndarray) -> np.ndarray:
 
 @cache
 def _point_kinds() -> np.ndarray:
-    """Code point -> kind, as `regex` has them, uint8 (1,114,112,)."""
+    """Table from code point to kind, taken from `regex`, uint8 (1,114,112,)."""
     kinds = np.full(sys.maxunicode + 1, OTHER, dtype=np.uint8)
     every_character = np.arange(len(kinds), dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for kind, pattern in ((WHITE, r"\s+"), (LETTER, r"\p{L}+"), (DIGIT, r"\p{N}+")):
@@ -251,7 +254,7 @@ def _point_kinds() -> np.ndarray:
 
 @cache
 def _byte_kinds() -> bytes:
-    """Byte -> kind of an ASCII character, or EDGE: for `bytes.translate`."""
+    """Table for `bytes.translate` from byte to kind: ASCII characters, and `SEPARATOR` as EDGE."""
     kinds = np.full(256, OTHER, dtype=np.uint8)
     kinds[:128] = _point_kinds()[:128]
     kinds[BETWEEN] = EDGE
