@@ -23,9 +23,9 @@ from tinylm.tokenizer import (
     WordTokenizer,
     load_tokenizer,
 )
-from tinylm.tokenizer.bpe import BYTES
+from tinylm.tokenizer.alphabet import ALPHABET, BYTES
 from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
-from tinylm.tokenizer.formats.gpt2 import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
+from tinylm.tokenizer.formats.gpt2 import read_gpt2, write_gpt2
 from tinylm.tokenizer.formats.huggingface import (
     DIGITS,
     GPT4,
@@ -34,7 +34,7 @@ from tinylm.tokenizer.formats.huggingface import (
     to_tokenizer_json,
     write_tokenizer_json,
 )
-from tinylm.tokenizer.formats.merges import ALPHABET
+from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
 
 few = settings(max_examples=50, deadline=None)
 SPECIAL = ["<x>", END_OF_TEXT, "<x>y", " z ", "<|日本|>"]
@@ -208,9 +208,9 @@ def test_a_pattern_that_may_mean_something_else_is_not_written(pattern, tmp_path
     [
         (BPETokenizer([], special_tokens=["é"]), "'é' is decoded there as the bytes that its characters stand for"),
         (ByteTokenizer(["<ÿ>"]), "'<ÿ>' is decoded there"),
-        (BPETokenizer([], special_tokens=["a"]), "'a' is an ordinary token's name"),
-        (CharTokenizer("ab", ["b"]), "'b' is an ordinary token's name"),
-        (WordTokenizer(["ab"], ["ab"]), "'ab' is an ordinary token's name"),
+        (BPETokenizer([], special_tokens=["a"]), "'a' is the name of an ordinary token"),
+        (CharTokenizer("ab", ["b"]), "'b' is the name of an ordinary token"),
+        (WordTokenizer(["ab"], ["ab"]), "'ab' is the name of an ordinary token"),
     ],
 )
 def test_special_tokens_that_would_be_taken_for_others_are_not_written(tokenizer, problem, tmp_path):
@@ -290,14 +290,14 @@ REFUSED = {
     "half a special token": ({"added_tokens": []}, r"model\.vocab: '.*' is neither merged nor an added token"),
     "a garbled special token": ({"added_tokens.0.content": "<é>", "added_tokens.0.id": 400}, "'<é>' is decoded there"),
     "no merges": ({"model.merges": []}, r"model\.vocab: '.*' is neither merged nor an added token"),
-    "a merge too many": ({"model.merges.0": ["q", "q"]}, "is no token|is neither|is made of"),
-    "a merge of nothing": ({"model.merges.0": ["é1", "z"]}, r"merges: 'é1z' is made of 'é1', which is no token"),
+    "a merge too many": ({"model.merges.0": ["q", "q"]}, "no merge makes|is neither|before a merge"),
+    "a merge of nothing": ({"model.merges.0": ["é1", "z"]}, r"merges: 'é1z' uses 'é1', which no merge makes"),
     "a merge of three": ({"model.merges.0": ["a", "b", "c"]}, "is not a tokenizer.json of Hugging Face's"),
     "merges twice": ({"model.merges.1": ["h", "e"], "model.merges.2": ["h", "e"]}, "merges|vocab"),
     "no vocabulary": ({"model.vocab": {}, "added_tokens": []}, "vocab: lacks the byte '!'"),
     "a list for a vocabulary": ({"model.vocab": []}, "is not a tokenizer.json of Hugging Face's"),
-    "ids that are names": ({"model.vocab.!": "0"}, "ids must be whole numbers"),
-    "an id twice": ({"model.vocab.!": 1}, "ids must be .* different numbers"),
+    "ids that are names": ({"model.vocab.!": "0"}, "ids must be integers"),
+    "an id twice": ({"model.vocab.!": 1}, "ids must be .* distinct integers"),
 }  # fmt: skip
 
 
@@ -447,7 +447,7 @@ def test_ranks_and_cuts_of_any_tokens_are_read_exactly_or_refused(folder, tokens
     try:
         tokenizer = read_tiktoken(folder / "cuts.tiktoken", "gpt4")
     except DataError as error:
-        assert "must be made of two tokens of lower ranks" in str(error)
+        assert "must merge two tokens of lower rank" in str(error)
     else:
         other = tiktoken_of(folder / "cuts.tiktoken", tokenizer)
         assert [tokenizer.encode(word) for word in words] == [other.encode_ordinary(word) for word in words]
@@ -467,7 +467,7 @@ def test_any_merges_are_written_exactly_as_ranks_or_refused(folder, pairs):
     try:
         write_tiktoken(tokenizer, folder / "merges.tiktoken")
     except ConfigError as error:
-        assert "must be made of two tokens" in str(error) or "merges: tiktoken would make" in str(error)
+        assert "must merge two tokens" in str(error) or "merges: tiktoken would make" in str(error)
     else:
         other = tiktoken_of(folder / "merges.tiktoken", tokenizer)
         assert [tokenizer.encode(word) for word in words] == [other.encode_ordinary(word) for word in words]
@@ -519,9 +519,9 @@ def test_merges_without_a_header_with_windows_line_ends_are_read(trained, tmp_pa
 @pytest.mark.parametrize(
     ("tokenizer", "problem"),
     [
-        (ByteTokenizer(), "tokenizer: GPT-2's files hold bpe only, not kind byte"),
-        (BPETokenizer([], "gpt4"), "pattern: GPT-2's files mean gpt2, got 'gpt4'"),
-        (BPETokenizer([], special_tokens=["é"]), "special_tokens: 'é' is an ordinary token's name"),
+        (ByteTokenizer(), "tokenizer: GPT-2's files need kind bpe, got byte"),
+        (BPETokenizer([], "gpt4"), "pattern: GPT-2's files need gpt2, got 'gpt4'"),
+        (BPETokenizer([], special_tokens=["é"]), "special_tokens: 'é' is the name of an ordinary token"),
     ],
 )
 def test_what_gpt2s_files_cannot_hold_is_refused(tokenizer, problem, tmp_path):
@@ -536,19 +536,19 @@ DAMAGED = {
     "a vocab too small": (lambda vocab, merges: ('{"a": 1}', merges), r"vocab\.json: vocab: lacks the byte '!'"),
     "ids that are names": (lambda vocab, merges: (vocab.replace(": 0", ': "0"', 1), merges), r"vocab\.json: ids must"),
     "ids twice": (lambda vocab, merges: (vocab.replace(": 0,", ": 1,", 1), merges), r"vocab\.json: ids must be 400"),
-    "half a line": (lambda vocab, merges: (vocab, merges + "abc\n"), r"merges\.txt: line 141: 'abc' is not two tokens"),
-    "three parts": (lambda vocab, merges: (vocab, merges + "a b c\n"), r"merges\.txt: line 141: 'a b c' is not two"),
-    "an unknown piece": (lambda vocab, merges: (vocab, merges + "q@q z\n"), r"merges: 'q@qz' is made of 'q@q', which"),
-    "no byte's name": (lambda vocab, merges: (vocab, merges + "a ☃\n"), r"merges\.txt: merges: 'a☃' is made of '☃'"),
+    "half a line": (lambda vocab, merges: (vocab, merges + "abc\n"), r"merges\.txt: line 141 must .*got 'abc'"),
+    "three parts": (lambda vocab, merges: (vocab, merges + "a b c\n"), r"merges\.txt: line 141 must .*got 'a b c'"),
+    "an unknown piece": (lambda vocab, merges: (vocab, merges + "q@q z\n"), r"merges: 'q@qz' uses 'q@q', which"),
+    "no byte's name": (lambda vocab, merges: (vocab, merges + "a ☃\n"), r"merges\.txt: merges: 'a☃' uses '☃'"),
     "a new merge": (lambda vocab, merges: (vocab, merges + "q q\n"), r"json: vocab: lacks the merged token 'qq'"),
     "a merge twice": (lambda vocab, merges: (vocab, merges + "h e\nh e\n"), r"vocab\.json: (?:merges|vocab: lacks)"),
     "a merge too early": (
         lambda vocab, merges: (vocab, "#version\na bc\nb c\na b\nab c\n"),
-        r"merges\.txt: merges: 'abc' is made of 'bc' before there is such a token; reorder them",
+        r"merges\.txt: merges: 'abc' uses 'bc' before a merge makes it; reorder the merges",
     ),
     "a merge that is not too late": (
         lambda vocab, merges: (vocab, "#version\na bcd\nb c\na b\nc d\nab cd\nbc d\n"),
-        r"merges\.txt: merges: 'abcd' is made of 'bcd' before there is such a token; reorder them",
+        r"merges\.txt: merges: 'abcd' uses 'bcd' before a merge makes it; reorder the merges",
     ),
     "not UTF-8": (lambda vocab, merges: (vocab, merges.encode("utf-16")), r"merges\.txt: is not a list of merges"),
 }  # fmt: skip
@@ -616,7 +616,7 @@ def test_special_tokens_follow_the_ranks_where_they_have_no_ids(trained, rank_fi
     path = folder / "gpt2.tiktoken"
     assert read_tiktoken(path, special_tokens=SPECIAL) == trained["gpt2"]
     assert read_tiktoken(path, special_tokens={"<x>": 500}).special_tokens == {"<x>": 500}
-    with pytest.raises(ConfigError, match=r"ids must be .* different"):
+    with pytest.raises(ConfigError, match=r"ids must be .* distinct"):
         read_tiktoken(path, special_tokens={"<x>": 7})
     with pytest.raises(ConfigError, match="pattern: "):
         read_tiktoken(path, pattern="(")
@@ -628,13 +628,16 @@ A, B, C = (BYTES.index(letter) for letter in b"abc")
 @pytest.mark.parametrize(
     ("tokenizer", "problem"),
     [
-        (CharTokenizer("ab"), "tokenizer: tiktoken's ranks hold bpe only, not kind char"),
-        (BPETokenizer([(A, B), (B, C), (A, 257)]), "merges: tiktoken would make 'abc' of 'ab' and 'c', unlike these"),
+        (CharTokenizer("ab"), "tokenizer: tiktoken's ranks need kind bpe, got char"),
+        (
+            BPETokenizer([(A, B), (B, C), (A, 257)]),
+            "merges: tiktoken would make 'abc' of 'ab' and 'c'",
+        ),
         (
             BPETokenizer([(A, B), (B, C), (256, 257), (A, A), (259, 257)]),
-            "'aabc' must be made of two tokens .*got a ab c",
+            "'aabc' must merge two tokens .*got a ab c",
         ),
-        (BPETokenizer([(A, B), (A, C)], ids=[*range(256), 257, 256]), "ids: 'ac' has 256, less than an earlier merge"),
+        (BPETokenizer([(A, B), (A, C)], ids=[*range(256), 257, 256]), "ids must increase .*got 256 for 'ac' after 257"),
     ],
 )
 def test_what_ranks_cannot_hold_is_refused_with_the_token(tokenizer, problem, tmp_path):
@@ -649,16 +652,16 @@ BAD_RANKS = {
     "no base64": (BYTE_RANKS + "Y*I= 256\n", "is not a file of ranks"),
     "no rank": (BYTE_RANKS + "YWI=\n", "is not a file of ranks"),
     "a rank that is none": (BYTE_RANKS + "YWI= x\n", "is not a file of ranks"),
-    "a rank below 0": (BYTE_RANKS + "YWI= -1\n", "ids must be 257 different numbers"),
-    "a rank twice": (BYTE_RANKS + "YWI= 255\n", "ids must be 257 different numbers"),
-    "a token twice": (BYTE_RANKS + "YWI= 256\nYWI= 257\n", "ids must be 257 different numbers"),
-    "a huge rank": (BYTE_RANKS + "YWI= 99999999999\n", "ids must be 257 different numbers"),
+    "a rank below 0": (BYTE_RANKS + "YWI= -1\n", "ids must be 257 distinct integers"),
+    "a rank twice": (BYTE_RANKS + "YWI= 255\n", "ids must be 257 distinct integers"),
+    "a token twice": (BYTE_RANKS + "YWI= 256\nYWI= 257\n", "ids must be 257 distinct integers"),
+    "a huge rank": (BYTE_RANKS + "YWI= 99999999999\n", "ids must be 257 distinct integers"),
     "cut off": (BYTE_RANKS[:900], "lacks the byte|is not a file of ranks"),
-    "empty": ("", "whole numbers|lacks the byte"),
-    "nothing": (BYTE_RANKS + "= 256\n", "is not a file of ranks|'' must be made of two tokens"),
+    "empty": ("", "integers|lacks the byte"),
+    "nothing": (BYTE_RANKS + "= 256\n", "is not a file of ranks|'' must merge two tokens"),
     "three parts": (
         BYTE_RANKS + rank_lines({b"abc": 256}),
-        "'abc' must be made of two tokens of lower ranks, got a b c",
+        "'abc' must merge two tokens of lower rank, got a b c",
     ),
     "not ASCII": (BYTE_RANKS + "é 256\n", "is not a file of ranks"),
 }
@@ -679,7 +682,7 @@ def test_load_tokenizer_takes_what_it_finds(trained, tmp_path, capsys):
     tokenizer = trained["no special tokens"]
     write_tiktoken(tokenizer, tmp_path / "t.tiktoken")
     assert load_tokenizer(tmp_path / "t.tiktoken") == tokenizer
-    assert "t.tiktoken does not say how it cuts words: taking gpt2's way" in capsys.readouterr().err
+    assert "t.tiktoken does not record its pattern: assuming gpt2" in capsys.readouterr().err
     with pytest.raises(MissingInputError, match=r"has no tokenizer\.tinylm\.json, no tokenizer\.json, no vocab\.json"):
         load_tokenizer(tmp_path)
 

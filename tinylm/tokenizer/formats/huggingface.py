@@ -18,12 +18,13 @@ import regex
 
 from tinylm.errors import ConfigError
 from tinylm.files import read_json, write_json
+from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.bpe import BYTE_IDS, BPETokenizer
+from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
-from tinylm.tokenizer.formats.merges import ALPHABET, NamedMerges, names_and_ids, reading, require, vocabulary, with_ids
+from tinylm.tokenizer.formats.merges import NamedMerges, reading, require, vocabulary
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 # --- patterns
@@ -106,7 +107,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `write_tokenizer_json` writes. Errors as there."""
     match tokenizer:
         case BPETokenizer():
-            names, ids = names_and_ids(tokenizer)
+            names, ids = tokenizer.names_and_ids()
             merges = [[names[left], names[right]] for left, right in tokenizer.merges]
             steps = _byte_level(names, tokenizer, ids, merges, tokenizer.pattern)
         case ByteTokenizer():
@@ -210,7 +211,7 @@ def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
     for name in table.names if model.get("ignore_merges") else ():
         if not table.is_whole(name):
             raise ConfigError(f"model.ignore_merges is true, and {name!r} is not what its bytes are merged to")
-    tokenizer = with_ids(table, model["vocab"] | special, list(special), pattern)
+    tokenizer = BPETokenizer(**table.arguments(model["vocab"] | special, list(special)), pattern=pattern)
     same = ByteTokenizer(list(special))
     found = (pattern, tokenizer.token_bytes, tokenizer.special_tokens)
     return same if found == (ALL, same.token_bytes, same.special_tokens) else tokenizer
