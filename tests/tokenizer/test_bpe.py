@@ -1,4 +1,4 @@
-"""BPETokenizer: merges and ids as Hugging Face's tokenizers, OpenAI's tiktoken and the textbook give them."""
+"""BPETokenizer against Hugging Face's tokenizers, OpenAI's tiktoken and the textbook version."""
 
 import json
 import random
@@ -33,7 +33,7 @@ MIXED = (
 
 
 def hugging_face(text: str, vocab_size: int) -> tokenizers.Tokenizer:
-    """The same tokenizer by the oracle: GPT-2's bytes, its pattern, no minimal count."""
+    """Trains the equivalent tokenizer with Hugging Face's library."""
     other = tokenizers.Tokenizer(models.BPE())
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -64,7 +64,7 @@ def test_a_word_is_merged_in_the_order_of_learning_by_hand():
 
 
 def test_a_pair_whose_bytes_are_a_token_becomes_that_token():
-    tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel once more
+    tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel again
     assert tokenizer.vocab_size == 256 + 3
     assert merge_word([H, 258], tokenizer._merged) == [257]
 
@@ -114,7 +114,7 @@ def test_blocks_of_texts_have_the_ids_of_each_text_with_separators_between(train
         end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         expected = [tokenizer._encode_short(part) for part in texts]
         joined = list(chain.from_iterable([*ids, *end] for ids in expected))
-        for _ in range(2):  # new words, and known ones
+        for _ in range(2):  # new words, then known ones
             found = tokenizer.encode_block(Block(texts)).tolist()
             assert found == (joined[:-1] if end else joined)
 
@@ -159,7 +159,7 @@ def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_pa
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_file_that_is_no_utf8_is_refused_with_the_place(processes, tmp_path, monkeypatch):
+def test_a_file_that_is_not_utf8_is_refused_with_the_position(processes, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
     monkeypatch.setattr(bpe, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
@@ -180,7 +180,7 @@ def test_any_bytes_come_back(trained, data):
 
 @pytest.mark.parametrize("text", ["a", "ab", None], ids=["one letter", "two letters", "random bytes"])
 def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
-    """Pops of the heap, counted, for two lengths: a loop over all pairs for each merge would take 16 times as many."""
+    """Counts heap pops for two lengths. A scan of all pairs per merge would need 16 times as many for 4 times the length."""
     letters = random.Random(0).choices("abcdefgh", k=40_000)
     tokenizer = BPETokenizer.train_from_texts(
         ["".join(letters[:5000])] if text is None else [text * 500], vocab_size=300
@@ -267,11 +267,11 @@ def test_nothing_to_learn_from_is_an_error():
             BPETokenizer.train_from_texts(texts)
 
 
-# --- what is given
+# --- invalid merges
 
 
 @pytest.mark.parametrize("merges", [[(256, H)], [(H, -1)], [(H, E), (H, E)], [(H, E), (257, H)]])
-def test_merges_of_what_is_not_there_are_refused(merges):
+def test_merges_of_unknown_ids_are_refused(merges):
     with pytest.raises(
         ConfigError,
         match=f"merges: merge {len(merges) - 1} repeats an earlier one, or uses",
@@ -279,7 +279,7 @@ def test_merges_of_what_is_not_there_are_refused(merges):
         BPETokenizer(merges)
 
 
-# --- other numbers
+# --- other numberings of ids
 
 
 @few

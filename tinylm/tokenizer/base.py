@@ -1,8 +1,8 @@
 """The base class of tokenizers: text -> ids -> the same text.
 
 A tokenizer is a table of byte strings, one per id, and a way to split text into them. Decoding is therefore common to
-all (join the bytes, decode UTF-8); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have ids
-but are matched in text only on request, so that user input stays plain text.
+all (join the bytes, decode UTF-8); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have
+ids but are matched in text only on request, so that user input stays plain text.
 """
 
 import codecs

@@ -59,7 +59,7 @@ class CharTokenizer(Tokenizer):
         """One id per character, int64 (n,).
 
         Raises:
-            DataError: for an unknown character without `<|unk|>`, with its code point and position; for a lone surrogate.
+            DataError: for an unknown character without `<|unk|>`, with its position; for a lone surrogate.
         """
         points = _code_points(text)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
