@@ -180,7 +180,7 @@ def test_any_bytes_come_back(trained, data):
 
 @pytest.mark.parametrize("text", ["a", "ab", None], ids=["one letter", "two letters", "random bytes"])
 def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
-    """Counts heap pops for two lengths. A scan of all pairs per merge would need 16 times as many for 4 times the length."""
+    """Counts heap pops for two lengths. A scan of all pairs per merge would grow 16-fold."""
     letters = random.Random(0).choices("abcdefgh", k=40_000)
     tokenizer = BPETokenizer.train_from_texts(
         ["".join(letters[:5000])] if text is None else [text * 500], vocab_size=300

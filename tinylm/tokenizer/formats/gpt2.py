@@ -1,6 +1,6 @@
 """GPT-2's vocab.json and merges.txt.
 
-Both files together have the same ids in tinylm and in other programs. They do not record the pattern: it is GPT-2's.
+Ids are the same in tinylm and in other programs. The files do not record the pattern, which is GPT-2's.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from tinylm.tokenizer.formats.merges import vocabulary
 
 
 def read_gpt2(vocab_path: str | Path, merges_path: str | Path) -> BPETokenizer:
-    """Calls `BPETokenizer.from_gpt2`."""
+    """Reads vocab.json and merges.txt. Errors as in `BPETokenizer.from_gpt2`."""
     return BPETokenizer.from_gpt2(vocab_path, merges_path)
 
 

@@ -3,9 +3,9 @@
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
 Files equivalent to a BPETokenizer are read, and so are files that tinylm wrote from any tokenizer. Everything else is
-refused, with the name of the field that would change ids. Added tokens are tinylm's special tokens. Hugging Face matches
-them in every text, tinylm only if `allow_special` is set. A letter from a newer Unicode version than one of the two
-programs knows may be split differently.
+refused, with the name of the field that would change ids. Added tokens are tinylm's special tokens. Hugging Face
+matches them in every text, tinylm only if `allow_special` is set. A letter that is too new for the Unicode version of
+one of the two programs may be split differently.
 
 Not supported: normalizers, tokens added around a text, models other than byte-level BPE, ordinary added tokens.
 """
@@ -40,7 +40,7 @@ SPELLINGS = PATTERNS | {"gpt4": GPT4}
 # SmolLM's pattern: digits are split off first, then GPT-2's, so white space before a digit is one word
 DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
-# The syntax that Hugging Face's engine (Oniguruma) and `regex` read alike. Excluded are \w, which matches ² in Oniguruma
+# The syntax that Hugging Face's engine (Oniguruma) and `regex` read alike. Excluded: \w, which matches ² in Oniguruma
 # only; possessive {1,3}+; nested sets; and, under (?i:, pairs that Oniguruma folds to one letter, such as ss and ß.
 ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
 FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
@@ -263,7 +263,7 @@ def _adds_nothing(post_processor: Any) -> bool:
 
 
 def _from_word_level(values: dict[str, Any]) -> Tokenizer:
-    """A tokenizer that tinylm wrote as a table of words. It is written again and compared; any difference is refused."""
+    """A table of words that tinylm wrote. It is written again and compared; any difference is refused."""
     vocab, special = values["model"]["vocab"], [token["content"] for token in values["added_tokens"]]
     words = sorted(vocab.keys() - set(special), key=vocab.__getitem__)
     if values["pre_tokenizer"]["pattern"] == {"Regex": CHARACTER}:
