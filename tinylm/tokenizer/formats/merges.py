@@ -89,9 +89,8 @@ class NamedMerges:
     def add_by_rank(self, name: str) -> None:
         """Appends the merge that makes the token of the next rank.
 
-        Its pair is what tiktoken's rule leaves of its bytes at lower ranks. By the fact above, no
-        other pair with these bytes exists in any word when this rank's turn comes. So tiktoken's rule and the merges
-        agree.
+        Its pair is what tiktoken's rule leaves of its bytes at lower ranks. By the fact above, no other pair with these
+        bytes exists in any word when this rank's turn comes. So tiktoken's rule and the merges agree.
 
         Raises:
             ConfigError: if more than two tokens are left.
