@@ -63,7 +63,7 @@ def test_decode_inverts_encode_on_any_text(make, text):
 @settings(max_examples=2000, deadline=None)
 @given(text)
 @example(ODD)
-def test_bytes_and_pieces_decode_to_any_text_whatever_they_were_trained_on(kind, trained_on_odd, text):
+def test_byte_and_bpe_tokenizers_encode_any_text(kind, trained_on_odd, text):
     tokenizer = trained_on_odd[kind]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids, errors="strict") == text

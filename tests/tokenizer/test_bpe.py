@@ -333,7 +333,7 @@ def test_a_tokenizer_with_ids_is_saved_with_them_and_counted_ones_are_not(traine
         (lambda ids: [ids], "integers"),
     ],
 )
-def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
+def test_invalid_ids_are_refused(change, got, tmp_path):
     ids = change(list(range(258)))
     with pytest.raises(ConfigError, match=f"ids must be .*{got}"):
         BPETokenizer([(H, E)], special_tokens=["<x>"], ids=ids)
@@ -343,7 +343,7 @@ def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
         load_tokenizer(tmp_path / "t.json")
 
 
-def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
+def test_a_file_with_invalid_merges_is_refused(tmp_path):
     values = BPETokenizer([(H, E)]).to_dict()
     for merges in ([[1]], [["a", "b"]], 3, None):
         (tmp_path / "t.json").write_text(json.dumps(values | {"merges": merges}))

@@ -24,7 +24,7 @@ def test_an_id_is_the_rank_of_the_code_point(text):
     assert CharTokenizer.train_from_texts([text]).encode(text) == [ordered.index(character) for character in text]
 
 
-def test_ids_follow_the_given_vocabulary_whatever_its_order():
+def test_ids_follow_the_order_of_the_vocabulary():
     assert CharTokenizer("zé\0a").encode("a\0éz") == [3, 2, 1, 0]
 
 

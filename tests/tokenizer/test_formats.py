@@ -710,7 +710,7 @@ def test_files_that_are_not_there_are_missing_input(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"a": 0}', '{"model": 3}', '{"model": {}}', "3", '"vocab"'])
-def test_what_is_no_tokenizer_is_told_what_one_is(content, tmp_path):
+def test_the_error_for_other_files_lists_the_supported_formats(content, tmp_path):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"t\.json: is not a tinylm tokenizer, nor a tokenizer\.json; .*tiktoken"):
         load_tokenizer(tmp_path / "t.json")

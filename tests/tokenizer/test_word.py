@@ -18,7 +18,7 @@ sayings = st.text("ab é'.\n\u0301", min_size=1, max_size=40)
 DEFAULT = ["<pad>", "<unk>", "<bos>", "<eos>"]
 
 
-def test_ids_are_places_in_the_vocabulary_by_hand():
+def test_ids_are_indices_into_the_vocabulary_by_hand():
     tokenizer = WordTokenizer(["the", " cat", ",", " ", "cat"])
     assert tokenizer.encode("the cat,  cat") == [0, 1, 2, 3, 1]
     assert tokenizer.encode("cat dog!") == [4, tokenizer.unknown, tokenizer.unknown]

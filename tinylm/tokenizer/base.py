@@ -242,8 +242,8 @@ class Tokenizer(ABC):
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
         piece_of = self.piece_decoder()
         yield from filter(None, map(piece_of, ids))
-        if rest := piece_of(None):
-            yield rest
+        if tail := piece_of(None):
+            yield tail
 
     def piece_decoder(self) -> Callable[[int | None], str]:
         """An incremental decoder: call it with each id of a text in order, then with None.

@@ -26,10 +26,10 @@ def show_pieces(tokenizer: Tokenizer, text: str, color: bool) -> str:
         shown = "".join(shaded(piece, next(shades)) for piece in pieces)
     else:
         shown = "|".join(pieces)
-    return f"{shown}\n{' '.join(map(str, ids))}\n{figures(tokenizer, text, len(ids))}"
+    return f"{shown}\n{' '.join(map(str, ids))}\n{statistics(tokenizer, text, len(ids))}"
 
 
-def figures(tokenizer: Tokenizer, text: str, count: int) -> str:
+def statistics(tokenizer: Tokenizer, text: str, count: int) -> str:
     """Token counts, bytes per token, and the size of the stored ids relative to the text."""
     num_bytes, stored = len(text.encode()), count * tokenizer.dtype.itemsize
     return (
