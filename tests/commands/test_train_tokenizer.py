@@ -58,7 +58,7 @@ ERRORS = {
     "no folder": (["a.txt", "--vocab-size", "300", "--out", "b.txt/t"], 73, "b.txt/t: cannot be created"),
     "nothing to inspect": (["inspect", "t.json", "x"], 66, "t.json: no such tokenizer file"),
     "no text": (["inspect", "t.json", ""], 65, "text: is empty"),
-    "a format that cannot hold it": (["export", "w.json", "--to", "gpt2", "--out", "g"], 2, "not kind word"),
+    "a format that cannot hold it": (["export", "w.json", "--to", "gpt2", "--out", "g"], 2, "got word"),
     "an unknown format": (["export", "w.json", "--to", "gguf", "--out", "g"], 2, "invalid choice: 'gguf'"),
 }  # fmt: skip
 

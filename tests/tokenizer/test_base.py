@@ -1,4 +1,4 @@
-"""Properties of every tokenizer: the same text back, special tokens only on request, files that are checked."""
+"""Every tokenizer: exact round trips, special tokens only on request, checked files."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_decode_inverts_encode_on_any_text(make, text):
 @settings(max_examples=2000, deadline=None)
 @given(text)
 @example(ODD)
-def test_bytes_and_pieces_decode_to_any_text_whatever_they_were_trained_on(kind, trained_on_odd, text):
+def test_byte_and_bpe_tokenizers_encode_any_text(kind, trained_on_odd, text):
     tokenizer = trained_on_odd[kind]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids, errors="strict") == text
@@ -108,7 +108,7 @@ def test_the_empty_text_has_no_ids(make):
 # --- special tokens
 
 
-@kinds_of_pieces  # for words, which are known as a whole only: test_word.py
+@kinds_of_pieces  # word tokenizers: test_word.py
 @few
 @given(st.lists(st.sampled_from(["<|a|>", "<|a|><|b|>", "<|", "a|>", "<|b|", "é"])))
 def test_special_tokens_are_plain_text_unless_they_are_asked_for(make, pieces):
@@ -136,7 +136,7 @@ def test_special_tokens_follow_the_ordinary_ids_in_their_order(make):
 @every_kind
 @pytest.mark.parametrize("names", [["<x>", "<x>"], [""]])
 def test_special_tokens_that_are_equal_or_empty_are_refused(make, names):
-    with pytest.raises(ConfigError, match="special_tokens must be different and not empty"):
+    with pytest.raises(ConfigError, match="special_tokens must be distinct and not empty"):
         make("abc", special_tokens=names)
 
 
@@ -247,7 +247,7 @@ def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, mask, tmp_path
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
         try:
-            assert load_tokenizer(path) == tokenizer  # one kind of white space for another
+            assert load_tokenizer(path) == tokenizer  # white space of the JSON itself
         except DataError as error:
             assert "\n" not in str(error)
             noticed += 1
@@ -259,11 +259,11 @@ BROKEN = {
     "not UTF-8": (b"\xff", "is not valid JSON"),
     "a list": ("[]", "is not a tinylm tokenizer"),
     "another program's": ('{"version": "1.0", "model": {}}', "is not a tinylm tokenizer"),
-    "another format": ({"format": 99}, "has format 99, this tinylm reads format 1"),
+    "another format": ({"format": 99}, "has format 99, this version of tinylm reads format 1"),
     "an unknown kind": ({"kind": "chr"}, "no kind 'chr', did you mean 'char'"),
     "an option too many": ({"colour": 1}, "is not a tinylm tokenizer"),
     "other characters": ({"characters": "abd"}, "is damaged"),
-    "characters twice": ({"characters": "aa"}, "characters must be different"),
+    "characters twice": ({"characters": "aa"}, "characters must be distinct"),
     "no characters": ({"characters": None}, "is not a tinylm tokenizer"),
     "half a character": ({"characters": "\ud800"}, "lone surrogate"),
     "special tokens that are numbers": ({"special_tokens": [1]}, "is not a tinylm tokenizer"),
@@ -330,7 +330,7 @@ def test_a_file_has_the_ids_of_its_text(make, tmp_path, monkeypatch):
         tokenizer.encode_file(tmp_path / "no.txt")
 
 
-def test_the_place_of_an_unseen_character_of_a_file_is_counted_in_characters(tmp_path, monkeypatch):
+def test_the_position_of_an_unknown_character_of_a_file_is_counted_in_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 10)
     (tmp_path / "t.txt").write_bytes(("é " * 50 + "x").encode())
     with pytest.raises(DataError, match="at position 100 "):

@@ -1,4 +1,4 @@
-"""BPETokenizer: merges and ids as Hugging Face's tokenizers, OpenAI's tiktoken and the textbook give them."""
+"""BPETokenizer against Hugging Face's tokenizers, OpenAI's tiktoken and the textbook version."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer, textbook
-from tinylm.tokenizer.bpe import BYTE_IDS, BYTES
+from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES
 from tinylm.tokenizer.fast import blocks, merging
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.merging import merge_word
@@ -33,7 +33,7 @@ MIXED = (
 
 
 def hugging_face(text: str, vocab_size: int) -> tokenizers.Tokenizer:
-    """The tokenizer by the oracle: GPT-2's bytes, its pattern, no minimal count."""
+    """Trains the equivalent tokenizer with Hugging Face's library."""
     other = tokenizers.Tokenizer(models.BPE())
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -64,7 +64,7 @@ def test_a_word_is_merged_in_the_order_of_learning_by_hand():
 
 
 def test_a_pair_whose_bytes_are_a_token_becomes_that_token():
-    tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel once more
+    tokenizer = BPETokenizer([(H, E), (256, L), (E, L), (H, 258)])  # he, hel, el, and hel again
     assert tokenizer.vocab_size == 256 + 3
     assert merge_word([H, 258], tokenizer._merged) == [257]
 
@@ -86,7 +86,7 @@ def test_ids_equal_those_of_tokenizers_and_tiktoken_on_prose_code_and_scripts(tr
 
 @pytest.fixture(scope="module")
 def oracles(trained, tale):
-    """Equal merges in the two other libraries."""
+    """The same merges in the two other libraries."""
     ranks = {piece: token for token, piece in enumerate(trained.token_bytes)}
     by_tiktoken = tiktoken.Encoding("t", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
     return hugging_face(tale, 900), by_tiktoken
@@ -114,7 +114,7 @@ def test_blocks_of_texts_have_the_ids_of_each_text_with_separators_between(train
         end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         expected = [tokenizer._encode_short(part) for part in texts]
         joined = list(chain.from_iterable([*ids, *end] for ids in expected))
-        for _ in range(2):  # new words, and known ones
+        for _ in range(2):  # new words, then known ones
             found = tokenizer.encode_block(Block(texts)).tolist()
             assert found == (joined[:-1] if end else joined)
 
@@ -159,7 +159,7 @@ def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_pa
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_file_that_is_no_utf8_is_refused_with_the_place(processes, tmp_path, monkeypatch):
+def test_a_file_that_is_not_utf8_is_refused_with_the_position(processes, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
     monkeypatch.setattr(bpe, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
@@ -180,7 +180,7 @@ def test_any_bytes_come_back(trained, data):
 
 @pytest.mark.parametrize("text", ["a", "ab", None], ids=["one letter", "two letters", "random bytes"])
 def test_merging_a_long_word_is_near_linear_in_its_length(text, monkeypatch):
-    """Pops of the heap, counted, for two lengths: a loop over all pairs for each merge would take 16 times as many."""
+    """Counts heap pops for two lengths. A scan of all pairs per merge would grow 16-fold."""
     letters = random.Random(0).choices("abcdefgh", k=40_000)
     tokenizer = BPETokenizer.train_from_texts(
         ["".join(letters[:5000])] if text is None else [text * 500], vocab_size=300
@@ -267,16 +267,19 @@ def test_nothing_to_learn_from_is_an_error():
             BPETokenizer.train_from_texts(texts)
 
 
-# --- what is given
+# --- invalid merges
 
 
 @pytest.mark.parametrize("merges", [[(256, H)], [(H, -1)], [(H, E), (H, E)], [(H, E), (257, H)]])
-def test_merges_of_what_is_not_there_are_refused(merges):
-    with pytest.raises(ConfigError, match=f"merges: number {len(merges) - 1} is of ids that are not there yet"):
+def test_merges_of_unknown_ids_are_refused(merges):
+    with pytest.raises(
+        ConfigError,
+        match=f"merges: merge {len(merges) - 1} repeats an earlier one, or uses",
+    ):
         BPETokenizer(merges)
 
 
-# --- other numbers
+# --- other numberings of ids
 
 
 @few
@@ -318,19 +321,19 @@ def test_a_tokenizer_with_ids_is_saved_with_them_and_counted_ones_are_not(traine
 @pytest.mark.parametrize(
     ("change", "got"),
     [
-        (lambda ids: ids[1:], "got 257, 257 of them different, from 1 to 257"),
-        (lambda ids: [*ids, 300], "got 259, 259 of them different"),
-        (lambda ids: [7, *ids[1:]], "got 258, 257 of them different"),
+        (lambda ids: ids[1:], "got 257, 257 of them distinct, from 1 to 257"),
+        (lambda ids: [*ids, 300], "got 259, 259 of them distinct"),
+        (lambda ids: [7, *ids[1:]], "got 258, 257 of them distinct"),
         (lambda ids: [-1, *ids[1:]], "from -1 to 257"),
-        (lambda ids: [1 << 24, *ids[1:]], "below 16777216, .* to 16777216"),
-        (lambda ids: [], "whole numbers"),
-        (lambda ids: [0.0, *ids[1:]], "whole numbers"),
-        (lambda ids: [1 << 80, *ids[1:]], "whole numbers"),
-        (lambda ids: list(map(str, ids)), "whole numbers"),
-        (lambda ids: [ids], "whole numbers"),
+        (lambda ids: [1 << 24, *ids[1:]], "from 0 to 16777215, .* to 16777216"),
+        (lambda ids: [], "integers"),
+        (lambda ids: [0.0, *ids[1:]], "integers"),
+        (lambda ids: [1 << 80, *ids[1:]], "integers"),
+        (lambda ids: list(map(str, ids)), "integers"),
+        (lambda ids: [ids], "integers"),
     ],
 )
-def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
+def test_invalid_ids_are_refused(change, got, tmp_path):
     ids = change(list(range(258)))
     with pytest.raises(ConfigError, match=f"ids must be .*{got}"):
         BPETokenizer([(H, E)], special_tokens=["<x>"], ids=ids)
@@ -340,7 +343,7 @@ def test_ids_that_are_no_numbering_are_refused(change, got, tmp_path):
         load_tokenizer(tmp_path / "t.json")
 
 
-def test_a_tokenizer_of_broken_merges_is_no_tokenizer(tmp_path):
+def test_a_file_with_invalid_merges_is_refused(tmp_path):
     values = BPETokenizer([(H, E)]).to_dict()
     for merges in ([[1]], [["a", "b"]], 3, None):
         (tmp_path / "t.json").write_text(json.dumps(values | {"merges": merges}))

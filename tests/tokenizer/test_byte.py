@@ -1,4 +1,4 @@
-"""ByteTokenizer: ids are the bytes of UTF-8, and nothing is beyond it."""
+"""ByteTokenizer: ids are the bytes of UTF-8."""
 
 import numpy as np
 import pytest

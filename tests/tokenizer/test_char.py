@@ -1,4 +1,4 @@
-"""CharTokenizer: an id is the rank of a code point, and unseen characters are errors that can be found."""
+"""CharTokenizer: ids are ranks of code points; unknown characters are refused with their position."""
 
 import pytest
 from hypothesis import given, settings
@@ -24,13 +24,13 @@ def test_an_id_is_the_rank_of_the_code_point(text):
     assert CharTokenizer.train_from_texts([text]).encode(text) == [ordered.index(character) for character in text]
 
 
-def test_ids_follow_the_given_vocabulary_whatever_its_order():
+def test_ids_follow_the_order_of_the_vocabulary():
     assert CharTokenizer("zé\0a").encode("a\0éz") == [3, 2, 1, 0]
 
 
 @few
 @given(st.text("abc", min_size=1, max_size=4), st.text("abc😀"), st.integers(0, 8))
-def test_exactly_the_unseen_characters_are_refused(seen, text, cut):
+def test_exactly_the_unknown_characters_are_refused(seen, text, cut):
     tokenizer = CharTokenizer.train_from_texts([seen])
     place = next((i for i, character in enumerate(text) if character not in seen), None)
     if place is None:
@@ -46,7 +46,7 @@ def test_exactly_the_unseen_characters_are_refused(seen, text, cut):
         list(tokenizer.encode_stream([text[:cut], text[cut:]]))
 
 
-def test_an_unseen_character_is_named_with_code_point_position_and_remedy():
+def test_an_unknown_character_is_named_with_code_point_position_and_remedy():
     with pytest.raises(DataError, match=r"character 'z' \(U\+007A\) at position 2 .*; .* special token <\|unk\|>"):
         CharTokenizer("ab").encode("abz")
     with pytest.raises(DataError, match=r"character '\\U0001f600' \(U\+1F600\) at position 1 "):
@@ -61,7 +61,7 @@ def test_positions_count_the_whole_text_where_special_tokens_are_parsed():
 
 @few
 @given(st.text("abc", min_size=1, max_size=4), st.text("abcé😀"))
-def test_with_unk_unseen_characters_become_that_token(seen, text):
+def test_with_unk_unknown_characters_become_that_token(seen, text):
     tokenizer = CharTokenizer.train_from_texts([seen], special_tokens=[UNKNOWN])
     ids = tokenizer.encode(text)
     assert [i == tokenizer.unknown for i in ids] == [character not in seen for character in text]
@@ -77,5 +77,5 @@ def test_of_all_of_unicode_only_the_vocabulary_is_known():
 def test_a_vocabulary_is_not_empty_and_has_each_character_once():
     with pytest.raises(DataError, match="corpus is empty"):
         CharTokenizer.train_from_texts(["", ""])
-    with pytest.raises(ConfigError, match="characters must be different"):
+    with pytest.raises(ConfigError, match="characters must be distinct"):
         CharTokenizer("aba")

@@ -1,4 +1,4 @@
-"""WordTokenizer: known words come back exactly, unknown ones are found or become `<unk>`."""
+"""WordTokenizer: known words decode exactly; unknown ones become `<unk>` or are refused."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ sayings = st.text("ab é'.\n\u0301", min_size=1, max_size=40)
 DEFAULT = ["<pad>", "<unk>", "<bos>", "<eos>"]
 
 
-def test_ids_are_places_in_the_vocabulary_by_hand():
+def test_ids_are_indices_into_the_vocabulary_by_hand():
     tokenizer = WordTokenizer(["the", " cat", ",", " ", "cat"])
     assert tokenizer.encode("the cat,  cat") == [0, 1, 2, 3, 1]
     assert tokenizer.encode("cat dog!") == [4, tokenizer.unknown, tokenizer.unknown]
@@ -52,7 +52,7 @@ def test_a_smaller_vocabulary_is_the_beginning_of_the_whole_one(text, min_freque
 def test_sizes_that_leave_no_word_are_refused():
     with pytest.raises(ConfigError, match="vocab_size must be at least 5, the special tokens and a word, got 4"):
         WordTokenizer.train_from_texts(["a"], vocab_size=4)
-    with pytest.raises(ConfigError, match="min_frequency must be from 1 to 2, how often"):
+    with pytest.raises(ConfigError, match="min_frequency must be from 1 to 2, the count"):
         WordTokenizer.train_from_texts(["a.a"], min_frequency=0)
     for texts in ([], [""]):
         with pytest.raises(DataError, match="the corpus is empty"):
@@ -107,8 +107,8 @@ def test_a_text_ends_with_endoftext_or_else_eos():
 
 
 def test_only_single_words_each_once_are_a_vocabulary():
-    with pytest.raises(ConfigError, match="words must be different"):
+    with pytest.raises(ConfigError, match="words must be distinct"):
         WordTokenizer(["a", "b", "a"])
     for word, count in {"a b": 2, "": 0, "!!": 2, "  a": 2}.items():
-        with pytest.raises(ConfigError, match=f"words: '{word}' is {count} words; give each for itself"):
+        with pytest.raises(ConfigError, match=f"words: each entry must be one word, got '{word}', which is {count}"):
             WordTokenizer([word])

@@ -26,7 +26,7 @@ from tinylm.tokenizer import (
     write_tokenizer_json,
 )
 from tinylm.tokenizer.fast.blocks import file_blocks
-from tinylm.tokenizer.pieces import figures, show_pieces
+from tinylm.tokenizer.pieces import show_pieces, statistics
 
 KINDS = ("bpe", "word", "char", "byte")
 OPTIONS = {
@@ -79,7 +79,7 @@ def train(arguments: list[str]) -> None:
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
     largest = max(options.corpus, key=file_size)
     sample = next(file_blocks(largest, tokenizer.safe_cut)).texts[0][: 1 << 20]
-    print(f"first megabyte of {largest}: {figures(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
+    print(f"first megabyte of {largest}: {statistics(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""Text to token ids and back. Standard library, NumPy and `regex` only."""
+"""Tokenizers: text to token ids and back. Needs only NumPy and `regex`."""
 
-from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, tokenizer_class
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
-from tinylm.tokenizer.formats.gpt2 import read_gpt2, read_tiktoken, write_gpt2, write_tiktoken
+from tinylm.tokenizer.formats.gpt2 import read_gpt2, write_gpt2
 from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_tokenizer_json
+from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
+from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The contract that every tokenizer keeps: text -> ids -> the same text.
+"""The base class of tokenizers: text -> ids -> the same text.
 
-A tokenizer is a table of byte strings, one for each id, and a way to cut a text into them. So decoding is the same for
-all (join the bytes, read them as UTF-8) and lives here; cutting is what the subclasses are about. Special tokens, such
-as `<|endoftext|>`, have ids but are never found in text unless it is asked for: what a user types stays plain text.
+A tokenizer is a table of byte strings, one per id, and a way to split text into them. Decoding is therefore common to
+all (join the bytes, decode UTF-8); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have
+ids but are matched in text only on request, so that user input stays plain text.
 """
 
 import codecs
@@ -29,8 +29,8 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     Attributes:
-        kind: the name of the subclass in files and in YAML
-        token_bytes: the UTF-8 bytes of each id; those of a special token are its name
+        kind: name of the subclass in files and configs
+        token_bytes: the bytes of each id; for a special token, its name in UTF-8
         special_tokens: name -> id
     """
 
@@ -40,7 +40,7 @@ class Tokenizer(ABC):
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
         if len(self.special_tokens) != len(special_tokens) or "" in self.special_tokens:
-            raise ConfigError(f"special_tokens must be different and not empty, got {list(special_tokens)}")
+            raise ConfigError(f"special_tokens must be distinct and not empty, got {list(special_tokens)}")
         self.token_bytes = token_bytes + [utf8(name) for name in special_tokens]
 
     def __init_subclass__(cls) -> None:
@@ -62,27 +62,23 @@ class Tokenizer(ABC):
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest numbers for the ids: uint16 or uint32."""
+        """The smallest dtype that holds all ids: uint16 or uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that separates documents, or None where the tokenizer has none."""
+        """The id that separates documents, or None if there is none."""
         return self.special_tokens.get(END_OF_TEXT)
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of raw text behind each id, int64 (V,): 0 for special tokens, which stand for no text."""
+        """Bytes of text per id, int64 (V,); 0 for special tokens."""
         lengths = np.array([len(piece) for piece in self.token_bytes], dtype=np.int64)
         lengths[list(self.special_tokens.values())] = 0
         return lengths
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
-        """This tokenizer with more special tokens; all ids stay what they are, the new ones follow.
-
-        Args:
-            names: of special tokens; those that it has already stay as they are
-        """
+        """A copy with more special tokens, whose ids follow the existing ones. Existing names are skipped."""
         new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
         options = self.options()
         options["special_tokens"] = [*options["special_tokens"], *new]
@@ -95,33 +91,33 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]], **options: Any) -> Self:
-        """A tokenizer whose vocabulary comes from these texts, each of which arrives in chunks."""
+        """Trains a tokenizer on texts, each an iterable of chunks."""
 
     @classmethod
     def train_from_texts(cls, texts: Iterable[str], **options: Any) -> Self:
-        """A tokenizer whose vocabulary comes from these texts. Options and errors as `train_from_streams`'s."""
+        """Trains a tokenizer on texts. Options and errors as in `train_from_streams`."""
         return cls.train_from_streams(([text] for text in texts), **options)
 
     @classmethod
     def train(cls, paths: Iterable[str | Path], **options: Any) -> Self:
-        """A tokenizer whose vocabulary comes from these UTF-8 files, read in bounded memory.
+        """Trains a tokenizer on UTF-8 files, read in bounded memory.
 
         Raises:
-            MissingInputError: if a file is not there.
-            DataError: if one is not UTF-8.
+            MissingInputError: if a file does not exist.
+            DataError: if a file is not UTF-8.
         """
         return cls.train_from_streams((read_chunks(Path(path)) for path in paths), **options)
 
     @abstractmethod
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
-        """The ids of a text as int64 (n,), special tokens read as plain text.
+        """The ids of a text, int64 (n,). Names of special tokens are plain text.
 
         Args:
             text: any text
-            start: where it begins in a longer one, in characters, for positions in errors
+            start: its offset in a longer text, in characters, for error messages
 
         Raises:
-            DataError: for text that the tokenizer has no ids for.
+            DataError: if the text cannot be encoded.
         """
 
     def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
@@ -129,10 +125,10 @@ class Tokenizer(ABC):
 
         Args:
             text: any text
-            allow_special: whether the names of special tokens in it become their ids
+            allow_special: whether names of special tokens in the text become their ids
 
         Raises:
-            DataError: for text that the tokenizer has no ids for, with the place.
+            DataError: if the text cannot be encoded, with the position.
         """
         if not allow_special or not self.special_tokens:
             return self.encode_ordinary(text)
@@ -142,23 +138,23 @@ class Tokenizer(ABC):
         return np.concatenate(parts)
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text and which of its characters each stands for. Arguments and errors as `encode_array`'s.
+        """The ids of a text and the characters each covers. Arguments and errors as in `encode_array`.
 
         Returns:
-            ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` holds the token's characters. A token that is
-            a part of a character's bytes has the whole character.
+            ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` is the text of a token. A token with only some
+            of a character's bytes covers the whole character.
         """
         ids, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
             ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
             sizes.append(self._sizes(piece, ids[-1]) if special is None else np.array([len(utf8(piece))]))
         ends = np.cumsum(np.concatenate(sizes))
-        character = np.cumsum((np.frombuffer(utf8(text), dtype=np.uint8) & 0xC0) != 0x80) - 1  # that a byte belongs to
+        character = np.cumsum((np.frombuffer(utf8(text), dtype=np.uint8) & 0xC0) != 0x80) - 1  # index of each byte's
         begins = character[ends - np.concatenate(sizes)]
         return np.concatenate(ids), np.stack([begins, character[ends - 1] + 1], axis=1)
 
     def _split_special(self, text: str) -> Iterator[tuple[str, int | None, int]]:
-        """The parts of a text that are, and that are not, special tokens' names: (part, id or None, where)."""
+        """Splits a text at names of special tokens: (part, its id or None, offset)."""
         names = sorted(self.special_tokens, key=len, reverse=True)
         start = 0
         for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text) if names else [text]:
@@ -166,31 +162,33 @@ class Tokenizer(ABC):
             start += len(piece)
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """How many bytes of a text each of its ids stands for, int64 (n,)."""
+        """Bytes of the text that each of its ids covers, int64 (n,)."""
         return self.byte_lengths[ids]
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text, as a list. Arguments and errors as `encode_array`'s."""
+        """The ids of a text, as a list. Arguments and errors as in `encode_array`."""
         return self.encode_array(text, allow_special=allow_special).tolist()
 
     def encode_stream(self, chunks: Iterable[str], processes: int | None = 1) -> Iterator[np.ndarray]:
-        """The ids of one text that arrives in chunks; the same as of the whole, in bounded memory.
+        """Encodes one text that arrives in chunks, in bounded memory. The ids equal those of the whole text.
 
         Args:
-            chunks: of the text
-            processes: as in `map_in_order`: how many encode, None for one on each core
+            chunks: consecutive parts of the text
+            processes: processes that encode; None for one per core
         """
         for ids in map_in_order(self.encode_packed, blocks([chunks], self.safe_cut), processes):
             yield ids.astype(np.int64)
 
     def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:
-        """The ids of a UTF-8 file, `dtype` (n,). Processes as in `encode_stream`.
+        """The ids of a UTF-8 file, `dtype` (n,). `processes` as in `encode_stream`.
 
         Raises:
-            MissingInputError: if the file is not there.
-            DataError: if it is not UTF-8, or the tokenizer has no ids for it.
+            MissingInputError: if the file does not exist.
+            DataError: if it is not UTF-8 or cannot be encoded.
         """
-        ids = np.empty(file_size(Path(path)), dtype=self.dtype)  # no more than bytes; memory comes as it is used
+        ids = np.empty(
+            file_size(Path(path)), dtype=self.dtype
+        )  # at most one id per byte; untouched pages cost no memory
         count = 0
         for part in map_in_order(self.encode_packed, self._file_blocks(Path(path)), processes):
             ids[count : count + len(part)] = part
@@ -201,14 +199,14 @@ class Tokenizer(ABC):
         return blocks([read_chunks(path)], self.safe_cut)
 
     def encode_packed(self, block: Block) -> np.ndarray:
-        """As `encode_block`, in the `dtype` in which ids are stored."""
+        """The ids of a block in `dtype` (n,). Otherwise equal to `encode_block`."""
         return self.encode_block(block).astype(self.dtype, copy=False)
 
     def encode_block(self, block: Block) -> np.ndarray:
-        """The ids of texts, one after the other, with `end_of_text` between them if there is such a token, int64 (n,).
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token.
 
         Raises:
-            DataError: for text that the tokenizer has no ids for.
+            DataError: if the text cannot be encoded.
         """
         end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
         parts = [self._encode_part(block.texts[0], block.start)]
@@ -220,20 +218,20 @@ class Tokenizer(ABC):
         return self.encode_ordinary(text, start)
 
     def safe_cut(self, text: str) -> int:
-        """A late place where a text can be cut and its parts encoded by themselves, whatever follows; 0 for none."""
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return len(text)
 
     # --- ids -> text
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """The text of ids.
+        """The text of token ids.
 
         Args:
-            ids: token ids, also as an array or a tensor
-            errors: what to do with bytes that are not UTF-8, as in `bytes.decode`
+            ids: token ids; may be an array or a tensor
+            errors: treatment of invalid UTF-8, as in `bytes.decode`
 
         Raises:
-            DataError: for an id outside the vocabulary; for bad UTF-8 if errors is "strict".
+            DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
         """
         try:
             return b"".join(self._bytes(i) for i in ids).decode("utf-8", errors)
@@ -241,16 +239,16 @@ class Tokenizer(ABC):
             raise DataError(f"these tokens are not UTF-8 ({error.reason} at byte {error.start})") from error
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids piece by piece, as they come; never half a character. The pieces join to `decode(ids)`."""
+        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
         piece_of = self.piece_decoder()
         yield from filter(None, map(piece_of, ids))
-        if rest := piece_of(None):
-            yield rest
+        if tail := piece_of(None):
+            yield tail
 
     def piece_decoder(self) -> Callable[[int | None], str]:
-        """A function to be called with the ids of one text in order, and with None at its end.
+        """An incremental decoder: call it with each id of a text in order, then with None.
 
-        It returns what each of them adds to the text in whole characters.
+        Each call returns the characters that the id completes.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda i: decoder.decode(b"", final=True) if i is None else decoder.decode(self._bytes(i))
@@ -265,32 +263,32 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What `__init__` needs to make this tokenizer again, as plain values."""
+        """The arguments of `__init__`, as plain values."""
 
     @property
     def sha256(self) -> str:
-        """A fingerprint: equal exactly for tokenizers that give the same ids."""
+        """Fingerprint of the kind and options. Tokenizers with equal fingerprints give equal ids."""
         return sha256_json({"format": FORMAT, "kind": self.kind, **self.options()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything about the tokenizer as plain values, with its fingerprint."""
+        """The tokenizer as plain values, with its fingerprint."""
         return {"format": FORMAT, "kind": self.kind, **self.options(), "sha256": self.sha256}
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "tokenizer") -> "Tokenizer":
-        """The tokenizer that `to_dict` described.
+        """Recreates a tokenizer from `to_dict`.
 
         Args:
-            values: what `to_dict` gave
-            source: the file's name, for error messages
+            values: the result of `to_dict`
+            source: name of the file, for error messages
 
         Raises:
-            DataError: if the values are no tokenizer's, or not those that were saved.
+            DataError: if the values do not describe a tokenizer, or the fingerprint does not match.
         """
         if not isinstance(values, dict) or not {"format", "kind", "sha256"} <= values.keys():
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
-            raise DataError(f"{source}: has format {values['format']}, this tinylm reads format {FORMAT}")
+            raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
         options = {name: value for name, value in values.items() if name not in ("format", "kind", "sha256")}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
@@ -301,12 +299,12 @@ class Tokenizer(ABC):
         return tokenizer
 
     def save(self, path: str | Path) -> None:
-        """Writes the tokenizer to one JSON file, atomically."""
+        """Writes the tokenizer to a JSON file, atomically."""
         write_json(path, self.to_dict())
 
 
 def tokenizer_class(kind: str) -> type[Tokenizer]:
-    """The tokenizer class of a kind's name.
+    """The tokenizer class of a kind.
 
     Raises:
         ConfigError: for an unknown kind.
@@ -315,18 +313,3 @@ def tokenizer_class(kind: str) -> type[Tokenizer]:
         hint = did_you_mean(kind, Tokenizer.kinds)
         raise ConfigError(f"tokenizer: no kind {kind!r}{hint or ', known are ' + ', '.join(Tokenizer.kinds)}")
     return Tokenizer.kinds[kind]
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a tokenizer from whatever holds one.
-
-    That is a file of `Tokenizer.save`; Hugging Face's tokenizer.json; tiktoken's ranks, if the name ends in .tiktoken;
-    a folder with one of the first two (the former as tokenizer.tinylm.json), or with GPT-2's vocab.json and merges.txt.
-
-    Raises:
-        MissingInputError: if there is no such file.
-        DataError: if it is damaged or something else.
-    """
-    from tinylm.tokenizer.formats.gpt2 import read_any  # it knows all tokenizers, which know this file
-
-    return read_any(path)

@@ -1,17 +1,17 @@
-"""Byte pair encoding: from bytes to frequent pieces of words (Gage 1994; Sennrich et al. 2016; on bytes, GPT-2).
+"""Byte-level byte pair encoding (Gage 1994; Sennrich et al. 2016; on bytes: GPT-2).
 
-Training starts with the 256 bytes and, again and again, makes the most frequent pair of neighbours a new token.
-Encoding takes a word's bytes and merges neighbours in the order in which the pairs were learned:
+Training starts from the 256 bytes and repeatedly makes the most frequent pair of neighbours a new token. Encoding
+starts from a word's bytes and merges neighbours in the order in which the pairs were learned:
 
     merges        1. h e      2. l o      3. he l
     "hello"       h e l l o > he l l o > he l lo > hel lo
 
-`textbook.py` does this in thirty lines. What makes it fast is that words are merged apart from each other, so that each
-different word is looked at once: `pretokenize.py` cuts the text into words, `words.py` knows a word again,
-`learning.py` learns merges from words and their counts, `merging.py` merges. Any text can be encoded, since all bytes
-are tokens. The ids are GPT-2's wherever the merges are.
+`textbook.py` does this in thirty lines. This file is fast because words are merged independently, so each distinct word
+is merged only once. `pretokenize.py` splits text into words, `words.py` recognizes known words, `learning.py` learns
+merges from word counts, and `merging.py` merges. Any text can be encoded, since every byte is a token. Given GPT-2's
+merges, the ids are GPT-2's.
 
-Left out: dropout of merges, a normalization of the text, tokens that reach over words.
+Not supported: BPE dropout, text normalization, tokens that span words.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,8 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError, notice
+from tinylm.files import read_json
+from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES, printable
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
@@ -30,34 +32,31 @@ from tinylm.tokenizer.fast.learning import MergeLearner, Pair
 from tinylm.tokenizer.fast.merging import MergeTable, merge_word
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
 from tinylm.workers import map_in_order
 
-# GPT-2's order of the bytes: those that are printable in Latin-1 first. A byte's id is its place here.
-PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-BYTES = bytes([*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)])
-BYTE_IDS = bytes(BYTES.index(byte) for byte in range(256))  # for bytes.translate: a word's bytes as ids
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
-MAX_REMEMBERED = 1 << 18  # words of short texts whose tokens are kept
-MAX_IDS = 1 << 24  # beyond it a damaged file would ask for a vocabulary of holes
-WORDS_PER_MEGABYTE = 5000  # of memory, while they are counted and merged
-ALONE = 30  # blocks; words of so little text are counted before other processes know enough words
-SHORT = 1500  # characters; for a longer text NumPy's way pays
+MAX_REMEMBERED = 1 << 18  # cached words of short texts
+MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
+WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
+ALONE = 30  # blocks; with fewer, further processes do not pay off
+SHORT = 1500  # characters; longer texts are encoded faster with NumPy
 
 
 class BPETokenizer(Tokenizer):
-    """Bytes, what is merged of them, then the special tokens: numbered in this order, or as `ids` says.
+    """Byte-level BPE. Bytes, merged tokens and special tokens are numbered in this order, or by `ids`.
 
     Args:
-        merges: pairs of ids in the order in which they were learned. Each makes the next new id, or, where its bytes
-            are a token already, that one.
-        pattern: what a word is, as `WordSplitter` takes it
-        special_tokens: their ids follow
-        ids: other numbers for all of these, as files of other tools have them: `ids[i]` instead of i. Numbers that are
-            left out become tokens without bytes, which no text contains. The merges keep the numbers of their own.
+        merges: pairs of ids in the order in which they were learned. A merge makes the next id, or an existing token if
+            that has the same bytes.
+        pattern: the pre-tokenizer's pattern, as in `WordSplitter`
+        special_tokens: names; their ids follow the merged tokens'
+        ids: the id of each token, as in other tools' files: `ids[i]` instead of i. Skipped ids become tokens without
+            bytes, which no text contains. `merges` keeps the default numbering.
 
     Raises:
-        ConfigError: if a merge is of ids that are not there yet, the pattern is none, or ids are not different numbers.
+        ConfigError: if a merge uses an id that does not exist yet, the pattern is invalid, or ids are not distinct.
     """
 
     kind = "bpe"
@@ -75,7 +74,9 @@ class BPETokenizer(Tokenizer):
         self._merged: dict[Pair, Pair] = {}  # pair -> (rank, token)
         for rank, (left, right) in enumerate(self.merges):
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
-                raise ConfigError(f"merges: number {rank} is of ids that are not there yet, or a repetition")
+                raise ConfigError(
+                    f"merges: merge {rank} repeats an earlier one, or uses an id that no earlier merge makes"
+                )
             piece = token_bytes[left] + token_bytes[right]
             token = index.setdefault(piece, len(token_bytes))
             self._merged[left, right] = rank, token
@@ -87,15 +88,31 @@ class BPETokenizer(Tokenizer):
             self._renumber(self._ids)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
-        self._remembered: dict[str, list[int]] = {}  # the ids of words of short texts
-        self._words = WordTable(self.dtype)  # and of blocks
+        self._remembered: dict[str, list[int]] = {}  # word -> ids, for short texts
+        self._words = WordTable(self.dtype)  # for blocks
 
-    @staticmethod
-    def from_gpt2(vocab: str | Path, merges: str | Path) -> "BPETokenizer":
-        """Reads GPT-2's vocab.json and merges.txt. Errors as `read_gpt2`'s, in formats.py."""
-        from tinylm.tokenizer.formats.gpt2 import read_gpt2  # it knows this file
+    @classmethod
+    def from_gpt2(cls, vocab: str | Path, merges: str | Path) -> Self:
+        """Reads GPT-2's vocab.json and merges.txt.
 
-        return read_gpt2(vocab, merges)
+        Vocabulary entries that are neither bytes nor merged tokens, such as `<|endoftext|>`, become special tokens.
+
+        Raises:
+            MissingInputError: if a file is missing.
+            DataError: if the files are damaged, do not match, or have another format.
+        """
+        ids, merges = read_json(require(vocab)), require(merges)
+        with reading(merges, "a list of merges"):
+            table = NamedMerges.from_merges_txt(merges)
+        with reading(vocab, "a vocabulary"):
+            special = sorted((name for name in ids if name not in table), key=ids.__getitem__)
+            return cls(**table.arguments(ids, special))
+
+    def names_and_ids(self) -> tuple[list[str], Sequence[int]]:
+        """The printable names of bytes and merged tokens, and the ids of these and of the special tokens."""
+        ids = self.ids or range(self.vocab_size)
+        ordinary = ids[: len(ids) - len(self.special_tokens)]
+        return [printable(self.token_bytes[token]) for token in ordinary], ids
 
     def _renumber(self, ids: np.ndarray) -> None:
         token_bytes = [b""] * (int(ids.max()) + 1)
@@ -106,14 +123,14 @@ class BPETokenizer(Tokenizer):
 
     @property
     def ids(self) -> list[int] | None:
-        """The ids of bytes, merges and special tokens, or None where they are counted."""
+        """The ids of bytes, merged tokens and special tokens, or None if numbered in order."""
         return None if self._ids is None else self._ids.tolist()
 
     # --- training
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
-        """As `Tokenizer`; options as `train_from_blocks`'s."""
+        """Learns merges from texts that arrive in chunks. Options as in `train_from_blocks`."""
         found = blocks(streams, WordSplitter(pattern).safe_cut)
         return cls.train_from_blocks(found, pattern=pattern, **options)
 
@@ -121,7 +138,7 @@ class BPETokenizer(Tokenizer):
     def train(
         cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
     ) -> Self:
-        """As `Tokenizer`, by one process for each core; options as `train_from_blocks`'s."""
+        """Learns merges from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
         safe_cut = WordSplitter(pattern).safe_cut
         found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
         return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
@@ -138,21 +155,21 @@ class BPETokenizer(Tokenizer):
         memory_limit: int | None = None,
         progress: Callable[[str, int], object] = lambda stage, done: None,
     ) -> Self:
-        """Learns merges. Memory grows with the number of different words, not with the text.
+        """Learns merges. Memory grows with the number of distinct words, not with the length of the text.
 
         Args:
             found: the text
-            vocab_size: bytes, merges and special tokens together; fewer where every word is one token before that
-            pattern: as for the class
-            special_tokens: as for the class
-            processes: how many count words, as in `map_in_order`: None for one on each core
-            memory_limit: megabytes for the words, beside some 200 for the rest. If there are more words, the rarest are
-                forgotten, with a notice, and rare merges may be others.
-            progress: is called with ("counting", bytes read so far), later with ("merging", merges so far)
+            vocab_size: number of bytes, merged tokens and special tokens; smaller if every word becomes one token first
+            pattern: as in the class
+            special_tokens: as in the class
+            processes: processes that count words; None for one per core
+            memory_limit: megabytes for distinct words, besides about 200 for the program. Beyond it the rarest words
+                are dropped, with a notice, and rare merges may differ.
+            progress: called with ("counting", bytes read so far), then with ("merging", merges so far)
 
         Raises:
-            ConfigError: if vocab_size has no room for bytes and special tokens.
-            DataError: if there is no text, or it has a lone surrogate.
+            ConfigError: if vocab_size is smaller than the number of bytes and special tokens.
+            DataError: if the text is empty or has a lone surrogate.
         """
         if memory_limit is not None and memory_limit < 1:
             raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
@@ -168,9 +185,9 @@ class BPETokenizer(Tokenizer):
             notice(f"more words than {memory_limit} MB can hold: forgot rare ones, {total.forgotten:,} occurrences")
         words, sizes, counts = total.take()
         if not len(counts):
-            raise DataError("the corpus is empty: there is no word to learn from")
+            raise DataError("the corpus is empty: training needs at least one word")
         learner = MergeLearner(_BYTE_IDS[words], sizes, counts, [bytes([byte]) for byte in BYTES])
-        del count, total, words, sizes, counts  # much memory
+        del count, total, words, sizes, counts  # frees much memory
         merges: list[Pair] = []
         for pair in learner.learn(vocab_size - len(special_tokens)):
             merges.append(pair)
@@ -184,7 +201,7 @@ class BPETokenizer(Tokenizer):
         return MergeTable(self._merged)
 
     def _outer(self, tokens: np.ndarray) -> np.ndarray:
-        """The ids of tokens, where they are numbered otherwise."""
+        """Token numbers as ids."""
         return tokens if self._ids is None else self._ids[tokens]
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
@@ -198,7 +215,7 @@ class BPETokenizer(Tokenizer):
         return np.array(self._encode_short(text), dtype=np.int64)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """As `Tokenizer`."""
+        """The ids of a text, as a list; short texts take a faster path."""
         if allow_special or len(text) > SHORT:
             return super().encode(text, allow_special=allow_special)
         return self._encode_short(text)
@@ -217,18 +234,18 @@ class BPETokenizer(Tokenizer):
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
 
     def safe_cut(self, text: str) -> int:
-        """As `Tokenizer`."""
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return self._splitter.safe_cut(text)
 
     def _file_blocks(self, path: Path) -> Iterator[Block]:
         return file_blocks(path, self.safe_cut)
 
     def encode_block(self, block: Block) -> np.ndarray:
-        """As `Tokenizer`."""
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
         return self.encode_packed(block).astype(np.int64)
 
     def encode_packed(self, block: Block) -> np.ndarray:
-        """As `Tokenizer`: all words at once."""
+        """The ids of a block in `dtype` (n,). All new words are merged at once."""
         if self._words.size > MAX_KNOWN:
             self._words = WordTable(self.dtype)
         data, starts = self._splitter.word_starts(block)
@@ -238,13 +255,13 @@ class BPETokenizer(Tokenizer):
         return self._words.lists.take(numbers)
 
     def _merge_new_words(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
-        """Finds the tokens of words for the first time.
+        """Encodes new words and stores their ids in `_words`.
 
         Args:
-            data: a text, uint8 (bytes,)
-            starts: of the words in it, (words,)
-            sizes: in bytes, (words,)
-            numbers: of the words in `_words`, (words,)
+            data: UTF-8 text, uint8 (bytes,)
+            starts: offset of each word, (words,)
+            sizes: bytes of each word, (words,)
+            numbers: index of each word in `_words`, (words,)
         """
         lists = self._words.lists
         edge = data[starts] == BETWEEN
@@ -260,7 +277,7 @@ class BPETokenizer(Tokenizer):
             lists.put(numbers[[place]], self._outer(tokens), np.array([len(tokens)]))
 
     def options(self) -> dict[str, Any]:
-        """Merges, pattern and special tokens; ids where they are not counted."""
+        """Merges, pattern and special tokens; ids unless numbered in order."""
         options = {
             "merges": [list(pair) for pair in self.merges],
             "pattern": self.pattern,
@@ -270,18 +287,18 @@ class BPETokenizer(Tokenizer):
 
 
 def check_ids(ids: Sequence[int], count: int) -> np.ndarray | None:
-    """The ids of `count` tokens as int64 (count,), or None where they are 0, 1, 2 ...
+    """The ids of `count` tokens as int64 (count,), or None if they are 0, 1, 2, ...
 
     Raises:
-        ConfigError: if they are not as many different numbers.
+        ConfigError: unless there are `count` distinct ids in range.
     """
     array = np.asarray(ids)
     if array.dtype.kind != "i" or array.ndim != 1:
-        raise ConfigError("ids must be whole numbers")
-    different = len(np.unique(array))
-    if not different == len(array) == count or array.min() < 0 or array.max() >= MAX_IDS:
+        raise ConfigError("ids must be integers")
+    distinct = len(np.unique(array))
+    if not distinct == len(array) == count or array.min() < 0 or array.max() >= MAX_IDS:
         raise ConfigError(
-            f"ids must be {count} different numbers below {MAX_IDS}, not negative, one for each token, "
-            f"got {len(array)}, {different} of them different, from {array.min()} to {array.max()}"
+            f"ids must be {count} distinct integers from 0 to {MAX_IDS - 1}, one per token, "
+            f"got {len(array)}, {distinct} of them distinct, from {array.min()} to {array.max()}"
         )
     return None if np.array_equal(array, np.arange(count)) else array.astype(np.int64)

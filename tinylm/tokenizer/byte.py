@@ -1,4 +1,4 @@
-"""One id per byte of UTF-8: 256 ids, no training, and nothing that it cannot read."""
+"""Byte-level tokenization: one id per byte of UTF-8. It needs no training and encodes any text."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]] = (), *, special_tokens: Sequence[str] = ()) -> Self:
-        """There is nothing to learn: the texts are not read."""
+        """Makes the tokenizer without reading the texts."""
         return cls(special_tokens)
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
@@ -33,15 +33,14 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
 
     def _encode_part(self, text: str, start: int = 0) -> np.ndarray:
-        """Bytes that were no UTF-8 in their file, and which Python's `surrogateescape` carried through the text, become
-        themselves again."""
+        """Restores bytes that are not UTF-8, which Python's `surrogateescape` kept in the text."""
         return np.frombuffer(utf8(text, "surrogateescape"), dtype=np.uint8).astype(np.int64)
 
     def encode_file(self, path: str | Path, processes: int | None = 1) -> np.ndarray:
         """The bytes of any file, `dtype` (n,).
 
         Raises:
-            MissingInputError: if the file is not there.
+            MissingInputError: if the file does not exist.
         """
         return np.frombuffer(read_range(Path(path), 0, file_size(Path(path))), dtype=np.uint8).astype(self.dtype)
 

@@ -1,4 +1,4 @@
-"""One id per character: the smallest vocabulary that keeps letters whole, and the first tokenizer to understand."""
+"""Character-level tokenization: one id per Unicode code point."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,42 +16,42 @@ UNKNOWN = "<|unk|>"
 
 
 class CharTokenizer(Tokenizer):
-    """The characters (Unicode code points) of a corpus in their order, then the special tokens.
+    """One id per character (Unicode code point) of a corpus, then the special tokens.
 
     Args:
         characters: the vocabulary, each character once
-        special_tokens: their ids follow the characters'. With `<|unk|>` among them, unseen characters become that
-            token; without it they are an error.
+        special_tokens: names; their ids follow the characters'. If `<|unk|>` is among them, unknown characters become
+            that token; otherwise they raise an error.
     """
 
     kind = "char"
 
     def __init__(self, characters: str, special_tokens: Sequence[str] = ()) -> None:
         if len(set(characters)) != len(characters):
-            raise ConfigError("characters must be different from each other")
+            raise ConfigError("characters must be distinct")
         super().__init__([utf8(character) for character in characters], special_tokens)
         self.characters = characters
         self.unknown = self.special_tokens.get(UNKNOWN)
 
     @classmethod
     def train_from_streams(cls, streams: Iterable[Iterable[str]], *, special_tokens: Sequence[str] = ()) -> Self:
-        """The tokenizer of all characters that occur, in code point order.
+        """The vocabulary is every character that occurs, in code point order.
 
         Raises:
-            DataError: if there is no text.
+            DataError: if the texts are empty.
         """
         seen = np.zeros(sys.maxunicode + 1, dtype=bool)
         for text in chain.from_iterable(streams):
             seen[_code_points(text)] = True
         if not seen.any():
-            raise DataError("the corpus is empty: there is no character to make a vocabulary of")
+            raise DataError("the corpus is empty: the vocabulary needs at least one character")
         return cls("".join(map(chr, np.flatnonzero(seen))), special_tokens)
 
     @cached_property
     def _ids(self) -> np.ndarray:
-        """Code point -> id, or -1: one gather encodes a whole text."""
+        """Code point -> id, or -1. One lookup encodes a whole text."""
         points = np.array([ord(character) for character in self.characters])
-        table = np.full(points.max(initial=0) + 2, -1, dtype=np.int64)  # the last entry stands for all beyond
+        table = np.full(points.max(initial=0) + 2, -1, dtype=np.int64)  # the last entry serves all larger code points
         table[points] = np.arange(len(points))
         return table
 
@@ -59,22 +59,22 @@ class CharTokenizer(Tokenizer):
         """One id per character, int64 (n,).
 
         Raises:
-            DataError: for an unseen character, with its code point and place; for a lone surrogate always.
+            DataError: for an unknown character without `<|unk|>`, with its position; for a lone surrogate.
         """
         points = _code_points(text)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
-        unseen = np.flatnonzero(ids < 0)
-        if not len(unseen):
+        unknown = np.flatnonzero(ids < 0)
+        if not len(unknown):
             return ids
-        surrogates = unseen[(points[unseen] & 0xFFFFF800) == 0xD800]
+        surrogates = unknown[(points[unknown] & 0xFFFFF800) == 0xD800]
         if self.unknown is None or len(surrogates):
-            place = int(unseen[0] if self.unknown is None else surrogates[0])
+            position = int(unknown[0] if self.unknown is None else surrogates[0])
             raise DataError(
-                f"character {text[place]!a} (U+{ord(text[place]):04X}) at position {start + place} is not "
+                f"character {text[position]!a} (U+{ord(text[position]):04X}) at position {start + position} is not "
                 f"in the vocabulary of {len(self.characters)} characters; add it to the corpus, or train the tokenizer "
                 f"with the special token {UNKNOWN}"
             )
-        ids[unseen] = self.unknown
+        ids[unknown] = self.unknown
         return ids
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:

@@ -1,23 +1,23 @@
-"""What a tokenizer makes of a text, to be looked at: the pieces, their ids, and how much shorter the text becomes."""
+"""Displays a tokenized text: its tokens, their ids and the compression."""
 
 from itertools import cycle
 
 from tinylm.console import shaded
 from tinylm.tokenizer.base import Tokenizer
 
-COLORS = (194, 225, 230, 223, 189)  # light backgrounds of the 256 colours of terminals; the letters on them are black
+COLORS = (194, 225, 230, 223, 189)  # light backgrounds of the 256-colour palette, for black text
 
 
 def show_pieces(tokenizer: Tokenizer, text: str, color: bool) -> str:
-    """The text with its tokens told apart, by colour or by bars, their ids below, and a line of figures.
+    """The tokens of a text, separated by colours or bars, then a line of ids and a line of statistics.
 
     Args:
-        tokenizer: cuts the text
-        text: not empty
-        color: whether a terminal shows it
+        tokenizer: encodes the text
+        text: must not be empty
+        color: whether to use terminal colours
 
     Raises:
-        DataError: for text that the tokenizer has no ids for.
+        DataError: if the text cannot be encoded.
     """
     ids = tokenizer.encode(text)
     pieces = [visible(tokenizer.token_bytes[token]) for token in ids]
@@ -26,11 +26,11 @@ def show_pieces(tokenizer: Tokenizer, text: str, color: bool) -> str:
         shown = "".join(shaded(piece, next(shades)) for piece in pieces)
     else:
         shown = "|".join(pieces)
-    return f"{shown}\n{' '.join(map(str, ids))}\n{figures(tokenizer, text, len(ids))}"
+    return f"{shown}\n{' '.join(map(str, ids))}\n{statistics(tokenizer, text, len(ids))}"
 
 
-def figures(tokenizer: Tokenizer, text: str, count: int) -> str:
-    """Tokens, bytes per token, and the size of the stored ids beside that of the text."""
+def statistics(tokenizer: Tokenizer, text: str, count: int) -> str:
+    """Token counts, bytes per token, and the size of the stored ids relative to the text."""
     num_bytes, stored = len(text.encode()), count * tokenizer.dtype.itemsize
     return (
         f"{count:,} tokens, {num_bytes:,} bytes, {len(text):,} characters: {num_bytes / max(count, 1):.2f} bytes per "
@@ -39,10 +39,10 @@ def figures(tokenizer: Tokenizer, text: str, count: int) -> str:
 
 
 def visible(piece: bytes) -> str:
-    """The text of a token on one line: line ends and other controls as escapes, and bytes that are no character.
+    """The text of a token on one line; control characters and invalid UTF-8 are escaped.
 
     >>> visible(b" caf\\xc3\\n")
     ' caf\\\\xc3\\\\n'
     """
     text = piece.decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

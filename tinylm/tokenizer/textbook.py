@@ -1,16 +1,15 @@
-"""Byte pair encoding as one would write it on a blackboard: short, slow, and plainly right.
+"""Byte pair encoding in its simplest form: short and slow. Read this first.
 
-Nothing in tinylm uses these two functions but its tests, which hold the fast ones of `learning.py` and `merging.py` to
-them. Read them first.
+Only tests use it, as the reference for the fast versions in `learning.py` and `merging.py`.
 
-Training (Gage 1994; Sennrich et al. 2016): each word is a list of tokens, at first its bytes. Again and again the most
-frequent pair of neighbours becomes a new token, in all words.
+Training (Gage 1994; Sennrich et al. 2016): each word is a list of tokens, initially its bytes. Repeatedly, the most
+frequent pair of neighbours becomes a new token in all words.
 
     aab aab abc       (a, a) 2   (a, b) 3   (b, c) 1        merge (a, b), call it 256
     a256 a256 256c    (a, 256) 2   (256, c) 1               merge (a, 256), call it 257
     257 257 256c
 
-Encoding repeats on a new word what was learned, in the same order.
+Encoding applies the learned merges to a new word, in the same order.
 """
 
 from collections import Counter
@@ -20,12 +19,12 @@ Pair = tuple[int, int]
 
 
 def learn_merges(counts: dict[tuple[int, ...], int], num_merges: int, token_bytes: list[bytes]) -> list[Pair]:
-    """The merges that a text teaches, most frequent pair first; of equally frequent ones that of the smaller ids.
+    """Learns merges from word counts, most frequent pair first; ties go to the smaller ids.
 
     Args:
-        counts: word, as its tokens -> how often it occurs
-        num_merges: how many to learn at most; fewer if every word is one token before that
-        token_bytes: the bytes of each token; new ones are appended. A pair whose bytes are a token already becomes
+        counts: word, as a tuple of tokens -> number of occurrences
+        num_merges: maximum number of merges; fewer if every word becomes one token first
+        token_bytes: the bytes of each token; new tokens are appended. A pair whose bytes are already a token becomes
             that token.
     """
     merges: list[Pair] = []
@@ -53,7 +52,7 @@ def merge_word(word: list[int], merged: dict[Pair, int]) -> list[int]:
 
     Args:
         word: the tokens of its bytes
-        merged: pair -> the token that it becomes, in the order in which pairs were learned
+        merged: pair -> merged token, in the order in which the pairs were learned
     """
     while True:
         neighbours = set(pairwise(word))
@@ -64,11 +63,11 @@ def merge_word(word: list[int], merged: dict[Pair, int]) -> list[int]:
 
 
 def merge_pair(word: list[int] | tuple[int, ...], pair: Pair, token: int) -> list[int]:
-    """A word in which a pair is one token, wherever it occurs, from left to right."""
+    """The word with every occurrence of the pair, from left to right, replaced by a token."""
     result: list[int] = []
-    place = 0
-    while place < len(word):
-        found = tuple(word[place : place + 2]) == pair
-        result.append(token if found else word[place])
-        place += 2 if found else 1
+    i = 0
+    while i < len(word):
+        found = tuple(word[i : i + 2]) == pair
+        result.append(token if found else word[i])
+        i += 2 if found else 1
     return result

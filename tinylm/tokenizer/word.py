@@ -1,10 +1,9 @@
-"""One id per word: the vocabulary of the first neural language models, whose price is words that it does not know.
+"""Word-level tokenization, as in the first neural language models: one id per known word.
 
-A text is cut into words, punctuation signs and white space (`words` in pretokenize.py), and a word takes the one space
-before it along: " cat" and "cat" are two entries. So the pieces join to the text again, and what is known comes back
-exactly; what is not becomes `<unk>`, and is lost.
+Text is split into words, punctuation and white space (the pattern `words` in pretokenize.py). A single space before a
+word belongs to it, so " cat" and "cat" are two entries. Known words decode exactly; unknown words become `<unk>`.
 
-Left out: lower case, stems, or any other change of the text.
+Not supported: lowercasing, stemming or any other normalization.
 """
 
 from collections import Counter
@@ -28,13 +27,13 @@ class WordTokenizer(Tokenizer):
     """The words of a corpus, then the special tokens.
 
     Args:
-        words: the vocabulary, each word once, as the pattern `words` cuts it: "cat", " cat", ",", " "
-        special_tokens: their ids follow the words'. With `<unk>` among them, unknown words become that token; without
-            it they are an error.
+        words: the vocabulary, each word once, as split by the pattern `words`: "cat", " cat", ",", " "
+        special_tokens: names; their ids follow the words'. If `<unk>` is among them, unknown words become that token;
+            otherwise they raise an error.
 
     Raises:
-        ConfigError: if a word is there twice, or is not one word.
-        DataError: if one has a lone surrogate.
+        ConfigError: if a word is repeated, or the pattern splits it.
+        DataError: if a word has a lone surrogate.
     """
 
     kind = "word"
@@ -45,11 +44,11 @@ class WordTokenizer(Tokenizer):
         self.unknown = self.special_tokens.get(UNKNOWN_WORD)
         self._ids = {word: token for token, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
-            raise ConfigError("words must be different from each other")
+            raise ConfigError("words must be distinct")
         self._splitter = WordSplitter("words")
         for word in self.words:
             if (cut := self._splitter.words(word)) != [word]:
-                raise ConfigError(f"words: {word!a} is {len(cut)} words; give each for itself")
+                raise ConfigError(f"words: each entry must be one word, got {word!a}, which is {len(cut)}")
 
     @classmethod
     def train_from_streams(
@@ -60,17 +59,17 @@ class WordTokenizer(Tokenizer):
         min_frequency: int = 1,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
     ) -> Self:
-        """The tokenizer of the most frequent words; of equally frequent ones the first in code point order.
+        """The vocabulary is the most frequent words; ties are broken by code point order.
 
         Args:
-            streams: texts, each in chunks
-            vocab_size: words and special tokens together, at most; None: all words
-            min_frequency: how often a word must occur
-            special_tokens: as for the class
+            streams: texts, each an iterable of chunks
+            vocab_size: maximum number of words and special tokens; None for all words
+            min_frequency: minimum number of occurrences of a word
+            special_tokens: as in the class
 
         Raises:
             ConfigError: if vocab_size has no room for a word, or no word occurs min_frequency times.
-            DataError: if there is no text, or it has a lone surrogate.
+            DataError: if the texts are empty or have a lone surrogate.
         """
         if vocab_size is not None and vocab_size <= len(special_tokens):
             least = len(special_tokens) + 1
@@ -80,10 +79,10 @@ class WordTokenizer(Tokenizer):
             for text in block.texts:
                 counts.update(splitter.words(text))
         if not counts:
-            raise DataError("the corpus is empty: there is no word to make a vocabulary of")
+            raise DataError("the corpus is empty: the vocabulary needs at least one word")
         if not 1 <= min_frequency <= max(counts.values()):
             raise ConfigError(
-                f"min_frequency must be from 1 to {max(counts.values())}, how often the most frequent word occurs, "
+                f"min_frequency must be from 1 to {max(counts.values())}, the count of the most frequent word, "
                 f"got {min_frequency}"
             )
         frequent = [word for word, count in counts.items() if count >= min_frequency]
@@ -92,7 +91,7 @@ class WordTokenizer(Tokenizer):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, or else of `<eos>`, or None where the tokenizer has neither."""
+        """The id of `<|endoftext|>`, else of `<eos>`, else None."""
         end = super().end_of_text
         return self.special_tokens.get(END) if end is None else end
 
@@ -100,14 +99,14 @@ class WordTokenizer(Tokenizer):
         """One id per word, int64 (n,).
 
         Raises:
-            DataError: for an unknown word, with its place, where there is no `<unk>`; for a lone surrogate always.
+            DataError: for an unknown word without `<unk>`, with its position; for a lone surrogate.
         """
         words = self._splitter.words(text)
         ids = np.fromiter(map(self._ids.get, words, repeat(-1)), dtype=np.int64, count=len(words))
         unknown = np.flatnonzero(ids < 0)
         if not len(unknown):
             return ids
-        utf8(text)  # a lone surrogate is an error and no unknown word
+        utf8(text)  # raises for a lone surrogate, which is not an unknown word
         if self.unknown is None:
             begins = list(accumulate(map(len, words), initial=start))
             raise DataError(
@@ -119,7 +118,7 @@ class WordTokenizer(Tokenizer):
         return ids
 
     def safe_cut(self, text: str) -> int:
-        """As `Tokenizer`."""
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return self._splitter.safe_cut(text)
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""Hugging Face's tokenizer.json: a file that says step by step what to do with a text.
+"""Hugging Face's tokenizer.json, which describes tokenization as a pipeline:
 
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
-Read is what comes to the same as a BPETokenizer, and what was written from another tokenizer of ours; a step that would
-change ids and that we do not have is refused by the name of its field. The added tokens are our special tokens. There
-they are found in every text, here if `allow_special` asks for it.
+Files equivalent to a BPETokenizer are read, and so are files that tinylm wrote from any tokenizer. Everything else is
+refused, with the name of the field that would change ids. Added tokens are tinylm's special tokens. Hugging Face
+matches them in every text, tinylm only if `allow_special` is set. A letter that is too new for the Unicode version of
+one of the two programs may be split differently.
 
-Left out: normalizers, tokens put around a text, models other than byte level BPE, added tokens that are ordinary text.
+Not supported: normalizers, tokens added around a text, models other than byte-level BPE, ordinary added tokens.
 """
 
 import json
@@ -18,54 +19,55 @@ import regex
 
 from tinylm.errors import ConfigError
 from tinylm.files import read_json, write_json
+from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.bpe import BYTE_IDS, BPETokenizer
+from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
-from tinylm.tokenizer.formats.merges import ALPHABET, NamedMerges, names_and_ids, reading, require, vocabulary, with_ids
+from tinylm.tokenizer.formats.merges import NamedMerges, reading, require, vocabulary
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 # --- patterns
 
-CHARACTER, ALL = r"[\s\S]", r"[\s\S]+"  # what a "word" is to CharTokenizer and to ByteTokenizer
-# GPT-4's pattern in the spelling of Llama 3's file: the same words as ours, without possessive quantifiers
+CHARACTER, ALL = r"[\s\S]", r"[\s\S]+"  # the patterns of CharTokenizer and ByteTokenizer
+# GPT-4's pattern as Llama 3's file spells it: equivalent, without possessive quantifiers
 GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPELLINGS = PATTERNS | {"gpt4": GPT4}
-# SmolLM's: GPT-2's words of what stands between digits, so that white space before a digit is one word
+# SmolLM's pattern: digits are split off first, then GPT-2's, so white space before a digit is one word
 DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
-# The regular expressions that Hugging Face's engine (Oniguruma) reads as ours does, sign by sign. Not among them: \w,
-# which has ² only there; possessive {1,3}+; sets in sets; and, under (?i:, pairs that are one letter there, as ß is ss.
+# The syntax that Hugging Face's engine (Oniguruma) and `regex` read alike. Excluded: \w, which matches ² in Oniguruma
+# only; possessive {1,3}+; nested sets; and, under (?i:, pairs that Oniguruma folds to one letter, such as ss and ß.
 ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
 FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
-ALIKE = regex.compile(
+PORTABLE = regex.compile(
     rf"(?:[^\\\[\](){{}}?*+^$]|{ESCAPE}|\[\^?(?:[^\\\[\]&-]|-(?!-)|{ESCAPE})+\]|\(\?i:{FOLDED}(?:\|{FOLDED})*\)"
     r"|\(\?:|\(\?!|\)|[?*+][?+]?+|\{\d+(?:,\d*)?\}(?![?+]))++"
 )
 
 
 def spelling(pattern: str) -> str:
-    """The regular expression to write for a pattern.
+    """The regular expression that is written for a pattern.
 
     Raises:
-        ConfigError: if it may mean something else there, or is none.
+        ConfigError: if Hugging Face's engine might read it differently, or it is invalid.
     """
     expression = SPELLINGS.get(pattern, pattern)
     WordSplitter(expression)
-    if not ALIKE.fullmatch(expression) or regex.match(expression, ""):
+    if not PORTABLE.fullmatch(expression) or regex.match(expression, ""):
         raise ConfigError(
-            rf"pattern: {pattern!r} may cut otherwise in Hugging Face's regular expressions; take letters, sets, \s, "
-            r"\d, \p{L}, (?:...), (?!...), ?, * and + only, and match no empty word"
+            rf"pattern: {pattern!r} may split text differently in Hugging Face's engine; use only letters, sets, \s, "
+            r"\d, \p{L}, (?:...), (?!...), ?, * and +, and do not match the empty string"
         )
     return expression
 
 
 def _pattern(pre_tokenizer: Any) -> str:
-    """The pattern of a pre_tokenizer, by name if it has one."""
+    """The pattern of a pre_tokenizer; its name if it has one."""
     steps = pre_tokenizer["pretokenizers"] if _type(pre_tokenizer) == "Sequence" else [pre_tokenizer]
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": False, **more}]:
@@ -93,20 +95,20 @@ NO_OPTIONS |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False
 
 
 def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes any of our tokenizers for `tokenizers.Tokenizer.from_file` and `PreTrainedTokenizerFast(tokenizer_file=)`.
+    """Writes a tokenizer for `tokenizers.Tokenizer.from_file` and `PreTrainedTokenizerFast(tokenizer_file=)`.
 
     Raises:
-        ConfigError: if ids or decoded text might differ there: for a pattern of one's own that may be read otherwise,
-            for a special token with the name of an ordinary one, or with a name that would be decoded as other text.
+        ConfigError: if ids or decoded text might differ there, because of a custom pattern or the name of a special
+            token.
     """
     write_json(path, to_tokenizer_json(tokenizer))
 
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `write_tokenizer_json` writes. Errors as there."""
+    """The content of a tokenizer.json. Errors as in `write_tokenizer_json`."""
     match tokenizer:
         case BPETokenizer():
-            names, ids = names_and_ids(tokenizer)
+            names, ids = tokenizer.names_and_ids()
             merges = [[names[left], names[right]] for left, right in tokenizer.merges]
             steps = _byte_level(names, tokenizer, ids, merges, tokenizer.pattern)
         case ByteTokenizer():
@@ -117,14 +119,14 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case WordTokenizer():
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
         case _:
-            raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no form in Hugging Face's tokenizer.json")
+            raise ConfigError(f"tokenizer: kind {tokenizer.kind} cannot be written as tokenizer.json")
     added = [{"id": token, "content": name, **FLAGS} for name, token in tokenizer.special_tokens.items()]
     nothing = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor"])
     return {"version": "1.0", **nothing, "added_tokens": added, **steps}
 
 
 def _byte_level(names: list[str], tokenizer: Tokenizer, ids: Sequence[int], merges: list, pattern: str) -> dict:
-    """Byte pair encoding. Special tokens are in its vocabulary as well: outside, their ids would be counted."""
+    """The steps of byte-level BPE. Special tokens are in the vocabulary too; otherwise Hugging Face renumbers them."""
     _check_special(tokenizer.special_tokens)
     byte_level = BYTE_LEVEL | {"add_prefix_space": False, "use_regex": pattern == "gpt2"}
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
@@ -137,7 +139,7 @@ def _byte_level(names: list[str], tokenizer: Tokenizer, ids: Sequence[int], merg
 
 
 def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: str) -> dict:
-    """A table of words. Without the special token `unknown`, unknown words are an error there as here."""
+    """The steps of a table of words. Without the special token `unknown`, unknown words raise an error in both."""
     vocab = vocabulary(words, list(tokenizer.special_tokens), range(tokenizer.vocab_size))
     return {
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
@@ -149,12 +151,12 @@ def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: s
 def _check_special(names: Sequence[str] | dict[str, int]) -> None:
     for name in names:
         if set(name) <= set(ALPHABET) and not name.isascii():
-            raise ConfigError(f"special_tokens: {name!r} is decoded there as the bytes that its characters stand for")
+            raise ConfigError(f"special_tokens: {name!r} would be decoded as the bytes its characters name; rename it")
 
 
 # --- reading
 
-# Values of fields with which no id changes. A byte level model meets no unknown characters, so unk_token means nothing.
+# Field values that leave ids unchanged. A byte-level model has no unknown characters, so unk_token has no effect.
 HARMLESS = {
     "version": ("1.0",),
     "truncation": (None,),
@@ -170,24 +172,24 @@ FIELDS |= {f"model.{name}" for name in ("type", "vocab", "merges", "unk_token", 
 
 
 def is_tokenizer_json(values: Any) -> bool:
-    """Whether this looks like the content of a tokenizer.json."""
+    """Whether these values look like a tokenizer.json."""
     return isinstance(values, dict) and isinstance(values.get("model"), dict) and "vocab" in values["model"]
 
 
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
-    """Reads byte level BPE, and what `write_tokenizer_json` wrote. All added tokens must be special ones.
+    """Reads byte-level BPE, or a file of `write_tokenizer_json`. All added tokens must be special.
 
     Raises:
         MissingInputError: if there is no such file.
-        DataError: if it is damaged, something else, or has a step that would change ids, with the field.
+        DataError: if it is damaged, of another format, or has an unsupported field that would change ids.
     """
     return from_tokenizer_json(read_json(require(path)), source=str(path))
 
 
 def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
-    """The tokenizer of the content of a tokenizer.json. `source` is its name; errors as `read_tokenizer_json`'s."""
-    with reading(source, "a tokenizer.json of Hugging Face's"):
-        kind = values["model"].get("type", "BPE" if "merges" in values["model"] else None)  # old files do not say
+    """The tokenizer that a tokenizer.json describes; `source` is its name in errors, as in `read_tokenizer_json`."""
+    with reading(source, "a Hugging Face tokenizer.json"):
+        kind = values["model"].get("type", "BPE" if "merges" in values["model"] else None)  # old files omit it
         if kind == "WordLevel":
             return _from_word_level(values)
         if kind != "BPE":
@@ -209,15 +211,15 @@ def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
             raise ConfigError(f"model.vocab: {name!r} is {problem}")
     for name in table.names if model.get("ignore_merges") else ():
         if not table.is_whole(name):
-            raise ConfigError(f"model.ignore_merges is true, and {name!r} is not what its bytes are merged to")
-    tokenizer = with_ids(table, model["vocab"] | special, list(special), pattern)
-    same = ByteTokenizer(list(special))
+            raise ConfigError(f"model.ignore_merges is true, but the merges do not make {name!r} from its bytes")
+    tokenizer = BPETokenizer(**table.arguments(model["vocab"] | special, list(special)), pattern=pattern)
+    plain = ByteTokenizer(list(special))
     found = (pattern, tokenizer.token_bytes, tokenizer.special_tokens)
-    return same if found == (ALL, same.token_bytes, same.special_tokens) else tokenizer
+    return plain if found == (ALL, plain.token_bytes, plain.special_tokens) else tokenizer
 
 
 def _special_tokens(added: list[dict[str, Any]], vocab: dict[str, int]) -> dict[str, int]:
-    """Name -> id of the added tokens. Those outside the vocabulary are counted there, whatever the file says."""
+    """Name -> id of the added tokens. Hugging Face numbers those outside the vocabulary, whatever the file says."""
     following = len(vocab)
     for token in added:
         expected = vocab.get(token["content"], following)
@@ -226,15 +228,17 @@ def _special_tokens(added: list[dict[str, Any]], vocab: dict[str, int]) -> dict[
         if wrong:
             raise _unknown(f"added_tokens: {token['content']!r}: {wrong[0]}", token[wrong[0]])
         if token["id"] != expected:
-            raise ConfigError(f"added_tokens: {token['content']!r}: id is {token['id']}, which would become {expected}")
+            raise ConfigError(
+                f"added_tokens: {token['content']!r}: id is {token['id']}, but Hugging Face uses {expected}"
+            )
         if token["normalized"] != added[0]["normalized"]:
-            raise ConfigError("added_tokens: normalized must be the same for all, or they are not found in one search")
+            raise ConfigError("added_tokens: normalized must be the same for all added tokens")
     _check_special([token["content"] for token in added])
     return {token["content"]: token["id"] for token in added}
 
 
 def _check_fields(values: dict[str, Any]) -> None:
-    """Checks every step but the pre_tokenizer and the added tokens."""
+    """Checks every field but the pre_tokenizer and the added tokens."""
     found = values | {f"model.{name}": value for name, value in values["model"].items()}
     for name, harmless in HARMLESS.items():
         if found.get(name) not in harmless:
@@ -249,7 +253,7 @@ def _check_fields(values: dict[str, Any]) -> None:
 
 
 def _adds_nothing(post_processor: Any) -> bool:
-    """Whether a post_processor leaves the ids as they are."""
+    """Whether a post_processor leaves ids unchanged."""
     match post_processor:
         case {"type": "Sequence", "processors": list(steps)}:
             return all(map(_adds_nothing, steps))
@@ -259,7 +263,7 @@ def _adds_nothing(post_processor: Any) -> bool:
 
 
 def _from_word_level(values: dict[str, Any]) -> Tokenizer:
-    """Of tables of words, only what was written here: it must come out the same if it is written again."""
+    """A table of words that tinylm wrote. It is written again and compared; any difference is refused."""
     vocab, special = values["model"]["vocab"], [token["content"] for token in values["added_tokens"]]
     words = sorted(vocab.keys() - set(special), key=vocab.__getitem__)
     if values["pre_tokenizer"]["pattern"] == {"Regex": CHARACTER}:
@@ -268,15 +272,15 @@ def _from_word_level(values: dict[str, Any]) -> Tokenizer:
         tokenizer = WordTokenizer(words, special)
     for field, value in to_tokenizer_json(tokenizer).items():
         if values.get(field) != value:
-            raise ConfigError(f"{field}: a WordLevel model is read only as tinylm writes it, and here it differs")
+            raise ConfigError(f"{field}: a WordLevel model is read only as tinylm writes it, and this differs")
     return tokenizer
 
 
 def _type(step: Any) -> str | None:
-    """The type of a step, or None if there is none."""
+    """The type of a step, or None."""
     return None if step is None else step["type"]
 
 
 def _unknown(field: str, value: Any) -> ConfigError:
-    shown = regex.sub(r'("(?:[^"\\]|\\.){30})(?:[^"\\]|\\.)+"', r'\1..."', json.dumps(value))  # a long pattern is cut
-    return ConfigError(f"{field} is {shown if len(shown) < 400 else shown[:400] + '...'}; tinylm has no such step")
+    shown = regex.sub(r'("(?:[^"\\]|\\.){30})(?:[^"\\]|\\.)+"', r'\1..."', json.dumps(value))  # shortens long patterns
+    return ConfigError(f"{field} is {shown if len(shown) < 400 else shown[:400] + '...'}; tinylm does not support this")

@@ -1,63 +1,70 @@
-"""Byte pair encoding as other tools write it down: tokens by name, merges by name or by rank.
+"""Merges by token name, as other tools' files list them.
 
-GPT-2's files, and tokenizer.json after them, write the bytes of a token as printable characters:
-
-    " the\\n"  is called  "ĠtheĊ"
-
-A list of merges by such names is what BPETokenizer has by number. tiktoken's files have no merges: it joins any two
-neighbours whose joint bytes are a token, those of the lowest rank first. When that comes to the same is said in
-`NamedMerges`. The files themselves are formats.py's and huggingface.py's.
+GPT-2's files and tokenizer.json list merges by the names of tokens; BPETokenizer numbers them. tiktoken's files have
+ranks instead of merges: of all neighbours whose joint bytes are a token, it merges the pair of lowest rank first.
+`NamedMerges` states when the two rules give the same ids.
 """
 
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
-from tinylm.tokenizer.bpe import BYTE_IDS, PRINTABLE, BPETokenizer
+from tinylm.tokenizer.alphabet import ALPHABET
 from tinylm.tokenizer.fast.merging import Pair, merge_word
-
-# The characters of the bytes in the order of their ids. Printable bytes stand for themselves.
-ALPHABET = "".join(map(chr, PRINTABLE)) + "".join(chr(256 + number) for number in range(256 - len(PRINTABLE)))
-
-
-def printable(piece: bytes) -> str:
-    """The name of a token: its bytes as printable characters."""
-    return piece.translate(BYTE_IDS).decode("latin-1").translate(ALPHABET)
 
 
 class NamedMerges:
-    """Merges as they are read, one after the other, by the names of tokens.
+    """Merges read one by one, by the names of their tokens.
 
-    Much here rests on one fact. Look at a stretch of a word that no merge has crossed so far: it went through the same
-    steps as if it were a word for itself. So if its bytes alone become one token by the first k merges, they are that
-    token before any later merge has its turn, in every word.
+    One fact is used throughout. Take a stretch of a word whose borders no merge has crossed so far. It went through
+    the same steps as if it were a word by itself. So if its bytes alone become one token within the first k merges,
+    they become that token before any later merge applies, in every word.
 
     Attributes:
-        names: of bytes and merges, in the order of BPETokenizer
-        merges: pairs of their places there
+        names: of the bytes and merged tokens, in BPETokenizer's order
+        merges: pairs of indices into `names`
     """
 
     def __init__(self) -> None:
         self.names = list(ALPHABET)
         self.merges: list[Pair] = []
         self._index = {name: token for token, name in enumerate(self.names)}
-        self._merged: dict[Pair, Pair] = {}  # as BPETokenizer's
-        self._waiting: defaultdict[str, list[str]] = defaultdict(list)  # what is no token yet -> what is made of it
+        self._merged: dict[Pair, Pair] = {}  # pair -> (rank, token)
+        self._waiting: defaultdict[str, list[str]] = defaultdict(list)  # missing part -> the tokens that need it
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
-    def add(self, left: str, right: str) -> None:
-        """The next merge.
-
-        Files made from tiktoken's ranks list every pair that a token can be cut into, also pairs of tokens that only
-        later merges make. Such a merge never has its turn if the whole is there before its parts, by the fact above,
-        and is left out; whether it is will be known when the parts come.
+    @classmethod
+    def from_merges_txt(cls, path: Path) -> Self:
+        """Reads GPT-2's merges.txt.
 
         Raises:
-            ConfigError: if it is not.
+            ConfigError: for a line that is not a pair, or a merge of a token that no merge makes.
+        """
+        table = cls()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line or (number == 1 and line.startswith("#version")):
+                continue
+            parts = line.split(" ")
+            if len(parts) != 2:
+                raise ConfigError(f"line {number} must be two tokens separated by a space, got {line[:40]!a}")
+            table.add(*parts)
+        table.finish()
+        return table
+
+    def add(self, left: str, right: str) -> None:
+        """Appends a merge.
+
+        Files converted from tiktoken's ranks list every pair that a token can be split into, including pairs of tokens
+        that only later merges make. If the whole exists before its parts do, such a merge never applies, by the fact
+        above, and is dropped. Whether it does is checked when the parts appear.
+
+        Raises:
+            ConfigError: if a dropped merge could have applied.
         """
         whole = left + right
         for part in (left, right):
@@ -66,7 +73,7 @@ class NamedMerges:
                 return
         for name in self._waiting.pop(whole, ()):
             if name not in self._index or not self.is_whole(name):
-                raise ConfigError(f"merges: {name!r} is made of {whole!r} before there is such a token; reorder them")
+                raise ConfigError(f"merges: {name!r} uses {whole!r} before a merge makes it; reorder the merges")
         pair = self._index[left], self._index[right]
         if whole not in self._index:
             self._index[whole] = len(self.names)
@@ -75,82 +82,71 @@ class NamedMerges:
         self.merges.append(pair)
 
     def finish(self) -> None:
-        """Ends the list.
-
-        Raises:
-            ConfigError: if a merge is of a token that no other has made.
-        """
+        """Raises ConfigError if a merge uses a token that no other merge makes."""
         for name, wholes in self._waiting.items():
-            raise ConfigError(f"merges: {wholes[0]!r} is made of {name!r}, which is no token; is the file complete?")
+            raise ConfigError(f"merges: {wholes[0]!r} uses {name!r}, which no merge makes; is the file complete?")
 
     def add_by_rank(self, name: str) -> None:
-        """The merge that makes the token of the next rank: of the two that tiktoken's rule makes of its bytes till now.
+        """Appends the merge that makes the token of the next rank.
 
-        If they are two, no word ever has other pairs with these bytes when the rank's turn comes, by the fact above;
-        so the rule and the merges do the same.
+        Its pair is what tiktoken's rule leaves of its bytes at lower ranks. By the fact above, no other pair with these
+        bytes exists in any word when this rank's turn comes. So tiktoken's rule and the merges agree.
 
         Raises:
-            ConfigError: if they are more than two.
+            ConfigError: if more than two tokens are left.
         """
         parts = [self.names[token] for token in self._encode(name)]
         if len(parts) != 2:
-            raise ConfigError(f"{name!r} must be made of two tokens of lower ranks, got {' '.join(parts)}")
+            raise ConfigError(f"{name!r} must merge two tokens of lower rank, got {' '.join(parts)}")
         self.add(*parts)
 
     def is_whole(self, name: str) -> bool:
-        """Whether the bytes of a token become this token."""
+        """Whether the bytes of this token are merged to this token."""
         return self._encode(name) == [self._index[name]]
 
     def _encode(self, name: str) -> list[int]:
         return merge_word([self._index[character] for character in name], self._merged)
 
+    def arguments(self, vocab: Mapping[str, int], special_tokens: Sequence[str]) -> dict[str, Any]:
+        """Arguments of BPETokenizer, with the ids of a vocabulary.
 
-def names_and_ids(tokenizer: BPETokenizer) -> tuple[list[str], Sequence[int]]:
-    """The names of bytes and merges in the order of BPETokenizer, and the ids of these and of the special tokens."""
-    ids = tokenizer.ids or range(tokenizer.vocab_size)
-    ordinary = ids[: len(ids) - len(tokenizer.special_tokens)]
-    return [printable(tokenizer.token_bytes[token]) for token in ordinary], ids
+        Raises:
+            ConfigError: if the vocabulary lacks a token.
+        """
+        for name in self.names:
+            if name not in vocab:
+                raise ConfigError(f"vocab: lacks {'the byte' if len(name) == 1 else 'the merged token'} {name!r}")
+        ids = [vocab[name] for name in [*self.names, *special_tokens]]
+        return {"merges": self.merges, "special_tokens": special_tokens, "ids": ids}
 
 
 def vocabulary(names: Sequence[str], special_tokens: Sequence[str], ids: Sequence[int]) -> dict[str, int]:
     """Name -> id of all tokens.
 
     Raises:
-        ConfigError: if a special token has an ordinary one's name.
+        ConfigError: if a special token has the name of an ordinary one.
     """
     for name in sorted(set(special_tokens) & set(names)):
-        raise ConfigError(f"special_tokens: {name!r} is an ordinary token's name in this format; give it another")
+        raise ConfigError(f"special_tokens: {name!r} is the name of an ordinary token in this format; rename it")
     return dict(zip([*names, *special_tokens], ids, strict=True))
 
 
-def with_ids(table: NamedMerges, vocab: Mapping[str, int], special: Sequence[str], pattern: str) -> BPETokenizer:
-    """The tokenizer of these merges, with the ids of a vocabulary.
-
-    Raises:
-        ConfigError: if the vocabulary lacks a token or has an id twice.
-    """
-    for name in table.names:
-        if name not in vocab:
-            raise ConfigError(f"vocab: lacks {'the byte' if len(name) == 1 else 'the merged token'} {name!r}")
-    return BPETokenizer(table.merges, pattern, special, [vocab[name] for name in [*table.names, *special]])
-
-
 @contextlib.contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Turns what is wrong with the content of a file into a DataError that names it, and `what` it should be."""
+def reading(path: str | Path, expected: str) -> Iterator[None]:
+    """Turns errors in a file's content into a DataError with the file's name and what was expected."""
     try:
         yield
     except TinyLMError as error:
         raise DataError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: is not {what} ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: is not {expected} ({type(error).__name__}: {error})") from error
 
 
 def require(path: str | Path) -> Path:
-    """The path of a file that must be there.
+    """The path of an existing file.
 
     Raises:
-        MissingInputError: if it is not.
+        MissingInputError: if there is no such file.
     """
     if not Path(path).is_file():
         raise MissingInputError(f"{path}: no such tokenizer file")
