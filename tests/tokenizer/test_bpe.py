@@ -86,7 +86,7 @@ def test_ids_equal_those_of_tokenizers_and_tiktoken_on_prose_code_and_scripts(tr
 
 @pytest.fixture(scope="module")
 def oracles(trained, tale):
-    """The same merges in the two other libraries."""
+    """Equal merges in the two other libraries."""
     ranks = {piece: token for token, piece in enumerate(trained.token_bytes)}
     by_tiktoken = tiktoken.Encoding("t", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
     return hugging_face(tale, 900), by_tiktoken
