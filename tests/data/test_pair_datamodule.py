@@ -78,7 +78,7 @@ def test_ranks_and_resuming_change_neither_order_nor_counts(packing, world_size,
         read(module(**options), "train_dataloader", world_size=world_size, rank=r, step=1) for r in range(world_size)
     ]
     accumulate = 8 // world_size // 2
-    for step, batch in enumerate(whole[1:]):  # the run goes on with its second step
+    for step, batch in enumerate(whole[1:]):  # the run resumes at its second step
         micro_steps = slice(step * accumulate, (step + 1) * accumulate)
         mine = [share for rank in resumed for share in rank[micro_steps]]
         assert answers(module(), mine) == answers(module(), [batch])

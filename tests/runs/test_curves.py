@@ -1,4 +1,4 @@
-"""Made-up runs as curves, computed by hand, and what of them comes into the picture."""
+"""Curves of synthetic runs, computed by hand, and their plots."""
 
 import numpy as np
 import pytest

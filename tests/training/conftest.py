@@ -81,7 +81,7 @@ def cli(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_yaml, tmp_path_factory) -> Path:
-    """The folder of a run that came to its end; nobody may change it."""
+    """The folder of a finished run, which tests must not change."""
     from tinylm.training.cli import main
 
     folder = tmp_path_factory.mktemp("runs")

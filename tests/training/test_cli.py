@@ -313,7 +313,7 @@ def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(cli, tiny_yaml
 
 @pytest.fixture
 def half_run(cli, tiny_yaml, tmp_path):
-    """A run of twelve steps that was stopped after six, without dropout; what its resumption has to be given."""
+    """A run of twelve steps, stopped after six, without dropout; returns the options to resume it."""
     arguments = ["fit", "-c", tiny_yaml, "--model.network.dropout", "0"]
     result = cli(*arguments, "--trainer.max_steps", "6", "--model.schedule.name", "constant")
     assert result.code == 0, result.err

@@ -1,4 +1,4 @@
-"""Several processes compute what one would: real ones, which talk over gloo on this machine."""
+"""Several processes compute the same as one: real processes, which communicate over gloo."""
 
 import contextlib
 import json
@@ -233,7 +233,7 @@ def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path)
     _, err = (again := slurm("--run.name=mine", "--trainer.max_steps", str(step + 2))).communicate(timeout=100)
     assert again.returncode == 0, err
     assert f"resuming runs/mine from step {step:,} (last.ckpt)" in err
-    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"  # it came to its end
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"  # the script finished
     assert not list(tmp_path.rglob("hpc_ckpt*"))
 
 
@@ -262,7 +262,7 @@ def test_a_tokenizer_is_learned_once_by_two_ranks_and_the_same_on_both(corpus, t
 
 
 def learn(corpus: str, cache: str, path: Path) -> None:
-    """Resolves a BPE, slowly, so that the other process comes meanwhile."""
+    """Resolves a BPE tokenizer slowly, so that the other process arrives meanwhile."""
     from tinylm.data import TextDataModule
 
     calls, slow = [], BPETokenizer.train_from_streams.__func__

@@ -23,7 +23,7 @@ SECOND = Path("second.yaml")  # in the folder in which `cli` works
 
 @pytest.fixture
 def second(finished_run, corpus, tmp_path) -> Path:
-    """A config that goes on from the finished run's model, on the same text."""
+    """A config that finetunes the finished run's model on the same text."""
     config = yaml.safe_load(TINY.replace("CORPUS", str(corpus)).replace("CACHE", str(corpus.parent / "cache")))
     del config["model"]["network"], config["data"]["tokenizer"]
     config["model"] |= {"init_from": str(finished_run), "optimizer": {"lr": 0.01}}
@@ -38,7 +38,7 @@ def losses(folder: Path, name: str) -> list[str]:
 
 
 def test_a_run_begins_where_the_other_ended(second, finished_run, cli):
-    """A learning rate too small to change float32's digits of the loss: what is validated is the other's model."""
+    """The learning rate is too small to change the float32 loss, so the base model is validated."""
     result = cli("fit", "-c", second, "--model.optimizer.lr", "1e-12", "--model.schedule.min_lr", "0")
     assert result.code == 0
     assert f"base model: {finished_run / 'model'}" in result.err

@@ -1,4 +1,4 @@
-"""Callbacks that look inside: what they log against the network itself, and that a run does not notice them."""
+"""Inspection callbacks: their logs against the network itself, and no effect on the run."""
 
 import math
 import os
@@ -151,7 +151,7 @@ def test_a_run_that_is_looked_into_ends_with_the_same_weights(fit):
 
 
 def test_documents_stay_apart(fit, monkeypatch):
-    """The corpus by character has no separator, so it is one document; separators are what the module makes of them."""
+    """The corpus by character has no separators, so the test supplies document numbers."""
     numbers = torch.arange(16).div(4, rounding_mode="floor")[None]
     for module in (tinylm.training.module, tinylm.training.inspection):
         monkeypatch.setattr(module, "documents_apart", lambda config, ids, *known: numbers.expand(len(ids), 16))

@@ -92,7 +92,7 @@ def test_validation_is_exact_over_the_whole_split(fit):
 
 
 def test_clipping_and_gradient_norm(fit):
-    """The logged norm is the one before clipping; what the optimizer sees has the clipped norm."""
+    """The logged norm is the one before clipping; the optimizer receives the clipped gradient."""
     seen = []
 
     class Look(pl.Callback):
@@ -269,7 +269,7 @@ def test_a_part_of_the_validation_is_compared_with_its_own_floor(fit, tmp_path):
 
 
 def test_a_trained_model_comes_close_to_the_floor_and_not_below(fit, tmp_path):
-    """Many dice, so that hardly a text is written twice: what is left is within the luck of the validation texts."""
+    """Many dice, so that texts rarely repeat: the remaining excess is within the noise of the validation texts."""
     many = DICE.replace("<number>", "<die><die><die><die><die>") + 'die: ["1", "2", "3", "4", "5", "6"]\n'
     (tmp_path / "dice.grammar.yaml").write_text(many)
     module = fit(

@@ -1,4 +1,4 @@
-"""W&B, offline: what a run records is read back from its .wandb file by wandb's own protocol buffers."""
+"""W&B, offline: the records of a run are read from its .wandb file by wandb's own protocol buffers."""
 
 import http.server
 import json
@@ -46,7 +46,7 @@ def _without_account(monkeypatch, tmp_path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tracked(tiny_yaml, tmp_path_factory) -> Iterator[Path]:
-    """The folder of a finished run that was tracked with all histograms; nobody may change it."""
+    """The folder of a finished run, tracked with all histograms, which tests must not change."""
     from tinylm.training.cli import main
 
     folder = tmp_path_factory.mktemp("tracked")
@@ -204,7 +204,7 @@ def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_pa
         "tinylm: W&B: offline, without an API key (set WANDB_API_KEY, or wandb login)",
         f"tinylm: to upload to W&B: wandb sync {segment.relative_to(tmp_path)}",
     ]
-    assert "wandb:" not in result.err + result.out  # wandb itself says nothing
+    assert "wandb:" not in result.err + result.out  # wandb itself prints nothing
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
