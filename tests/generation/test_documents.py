@@ -180,7 +180,9 @@ def test_scores_pictures_and_validation_agree(text, positions):
     module = LitTransformerLM(model.config)
     module.net = model
     module.__class__ = type("Module", (LitTransformerLM,), {"tokenizer": LETTERS})
-    nats = float(module._sums(Batch(ids[:, :-1], ids[:, 1:], len(text)))[0])
+    module.on_validation_epoch_start()
+    module.validation_step(Batch(ids[:, :-1], ids[:, 1:], len(text)), 0)
+    nats = float(module._metrics[0].nats)
     assert score_text(model, LETTERS, text).nats == pytest.approx(nats, abs=1e-9)
     assert sum(each.nats for each in token_losses(model, LETTERS, text)) == pytest.approx(nats, abs=1e-9)
     if len(text) > 1:
