@@ -156,7 +156,7 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
         with weights.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    network = network_config(folder, config)
+    network = network_config(config)
     if network is None:
         return None
     from tinylm.model import parameter_count
@@ -164,7 +164,7 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
     return parameter_count(network)
 
 
-def network_config(folder: Path, config: dict[str, Any]) -> "ModelConfig | None":
+def network_config(config: dict[str, Any]) -> "ModelConfig | None":
     """The ModelConfig of a run; None if its config.yaml has no vocab_size, as in older runs."""
     if config["model"]["network"].get("vocab_size") is None:
         return None

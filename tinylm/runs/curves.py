@@ -94,7 +94,7 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
 def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:
     from tinylm.model import flops_per_token  # PyTorch takes a second
 
-    network = network_config(folder, config)
+    network = network_config(config)
     if network is None:
         raise DataError(f"{folder}: its config.yaml has no vocab_size; use --x tokens")
     return flops_per_token(network)
