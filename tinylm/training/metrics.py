@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = -100  # the target of a token that does not count
+from tinylm.data import IGNORE
+from tinylm.evaluation.log_probs import token_nats
 
 
 class TokenMetrics(Metric):
@@ -36,8 +36,7 @@ class TokenMetrics(Metric):
             logits: (B, T, V)
             targets: token ids, (B, T); -100 does not count
         """
-        nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
-        self.nats += nats.to(self.nats).sum()
+        self.nats += token_nats(logits, targets).to(self.nats).sum()
         self.tokens += (targets != IGNORE).sum().to(self.tokens)
         self.hits += (logits.argmax(dim=-1) == targets).sum().to(self.hits)
 
