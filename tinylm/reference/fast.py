@@ -18,8 +18,8 @@ import numpy as np
 
 from tinylm.reference import feedforward
 from tinylm.reference.config import Config
-from tinylm.reference.functions import IGNORED, Array
-from tinylm.reference.parameters import Masks, draw_masks
+from tinylm.reference.functions import Array
+from tinylm.reference.parameters import Masks
 from tinylm.reference.transformer import Grads, NumpyTransformerLM
 
 TOKENS = 1024  # computed at a time, if sequences are not longer
@@ -61,9 +61,7 @@ class FastTransformerLM(NumpyTransformerLM):
         dropout: np.random.Generator | Masks | None = None,
     ) -> tuple[float, Grads]:
         """The loss and the gradients: sums over the sequences. Dropout masks are drawn for the whole batch first."""
-        drawn = isinstance(dropout, np.random.Generator)
-        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
-        total = max(int(np.sum(targets != IGNORED)), 1) if num_targets is None else num_targets
+        masks, total = self.masks_and_divisor(inputs, targets, num_targets, dropout)
         compute = super().loss_and_grads
 
         def some(rows: slice) -> tuple[float, Grads]:

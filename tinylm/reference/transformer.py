@@ -184,16 +184,21 @@ class NumpyTransformerLM:
         Returns:
             nats per target, and gradients by the names and of the shapes of `parameters`
         """
-        drawn = isinstance(dropout, np.random.Generator)
-        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
-        if num_targets is None:
-            num_targets = max(int(np.sum(targets != IGNORED)), 1)
+        masks, num_targets = self.masks_and_divisor(inputs, targets, num_targets, dropout)
         x, backward = self.hidden(inputs, documents, masks)
         loss, dx, dhead = self.head_loss(x.reshape(-1, x.shape[-1]), targets.ravel(), num_targets)
         grads = backward(dx.reshape(x.shape))
         name = f"{self.head}.weight"
         grads[name] = grads[name] + dhead if name in grads else dhead  # a tied matrix is used twice: the sum of both
         return loss, grads
+
+    def masks_and_divisor(
+        self, inputs: Array, targets: Array, num_targets: int | None, dropout: np.random.Generator | Masks | None
+    ) -> tuple[Masks, int]:
+        """The dropout masks of a step and the divisor of its sum over targets; see `loss_and_grads`."""
+        drawn = isinstance(dropout, np.random.Generator)
+        masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
+        return masks, max(int(np.sum(targets != IGNORED)), 1) if num_targets is None else num_targets
 
     def head_loss(self, x: Array, targets: Array, num_targets: int) -> tuple[float, Array, Array]:
         """The loss of hidden states x, (N, D), its gradient dx, (N, D), and that of the head's matrix, (V, D)."""
