@@ -485,3 +485,5 @@ def test_the_saved_config_has_the_vocabulary_size_and_a_wrong_one_is_refused(cli
     message = f"model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
     assert (result.code, result.error) == (2, message)
     assert not (tmp_path / "runs/third").exists()
+    result = cli("validate", "-c", "wrong.yaml", "--run.name", "first")
+    assert (result.code, result.error) == (2, message)

@@ -44,6 +44,7 @@ from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
+from tinylm.training.options import check_vocab_size, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
 from tinylm.training.schedule import ScheduleConfig
@@ -114,15 +115,15 @@ class Run:
     The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
     """
 
-    def __init__(self, config: Any, values: dict[str, Any], arguments: list[str]) -> None:
+    def __init__(self, config: Any, dump: str, arguments: list[str]) -> None:
         """Reads and checks everything, then claims the run folder.
 
         Args:
             config: the parsed options
-            values: the same as plain values
+            dump: the same as YAML
             arguments: the command line
         """
-        self.trainer, self.values, self.record = config.trainer, values, ConfigRecord(values)
+        self.trainer, self.dump, self.record = config.trainer, dump, ConfigRecord(yaml.safe_load(dump))
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
         self.threads = config.threads or torch.get_num_threads()
         self.dtype = PRECISIONS[str(config.trainer.precision)]
@@ -133,8 +134,7 @@ class Run:
         build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
         self._open_data(config.data)
         known = self.data.vocab_size
-        if size not in (None, known):
-            raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {size}; leave it out")
+        check_vocab_size(size, known)
         self.network = build(ModelConfig, config.model.network, vocab_size=known)
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
@@ -234,9 +234,7 @@ class Run:
     def fit(self) -> None:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
-        self.values["model"]["network"]["vocab_size"] = self.network.vocab_size
-        text = yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
-        write_text(self.folder / "config.yaml", f"# tinylm train-numpy --config config.yaml\n{text}")
+        write_text(self.folder / "config.yaml", saved_config("train-numpy", self.dump, self.network.vocab_size))
         self.tokenizer.save(self.folder / TOKENIZER)
         for folder in (make_folder(self.folder / "checkpoints"), self.folder):
             sweep(folder, older_than=0)  # temporary files of killed processes
@@ -401,7 +399,4 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
-    values = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=True))
-    for name in ("config", "resume", "threads"):  # so that `fit` reads it too
-        values.pop(name, None)
-    Run(config, values, arguments).fit()
+    Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True), arguments).fit()

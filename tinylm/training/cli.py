@@ -50,7 +50,7 @@ from tinylm.training.checkpoint import (
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, ConfigParser
+from tinylm.training.options import ConfigFile, ConfigParser, check_vocab_size, saved_config
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
 from tinylm.training.samples import SampleText
@@ -165,6 +165,8 @@ class TinyLMCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds loggers, callbacks and checkpoint files to those of the config."""
+        given = self.config[str(self.subcommand)].model.network.get("vocab_size")
+        check_vocab_size(given, self.model.network.vocab_size)
         config = self._get(self.config_init, "trainer")
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -229,9 +231,6 @@ class TinyLMCLI(LightningCLI):
         """Writes the config and prints what is about to be trained."""
         assert self.folder is not None
         config = self.config[str(self.subcommand)]
-        size, known = config.model.network.get("vocab_size"), self.model.network.vocab_size
-        if size not in (None, known):
-            raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {size}; leave it out")
         if self.step is not None:
             MetricsCSV(self.folder).truncate(self.step)
             notice(f"resuming {self.folder} from step {self.step:,} ({Path(config.ckpt_path).name})")
@@ -249,11 +248,8 @@ class TinyLMCLI(LightningCLI):
         assert self.folder is not None
         config = copy.deepcopy(self.config[str(self.subcommand)])
         _set_folder(config.trainer, str(self.folder), "{run}")  # a rerun has another folder
-        values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True))
-        for name in ("config", "resume", "ckpt_path"):
-            values.pop(name, None)
-        values["model"]["network"]["vocab_size"] = self.model.network.vocab_size
-        return f"# tinylm fit --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+        dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
+        return saved_config("fit", dump, self.model.network.vocab_size)
 
     def _introduce(self) -> None:
         """Prints what is trained, on which data and devices."""

@@ -46,6 +46,27 @@ class ConfigParser(LightningArgumentParser):
         raise ConfigError(plain_error(" ".join(message.split()), _option_names(self))) from ex
 
 
+def check_vocab_size(given: int | None, known: int) -> None:
+    """Refuses a `vocab_size` in a config that is not the tokenizer's."""
+    if given not in (None, known):
+        raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {given}; leave it out")
+
+
+def saved_config(command: str, dump: str, vocab_size: int) -> str:
+    """The config.yaml of a run, which can be run again.
+
+    Args:
+        command: `fit` or `train-numpy`
+        dump: all resolved options as YAML
+        vocab_size: size of the tokenizer's vocabulary
+    """
+    values = yaml.safe_load(dump)
+    for name in ("config", "resume", "ckpt_path", "threads"):
+        values.pop(name, None)
+    values["model"]["network"]["vocab_size"] = vocab_size
+    return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+
+
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
