@@ -7,7 +7,6 @@ import copy
 import logging
 import os
 import sys
-import traceback
 import warnings
 from functools import cached_property
 from importlib.util import find_spec
@@ -24,7 +23,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
-from tinylm.console import process_rank
+from tinylm.console import exit_code, process_rank
 from tinylm.data import TextDataModule
 from tinylm.data.template import find_template
 from tinylm.errors import (
@@ -32,7 +31,6 @@ from tinylm.errors import (
     Interrupted,
     MissingInputError,
     Preempted,
-    TinyLMError,
     notice,
     silence_notices,
 )
@@ -338,28 +336,25 @@ def quiet_lightning() -> None:
 
 def main() -> int:
     """Runs the command line of this process and returns the exit code."""
-    debug = "--debug" in sys.argv
+    debug = ["--debug"] if "--debug" in sys.argv else []
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     quiet_lightning()
     if process_rank() > 0:
         silence_notices()
     claimed: list[Path] = []
-    try:
-        TinyLMCLI(claimed)
-        return 0
-    except TinyLMError as error:
-        code, message = error.exit_code, str(error)
-        if debug:
-            traceback.print_exc()
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
-    except Exception as error:
-        code, message = 70, f"{type(error).__name__}: {error}; --debug shows where"
-        if debug:
-            traceback.print_exc()
-    for folder in claimed:
-        discard_unused(folder)
-    return report_error(message, code)
+
+    def run(_: list[str]) -> None:
+        try:
+            TinyLMCLI(claimed)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
+
+    def report(message: str, code: int) -> int:
+        for folder in claimed:
+            discard_unused(folder)
+        return report_error(message, code)
+
+    return exit_code(run, debug, report)
 
 
 def report_error(message: str, code: int) -> int:
