@@ -114,7 +114,7 @@ class TextDataModule(pl.LightningDataModule):
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
             cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
-            max_val_tokens: Tokens of a validation, evenly spaced. Default: 1/8 of those trained between two, at least 2^17
+            max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
             pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
             pairs_val: File of validation pairs. Default: taken from pairs, by split
