@@ -164,7 +164,7 @@ class Run:
             global_step=0, world_size=1, global_rank=0, accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             val_check_interval=1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval,
             limit_train_batches=1.0, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs or -1,
-            sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
+            check_val_every_n_epoch=self.trainer.check_val_every_n_epoch, sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
         )  # fmt: skip
         self.data = self.state.datamodule = build(TextDataModule, options)
         self.data.trainer = self.state
@@ -172,11 +172,6 @@ class Run:
         self.tokenizer = self.data.tokenizer
         self.per_epoch, self.total = self.data.steps_per_epoch, self.data.total_steps
         self.validate_every = self.state.val_check_interval // self.state.accumulate_grad_batches
-        if self.trainer.check_val_every_n_epoch is not None and self.validate_every > self.per_epoch:
-            raise ConfigError(
-                f"trainer.val_check_interval must be at most the {self.per_epoch} steps of an epoch, got "
-                f"{self.validate_every}; set check_val_every_n_epoch: null to count steps of the whole run"
-            )
 
     def _open_folder(self, config: Any) -> None:
         """Claims a new folder, or the folder of the run to resume."""

@@ -295,8 +295,14 @@ class TextDataModule(pl.LightningDataModule):
         trainer.accumulate_grad_batches = share // micro
         if self._counted is not trainer:  # Lightning counts micro-batches
             trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval = trainer.val_check_interval
-            trainer.val_check_interval = _micro_batches(interval, self.steps_per_epoch, share // micro)
+            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
+            whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
+            if isinstance(interval, int) and interval > epoch and not whole_run:
+                raise ConfigError(
+                    f"trainer.val_check_interval must be at most the {epoch} steps of an epoch, got {interval}; "
+                    "set check_val_every_n_epoch: null to count steps of the whole run"
+                )
+            trainer.val_check_interval = _micro_batches(interval, epoch, share // micro)
             self._counted = trainer
         self.total_steps = self._count_steps()
         self.validation_tokens = self._choose_validation_tokens()

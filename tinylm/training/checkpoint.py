@@ -91,7 +91,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes that the state is saved already if the run is resumed from `last.ckpt`."""
-        if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.path:
+        if self._saved is None and trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.path:
             self._saved = (trainer.global_step, False)
 
     def on_train_batch_end(

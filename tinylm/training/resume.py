@@ -115,10 +115,16 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Repeats a validation in which the run was stopped, and ends a run that was stopped early."""
+        loop = trainer.fit_loop
         if self._limits is not None:
-            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._limits
+            loop.epoch_loop.max_steps, loop.max_epochs = self._limits
         if self._validating:
             run_validation(trainer)
+            loop.epoch_loop.val_loop._has_run = False  # so that Lightning completes the step that it restarts at
+        epochs: Any = loop.epoch_progress.current
+        if loop.done and epochs.ready > epochs.processed:
+            loop.epoch_progress.increment_processed()  # it enters no epoch
+            loop.epoch_progress.increment_completed()
         for callback, patience in self._patience.items():
             callback.patience = patience  # the config's, which may be longer than before
             stopped = callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
