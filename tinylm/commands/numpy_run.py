@@ -164,7 +164,8 @@ class Run:
             global_step=0, world_size=1, global_rank=0, accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             val_check_interval=1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval,
             limit_train_batches=1.0, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs or -1,
-            check_val_every_n_epoch=self.trainer.check_val_every_n_epoch, sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
+            check_val_every_n_epoch=self.trainer.check_val_every_n_epoch, sanity_checking=False,
+            state=SimpleNamespace(fn="fit"), callback_metrics={},
         )  # fmt: skip
         self.data = self.state.datamodule = build(TextDataModule, options)
         self.data.trainer = self.state
