@@ -24,6 +24,7 @@ from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 from tinylm.model.lora import merged_weights
 from tinylm.model.quantized import check_layers, describe_layers, put_layers
+from tinylm.targets import MODEL_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -43,19 +44,26 @@ class Bundle:
 
 
 def save_bundle(
-    folder: str | Path, model: TransformerLM, tokenizer: Tokenizer, info: dict[str, Any] | None = None
+    folder: str | Path,
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    info: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Writes a model folder atomically, replacing an earlier one.
+    """Writes a model folder atomically.
 
     Args:
         folder: the folder to write
         model: a standard model, possibly quantized
         tokenizer: the model's tokenizer
         info: plain values to record, such as the step and the validation loss
+        overwrite: replace an earlier model folder
 
     Raises:
+        CannotCreateError: if the folder exists and is not to be replaced, or is something else.
         ConfigError: if the tokenizer has another vocabulary size, or the model is not standard.
     """
+    check_target(folder, MODEL_FOLDER, overwrite)
     check_known(model, "a model folder")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")

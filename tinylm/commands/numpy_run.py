@@ -23,10 +23,9 @@ from tinylm.errors import (
     MissingInputError,
     NumericError,
     Preempted,
-    StorageError,
     notice,
 )
-from tinylm.files import atomic_folder, make_folder, sweep, write_text
+from tinylm.files import append_text, atomic_folder, full_disk, make_folder, sweep, write_text
 from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
@@ -235,7 +234,7 @@ class Run:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
         write_text(self.folder / "config.yaml", saved_config("train-numpy", self.dump, self.network.vocab_size))
-        self.tokenizer.save(self.folder / TOKENIZER)
+        self.tokenizer.save(self.folder / TOKENIZER, overwrite=True)
         for folder in (make_folder(self.folder / "checkpoints"), self.folder):
             sweep(folder, older_than=0)  # temporary files of killed processes
         kind = getattr(torch, np.dtype(self.dtype).name)
@@ -323,12 +322,8 @@ class Run:
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
         notes["config"] = self.record.config
-        path = self.checkpoints[name]
-        try:
-            save_checkpoint(path, self.model, self.optimizer, self.state.global_step, notes)
-        except OSError as error:
-            reason = f"could not be written ({error.strerror}); the earlier one is intact"
-            raise StorageError(f"{path}: {reason}") from error
+        with full_disk(self.checkpoints[name]):
+            save_checkpoint(self.checkpoints[name], self.model, self.optimizer, self.state.global_step, notes)
 
     def _receive(self, number: int, frame: Any) -> None:
         """Handles a signal: the step is finished and saved; a second signal quits at once."""
@@ -374,8 +369,7 @@ class Run:
         new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
-        with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-            file.write(f"=== step {self.state.global_step}\n{text}\n\n")
+        append_text(self.folder / "samples.txt", f"=== step {self.state.global_step}\n{text}\n\n")
 
     def _write_model(self) -> None:
         """Writes the best model as a folder and the curves as a picture."""

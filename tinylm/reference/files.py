@@ -8,6 +8,7 @@ by name, and the architecture under `config` as JSON. A training checkpoint is a
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The config and the weights of a model folder; raises the same errors as `load`."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder.parent if folder.name == 'model' else folder}: no such model folder")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{folder / MANIFEST}: is nested too deeply") from error
     if manifest.get("layers"):
         raise ValueError(f"{folder}: has quantized layers (int8, int4), which the twin does not support")
     if sha256_file(folder / WEIGHTS) != manifest["sha256"][WEIGHTS]:
@@ -58,18 +62,25 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return manifest["model"], load_file(folder / WEIGHTS)
 
 
-def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | None = None) -> None:
+def save(
+    model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | None = None, overwrite: bool = False
+) -> None:
     """Writes an archive if the name ends in .npz, otherwise a model folder, which must already hold the tokenizer.
 
     Args:
         model: the network
         path: the file or folder
         info: recorded in a folder: step, validation loss and so on, as plain values
+        overwrite: replace an earlier model
 
     Raises:
+        FileExistsError: if there is a file of that name, and it is not to be replaced or is not a model.
         FileNotFoundError: if the folder has no tokenizer.
     """
     path = Path(path)
+    earlier = path if path.suffix == ".npz" else path / MANIFEST
+    if os.path.lexists(earlier) and not (overwrite and is_model(path)):
+        raise FileExistsError(f"{earlier}: exists; choose another path, or set overwrite for a model")
     if path.suffix == ".npz":
         return write_archive(path, model)
     if not (path / TOKENIZER).is_file():
@@ -82,6 +93,17 @@ def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | Non
     (path / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def is_model(path: Path) -> bool:
+    """Whether `load` reads this archive or folder, undamaged or not."""
+    if path.suffix != ".npz":
+        return (path / MANIFEST).is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "config.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] | None = None) -> None:
     """Writes an archive atomically: killed at any moment, it leaves the earlier file or the new one, whole.
 
@@ -89,6 +111,9 @@ def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] |
         path: the file, .npz
         model: the network
         extra: further arrays, under names that begin with `training/`
+
+    Raises:
+        OSError: if the disk is full or fails; the reason has the number of bytes written.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -97,6 +122,9 @@ def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] |
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave the new name with an empty file
         os.replace(temporary, path)
+    except OSError as error:
+        size = temporary.stat().st_size if temporary.exists() else 0
+        raise OSError(error.errno, f"{error.strerror}, after {size:,} bytes", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -48,7 +48,7 @@ from tinylm.training.checkpoint import (
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, ConfigParser, check_vocab_size, saved_config
+from tinylm.training.options import ConfigFile, ConfigParser, add_trust_option, check_vocab_size, saved_config
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
 from tinylm.training.samples import SampleText
@@ -85,12 +85,15 @@ class TinyLMCLI(LightningCLI):
         """Creates a parser without abbreviations, which would accept `--model.network.n_head`."""
         parser = self.parser_class(**kwargs, allow_abbrev=False)
         parser.add_argument("-c", "--config", action=ConfigFile, help="Config by path or name; several combine.")
+        add_trust_option(parser)
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
+        if subcommand == "predict":
+            parser.add_argument("--overwrite", action="store_true", help="Replace earlier predictions at run.output.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -159,7 +162,7 @@ class TinyLMCLI(LightningCLI):
         if config.data.tokenizer == "char":  # the default
             special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()
             config.data.tokenizer = str(self.folder / TOKENIZER)
-            start.tokenizer(special_tokens).save(config.data.tokenizer)
+            start.tokenizer(special_tokens).save(config.data.tokenizer, overwrite=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds loggers, callbacks and checkpoint files to those of the config."""
@@ -195,7 +198,10 @@ class TinyLMCLI(LightningCLI):
             SampleText(self.folder, prompts, self.run.sample_tokens),
             FinishRun(self.folder, next(iter(prompts), "")),
             GracefulStop(self.command),
-            PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
+            PredictionWriter(
+                Path(self.run.output or self.folder / "predictions.jsonl"),
+                overwrite=self.run.output is None or self.config[str(self.subcommand)].get("overwrite", False),
+            ),
         ]
         if self.subcommand == "fit":
             ours.append(ConfigRecord(yaml.safe_load(self._config_text)))

@@ -64,7 +64,7 @@ class FinishRun(Callback):
         try:
             info |= {"run": self.folder.name, "prompt": self.prompt}
             info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
-            save_bundle(self.folder / "model", model, pl_module.tokenizer, info)
+            save_bundle(self.folder / "model", model, pl_module.tokenizer, info, overwrite=True)
         except ConfigError as error:
             return str(error)
         return None
@@ -83,7 +83,7 @@ class FinishRun(Callback):
         net = TransformerLM(pl_module.network)  # the module's own may be sharded
         add_lora(net, pl_module.lora)
         net.load_state_dict(network_weights(read_checkpoint(_best_or_last(self.folder))))
-        save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
+        save_adapter(self.folder / "adapter", net, base=pl_module.start.path, overwrite=True)
         notice(f"adapter: {self.folder / 'adapter'}")
 
 

@@ -9,7 +9,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinylm.files import write_text
+from tinylm.files import append_text, write_text
 
 
 class MetricsCSV(Logger):
@@ -60,8 +60,9 @@ class MetricsCSV(Logger):
             self._columns += new
             self._write([*rows, row])
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+            line = io.StringIO(newline="")
+            csv.DictWriter(line, self._columns).writerow(row)
+            append_text(self.path, line.getvalue())
 
     @rank_zero_only
     def truncate(self, step: int) -> None:

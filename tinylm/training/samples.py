@@ -8,6 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tinylm.data.template import question_frame
 from tinylm.errors import DataError, notice
+from tinylm.files import append_text
 from tinylm.generation import Generator
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -41,8 +42,7 @@ class SampleText(Callback):
                 continue
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.print(_indent(text))
-            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+            append_text(self.folder / "samples.txt", f"=== step {trainer.global_step}\n{text}\n\n")
             samples.append((prompt, text))
         for tracker in trackers(trainer):
             tracker.log_samples(trainer.global_step, samples)
