@@ -20,6 +20,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, find_model
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 from tinylm.model.lora import merged_weights
@@ -158,8 +159,10 @@ def rebuild_model(
         DataError: if config, layers and weights do not fit together; names `source`.
     """
     try:
+        described = ModelConfig.from_dict(config)
+        check_size(described, sum(each.numel() for each in weights.values()), len(weights))
         with without_weights():
-            model = TransformerLM(ModelConfig.from_dict(config))
+            model = TransformerLM(described)
             put_layers(model, layers)
         if model.config.tie_embeddings:
             weights = {**weights, "head.weight": weights["embedding.weight"]}

@@ -41,7 +41,7 @@ class LoRAConfig:
     dropout: float = 0.0
     """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("attention", "feedforward")
-    """Linear layers to adapt: attention, feedforward, head, or names, in which * matches anything."""
+    """Layers to adapt: attention, feedforward, head, or names with *."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -33,6 +33,8 @@ PATTERNS = {
     ),
 }
 
+LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ordinary one takes 1e-7 per character
+
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
 SHORT = [ord(letter) for letter in "sdmt"]  # follow the apostrophe of a contraction
@@ -64,7 +66,7 @@ class WordSplitter:
             ) from error
         if compiled.groups:
             raise ConfigError(f"pattern: {pattern!r} has groups; write (?:...) instead of (...)")
-        self._find_words = compiled.findall
+        self._expression = compiled
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return WordSplitter, (self.pattern,)
@@ -73,11 +75,18 @@ class WordSplitter:
         """Returns the words of a text.
 
         Raises:
-            DataError: if a custom pattern does not match all of the text.
+            DataError: if a custom pattern does not match all of the text, or takes too long.
         """
-        words = self._find_words(text)
         if self.named:
-            return words
+            return self._expression.findall(text)
+        seconds = LEAST_SECONDS + len(text) * SECONDS_PER_CHARACTER
+        try:
+            words = self._expression.findall(text, timeout=seconds)
+        except TimeoutError as error:
+            raise DataError(
+                f"pattern: {self.pattern[:80]!r} takes over {seconds:.1f} s for {len(text):,} characters; write it "
+                "without repetitions inside repetitions, such as (?:a+)+"
+            ) from error
         if sum(map(len, words)) < len(text):
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
         return [*filter(None, words)]  # a custom pattern may match the empty string

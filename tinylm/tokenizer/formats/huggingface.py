@@ -59,7 +59,11 @@ def spelling(pattern: str) -> str:
     """
     expression = SPELLINGS.get(pattern, pattern)
     WordSplitter(expression)
-    if not PORTABLE.fullmatch(expression) or regex.match(expression, ""):
+    try:
+        portable = PORTABLE.fullmatch(expression, timeout=0.5) and not regex.match(expression, "", timeout=0.5)
+    except TimeoutError:
+        portable = False
+    if not portable:
         raise ConfigError(
             rf"pattern: {pattern!r} may split text differently in Hugging Face's engine; use only letters, sets, \s, "
             r"\d, \p{L}, (?:...), (?!...), ?, * and +, and do not match the empty string"
