@@ -270,8 +270,8 @@ def put_layers(model: nn.Module, layers: Any) -> None:
     """
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     for entry in layers:
-        if not isinstance(entry, dict) or not isinstance(entry.get("names"), list):
-            raise ConfigError(f"layers: each entry must have a kind and names, got {entry!r}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("names"), list) or not entry["names"]:
+            raise ConfigError(f"layers: each entry must have a kind and names, got {str(entry)[:80]}")
         options = {key: value for key, value in entry.items() if key not in ("kind", "names")}
         kind = str(entry.get("kind"))
         if kind not in KINDS:

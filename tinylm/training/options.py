@@ -56,7 +56,10 @@ class ConfigParser(LightningArgumentParser):
             import_path_allowlist=[*TRUSTED, *ConfigFile.trusted],
             instantiate_subclass_spec_in_any=False,
         )
-        return super().parse_args(args, *others, **options)
+        try:
+            return super().parse_args(args, *others, **options)
+        except ImportError as error:  # denied, outside the lists that jsonargparse checks
+            self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a ConfigError of one line."""
@@ -100,7 +103,7 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
 
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
-WRONG_IMPORT = re.compile(r"Importing '(([\w.]+)\.\w+)' is not allowed")
+WRONG_IMPORT = re.compile(r"Importing '(([\w.]+)\.\w+)' is not allowed|([\w.]+): importing runs .* --trust ([\w.]+)")
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
@@ -120,7 +123,8 @@ def plain_error(message: str, known: list[str]) -> str:
         return f"{_source(name)}{name}: no such option{suggest(name, known)}"
     if wrong := WRONG_IMPORT.search(message):
         others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
-        return f"{wrong[1]}: importing runs code outside {others}; if you trust it, add --trust {wrong[2]}"
+        path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
+        return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
     if wrong := WRONG_VALUE.match(message):
         name, kind, value = wrong.groups()
         return f"{_source(name)}{name} must be {kind}, got {value}"

@@ -9,6 +9,8 @@ begins wherever the kind changes, and the exceptions are corrected afterwards. `
 are tested against the expressions.
 """
 
+import itertools
+import math
 import sys
 from functools import cache
 
@@ -33,6 +35,7 @@ PATTERNS = {
     ),
 }
 
+LARGEST = 1e6  # custom pattern, unrolled
 LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ordinary one takes 1e-7 per character
 
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
@@ -58,11 +61,15 @@ class WordSplitter:
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.named = pattern, pattern in PATTERNS
+        if (size := _unrolled(pattern)) > LARGEST:
+            raise ConfigError(
+                f"pattern: {pattern[:80]!r} has {size:.0e} parts with its repetitions; write a shorter one"
+            )
         try:
             compiled = regex.compile(PATTERNS.get(pattern, pattern))
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise ConfigError(
-                f"pattern: {pattern!r} is neither {' nor '.join(PATTERNS)} nor a regular expression ({error})"
+                f"pattern: {pattern[:80]!r} is neither {' nor '.join(PATTERNS)} nor a regular expression ({error})"
             ) from error
         if compiled.groups:
             raise ConfigError(f"pattern: {pattern!r} has groups; write (?:...) instead of (...)")
@@ -131,6 +138,12 @@ class WordSplitter:
             if not text[cut - 1].isspace():  # trailing white space would be split differently
                 return cut
         return 0
+
+
+def _unrolled(pattern: str) -> float:
+    """A bound of the size of a compiled pattern, in which `regex` writes out counted repetitions such as a{1000}."""
+    counts = itertools.chain(*regex.findall(r"\{(\d+)(?:,(\d*))?\}", pattern))
+    return len(pattern) * math.prod(max(float(count or 1), 1.0) for count in counts)
 
 
 def word_starts_gpt2(data: np.ndarray) -> np.ndarray:
