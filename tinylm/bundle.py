@@ -29,6 +29,7 @@ from tinylm.targets import MODEL_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
+LARGEST_MANIFEST = 8 << 20  # bytes
 PREFIX = "net."  # of the model's weights in a checkpoint
 
 
@@ -109,6 +110,8 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
 
 def _read_folder(folder: Path) -> Bundle:
+    if (size := (folder / MANIFEST).stat().st_size) > LARGEST_MANIFEST:
+        raise DataError(f"{folder / MANIFEST}: has {size:,} bytes, more than any model needs")
     manifest = read_json(folder / MANIFEST)
     _check_entry(manifest, {"model", "info", "sha256"}, source=str(folder / MANIFEST))
     recorded = manifest.pop("sha256")

@@ -35,11 +35,8 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if not name.startswith(TRAINING)}
-        if "config" not in arrays:
-            raise ValueError(f"{path}: has no config; is it an archive of a model?")
-        config = json.loads(str(arrays.pop("config")))
+        arrays = {name: array for name, array in read_arrays(path).items() if not name.startswith(TRAINING)}
+        config = parse_json(str(arrays.pop("config")), path)
     else:
         config, arrays = read_folder(path if (path / MANIFEST).exists() else path / "model")
     if dtype is not None:
@@ -47,14 +44,35 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
     return NumpyTransformerLM(Config.from_dict(config), arrays)
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive, checked by their CRCs.
+
+    Raises:
+        ValueError: if the archive is damaged, or not one of a model.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: is damaged ({error}); use another") from error
+    if "config" not in arrays:
+        raise ValueError(f"{path}: has no config; is it an archive of a model?")
+    return arrays
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """The value of a JSON text of a file; ValueError for any other text."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: has JSON that is nested too deeply") from error
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The config and the weights of a model folder; raises the same errors as `load`."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder.parent if folder.name == 'model' else folder}: no such model folder")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{folder / MANIFEST}: is nested too deeply") from error
+    manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"), folder / MANIFEST)
     if manifest.get("layers"):
         raise ValueError(f"{folder}: has quantized layers (int8, int4), which the twin does not support")
     if sha256_file(folder / WEIGHTS) != manifest["sha256"][WEIGHTS]:
