@@ -147,9 +147,8 @@ def exit_code(
         if isinstance(error, TinyLMError):
             return report(str(error), error.exit_code)
         if problem := disk_problem(error):
-            return report(
-                f"{_unwritten(error)}: could not be written ({problem}); free some space", StorageError.exit_code
-            )
+            message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
+            return report(message, StorageError.exit_code)
         return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
 
 
@@ -161,7 +160,7 @@ def _unwritten(error: Exception) -> str:
         size = os.fstat(sys.stdout.fileno()).st_size
         _close_stdout()
         return f"standard output, after {size:,} bytes,"
-    return str(getattr(error, "filename", None) or "a file")
+    return f"{getattr(error, 'filename', None) or 'a file'}:"
 
 
 def _close_stdout() -> None:

@@ -62,9 +62,7 @@ class WordSplitter:
     def __init__(self, pattern: str) -> None:
         self.pattern, self.named = pattern, pattern in PATTERNS
         if (size := _unrolled(pattern)) > LARGEST:
-            raise ConfigError(
-                f"pattern: {pattern[:80]!r} has {size:.0e} parts with its repetitions; write a shorter one"
-            )
+            raise ConfigError(f"pattern: {pattern[:80]!r} has {size:.0e} parts, repetitions written out; shorten it")
         try:
             compiled = regex.compile(PATTERNS.get(pattern, pattern))
         except (regex.error, RecursionError) as error:
