@@ -153,14 +153,20 @@ def exit_code(
 
 
 def _unwritten(error: Exception) -> str:
-    """The name of what a full disk kept from being written: the file of the error, or standard output with its size."""
+    """The name of what a full disk kept from being written.
+
+    tinylm's own files have a StorageError with their path. Another error without a path is of a library's file, if it
+    was raised there, or of standard output.
+    """
+    library = re.search(r"site-packages[\\/](\w+)", traceback.extract_tb(error.__traceback__)[-1].filename)
+    if name := getattr(error, "filename", None) or (library and f"a file of {library[1]}"):
+        return f"{name}:"
+    size = os.fstat(sys.stdout.fileno()).st_size
     try:
         sys.stdout.flush()
-    except OSError:  # what could not be written is still waiting
-        size = os.fstat(sys.stdout.fileno()).st_size
+    except OSError:
         _close_stdout()
-        return f"standard output, after {size:,} bytes,"
-    return f"{getattr(error, 'filename', None) or 'a file'}:"
+    return f"standard output, after {size:,} bytes,"
 
 
 def _close_stdout() -> None:

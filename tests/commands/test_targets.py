@@ -1,4 +1,4 @@
-"""What a user names for output is never overwritten, unless tinylm wrote it and the user asks."""
+"""Existing files and folders are never overwritten, unless tinylm wrote them and the user asks."""
 
 import shutil
 from pathlib import Path

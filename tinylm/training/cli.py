@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
-from tinylm.console import exit_code, process_rank
+from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
 from tinylm.data.template import find_template
 from tinylm.errors import (
@@ -369,6 +369,6 @@ def report_error(message: str, code: int) -> int:
     rank = process_rank()
     if rank == 0 or not stopped:
         where = f"rank {rank}: " if rank else ""
-        print(f"tinylm: error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
+        print_error(f"{where}{' '.join(message.split())}", code)
     # after a failure of a process that it started, Lightning would kill rank 0; a stop is no failure
     return 0 if rank and stopped and not started_from_outside() else code

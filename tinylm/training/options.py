@@ -50,12 +50,14 @@ class ConfigParser(LightningArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
-        ConfigFile.trusted = _given("--trust", sys.argv[1:] if args is None else list(args))
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=[*TRUSTED, *ConfigFile.trusted],
-            instantiate_subclass_spec_in_any=False,
-        )
+        ConfigFile.trusted = trusted_modules(sys.argv[1:] if args is None else list(args))
+        allowed = [*TRUSTED, *ConfigFile.trusted]
+        try:
+            set_parsing_settings(
+                import_path_denylist=["*"], import_path_allowlist=allowed, instantiate_subclass_spec_in_any=False
+            )
+        except ValueError as error:
+            raise ConfigError(f"--trust must be the name of a module ({error})") from error
         try:
             return super().parse_args(args, *others, **options)
         except ImportError as error:  # denied, outside the lists that jsonargparse checks
@@ -70,15 +72,25 @@ TRUSTED = ("tinylm", "lightning", "torch", "torchmetrics")
 
 
 def add_trust_option(parser: LightningArgumentParser) -> None:
-    """Adds `--trust`. Importing a module runs it, so a config names classes of `TRUSTED` and of these modules only."""
+    """Adds `--trust`. Importing a module runs it, so a config may name `TRUSTED` and `trusted_modules` only."""
     trusted = "A module of yours whose classes the configs may name; may be repeated."
     parser.add_argument("--trust", action="append", type=str, default=[], metavar="MODULE", help=trusted)
 
 
-def _given(option: str, words: list[str]) -> list[str]:
-    """The values of an option that may be repeated, read before anything is parsed."""
-    following = [value for word, value in pairwise(words) if word == option]
-    return following + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+def trusted_modules(words: list[str]) -> list[str]:
+    """The modules that the user of a command line trusts, read before anything is parsed.
+
+    >>> trusted_modules(["-c", "theirs.yaml", "--trust", "mine", "--trainer.callbacks+=own.Stop"])
+    ['mine', 'own']
+    """
+    found = []
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name == "--trust":
+            found.append(value or following)
+        elif name.startswith("--trainer."):  # a class path that the user has typed
+            found += CLASS_PATH.findall(value or following)
+    return found
 
 
 def check_vocab_size(given: int | None, known: int) -> None:
@@ -103,6 +115,7 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
 
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
+CLASS_PATH = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*\.[A-Za-z_]\w*")
 WRONG_IMPORT = re.compile(r"Importing '(([\w.]+)\.\w+)' is not allowed|([\w.]+): importing runs .* --trust ([\w.]+)")
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
