@@ -212,8 +212,8 @@ def check_fit(code: int, said: str, before: dict[str, bytes], run_folder: Path) 
     if code != 74 or "bytes" not in said:
         return f"exit {code}: {said.strip().splitlines()[-1:]}"
     for name, content in before.items():
-        if name.endswith(".ckpt"):
-            read_checkpoint(run_folder / name)
+        if name.endswith((".ckpt", ".npz")):
+            (read_archive if name.endswith(".npz") else read_checkpoint)(run_folder / name)
         elif name in ("metrics.csv", "samples.txt"):
             if not after.get(name, b"").startswith(content):
                 return f"{name} has lost rows"
@@ -263,10 +263,8 @@ def fill(name: str, words: list[str], count: int) -> Iterator[str]:
             restore(saved)
             held = contents(Path(folders[name])) if name in folders else contents(Path())
             code, said = child(words, int(largest * (step / count) ** 2), output)
-            if name in folders and name != "train-numpy":
+            if name in folders:
                 yield check_fit(code, said, held, Path(folders[name]))
-            elif name == "train-numpy":
-                yield "" if code == 74 and "bytes" in said else f"exit {code}: {said[-200:]}"
             else:
                 lost = [path for path, content in contents(Path()).items() if held.get(path, content) != content]
                 yield "" if code == 74 and "bytes" in said and not lost else f"exit {code}, {lost}: {said[-200:]}"
