@@ -107,3 +107,18 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on_later(limit, ful
             assert (run / name).read_bytes().startswith(content)
     assert full(10**9, *words)[0] == 0
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 18
+
+
+def test_predictions_are_replaced_only_when_asked_or_at_their_default_place(full, folder):
+    """On a disk with room for everything."""
+    words = ["predict", "-c", "mini.yaml", "--data.text=t.txt"]
+    assert [full(10**9, *words)[0] for _ in range(2)] == [0, 0]  # predictions.jsonl in the run folder
+    words += ["--run.output=out.jsonl"]
+    assert full(10**9, *words)[0] == 0
+    code, line = full(10**9, *words)
+    assert code == 73 and "out.jsonl: exists; choose another path, or replace it with --overwrite" in line
+    assert full(10**9, *words, "--overwrite")[0] == 0
+    (folder / "out.jsonl").write_text('{"letter": "dear"}\n')
+    code, line = full(10**9, *words, "--overwrite")
+    assert code == 73 and "out.jsonl: exists and is not a file of predictions of tinylm" in line
+    assert (folder / "out.jsonl").read_text() == '{"letter": "dear"}\n'
