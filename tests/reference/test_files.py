@@ -62,6 +62,7 @@ def test_an_archive_gives_the_same_model_back(theirs, tmp_path):
     (tmp_path / "diary.npz").write_text("today")
     with pytest.raises(FileExistsError, match=r"diary\.npz: exists"):
         files.save(twin, tmp_path / "diary.npz", overwrite=True)
+    (tmp_path / "diary.npz").unlink()
     again = files.load(tmp_path / "a.npz")
     assert again.config == twin.config
     assert [*again.parameters] == [*twin.parameters]
