@@ -17,7 +17,7 @@ import tinylm
 from tests.strategies import model_configs, random_model
 from tinylm.adapt import quantize
 from tinylm.bundle import checkpoint_entry, load, load_bundle, rebuild_model, save_bundle
-from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.files import seal_zip, sha256_json
 from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
@@ -91,11 +91,17 @@ def test_weights_keep_their_dtype(tmp_path):
 
 
 def test_a_model_folder_replaces_an_earlier_one_completely(folder):
-    (folder / "extra").write_text("of the earlier one")
-    save_bundle(folder, make_model(1), TOKENIZER)
+    with pytest.raises(CannotCreateError, match=r"model: exists; choose another path, or replace it with --overwrite"):
+        save_bundle(folder, make_model(1), TOKENIZER)
+    (folder / "diary.txt").write_text("today")
+    with pytest.raises(CannotCreateError, match=r"model: exists and is not a model folder of tinylm"):
+        save_bundle(folder, make_model(1), TOKENIZER, overwrite=True)
+    (folder / "diary.txt").rename(folder.parent / "diary.txt")
+    assert same_bits(load(folder)[0], make_model())
+    save_bundle(folder, make_model(1), TOKENIZER, overwrite=True)
     assert same_bits(load(folder)[0], make_model(1))
     assert {path.name for path in folder.iterdir()} == set(FILES)
-    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["diary.txt", "model"]
 
 
 def test_the_package_loads_a_folder_or_its_manifest(folder, capfd):

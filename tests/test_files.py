@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -478,3 +479,67 @@ def test_every_temporary_name_begins_as_sweep_expects(tmp_path):
     with atomic_write(tmp_path / "file"), atomic_folder(tmp_path / "folder"):
         assert all(name.startswith(files.TEMPORARY) for name in names(tmp_path))
         assert len(names(tmp_path)) == 2
+
+
+# --- full disks: RLIMIT_FSIZE lets no file grow beyond a size
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+path = Path(sys.argv[1])
+try:
+    {write}
+except files.StorageError as error:
+    print(error); sys.exit(error.exit_code)
+"""
+LIBRARIES = {
+    "torch": ("import torch, io", "with atomic_write(path) as file: torch.save({'w': torch.zeros(9999)}, file)"),
+    "numpy": ("import numpy as np", "with atomic_write(path) as file: np.savez(file, w=np.zeros(9999))"),
+    "matplotlib": (
+        "from tinylm.runs.plots import *",
+        "draw([Curves('', {'lr': (np.arange(99), np.arange(99))})], [path], panels=['lr'])",
+    ),
+    "text": ("", "write_text(path, 'x' * 9999)"),
+    "append": ("", "append_text(path, 'x' * 9999)"),
+}
+
+
+@posix
+@pytest.mark.parametrize(("imports", "write"), LIBRARIES.values(), ids=LIBRARIES)
+def test_a_full_disk_is_74_with_path_and_bytes_whatever_the_library_raises(imports, write, tmp_path):
+    path = tmp_path / "file.png"
+    path.write_text("old")
+    status, output, errors = finish(start(f"{imports}\n{FULL.format(write=write)}", path))
+    assert status == 74, errors
+    size = "9,999 bytes to append" if "append" in write else r"after [0-9,]+ bytes"
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: could not be written \(File too large, {size}\); the previous content is intact\n",
+        output,
+    ), output
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.png"]
+
+
+@posix
+def test_a_full_disk_under_a_folder_names_the_folder(tmp_path):
+    """safetensors writes by itself; the JSON file in the folder fails under the folder's temporary name."""
+    for line in ("save_file({'w': torch.zeros(9999)}, new / 'w')", "write_json(new / 'j', 'x' * 9999)"):
+        write = f"with atomic_folder(path) as new: {line}"
+        code = f"import torch\nfrom safetensors.torch import save_file\n{FULL.format(write=write)}"
+        status, output, errors = finish(start(code, tmp_path / "model"))
+        assert status == 74, errors
+        expected = (
+            rf"{tmp_path}/model: could not be written \(File too large, after [0-9,]+ bytes\); free some space.*\n"
+        )
+        assert re.fullmatch(expected, output), output
+        assert names(tmp_path) == []
+
+
+@posix
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_follow_the_umask_in_folders_too(umask, mode, tmp_path):
+    """safetensors creates files that only their owner can read."""
+    write = "with atomic_folder(path / 'm') as new: save_file({'w': torch.zeros(3)}, new / 'w')"
+    code = f"import torch\nfrom safetensors.torch import save_file\npath = Path(sys.argv[1])\n{write}\n"
+    assert finish(start(f"os.umask({umask})\n{code}write_text(path / 't', 'x')", tmp_path))[0] == 0
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "m" / "w", tmp_path / "t")] == [mode, mode]

@@ -20,13 +20,16 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, find_model
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 from tinylm.model.lora import merged_weights
 from tinylm.model.quantized import check_layers, describe_layers, put_layers
+from tinylm.targets import MODEL_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
+LARGEST_MANIFEST = 8 << 20  # bytes
 PREFIX = "net."  # of the model's weights in a checkpoint
 
 
@@ -43,19 +46,26 @@ class Bundle:
 
 
 def save_bundle(
-    folder: str | Path, model: TransformerLM, tokenizer: Tokenizer, info: dict[str, Any] | None = None
+    folder: str | Path,
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    info: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Writes a model folder atomically, replacing an earlier one.
+    """Writes a model folder atomically.
 
     Args:
         folder: the folder to write
         model: a standard model, possibly quantized
         tokenizer: the model's tokenizer
         info: plain values to record, such as the step and the validation loss
+        overwrite: replace an earlier model folder
 
     Raises:
+        CannotCreateError: if the folder exists and is not to be replaced, or is something else.
         ConfigError: if the tokenizer has another vocabulary size, or the model is not standard.
     """
+    check_target(folder, MODEL_FOLDER, overwrite)
     check_known(model, "a model folder")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")
@@ -100,6 +110,8 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
 
 
 def _read_folder(folder: Path) -> Bundle:
+    if (size := (folder / MANIFEST).stat().st_size) > LARGEST_MANIFEST:
+        raise DataError(f"{folder / MANIFEST}: has {size:,} bytes, more than any model needs")
     manifest = read_json(folder / MANIFEST)
     _check_entry(manifest, {"model", "info", "sha256"}, source=str(folder / MANIFEST))
     recorded = manifest.pop("sha256")
@@ -150,8 +162,10 @@ def rebuild_model(
         DataError: if config, layers and weights do not fit together; names `source`.
     """
     try:
+        described = ModelConfig.from_dict(config)
+        check_size(described, sum(each.numel() for each in weights.values()), len(weights))
         with without_weights():
-            model = TransformerLM(ModelConfig.from_dict(config))
+            model = TransformerLM(described)
             put_layers(model, layers)
         if model.config.tie_embeddings:
             weights = {**weights, "head.weight": weights["embedding.weight"]}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
+from tinylm.errors import ConfigError, StorageError, TinyLMError, did_you_mean, disk_problem, notice
 from tinylm.locate import find_model, newest_run
 
 # --- options
@@ -62,6 +62,11 @@ class Parser(argparse.ArgumentParser):
     def add_model_option(self, kinds: str = "run folder, model folder or checkpoint") -> None:
         """Adds `--model`, which defaults to the newest run."""
         self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/)")
+
+    def add_overwrite_option(self) -> None:
+        """Adds `--overwrite`, to be passed to `check_target`."""
+        replaced = "replace an earlier output of this command at --out (default: refuse what exists)"
+        self.add_argument("--overwrite", action="store_true", help=replaced)
 
     def add_device_option(self) -> None:
         """Adds `--device`, to be passed to `pick_device`."""
@@ -111,7 +116,8 @@ def announce_model(given: str | None) -> tuple[str, Path]:
 
 def print_error(message: str, code: int) -> int:
     """Prints an error on one line of stderr and returns its exit code."""
-    print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk behind stderr
+        print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code
 
 
@@ -133,14 +139,39 @@ def exit_code(
         print()
         return 130
     except BrokenPipeError:  # the reader of our output has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         if isinstance(error, TinyLMError):
             return report(str(error), error.exit_code)
+        if problem := disk_problem(error):
+            message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
+            return report(message, StorageError.exit_code)
         return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
+
+
+def _unwritten(error: Exception) -> str:
+    """The name of what a full disk kept from being written.
+
+    tinylm's own files have a StorageError with their path. Another error without a path is of a library's file, if it
+    was raised there, or of standard output.
+    """
+    library = re.search(r"site-packages[\\/](\w+)", traceback.extract_tb(error.__traceback__)[-1].filename)
+    if name := getattr(error, "filename", None) or (library and f"a file of {library[1]}"):
+        return f"{name}:"
+    size = os.fstat(sys.stdout.fileno()).st_size
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_stdout()
+    return f"standard output, after {size:,} bytes,"
+
+
+def _close_stdout() -> None:
+    """Discards what waits to be written; otherwise Python would try again at its end, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- the process

@@ -6,6 +6,9 @@ best, so that Python users can catch a `ValueError` without knowing this file.
 """
 
 import difflib
+import errno
+import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -61,6 +64,23 @@ def did_you_mean(word: str, known: Iterable[str], foreign: dict[str, str] | None
     translated = (foreign or {}).get(word)
     close = [translated] if translated in known else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """The problem of the disk that caused an error, such as `No space left on device`; None for any other cause.
+
+    PyTorch and zipfile raise errors of their own while they handle the OSError, and safetensors quotes its number.
+    """
+    while error is not None:
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
+        if number in FULL_DISK:
+            return getattr(error, "strerror", None) or os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 _silenced = False

@@ -29,6 +29,7 @@ from tinylm.errors import (
     Preempted,
     StorageError,
     TinyLMError,
+    disk_problem,
 )
 
 TEMPORARY = ".tmp-"
@@ -58,21 +59,35 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise CannotCreateError(
                 f"{path}: cannot be created ({error.strerror}); choose a folder you can write"
             ) from error
-        raise StorageError(
-            f"{path}: could not be written ({error.strerror}); the previous content is intact"
-        ) from error
+        raise _not_written(path, str(error.strerror)) from error
+
+
+def _not_written(path: Path, reason: str) -> StorageError:
+    rest = "the previous content is intact" if path.exists() else "free some space and try again"
+    return StorageError(f"{path}: could not be written ({reason}); {rest}")
 
 
 @contextlib.contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
-    """Like `_storage_errors`, but only for a full or failing disk; for code that may raise other OSErrors."""
+def full_disk(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
+    """Converts an error that a full or failing disk has caused, whatever its type, to a StorageError; no other.
+
+    Args:
+        path: the file or folder that is written, for the message
+        temporary: where it is written; its size is the number of bytes in the message
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            with _storage_errors(path):
-                raise
-        raise
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None or (isinstance(error, TinyLMError) and str(temporary) not in str(error)):
+            raise
+        size = "" if temporary is None else f", after {_size(temporary):,} bytes"
+        raise _not_written(Path(path), problem + size) from error
+
+
+def _size(path: Path) -> int:
+    """Bytes in a file, or in all files below a folder."""
+    return sum(each.stat().st_size for each in [path, *path.rglob("*")] if each.is_file())
 
 
 def make_folder(path: str | Path) -> Path:
@@ -98,9 +113,14 @@ def _sync_folder(path: Path) -> None:
 
 
 def _sync_files(folder: Path) -> None:
-    """Flushes all files below `folder` to disk."""
+    """Flushes all files below `folder` to disk, and gives them the folder's permissions.
+
+    Libraries create files readable by their owner alone; the folder was created under the user's umask.
+    """
+    mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(mode)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
 
@@ -119,7 +139,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("w+b")
     try:
-        with _full_disk(path), file:
+        with full_disk(path, temporary), file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -136,6 +156,30 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Appends UTF-8 text to a file. After a failure the file is as before.
+
+    Raises:
+        CannotCreateError: if the file cannot be opened.
+        StorageError: if the disk is full or fails.
+    """
+    path, data = Path(path), text.encode("utf-8")
+    with _storage_errors(path), path.open("ab", buffering=0) as file:
+        size, rest = file.seek(0, os.SEEK_END), data
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            file.truncate(size)
+            raise _not_written(path, f"{error.strerror}, {len(data):,} bytes to append") from error
+
+
+def sync_file(path: str | Path) -> None:
+    """Flushes a file to disk."""
+    with _storage_errors(Path(path)), Path(path).open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: str | Path, data: Any) -> None:
     """Writes an indented JSON file atomically."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -147,10 +191,15 @@ def read_json(path: str | Path) -> Any:
     Raises:
         DataError: if the file is not JSON.
     """
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """The value of a JSON text; `source` is its name in the DataError for any other text."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error})") from error
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: is not valid JSON ({error})") from error
 
 
 @contextlib.contextmanager
@@ -173,8 +222,9 @@ def atomic_folder(path: str | Path, resumable: bool = False) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=resumable)
+        sweep(temporary, older_than=0)  # of the killed call
     try:
-        with _full_disk(path):
+        with full_disk(path, temporary):
             yield temporary
         with _storage_errors(path):
             _sync_files(temporary)

@@ -21,7 +21,7 @@ from tinylm.adapt import (
     unmerge_lora,
     use_adapters,
 )
-from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.interop import export_huggingface
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.lora import merged_weights
@@ -197,6 +197,30 @@ def test_adapter_names_are_checked():
         use_adapters(model)
 
 
+def test_no_flipped_byte_or_cut_of_an_adapter_is_loaded(tmp_path):
+    """The thirty-six damages of each file, of which LoRA's files by themselves show eight in thirty-six."""
+    save_adapter(tmp_path / "a", with_adapter())
+    for file in (tmp_path / "a").iterdir():
+        whole = file.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 24)):
+            for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]):
+                file.write_bytes(damaged)
+                with pytest.raises(DataError):
+                    load_adapter(tmp_path / "a", random_model(CONFIG))
+        file.write_bytes(whole)
+    load_adapter(tmp_path / "a", random_model(CONFIG))
+
+
+def test_an_adapter_is_replaced_only_when_asked(tmp_path):
+    save_adapter(tmp_path / "a", with_adapter())
+    with pytest.raises(CannotCreateError, match="a: exists; choose another path"):
+        save_adapter(tmp_path / "a", with_adapter())
+    save_adapter(tmp_path / "a", with_adapter(), overwrite=True)
+    (tmp_path / "a" / "adapter_checksums.json").unlink()  # an adapter of PEFT, which nobody can replace by mistake
+    with pytest.raises(CannotCreateError, match="a: exists and is not an adapter of tinylm"):
+        save_adapter(tmp_path / "a", with_adapter(), overwrite=True)
+
+
 def test_damaged_and_foreign_adapters_are_refused(tmp_path):
     model = with_adapter()
     save_adapter(tmp_path / "a", model)
@@ -206,6 +230,7 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
         load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"num_layers": 1})))
     with pytest.raises(DataError, match=r"is missing or not \(3, 32\)"):
         load_adapter(tmp_path / "a", random_model(ModelConfig(**vars(CONFIG) | {"d_model": 32})))
+    (tmp_path / "a" / "adapter_checksums.json").unlink()  # as in adapters of PEFT
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     for change, message in (
         ({"use_dora": True}, "use_dora is True"),

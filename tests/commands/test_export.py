@@ -47,10 +47,18 @@ def test_nothing_is_overwritten(run, model):
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     code, out, err = run("--model", model, "--to", "hf", "--out", "mine")
-    assert (code, out) == (73, "") and "mine: exists; give another --out, or remove it" in err
+    assert (code, out) == (
+        73,
+        "",
+    ) and "mine: exists and is not a Hugging Face folder of tinylm" in err
     assert [path.name for path in Path("mine").iterdir()] == ["letter.txt"]
     Path("empty").mkdir()
     assert run("--model", model, "--to", "hf", "--out", "empty")[0] == 0
+    code, out, err = run("--model", model, "--to", "hf", "--out", "empty")
+    assert (code, out) == (73, "") and "empty: exists; choose another path, or replace it with --overwrite" in err
+    assert run("--model", model, "--to", "hf", "--out", "empty", "--overwrite")[0] == 0
+    Path("empty/README.md").write_text("A model of somebody else")
+    assert run("--model", model, "--to", "hf", "--out", "empty", "--overwrite")[0] == 73
 
 
 ERRORS = {

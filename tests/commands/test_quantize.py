@@ -113,8 +113,9 @@ def test_only_a_model_folder_is_replaced(run):
     folder = Path("mine")
     folder.mkdir()
     (folder / "diary.txt").write_text("today")
-    code, _, err = run("--model", "alone", "--out", "mine", "--text", "t.txt")
-    assert code == 73 and "mine: exists and is no model folder" in err
+    code, _, err = run("--model", "alone", "--out", "mine", "--text", "t.txt", "--overwrite")
+    assert code == 73 and "mine: exists and is not a model folder of tinylm" in err
     assert (folder / "diary.txt").read_text() == "today"
     assert run("--model", "alone", "--out", "again", "--text", "t.txt")[0] == 0
-    assert run("--model", "alone", "--out", "again", "--text", "t.txt")[0] == 0
+    assert run("--model", "alone", "--out", "again", "--text", "t.txt")[0] == 73
+    assert run("--model", "alone", "--out", "again", "--text", "t.txt", "--overwrite")[0] == 0

@@ -217,13 +217,13 @@ def test_invalid_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is defined twice, line 3"):
         load_grammar(path)
     path.write_text("story: [a\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not valid YAML"):
         load_grammar(path)
     path.write_text("? [a, b]\n: [c]\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: "):
         load_grammar(path)
     path.write_bytes(b"story: [\xff]\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not YAML"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not valid YAML"):
         load_grammar(path)
     with pytest.raises(MissingInputError, match=r"nowhere\.grammar\.yaml: no such grammar"):
         load_grammar(tmp_path / "nowhere.grammar.yaml")

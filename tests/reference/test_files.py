@@ -55,8 +55,14 @@ def test_tinylm_reads_the_twins_folder(theirs, tmp_path):
 
 def test_an_archive_gives_the_same_model_back(theirs, tmp_path):
     twin = files.load(theirs[1], np.float64)
-    for _ in range(2):  # the second replaces the first
+    files.save(twin, tmp_path / "a.npz")
+    with pytest.raises(FileExistsError, match=r"a\.npz: exists; choose another path, or set overwrite"):
         files.save(twin, tmp_path / "a.npz")
+    files.save(twin, tmp_path / "a.npz", overwrite=True)
+    (tmp_path / "diary.npz").write_text("today")
+    with pytest.raises(FileExistsError, match=r"diary\.npz: exists"):
+        files.save(twin, tmp_path / "diary.npz", overwrite=True)
+    (tmp_path / "diary.npz").unlink()
     again = files.load(tmp_path / "a.npz")
     assert again.config == twin.config
     assert [*again.parameters] == [*twin.parameters]

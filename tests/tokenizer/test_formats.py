@@ -152,7 +152,7 @@ def test_transformers_gives_the_same_ids_and_text(name, trained, hugging_face, f
 
 def test_an_unknown_word_or_character_is_an_error_in_tokenizers_as_here(folder):
     for tokenizer in (CharTokenizer("ab"), WordTokenizer(["a", "b"], ["<eos>"])):
-        write_tokenizer_json(tokenizer, folder / "strict.json")
+        write_tokenizer_json(tokenizer, folder / "strict.json", overwrite=True)
         assert read_tokenizer_json(folder / "strict.json") == tokenizer
         other = tokenizers.Tokenizer.from_file(str(folder / "strict.json"))
         assert other.encode("a").ids == tokenizer.encode("a") == [0]
@@ -465,7 +465,7 @@ def test_any_merges_are_written_exactly_as_ranks_or_refused(folder, pairs):
             merges.append((left, right))
     tokenizer = BPETokenizer(merges)
     try:
-        write_tiktoken(tokenizer, folder / "merges.tiktoken")
+        write_tiktoken(tokenizer, folder / "merges.tiktoken", overwrite=True)
     except ConfigError as error:
         assert "must merge two tokens" in str(error) or "merges: tiktoken would make" in str(error)
     else:

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021): adds adapters to a trained model, merges and removes them, and saves and loads them.
 
-The files are PEFT's: `adapter_config.json` and `adapter_model.safetensors`. An adapter of a Llama-shaped model is saved
+The files are PEFT's: `adapter_config.json` and `adapter_model.safetensors`; a third, `adapter_checksums.json`, holds
+their SHA-256, which PEFT ignores and `load_adapter` verifies. An adapter of a Llama-shaped model is saved
 under Llama's names, so that `peft` loads it onto the exported model; any other keeps our names.
 
 Left out: trainable biases, ranks that differ between layers, adapters of embeddings.
@@ -17,11 +18,13 @@ from tinylm.adapt.freeze import freeze_parameters, matching
 from tinylm.bundle import read_safetensors
 from tinylm.checks import check_types, require
 from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.files import atomic_folder, read_json, write_json
+from tinylm.files import atomic_folder, read_json, sha256_file, write_json
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.lora import A, B, LoRALinear
+from tinylm.targets import FolderKind, check_target
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, CHECKSUMS = "adapter_config.json", "adapter_model.safetensors", "adapter_checksums.json"
+ADAPTER = FolderKind("an adapter", frozenset((CONFIG, WEIGHTS, CHECKSUMS)), CHECKSUMS)
 PREFIX = "base_model.model."  # of the weights in PEFT's files
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GROUPS = {"attention": "blocks.*.attention.*", "feedforward": "blocks.*.feedforward.*", "head": "head"}
@@ -38,7 +41,7 @@ class LoRAConfig:
     dropout: float = 0.0
     """Dropout probability of an adapter's input."""
     targets: tuple[str, ...] = ("attention", "feedforward")
-    """Linear layers to adapt: attention, feedforward, head, or names, in which * matches anything."""
+    """Layers to adapt: attention, feedforward, head, or names with *."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -135,18 +138,23 @@ def remove_lora(model: nn.Module) -> None:
 # --- files
 
 
-def save_adapter(folder: str | Path, model: TransformerLM, name: str = "default", base: str = "") -> None:
+def save_adapter(
+    folder: str | Path, model: TransformerLM, name: str = "default", base: str = "", overwrite: bool = False
+) -> None:
     """Saves one adapter without its base model, atomically, in PEFT's format.
 
     Args:
-        folder: the folder to write or replace
+        folder: the folder to write
         model: the model with the adapter
         name: the adapter's name
         base: path of the base model, recorded for whoever loads the adapter
+        overwrite: replace an adapter that tinylm has saved there
 
     Raises:
+        CannotCreateError: if the folder exists and is not to be replaced, or is something else.
         ConfigError: if the model has no such adapter.
     """
+    check_target(folder, ADAPTER, overwrite)
     layers = {
         _peft_name(path, model.config): layer for path, layer in lora_layers(model).items() if name in layer.lora_a
     }
@@ -166,6 +174,7 @@ def save_adapter(folder: str | Path, model: TransformerLM, name: str = "default"
     with atomic_folder(folder) as new:
         write_json(new / CONFIG, config)
         save_file(weights, new / WEIGHTS)
+        write_json(new / CHECKSUMS, {"sha256": {file: sha256_file(new / file) for file in (CONFIG, WEIGHTS)}})
 
 
 def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default") -> None:
@@ -204,6 +213,13 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise MissingInputError(f"{folder / file}: no such file; an adapter consists of {CONFIG} and {WEIGHTS}")
+    if (folder / CHECKSUMS).exists():  # adapters of PEFT have none
+        found = {"sha256": {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}}
+        if read_json(folder / CHECKSUMS) != found:
+            raise DataError(
+                f"{folder}: is damaged (a SHA-256 differs from {CHECKSUMS}); save it again, or remove {CHECKSUMS} if "
+                "another program has changed the adapter"
+            )
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= config.keys():
         raise DataError(f"{folder / CONFIG}: is not the config of a LoRA adapter")

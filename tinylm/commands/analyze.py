@@ -9,17 +9,26 @@ Without --text, a model trained on the built-in stories is analyzed on held-out 
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model, check_at_least, pick_device, use_color
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.files import read_chunks, write_text
+from tinylm.targets import PICTURE, FileKind, check_target
 
 if TYPE_CHECKING:
     from tinylm.commands.analyze_report import Subject
 
-COMMANDS = ("profile", "attention", "activations", "gradients", "lens", "tokens")
+PICTURES = {
+    "profile": (), "attention": ("attention", "heads"), "activations": ("activations",), "gradients": ("gradients",),
+    "lens": ("lens",), "tokens": (),
+}  # fmt: skip
+COMMANDS = tuple(PICTURES)
+FOLDER = Path("analysis")
+PAGE = FileKind("a page of losses", rb"<!DOCTYPE html>.*<title>[^\n]*: loss of each token</title>")
+TABLE = FileKind("an analysis", rb" *(?:parameters  |head |layer |part |after |(?:colour|in brackets).*token)")
 
 
 def run(arguments: list[str]) -> None:
@@ -51,7 +60,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("command", nargs="?", help=f"one of {', '.join(COMMANDS)} (default: all)")
     parser.add_model_option()
     add("--text", type=Path, help="UTF-8 text file, read as one document (default: held-out stories of the run)")
-    add("--out", type=Path, default=Path("analysis"), help="output folder")
+    add("--out", type=Path, default=FOLDER, help="output folder")
+    parser.add_overwrite_option()
     add("--length", type=int, help="tokens per sequence (default: the context)")
     add("--rows", type=int, default=32, help="largest number of sequences for the statistics")
     add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures")
@@ -61,7 +71,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         hint = did_you_mean(options.command, COMMANDS) or f"; it is one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
+    for path, kind in targets(options.command, options.out):
+        check_target(path, kind, options.overwrite or options.out == FOLDER)
     return options
+
+
+def targets(chosen: str | None, out: Path) -> Iterator[tuple[Path, FileKind]]:
+    """The files that a command writes."""
+    for name in COMMANDS if chosen is None else (chosen,):
+        yield from ((out / f"{picture}{suffix}", PICTURE) for picture in PICTURES[name] for suffix in (".png", ".svg"))
+        if chosen is None:
+            yield out / f"{name}.txt", TABLE
+        if name == "tokens":
+            yield out / "tokens.html", PAGE
 
 
 def make_subject(options: argparse.Namespace) -> "Subject":

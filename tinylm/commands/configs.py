@@ -8,8 +8,9 @@ tinylm configs small --out mine.yaml
 from pathlib import Path
 
 from tinylm.console import Parser, table
-from tinylm.errors import CannotCreateError
+from tinylm.files import write_text
 from tinylm.locate import CONFIG_FOLDERS, CONFIGS, command, find_config
+from tinylm.targets import FileKind, check_target
 
 
 def run(arguments: list[str]) -> None:
@@ -28,11 +29,8 @@ def run(arguments: list[str]) -> None:
     if options.out is None:
         print(f"# {path}\n{text}", end="")
         return
-    try:
-        with options.out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise CannotCreateError(f"{options.out}: cannot be created ({error.strerror}); give another --out") from error
+    check_target(options.out, FileKind("a config that can be replaced"))  # it may have been edited
+    write_text(options.out, text)
     print(f"{options.out}: a copy of {path}\nto train with it: {command('fit', '-c', options.out)}")
 
 

@@ -65,6 +65,8 @@ COMMON = {
     "--seed_everything N": "Seed of initial weights and dropout (0)",
     "--print_config": "Print the whole resolved config and exit",
     "--trainer.help": "Show all options of Lightning's Trainer",
+    "--trust MODULE": "Import a module of yours whose classes a config names",
+    "--overwrite": "predict: replace earlier predictions at run.output",
     "--debug": "Show the traceback of an error",
 }
 INTRODUCTION = """\

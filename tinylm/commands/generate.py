@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tinylm.console import Parser, announce_model, check_at_least, interruptible, pick_device, use_color
 from tinylm.errors import ConfigError, notice
+from tinylm.targets import TEXT, FileKind, check_target
 
 if TYPE_CHECKING:
     from tinylm.bundle import Bundle
     from tinylm.generation import Completion, Generator
+
+COMPLETIONS = FileKind("a file of completions", rb'\{"prompt": "[^\n]*", "text": "[^\n]*')
 
 
 def make_parser() -> Parser:
@@ -49,6 +52,7 @@ def make_parser() -> Parser:
     streaming = "print a single text token by token (default: yes)"
     add("--stream", action=argparse.BooleanOptionalAction, default=True, help=streaming)
     add("--out", type=Path, help="also write the texts to a file; a .jsonl file gets tokens and log probabilities")
+    parser.add_overwrite_option()
     add("--show-probs", action="store_true", help="colour each token by its probability")
     add("--stats", action="store_true", help="print speeds and memory to stderr")
     add = parser.add_argument_group("speed").add_argument
@@ -66,6 +70,8 @@ def run(arguments: list[str]) -> None:
     """Prints prompts with their completions; or runs the prompt loop."""
     parser = make_parser()
     options = parser.parse(arguments)
+    if options.out is not None:
+        check_target(options.out, COMPLETIONS if options.out.suffix == ".jsonl" else TEXT, options.overwrite)
     if (options.model or "").endswith(".npz"):
         from tinylm.commands import generate_numpy
 

@@ -20,10 +20,9 @@ from tinylm.errors import (
     ConfigError,
     DataError,
     NumericError,
-    StorageError,
     notice,
 )
-from tinylm.files import atomic_folder, make_folder, sweep, write_text
+from tinylm.files import atomic_folder, full_disk, make_folder, sweep, write_text
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
@@ -128,7 +127,8 @@ class Run:
             config: the parsed options
             dump: the same as YAML
         """
-        self.trainer, self.dump, self.record = config.trainer, dump, ConfigRecord(yaml.safe_load(dump))
+        plain = {name: value for name, value in yaml.safe_load(dump).items() if name not in ("resume", "config")}
+        self.trainer, self.dump, self.record = config.trainer, dump, ConfigRecord(plain)
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
         self.threads = config.threads or torch.get_num_threads()
         self.dtype = PRECISIONS[str(config.trainer.precision)]
@@ -239,7 +239,7 @@ class Run:
         self.csv.truncate(self.state.global_step, self.validating)
         truncate_samples(self.folder / "samples.txt", self.state.global_step, self.validating)
         write_text(self.folder / "config.yaml", saved_config("train-numpy", self.dump, self.network.vocab_size))
-        self.tokenizer.save(self.folder / TOKENIZER)
+        self.tokenizer.save(self.folder / TOKENIZER, overwrite=True)
         for folder in (make_folder(self.folder / "checkpoints"), self.folder):
             sweep(folder, older_than=0)  # temporary files of killed processes
         kind = getattr(torch, np.dtype(self.dtype).name)
@@ -331,12 +331,8 @@ class Run:
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
         notes |= {"config": self.record.config, "text": self.data.fingerprint, "validating": self.validating}
-        path = self.checkpoints[name]
-        try:
-            save_checkpoint(path, self.model, self.optimizer, self.state.global_step, notes)
-        except OSError as error:
-            reason = f"could not be written ({error.strerror}); the earlier one is intact"
-            raise StorageError(f"{path}: {reason}") from error
+        with full_disk(self.checkpoints[name]):
+            save_checkpoint(self.checkpoints[name], self.model, self.optimizer, self.state.global_step, notes)
 
     def _receive(self, number: int, frame: Any) -> None:
         """Handles a signal: the step is finished and saved; a second signal quits at once."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinylm.console import Scale
 from tinylm.errors import DataError
-from tinylm.files import read_chunks, write_text
+from tinylm.files import parse_json, read_chunks, write_text
 from tinylm.generation.text import Completion, Stats
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
@@ -29,10 +29,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _prompt(line: str, origin: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{origin}: is not JSON ({error})") from error
+    value = parse_json(line, origin)
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise DataError(f'{origin}: must be an object with a prompt, as {{"prompt": "Once"}}')
     return value["prompt"]

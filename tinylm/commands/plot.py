@@ -11,7 +11,9 @@ from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.runs.compare import find_runs
 from tinylm.runs.curves import AXES, read_curves
 from tinylm.runs.plots import PANELS, draw
+from tinylm.targets import PICTURE, check_target
 
+PLOT = Path("curves.png")
 USUAL = ("loss", "lr", "grad_norm", "throughput")
 
 
@@ -23,9 +25,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--out",
         nargs="+",
         type=Path,
-        default=[Path("curves.png")],
+        default=[PLOT],
         help="files to write, .png or .svg (default: curves.png)",
     )
+    parser.add_overwrite_option()
     parser.add_argument("--x", choices=AXES, default="steps", help="x axis (default: %(default)s)")
     parser.add_argument("--panels", nargs="+", metavar="PANEL", default=[],
                         help=f"panels to draw, the first one large: {names} (default: {' '.join(USUAL)})")  # fmt: skip
@@ -42,6 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for path in options.out:
         if path.suffix not in (".png", ".svg"):
             raise ConfigError(f"--out {path}: must end in .png or .svg (runs come before the options)")
+        check_target(path, PICTURE, options.overwrite or options.out == [PLOT])
     for name in options.panels:
         if name not in PANELS:
             raise ConfigError(f"--panels {name}: no such panel{did_you_mean(name, PANELS) or f'; choose from {names}'}")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model, table
-from tinylm.errors import CannotCreateError, ConfigError, notice
+from tinylm.errors import ConfigError, notice
 from tinylm.files import file_size, read_chunks
-from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, command
+from tinylm.locate import WEIGHTS, command
+from tinylm.targets import MODEL_FOLDER, check_target
 
 if TYPE_CHECKING:
     from tinylm.evaluation import Score
@@ -27,13 +28,14 @@ def run(arguments: list[str]) -> None:
     add = parser.add_argument
     add("--model", required=True, help="run folder, model folder or checkpoint")
     add("--out", type=Path, required=True, help="output model folder")
+    parser.add_overwrite_option()
     add("--bits", type=int, default=8, help="bits per weight, 8 or 4")
     add("--group-size", type=int, help="with 4 bits: number of weights that share a scale (default: 32)")
     add("--skip", nargs="+", default=["head"], help="layers left unquantized, such as blocks.0.* (default: head)")
     add("--text", type=Path, help="UTF-8 text file to measure the loss on (default: held-out stories of the run)")
     options = parser.parse(arguments)
     text = None if options.text is None else "".join(read_chunks(options.text))
-    check_out(Path(options.model), options.out)
+    check_out(Path(options.model), options.out, options.overwrite)
     _, path = announce_model(options.model)
 
     from tinylm.adapt import quantize
@@ -46,7 +48,8 @@ def run(arguments: list[str]) -> None:
 
     original = load_bundle(path)
     quantized = quantize(original.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
-    save_bundle(options.out, quantized, original.tokenizer, {**original.info, "quantized": options.model})
+    info = {**original.info, "quantized": options.model}
+    save_bundle(options.out, quantized, original.tokenizer, info, options.overwrite)
     models = (original.model, quantized)
     texts = held_out_stories(Path(options.model), STORIES) if text is None else [text]
     scores = [score_text(model, original.tokenizer, texts) if texts else None for model in models]
@@ -58,13 +61,11 @@ def run(arguments: list[str]) -> None:
     notice(f"to generate with it: {command('generate', '--model', options.out)}")
 
 
-def check_out(model: Path, out: Path) -> None:
-    """Refuses to overwrite the input model, its run, or anything that is not a model folder."""
+def check_out(model: Path, out: Path, overwrite: bool) -> None:
+    """Refuses to overwrite the input model, its run, or anything that is not to be replaced."""
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
-    files = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if out.is_file() or (files and files != {MANIFEST, WEIGHTS, TOKENIZER}):
-        raise CannotCreateError(f"{out}: exists and is no model folder; give another --out, or remove it")
+    check_target(out, MODEL_FOLDER, overwrite)
 
 
 def decoding_speeds(*models: "TransformerLM") -> list[float]:

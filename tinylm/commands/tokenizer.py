@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tinylm.console import Parser, use_color
 from tinylm.errors import ConfigError, DataError
 from tinylm.files import file_size
+from tinylm.targets import check_target
 from tinylm.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -25,6 +26,7 @@ from tinylm.tokenizer import (
     write_tiktoken,
     write_tokenizer_json,
 )
+from tinylm.tokenizer.base import TOKENIZER_FILE
 from tinylm.tokenizer.fast.blocks import file_blocks
 from tinylm.tokenizer.pieces import show_pieces, statistics
 
@@ -34,11 +36,11 @@ OPTIONS = {
     "word": {"vocab_size", "min_frequency"},
 }
 ALL_OPTIONS = set().union(*OPTIONS.values())
-WRITERS: dict[str, Callable[[Tokenizer, Path], None]] = {
+WRITERS: dict[str, Callable[[Tokenizer, Path, bool], None]] = {
     "huggingface": write_tokenizer_json,  # tokenizer.json
     "gpt2": write_gpt2,  # folder with vocab.json and merges.txt
     "tiktoken": write_tiktoken,  # file of ranks
-    "tinylm": lambda tokenizer, path: tokenizer.save(path),
+    "tinylm": lambda tokenizer, path, overwrite: tokenizer.save(path, overwrite),
 }
 
 
@@ -48,6 +50,7 @@ def train_parser() -> Parser:
     add = parser.add_argument
     add("corpus", nargs="+", type=Path, help="UTF-8 text files, one document each")
     add("--out", type=Path, required=True, help="file to write")
+    parser.add_overwrite_option()
     add("--kind", choices=KINDS, default="bpe", help="kind of tokenizer")
     add("--vocab-size", type=int, help="number of tokens, special ones included (default: bpe 4096, word all words)")
     add("--pattern", help="bpe: gpt2, gpt4, or a regular expression that matches one word (default: gpt2)")
@@ -69,13 +72,14 @@ def train(arguments: list[str]) -> None:
         settings["special_tokens"] = options.special_tokens
     elif options.kind != "word":
         settings["special_tokens"] = [END_OF_TEXT]
+    check_target(options.out, TOKENIZER_FILE, options.overwrite)
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
         raise DataError(f"{options.corpus[0]}: is empty; give a file with text")
     with progress_bars(size) if options.kind == "bpe" else nullcontext({}) as bars:
         tokenizer = tokenizer_class(options.kind).train(options.corpus, **settings, **bars)
     seconds = time.monotonic() - started
-    tokenizer.save(options.out)
+    tokenizer.save(options.out, options.overwrite)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
     largest = max(options.corpus, key=file_size)
     sample = next(file_blocks(largest, tokenizer.safe_cut)).texts[0][: 1 << 20]
@@ -113,9 +117,10 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("tokenizer", help="tokenizer file or folder, in any supported format")
     parser.add_argument("--to", choices=[*WRITERS], required=True, help="output format")
     parser.add_argument("--out", type=Path, required=True, help="file to write; a folder for gpt2")
+    parser.add_overwrite_option()
     options = parser.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer)
-    WRITERS[options.to](tokenizer, options.out)
+    WRITERS[options.to](tokenizer, options.out, options.overwrite)
     print(f"{options.out}: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, for {options.to}")
 
 

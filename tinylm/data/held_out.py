@@ -3,10 +3,10 @@
 import itertools
 from pathlib import Path
 
-import yaml
-
 from tinylm.data.corpora import open_corpus
+from tinylm.errors import DataError
 from tinylm.files import default_cache_dir
+from tinylm.safe_yaml import read_yaml
 
 
 def held_out_stories(model: Path, count: int) -> list[str]:
@@ -14,9 +14,9 @@ def held_out_stories(model: Path, count: int) -> list[str]:
     configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
     config = next((path for path in configs if path.is_file()), None)
     try:
-        data = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        data = {} if config is None else read_yaml(config)["data"]
         on_stories = data.get("pairs") is None and data.get("corpus", "").partition(":")[0] == "stories"
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+    except (DataError, LookupError, TypeError, AttributeError):
         return []  # a config.yaml of another program
     if not on_stories:
         return []

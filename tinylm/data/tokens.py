@@ -81,7 +81,7 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
             return load_tokenizer(path)
         except TinyLMError:  # missing or damaged
             tokenizer = _learn(kind, corpus, options)
-            tokenizer.save(path)
+            write_json(path, tokenizer.to_dict())
             return tokenizer
 
 

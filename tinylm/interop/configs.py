@@ -24,6 +24,7 @@ HARMLESS = {  # fields that do not change logits
     "_remove_final_layer_norm", "no_rope_layer_interval", "transformers.js_config", "_attn_implementation_autoset",
     "attn_implementation",
 }  # fmt: skip
+MOST_LAYERS = 10_000
 REASONS = {"qwen2": "only its queries, keys and values have a bias, which ModelConfig.bias cannot express"}
 
 
@@ -100,6 +101,8 @@ def _unscaled_rope(fields: dict[str, Any]) -> dict[str, Any]:
 def _complete_windows(fields: dict[str, Any]) -> None:
     """Adds the attention type of each layer, if missing."""
     layers = range(fields["num_hidden_layers"])
+    if len(layers) > MOST_LAYERS:
+        raise ConfigError(f"num_hidden_layers is {len(layers):,}; tinylm supports at most {MOST_LAYERS:,}")
     if not fields["use_sliding_window"]:
         fields["sliding_window"] = None
     if fields["model_type"] == "smollm3":

@@ -22,10 +22,12 @@ from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read
 from tinylm.model import TransformerLM
 from tinylm.model.known import check_known
 from tinylm.model.quantized import quantized_layers
+from tinylm.targets import HUGGINGFACE_FOLDER, check_target
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.formats.merges import reading
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER, TOKENIZER_SETTINGS, CARD = "tokenizer.json", "tokenizer_config.json", "README.md"
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # the defaults of our Generator
 TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
     "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
@@ -37,23 +39,30 @@ TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
 
 
 def export_huggingface(
-    model: TransformerLM, tokenizer: Tokenizer | None, folder: str | Path, info: dict[str, Any] | None = None
+    model: TransformerLM,
+    tokenizer: Tokenizer | None,
+    folder: str | Path,
+    info: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> str:
-    """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer` atomically, replacing an earlier one.
+    """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer` atomically.
 
     Args:
         model: a standard model
         tokenizer: the model's tokenizer. None: export the weights alone
         folder: the folder to write
         info: information on the run, for the model card
+        overwrite: replace an earlier export
 
     Returns:
         the name of the class of transformers
 
     Raises:
+        CannotCreateError: if the folder exists and is not to be replaced, or is something else.
         ConfigError: if the config or the tokenizer has no counterpart, the vocabulary sizes differ, or the model is not
             standard.
     """
+    check_target(folder, HUGGINGFACE_FOLDER, overwrite)
     check_known(model, "an export")
     for name, _ in quantized_layers(model):
         raise ConfigError(f"an export: {name} is quantized; export the original instead")
@@ -71,13 +80,11 @@ def export_huggingface(
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, new / TOKENIZER)
             settings = {**TOKENIZER_CONFIG, "model_max_length": config.max_seq_len, **end_tokens}
-            write_json(new / "tokenizer_config.json", settings)
+            write_json(new / TOKENIZER_SETTINGS, settings)
         write_json(new / CONFIG, fields)
-        write_json(
-            new / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **SAMPLING}
-        )
+        write_json(new / GENERATION, {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **SAMPLING})
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
-        write_text(new / "README.md", model_card(config, family, tokenizer, Path(folder).name, info or {}))
+        write_text(new / CARD, model_card(config, family, tokenizer, Path(folder).name, info or {}))
     return family.architecture
 
 

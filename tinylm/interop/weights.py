@@ -18,6 +18,7 @@ from tinylm.errors import DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,6 +44,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
     Raises:
         DataError: if weights are missing, unexpected, of another shape, or not floating point.
     """
+    check_size(config, sum(each.numel() for each in weights.values()), len(weights))
     shapes = _our_shapes(config, family)
     groups = _grouped(shapes, family)
     _normalize(weights, config, family)

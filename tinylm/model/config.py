@@ -16,6 +16,8 @@ Norm = Literal["rmsnorm", "layernorm"]
 NormPlacement = Literal["pre", "post"]
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]
 AttentionKernel = Literal["fused", "plain"]
+FAR_MORE = 100  # weights that are merely missing are named later
+MAX_TABLE = 1 << 27  # angles of a million positions of a head of 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class ModelConfig:
             require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
             require(D % 2 == 0, f"sinusoidal positions need an even d_model, got {D}")
+        table = {"rotary": self.max_seq_len * self.head_dim, "sinusoidal": self.max_seq_len * D}
+        largest = table.get(self.positional_encoding, 0)
+        require(largest <= MAX_TABLE, f"max_seq_len={self.max_seq_len}: its positions would need {largest:,} numbers")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
 
@@ -163,6 +168,23 @@ def parameter_count(config: ModelConfig) -> int:
     total += config.max_seq_len * width if config.positional_encoding == "learned" else 0
     total += norm if config.norm_placement == "pre" else 0
     return total
+
+
+def check_size(config: ModelConfig, weights: int, tensors: int) -> None:
+    """Refuses a config that describes far more than its file holds, before a model of that size is built.
+
+    Args:
+        config: the config of a stored model
+        weights: stored numbers
+        tensors: stored tensors
+
+    Raises:
+        ConfigError: if the model has more layers or parameters.
+    """
+    parameters = parameter_count(config)
+    described = f"the config has {config.num_layers:,} layers and {parameters:,} parameters"
+    fits = config.num_layers <= tensors and parameters <= FAR_MORE * weights
+    require(fits, f"{described}, the file {tensors:,} tensors of {weights:,} numbers")
 
 
 def flops_per_token(config: ModelConfig) -> int:

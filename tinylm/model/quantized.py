@@ -268,17 +268,18 @@ def put_layers(model: nn.Module, layers: Any) -> None:
     Raises:
         ConfigError: for an unknown kind or option, or a name that is not a linear layer's.
     """
+    linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     for entry in layers:
-        if not isinstance(entry, dict) or not isinstance(entry.get("names"), list):
-            raise ConfigError(f"layers: each entry must have a kind and names, got {entry!r}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("names"), list) or not entry["names"]:
+            raise ConfigError(f"layers: each entry must have a kind and names, got {str(entry)[:80]}")
         options = {key: value for key, value in entry.items() if key not in ("kind", "names")}
         kind = str(entry.get("kind"))
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS) or f", known are {', '.join(KINDS)}"
             raise ConfigError(f"layers: {kind}: no such kind of linear layer{hint}")
         for name in entry["names"]:
-            plain = dict(model.named_modules()).get(name)
-            if type(plain) is not nn.Linear:
+            plain = linear.pop(name, None)  # a second mention is refused too
+            if plain is None:
                 raise ConfigError(f"layers: {name}: is not a plain linear layer of this model")
             model.set_submodule(name, make_layer(kind, plain, name, **options))
 

@@ -5,16 +5,13 @@ of steps added. It is written atomically; damage is detected by the archive's ow
 """
 
 import json
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinylm.reference.config import Config
-from tinylm.reference.files import TRAINING, write_archive
+from tinylm.reference.files import TRAINING, parse_json, read_arrays, write_archive
 from tinylm.reference.functions import Array
 from tinylm.reference.optim import Optimizer
 from tinylm.reference.transformer import NumpyTransformerLM
@@ -64,17 +61,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: if it is damaged, or something else.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}  # reading checks each array's CRC
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: is damaged ({error}); use another checkpoint") from error
+    arrays = read_arrays(path)
     if f"{TRAINING}step" not in arrays:
         raise ValueError(f"{path}: is not a training checkpoint")
-    config = Config.from_dict(json.loads(str(arrays.pop("config"))))
+    config = Config.from_dict(parse_json(str(arrays.pop("config")), path))
     training = {name: arrays.pop(name) for name in list(arrays) if name.startswith(TRAINING)}
     state = {name.removeprefix(OPTIMIZER): each for name, each in training.items() if name.startswith(OPTIMIZER)}
-    notes = json.loads(str(training[f"{TRAINING}notes"]))
+    notes = parse_json(str(training[f"{TRAINING}notes"]), path)
     return Checkpoint(NumpyTransformerLM(config, arrays), state, int(training[f"{TRAINING}step"]), notes)
 
 

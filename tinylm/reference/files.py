@@ -8,6 +8,7 @@ by name, and the architecture under `config` as JSON. A training checkpoint is a
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,8 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if not name.startswith(TRAINING)}
-        if "config" not in arrays:
-            raise ValueError(f"{path}: has no config; is it an archive of a model?")
-        config = json.loads(str(arrays.pop("config")))
+        arrays = {name: array for name, array in read_arrays(path).items() if not name.startswith(TRAINING)}
+        config = parse_json(str(arrays.pop("config")), path)
     else:
         config, arrays = read_folder(path if (path / MANIFEST).exists() else path / "model")
     if dtype is not None:
@@ -46,11 +44,35 @@ def load(path: str | Path, dtype: type | np.dtype | None = None) -> NumpyTransfo
     return NumpyTransformerLM(Config.from_dict(config), arrays)
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive, checked by their CRCs.
+
+    Raises:
+        ValueError: if the archive is damaged, or not one of a model.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: is damaged ({error}); use another") from error
+    if "config" not in arrays:
+        raise ValueError(f"{path}: has no config; is it an archive of a model?")
+    return arrays
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """The value of a JSON text of a file; ValueError for any other text."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: has JSON that is nested too deeply") from error
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The config and the weights of a model folder; raises the same errors as `load`."""
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder.parent if folder.name == 'model' else folder}: no such model folder")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"), folder / MANIFEST)
     if manifest.get("layers"):
         raise ValueError(f"{folder}: has quantized layers (int8, int4), which the twin does not support")
     if sha256_file(folder / WEIGHTS) != manifest["sha256"][WEIGHTS]:
@@ -58,18 +80,25 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return manifest["model"], load_file(folder / WEIGHTS)
 
 
-def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | None = None) -> None:
+def save(
+    model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | None = None, overwrite: bool = False
+) -> None:
     """Writes an archive if the name ends in .npz, otherwise a model folder, which must already hold the tokenizer.
 
     Args:
         model: the network
         path: the file or folder
         info: recorded in a folder: step, validation loss and so on, as plain values
+        overwrite: replace an earlier model
 
     Raises:
+        FileExistsError: if there is a file of that name, and it is not to be replaced or is not a model.
         FileNotFoundError: if the folder has no tokenizer.
     """
     path = Path(path)
+    earlier = path if path.suffix == ".npz" else path / MANIFEST
+    if os.path.lexists(earlier) and not (overwrite and is_model(path)):
+        raise FileExistsError(f"{earlier}: exists; choose another path, or set overwrite for a model")
     if path.suffix == ".npz":
         return write_archive(path, model)
     if not (path / TOKENIZER).is_file():
@@ -82,6 +111,17 @@ def save(model: NumpyTransformerLM, path: str | Path, info: dict[str, Any] | Non
     (path / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def is_model(path: Path) -> bool:
+    """Whether `load` reads this archive or folder, undamaged or not."""
+    if path.suffix != ".npz":
+        return (path / MANIFEST).is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "config.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] | None = None) -> None:
     """Writes an archive atomically: killed at any moment, it leaves the earlier file or the new one, whole.
 
@@ -89,6 +129,9 @@ def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] |
         path: the file, .npz
         model: the network
         extra: further arrays, under names that begin with `training/`
+
+    Raises:
+        OSError: if the disk is full or fails; the reason has the number of bytes written.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -97,6 +140,9 @@ def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] |
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave the new name with an empty file
         os.replace(temporary, path)
+    except OSError as error:
+        size = temporary.stat().st_size if temporary.exists() else 0
+        raise OSError(error.errno, f"{error.strerror}, after {size:,} bytes", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

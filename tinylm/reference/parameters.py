@@ -30,6 +30,9 @@ def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> dic
 
 def check_parameters(config: Config, parameters: Arrays) -> None:
     """Raises ValueError unless the parameters have the names and shapes that the config describes."""
+    described = f"{config.num_layers:,} layers, a context of {config.max_seq_len:,}"
+    if config.num_layers > len(parameters) or config.max_seq_len * config.head_dim > 1 << 27:  # in a stranger's file
+        raise ValueError(f"the config has {described}, far more than the {len(parameters)} arrays of the file")
     shapes = config.shapes()
     if parameters.keys() != shapes.keys():
         raise ValueError(f"the parameters are not the config's: {sorted(parameters.keys() ^ shapes.keys())[:4]} differ")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
+from tinylm.files import file_size, parse_json, read_range
 from tinylm.locate import command
 from tinylm.runs.folder import is_finished
 from tinylm.runs.metrics import read_metrics
+from tinylm.safe_yaml import read_yaml
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
@@ -106,14 +106,14 @@ def reading(folder: Path) -> Iterator[None]:
         yield
     except TinyLMError:
         raise
-    except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{folder}: is damaged, or of another version ({reason}); leave it out") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a run."""
-    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return read_yaml(folder / "config.yaml")
 
 
 def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
@@ -153,8 +153,8 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
     """Number of parameters, tied ones counted once: of the saved model, else computed from the config."""
     weights = folder / "model" / "model.safetensors"
     if weights.is_file():
-        with weights.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(read_range(weights, 0, 8), "little")
+        header = parse_json(read_range(weights, 8, min(8 + length, file_size(weights))), str(weights))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     network = network_config(config)
     if network is None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,9 +121,9 @@ def _alive(process: int, host: str) -> bool:
     return True
 
 
-def resume_command(name: str, folder: Path) -> str:
-    """The command line that resumes a run of `fit` or `train-numpy` by its own config."""
-    return command(name, "--resume", folder)
+def resume_command(name: str, folder: Path, trust: Iterable[str] = ()) -> str:
+    """The command line that resumes a run of `fit` or `train-numpy` by its own config, which may name modules."""
+    return command(name, "--resume", folder, *(word for module in trust for word in ("--trust", module)))
 
 
 def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Path, Claim | None]:

@@ -17,11 +17,13 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size, read_chunks, sha256_json, write_json
+from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.fast.blocks import Block, blocks, utf8
 from tinylm.workers import map_in_order
 
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILE = FileKind("a tokenizer", rb'\{\s*"format": \d+,\s*"kind": "')
 READABLE = ", nor a tokenizer.json; a folder with vocab.json and merges.txt, or a .tiktoken file, can be read too"
 
 
@@ -298,8 +300,17 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is damaged (SHA-256 differs from the recorded one); save it again")
         return tokenizer
 
-    def save(self, path: str | Path) -> None:
-        """Writes the tokenizer to a JSON file, atomically."""
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the tokenizer to a JSON file, atomically.
+
+        Args:
+            path: the file
+            overwrite: replace an earlier tokenizer
+
+        Raises:
+            CannotCreateError: if the file exists and is not to be replaced, or is something else.
+        """
+        check_target(path, TOKENIZER_FILE, overwrite)
         write_json(path, self.to_dict())
 
 

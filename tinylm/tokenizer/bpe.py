@@ -39,6 +39,7 @@ _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
 MAX_REMEMBERED = 1 << 18  # cached words of short texts
 MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
+MAX_BYTES = 1 << 26  # of all tokens, which thirty merges of a stranger's file could double to gigabytes
 WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
 ALONE = 30  # blocks; with fewer, further processes do not pay off
 SHORT = 1500  # characters; longer texts are encoded faster with NumPy
@@ -72,11 +73,15 @@ class BPETokenizer(Tokenizer):
         index = {piece: token for token, piece in enumerate(token_bytes)}
         self.merges = [(left, right) for left, right in merges]
         self._merged: dict[Pair, Pair] = {}  # pair -> (rank, token)
+        size = 0
         for rank, (left, right) in enumerate(self.merges):
             if not (0 <= left < len(token_bytes) and 0 <= right < len(token_bytes)) or (left, right) in self._merged:
                 raise ConfigError(
                     f"merges: merge {rank} repeats an earlier one, or uses an id that no earlier merge makes"
                 )
+            size += len(token_bytes[left]) + len(token_bytes[right])
+            if size > MAX_BYTES:
+                raise ConfigError(f"merges: the tokens up to merge {rank} have more than {MAX_BYTES:,} bytes")
             piece = token_bytes[left] + token_bytes[right]
             token = index.setdefault(piece, len(token_bytes))
             self._merged[left, right] = rank, token

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tinylm.bundle import read_checkpoint
 from tinylm.files import atomic_write, seal_zip
+from tinylm.training.metrics_csv import MetricsCSV
 
 
 def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -120,6 +121,9 @@ class LastCheckpoint(ModelCheckpoint):
         """Saves unless this state has been saved already."""
         state = (trainer.global_step, bool(trainer.validating))
         if self._saved != state:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCSV):
+                    logger.sync()
             trainer.save_checkpoint(self.path)
             self._saved = state
 

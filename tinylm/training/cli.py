@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
-from tinylm.console import exit_code, process_rank
+from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
 from tinylm.data.template import find_template
 from tinylm.errors import (
@@ -51,7 +51,14 @@ from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, ConfigParser, check_vocab_size, saved_config
+from tinylm.training.options import (
+    ConfigFile,
+    ConfigParser,
+    add_trust_option,
+    check_vocab_size,
+    saved_config,
+    trusted_modules,
+)
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
@@ -89,12 +96,15 @@ class TinyLMCLI(LightningCLI):
         """Creates a parser without abbreviations, which would accept `--model.network.n_head`."""
         parser = self.parser_class(**kwargs, allow_abbrev=False)
         parser.add_argument("-c", "--config", action=ConfigFile, help="Config by path or name; several combine.")
+        add_trust_option(parser)
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
+        if subcommand == "predict":
+            parser.add_argument("--overwrite", action="store_true", help="Replace earlier predictions at run.output.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -128,7 +138,8 @@ class TinyLMCLI(LightningCLI):
             self.folder = existing_run_folder(run, stem)
         if self.subcommand == "fit" and config.resume and process_rank() == 0:
             self.claims.append(Claim(self.folder))
-        self.run, self.command = run, resume_command("fit", self.folder)
+        trusted = dict.fromkeys(trusted_modules(sys.argv[1:]))
+        self.run, self.command = run, resume_command("fit", self.folder, trusted)
         self._choose_checkpoint(config)
         if config.model.init_from:
             self._use_base_model(config)
@@ -175,7 +186,7 @@ class TinyLMCLI(LightningCLI):
             special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()
             config.data.tokenizer = str(self.folder / TOKENIZER)
             if self.start.path is None:  # a resumed run has it
-                start.tokenizer(special_tokens).save(config.data.tokenizer)
+                start.tokenizer(special_tokens).save(config.data.tokenizer, overwrite=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds loggers, callbacks and checkpoint files to those of the config."""
@@ -213,7 +224,10 @@ class TinyLMCLI(LightningCLI):
             SampleText(self.folder, prompts, self.run.sample_tokens),
             GracefulStop(self.command),
             FinishRun(self.folder, next(iter(prompts), "")),
-            PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
+            PredictionWriter(
+                Path(self.run.output or self.folder / "predictions.jsonl"),
+                overwrite=self.run.output is None or self.config[str(self.subcommand)].get("overwrite", False),
+            ),
         ]
         if self.subcommand == "fit":
             ours.append(ConfigRecord(yaml.safe_load(self._config_text)))
@@ -388,7 +402,8 @@ def main() -> int:
         except (Interrupted, Preempted) as error:
             if not claims or not has_checkpoint(claims[0].folder) or "resume" in str(error):
                 raise
-            raise type(error)(f"{error}; to resume: {resume_command('fit', claims[0].folder)}") from error
+            trusted = trusted_modules(sys.argv[1:])
+            raise type(error)(f"{error}; to resume: {resume_command('fit', claims[0].folder, trusted)}") from error
         finally:
             for claim in claims:
                 claim.release()
@@ -403,6 +418,6 @@ def report_error(message: str, code: int) -> int:
     rank = process_rank()
     if rank == 0 or not stopped:
         where = f"rank {rank}: " if rank else ""
-        print(f"tinylm: error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
+        print_error(f"{where}{' '.join(message.split())}", code)
     # after a failure of a process that it started, Lightning would kill rank 0; a stop is no failure
     return 0 if rank and stopped and not started_from_outside() else code

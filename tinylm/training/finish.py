@@ -89,7 +89,7 @@ class FinishRun(Callback):
         try:
             info = {**best.info, "run": self.folder.name, "prompt": self.prompt}
             info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
-            save_bundle(self.folder / "model", best.model, pl_module.tokenizer, info)
+            save_bundle(self.folder / "model", best.model, pl_module.tokenizer, info, overwrite=True)
         except ConfigError as error:
             return str(error)
         return None
@@ -101,7 +101,7 @@ class FinishRun(Callback):
             return
         found = evaluate_split(best.model, pl_module, data.whole_validation())
         save = {**read_json(self.folder / "model" / MANIFEST)["info"], **found}
-        save_bundle(self.folder / "model", best.model, pl_module.tokenizer, save)
+        save_bundle(self.folder / "model", best.model, pl_module.tokenizer, save, overwrite=True)
         notice(f"on all {len(data.tokens['val']):,} validation tokens: {loss_and_floor(found)}")
 
     def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
@@ -118,7 +118,7 @@ class FinishRun(Callback):
         net = TransformerLM(pl_module.network)  # the module's own may be sharded
         add_lora(net, pl_module.lora)
         net.load_state_dict(network_weights(read_checkpoint(checkpoint)))
-        save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
+        save_adapter(self.folder / "adapter", net, base=pl_module.start.path, overwrite=True)
         notice(f"adapter: {self.folder / 'adapter'}")
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinylm.errors import notice
-from tinylm.files import write_text
+from tinylm.files import append_text, sync_file, write_text
 
 
 class MetricsCSV(Logger):
@@ -63,15 +62,13 @@ class MetricsCSV(Logger):
             self._columns += new
             self._write([*rows, row])
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(self._row(row))
+            append_text(self.path, self._row(row))
 
     @rank_zero_only
     def sync(self) -> None:
         """Flushes the file to disk, so that no row is missing before a checkpoint that survives a power failure."""
         if self.path.is_file():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(self.path)
 
     @rank_zero_only
     def truncate(self, step: int, validating: bool = False) -> None:

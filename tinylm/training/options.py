@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -12,14 +13,16 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from tinylm.checks import FOREIGN_NAMES
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.locate import find_config
+from tinylm.safe_yaml import read_yaml
 
 
 class ConfigFile(ActionConfigFile):
     """`--config`, found by `find_config`."""
 
     read: ClassVar[list[Path]] = []  # files of this command line, for error messages
+    trusted: ClassVar[list[str]] = []  # modules of this command line, whose classes a config may name
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
@@ -27,9 +30,13 @@ class ConfigFile(ActionConfigFile):
         path = find_config(str(value))
         ConfigFile.read.append(path)
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is not valid YAML ({error})") from error
+            values = read_yaml(path)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        if isinstance(values, dict) and "trust" in values:
+            raise ConfigError(f"{path}: trust: can be given on the command line only; leave it out")
+        if ConfigFile.trusted and (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(folder)  # callbacks may stand beside their config
         ActionConfigFile.apply_config(parser, cfg, dest, str(path))
 
 
@@ -41,9 +48,49 @@ class ConfigParser(LightningArgumentParser):
         set_parsing_settings(docstring_parse_attribute_docstrings=helping, docstring_parse_style=DocstringStyle.GOOGLE)
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Parses a command line, whose `--trust` counts for all of it."""
+        ConfigFile.trusted = trusted_modules(sys.argv[1:] if args is None else list(args))
+        allowed = [*TRUSTED, *ConfigFile.trusted]
+        try:
+            set_parsing_settings(
+                import_path_denylist=["*"], import_path_allowlist=allowed, instantiate_subclass_spec_in_any=False
+            )
+        except ValueError as error:
+            raise ConfigError(f"--trust must be the name of a module ({error})") from error
+        try:
+            return super().parse_args(args, *others, **options)
+        except ImportError as error:  # denied, outside the lists that jsonargparse checks
+            self.error(str(error), error)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a ConfigError of one line."""
         raise ConfigError(plain_error(" ".join(message.split()), _option_names(self))) from ex
+
+
+TRUSTED = ("tinylm", "lightning", "torch", "torchmetrics")
+
+
+def add_trust_option(parser: LightningArgumentParser) -> None:
+    """Adds `--trust`. Importing a module runs it, so a config may name `TRUSTED` and `trusted_modules` only."""
+    trusted = "A module of yours whose classes the configs may name; may be repeated."
+    parser.add_argument("--trust", action="append", type=str, default=[], metavar="MODULE", help=trusted)
+
+
+def trusted_modules(words: list[str]) -> list[str]:
+    """The modules that the user of a command line trusts, read before anything is parsed.
+
+    >>> trusted_modules(["-c", "theirs.yaml", "--trust", "mine", "--trainer.callbacks+=own.Stop"])
+    ['mine', 'own']
+    """
+    found = []
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name == "--trust":
+            found.append(value or following)
+        elif name.startswith("--trainer."):  # a class path that the user has typed
+            found += CLASS_PATH.findall(value or following)
+    return found
 
 
 def check_vocab_size(given: int | None, known: int) -> None:
@@ -61,13 +108,15 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
         vocab_size: size of the tokenizer's vocabulary
     """
     values = yaml.safe_load(dump)
-    for name in ("config", "resume", "threads", *(["ckpt_path"] if not values.get("ckpt_path") else [])):
+    for name in ("config", "resume", "threads", "trust", *([] if values.get("ckpt_path") else ["ckpt_path"])):
         values.pop(name, None)
     values["model"]["network"]["vocab_size"] = vocab_size
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
 UNKNOWN_OPTION = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|No action for key \"?)([\w.]+)")
+CLASS_PATH = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*\.[A-Za-z_]\w*")
+WRONG_IMPORT = re.compile(r"Importing '(([\w.]+)\.\w+)' is not allowed|([\w.]+): importing runs .* --trust ([\w.]+)")
 WRONG_VALUE = re.compile(r"^([\w.]+): .*?Expected a <class '(\w+)'>. Got value: (.*)$")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 WRONG_CHOICE = re.compile(r"^([\w.]+): .*?Literal\[(.*?)\].*Got value: (\S+)")
@@ -85,6 +134,10 @@ def plain_error(message: str, known: list[str]) -> str:
     if unknown := UNKNOWN_OPTION.search(message):
         name = unknown.group(1)
         return f"{_source(name)}{name}: no such option{suggest(name, known)}"
+    if wrong := WRONG_IMPORT.search(message):
+        others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
+        path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
+        return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
     if wrong := WRONG_VALUE.match(message):
         name, kind, value = wrong.groups()
         return f"{_source(name)}{name} must be {kind}, got {value}"
@@ -104,7 +157,7 @@ def _source(name: str) -> str:
     if any(word.lstrip("-").split("=")[0].rstrip("+") == name for word in sys.argv):
         return ""
     for path in reversed(ConfigFile.read):
-        value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value: Any = read_yaml(path)
         for key in name.split("."):
             value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:

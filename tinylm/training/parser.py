@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 from tinylm.data import TextDataModule
 from tinylm.runs.folder import RunConfig
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.options import ConfigFile, ConfigParser
+from tinylm.training.options import ConfigFile, ConfigParser, add_trust_option
 
 
 def make_parser(description: str) -> ConfigParser:
@@ -13,6 +13,7 @@ def make_parser(description: str) -> ConfigParser:
     ConfigFile.read.clear()  # files of an earlier command in this process
     parser = ConfigParser(description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
+    add_trust_option(parser)
     parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of initial weights and dropout.")
     parser.add_lightning_class_args(LitTransformerLM, "model")

@@ -1,6 +1,5 @@
 """SampleText: generated text after each validation."""
 
-import os
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tinylm.data.template import question_frame
 from tinylm.errors import DataError, notice
-from tinylm.files import atomic_write
+from tinylm.files import append_text, atomic_write, sync_file
 from tinylm.generation import Generator
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -58,10 +57,8 @@ class SampleText(Callback):
 
 def append_sample(path: Path, step: int, text: str) -> None:
     """Appends a sample to samples.txt."""
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(f"=== step {step}\n{text}\n\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_text(path, f"=== step {step}\n{text}\n\n")
+    sync_file(path)
 
 
 def truncate_samples(path: Path, step: int, validating: bool = False) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,6 +22,7 @@ from tinylm.errors import ConfigError, StorageError, notice
 from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
+from tinylm.safe_yaml import read_yaml
 
 STATE = "wandb.json"  # in the run folder: the W&B id and the samples so far
 INIT_SECONDS = 30.0  # wandb's default is 90
@@ -174,7 +174,7 @@ class WandbTracker(WandbLogger, Tracker):
     def log_hyperparams(self, params: Any) -> None:
         """Logs the resolved config of the run or, without one, Lightning's hyperparameters."""
         path = self.folder / "config.yaml"
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = read_yaml(path) if path.is_file() else {}
         super().log_hyperparams(config or params)
 
     @rank_zero_only

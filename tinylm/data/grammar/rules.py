@@ -30,6 +30,7 @@ import yaml
 
 from tinylm.errors import DataError, MissingInputError, did_you_mean
 from tinylm.files import sha256_json
+from tinylm.safe_yaml import SAFE_LOADER, read_yaml
 
 MAX_ENTRIES = 10_000  # texts of one plain rule
 
@@ -287,10 +288,8 @@ def capitalize(text: str, capital: bool) -> str:
 
 # --- files
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where available
 
-
-class _Loader(_SafeLoader):
+class _Loader(SAFE_LOADER):
     """YAML in which a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -313,9 +312,4 @@ def read_rules(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such grammar")
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.constructor.ConstructorError as error:
-        raise DataError(f"{path}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    return read_yaml(path, _Loader)

@@ -9,6 +9,8 @@ begins wherever the kind changes, and the exceptions are corrected afterwards. `
 are tested against the expressions.
 """
 
+import itertools
+import math
 import sys
 from functools import cache
 
@@ -33,6 +35,9 @@ PATTERNS = {
     ),
 }
 
+LARGEST = 1e6  # custom pattern, unrolled
+LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ordinary one takes 1e-7 per character
+
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
 SHORT = [ord(letter) for letter in "sdmt"]  # follow the apostrophe of a contraction
@@ -56,15 +61,17 @@ class WordSplitter:
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.named = pattern, pattern in PATTERNS
+        if (size := _unrolled(pattern)) > LARGEST:
+            raise ConfigError(f"pattern: {pattern[:80]!r} has {size:.0e} parts, repetitions written out; shorten it")
         try:
             compiled = regex.compile(PATTERNS.get(pattern, pattern))
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise ConfigError(
-                f"pattern: {pattern!r} is neither {' nor '.join(PATTERNS)} nor a regular expression ({error})"
+                f"pattern: {pattern[:80]!r} is neither {' nor '.join(PATTERNS)} nor a regular expression ({error})"
             ) from error
         if compiled.groups:
             raise ConfigError(f"pattern: {pattern!r} has groups; write (?:...) instead of (...)")
-        self._find_words = compiled.findall
+        self._expression = compiled
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return WordSplitter, (self.pattern,)
@@ -73,11 +80,18 @@ class WordSplitter:
         """Returns the words of a text.
 
         Raises:
-            DataError: if a custom pattern does not match all of the text.
+            DataError: if a custom pattern does not match all of the text, or takes too long.
         """
-        words = self._find_words(text)
         if self.named:
-            return words
+            return self._expression.findall(text)
+        seconds = LEAST_SECONDS + len(text) * SECONDS_PER_CHARACTER
+        try:
+            words = self._expression.findall(text, timeout=seconds)
+        except TimeoutError as error:
+            raise DataError(
+                f"pattern: {self.pattern[:80]!r} takes over {seconds:.1f} s for {len(text):,} characters; write it "
+                "without repetitions inside repetitions, such as (?:a+)+"
+            ) from error
         if sum(map(len, words)) < len(text):
             raise DataError("pattern: does not match all of the text; let it end with |[\\s\\S]")
         return [*filter(None, words)]  # a custom pattern may match the empty string
@@ -122,6 +136,12 @@ class WordSplitter:
             if not text[cut - 1].isspace():  # trailing white space would be split differently
                 return cut
         return 0
+
+
+def _unrolled(pattern: str) -> float:
+    """A bound of the size of a compiled pattern, in which `regex` writes out counted repetitions such as a{1000}."""
+    counts = itertools.chain(*regex.findall(r"\{(\d+)(?:,(\d*))?\}", pattern))
+    return len(pattern) * math.prod(max(float(count or 1), 1.0) for count in counts)
 
 
 def word_starts_gpt2(data: np.ndarray) -> np.ndarray:

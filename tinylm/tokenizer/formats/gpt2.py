@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinylm.errors import ConfigError
 from tinylm.files import write_json, write_text
+from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.formats.merges import vocabulary
@@ -17,12 +18,18 @@ def read_gpt2(vocab_path: str | Path, merges_path: str | Path) -> BPETokenizer:
     return BPETokenizer.from_gpt2(vocab_path, merges_path)
 
 
-def write_gpt2(tokenizer: Tokenizer, folder: str | Path) -> None:
+VOCABULARY, MERGES = FileKind("a vocabulary", rb'\{\s*".*?": \d+'), FileKind("a list of merges", b"#version: 0.2\n")
+
+
+def write_gpt2(tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
     """Writes vocab.json and merges.txt. The vocabulary includes the special tokens, unmarked.
 
     Raises:
+        CannotCreateError: if a file exists and is not to be replaced, or is something else.
         ConfigError: unless the tokenizer is BPE with the pattern gpt2; if a special token has an ordinary token's name.
     """
+    for name, kind in (("vocab.json", VOCABULARY), ("merges.txt", MERGES)):
+        check_target(Path(folder) / name, kind, overwrite)
     if not isinstance(tokenizer, BPETokenizer):
         raise ConfigError(f"tokenizer: GPT-2's files need kind bpe, got {tokenizer.kind}; write tokenizer.json")
     if tokenizer.pattern != "gpt2":

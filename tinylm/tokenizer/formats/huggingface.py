@@ -19,6 +19,7 @@ import regex
 
 from tinylm.errors import ConfigError
 from tinylm.files import read_json, write_json
+from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
@@ -58,7 +59,11 @@ def spelling(pattern: str) -> str:
     """
     expression = SPELLINGS.get(pattern, pattern)
     WordSplitter(expression)
-    if not PORTABLE.fullmatch(expression) or regex.match(expression, ""):
+    try:
+        portable = PORTABLE.fullmatch(expression, timeout=0.5) and not regex.match(expression, "", timeout=0.5)
+    except TimeoutError:
+        portable = False
+    if not portable:
         raise ConfigError(
             rf"pattern: {pattern!r} may split text differently in Hugging Face's engine; use only letters, sets, \s, "
             r"\d, \p{L}, (?:...), (?!...), ?, * and +, and do not match the empty string"
@@ -94,13 +99,18 @@ NO_OPTIONS = {"dropout": None, "unk_token": None, "continuing_subword_prefix": N
 NO_OPTIONS |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
 
 
-def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path) -> None:
+TOKENIZER_JSON = FileKind("a tokenizer.json", rb'\{\s*"version": "1.0",\s*"truncation": null')
+
+
+def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path, overwrite: bool = False) -> None:
     """Writes a tokenizer for `tokenizers.Tokenizer.from_file` and `PreTrainedTokenizerFast(tokenizer_file=)`.
 
     Raises:
+        CannotCreateError: if the file exists and is not to be replaced, or is something else.
         ConfigError: if ids or decoded text might differ there, because of a custom pattern or the name of a special
             token.
     """
+    check_target(path, TOKENIZER_JSON, overwrite)
     write_json(path, to_tokenizer_json(tokenizer))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tinylm.errors import ConfigError
 from tinylm.files import write_text
+from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.alphabet import ALPHABET, printable
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
@@ -54,15 +55,20 @@ def _read_ranks(path: Path) -> dict[str, int]:
     return dict(sorted(pairs, key=lambda pair: pair[1]))
 
 
-def write_tiktoken(tokenizer: Tokenizer, path: str | Path) -> None:
+RANKS = FileKind("a file of ranks", rb"[A-Za-z0-9+/]+=* \d+\n")
+
+
+def write_tiktoken(tokenizer: Tokenizer, path: str | Path, overwrite: bool = False) -> None:
     """Writes the ranks of bytes and merged tokens, for `tiktoken.load.load_tiktoken_bpe`.
 
     `tiktoken.Encoding` takes the rest as arguments: `PATTERNS[tokenizer.pattern]` (or the custom pattern itself) and
     `tokenizer.special_tokens`.
 
     Raises:
+        CannotCreateError: if the file exists and is not to be replaced, or is something else.
         ConfigError: if the tokenizer is not BPE, or tiktoken would merge differently, with the token.
     """
+    check_target(path, RANKS, overwrite)
     if not isinstance(tokenizer, BPETokenizer):
         raise ConfigError(f"tokenizer: tiktoken's ranks need kind bpe, got {tokenizer.kind}; write tokenizer.json")
     names, ids = tokenizer.names_and_ids()
