@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinylm.errors import ConfigError, StorageError, TinyLMError, did_you_mean, disk_problem, notice
+from tinylm.errors import ConfigError, Interrupted, StorageError, TinyLMError, did_you_mean, disk_problem, notice
 from tinylm.locate import find_model, newest_run
 
 # --- options
@@ -136,8 +136,7 @@ def exit_code(
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print()
-        return 130
+        return report("interrupted", Interrupted.exit_code)
     except BrokenPipeError:  # the reader of our output has closed the pipe
         _close_stdout()
         return 0

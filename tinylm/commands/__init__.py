@@ -10,6 +10,7 @@ import sys
 
 from tinylm.console import exit_code, prepare_process
 from tinylm.errors import ConfigError, did_you_mean
+from tinylm.signals import SIGNALS, raised
 
 GROUPS = {  # name: module, summary
     "Train": {
@@ -67,7 +68,11 @@ def run_command(name: str, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
-    words = sys.argv[1:] if arguments is None else arguments
+    with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt as it is
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if words and words[0] in COMMANDS:

@@ -69,6 +69,11 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state, with the score of the last validation, which Lightning leaves out."""
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, the newest checkpoint.
