@@ -32,7 +32,8 @@ def module(tmp_path):
 
 def trainer(world_size: int = 1, rank: int = 0, **options):
     """The attributes of a trainer that the loaders read."""
-    fields = dict(accumulate_grad_batches=1, val_check_interval=None) | options
+    fields = dict(accumulate_grad_batches=1, val_check_interval=1.0, limit_train_batches=1.0) | options
+    fields = dict(max_steps=100, max_epochs=-1, state=SimpleNamespace(fn="fit")) | fields
     return SimpleNamespace(world_size=world_size, global_rank=rank, **fields)
 
 

@@ -14,7 +14,8 @@ from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 def trainer(world_size: int = 1, rank: int = 0, step: int = 0):
     """The attributes of a trainer that the loaders read."""
-    fields = dict(accumulate_grad_batches=1, val_check_interval=None, global_step=step)
+    fields = dict(accumulate_grad_batches=1, val_check_interval=1.0, limit_train_batches=1.0, global_step=step)
+    fields |= dict(max_steps=100, max_epochs=-1, state=SimpleNamespace(fn="fit"))
     return SimpleNamespace(world_size=world_size, global_rank=rank, **fields)
 
 

@@ -35,8 +35,9 @@ def data(tmp_path_factory) -> TextDataModule:
 def training_batches(data: TextDataModule, first: int = 0) -> Iterator:
     """The batch of each step in Lightning's order, from step `first` on."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]  # the attributes that the loaders read
-        world_size=1, global_rank=0, global_step=first, accumulate_grad_batches=1, val_check_interval=None
-    )
+        world_size=1, global_rank=0, global_step=first, accumulate_grad_batches=1, val_check_interval=1.0,
+        limit_train_batches=1.0, max_steps=100, max_epochs=-1, state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
     data.setup("fit")
     while True:
         for batch in data.train_dataloader():

@@ -27,7 +27,7 @@ def test_a_run_leaves_what_the_design_says(finished_run):
     found = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     model = {f"model/{name}" for name in ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")}
     checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
-    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png"} | model | checkpoints
+    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png", ".lock"} | model | checkpoints
 
 
 def test_metrics_have_every_step_and_every_validation(finished_run):
@@ -183,11 +183,12 @@ def test_every_config_parses_and_its_model_is_the_preset(cli, path, capfd):
 def test_names_count_up_and_the_unfinished_run_is_pointed_at(cli, tiny_yaml, tmp_path):
     (tmp_path / "runs/mini").mkdir(parents=True)
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
-    assert (
-        f"runs{os.sep}mini exists (unfinished; to resume it: {command('fit', '-c', tiny_yaml, '--trainer.max_steps', '1')} --resume"
-        in result.err
-    )
-    assert (tmp_path / "runs/mini-2/model").is_dir()
+    assert f"runs{os.sep}mini exists; this run is runs{os.sep}mini-2" in result.err
+    shutil.rmtree(tmp_path / "runs/mini-2/model")
+    result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "1")
+    resume = command("fit", "--resume", Path("runs/mini-2"))
+    assert f"runs{os.sep}mini-2 exists (unfinished; to resume it: {resume}); this run is" in result.err
+    assert (tmp_path / "runs/mini-3/model").is_dir()
 
 
 def test_validate_test_and_predict_work_on_the_best_checkpoint(cli, tiny_yaml, finished_run, corpus, tmp_path):
@@ -361,7 +362,7 @@ def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(cli, half_run,
     assert whole.code == 0, whole.err
     ours, uninterrupted = columns(tmp_path / "runs/mini"), columns(tmp_path / "runs/whole")
     assert ours["train/loss"][0] == uninterrupted["train/loss"][0] == list(range(1, 13))
-    assert ours["val/loss"][0] == [4, 8, 12]
+    assert ours["val/loss"][0] == [4, 6, 8, 12]  # the first six steps were a whole run, which ends with a validation
     assert ours["train/loss"][1] == pytest.approx(uninterrupted["train/loss"][1], abs=2e-4)  # Muon amplifies rounding
 
 
@@ -376,19 +377,29 @@ def test_a_new_run_can_start_from_any_checkpoint(cli, half_run, tiny_yaml, tmp_p
     assert result.code == 66 and "nosuch.ckpt: no such checkpoint" in result.error
 
 
-def test_nothing_to_resume_is_an_error(cli, tiny_yaml, tmp_path):
-    assert cli("fit", "-c", tiny_yaml, "--resume").code == 66
-    (tmp_path / "runs/mini").mkdir(parents=True)
+def test_a_run_that_does_not_exist_cannot_be_resumed(cli, tiny_yaml):
     result = cli("fit", "-c", tiny_yaml, "--resume")
-    assert result.code == 66
-    assert "no checkpoint to resume from" in result.error
+    assert result.code == 66 and "no such run" in result.error
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_first_step(cli, tiny_yaml, finished_run, tmp_path):
+    """Killed before its first checkpoint: what it logged by then is logged once."""
+    shutil.copytree(finished_run, tmp_path / "runs/mini", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    result = cli("fit", "-c", tiny_yaml, "--resume")
+    assert result.code == 0, result.err
+    assert "no checkpoint yet: starting from the first step" in result.err
+    assert columns(tmp_path / "runs/mini")["train/loss"] == columns(finished_run)["train/loss"]
+    assert (tmp_path / "runs/mini/samples.txt").read_text() == (finished_run / "samples.txt").read_text()
+    shutil.rmtree(tmp_path / "runs/mini/checkpoints")
+    result = cli("fit", "-c", tiny_yaml, "--resume")  # the model of a finished run is not overwritten
+    assert result.code == 65 and "has a model but no checkpoint" in result.error
 
 
 def test_resuming_a_finished_run_trains_nothing_and_leaves_it_whole(cli, tiny_yaml, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "runs/mini")
     result = cli("fit", "-c", tiny_yaml, "--resume")
     assert result.code == 0, result.err
-    assert "trainer.max_steps is 12: there is nothing left to train" in result.err
+    assert "the run has 12 steps: there is nothing left to train" in result.err
     one, other = (read_metrics(folder / "metrics.csv") for folder in (tmp_path / "runs/mini", finished_run))
     assert one == other
     ids = torch.tensor([[1, 2, 3]])
@@ -453,7 +464,7 @@ def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, 
     assert process.returncode == code, err
     step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
     assert last_step(tmp_path) % 1000 == step % 1000
-    assert f"to resume: {command('fit', '-c')}" in err and err.rstrip().endswith("--resume")
+    assert err.rstrip().endswith(f"to resume: {command('fit', '--resume', Path('runs/mini'))}")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")

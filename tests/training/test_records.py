@@ -54,18 +54,14 @@ def test_metrics_csv_goes_on_where_a_resumed_run_begins(tmp_path):
 
 def test_run_names_count_up_and_tell_how_to_go_on(tmp_path, capfd, monkeypatch):
     config = RunConfig(dir=str(tmp_path))
-    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small"
+    assert new_run_folder(config, "small")[0] == tmp_path / "small"
+    (tmp_path / "small/config.yaml").touch()
     monkeypatch.delenv(RUN_FOLDER)
-    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
-    assert f"unfinished; to resume it: {command('fit', '--resume')}" in capfd.readouterr().err
-    # a process that rank 0 starts gets the same folder
-    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-2"
-    monkeypatch.delenv(RUN_FOLDER)
-    assert new_run_folder(config, "small", ["fit"]) == tmp_path / "small-3"
-    assert (
-        f"small-2 exists (unfinished; to resume it: {command('fit', '--run.name', 'small-2', '--resume')})"
-        in capfd.readouterr().err
-    )
+    assert new_run_folder(config, "small")[0] == tmp_path / "small-2"
+    resume = command("fit", "--resume", tmp_path / "small")
+    assert f"small exists (unfinished; to resume it: {resume})" in capfd.readouterr().err
+    # a process that rank 0 starts gets the same folder, and does not claim it
+    assert new_run_folder(config, "small") == (tmp_path / "small-2", None)
 
 
 def test_unknown_run_names_the_ones_there_are(tmp_path):

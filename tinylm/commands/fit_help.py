@@ -60,7 +60,7 @@ TRAINER = {
 }
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
-    "--resume": "fit: resume the run from its newest checkpoint",
+    "--resume [RUN]": "fit: resume a run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
     "--seed_everything N": "Seed of initial weights and dropout (0)",
     "--print_config": "Print the whole resolved config and exit",

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +19,11 @@ from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
     DataError,
-    Interrupted,
-    MissingInputError,
     NumericError,
-    Preempted,
     StorageError,
     notice,
 )
 from tinylm.files import atomic_folder, make_folder, sweep, write_text
-from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
@@ -37,9 +33,18 @@ from tinylm.reference.fast import FastTransformerLM
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate
 from tinylm.reference.train import Batch, Step, evaluate, train
-from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
+from tinylm.reference.transformer import NumpyTransformerLM
+from tinylm.runs.folder import (
+    RUN_FOLDER,
+    Claim,
+    RunConfig,
+    existing_run_folder,
+    is_finished,
+    new_run_folder,
+    resume_command,
+)
 from tinylm.runs.plots import draw_curves
-from tinylm.training.checkpoint import ConfigRecord
+from tinylm.signals import SIGNALS, quit_at_next, raised, stopped_by
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
@@ -47,8 +52,9 @@ from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
+from tinylm.training.resume import ConfigRecord
+from tinylm.training.samples import append_sample, truncate_samples
 from tinylm.training.schedule import ScheduleConfig
-from tinylm.training.stop import GracefulStop
 from tinylm.training.throughput import measure_peak_flops
 
 # --- options: the Trainer's are honoured, refused since they would change the result, or without effect
@@ -115,13 +121,12 @@ class Run:
     The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
     """
 
-    def __init__(self, config: Any, dump: str, arguments: list[str]) -> None:
+    def __init__(self, config: Any, dump: str) -> None:
         """Reads and checks everything, then claims the run folder.
 
         Args:
             config: the parsed options
             dump: the same as YAML
-            arguments: the command line
         """
         self.trainer, self.dump, self.record = config.trainer, dump, ConfigRecord(yaml.safe_load(dump))
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
@@ -136,17 +141,16 @@ class Run:
         known = self.data.vocab_size
         check_vocab_size(size, known)
         self.network = build(ModelConfig, config.model.network, vocab_size=known)
+        self.log_every = 50 if self.trainer.log_every_n_steps is None else self.trainer.log_every_n_steps
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
         self.latest: dict[str, float] = {}  # read by Progress
-        self.best, self.stopped_by = math.inf, 0
+        self.best, self.stopped_by, self.validating = math.inf, 0, False
         prompts = [self.data.example_prompt()] if self.options.prompts is None else list(self.options.prompts)
         self.prompt, self.prompts = next(iter(prompts), ""), prompts if self.options.sample_tokens else []
         self.template = self.data.template if self.data.pairs is not None else None
-        self._open_folder(config, arguments)
-        if config.resume:
-            self._resume()
-        else:
+        self._open_folder(config)
+        if not config.resume or not self._resume():
             torch.manual_seed(self.seed)  # then the initial weights are those of `tinylm fit`
             initial = TransformerLM(self.network).named_parameters()
             self._make_model({name: weight.detach().numpy() for name, weight in initial})
@@ -158,36 +162,32 @@ class Run:
         """Reads the data, and counts the steps of an epoch and of the run."""
         self.state: Any = SimpleNamespace(  # the attributes of a Trainer that the data module and Progress read
             global_step=0, world_size=1, global_rank=0, accumulate_grad_batches=self.trainer.accumulate_grad_batches,
-            val_check_interval=None, sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
+            val_check_interval=1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval,
+            limit_train_batches=1.0, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs or -1,
+            sanity_checking=False, state=SimpleNamespace(fn="fit"), callback_metrics={},
         )  # fmt: skip
-        self.data = build(TextDataModule, options)
+        self.data = self.state.datamodule = build(TextDataModule, options)
         self.data.trainer = self.state
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer
-        per_epoch = len(self.data.train_dataloader()) // self.state.accumulate_grad_batches
-        ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * per_epoch]
-        self.per_epoch, self.total = per_epoch, min(end for end in ends if end >= 0)
-        self.state.estimated_stepping_batches = self.total
-        interval = 1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval
-        self.validate_every = interval if isinstance(interval, int) else max(1, int(interval * per_epoch))
-        if self.trainer.check_val_every_n_epoch is not None and self.validate_every > per_epoch:
+        self.per_epoch, self.total = self.data.steps_per_epoch, self.data.total_steps
+        self.validate_every = self.state.val_check_interval // self.state.accumulate_grad_batches
+        if self.trainer.check_val_every_n_epoch is not None and self.validate_every > self.per_epoch:
             raise ConfigError(
-                f"trainer.val_check_interval must be at most the {per_epoch} steps of an epoch, got "
+                f"trainer.val_check_interval must be at most the {self.per_epoch} steps of an epoch, got "
                 f"{self.validate_every}; set check_val_every_n_epoch: null to count steps of the whole run"
             )
 
-    def _open_folder(self, config: Any, arguments: list[str]) -> None:
-        """Claims a new folder, or finds the folder of the run to resume."""
+    def _open_folder(self, config: Any) -> None:
+        """Claims a new folder, or the folder of the run to resume."""
         stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
-        words = ["train-numpy", *(word for word in arguments if word != "--resume")]
         if config.resume:
             self.folder = existing_run_folder(self.options, stem)
+            self.claim: Claim | None = Claim(self.folder)
         else:
-            self.folder = new_run_folder(self.options, stem, words)
-            os.environ.pop(RUN_FOLDER)  # no other process belongs to this run
-        if self.folder.name != (self.options.name or stem):
-            words += ["--run.name", self.folder.name]
-        self.resume_command = command(*words, "--resume")
+            self.folder, self.claim = new_run_folder(self.options, stem, "train-numpy")
+            os.environ.pop(RUN_FOLDER, None)  # no other process belongs to this run
+        self.resume_command = resume_command("train-numpy", self.folder)
         self.checkpoints = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
         self.csv = MetricsCSV(self.folder)
 
@@ -196,24 +196,27 @@ class Run:
         self.model = FastTransformerLM(Config.from_dict(self.network.to_dict()), parameters, threads=self.threads)
         self.optimizer = Optimizer(parameters, **vars(self.settings))
 
-    def _resume(self) -> None:
-        """Continues from the newest undamaged checkpoint; rows of metrics.csv beyond it are dropped.
+    def _resume(self) -> bool:
+        """Continues from the newest undamaged checkpoint, and returns whether there is one.
 
         Raises:
-            MissingInputError: if there is no checkpoint.
-            DataError: if all are damaged.
-            ConfigError: if its architecture, tokenizer or kind of optimizer is another.
+            DataError: if all are damaged, or the run has a model but no checkpoint.
+            ConfigError: if its architecture, tokenizer, text or kind of optimizer is another.
         """
         found, problems = newest_checkpoint(self.checkpoints.values())
         if found is None and problems:
             raise DataError("; ".join(problems))
+        if found is None and is_finished(self.folder):
+            raise DataError(f"{self.folder}: has a model but no checkpoint to resume from; choose another run.name")
         if found is None:
-            missing = f"{self.folder}: there is no checkpoint to resume from"
-            raise MissingInputError(f"{missing}; leave out --resume to start afresh")
+            notice(f"{self.folder} has no checkpoint yet: starting from the first step")
+            return False
         for problem in problems:
             notice(f"warning: {problem}; resuming from step {found.step:,}")
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
         pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
+        text = self.data.fingerprint
+        pairs.append(("text", found.notes.get("text", text)[:12], text[:12]))
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
         pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
         for name, before, now in pairs:
@@ -221,19 +224,24 @@ class Run:
                 raise ConfigError(f"{name}: checkpoint {before}, config {now}")
         if changes := self.record.differences(found.notes["config"]):
             notice(f"changed since the checkpoint: {'; '.join(changes)}")
-        self.csv.truncate(found.step)
         self._make_model(found.model.parameters)
         self.optimizer.load_state(found.state)
-        self.state.global_step, self.best = found.step, found.notes["best"]
+        best = self.checkpoints["best"]
+        lost = not best.is_file() or any(problem.startswith(str(best)) for problem in problems)
+        self.state.global_step, self.best = found.step, math.inf if lost else found.notes["best"]
+        self.validating = found.notes.get("validating", False)
         notice(f"resuming {self.folder} from step {found.step:,}")
         if self.total <= found.step:
-            notice(f"the run has {self.total:,} steps: nothing is left to train")
+            notice(f"the run has {self.total:,} steps: there is nothing left to train")
+        return True
 
     # --- the loop
 
     def fit(self) -> None:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
+        self.csv.truncate(self.state.global_step, self.validating)
+        truncate_samples(self.folder / "samples.txt", self.state.global_step, self.validating)
         write_text(self.folder / "config.yaml", saved_config("train-numpy", self.dump, self.network.vocab_size))
         self.tokenizer.save(self.folder / TOKENIZER)
         for folder in (make_folder(self.folder / "checkpoints"), self.folder):
@@ -241,9 +249,11 @@ class Run:
         kind = getattr(torch, np.dtype(self.dtype).name)
         self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
         started = time.perf_counter()
-        handlers = {number: signal.signal(number, self._receive) for number in GracefulStop.SIGNALS}
+        handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             self.progress.on_train_start(self.state, self)
+            if self.validating:  # when it was stopped
+                self._validate()
             self._take_steps()
         except FloatingPointError as error:
             raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
@@ -275,17 +285,19 @@ class Run:
         for step in train(self.model, self.optimizer, self._batches(), self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens
             self.state.global_step = step.number
-            if step.number % (self.trainer.log_every_n_steps or 50) == 0 or step.number == self.total:
+            if self.log_every and (step.number % self.log_every == 0 or step.number == self.total):
                 self._log(step, tokens / seconds, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)
-            if self._validation_is_due(step.number):
+            due = step.number == self.total or self._validation_is_due(step.number)
+            if due:
                 self._validate()
-            if step.number % self.save_every == 0 or step.number == self.total or self.stopped_by:
+            saved = self.save_every > 0 and step.number % self.save_every == 0 and not due
+            if saved or step.number == self.total or self.stopped_by:
                 self._save("last")
             if self.stopped_by:
-                kind = Interrupted if self.stopped_by == signal.SIGINT else Preempted
-                raise kind(f"stopped after step {step.number:,}, which is saved; to resume: {self.resume_command}")
+                done = f"stopped after step {step.number:,}, which is saved; to resume: {self.resume_command}"
+                raise stopped_by(self.stopped_by, done)
             clock = time.perf_counter()  # validating and saving do not count
 
     def _rate(self, step: int) -> float:
@@ -322,7 +334,7 @@ class Run:
 
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
-        notes["config"] = self.record.config
+        notes |= {"config": self.record.config, "text": self.data.fingerprint, "validating": self.validating}
         path = self.checkpoints[name]
         try:
             save_checkpoint(path, self.model, self.optimizer, self.state.global_step, notes)
@@ -333,31 +345,53 @@ class Run:
     def _receive(self, number: int, frame: Any) -> None:
         """Handles a signal: the step is finished and saved; a second signal quits at once."""
         self.stopped_by = number
-        for each in GracefulStop.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+        quit_at_next()
+        what = "leaving the validation" if self.validating else "finishing this step, then saving"
+        os.write(2, f"\ntinylm: {what} (once more to quit at once)\n".encode())
 
     # --- validation and the end
 
     def _validate(self) -> None:
-        """Evaluates the whole validation part, shows samples, and keeps the best checkpoint."""
-        batches = list(self.data.val_dataloader())
-        score = evaluate(self.model, map(self._in_numpy, batches))
-        lengths = self.tokenizer.byte_lengths
-        num_bytes = sum(int(lengths[batch.targets[batch.targets != IGNORE].numpy()].sum()) for batch in batches)
-        floor = -sum(math.nan if batch.log_prob is None else batch.log_prob for batch in batches)  # nats
-        found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
-        found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
-        if math.isfinite(floor):
-            found |= {"val/floor": floor / score.tokens, "val/excess": score.nats / floor - 1}
+        """Saves, evaluates the model, shows samples, and keeps the best checkpoint.
+
+        A signal leaves it at the next batch; the resumed run repeats it.
+        """
+        self.validating = True
+        self._save("last")
+        self.progress.on_validation_start(self.state, self)
+        found = self._evaluate(self.model, self.data.val_dataloader())
+        self.validating = False
         self.csv.log_metrics(found, step=self.state.global_step)
         self.state.callback_metrics = found
         self.progress.on_validation_end(self.state, self)
         for seed, prompt in enumerate(list(self.prompts), start=1):
             self._show_sample(prompt, seed)
-        if score.loss < self.best:
-            self.best = score.loss
+        if found["val/loss"] < self.best:
+            self.best = found["val/loss"]
             self._save("best")
+
+    def _evaluate(self, model: NumpyTransformerLM, batches: Iterable[Any]) -> dict[str, float]:
+        """`val/loss`, `val/perplexity`, ... of a model."""
+        lengths, num_bytes, floor = self.tokenizer.byte_lengths, 0, 0.0
+
+        def each() -> Iterator[Batch]:
+            nonlocal num_bytes, floor
+            for batch in batches:
+                if self.stopped_by:
+                    step = f"stopped in the validation after step {self.state.global_step:,}, which is saved"
+                    raise stopped_by(self.stopped_by, f"{step}; to resume: {self.resume_command}")
+                num_bytes += int(lengths[batch.targets[batch.targets != IGNORE].numpy()].sum())
+                floor -= math.nan if batch.log_prob is None else batch.log_prob  # nats
+                yield self._in_numpy(batch)
+                if self.validating:
+                    self.progress.on_validation_batch_end(self.state, self, None, batch, 0)
+
+        score = evaluate(model, each())
+        found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
+        found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
+        if math.isfinite(floor):
+            found |= {"val/floor": floor / score.tokens, "val/excess": score.nats / floor - 1}
+        return found
 
     def _show_sample(self, prompt: str, seed: int) -> None:
         """Continues a prompt, on the screen and in samples.txt."""
@@ -374,21 +408,27 @@ class Run:
         new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
         text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
-        with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-            file.write(f"=== step {self.state.global_step}\n{text}\n\n")
+        append_sample(self.folder / "samples.txt", self.state.global_step, text)
 
     def _write_model(self) -> None:
         """Writes the best model as a folder and the curves as a picture."""
-        has_best = self.checkpoints["best"].is_file()
-        found = read_checkpoint(self.checkpoints["best" if has_best else "last"])
-        info = {"step": found.step, "run": self.folder.name, "prompt": self.prompt}
-        info |= {"val/loss": found.notes["best"]} if has_best else {}
+        try:
+            found = read_checkpoint(self.checkpoints["best"])
+            info = {"val/loss": found.notes["best"]}
+        except (FileNotFoundError, ValueError) as error:
+            notice(f"warning: {error}; the model folder is written from the last checkpoint")
+            found, info = read_checkpoint(self.checkpoints["last"]), {}
+        info |= {"step": found.step, "run": self.folder.name, "prompt": self.prompt}
         info |= {"template": self.template.name} if self.template is not None else {}
+        if self.data.validation_tokens is not None:
+            info |= (whole := self._evaluate(found.model, self.data.whole_validation()))
+            notice(f"on all {len(self.data.tokens['val']):,} validation tokens: {loss_and_floor(whole)}")
         with atomic_folder(self.folder / "model") as new:
             self.tokenizer.save(new / TOKENIZER)
             files.save(found.model, new, info)
         draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
-        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+        step = f" of step {found.step:,}" if found.step != self.state.global_step else ""
+        notice(f"model{step}: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
         notice(f"to try it: {generate_command(self.folder, self.prompt, self.template)}")
 
 
@@ -399,4 +439,10 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
     config = parser.parse_args(arguments)
     check(config, parser.get_defaults())
-    Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True), arguments).fit()
+    with raised():
+        this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True))
+        try:
+            this.fit()
+        finally:
+            if this.claim is not None:
+                this.claim.release()

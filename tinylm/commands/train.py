@@ -4,12 +4,14 @@ This file prints help and finds the configs before PyTorch and Lightning are imp
 `tinylm.training.cli` does the rest.
 """
 
+import itertools
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.locate import command, find_config
 
 
@@ -24,6 +26,7 @@ def run(arguments: list[str]) -> int:
 
         print(trainer_help())
         return 0
+    words = resumed_run(words, default="small") if name == "fit" else words
     words = announced_configs(words, default="small" if name == "fit" else None)
     if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
         raise ConfigError("-c: missing; give the config of the run, as in -c small or -c runs/small/config.yaml")
@@ -67,6 +70,45 @@ def announced_configs(words: list[str], default: str | None) -> list[str]:
     if process_rank() == 0 and paths:
         notice(f"config: {', '.join(paths)}")
     return words
+
+
+def resumed_run(words: list[str], default: str) -> list[str]:
+    """Completes `--resume RUN`, or `--resume` without a config, by the config, folder and name of the run.
+
+    Args:
+        words: options of `fit` or `train-numpy`
+        default: name of the run if none is given
+
+    Returns:
+        the words, in which `--resume` has no value
+
+    Raises:
+        MissingInputError: if there is no such run.
+    """
+    names = [word for word in words if word.split("=")[0] == "--resume"]
+    if not names:
+        return words
+    place = words.index(names[-1])
+    value = names[-1].partition("=")[2] or next((word for word in words[place + 1 :][:1] if word[:1] != "-"), "")
+    others = [word for i, word in enumerate(words) if word not in names and not (i == place + 1 and word == value)]
+    if given_configs(others) and not value:
+        return [*others, "--resume"]
+    runs = Path(given(others, "--run.dir") or "runs")
+    name = value or given(others, "--run.name") or default
+    folder = Path(value) if value and Path(value, "config.yaml").is_file() else runs / name
+    if not (folder / "config.yaml").is_file():
+        found = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+        hint = f"; {folder.parent} has {', '.join(found[:8])}" if found else ""
+        raise MissingInputError(f"--resume {folder}: no such run{hint}")
+    run = ["--config", str(folder / "config.yaml"), "--run.dir", str(folder.parent), "--run.name", folder.name]
+    return [*run, *others, "--resume"]
+
+
+def given(words: list[str], option: str) -> str | None:
+    """The last value of an option; None if it is not given."""
+    values = [following for word, following in itertools.pairwise(words) if word == option]
+    values += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return values[-1] if values else None
 
 
 def given_configs(words: list[str]) -> list[str]:

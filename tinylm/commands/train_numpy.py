@@ -7,7 +7,7 @@ network of tinylm.reference on the CPU; what that lacks (lora, compile, bf16 ...
 
 import os
 
-from tinylm.commands.train import announced_configs, wants_help
+from tinylm.commands.train import announced_configs, resumed_run, wants_help
 
 HELP = """
 The options are those of `tinylm fit --help`, without the Trainer's options about devices, and
@@ -21,7 +21,8 @@ def run(arguments: list[str]) -> None:
     if wants_help(arguments):
         print(f"usage: tinylm train-numpy -c CONFIG [--OPTION VALUE ...]\n\n{__doc__}{HELP}")
         return
-    words = announced_configs([word for word in arguments if word != "--debug"], default="tiny")
+    words = resumed_run([word for word in arguments if word != "--debug"], default="tiny-numpy")
+    words = announced_configs(words, default="tiny")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported: the twin's own threads call BLAS
 
     from tinylm.commands import numpy_run

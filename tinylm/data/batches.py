@@ -160,17 +160,32 @@ def window_rows(num_tokens: int, context: int) -> Rows:
     return Rows(begins, np.minimum(begins + context, num_tokens - 1))
 
 
-def document_rows(begins: np.ndarray, num_tokens: int, context: int, log_probs: np.ndarray | None = None) -> Rows:
+def document_rows(
+    begins: np.ndarray,
+    num_tokens: int,
+    context: int,
+    log_probs: np.ndarray | None = None,
+    documents: np.ndarray | slice = slice(None),
+) -> Rows:
     """Each document from its start, its separator included, in as many rows as the context requires.
 
     The documents begin at `document_begins`. Their log probabilities are counted in each document's first row.
+    `documents` selects some of them.
     """
-    lengths = document_lengths(begins, num_tokens)
+    lengths = document_lengths(begins, num_tokens)[documents]
+    begins, log_probs = begins[documents], None if log_probs is None else log_probs[documents]
     pieces = -(-lengths // context)
     number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the row in its document
     starts = np.repeat(begins, pieces) + number * context
     stops = np.minimum(starts + context, np.repeat(begins + lengths, pieces))
     return Rows(starts, stops, None if log_probs is None else np.where(number == 0, np.repeat(log_probs, pieces), 0.0))
+
+
+def evenly_spaced(count: int, num_tokens: int, max_tokens: int) -> np.ndarray | slice:
+    """Indices of evenly spaced rows or documents that have about `max_tokens` of the `num_tokens` of all `count`."""
+    if num_tokens <= max_tokens:
+        return slice(None)
+    return np.linspace(0, count - 1, max(1, count * max_tokens // num_tokens)).round().astype(np.int64)
 
 
 def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:
@@ -213,8 +228,8 @@ class MicroSteps(Sampler[int]):
         return self.per_epoch
 
     def __iter__(self) -> Iterator[int]:
-        start = self.position()
-        return iter(range(start, (start // self.per_epoch + 1) * self.per_epoch))
+        start = self.position()  # asked at the first batch: a loader may be built before a checkpoint is restored
+        yield from range(start, (start // self.per_epoch + 1) * self.per_epoch)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from tinylm.data.batches import (
     DocumentWindows,
     EvaluationBatches,
     MicroSteps,
+    Rows,
     TrainingBatches,
     TrainingWindows,
     document_begins,
     document_rows,
+    evenly_spaced,
     window_rows,
 )
 from tinylm.data.corpora import PARTS, Corpus, check_split, open_corpus
@@ -40,8 +42,10 @@ from tinylm.data.pairs import read_pairs
 from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.files import default_cache_dir, read_chunks
+from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+
+VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
 def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
@@ -52,6 +56,13 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
     if seed < 0:
         raise ConfigError(f"data.seed must not be negative, got {seed}")
+
+
+def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
+    """An interval of the trainer in micro-batches, from one in optimizer steps or a fraction of `steps`."""
+    if isinstance(interval, float):
+        interval = max(1, int(interval * steps)) if interval else 0
+    return interval * accumulate if isinstance(interval, int) else interval  # a time, or None
 
 
 def first_words(text: str, words: int = 4, characters: int = 40) -> str:
@@ -80,6 +91,7 @@ class TextDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         train_tokens: int | None = None,
         cache_dir: str | None = None,
+        max_val_tokens: int | None = None,
         text: str | None = None,
         pairs: str | None = None,
         pairs_val: str | None = None,
@@ -102,6 +114,7 @@ class TextDataModule(pl.LightningDataModule):
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
             cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
+            max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
             pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
             pairs_val: File of validation pairs. Default: taken from pairs, by split
@@ -110,12 +123,13 @@ class TextDataModule(pl.LightningDataModule):
             too_long: Pairs longer than the context: error, drop or truncate
         """
         super().__init__()
-        sizes = dict(max_seq_len=max_seq_len, batch_size=batch_size)
-        _check_options(errors, seed, **sizes, micro_batch_size=micro_batch_size, train_tokens=train_tokens)
+        sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
+        sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
+        _check_options(errors, seed, **sizes)
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers
-        self.train_tokens = train_tokens
+        self.train_tokens, self.max_val_tokens = train_tokens, max_val_tokens
         saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
         if saved is not None:
             self.use_tokenizer(saved)
@@ -129,7 +143,9 @@ class TextDataModule(pl.LightningDataModule):
         if pairs is not None:
             self._check_pairs()
             self.source = pairs
-        self._counted: pl.Trainer | None = None  # its val_check_interval is in micro-batches
+        self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
+        self.total_steps = 0  # of a run of the trainer, after `setup`
+        self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
 
     def _check_pairs(self) -> None:
         for name, path in (("pairs", self.pairs), ("pairs_val", self.pairs_val)):
@@ -157,6 +173,14 @@ class TextDataModule(pl.LightningDataModule):
         return resolve_tokenizer(self.tokenizer_spec, self.corpus, self.cache_dir)
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the text of the splits."""
+        if self.pairs is None:
+            return self.corpus.fingerprint
+        files = [sha256_file(path) for path in (self.pairs, self.pairs_val) if path is not None]
+        return sha256_json([files, self.template.name, self.split, self.seed])
+
+    @property
     def vocab_size(self) -> int:
         """Size of the vocabulary, which the model's config takes over."""
         return self.tokenizer.vocab_size
@@ -167,7 +191,15 @@ class TextDataModule(pl.LightningDataModule):
         if self.pairs is not None:
             return {part: np.concatenate([each.ids for each in pairs]) for part, pairs in self.examples.items()}
         tokens = open_tokens(self.corpus, self.tokenizer, self.cache_dir)
-        return tokens | {"train": tokens["train"][: self.train_tokens]}
+        return tokens | {"train": self._first(tokens["train"])}
+
+    def _first(self, tokens: np.ndarray) -> np.ndarray:
+        """The first `train_tokens` of the training tokens; if documents are short, the last one is completed."""
+        end, count = self.tokenizer.end_of_text, self.train_tokens
+        if count is None or count >= len(tokens) or end is None or not self.corpus.short_documents:
+            return tokens[:count]
+        following = np.flatnonzero(tokens[count - 1 :] == end)
+        return tokens[: count + following[0]] if len(following) else tokens
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
@@ -226,39 +258,78 @@ class TextDataModule(pl.LightningDataModule):
         """Checks data and batch size against the trainer, and sets accumulation."""
         if stage == "fit":
             self._part("val")
-            if self.pairs is None:
-                self._windows()
-            self._set_accumulation()
+            self._set_steps()
 
-    def _windows(self) -> TrainingWindows:
-        """The order of the training windows; they begin with a document if documents are short."""
+    @cached_property
+    def order(self) -> TrainingWindows | RowOrder:
+        """The order of the rows of pairs, or of the windows of a text. These begin with a document if it is short."""
+        if self.pairs is not None:
+            return RowOrder(len(self._rows), self.batch_size, self.seed)
         tokens, end = self._part("train"), self.tokenizer.end_of_text
         if self.corpus.short_documents and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
             return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)
         return TrainingWindows(len(tokens), self.context, self.batch_size, self.seed)
 
-    def _set_accumulation(self) -> None:
-        assert self.trainer is not None
-        share, remainder = divmod(self.batch_size, self.trainer.world_size)
+    def _set_steps(self) -> None:
+        """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
+        trainer, steps = self.trainer, self.order.steps_per_epoch
+        assert trainer is not None
+        share, remainder = divmod(self.batch_size, trainer.world_size)
         if remainder:
             raise ConfigError(
                 f"data.batch_size must be divisible by the number of devices, "
-                f"got {self.batch_size} and {self.trainer.world_size}"
+                f"got {self.batch_size} and {trainer.world_size}"
             )
         micro = self.micro_batch_size or share
         if share % micro:
             raise ConfigError(
                 f"data.batch_size / devices must be divisible by data.micro_batch_size, got {share} and {micro}"
             )
-        if self.trainer.accumulate_grad_batches not in (1, share // micro):
+        if trainer.accumulate_grad_batches not in (1, share // micro):
             raise ConfigError(
                 "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
             )
-        self.trainer.accumulate_grad_batches = share // micro
-        if isinstance(self.trainer.val_check_interval, int) and self._counted is not self.trainer:
-            self.trainer.val_check_interval *= share // micro  # Lightning counts micro-batches
-            self._counted = self.trainer
+        if getattr(trainer, "overfit_batches", 0):
+            raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
+        trainer.accumulate_grad_batches = share // micro
+        if self._counted is not trainer:  # Lightning counts micro-batches
+            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
+            interval = trainer.val_check_interval
+            trainer.val_check_interval = _micro_batches(interval, self.steps_per_epoch, share // micro)
+            self._counted = trainer
+        self.total_steps = self._count_steps()
+        self.validation_tokens = self._choose_validation_tokens()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch of the trainer, after `setup`."""
+        assert self.trainer is not None
+        steps, limit = self.order.steps_per_epoch, self.trainer.limit_train_batches
+        return min(steps, limit // self.trainer.accumulate_grad_batches) if isinstance(limit, int) else steps
+
+    def _count_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Lightning's own estimate builds the training loader, which must wait until a checkpoint has been restored.
+        """
+        assert self.trainer is not None
+        epochs = self.trainer.max_epochs
+        ends = [self.trainer.max_steps, -1 if epochs is None else epochs * self.steps_per_epoch]
+        if all(end < 0 for end in ends):
+            raise ConfigError("trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends")
+        return min(end for end in ends if end >= 0)
+
+    def _choose_validation_tokens(self) -> int | None:
+        """The most tokens of a validation during training; None if it reads the whole split."""
+        trainer, limit = self.trainer, self.max_val_tokens
+        assert trainer is not None
+        if limit is None:
+            every = trainer.val_check_interval
+            steps = every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch
+            trained = min(steps, self.total_steps) * self.batch_size * self.context
+            limit = max(trained // 8, VALIDATION_TOKENS)
+        return limit if limit < len(self._part("val")) else None
 
     def _part(self, name: str) -> np.ndarray:
         if name not in self.tokens and self.pairs_val is not None:
@@ -276,14 +347,11 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         accumulate = int(trainer.accumulate_grad_batches)
-        share = (accumulate, trainer.world_size, trainer.global_rank)
-        if self.pairs is None:
-            order = self._windows()
-            dataset = TrainingBatches(self._part("train"), order, *share)
+        share, order = (accumulate, trainer.world_size, trainer.global_rank), self.order
+        if isinstance(order, RowOrder):
+            dataset = PairTrainingBatches(self._rows, order, *share)
         else:
-            rows = self._training_rows()
-            order = RowOrder(len(rows), self.batch_size, self.seed)
-            dataset = PairTrainingBatches(rows, order, *share)
+            dataset = TrainingBatches(self._part("train"), order, *share)
 
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
@@ -292,8 +360,17 @@ class TextDataModule(pl.LightningDataModule):
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The whole validation split in order; short documents are scored from their start."""
-        return self._evaluation("val")
+        """The validation split in order, or the part of it that is read during training.
+
+        Short documents are scored from their start.
+        """
+        during_training = self.trainer is not None and self.trainer.state.fn == "fit"
+        return self._evaluation("val", self.validation_tokens if during_training else None)
+
+    def whole_validation(self) -> DataLoader:
+        """The whole validation split in order, in one process."""
+        size = self.micro_batch_size or self.batch_size
+        return self._evaluation("val", share=(size, 1, 0))
 
     def test_dataloader(self) -> DataLoader:
         """The whole test split in order."""
@@ -310,27 +387,43 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(f"data.text: {self.text}: has {len(ids)} tokens, needs at least 2")
         return self._evaluation_loader(EvaluationBatches, ids, window_rows(len(ids), self.context))
 
-    def _training_rows(self) -> PairRows:
+    @cached_property
+    def _rows(self) -> PairRows:
+        """The training pairs in rows."""
         examples, pad = self.examples["train"], self.tokenizer.special_tokens[END_OF_TEXT]
         return pack_rows(examples, self.context, pad) if self.packing else pad_rows(examples, pad)
 
-    def _evaluation(self, part: str) -> DataLoader:
+    def _evaluation(
+        self, part: str, max_tokens: int | None = None, share: tuple[int, int, int] | None = None
+    ) -> DataLoader:
+        """The loader of a split, or of evenly spaced documents or windows of it with about `max_tokens` in all."""
         tokens = self._part(part)
+        limit = len(tokens) if max_tokens is None else max_tokens
         if self.pairs is not None:
-            rows = pad_rows(self.examples[part], self.tokenizer.special_tokens[END_OF_TEXT])
-            return self._evaluation_loader(PairEvaluationBatches, rows)
+            examples = self.examples[part]
+            chosen = np.arange(len(examples))[evenly_spaced(len(examples), len(tokens), limit)]
+            rows = pad_rows([examples[i] for i in chosen], self.tokenizer.special_tokens[END_OF_TEXT])
+            return self._evaluation_loader(PairEvaluationBatches, rows, share=share)
         floor, end = self.floors.get(part), self.tokenizer.end_of_text
         if self.corpus.short_documents and end is not None:
-            begins = document_begins(tokens, end)
-            rows = document_rows(begins, len(tokens), self.context, None if floor is None else floor.log_probs)
+            begins, log_probs = document_begins(tokens, end), None if floor is None else floor.log_probs
+            chosen = evenly_spaced(len(begins), len(tokens), limit)
+            rows = document_rows(begins, len(tokens), self.context, log_probs, chosen)
         else:
             rows = window_rows(len(tokens), self.context)
-        return self._evaluation_loader(EvaluationBatches, tokens, rows)
+            chosen = evenly_spaced(len(rows.begins), len(tokens), limit)
+            rows = Rows(rows.begins[chosen], rows.ends[chosen])
+        return self._evaluation_loader(EvaluationBatches, tokens, rows, share=share)
 
-    def _evaluation_loader(self, kind: Callable[..., Dataset[Batch]], *data: Any) -> DataLoader:
-        """Each process takes every world_size-th batch, without duplicates to equalize them."""
+    def _evaluation_loader(
+        self, kind: Callable[..., Dataset[Batch]], *data: Any, share: tuple[int, int, int] | None = None
+    ) -> DataLoader:
+        """Each process takes every world_size-th batch, without duplicates to equalize them.
+
+        `share` has the rows in a batch, the number of processes and the rank. Default: the trainer's.
+        """
         trainer = self.trainer
         assert trainer is not None
         size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)
-        dataset = kind(*data, size, trainer.world_size, trainer.global_rank)
+        dataset = kind(*data, *(share or (size, trainer.world_size, trainer.global_rank)))
         return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=self.num_workers)

@@ -3,18 +3,23 @@
 runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,best}.ckpt  model/
 """
 
+import contextlib
 import os
-import shutil
-from collections.abc import Sequence
+import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
+
 from tinylm.console import process_rank
-from tinylm.errors import CannotCreateError, ConfigError, MissingInputError, notice
-from tinylm.files import make_folder
-from tinylm.locate import MANIFEST, command
+from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, notice
+from tinylm.files import TEMPORARY, make_folder, read_json, write_json
+from tinylm.locate import MANIFEST, TOKENIZER, command
 
 RUN_FOLDER = "TINYLM_RUN_FOLDER"  # tells the processes that rank 0 starts
+LOCK, WRITER = ".lock", ".writer"  # in the run folder: the lock of its writer, and who that is
+STRAGGLERS = 10.0  # seconds to wait for the lock of a process that has been killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,39 +50,112 @@ class RunConfig:
             raise ConfigError(f"run.peak_flops must be positive, got {self.peak_flops}")
 
 
-def new_run_folder(config: RunConfig, stem: str, words: Sequence[str]) -> Path:
+class Claim:
+    """A run folder of which this process is the one writer, until `release`.
+
+    The operating system releases the lock of a process that dies, so a killed writer blocks nobody.
+
+    Args:
+        folder: an existing folder
+        made: whether this process has created it
+
+    Raises:
+        CannotCreateError: if another process writes there, or the folder is read-only.
+    """
+
+    def __init__(self, folder: Path, made: bool = False) -> None:
+        self.folder, self.made = folder, made
+        self._lock = filelock.FileLock(folder / LOCK)
+        deadline = time.monotonic() + STRAGGLERS
+        while not self._acquire():
+            writer = self._writer()
+            if writer is None or _alive(*writer) or time.monotonic() > deadline:
+                who = "another process" if writer is None else f"process {writer[0]} on {writer[1]}"
+                raise CannotCreateError(f"{folder}: {who} is writing this run; wait for it, or choose another run.name")
+            time.sleep(0.1)  # the loaders of a killed process hold its lock for a few seconds more
+        write_json(folder / WRITER, {"process": os.getpid(), "host": platform.node()})
+
+    def _acquire(self) -> bool:
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return False
+        except NotImplementedError:
+            notice(f"{self.folder}: this file system has no locks; make sure that no other process writes this run")
+        except OSError as error:
+            raise CannotCreateError(f"{self.folder}: cannot be written ({error.strerror}); set run.dir") from error
+        return True
+
+    def _writer(self) -> tuple[int, str] | None:
+        try:
+            writer = read_json(self.folder / WRITER)
+            return int(writer["process"]), str(writer["host"])
+        except (OSError, DataError, KeyError, TypeError, ValueError):
+            return None
+
+    def release(self) -> None:
+        """Gives the folder up, and removes it if this process has made it and nothing was trained."""
+        with contextlib.suppress(OSError):
+            (self.folder / WRITER).unlink()
+        used = (self.folder / "metrics.csv").exists() or has_checkpoint(self.folder) or is_finished(self.folder)
+        if self.made and not used:
+            for name in (LOCK, "config.yaml", TOKENIZER, "wandb.json"):
+                (self.folder / name).unlink(missing_ok=True)
+            for empty in (self.folder / "checkpoints", self.folder):
+                with contextlib.suppress(OSError):  # something else is in it
+                    empty.rmdir()
+        self._lock.release()
+
+
+def _alive(process: int, host: str) -> bool:
+    """Whether a process runs; True for a process of another host, which cannot be asked."""
+    if host != platform.node() or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def resume_command(name: str, folder: Path) -> str:
+    """The command line that resumes a run of `fit` or `train-numpy` by its own config."""
+    return command(name, "--resume", folder)
+
+
+def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Path, Claim | None]:
     """Creates the folder of a new run, `<dir>/<name>`, or the first free one of `<dir>/<name>-2`, `-3`, ...
 
     Processes started by this one find the folder in the environment. Processes started by torchrun or SLURM cannot be
-    told of a number, so the name is used unchanged and must be free.
+    told of a number, so the name is used unchanged and must be free. Only rank 0 claims the folder.
 
     Args:
         config: name and place
         stem: name if the config gives none
-        words: command line after `tinylm`, for the hint on resuming
+        name: command that trains, for the hint on resuming
 
     Raises:
         CannotCreateError: if the folder cannot be created, or exists where it must not.
     """
     if RUN_FOLDER in os.environ:
-        return Path(os.environ[RUN_FOLDER])
+        return Path(os.environ[RUN_FOLDER]), None
     if started_from_outside():
         folder = Path(config.dir) / (config.name or stem)
-        if process_rank() == 0 and not _claim(folder):
-            _take_over(folder)
-        return folder
+        return folder, _create_or_take_over(folder) if process_rank() == 0 else None
     base = config.name or stem
     earlier = None
     for number in range(1, 10_000):
         folder = Path(config.dir) / (base if number == 1 else f"{base}-{number}")
-        if not folder.exists() and _claim(folder):
+        if not folder.exists() and _create(folder):
             if earlier is not None:
-                name = [] if earlier.name == base else ["--run.name", earlier.name]
-                resume = command(*words, *name, "--resume")
-                state = "finished" if is_finished(earlier) else f"unfinished; to resume it: {resume}"
-                notice(f"{earlier} exists ({state}); this run is {folder}")
+                resume = f" (unfinished; to resume it: {resume_command(name, earlier)})"
+                state = resume if (earlier / "config.yaml").is_file() else ""
+                state = " (finished)" if is_finished(earlier) else state
+                notice(f"{earlier} exists{state}; this run is {folder}")
             os.environ[RUN_FOLDER] = str(folder)
-            return folder
+            return folder, Claim(folder, made=True)
         earlier = folder
     raise CannotCreateError(f"{config.dir}/{base}: too many runs of this name; choose another run.name")
 
@@ -89,7 +167,7 @@ def started_from_outside() -> bool:
     )
 
 
-def _claim(folder: Path) -> bool:
+def _create(folder: Path) -> bool:
     """Creates the folder; False if it exists."""
     make_folder(folder.parent)
     try:
@@ -101,12 +179,21 @@ def _claim(folder: Path) -> bool:
     return True
 
 
-def _take_over(folder: Path) -> None:
-    """Reuses the folder of a run that was killed before its first checkpoint; refuses one with checkpoints."""
-    if list((folder / "checkpoints").glob("*.ckpt")):
+def _create_or_take_over(folder: Path) -> Claim:
+    """Creates the folder, or reuses that of a run that was killed before its first checkpoint; refuses any other."""
+    if _create(folder):
+        return Claim(folder, made=True)
+    begun = {"config.yaml", "metrics.csv", "samples.txt", "checkpoints", TOKENIZER, LOCK, WRITER}
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if has_checkpoint(folder) or not {name for name in names if not name.startswith(TEMPORARY)} <= begun:
         raise CannotCreateError(f"{folder}: exists; resume it with --resume, or choose another --run.name")
     notice(f"{folder} has no checkpoint yet: starting over")
-    (folder / "metrics.csv").unlink(missing_ok=True)
+    return Claim(folder)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return any(path.suffix in (".ckpt", ".npz") for path in (folder / "checkpoints").glob("*"))
 
 
 def existing_run_folder(config: RunConfig, stem: str) -> Path:
@@ -121,12 +208,6 @@ def existing_run_folder(config: RunConfig, stem: str) -> Path:
         hint = f"; {config.dir} has {', '.join(runs[:8])}" if runs else ""
         raise MissingInputError(f"{folder}: no such run{hint}; set --run.name, or train it with fit")
     return folder
-
-
-def discard_unused(folder: Path) -> None:
-    """Removes the folder of a run that ended before its first step, which frees its name."""
-    if not (folder / "metrics.csv").exists() and not list((folder / "checkpoints").glob("*.ckpt")):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:

@@ -9,13 +9,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tinylm.bundle import read_checkpoint
-from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import atomic_write, seal_zip
-from tinylm.runs.compare import flat_config
 
 
 def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -55,16 +53,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the checkpoint with the lowest validation loss."""
 
-    def __init__(self, monitor: str = "val/loss", mode: str = "min", dirpath: str | None = None) -> None:
+    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
         """Creates the callback.
 
         Args:
             monitor: Metric to compare
             mode: min or max
-            dirpath: Folder of the file. Default: `checkpoints` in the run folder
         """
         super().__init__(
-            dirpath=dirpath,
             filename="best",
             monitor=monitor,
             mode=mode,
@@ -74,101 +70,60 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, the newest checkpoint: saved regularly, at the end, and when a stop was requested."""
+    """Keeps `last.ckpt`, the newest checkpoint.
 
-    def __init__(self, every_n_train_steps: int = 100, dirpath: str | None = None) -> None:
+    It is saved regularly, before every validation, at the end, and when a stop was requested.
+    """
+
+    def __init__(self, every_n_train_steps: int = 100) -> None:
         """Creates the callback.
 
         Args:
-            every_n_train_steps: Optimizer steps between saves
-            dirpath: Folder of the file. Default: `checkpoints` in the run folder
+            every_n_train_steps: Optimizer steps between saves; 0 = only before validations and at the end
         """
         super().__init__(
-            dirpath=dirpath,
             filename="last",
             every_n_train_steps=every_n_train_steps,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self._saved: tuple[int, bool] | None = None  # step, and whether a validation had begun
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes that the state is saved already if the run is resumed from `last.ckpt`."""
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.path:
+            self._saved = (trainer.global_step, False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves after whole optimizer steps only, since no other state can be resumed exactly.
-
-        If a validation follows, it saves after that, so that a run killed during the validation repeats it.
-        """
+        """Saves after whole optimizer steps only, since no other state can be resumed exactly."""
         if not finished_step(trainer, batch_idx) or validation_follows(trainer):
             return
-        if stop_agreed(pl_module):
+        every, step = self._every_n_train_steps, trainer.global_step
+        if stop_agreed(pl_module) or (every > 0 and step % every == 0):
             self.save_now(trainer)
-        else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves what is trained; a run that is stopped or killed in the validation repeats it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save_now(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves if a save was due when the validation began."""
-        due = trainer.global_step % self._every_n_train_steps == 0 or stop_agreed(pl_module)
-        if due and not trainer.sanity_checking:
-            self.save_now(trainer)
+        """Does nothing: a validation changes no weights."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the final state."""
         self.save_now(trainer)
 
     def save_now(self, trainer: pl.Trainer) -> None:
-        """Saves unless this step has been saved already."""
-        if self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
-            self._last_global_step_saved = trainer.global_step
+        """Saves unless this state has been saved already."""
+        state = (trainer.global_step, bool(trainer.validating))
+        if self._saved != state:
+            trainer.save_checkpoint(self.path)
+            self._saved = state
 
-
-class ConfigRecord(Callback):
-    """Stores the whole config in every checkpoint, and reports configuration changes on resume."""
-
-    KEY = "tinylm_config"
-    PARTS = ("model.", "data.", "trainer.", "seed_everything")
-    WITHOUT = ("model.network.vocab_size", "data.cache_dir", "data.num_workers", "trainer.logger", "trainer.callbacks",
-               "trainer.enable_")  # fmt: skip
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Adds the config."""
-        checkpoint[self.KEY] = self.config
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Reports the differences in one line."""
-        if changes := self.differences(checkpoint.get(self.KEY, self.config)):
-            notice(f"changed since the checkpoint: {'; '.join(changes)}")
-
-    def differences(self, earlier: dict[str, Any]) -> list[str]:
-        """The changes of everything that affects the computation, such as `model.optimizer.lr 0.01 -> 0.02`."""
-        before, now = flat_config(earlier), flat_config(self.config)
-        names = [name for name in before | now if name.startswith(self.PARTS) and not name.startswith(self.WITHOUT)]
-        pairs = [(name, before.get(name), now.get(name)) for name in names]
-        return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
-
-
-def newest_good_checkpoint(run_folder: Path) -> tuple[Path, int]:
-    """Finds the newest undamaged checkpoint among `last.ckpt` and `best.ckpt`; returns it and its step.
-
-    Raises:
-        MissingInputError: if there is none.
-        DataError: if all are damaged.
-    """
-    paths = [run_folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
-    steps, problems = {}, []
-    for path in filter(Path.is_file, paths):
-        try:
-            steps[path] = read_checkpoint(path)["global_step"]
-        except DataError as error:
-            problems.append(str(error))
-    if steps:
-        newest = max(steps, key=lambda path: steps[path])
-        for problem in problems:
-            notice(f"warning: {problem}; resuming from {newest} (step {steps[newest]})")
-        return newest, steps[newest]
-    if problems:
-        raise DataError("; ".join(problems))
-    raise MissingInputError(f"{run_folder}: has no checkpoint to resume from; leave out --resume to start over")
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(str(self.dirpath)) / "last.ckpt"

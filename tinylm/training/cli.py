@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -34,23 +34,27 @@ from tinylm.errors import (
     notice,
     silence_notices,
 )
-from tinylm.files import make_folder, sweep, write_text
-from tinylm.locate import command, find_model
+from tinylm.files import write_text
+from tinylm.locate import find_model
 from tinylm.model import ModelConfig
-from tinylm.runs.folder import RunConfig, discard_unused, existing_run_folder, new_run_folder, started_from_outside
-from tinylm.training.checkpoint import (
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    ConfigRecord,
-    LastCheckpoint,
-    newest_good_checkpoint,
+from tinylm.runs.folder import (
+    Claim,
+    RunConfig,
+    existing_run_folder,
+    has_checkpoint,
+    new_run_folder,
+    resume_command,
+    started_from_outside,
 )
+from tinylm.signals import raised
+from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, ConfigParser, check_vocab_size, saved_config
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
+from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
 from tinylm.training.stop import GracefulStop
@@ -61,13 +65,13 @@ class TinyLMCLI(LightningCLI):
     """LightningCLI with run folders. Creating it runs the command.
 
     Args:
-        claimed: takes the run folder if this process creates it, so that the caller can remove it after an error
+        claims: takes the claim of the run folder if this process writes it, for the caller to release
     """
 
-    def __init__(self, claimed: list[Path]) -> None:
+    def __init__(self, claims: list[Claim]) -> None:
         ConfigFile.read.clear()  # of an earlier command in this process
         self.folder: Path | None = None
-        self.claimed = claimed
+        self.claims = claims
         super().__init__(
             LitTransformerLM,
             TextDataModule,
@@ -114,38 +118,49 @@ class TinyLMCLI(LightningCLI):
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
-        words = [word for word in sys.argv[1:] if word != "--resume"]
+        self.start = ResumePoint()
         if self.subcommand == "fit" and not config.resume:
-            self.folder = new_run_folder(run, stem, words)
-            self.claimed += [self.folder] if process_rank() == 0 else []
-            if self.folder.name != (run.name or stem):
-                words += ["--run.name", self.folder.name]
-        elif config.get("ckpt_path") and self.subcommand != "fit":
+            self.folder, claim = new_run_folder(run, stem)
+            self.claims += [] if claim is None else [claim]
+        elif self.subcommand != "fit" and config.ckpt_path and not _is_run_config(config):
             self.folder = Path(config.ckpt_path).parent  # no run is needed
         else:
             self.folder = existing_run_folder(run, stem)
+        if self.subcommand == "fit" and config.resume and process_rank() == 0:
+            self.claims.append(Claim(self.folder))
+        self.run, self.command = run, resume_command("fit", self.folder)
+        self._choose_checkpoint(config)
         if config.model.init_from:
             self._use_base_model(config)
-        self._choose_checkpoint(config)
-        self.run, self.command = run, command(*words, "--resume")
         _prepare_loggers(config.trainer, self.folder)
 
     def _choose_checkpoint(self, config: Any) -> None:
-        """Sets `ckpt_path`: resumed runs and evaluation need a checkpoint, never random weights."""
+        """Sets `ckpt_path`: evaluation needs a checkpoint, never random weights.
+
+        A resumed run that was killed before its first checkpoint starts again.
+        """
         assert self.folder is not None
-        self.step: int | None = None  # of the checkpoint to resume from
+        self.origin = config.get("ckpt_path")  # a checkpoint of another run from which this one began
         if self.subcommand == "fit" and config.resume:
-            checkpoint, self.step = newest_good_checkpoint(self.folder)
-            config.ckpt_path = str(checkpoint)
+            if any(word.split("=")[0] == "--ckpt_path" for word in sys.argv):
+                raise ConfigError("--ckpt_path: --resume takes the run's newest checkpoint; leave out one of the two")
+            self.start = find_resume_point(self.folder)
+            config.ckpt_path = self.origin if self.start.path is None else str(self.start.path)
         elif self.subcommand != "fit":
             best = self.folder / "checkpoints" / "best.ckpt"
-            config.ckpt_path = config.ckpt_path or str(
-                best if best.is_file() else newest_good_checkpoint(self.folder)[0]
-            )
+            if not config.ckpt_path or _is_run_config(config):
+                config.ckpt_path = str(best if best.is_file() else self._newest_checkpoint())
             if "verbose" in config:
                 config.verbose = False
         if config.ckpt_path and not Path(config.ckpt_path).is_file():
             raise MissingInputError(f"--ckpt_path {config.ckpt_path}: no such checkpoint")
+
+    def _newest_checkpoint(self) -> Path:
+        assert self.folder is not None
+        path = find_resume_point(self.folder).path
+        if path is None:
+            raise MissingInputError(f"{self.folder}: has no checkpoint yet")
+        return path
 
     def _use_base_model(self, config: Any) -> None:
         """Takes architecture and tokenizer of the model of `model.init_from`."""
@@ -159,7 +174,8 @@ class TinyLMCLI(LightningCLI):
         if config.data.tokenizer == "char":  # the default
             special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()
             config.data.tokenizer = str(self.folder / TOKENIZER)
-            start.tokenizer(special_tokens).save(config.data.tokenizer)
+            if self.start.path is None:  # a resumed run has it
+                start.tokenizer(special_tokens).save(config.data.tokenizer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds loggers, callbacks and checkpoint files to those of the config."""
@@ -187,14 +203,16 @@ class TinyLMCLI(LightningCLI):
         metrics = MetricsLog(throughput)
         prompts = self._prompts()
         ours = [
+            *([RunFiles(self.folder, self._config_text, self.start)] if self.subcommand == "fit" else []),
+            ExactResume(self.start.damaged),
             throughput,
             metrics,
             Progress(metrics),
             BestCheckpoint(),
             LastCheckpoint(),
             SampleText(self.folder, prompts, self.run.sample_tokens),
-            FinishRun(self.folder, next(iter(prompts), "")),
             GracefulStop(self.command),
+            FinishRun(self.folder, next(iter(prompts), "")),
             PredictionWriter(Path(self.run.output or self.folder / "predictions.jsonl")),
         ]
         if self.subcommand == "fit":
@@ -205,9 +223,22 @@ class TinyLMCLI(LightningCLI):
             if wanted and not any(type(other) is type(callback) for other in callbacks):
                 callbacks.append(callback)
         for callback in callbacks:
-            if _is_checkpoint(callback) and callback.dirpath is None:
-                callback.dirpath = str(self.folder / "checkpoints")
+            if isinstance(callback, ModelCheckpoint):
+                self._place(callback)
         return callbacks
+
+    def _place(self, callback: ModelCheckpoint) -> None:
+        """Puts the files of a checkpoint callback into the run folder, unless its config says where."""
+        assert self.folder is not None
+        ours = (self.folder / "checkpoints").resolve()
+        if callback.dirpath is None:
+            callback.dirpath = str(ours)
+        taken = callback.filename in ("best", "last") or callback.save_last
+        if not _is_checkpoint(callback) and Path(callback.dirpath).resolve() == ours and taken:
+            raise ConfigError(
+                "trainer.callbacks: a ModelCheckpoint must not write best.ckpt or last.ckpt, which every run has; "
+                "leave out save_last, and choose another filename or dirpath"
+            )
 
     def _prompts(self) -> tuple[str, ...]:
         """Prompts of the samples: the run's, or one taken from the data."""
@@ -226,17 +257,16 @@ class TinyLMCLI(LightningCLI):
     # --- the four commands
 
     def before_fit(self) -> None:
-        """Writes the config and prints what is about to be trained."""
+        """Writes the config of a new run and prints what is about to be trained."""
         assert self.folder is not None
-        config = self.config[str(self.subcommand)]
-        if self.step is not None:
-            MetricsCSV(self.folder).truncate(self.step)
-            notice(f"resuming {self.folder} from step {self.step:,} ({Path(config.ckpt_path).name})")
-            if 0 < self.trainer.max_steps <= self.step:
-                notice(f"trainer.max_steps is {self.trainer.max_steps:,}: there is nothing left to train")
-        if self.trainer.is_global_zero:
-            sweep(make_folder(self.folder / "checkpoints"), older_than=0)
-            sweep(self.folder, older_than=0)
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup("fit")  # counts the steps
+        self.model.resumes = self.start.path is not None
+        if self.start.path is not None:
+            notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")
+        elif self.config[str(self.subcommand)].resume:
+            notice(f"{self.folder} has no checkpoint yet: starting from the first step")
+        elif self.trainer.is_global_zero:  # a resumed run writes it once its checkpoint has been accepted
             write_text(self.folder / "config.yaml", self._config_text)
         self._introduce()
 
@@ -245,6 +275,7 @@ class TinyLMCLI(LightningCLI):
         """The whole resolved config, which can be run again."""
         assert self.folder is not None
         config = copy.deepcopy(self.config[str(self.subcommand)])
+        config.ckpt_path = self.origin
         _set_folder(config.trainer, str(self.folder), "{run}")  # a rerun has another folder
         dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
         return saved_config("fit", dump, self.model.network.vocab_size)
@@ -253,7 +284,6 @@ class TinyLMCLI(LightningCLI):
         """Prints what is trained, on which data and devices."""
         data, net, trainer = self.datamodule, self.model.net, self.trainer
         tokens = len(data.tokens["train"])
-        length = f"{trainer.max_steps:,} steps" if trainer.max_steps > 0 else f"{trainer.max_epochs} epochs in steps"
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
         devices += f" ({torch.get_num_threads()} threads)" if kind == "CPU" and trainer.world_size == 1 else ""
@@ -275,9 +305,12 @@ class TinyLMCLI(LightningCLI):
             notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
         row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
         notice(
-            f"training: {length} of {data.batch_size} {row}, {self.model.optimizer.name}, "
+            f"training: {data.total_steps:,} steps of {data.batch_size} {row}, {self.model.optimizer.name}, "
             f"{devices}, precision {trainer.precision}"
         )
+        if data.validation_tokens is not None:
+            every = f"{data.validation_tokens:,} of {len(data.tokens['val']):,} tokens, evenly spaced"
+            notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")
 
     def _announce_checkpoint(self) -> None:
         notice(f"checkpoint: {self.config[str(self.subcommand)].ckpt_path}")
@@ -286,10 +319,15 @@ class TinyLMCLI(LightningCLI):
 
     def _print_metrics(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
-            if name != "step":
-                print(f"{name:16} {float(value):.6f}")
+            print(f"{name:16} {float(value):.6f}")
 
     after_validate = after_test = _print_metrics
+
+
+def _is_run_config(config: Any) -> bool:
+    """Whether `ckpt_path` comes from the config.yaml of a run, where it says from which checkpoint the run began."""
+    typed = any(word.split("=")[0] == "--ckpt_path" for word in sys.argv)
+    return not typed and any(Path(str(path)).name == "config.yaml" for path in config.config or [])
 
 
 def _is_checkpoint(callback: Any) -> bool:
@@ -331,6 +369,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on login nodes, in every run
     warnings.filterwarnings("ignore", module="jsonargparse")
 
 
@@ -341,20 +380,21 @@ def main() -> int:
     quiet_lightning()
     if process_rank() > 0:
         silence_notices()
-    claimed: list[Path] = []
+    claims: list[Claim] = []
 
     def run(_: list[str]) -> None:
         try:
-            TinyLMCLI(claimed)
-        except KeyboardInterrupt as error:
-            raise Interrupted("interrupted") from error
+            TinyLMCLI(claims)
+        except (Interrupted, Preempted) as error:
+            if not claims or not has_checkpoint(claims[0].folder) or "resume" in str(error):
+                raise
+            raise type(error)(f"{error}; to resume: {resume_command('fit', claims[0].folder)}") from error
+        finally:
+            for claim in claims:
+                claim.release()
 
-    def report(message: str, code: int) -> int:
-        for folder in claimed:
-            discard_unused(folder)
-        return report_error(message, code)
-
-    return exit_code(run, debug, report)
+    with raised():
+        return exit_code(run, debug, report_error)
 
 
 def report_error(message: str, code: int) -> int:

@@ -1,21 +1,30 @@
 """FinishRun: the model folder, the curves and the closing lines at the end of a run."""
 
+import sys
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
+from tqdm import tqdm
 
 from tinylm.adapt import add_lora, save_adapter
-from tinylm.bundle import load_bundle, network_weights, read_checkpoint, save_bundle
-from tinylm.data import CHAT, Template
-from tinylm.errors import ConfigError, MissingInputError, notice
-from tinylm.locate import command
+from tinylm.bundle import Bundle, load_bundle, network_weights, read_checkpoint, save_bundle
+from tinylm.data import CHAT, Batch, Template
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.files import read_json
+from tinylm.locate import MANIFEST, command
 from tinylm.model import TransformerLM
+from tinylm.model.attention import documents_apart
 from tinylm.model.known import unknown_part
 from tinylm.runs.plots import draw_curves
 from tinylm.training.checkpoint import BestCheckpoint
+from tinylm.training.metrics import TextMetrics
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
 
@@ -34,40 +43,66 @@ class FinishRun(Callback):
         """Finishes the run; not called after an exception or a signal."""
         if not trainer.is_global_zero:
             return
-        problem = pl_module.changed or self._save_model(trainer, pl_module)
+        best = self._best(trainer, pl_module)
+        problem = pl_module.changed or self._save_model(best, pl_module)
         hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net)
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
         for tracker in trackers(trainer):
             tracker.log_files(self.folder)
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         if problem is not None:
             notice(f"no model folder is written, since it could not describe this model: {problem}")
             return
-        notice(f"model: {self.folder / 'model'}   curves: {self.folder / 'curves.png'}")
+        step = f" of step {best.info['step']:,}" if best.info["step"] != trainer.global_step else ""
+        loss = f" (validation loss {best.info['val/loss']:.4f})" if step and "val/loss" in best.info else ""
+        notice(f"model{step}: {self.folder / 'model'}{loss}   curves: {self.folder / 'curves.png'}")
+        self._evaluate(best, trainer, pl_module)
         if hooked is not None:
             notice(f"warning: {hooked}, which the saved model does not have")
         notice(f"to try it: {generate_command(self.folder, self.prompt, pl_module.template)}")
 
-    def _save_model(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> str | None:
-        """Writes the model folder, from the best checkpoint if there is one; returns the reason if it cannot."""
+    def _best(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> Bundle:
+        """The model of the best checkpoint that can be read, or of the last step if there are no checkpoints."""
+        for name in ("best.ckpt", "last.ckpt"):
+            try:
+                self._checkpoint = self.folder / "checkpoints" / name
+                bundle = load_bundle(self._checkpoint)
+            except MissingInputError:  # checkpoints were switched off, or no validation took place
+                continue
+            except DataError as error:
+                if pl_module.changed:
+                    break
+                notice(f"warning: {error}; the model folder is written from another")
+                continue
+            return replace(bundle, info=bundle.info | (self._best_loss(trainer) if name == "best.ckpt" else {}))
+        self._checkpoint = None
+        return Bundle(pl_module.net, pl_module.tokenizer, {"step": trainer.global_step})
+
+    def _save_model(self, best: Bundle, pl_module: LitTransformerLM) -> str | None:
+        """Writes the model folder; returns the reason if it cannot."""
+        if self._checkpoint is not None:
+            self._save_adapter(pl_module, self._checkpoint)
         try:
-            best = load_bundle(_best_or_last(self.folder))
-        except MissingInputError:  # checkpoints were switched off
-            info, model = {"step": trainer.global_step}, pl_module.net
-        else:
-            info, model = best.info | self._best_loss(trainer), best.model
-            self._save_adapter(pl_module)
-        try:
-            info |= {"run": self.folder.name, "prompt": self.prompt}
+            info = {**best.info, "run": self.folder.name, "prompt": self.prompt}
             info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
-            save_bundle(self.folder / "model", model, pl_module.tokenizer, info)
+            save_bundle(self.folder / "model", best.model, pl_module.tokenizer, info)
         except ConfigError as error:
             return str(error)
         return None
+
+    def _evaluate(self, best: Bundle, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Evaluates the saved model on the whole validation split, if the validations during training read a part."""
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if data.validation_tokens is None:
+            return
+        found = evaluate_split(best.model, pl_module, data.whole_validation())
+        save = {**read_json(self.folder / "model" / MANIFEST)["info"], **found}
+        save_bundle(self.folder / "model", best.model, pl_module.tokenizer, save)
+        notice(f"on all {len(data.tokens['val']):,} validation tokens: {loss_and_floor(found)}")
 
     def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
         """The value of the monitored metric at the best checkpoint."""
@@ -76,13 +111,13 @@ class FinishRun(Callback):
                 return {str(callback.monitor): float(callback.best_model_score)}
         return {}
 
-    def _save_adapter(self, pl_module: LitTransformerLM) -> None:
-        """Saves the best adapter by itself, beside the model that it is merged into."""
+    def _save_adapter(self, pl_module: LitTransformerLM, checkpoint: Path) -> None:
+        """Saves the adapter of a checkpoint by itself, beside the model that it is merged into."""
         if pl_module.lora is None or pl_module.start is None:
             return
         net = TransformerLM(pl_module.network)  # the module's own may be sharded
         add_lora(net, pl_module.lora)
-        net.load_state_dict(network_weights(read_checkpoint(_best_or_last(self.folder))))
+        net.load_state_dict(network_weights(read_checkpoint(checkpoint)))
         save_adapter(self.folder / "adapter", net, base=pl_module.start.path)
         notice(f"adapter: {self.folder / 'adapter'}")
 
@@ -104,8 +139,14 @@ def loss_and_floor(metrics: dict[str, float]) -> str:
     return f"{text}, floor {metrics['val/floor']:.4f}, {abs(excess):.1%} {side} the best possible"
 
 
-def _best_or_last(folder: Path) -> Path:
-    for name in ("best.ckpt", "last.ckpt"):
-        if (folder / "checkpoints" / name).is_file():
-            return folder / "checkpoints" / name
-    raise MissingInputError(f"{folder}: has no checkpoint")
+def evaluate_split(model: TransformerLM, module: LitTransformerLM, batches: Iterable[Batch]) -> dict[str, float]:
+    """`val/loss`, `val/perplexity`, ... of a model on the batches of a split, with the module's settings."""
+    metric = TextMetrics(torch.from_numpy(module.tokenizer.byte_lengths))
+    model, device = model.to(module.device).eval(), module.device
+    with torch.inference_mode():
+        for batch in tqdm(batches, desc="validating", leave=False, delay=2, disable=not sys.stderr.isatty()):
+            ids, documents = batch.inputs.to(device), batch.documents
+            documents = documents_apart(model.config, ids, module.tokenizer.end_of_text, documents)
+            logits = model(ids, documents=None if documents is None else documents.to(device))
+            metric.update(logits.cpu(), batch.targets, batch.log_prob)
+    return {f"val/{name}": value for name, value in metric.compute().items()}

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tinylm.errors import notice
 from tinylm.files import write_text
 
 
@@ -52,7 +55,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a row; a new metric adds a column, for which the file is rewritten."""
-        row = {"step": str(step)} | {
+        row = {"step": str(step or 0)} | {
             name: f"{float(value):.9g}" for name, value in metrics.items() if name not in ("step", "epoch")
         }
         if new := [name for name in row if name not in self._columns]:
@@ -61,23 +64,71 @@ class MetricsCSV(Logger):
             self._write([*rows, row])
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+                file.write(self._row(row))
 
     @rank_zero_only
-    def truncate(self, step: int) -> None:
-        """Drops the rows beyond a step, atomically."""
+    def sync(self) -> None:
+        """Flushes the file to disk, so that no row is missing before a checkpoint that survives a power failure."""
         if self.path.is_file():
-            self._write([row for row in self._read()[1] if int(row["step"]) <= step])
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    @rank_zero_only
+    def truncate(self, step: int, validating: bool = False) -> None:
+        """Drops the rows beyond a step and, if its validation is to be repeated, the row of that; atomically.
+
+        Rows that cannot be read are dropped too; a copy of such a file is kept.
+        """
+        if not self.path.is_file():
+            return
+        self._columns, rows, damaged = self._parse()
+        if damaged:
+            copy = self.path.with_name("metrics-damaged.csv")
+            shutil.copyfile(self.path, copy)
+            lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            notice(f"warning: {self.path}: line {lines} cannot be read and is left out; {copy} is a copy")
+        last = step - validating
+        self._write([row for row in rows if int(row["step"]) <= (last if _is_validation(row) else step)])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values()]  # a kill may have truncated the last one
-            return list(reader.fieldnames or ["step"]), rows
+        return self._parse()[:2]
+
+    def _parse(self) -> tuple[list[str], list[dict[str, str]], list[int]]:
+        """The columns, the rows, and the numbers of the lines that are neither.
+
+        A last line without an end is one that a kill cut off, and is ignored.
+        """
+        text = self.path.read_bytes().decode("utf-8", "replace")
+        columns, *lines = [_cells(line) for line in text.split("\n")[:-1]] or [["step"]]
+        if columns[:1] != ["step"] or len(set(columns)) < len(columns):
+            return ["step"], [], list(range(1, len(lines) + 2))
+        rows, damaged = [], []
+        for number, cells in enumerate(lines, start=2):
+            try:
+                row = dict(zip(columns, cells, strict=True))
+                for value in (str(int(row["step"])), *filter(None, cells)):
+                    float(value)
+                rows.append(row)
+            except ValueError:
+                damaged.append(number)
+        return columns, rows, damaged
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, _line(self._columns) + "".join(map(self._row, rows)))
+
+    def _row(self, row: dict[str, str]) -> str:
+        return _line([row.get(name, "") for name in self._columns])
+
+
+def _line(cells: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line.rstrip("\r").replace("\0", "?")]), [])
+
+
+def _is_validation(row: dict[str, str]) -> bool:
+    return any(value and name.startswith("val/") for name, value in row.items())

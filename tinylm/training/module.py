@@ -20,7 +20,7 @@ from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, Template, TextDataModule
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
@@ -42,6 +42,7 @@ class LitTransformerLM(pl.LightningModule):
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
         grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
+        resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
         stop_agreed: whether any process was, as of the last optimizer step
     """
@@ -86,6 +87,7 @@ class LitTransformerLM(pl.LightningModule):
         self._compiled = torch.compile(self.net.forward) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
+        self.resumes = False
         self.stop_wanted: tuple[bool, bool] = (False, False)
         self.stop_agreed = self.stop_wanted
         self._step_nll: Tensor | float = 0.0
@@ -187,17 +189,23 @@ class LitTransformerLM(pl.LightningModule):
     def _synchronize(self) -> None:
         """Sums the loss and the requests to stop over processes, in one exchange."""
         assert isinstance(self._step_nll, Tensor)
-        self.train_loss, self._step_nll, self.stop_agreed = self._step_nll, 0.0, self.stop_wanted
+        self.train_loss, self._step_nll = self.agree_to_stop(self._step_nll), 0.0
+
+    def agree_to_stop(self, value: Tensor | None = None) -> Tensor:
+        """Shares the requests to stop among all processes, and returns the sum of `value` over them."""
+        total = torch.zeros((), device=self.device) if value is None else value
+        self.stop_agreed = self.stop_wanted
         if self.trainer.world_size > 1:
-            local = torch.stack([self.train_loss, *self.train_loss.new_tensor(self.stop_wanted)])
-            self.train_loss, *requests = self.trainer.strategy.reduce(local, reduce_op="sum")
+            local = torch.stack([total, *total.new_tensor(self.stop_wanted)])
+            total, *requests = self.trainer.strategy.reduce(local, reduce_op="sum")
             self.stop_agreed = (bool(requests[0]), bool(requests[1]))
+        return total
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
         fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses it with clipping
         optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
-        total, lr = int(self.trainer.estimated_stepping_batches), self.optimizer.lr
+        total, lr = self._datamodule.total_steps, self.optimizer.lr
 
         def factor(step: int) -> float:
             return learning_rate(step, total, lr, self.schedule) / lr
@@ -248,8 +256,10 @@ class LitTransformerLM(pl.LightningModule):
 
     def _log_metrics(self, split: str) -> None:
         metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
-        metrics["step"] = float(self.trainer.global_step)  # Lightning uses it as the step of the row
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
+        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()}
+        self.log_dict(tensors, logger=False)  # Lightning would give the row the step before
+        for logger in [] if self.trainer.sanity_checking else self.trainer.loggers:
+            logger.log_metrics({name: value.item() for name, value in tensors.items()}, step=self.trainer.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""
@@ -262,6 +272,10 @@ class LitTransformerLM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
+        checkpoint["tinylm_data"] = {
+            "fingerprint": self._datamodule.fingerprint,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+        }
 
     @property
     def changed(self) -> str | None:
@@ -279,6 +293,8 @@ class LitTransformerLM(pl.LightningModule):
         entry = checkpoint.get("tinylm")
         if entry is None:
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
+        if self.trainer.state.fn == "fit":
+            self._check_text(checkpoint.get("tinylm_data", {}))
         ours = self.network.to_dict()
         for name, theirs in entry["model"].items():
             if name not in WITHOUT_WEIGHTS:
@@ -297,16 +313,32 @@ class LitTransformerLM(pl.LightningModule):
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
+    def _check_text(self, data: dict[str, Any]) -> None:
+        """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
+        if data.get("fingerprint") in (None, self._datamodule.fingerprint):
+            return
+        problem = f"{self._datamodule.source} is not the text that the checkpoint was trained on"
+        if self.resumes:
+            raise ConfigError(f"data: {problem}; restore it, or start a new run from the checkpoint with --ckpt_path")
+        notice(problem)
+
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Rescales Lightning's count of micro-batches for a run resumed with more or fewer of them per step.
+    """Sets Lightning's count of micro-batches to that of the optimizer steps done, whatever it was.
+
+    A run may be resumed with more or fewer micro-batches per step, and a checkpoint may have been saved within a step,
+    whose micro-batches are then repeated.
 
     Args:
-        checkpoint: checkpoint of a whole optimizer step; changed in place
+        checkpoint: changed in place
         accumulate: micro-batches per step from now on
     """
-    steps, progress = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    before = progress["total"]["ready"] // max(steps, 1)
-    for counts in (progress["total"], progress["current"]) if before not in (0, accumulate) else ():
-        more = counts["ready"] // before * accumulate - counts["ready"]
-        counts.update({name: count + more for name, count in counts.items()})
+    before = checkpoint.get("tinylm_data", {}).get("accumulate_grad_batches")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if before is None:
+        before = max(1, progress["total"]["ready"] // max(checkpoint["global_step"], 1))
+    for counts in (progress["total"], progress["current"]):
+        shift = counts["ready"] // before * accumulate - counts["ready"]
+        extra = counts["ready"] % before  # micro-batches of an unfinished step
+        counts.update({name: count + shift for name, count in counts.items()})
+        counts.update({"completed": counts["ready"]} if extra else {})

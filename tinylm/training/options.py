@@ -61,7 +61,7 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
         vocab_size: size of the tokenizer's vocabulary
     """
     values = yaml.safe_load(dump)
-    for name in ("config", "resume", "ckpt_path", "threads"):
+    for name in ("config", "resume", "threads", *(["ckpt_path"] if not values.get("ckpt_path") else [])):
         values.pop(name, None)
     values["model"]["network"]["vocab_size"] = vocab_size
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"

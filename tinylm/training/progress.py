@@ -13,6 +13,13 @@ from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.throughput import MetricsLog
 
+SILENCE = 30.0  # seconds between two lines of a validation without a terminal
+
+
+def _validation_tokens(trainer: pl.Trainer) -> int:
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return data.validation_tokens or len(data.tokens["val"])
+
 
 class Progress(ProgressBar):
     """Shows progress in optimizer steps, and the metrics of each validation."""
@@ -21,6 +28,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.metrics = metrics
         self._bar: tqdm | None = None
+        self._validation: tqdm | None = None
         self._started = 0.0
         self._first_step = 0
         self._enabled = True
@@ -41,7 +49,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Starts the bar at the current step."""
         self._started, self._first_step = time.perf_counter(), trainer.global_step
-        self._total = int(trainer.estimated_stepping_batches)
+        self._total: int = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
         terminal = sys.stderr.isatty() and self._enabled
         layout = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
         if terminal:
@@ -72,8 +80,31 @@ class Progress(ProgressBar):
         text = f"loss {latest['train/loss']:.3f}, {latest['perf/tokens_per_sec']:,.0f} tokens/s"
         return text + (f", MFU {latest['perf/mfu']:.0%}" if "perf/mfu" in latest else "")
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Starts the clock of the validation, and its bar on a terminal."""
+        self._seen, self._begun, self._told = 0, time.perf_counter(), time.perf_counter()
+        if self._bar is not None and not trainer.sanity_checking:
+            layout = "validation {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}]"
+            total = _validation_tokens(trainer)
+            self._validation = tqdm(total=total, bar_format=layout, unit_scale=True, leave=False, delay=1)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Moves the bar; without a terminal, a long validation prints a line every half a minute."""
+        tokens = min(batch.num_targets * trainer.world_size, _validation_tokens(trainer) - self._seen)
+        self._seen += tokens
+        if self._validation is not None:
+            self._validation.update(tokens)
+        now = time.perf_counter()
+        if self._bar is None and now - self._told > SILENCE and self._enabled and not trainer.sanity_checking:
+            self._told, total = now, _validation_tokens(trainer)
+            left = (now - self._begun) / max(self._seen, 1) * (total - self._seen)
+            self.print(f"validation: {self._seen:,} of {total:,} tokens, {left:.0f} s left")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Prints the metrics of the validation."""
+        self._close_validation()
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.print(
@@ -89,7 +120,13 @@ class Progress(ProgressBar):
         """Closes the bar."""
         self._close()
 
+    def _close_validation(self) -> None:
+        if self._validation is not None:
+            self._validation.close()
+            self._validation = None
+
     def _close(self) -> None:
+        self._close_validation()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

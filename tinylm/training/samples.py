@@ -1,5 +1,7 @@
 """SampleText: generated text after each validation."""
 
+import os
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -8,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tinylm.data.template import question_frame
 from tinylm.errors import DataError, notice
+from tinylm.files import atomic_write
 from tinylm.generation import Generator
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
@@ -41,8 +44,7 @@ class SampleText(Callback):
                 continue
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.print(_indent(text))
-            with (self.folder / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+            append_sample(self.folder / "samples.txt", trainer.global_step, text)
             samples.append((prompt, text))
         for tracker in trackers(trainer):
             tracker.log_samples(trainer.global_step, samples)
@@ -52,6 +54,26 @@ class SampleText(Callback):
         prefix = [*generator.before, *generator.tokenizer.encode(prompt), *generator.after]
         room = generator.model.config.max_seq_len - 1 - len(prefix)
         return min(self.num_tokens, max(1, room))
+
+
+def append_sample(path: Path, step: int, text: str) -> None:
+    """Appends a sample to samples.txt."""
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(f"=== step {step}\n{text}\n\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def truncate_samples(path: Path, step: int, validating: bool = False) -> None:
+    """Drops the samples beyond a step and, if its validation is to be repeated, those of the step; atomically."""
+    if not path.is_file():
+        return
+    data, last = path.read_bytes(), step - validating
+    for header in re.finditer(rb"^=== step (\d+)$", data, re.MULTILINE):
+        if int(header[1]) > last:
+            with atomic_write(path) as file:
+                file.write(data[: header.start()])
+            return
 
 
 def _indent(text: str) -> str:

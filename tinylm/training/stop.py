@@ -8,35 +8,43 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from tinylm.errors import Interrupted, Preempted
+from tinylm.signals import SIGNALS, quit_at_next
 from tinylm.training.module import LitTransformerLM
 
 
 class GracefulStop(Callback):
     """On a signal to any process, all processes finish the optimizer step, save, and print how to resume.
 
-    SIGINT comes from the user and ends with exit code 130; SIGTERM and SIGUSR1 (SLURM's, before the time limit) come
-    from the system and end with 75. A second signal quits at once. `LitTransformerLM` shares the request with the loss
-    of the step, and `LastCheckpoint` saves.
+    A validation is left at its next batch instead, and repeated on resume. Before the first step and after the last
+    one, a signal raises at once (signals.py). `LitTransformerLM` shares the request with the loss of the step, and
+    `LastCheckpoint` saves.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self._earlier: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
+        """Keeps the signal handlers from before Lightning installs its own."""
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Removes Lightning's handlers, which wait for all processes."""
+        self._restore()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
-        """Installs signal handlers; Lightning's own are restored when training ends."""
+        """Installs the handlers that let a step finish."""
 
         def receive(number: int, frame: Any) -> None:
             by_user, by_system = pl_module.stop_wanted
             pl_module.stop_wanted = (by_user or number == signal.SIGINT, by_system or number != signal.SIGINT)
-            for each in self.SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
+            quit_at_next()
             if trainer.is_global_zero:
-                os.write(2, b"\ntinylm: finishing this step, then saving (once more to quit at once)\n")
+                what = "leaving the validation" if trainer.validating else "finishing this step, then saving"
+                os.write(2, f"\ntinylm: {what} (once more to quit at once)\n".encode())
 
-        self._earlier = {number: signal.signal(number, receive) for number in self.SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, receive)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, batch: Any, batch_idx: int
@@ -48,11 +56,34 @@ class GracefulStop(Callback):
             Preempted: otherwise.
         """
         if any(pl_module.stop_agreed):
-            kind = Interrupted if pl_module.stop_agreed[0] else Preempted
-            raise kind(f"stopped after step {trainer.global_step:,}, which is saved; to resume: {self.command}")
+            raise self._stopped(pl_module, f"stopped after step {trainer.global_step:,}, which is saved")
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: LitTransformerLM, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leaves a validation if any process was asked to stop. The step before it is saved."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        pl_module.agree_to_stop()
+        if any(pl_module.stop_agreed):
+            step = f"step {trainer.global_step:,}"
+            raise self._stopped(pl_module, f"stopped in the validation after {step}, which is saved")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Ends a run that was asked to stop after its last step, before anything is exported."""
+        self._restore()
+        if any(pl_module.stop_wanted):
+            pl_module.stop_agreed = pl_module.stop_wanted
+            raise self._stopped(pl_module, f"stopped after step {trainer.global_step:,}, the last, which is saved")
+
+    def _stopped(self, pl_module: LitTransformerLM, what: str) -> Interrupted | Preempted:
+        kind = Interrupted if pl_module.stop_agreed[0] else Preempted
+        return kind(f"{what}; to resume: {self.command}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: LitTransformerLM, stage: str) -> None:
         """Restores the signal handlers."""
-        for number, handler in self._earlier.items():
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._earlier = {}

@@ -114,7 +114,8 @@ class MetricsLog(Callback):
         """Logs if a row is due after this optimizer step."""
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        due = step % every == 0 or step == trainer.max_steps
+        total = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
+        due = every > 0 and (step % every == 0 or step == total)
         if not finished_step(trainer, batch_idx) or not due:
             return
         self.latest = {

@@ -1,0 +1,235 @@
+"""Resuming a run as if it had never stopped: what Lightning's checkpoints leave out, and the files of the run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from tinylm.bundle import read_checkpoint
+from tinylm.errors import ConfigError, DataError, notice
+from tinylm.files import make_folder, sweep, write_text
+from tinylm.locate import MANIFEST
+from tinylm.runs.compare import flat_config
+from tinylm.training.metrics_csv import MetricsCSV
+from tinylm.training.samples import truncate_samples
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The state from which a run is resumed.
+
+    Attributes:
+        path: the newest undamaged checkpoint; None if the run was killed before its first one
+        step: its optimizer step
+        validating: whether it was saved before a validation, which is then repeated
+        damaged: checkpoints of the run that cannot be read
+    """
+
+    path: Path | None = None
+    step: int = 0
+    validating: bool = False
+    damaged: tuple[Path, ...] = ()
+
+
+def find_resume_point(run_folder: Path) -> ResumePoint:
+    """The newest undamaged one of `last.ckpt` and `best.ckpt`.
+
+    Raises:
+        DataError: if all are damaged, or if the run has a model but no checkpoint.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    problems: dict[Path, str] = {}
+    for name in ("last.ckpt", "best.ckpt"):
+        path = (run_folder / "checkpoints" / name).resolve()
+        if path.is_file():
+            try:
+                found[path] = read_checkpoint(path)
+            except DataError as error:
+                problems[path] = str(error)
+    if not found and problems:
+        raise DataError("; ".join(problems.values()))
+    if not found and (run_folder / "model" / MANIFEST).is_file():
+        raise DataError(f"{run_folder}: has a model but no checkpoint to resume from; choose another run.name")
+    if not found:
+        return ResumePoint()
+    path = max(found, key=lambda each: found[each]["global_step"])
+    step = found[path]["global_step"]
+    for problem in problems.values():
+        notice(f"warning: {problem}; resuming from {path.name} (step {step:,})")
+    state = found[path].get("callbacks", {}).get("ExactResume", {})
+    return ResumePoint(path, step, bool(state.get("validating")), tuple(problems))
+
+
+class ExactResume(Callback):
+    """Keeps what Lightning's checkpoints lack to resume exactly, and validates the end of a run.
+
+    A run that is stopped in a validation repeats it on resume, and one that was stopped early stays so. The
+    `ModelCheckpoint`s of a run whose folder was moved, or is named by another path, go on with their files.
+
+    Args:
+        damaged: checkpoints of the run that cannot be read; what is known of them is forgotten
+    """
+
+    def __init__(self, damaged: Sequence[Path] = ()) -> None:
+        self.damaged = damaged
+        self._validating = False
+        self._validated = -1  # step of the last complete validation
+        self._patience: dict[EarlyStopping, int] = {}
+        self._limits: tuple[Any, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether a validation was running, and the step of the last complete one."""
+        return {"validating": self._validating, "validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state."""
+        self._validating, self._validated = state_dict["validating"], state_dict["validated"]
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adapts the states of checkpoint callbacks to the run's folder, which may be another than it was."""
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.checkpoint_callbacks:
+            assert isinstance(callback, ModelCheckpoint)
+            state = states.get(callback.state_key)
+            moved = None if state is None or not pl_module.resumes else moved_state(state, callback.dirpath)
+            if moved is None or any(str(path) == moved["best_model_path"] for path in self.damaged):
+                states.pop(callback.state_key, None)
+            else:
+                states[callback.state_key] = moved
+        self._patience = {each: each.patience for each in trainer.early_stopping_callbacks}
+        for callback in self._patience if not pl_module.resumes else ():  # a new run has its own patience
+            states.pop(callback.state_key, None)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Lets a resumed run enter the training loop, which Lightning skips where no step is left."""
+        loop = trainer.fit_loop
+        if trainer.ckpt_path is not None:
+            self._limits = loop.epoch_loop.max_steps, loop.max_epochs
+            loop.epoch_loop.max_steps += loop.epoch_loop.max_steps >= 0
+            loop.max_epochs = None if loop.max_epochs is None else loop.max_epochs + (loop.max_epochs >= 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Repeats a validation in which the run was stopped, and ends a run that was stopped early."""
+        if self._limits is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self._limits
+        if self._validating:
+            run_validation(trainer)
+        for callback, patience in self._patience.items():
+            callback.patience = patience  # the config's, which may be longer than before
+            stopped = callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+            longer = callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
+            if stopped and not (longer and callback.wait_count < patience):
+                notice(f"the run was stopped early ({callback.stopping_reason_message}); nothing is left to train")
+                trainer.should_stop = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Marks the checkpoints of this step as incomplete."""
+        self._validating = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Marks the validation as complete."""
+        if not trainer.sanity_checking:
+            self._validating, self._validated = False, trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Validates the last step if that has not been done."""
+        if self._validated != trainer.global_step and trainer.enable_validation:
+            run_validation(trainer)
+
+
+def run_validation(trainer: pl.Trainer) -> None:
+    """Runs a validation between two steps as Lightning's training loop does."""
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    connector: Any = trainer._logger_connector
+    first = connector._first_loop_iter
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+
+
+def moved_state(state: dict[str, Any], folder: str | Path | None) -> dict[str, Any] | None:
+    """The state of a ModelCheckpoint with its files in `folder`; None if the best one is not there."""
+
+    def moved(path: str) -> str:
+        return str(Path(str(folder), os.path.relpath(path, state["dirpath"]))) if path else ""
+
+    paths = {name: moved(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    if paths["best_model_path"] and not Path(paths["best_model_path"]).is_file():
+        return None
+    best = {moved(path): value for path, value in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder}
+
+
+class ConfigRecord(Callback):
+    """Stores the whole config in every checkpoint, and reports configuration changes on resume."""
+
+    KEY = "tinylm_config"
+    PARTS = ("model.", "data.", "trainer.", "seed_everything")
+    WITHOUT = ("model.network.vocab_size", "data.cache_dir", "data.num_workers", "trainer.logger", "trainer.callbacks",
+               "trainer.enable_")  # fmt: skip
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds the config."""
+        checkpoint[self.KEY] = self.config
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Reports the differences in one line."""
+        if changes := self.differences(checkpoint.get(self.KEY, self.config)):
+            notice(f"changed since the checkpoint: {'; '.join(changes)}")
+
+    def differences(self, earlier: dict[str, Any]) -> list[str]:
+        """The changes of everything that affects the computation, such as `model.optimizer.lr 0.01 -> 0.02`."""
+        before, now = flat_config(earlier), flat_config(self.config)
+        names = [name for name in before | now if name.startswith(self.PARTS) and not name.startswith(self.WITHOUT)]
+        pairs = [(name, before.get(name), now.get(name)) for name in names]
+        return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+class RunFiles(Callback):
+    """Brings the files of a run folder to the state of the first step, once the checkpoint has been accepted.
+
+    Args:
+        folder: the run folder
+        config: the content of its config.yaml
+        start: where the run is resumed
+    """
+
+    def __init__(self, folder: Path, config: str, start: ResumePoint) -> None:
+        self.folder, self.config, self.start = folder, config, start
+        self._done = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Prepares the files, unless the checkpoint is restored later."""
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            self.prepare(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Prepares the files if that has not been done, and refuses a new run that has nothing to train."""
+        self.prepare(trainer)
+        step, total = trainer.global_step, trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.ckpt_path is None or step < total:
+            return
+        if not pl_module.resumes:
+            raise ConfigError(f"--ckpt_path {trainer.ckpt_path}: has {step:,} steps already; raise trainer.max_steps")
+        notice(f"the run has {total:,} steps: there is nothing left to train")
+
+    def prepare(self, trainer: pl.Trainer) -> None:
+        """Drops metrics and samples beyond the step, sweeps temporary files, and writes the config."""
+        if self._done or not trainer.is_global_zero:
+            return
+        self._done = True
+        MetricsCSV(self.folder).truncate(self.start.step, self.start.validating)
+        truncate_samples(self.folder / "samples.txt", self.start.step, self.start.validating)
+        for folder in (make_folder(self.folder / "checkpoints"), self.folder):
+            sweep(folder, older_than=0)
+        write_text(self.folder / "config.yaml", self.config)
