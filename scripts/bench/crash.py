@@ -3,26 +3,23 @@
     python scripts/bench/crash.py --kills 200 --seed 1
 
 Every second kill comes at a random moment between the start of the process and its end, every second one right after a
-call that changes a file (a write, fsync, rename, ...), and some of the resumed runs are killed again. A run is resumed
-as a user would: by `--resume` or, where that finds nothing, by the first command. In the end everything in the run
-folder must equal the whole run's, to the last bit: weights, optimizer, schedule, counters, metrics, samples, model. Only
-measured speeds (`perf/*`) may differ. After every kill all checkpoints that exist must load.
+call that changes a file (a write, fsync, rename, ...); some of the resumed runs are killed again. A run is resumed as a
+user would: by `--resume` or, where that finds nothing, by the first command. In the end everything in the run folder
+must equal the whole run's, to the last bit: weights, optimizer, schedule, counters, metrics, samples, model. Measured
+speeds (`perf/*`) may differ. After every kill all checkpoints that exist must load.
 """
 
 import argparse
-import csv
-import io
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,20 +28,18 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the last bits depend on it
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests' tools
 
-import numpy as np  # noqa: E402 (after the path is set)
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import torch
+import yaml
 
-from tests import processes  # noqa: E402
-from tinylm.bundle import load_bundle, read_checkpoint, save_bundle  # noqa: E402
-from tinylm.console import table  # noqa: E402
-from tinylm.model import ModelConfig, TransformerLM  # noqa: E402
-from tinylm.reference.checkpoint import read_checkpoint as read_numpy_checkpoint  # noqa: E402
-from tinylm.runs.metrics import read_metrics  # noqa: E402
-from tinylm.tokenizer import END_OF_TEXT, CharTokenizer  # noqa: E402
+from tests import processes
+from tests.failpoints import Place, run_and_kill
+from tests.states import compared, snapshot, unloadable
+from tinylm.bundle import save_bundle
+from tinylm.console import table
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 # --- the variants: a config, and what each changes in it
 
@@ -54,7 +49,7 @@ model:
   optimizer: {name: muon, lr: 0.01}
   schedule: {warmup_steps: 2, min_lr: 0.001}
 data: {corpus: INPUTS/fox.txt, tokenizer: char, batch_size: 4, split: [0.9, 0.1], cache_dir: cache}
-run: {prompts: ["the "], sample_tokens: 4, peak_flops: 1.0e+12}
+run: {name: crash, prompts: ["the "], sample_tokens: 4, peak_flops: 1.0e+12}
 trainer:
   accelerator: cpu
   max_steps: 28
@@ -71,11 +66,11 @@ CALLBACK = "trainer: {callbacks+: [{class_path: "
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of the config, the command, and environment variables."""
+    """Changes of the config, the command, and where temporary files are."""
 
     changes: str = ""
     command: str = "fit"
-    environment: dict[str, str] = field(default_factory=dict)
+    elsewhere: bool = False  # whether $TMPDIR is on another file system
 
 
 VARIANTS = {
@@ -116,12 +111,12 @@ VARIANTS = {
         "init_args: {save_dir: '{run}', name: '', version: tensorboard}}]}"
     ),
     "wandb": Variant(
-        "trainer: {logger+: [{class_path: tinylm.training.WandbTracker, init_args: {save_dir: '{run}'}}]}",
-        environment={"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
+        "trainer: {logger+: [{class_path: tinylm.training.WandbTracker, "
+        "init_args: {save_dir: '{run}', mode: offline}}]}"
     ),
     "two-ranks": Variant("trainer: {devices: 2, strategy: ddp}"),
     "numpy": Variant("data: {micro_batch_size: 2}", command="train-numpy"),
-    "tmpdir": Variant(environment={"TMPDIR": "/dev/shm"}),
+    "tmpdir": Variant(elsewhere=True),
 }
 
 
@@ -142,195 +137,6 @@ def write_inputs(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(variant.changes.replace("INPUTS", str(folder)) or "{}")
 
 
-# --- in the child process: counts the calls that change files, and kills the process after one of them
-
-Place = tuple[str, int]  # a call with its file, and the number of its occurrence, from 1
-CHANGES = ("write", "fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "truncate", "ftruncate")
-
-
-def place_name(call: str, path: str) -> str:
-    """The call and the file's name without numbers of processes and hashes."""
-    name = re.sub(r"-\d+-[0-9a-f]{8}$|(?<=tfevents).*", "", Path(path).name)
-    return f"{call} {re.sub(r'[0-9a-f]{8,}|[0-9]{8}_[0-9]{6}', '*', name)}"
-
-
-def watch_files(passed: Callable[[str, str], None]) -> None:
-    """Calls `passed(call, path)` after each call of this process that changes a file."""
-
-    class Watched(io.FileIO):
-        def write(self, data: Any) -> int:
-            written = super().write(data)
-            passed("write", str(self.name))
-            return written
-
-    plain = io.open
-
-    def watched_open(
-        file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
-        newline: Any = None, closefd: bool = True, opener: Any = None,
-    ) -> Any:  # fmt: skip
-        if not set(mode) & set("wax+") or isinstance(file, int) or opener:
-            return plain(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        raw = Watched(file, mode.replace("b", "").replace("t", ""))
-        if buffering == 0:
-            return raw
-        buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline, buffering == 1)
-
-    def watched(name: str) -> Callable:
-        original = getattr(os, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            result = original(*arguments, **options)
-            path = arguments[1] if name in ("replace", "rename") else arguments[0]
-            passed(name, os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path))
-            return result
-
-        return call
-
-    for name in CHANGES:
-        setattr(os, name, watched(name))
-    io.open = __builtins__["open"] = watched_open  # type: ignore[index]
-
-
-def child(words: list[str], folder: Path, kill_after: Place | None, log: Path | None) -> None:
-    """Runs `tinylm WORDS` in a folder, with the output in `said.txt`; kills itself after `kill_after`.
-
-    Args:
-        words: the command line
-        folder: current folder of the command
-        kill_after: place at which to end
-        log: file to list all places in
-    """
-    os.setsid()  # a group of its own, which is killed with it
-    tempfile.tempdir = None  # read again from the environment
-    process, seen, write = os.getpid(), Counter[str](), os.write
-    folders = (str(folder), os.environ["TMPDIR"])
-    listing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
-
-    def passed(call: str, path: str) -> None:
-        inside = os.path.abspath(path).startswith(folders)  # noqa: PTH100 (links are kept)
-        if os.getpid() != process or not inside or path.endswith("said.txt"):
-            return
-        place = place_name(call, path)
-        seen[place] += 1
-        if listing is not None:
-            write(listing, f"{place}\n".encode())
-        if (place, seen[place]) == kill_after:
-            os.kill(process, signal.SIGKILL)
-
-    watch_files(passed)
-    processes.command_line(words, folder, folder / "said.txt")
-
-
-# --- what a run leaves behind
-
-
-def wandb_rows(log: Path) -> Iterator[tuple]:
-    """(step, metric, value) of a W&B log: protocol buffers in blocks of 32 KiB; CRC, length and kind before each."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, parts, place = log.read_bytes(), b"", 7
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-            continue
-        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        parts, place = parts + data[place + 7 : place + 7 + size], place + 7 + size
-        if kind in (1, 4) and place <= len(data):  # whole, or the last part
-            row = {"/".join(item.nested_key) or item.key: item.value_json for item in Record.FromString(parts).history.item}
-            step = json.loads(row.pop("trainer/global_step", "-1"))
-            yield from ((step, name, value) for name, value in row.items())
-            parts = b""
-
-
-def tensorboard_rows(log: Path) -> Iterator[tuple]:
-    """(step, metric, value) of a file of TensorBoard's."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    for event in EventFileLoader(str(log)).Load():
-        yield from ((event.step, value.tag, str(value.tensor)) for value in event.summary.value)
-
-
-def tracked(rows: Iterator[tuple]) -> set[tuple]:
-    """Without speeds, times and what is not a number; a resumed run may give a row twice."""
-    return {row for row in rows if not row[1].startswith(("perf/", "_", "samples", "curves"))}
-
-
-def content(path: Path) -> Any:
-    """The content of a file of a run, for comparison."""
-    if path.suffix == ".ckpt":
-        return read_checkpoint(path)
-    if path.suffix == ".npz":
-        found = read_numpy_checkpoint(path)
-        return {"weights": found.model.parameters, "state": found.state, "step": found.step, "notes": found.notes}
-    if path.name == "metrics.csv":
-        with path.open(newline="") as file:
-            return [{k: v for k, v in row.items() if not str(k).startswith("perf/")} for row in csv.DictReader(file)]
-    if path.name == "wandb.json":
-        return json.loads(path.read_text())["samples"]
-    if path.name == "curves.png":  # shows speeds, too
-        return path.read_bytes()[-12:]  # the end of a whole PNG
-    return path.read_bytes()
-
-
-def snapshot(folder: Path) -> dict[str, Any]:
-    """Everything below `runs`, and the names of the files in the other folders, which hold caches."""
-    runs, found = folder / "runs", {}
-    found["runs"] = sorted(path.name for path in runs.iterdir())
-    logs: dict[str, set] = {"tensorboard": set(), "wandb": set()}
-    for path in sorted(path for path in runs.rglob("*") if path.is_file()):
-        if path.suffix == ".wandb":
-            logs["wandb"] |= tracked(wandb_rows(path))
-        elif "tfevents" in path.name:
-            logs["tensorboard"] |= tracked(tensorboard_rows(path))
-        elif "wandb" not in path.parts:
-            found[str(path.relative_to(runs))] = content(path)
-    for cache in ("cache", "tmp"):
-        found[cache] = sorted({place_name("", str(path)) for path in (folder / cache).rglob("*")})
-    return found | logs
-
-
-def differences(ours: Any, whole: Any, where: str = "") -> Iterator[str]:
-    """Names what differs in the last bit."""
-    if isinstance(ours, torch.Tensor) and isinstance(whole, torch.Tensor):
-        ours, whole = ours.numpy(), whole.numpy()
-    if isinstance(ours, dict) and isinstance(whole, dict):
-        for key in [*whole, *(key for key in ours if key not in whole)]:
-            if key not in ours or key not in whole:
-                yield f"{where}{key}: {'missing' if key in whole else 'extra'}"
-            else:
-                yield from differences(ours[key], whole[key], f"{where}{key}: ")
-    elif isinstance(ours, list | tuple) and isinstance(whole, list | tuple) and len(ours) == len(whole):
-        for number, pair in enumerate(zip(ours, whole, strict=True)):
-            yield from differences(*pair, f"{where}{number}: ")
-    elif isinstance(ours, set) and isinstance(whole, set):
-        if ours != whole:
-            yield f"{where}{len(whole - ours)} rows missing, {len(ours - whole)} extra, {sorted(whole ^ ours)[:1]}"
-    elif isinstance(ours, np.ndarray) and isinstance(whole, np.ndarray):
-        if (ours.dtype, ours.shape, ours.tobytes()) != (whole.dtype, whole.shape, whole.tobytes()):
-            yield f"{where}other values"
-    elif type(ours) is not type(whole) or (ours != whole and repr(ours) != repr(whole)):  # repr: NaN equals itself
-        size = f"{len(ours)} for {len(whole)}" if isinstance(ours, bytes | list | tuple) else f"{ours} for {whole}"
-        yield f"{where}{size}"
-
-
-def unloadable(folder: Path) -> list[str]:
-    """The files that a killed run has left in a state in which tinylm cannot read them."""
-    readers: dict[str, Callable[[Path], Any]] = {"*.ckpt": read_checkpoint, "*.npz": read_numpy_checkpoint}
-    readers |= {"metrics.csv": read_metrics, "config.yaml": lambda path: yaml.safe_load(path.read_text())}
-    readers |= {"tinylm.json": lambda path: load_bundle(path.parent)}
-    found = []
-    for pattern, read in readers.items():
-        for path in (folder / "runs").rglob(pattern):
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-                try:
-                    read(path)
-                except Exception as error:  # whatever it is, it is reported
-                    found.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
-    return found
-
-
 # --- killing and resuming
 
 SECONDS = 120  # a run that takes longer hangs
@@ -344,7 +150,9 @@ class Kill:
     place: Place | None = None
 
     def __str__(self) -> str:
-        return f"at {self.moment:.2f} s" if self.place is None else f"after {self.place[0]} ({self.place[1]})"
+        return (
+            f"at {self.moment or SECONDS:.2f} s" if self.place is None else f"after {self.place[0]} ({self.place[1]})"
+        )
 
 
 @dataclass
@@ -353,6 +161,7 @@ class Case:
 
     variant: str
     kills: list[Kill]
+    printed: bool  # resumed by the command that a run prints, else by the first one and `--resume`
     killed: list[str] = field(default_factory=list)
     unloadable: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -374,28 +183,31 @@ class Torture:
 
     Args:
         work: the folder
+        other: a folder on another file system
     """
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, work: Path, other: Path) -> None:
+        self.work, self.other = work, other
         self.wholes: dict[str, tuple[dict[str, Any], float, list[Place]]] = {}  # snapshot, seconds, places
         write_inputs(work / "inputs")
         processes.start(os.getpid).join()  # starts the server, which takes seconds
 
     def start(self, name: str, folder: Path, *more: str, place: Place | None = None, log: Any = None) -> BaseProcess:
-        """Starts a run of a variant."""
-        inputs, variant = self.work / "inputs", VARIANTS[name]
-        temporary = Path(variant.environment.get("TMPDIR", folder)) / "tmp"
-        temporary = temporary if temporary.parent == folder else temporary / f"{os.getpid()}-{folder.name}"
-        temporary.mkdir(parents=True, exist_ok=True)
-        words = [variant.command, "-c", str(inputs / "crash.yaml"), "-c", str(inputs / f"{name}.yaml"), *more]
-        environment = {**variant.environment, "TMPDIR": str(temporary)}
-        return processes.start(child, words, folder, place, log, **environment)
+        """Starts a run of a variant; creates its folder if it is missing."""
+        inputs, variant, temporary = self.work / "inputs", VARIANTS[name], folder / "tmp"
+        if not folder.exists():
+            folder.mkdir()
+            target = self.other / folder.name if variant.elsewhere else folder / "temporary"
+            target.mkdir(exist_ok=True)
+            temporary.symlink_to(target)
+        configs = ["-c", str(inputs / "crash.yaml"), "-c", str(inputs / f"{name}.yaml")]
+        words = [variant.command, *(configs if len(more) < 2 else []), *more]
+        settings = {"TMPDIR": str(temporary), "WANDB_ERROR_REPORTING": "false"}
+        return processes.start(run_and_kill, words, folder, place, log, **settings)
 
     def whole(self, name: str) -> None:
         """Runs a variant without a stop."""
         folder = self.work / f"{name}-whole"
-        folder.mkdir()
         started = time.monotonic()
         code = end(self.start(name, folder, log=self.work / f"{name}.places"), SECONDS)
         seconds = time.monotonic() - started
@@ -421,44 +233,48 @@ class Torture:
         chance.shuffle(kinds)
         for number in range(count):
             again = [kill(chance.randrange(1000)) for _ in range(2) if chance.random() < 0.3]
-            yield Case(name, [kill(number), *again])
+            yield Case(name, [kill(number), *again], chance.random() < 0.5)
 
     def run(self, case: Case, folder: Path) -> Case:
         """Kills a run as often as the case says, resumes it to the end, and compares."""
-        name, code = case.variant, -9
-        while not case.killed:  # again, where it had ended before
+        code, first = 0, case.kills[0]
+        while code == 0:  # again, and earlier, where it had ended before
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            if self.killed(case, folder, case.kills[0]) == 0:
-                case.kills[0].moment = 0.7 * (case.kills[0].moment or 1.0)
-        for kill in [*case.kills[1:], None]:
-            code = self.killed(case, folder, kill, "--resume")
-            if code == 66:  # nothing to resume from
-                code = self.killed(case, folder, kill)
+            code = self.killed(case, folder, first)
             if code == 0:
+                first.moment, first.place = 0.7 * (first.moment or self.wholes[case.variant][1]), None
+        for kill in [*case.kills[1:], Kill()]:
+            printed = ["runs/crash" for _ in folder.glob("runs/crash/config.yaml")][: case.printed]
+            code = self.killed(case, folder, kill, "--resume", *printed)
+            if code == 66:  # killed before there was a folder
+                code = self.killed(case, folder, kill)
+            if code != -signal.SIGKILL:
                 break
-        said = (folder / "said.txt").read_text().strip().splitlines()
-        case.differences = [f"exit code {code}: {said[-1]}"] if code else []
-        case.differences += [] if code else differences(snapshot(folder), self.wholes[name][0])
+        if code == 0:
+            case.differences += compared(snapshot(folder), self.wholes[case.variant][0])
+        else:
+            last = (folder / "said.txt").read_text().strip().splitlines()[-1:]
+            case.differences.append(f"{'hangs' if code == -signal.SIGKILL else f'exit code {code}'}: {last}")
         return case
 
-    def killed(self, case: Case, folder: Path, kill: Kill | None, *more: str) -> int:
+    def killed(self, case: Case, folder: Path, kill: Kill, *more: str) -> int:
         """Runs until a kill or the end; the exit code, negative for a signal."""
-        kill = kill or Kill()
         process = self.start(case.variant, folder, *more, place=kill.place)
         code = end(process, SECONDS if kill.moment is None else kill.moment)
-        if kill.moment is None and code is None:
-            case.differences.append(f"hangs: {(folder / 'said.txt').read_text().splitlines()[-1]}")
-        if code is None or code == -signal.SIGKILL:
+        if code in (None, -signal.SIGKILL):
             case.killed.append(str(kill))
             case.unloadable += [f"killed {kill}: {each}" for each in unloadable(folder)]
-        return -9 if code is None else code
+        return -signal.SIGKILL if code is None else code
 
 
 def torture(names: list[str], kills: int, seed: int, work: Path, jobs: int = 1) -> list[Case]:
     """Kills runs of the variants by turns and resumes them."""
-    test = Torture(work)
-    with ThreadPoolExecutor(jobs) as pool:
+    memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as other,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        test = Torture(work, Path(other))
         list(pool.map(test.whole, names))
         counts = Counter(names[number % len(names)] for number in range(kills))
         cases = [case for name in counts for case in test.draw(name, counts[name], random.Random(f"{seed} {name}"))]
