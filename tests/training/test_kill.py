@@ -13,7 +13,7 @@ from tests.failpoints import run_and_kill
 from tests.states import compared, snapshot
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
-VARIANTS = ["muon", "epochs-steps", "workers", "packing", "early-stopping", "own-checkpoint", "numpy"]
+VARIANTS = ["epochs-steps", "workers", "packing", "early-stopping", "numpy"]
 
 
 @pytest.mark.slow
