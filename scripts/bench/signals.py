@@ -36,9 +36,9 @@ CONFIG = """
 model:
   network: {d_model: 32, num_layers: 2, num_heads: 2, max_seq_len: 32}
   schedule: {warmup_steps: 2}
-data: {corpus: long.txt, tokenizer: char, batch_size: 8, split: [0.5, 0.5], cache_dir: CACHE, max_val_tokens: 1000000000}
+data: {corpus: long.txt, tokenizer: char, batch_size: 8, split: [0.5, 0.5], cache_dir: CACHE, max_val_tokens: 9999999}
 run: {prompts: ["the "], sample_tokens: 8}
-trainer: {accelerator: cpu, max_steps: 12, val_check_interval: 8, check_val_every_n_epoch: null, limit_val_batches: LIMIT}
+trainer: {accelerator: cpu, max_steps: 12, val_check_interval: 8, check_val_every_n_epoch: null, limit_val_batches: 60}
 """
 
 
@@ -86,19 +86,11 @@ def command_line(program: str) -> list[str]:
     """The command line of a program, which runs this file again in each of its processes."""
     fit = [__file__, "fit", "-c", "run.yaml", "--run.name", "run"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return {
         "fit": [sys.executable, *fit],
         "two ranks": [sys.executable, *fit, *two],
-        "torchrun": [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            *fit,
-            *two,
-        ],
+        "torchrun": [sys.executable, *launcher, *fit, *two],
         "train-numpy": [sys.executable, __file__, "train-numpy", *fit[2:]],
     }[program]
 
@@ -108,7 +100,7 @@ def try_phase(program: str, phase: str, name: str) -> str:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "long.txt").write_text("".join(f"the quick brown fox {n} jumps.\n" for n in range(6000)))
-        (folder / "run.yaml").write_text(CONFIG.replace("CACHE", place).replace("LIMIT", "60"))
+        (folder / "run.yaml").write_text(CONFIG.replace("CACHE", place))
         environment = {**os.environ, "TINYLM_BENCH_PHASE": phase, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         options = {"cwd": place, "env": environment, "stdin": subprocess.DEVNULL, "text": True}
         log = (folder / "log").open("w+")

@@ -125,6 +125,7 @@ class ExactResume(Callback):
         if loop.done and epochs.ready > epochs.processed:
             loop.epoch_progress.increment_processed()  # it enters no epoch
             loop.epoch_progress.increment_completed()
+            loop.epoch_loop._batches_that_stepped += 1
         for callback, patience in self._patience.items():
             callback.patience = patience  # the config's, which may be longer than before
             stopped = callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
