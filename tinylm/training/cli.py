@@ -330,6 +330,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", module="jsonargparse")
 
