@@ -51,6 +51,7 @@ from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, ConfigParser, check_vocab_size, saved_config
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
+from tinylm.training.ranks import watch_ranks
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
 from tinylm.training.stop import GracefulStop
@@ -171,13 +172,15 @@ class TinyLMCLI(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh requeues
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             callbacks=self._callbacks(config),
             plugins=plugins,
             logger=self._loggers(config.logger),
             default_root_dir=config.default_root_dir or str(self.folder),
             **kwargs,
         )
+        watch_ranks(trainer, self.run.timeout)
+        return trainer
 
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of the config, and those that every run has unless the config lists one of the kind."""
