@@ -210,9 +210,9 @@ class Watch:
         self.peers[peer.rank] = peer
         peer.send(identity=_identity())
         if not self._missing:
-            self.ready.set()
             for other in self.peers.values():
                 other.send(ready=True)
+            self.ready.set()
         return True
 
     def _understand(self, peer: _Peer, message: dict[str, Any]) -> None:
@@ -221,7 +221,7 @@ class Watch:
         if message.get("ready"):
             self.ready.set()
         if "lost" in message:
-            self._end(**message["lost"])
+            self._end(**message["lost"], told_by=peer.rank)
         if "bye" in message:
             peer.done = message["bye"] in STOPS
             if not peer.done:
@@ -270,17 +270,21 @@ class Watch:
             other.send(lost=loss)
         self._end(**loss)
 
-    def _end(self, what: str, rank: int, identity: dict[str, Any], code: int, stalled: bool) -> None:
+    def _end(
+        self, what: str, rank: int, identity: dict[str, Any], code: int, stalled: bool, told_by: int | None = None
+    ) -> None:
         """Ends this process, which may be waiting in a collective: no exception could reach it there."""
         ours = _identity()
         here = ours["space"] == identity.get("space")
         failed = " failed: " in what
         if failed:
             time.sleep(GRACE)  # it may be about to report the same itself
-        if stalled and here and identity["pid"] != ours["pid"]:
+        alone = rank != told_by  # a rank that tells of itself can end itself, too
+        if stalled and here and alone and identity["pid"] != ours["pid"]:
             with contextlib.suppress(OSError):
                 os.kill(identity["pid"], signal.SIGKILL)
-        if (self.local_rank == 0 or (rank == 0 and self.rank == 1)) and not (failed and here):
+        speaks = self.local_rank == 0 or (rank == 0 and self.rank == 1 and alone)
+        if speaks and not (failed and here):
             print(f"tinylm: error: {what}; fit --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
         for child in multiprocessing.active_children():
             child.kill()
