@@ -156,7 +156,9 @@ def test_strangers_at_the_port_are_ignored(job, tmp_path):
 
 def listening_ports(pid: int) -> list[int]:
     """Ports on which a process listens."""
-    inodes = {os.readlink(link).strip("socket:[]") for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    inodes = {
+        str(link.readlink()).strip("socket:[]") for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()
+    }
     rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
     return [int(row[1].rsplit(":", 1)[1], 16) for row in rows if row[3] == "0A" and row[9] in inodes]
 
@@ -170,10 +172,10 @@ def rank_processes(folder: Path) -> dict[int, int]:
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             words = (process / "cmdline").read_bytes()
-            if process.name.isdigit() and os.readlink(process / "cwd") == str(folder) and b"fit" in words:
-                if b"torch.distributed.run" not in words:
-                    values = dict(re.findall(rb"(\w+)=([^\0]*)", (process / "environ").read_bytes()))
-                    found[int(values.get(b"LOCAL_RANK", 0))] = int(process.name)
+            here = process.name.isdigit() and (process / "cwd").readlink() == folder
+            if here and b"fit" in words and b"torch.distributed.run" not in words:
+                values = dict(re.findall(rb"(\w+)=([^\0]*)", (process / "environ").read_bytes()))
+                found[int(values.get(b"LOCAL_RANK", 0))] = int(process.name)
     return found
 
 

@@ -34,7 +34,7 @@ class RunConfig:
     peak_flops: float | None = None
     """Peak FLOP/s of one device, for the MFU. Default: measured."""
     timeout: float = 300.0
-    """Seconds that the ranks of a run wait for one that is missing or stalled."""
+    """Seconds to wait for a missing or stalled rank."""
 
     def __post_init__(self) -> None:
         if self.prompts is not None:

@@ -1,9 +1,9 @@
 """RankWatch: a rank that is missing, dead or stalled ends all ranks, which name it.
 
-A collective operation waits for all ranks. If one is missing the others wait until its timeout, and then know only that
-a connection failed. So each rank keeps a connection to rank 0 beside those of the collectives: a closed one means a dead
-rank, a silent one a stopped process or a broken network, and a rank whose training stands still where others have gone
-on is the one that they wait for. This depends on no backend (gloo, NCCL) and on no launcher.
+A collective operation waits for all ranks. If one is missing the others wait until its timeout, and then know only
+that a connection failed. So each rank keeps a connection to rank 0 beside those of the collectives: a closed one means
+a dead rank, a silent one a stopped process or a broken network, and a rank whose training stands still where others
+have gone on is the one that they wait for. This depends on no backend (gloo, NCCL) and on no launcher.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ def watch_ranks(trainer: pl.Trainer, timeout: float) -> None:
         trainer: a trainer that has not run yet; without several ranks nothing changes
         timeout: seconds, for the start of all ranks, for every collective operation and for signs of life
     """
-    strategy: Any = trainer.strategy
-    if not isinstance(strategy, ParallelStrategy) or strategy.cluster_environment is None:
+    if not isinstance(trainer.strategy, ParallelStrategy) or trainer.strategy.cluster_environment is None:
         return
+    strategy: Any = trainer.strategy
     if getattr(strategy, "_timeout", None) == default_pg_timeout:  # not the user's own
         strategy._timeout = timedelta(seconds=timeout)
     callback, set_up = RankWatch(), strategy.setup_environment
@@ -60,15 +60,17 @@ def watch_ranks(trainer: pl.Trainer, timeout: float) -> None:
         set_up()
 
     strategy.setup_environment = set_up_together
-    trainer.callbacks.append(callback)
+    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009 (pyright does not see the attribute)
+    callbacks.append(callback)
 
 
 def _identity() -> dict[str, Any]:
     """Host and process id; `space` is equal where the process id means the same process."""
+    host = space = socket.gethostname()
     with contextlib.suppress(OSError):  # not Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        return {"host": socket.gethostname(), "pid": os.getpid(), "space": f"{boot}{os.stat('/proc/self/ns/pid').st_ino}"}
-    return {"host": socket.gethostname(), "pid": os.getpid(), "space": socket.gethostname()}
+        space = f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    return {"host": host, "pid": os.getpid(), "space": space}
 
 
 @dataclass
@@ -102,7 +104,7 @@ class Watch:
         place: how far this rank has come; ranks that wait for one another have the same
         activity: grows with `place` and with whatever else this rank does
         ready: set when all ranks are connected
-        left: set when rank 0 has closed the connection
+        left: set when rank 0 has said goodbye
     """
 
     def __init__(self, strategy: Any, timeout: float) -> None:
@@ -119,7 +121,9 @@ class Watch:
         key = f"tinylm/watch/{next(_watches)}"
         if self.rank == 0:
             family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-            listener = socket.create_server(("", 0), family=family, backlog=self.size, dualstack_ipv6=family != socket.AF_INET)
+            listener = socket.create_server(
+                ("", 0), family=family, backlog=self.size, dualstack_ipv6=family != socket.AF_INET
+            )
             self.token = secrets.token_hex(8)
             self._selector.register(listener, selectors.EVENT_READ)
             self.store.set(key, f"{listener.getsockname()[1]} {self.token}")
@@ -192,8 +196,6 @@ class Watch:
         if not data or (peer.rank < 0 and lines and not self._introduce(peer, lines.pop(0))):
             self._selector.unregister(peer.link)
             peer.link.close()
-            if peer.rank == 0:
-                self.left.set()
             if peer.rank >= 0 and not peer.done:
                 self.lose(f"{peer} died", peer)
             return
@@ -224,6 +226,8 @@ class Watch:
             self._end(**message["lost"], told_by=peer.rank)
         if "bye" in message:
             peer.done = message["bye"] in STOPS
+            if peer.rank == 0:
+                self.left.set()
             if not peer.done:
                 self.lose(f"{peer} failed: {message['why']}", peer, code=message["bye"])
 
@@ -234,14 +238,18 @@ class Watch:
             code = self.procs[rank - 1].poll() if rank <= len(self.procs) else None
             if code is not None:
                 how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                self.lose(f"rank {rank} ended before training ({how})", _Peer(socket.socket(), rank), max(code, 0) or 70)
+                self.lose(
+                    f"rank {rank} ended before training ({how})", _Peer(socket.socket(), rank), max(code, 0) or 70
+                )
         if missing and ticks > self.limit:
             names = ", ".join(map(str, missing))
             who = f"rank{'s' if len(missing) > 1 else ''} {names} of {self.size} did not start"
             for rank in missing:
                 if rank <= len(self.procs):
                     self.procs[rank - 1].kill()
-            self.lose(f"{who} within {self.timeout:g} s; run.timeout sets the limit", _Peer(socket.socket(), missing[0]))
+            self.lose(
+                f"{who} within {self.timeout:g} s; run.timeout sets the limit", _Peer(socket.socket(), missing[0])
+            )
 
     def _check_peers(self) -> None:
         """Names a rank without a sign of life, or (on rank 0) one whose training others wait for."""
@@ -280,18 +288,19 @@ class Watch:
         if failed:
             time.sleep(GRACE)  # it may be about to report the same itself
         alone = rank != told_by  # a rank that tells of itself can end itself, too
-        if stalled and here and alone and identity["pid"] != ours["pid"]:
-            with contextlib.suppress(OSError):
-                os.kill(identity["pid"], signal.SIGKILL)
         speaks = self.local_rank == 0 or (rank == 0 and self.rank == 1 and alone)
         if speaks and not (failed and here):
             print(f"tinylm: error: {what}; fit --resume goes on from the last checkpoint", file=sys.stderr, flush=True)
+        if stalled and here and alone and identity["pid"] != ours["pid"]:
+            time.sleep(0 if speaks else self.interval)  # or the rank that speaks would take it for dead
+            with contextlib.suppress(OSError):
+                os.kill(identity["pid"], signal.SIGKILL)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(code)
 
     def leave(self, code: int, why: str = "") -> None:
-        """Says goodbye. After a stop the others let rank 0 end first, whose exit code launchers report.
+        """Says goodbye. After a stop the others let rank 0 report it first, since launchers end all at the first exit.
 
         Args:
             code: exit code of this process
@@ -301,7 +310,8 @@ class Watch:
             peer.done = True
             peer.send(bye=code, why=why)
         if self.rank != 0 and code != 0:
-            self.left.wait(2 * GRACE)
+            self.left.wait(GRACE)
+            time.sleep(0.5)
         self._over = self.rank != 0
 
 
@@ -341,7 +351,9 @@ class RankWatch(Callback):
         collective = isinstance(exception, DistError) or re.search("gloo|nccl", str(exception), re.IGNORECASE)
         if collective and not isinstance(exception, TinyLMError):
             time.sleep(self.watch.timeout)  # the watch ends the process
-        code = 130 if isinstance(exception, KeyboardInterrupt) else getattr(exception, "exit_code", TinyLMError.exit_code)
+        code = (
+            130 if isinstance(exception, KeyboardInterrupt) else getattr(exception, "exit_code", TinyLMError.exit_code)
+        )
         self.watch.leave(code, " ".join(str(exception).split()))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
