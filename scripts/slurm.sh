@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a SLURM cluster: one task per device; saves 90 s before the time limit, requeues itself and resumes.
 #   sbatch scripts/slurm.sh --config large.yaml --run.name my-run
+#   sbatch --array 1-3 scripts/slurm.sh --config small.yaml --run.name seeds     # runs seeds-1, -2, -3 with these seeds
 # Arguments are passed to `tinylm fit`; --run.name is required, so that the requeued job finds its run.
 # Set nodes, devices and time below or as options of sbatch (`sbatch --nodes 4 scripts/slurm.sh ...`): docs/clusters.md
 #SBATCH --job-name=tinylm
@@ -9,11 +10,18 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
-#SBATCH --signal=SIGUSR1@90
+#SBATCH --signal=B:USR1@90
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 set -uo pipefail
+
+# USR1 announces the time limit: this script receives it, at any moment, and passes it on to the tasks.
+# TERM comes with scancel, requeue and preemption: the tasks receive it too, and SLURM decides what becomes of the job.
+step="" time_is_up="" ended_by_slurm=""
+trap 'time_is_up=1; [ -z "$step" ] || kill -USR1 "$step" 2> /dev/null' USR1
+trap 'ended_by_slurm=1' TERM
+
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 66
 
 name="" runs="runs" previous=""
@@ -27,17 +35,33 @@ if [ -z "$name" ]; then
     exit 2
 fi
 
+seed=()
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # each task of a job array is a run of its own
+    name="$name-$SLURM_ARRAY_TASK_ID"
+    seed=(--run.name "$name" --seed_everything "$SLURM_ARRAY_TASK_ID")
+fi
+
 resume=()
 if compgen -G "$runs/$name/checkpoints/*.ckpt" > /dev/null; then
     resume=(--resume)
 fi
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
-srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m tinylm fit "$@" --trainer.strategy ddp \
-    --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" "${resume[@]}"
-code=$?
+code=75 # as long as nothing has started
+if [ -z "$time_is_up$ended_by_slurm" ]; then
+    # the tasks end together by themselves; killing the others at the first exit would hide its code
+    srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$OMP_NUM_THREADS" "${PYTHON:-python}" -m tinylm fit \
+        --trainer.strategy ddp "$@" --trainer.num_nodes "$SLURM_JOB_NUM_NODES" \
+        --trainer.devices "$SLURM_NTASKS_PER_NODE" "${seed[@]}" "${resume[@]}" &
+    step=$!
+    while kill -0 "$step" 2> /dev/null; do wait "$step"; done # a trapped signal ends `wait` early
+    wait "$step"
+    code=$?
+fi
 
-if [ "$code" -eq 75 ]; then # saved and ready to resume
+# 75: saved and ready to resume; 138, 143: killed by the announcement before the program could heed it
+case "$code" in 75) again=1 ;; 138 | 143) again=$time_is_up ;; *) again="" ;; esac
+if [ -n "$again" ] && [ -z "$ended_by_slurm" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

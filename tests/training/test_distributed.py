@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import tinylm
 from tests import processes
 from tests.training import ranks
 from tinylm.runs.metrics import read_metrics
 from tinylm.tokenizer import BPETokenizer
+from tinylm.training.cli import quiet_lightning
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
@@ -175,12 +177,15 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path
 # --- SLURM, as far as one machine can play it
 
 SRUN = """#!{python}
-import os, signal, subprocess, sys
+import itertools, os, signal, subprocess, sys
 from pathlib import Path
 count = int(os.environ["SLURM_NTASKS"])
-command = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exit")]
+tasks = []
+signal.signal(signal.SIGUSR1, lambda number, _: [task.send_signal(number) for task in tasks])
+command = list(itertools.dropwhile(lambda word: word.startswith("--"), sys.argv[1:]))
+Path("command").write_text(" ".join(command))
 places = [{{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_NODEID": "0"}} for i in range(count)]
-tasks = [subprocess.Popen(command, env=os.environ | place) for place in places]
+tasks += [subprocess.Popen(command, env=os.environ | place) for place in places]
 Path("tasks").write_text(" ".join(str(task.pid) for task in tasks))
 sys.exit(max(task.wait() for task in tasks))
 """
@@ -203,11 +208,10 @@ def slurm(tmp_path, tiny_yaml):
     )  # fmt: skip
     started = []
 
-    def submit(*arguments: str) -> subprocess.Popen:
+    def submit(*arguments: str, **more: str) -> subprocess.Popen:
         command = ["bash", str(ROOT / "scripts/slurm.sh"), "-c", str(tiny_yaml), *arguments]
-        started.append(
-            subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stderr=subprocess.PIPE, text=True)
-        )
+        env = environment(**variables | more)
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield submit
@@ -222,8 +226,7 @@ def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path)
     deadline = time.monotonic() + 240  # a busy machine takes a minute
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for task in (tmp_path / "tasks").read_text().split():
-        os.kill(int(task), signal.SIGUSR1)  # as --signal=SIGUSR1@90 does: to every task of the step
+    os.kill(job.pid, signal.SIGUSR1)  # as --signal=B:USR1@90 does: to the script, which passes it on
     _, err = job.communicate(timeout=240)
     assert job.returncode == 75, err
     assert err.count("tinylm: error: stopped after step") == 1
@@ -246,8 +249,46 @@ def test_slurm_needs_a_name(slurm):
 def test_the_slurm_script_asks_for_what_it_relies_on():
     lines = (ROOT / "scripts/slurm.sh").read_text().splitlines()
     asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
-    assert asked["signal"] == "SIGUSR1@90" and "requeue" in asked
+    assert asked["signal"] == "B:USR1@90" and "requeue" in asked
     assert asked["ntasks-per-node"] == asked["gpus-per-node"]
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "requeued"),
+    [(75, "", True), (75, "USR1", True), (138, "USR1", True), (143, "USR1", True), (70, "USR1", False),
+     (0, "USR1", False), (138, "", False), (70, "", False), (75, "TERM", False)],
+)  # fmt: skip
+def test_slurm_requeues_what_can_go_on_and_nothing_else(slurm, tmp_path, code, told, requeued):
+    """An announced limit also requeues tasks that died of it; scancel's TERM leaves the decision to SLURM."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch started; trap '' USR1; sleep 0.5; exit {code}\n")
+    program.chmod(0o755)
+    job = slurm("--run.name", "mine", PYTHON=str(program), SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1")
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if told:
+        job.send_signal(getattr(signal, f"SIG{told}"))
+    job.communicate(timeout=20)
+    assert job.returncode == code
+    assert (tmp_path / "scontrol.txt").exists() == requeued
+
+
+def test_slurm_gives_the_tasks_of_an_array_their_names_and_seeds_and_heeds_the_configs_strategy(slurm, tmp_path):
+    job = slurm("-c", "overlays/fsdp.yaml", "--run.name", "mine", PYTHON="true", SLURM_ARRAY_TASK_ID="3")
+    assert job.wait(20) == 0
+    words = (tmp_path / "command").read_text()
+    assert words.index("--trainer.strategy ddp") < words.index("-c overlays/fsdp.yaml")
+    assert words.endswith("--run.name mine-3 --seed_everything 3")
+
+
+def test_lightnings_advice_on_srun_is_silent(monkeypatch, tmp_path, recwarn):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    quiet_lightning()
+    SLURMEnvironment.detect()
+    assert not [warning for warning in recwarn if "srun" in str(warning.message)]
 
 
 # --- what is resolved before the processes talk

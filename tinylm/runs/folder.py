@@ -39,6 +39,8 @@ class RunConfig:
     """predict: the JSONL file to write. Default: predictions.jsonl in the run folder."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device, for the MFU. Default: measured."""
+    timeout: float = 300.0
+    """Seconds to wait for a missing or stalled rank."""
 
     def __post_init__(self) -> None:
         if self.prompts is not None:
@@ -49,6 +51,8 @@ class RunConfig:
             raise ConfigError(f"run.sample_tokens must not be negative, got {self.sample_tokens}")
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ConfigError(f"run.peak_flops must be positive, got {self.peak_flops}")
+        if not 1 <= self.timeout < 1e7:
+            raise ConfigError(f"run.timeout must be at least 1 second and below 1e7, got {self.timeout}")
 
 
 class Claim:
@@ -162,10 +166,10 @@ def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Pat
 
 
 def started_from_outside() -> bool:
-    """Whether torchrun or SLURM's srun started this process as one of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or (
-        "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    )
+    """Whether torchrun or a batch job of SLURM started this process, perhaps as one of several, perhaps again."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or ("SLURM_PROCID" in os.environ and (several or not interactive))
 
 
 def _create(folder: Path) -> bool:

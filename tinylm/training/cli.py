@@ -61,6 +61,7 @@ from tinylm.training.options import (
 )
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.progress import Progress
+from tinylm.training.ranks import watch_ranks
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
@@ -198,13 +199,15 @@ class TinyLMCLI(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh requeues
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             callbacks=self._callbacks(config),
             plugins=plugins,
             logger=self._loggers(config.logger),
             default_root_dir=config.default_root_dir or str(self.folder),
             **kwargs,
         )
+        watch_ranks(trainer, self.run.timeout)
+        return trainer
 
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of the config, and those that every run has unless the config lists one of the kind."""
@@ -382,8 +385,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")  # a run folder may be moved
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on login nodes, in every run
     warnings.filterwarnings("ignore", module="jsonargparse")
 
 

@@ -1,0 +1,214 @@
+"""A rank that is missing, dead or stalled is named, and ends the others in time: real processes, killed and stopped."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 4.0
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+def member(rank: int, size: int, port: int, folder: Path, then: str = "") -> None:
+    """A rank that connects to the others, then does as told, and waits as in a collective operation."""
+    from tinylm.errors import DataError
+    from tinylm.training.ranks import RankWatch
+
+    processes._redirect(folder / f"{rank}.txt", folder)
+    environment = SimpleNamespace(main_address="127.0.0.1", main_port=port)
+    strategy = SimpleNamespace(global_rank=rank, local_rank=rank, world_size=size, launcher=None)
+    strategy.cluster_environment = environment
+    callback = RankWatch()
+    try:
+        callback.begin(strategy, TIMEOUT)
+    except Exception as error:
+        print(f"tinylm: error: {error}", file=sys.stderr, flush=True)
+        os._exit(70)
+    (folder / f"{rank}.ready").touch()
+    assert callback.watch is not None
+    callback._pass()
+    if then == "fail":
+        callback.on_exception(None, None, DataError("a.txt: is empty"))
+        os._exit(65)
+    if then == "stop":
+        from tinylm.errors import Preempted
+
+        callback.on_exception(None, None, Preempted("stopped"))
+        os._exit(75)
+    if then == "end":
+        callback.teardown(None, None, "fit")
+        os._exit(0)
+    if then != "hang":
+        callback._pass()
+    time.sleep(60)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(rank 0's task, rank 1's task, ...) starts ranks; None leaves one out."""
+    started: dict = {}
+
+    def start(*then: str | None) -> dict:
+        port = processes.free_port()
+        for rank, task in enumerate(then):
+            if task is not None:
+                started[rank] = processes.start(member, rank, len(then), port, tmp_path, task)
+        return started
+
+    yield start
+    for process in started.values():
+        process.kill()
+
+
+def ready(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.ready"))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def errors(folder: Path) -> list[str]:
+    text = "".join(path.read_text() for path in sorted(folder.glob("*.txt")))
+    return re.findall("tinylm: error: (.*)", text)
+
+
+def codes(started: dict) -> list[int | None]:
+    for process in started.values():
+        process.join(3 * TIMEOUT)
+    return [process.exitcode for process in started.values()]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_killed_rank_is_named_once_and_ends_the_others_at_once(job, tmp_path, lost):
+    started = job("", "", "")
+    ready(tmp_path, 3)
+    began = time.monotonic()
+    started[lost].kill()
+    assert codes(started) == [-9 if rank == lost else 70 for rank in range(3)]
+    assert time.monotonic() - began < 2
+    [line] = errors(tmp_path)
+    assert f"rank {lost} ({socket.gethostname()}, process {started[lost].pid}) died" in line
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_stopped_rank_is_named_and_killed_within_the_timeout(job, tmp_path, lost):
+    started = job("", "", "")
+    ready(tmp_path, 3)
+    began = time.monotonic()
+    os.kill(started[lost].pid, signal.SIGSTOP)
+    assert codes(started) == [-9 if rank == lost else 70 for rank in range(3)]
+    assert time.monotonic() - began < TIMEOUT + 1
+    [line] = errors(tmp_path)
+    assert f"rank {lost} ({socket.gethostname()}, process {started[lost].pid}) stalled: no sign of life" in line
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_whose_training_stands_still_is_named(job, tmp_path, lost):
+    """Its watch lives on, as when a disk does not answer."""
+    started = job(*("hang" if rank == lost else "" for rank in range(3)))
+    assert all(code in (70, -9) for code in codes(started))
+    [line] = errors(tmp_path)
+    assert line.startswith(f"rank {lost} (") and "stalled: the other ranks have waited for it" in line
+
+
+@pytest.mark.parametrize(("lost", "said"), [(0, "rank 0 of 3 did not start within 4 s"), (1, "rank 1 of 3 did not")])
+def test_a_rank_that_never_starts_is_named_within_the_timeout(job, tmp_path, lost, said):
+    began = time.monotonic()
+    started = job(*(None if rank == lost else "" for rank in range(3)))
+    assert codes(started) == [70, 70]
+    assert time.monotonic() - began < TIMEOUT + 15  # and the start of two processes on a busy machine
+    assert errors(tmp_path) and all(said in line for line in errors(tmp_path))
+
+
+def test_an_error_of_one_rank_ends_all_with_its_exit_code(job, tmp_path):
+    started = job("", "fail", "")
+    assert codes(started) == [65, 65, 65]
+    assert errors(tmp_path) == []  # the rank itself reports it
+
+
+def test_ranks_that_stop_or_end_are_not_lost(job, tmp_path):
+    assert codes(job("stop", "stop", "stop")) == [75, 75, 75]
+    assert codes(job("end", "end", "end")) == [0, 0, 0]
+    assert errors(tmp_path) == []
+
+
+def test_strangers_at_the_port_are_ignored(job, tmp_path):
+    started = job("", "")
+    ready(tmp_path, 2)
+    ports = listening_ports(started[0].pid)
+    for port in ports:
+        for junk in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff\n"):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as link:
+                link.sendall(junk)
+    time.sleep(1)
+    assert all(process.is_alive() for process in started.values())
+
+
+def listening_ports(pid: int) -> list[int]:
+    """Ports on which a process listens."""
+    inodes = {
+        str(link.readlink()).strip("socket:[]") for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()
+    }
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return [int(row[1].rsplit(":", 1)[1], 16) for row in rows if row[3] == "0A" and row[9] in inodes]
+
+
+# --- training, as people start it
+
+
+def rank_processes(folder: Path) -> dict[int, int]:
+    """Process ids of the ranks that train in a folder; torchrun's own processes are no ranks."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            words = (process / "cmdline").read_bytes()
+            here = process.name.isdigit() and (process / "cwd").readlink() == folder
+            if here and b"fit" in words and b"torch.distributed.run" not in words:
+                values = dict(re.findall(rb"(\w+)=([^\0]*)", (process / "environ").read_bytes()))
+                found[int(values.get(b"LOCAL_RANK", 0))] = int(process.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_a_lost_rank_ends_training_and_is_named(tiny_yaml, tmp_path, launcher, number, lost):
+    arguments = ["fit", "-c", str(tiny_yaml), "-c", "ddp", "--trainer.devices", "2", "--run.timeout", "12"]
+    arguments += ["--trainer.max_steps", "1000000", "--trainer.val_check_interval", "500000"]
+    command = [sys.executable, "-m", "tinylm", *arguments]
+    if launcher == "torchrun":
+        port = str(processes.free_port())
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
+                   "-m", "tinylm", *arguments]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TINYLM_RUN", "PL_"))}
+    environment["PYTHONPATH"] = str(ROOT)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs/mini/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ranks = rank_processes(tmp_path)
+        began = time.monotonic()
+        os.kill(ranks[lost], number)
+        _, err = process.communicate(timeout=100)
+        took = time.monotonic() - began
+    finally:
+        process.kill()
+        for pid in rank_processes(tmp_path).values():
+            os.kill(pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert took < (14 if number == signal.SIGSTOP else 4)
+    assert err.count("tinylm: error:") == 1
+    assert f"rank {lost} ({socket.gethostname()}, process {ranks[lost]})" in err
