@@ -109,7 +109,7 @@ class TextDataModule(pl.LightningDataModule):
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
             split: Fractions of train and val, or of train, val and test
-            seed: Seed of the order of the data and of generated stories
+            seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8 is an error (strict), or replaced (replace)
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
@@ -120,7 +120,7 @@ class TextDataModule(pl.LightningDataModule):
             pairs_val: File of validation pairs. Default: taken from pairs, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles)
             packing: Pack several pairs into a sequence; needs document_mask
-            too_long: Pairs longer than the context: error, drop or truncate
+            too_long: Pairs beyond the context: error, drop, truncate
         """
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)

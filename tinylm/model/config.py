@@ -35,7 +35,7 @@ class ModelConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 4
-    """Query heads per layer, of dimension d_model / num_heads."""
+    """Query heads per layer, each of d_model / num_heads."""
     num_kv_heads: int | None = None
     """Key/value heads per layer; 1 is multi-query attention. Default: num_heads."""
     d_ff: int | None = None
