@@ -33,6 +33,16 @@ def test_checkpoint_callback_counts_steps_as_last_checkpoint_reads_them():
     assert callback._last_global_step_saved == 0
 
 
+def test_loops_have_the_counts_that_resume_sets():
+    trainer = pl.Trainer(logger=False, accelerator="cpu", max_steps=3, max_epochs=2)
+    loop = trainer.fit_loop
+    assert (loop.epoch_loop.max_steps, loop.max_epochs) == (3, 2)
+    assert (loop.epoch_loop._batches_that_stepped, loop.epoch_loop.val_loop._has_run) == (0, False)
+    assert (loop.epoch_progress.current.ready, loop.epoch_progress.current.processed) == (0, 0)
+    assert trainer._logger_connector._first_loop_iter is None
+    assert "_is_validation_done" in vars(_TrainingEpochLoop)  # reads _has_run
+
+
 def test_sharded_strategy_has_the_size_that_ours_sets():
     assert ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)._data_parallel_size == 2
 
