@@ -93,8 +93,7 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adapts the states of checkpoint callbacks to the run's folder, which may be another than it was."""
         states = checkpoint.get("callbacks", {})
-        for callback in trainer.checkpoint_callbacks:
-            assert isinstance(callback, ModelCheckpoint)
+        for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
             state = states.get(callback.state_key)
             moved = None if state is None or not pl_module.resumes else moved_state(state, callback.dirpath)
             if moved is None or any(str(path) == moved["best_model_path"] for path in self.damaged):
