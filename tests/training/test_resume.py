@@ -184,6 +184,8 @@ def test_a_text_that_has_changed_under_its_name_is_refused(cli, tiny_yaml, corpu
     result = cli(*arguments, "--run.name", "next", "--ckpt_path", checkpoint)  # a new run may
     assert result.code == 0 and "is not the text" in result.err
     assert yaml.safe_load((tmp_path / "runs/next/config.yaml").read_text())["ckpt_path"] == checkpoint
+    result = cli("validate", "-c", "runs/next/config.yaml")  # its own best, not the checkpoint that it began from
+    assert result.code == 0 and "checkpoint: runs/next/checkpoints/best.ckpt" in result.err
 
 
 def test_a_run_is_resumed_by_its_own_config(cli, tiny_yaml, tmp_path, monkeypatch):

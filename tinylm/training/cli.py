@@ -135,6 +135,8 @@ class TinyLMCLI(LightningCLI):
             self.claims += [] if claim is None else [claim]
         elif self.subcommand != "fit" and config.ckpt_path and not _is_run_config(config):
             self.folder = Path(config.ckpt_path).parent  # no run is needed
+        elif self.subcommand != "fit" and run.name is None and _is_run_config(config):
+            self.folder = Path(str(config.config[0])).parent
         else:
             self.folder = existing_run_folder(run, stem)
         if self.subcommand == "fit" and config.resume and process_rank() == 0:
@@ -342,9 +344,10 @@ class TinyLMCLI(LightningCLI):
 
 
 def _is_run_config(config: Any) -> bool:
-    """Whether `ckpt_path` comes from the config.yaml of a run, where it says from which checkpoint the run began."""
+    """Whether the first config is that of a run, whose `ckpt_path` says from which checkpoint the run began."""
     typed = any(word.split("=")[0] == "--ckpt_path" for word in sys.argv)
-    return not typed and any(Path(str(path)).name == "config.yaml" for path in config.config or [])
+    paths = [Path(str(path)) for path in config.config or []]
+    return not typed and bool(paths) and paths[0].name == "config.yaml" and (paths[0].parent / "checkpoints").is_dir()
 
 
 def _is_checkpoint(callback: Any) -> bool:
