@@ -166,7 +166,7 @@ def generate_from_a_folder(folder: Path, bits: int) -> None:
     for changes in ARCHITECTURES:
         config = ModelConfig(**dict(vocab_size=257, num_layers=2, num_heads=2, max_seq_len=40) | changes)
         saved = quantize(random_model(config, dtype=torch.float32), bits=bits, group_size=None if bits == 8 else 4)
-        save_bundle(folder, saved, ByteTokenizer([END_OF_TEXT]))
+        save_bundle(folder, saved, ByteTokenizer([END_OF_TEXT]), overwrite=True)
         loaded, tokenizer = tinylm.load(folder)
         texts = [Generator(model, tokenizer).complete(["ab"], num_samples=5, seed=0) for model in (saved, loaded)]
         assert texts[0] == texts[1] and len({text.text for text in texts[0]}) == 5

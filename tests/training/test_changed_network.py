@@ -71,7 +71,9 @@ def test_a_gate_counts_in_the_speed(run):
 
 
 def checkpoints(tmp_path) -> LastCheckpoint:
-    return LastCheckpoint(2, str(tmp_path / "checkpoints"))
+    callback = LastCheckpoint(2)
+    callback.dirpath = str(tmp_path / "checkpoints")
+    return callback
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")

@@ -6,6 +6,7 @@ runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,
 import contextlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Claim:
         if self.made and not used:
             for name in (LOCK, "config.yaml", TOKENIZER, "wandb.json"):
                 (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "wandb", ignore_errors=True)  # W&B's logs of the failed start
             for empty in (self.folder / "checkpoints", self.folder):
                 with contextlib.suppress(OSError):  # something else is in it
                     empty.rmdir()

@@ -257,8 +257,9 @@ class LitTransformerLM(pl.LightningModule):
     def _log_metrics(self, split: str) -> None:
         metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()}
-        self.log_dict(tensors, logger=False)  # Lightning would give the row the step before
-        for logger in [] if self.trainer.sanity_checking else self.trainer.loggers:
+        training = self.trainer.state.fn == "fit"
+        self.log_dict(tensors, logger=not training)  # within a run, Lightning would give the row the step before
+        for logger in self.trainer.loggers if training and not self.trainer.sanity_checking else []:
             logger.log_metrics({name: value.item() for name, value in tensors.items()}, step=self.trainer.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
