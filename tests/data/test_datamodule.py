@@ -179,6 +179,34 @@ def test_lines_are_trained_on_and_evaluated_from_their_starts(tmp_path):
     assert texts == ["".join(line) + "<|endoftext|>" for line in data.corpus.documents("val")]
 
 
+@pytest.mark.parametrize("count", range(30, 40))
+def test_the_first_training_tokens_end_with_a_whole_document(tmp_path, count):
+    (tmp_path / "t.txt").write_text("\n".join(f"{number:03}" for number in range(200)))
+    options = dict(max_seq_len=6, cache_dir=str(tmp_path / "cache"))
+    data = TextDataModule(f"lines:{tmp_path / 't.txt'}", train_tokens=count, **options)
+    whole = TextDataModule(f"lines:{tmp_path / 't.txt'}", **options).tokens["train"]
+    tokens = data.tokens["train"]
+    assert tokens[-1] == data.tokenizer.end_of_text
+    assert len(tokens) == -(-count // 4) * 4  # a line is three digits and a separator
+    assert tokens.tolist() == whole[: len(tokens)].tolist()
+
+
+def test_a_part_of_the_validation_is_spread_over_the_split_with_its_floors(tmp_path):
+    options = dict(max_seq_len=32, batch_size=4, cache_dir=str(tmp_path / "cache"))
+    part = TextDataModule("stories:300", max_val_tokens=4000, **options)
+    part.trainer = trainer(global_step=0)
+    part.setup("fit")
+    assert part.validation_tokens == 4000 < len(part.tokens["val"])
+    batches, whole = list(part.val_dataloader()), list(part.whole_validation())
+    assert sum(batch.num_targets for batch in whole) == len(part.tokens["val"])  # each separator begins a document
+    ids = [token for batch in batches for token in batch.targets[batch.targets != IGNORE].tolist()]
+    texts = part.tokenizer.decode(ids).split("<|endoftext|>")[:-1]
+    every = ["".join(document) for document in part.corpus.documents("val")]
+    assert len(texts) == len(every) * 4000 // len(part.tokens["val"])
+    assert (texts[0], texts[-1]) == (every[0], every[-1])
+    assert sum(batch.log_prob for batch in batches) == pytest.approx(sum(map(part.corpus.log_prob, texts)))
+
+
 # --- refusals
 
 REFUSED = {
