@@ -5,6 +5,7 @@ network, W&B writes to `wandb/offline-run-*` in the run folder, one folder per s
 printed at the end. wandb is imported when a run starts, and only on rank 0.
 """
 
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
 from tinylm.safe_yaml import read_yaml
+from tinylm.training.wandb_log import logged_metrics
 
 STATE = "wandb.json"  # in the run folder: the W&B id and the samples so far
 INIT_SECONDS = 30.0  # wandb's default is 90
@@ -92,6 +94,8 @@ class WandbTracker(WandbLogger, Tracker):
         self._module: pl.LightningModule | None = None
         self._watched = 0  # step of the last histograms
         self._logged = False
+        self._sent: dict[tuple[int, str], Any] = {}  # (step, metric) -> value in earlier segments of a resumed run
+        self._catching_up = False
         self._variables: dict[str, str] = {}  # environment variables set during the run
 
     # --- start and end
@@ -124,6 +128,8 @@ class WandbTracker(WandbLogger, Tracker):
             mode, reason = self._choose_mode()
             self._wandb_init |= {"id": self._run_id(), "mode": mode, "settings": _quiet_settings()}
             earlier = self._state().get("id")
+            self._sent = logged_metrics(self.folder, earlier) if earlier else {}
+            self._catching_up = bool(earlier)
             run = super().experiment
         except (wandb.Error, TimeoutError, ValidationError) as error:
             self._give_variables_back()
@@ -189,12 +195,40 @@ class WandbTracker(WandbLogger, Tracker):
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Logs the metrics of an optimizer step, and histograms if they are due."""
+        """Logs the metrics of an optimizer step, and histograms if they are due.
+
+        A resumed run first logs what W&B lacks, since W&B loses the last moments before a kill, and then leaves out the
+        repeated steps that W&B has.
+        """
+        if self._catching_up:
+            self._catching_up = False
+            self._log_missing()
         if step is not None and step // self._watch_every > self._watched // self._watch_every:
             self._watched = step
             metrics = {**metrics, **self._histograms()}
-        super().log_metrics(metrics, step)
-        self._logged = True
+        if metrics := self._without_repeated(metrics, step):
+            super().log_metrics(metrics, step)
+            self._logged = True
+
+    def _without_repeated(self, metrics: Any, step: int | None) -> Any:
+        """The metrics that W&B lacks; all of them if a loss differs, as in a run resumed with another config."""
+        known = {name: self._sent[step or 0, name] for name in metrics if (step or 0, name) in self._sent}
+        for name, value in known.items():
+            measured = name.startswith("perf/") or not isinstance(value, int | float)
+            if not measured and not math.isclose(value, float(metrics[name]), rel_tol=1e-6):
+                return metrics
+        return {name: value for name, value in metrics.items() if name not in known}
+
+    def _log_missing(self) -> None:
+        """Logs the rows of metrics.csv, which was cut to the resumed step, that the earlier segments lack."""
+        path, rows = self.folder / "metrics.csv", {}
+        for name, column in (read_metrics(path) if path.is_file() else {}).items():
+            for step, value in zip(*column, strict=True):
+                if (step, name) not in self._sent:
+                    rows.setdefault(step, {})[name] = value
+                    self._sent[step, name] = value
+        for step in sorted(rows):
+            super().log_metrics(rows[step], step)
 
     def _histograms(self) -> dict[str, Any]:
         found = {}
