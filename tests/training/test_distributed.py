@@ -261,7 +261,7 @@ def test_the_slurm_script_asks_for_what_it_relies_on():
 def test_slurm_requeues_what_can_go_on_and_nothing_else(slurm, tmp_path, code, told, requeued):
     """An announced limit also requeues tasks that died of it; scancel's TERM leaves the decision to SLURM."""
     program = tmp_path / "program"
-    program.write_text(f"#!/bin/sh\ntouch started; trap '' USR1; sleep 0.5; exit {code}\n")
+    program.write_text(f"#!/bin/sh\ntrap '' USR1; touch started; sleep 0.5; exit {code}\n")
     program.chmod(0o755)
     job = slurm("--run.name", "mine", PYTHON=str(program), SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1")
     deadline = time.monotonic() + 20
