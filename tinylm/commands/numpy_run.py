@@ -172,7 +172,10 @@ class Run:
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer
         self.per_epoch, self.total = self.data.steps_per_epoch, self.data.total_steps
-        self.validate_every = self.state.val_check_interval // self.state.accumulate_grad_batches
+        interval, accumulate = self.state.val_check_interval, self.state.accumulate_grad_batches
+        self.validate_every = (
+            self.per_epoch if interval == 1.0 and isinstance(interval, float) else interval // accumulate
+        )
 
     def _open_folder(self, config: Any) -> None:
         """Claims a new folder, or the folder of the run to resume."""

@@ -60,7 +60,7 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
 
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
     """An interval of the trainer in micro-batches, from one in optimizer steps or a fraction of `steps`."""
-    if isinstance(interval, float):
+    if isinstance(interval, float) and interval != 1.0:
         interval = max(1, int(interval * steps)) if interval else 0
     return interval * accumulate if isinstance(interval, int) else interval  # a time, or None
 

@@ -258,7 +258,7 @@ class LitTransformerLM(pl.LightningModule):
         metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()}
         training = self.trainer.state.fn == "fit"
-        self.log_dict(tensors, logger=not training)  # within a run, Lightning would give the row the step before
+        self.log_dict(tensors, logger=False if training else None)  # Lightning would give a row the step before
         for logger in self.trainer.loggers if training and not self.trainer.sanity_checking else []:
             logger.log_metrics({name: value.item() for name, value in tensors.items()}, step=self.trainer.global_step)
 
