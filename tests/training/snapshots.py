@@ -55,8 +55,7 @@ def differences(ours: Path, whole: Path) -> list[str]:
 def files(run: Path, other: str) -> dict[str, Any]:
     """The content of the files of a run without its folder and another, and without the config, which has it."""
     found = {}
-    paths = (path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml")
-    for path in sorted(path for path in paths if "-v1" not in path.name):  # Lightning's name for a repeated step
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml"):
         found[str(path.relative_to(run))] = each = without(without(content(path), str(run)), other)
         if path.suffix == ".ckpt":
             del each["tinylm_config"]

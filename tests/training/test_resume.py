@@ -22,7 +22,6 @@ from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.samples import truncate_samples
 
 EPOCHS = {"max_steps": -1, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}
-LAST = {"class_path": "tinylm.training.LastCheckpoint", "init_args": {"every_n_train_steps": 3}}
 
 
 def own(kind: str, **arguments) -> dict:
@@ -38,9 +37,6 @@ VARIANTS = {
     },
     "short epochs": {"trainer": {**EPOCHS, "max_epochs": 2, "limit_train_batches": 5}},
     "a fraction of an epoch": {"trainer": {"check_val_every_n_epoch": 1, "val_check_interval": 0.2}},
-    "LastCheckpoint before the others": {
-        "trainer": {"callbacks": [LAST, own("ModelCheckpoint", every_n_train_steps=5, save_top_k=-1)]}
-    },
     "an early stop": {
         "trainer": {
             "val_check_interval": 2,

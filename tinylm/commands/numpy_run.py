@@ -172,10 +172,9 @@ class Run:
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer
         self.per_epoch, self.total = self.data.steps_per_epoch, self.data.total_steps
-        interval, accumulate = self.state.val_check_interval, self.state.accumulate_grad_batches
-        self.validate_every = (
-            self.per_epoch if interval == 1.0 and isinstance(interval, float) else interval // accumulate
-        )
+        interval = self.state.val_check_interval
+        whole = isinstance(interval, float)  # an epoch
+        self.validate_every = self.per_epoch if whole else interval // self.state.accumulate_grad_batches
 
     def _open_folder(self, config: Any) -> None:
         """Claims a new folder, or the folder of the run to resume."""
