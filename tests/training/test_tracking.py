@@ -3,6 +3,8 @@
 import http.server
 import json
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 import wandb
 import yaml
 
+from tests.training import wandb_server
 from tinylm.files import read_json
 from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
@@ -243,6 +246,65 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
     steps = [row[0] for row in samples]  # a kill before the last one was made leaves it out
     assert steps[0] == 4 and steps[-1] == stop and set(range(4, stop + 1, 4)) - set(steps) <= {4 * (step // 4)}
     assert not any(name.startswith(("gradients/", "parameters/")) for row in rows for name in row)
+
+
+def kill_at(command: list[str], folder: Path, file: Path, size: int) -> None:
+    """Starts a run, and kills it when a file has grown by a number of bytes."""
+    environment = {name: value for name, value in os.environ.items() if name != RUN_FOLDER}
+    grown = (file.stat().st_size if file.exists() else 0) + size
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/train.py"), *command],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not file.exists() or file.stat().st_size < grown:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def once(rows: list[dict], run: Path) -> None:
+    """Asserts that each metric of metrics.csv, table and histogram has each of its steps once, in rows by number."""
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    for name, (steps, numbers) in read_metrics(run / "metrics.csv").items():
+        found, logged = column(rows, name)
+        assert found == steps, name
+        if not name.startswith("perf/"):
+            assert logged == pytest.approx(numbers, rel=1e-7), name
+    assert column(rows, "samples")[0] == read_metrics(run / "metrics.csv")["val/loss"][0]
+    for name in {name for row in rows for name in row if name.startswith(("gradients/", "parameters/"))}:
+        steps = column(rows, name)[0]  # of rows that a kill has cost it there are none
+        assert steps == sorted(set(steps)) and all(step % 8 == 0 for step in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_after_three_kills_the_server_has_each_step_once(cli, tiny_yaml, tmp_path, monkeypatch, mode):
+    with wandb_server.serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_MODE", mode)
+        run = tmp_path / "runs/mini"
+        command = ["fit", "-c", str(tiny_yaml), "-c", str(OVERLAY), "--model.schedule.name", "constant"]
+        command += ["--trainer.logger.watch", "all", "--trainer.logger.watch_every", "8", "--trainer.max_steps"]
+        for number, size in enumerate(random.Random(0).sample(range(500, 5000), 3)):
+            kill_at([*command, "100000", *["--resume"][: number]], tmp_path, run / "metrics.csv", size)
+        step = max(torch.load(path)["global_step"] for path in run.glob("checkpoints/*.ckpt"))
+        result = cli(*command, 4 * (step // 4 + 3), "--resume")
+        assert result.code == 0, result.err
+        if mode == "offline":
+            wandb.teardown()
+            (sync,) = [line for line in result.err.splitlines() if "to upload to W&B" in line]
+            arguments = shlex.split(sync.split(": ", 2)[2])[1:]
+            program = [sys.executable, "-m", "wandb", *arguments]
+            assert arguments[0] == "sync"
+            synced = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+            assert synced.returncode == 0 and "ERROR" not in synced.stderr, synced.stderr
+        once(server.rows(read_json(run / "wandb.json")["id"])[:-1], run)  # the last one has the curves
 
 
 def size_of_log(segment: Path) -> int:
