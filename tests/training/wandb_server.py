@@ -44,7 +44,9 @@ class Server(http.server.ThreadingHTTPServer):
         if operation == "CreateArtifact":  # already there: nothing is to be uploaded
             artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
             return {"createArtifact": {"artifact": artifact}}
-        if operation == "Viewer":
+        if operation == "ArtifactType":
+            return {"project": None}
+        if operation in ("Viewer", "GetDefaultEntity"):
             return {"viewer": VIEWER}
         if run in self.runs:  # questions of wandb.Api
             lines = self.runs[run]
@@ -60,8 +62,8 @@ class Server(http.server.ThreadingHTTPServer):
         lines = self.runs[run]
         counts = {"historyLineCount": len(lines), "eventsLineCount": 0, "logLineCount": 0}
         tails = {"historyTail": json.dumps(lines[-1:]), "eventsTail": "[]"}
-        texts = {"description": "", "config": "{}", "summaryMetrics": lines[-1] if lines else "{}", "wandbConfig": "{}"}
-        names = {"id": run, "name": run, "displayName": run, "projectId": "p", "state": "running", "tags": []}
+        texts = {"description": "", "config": "{}", "summaryMetrics": lines[-1] if lines else "{}", "wandbConfig": '{"t": 1}'}
+        names = {"id": run, "name": run, "displayName": run, "projectId": "1", "state": "running", "tags": []}
         return {**names, **counts, **tails, **texts, "project": PROJECT, "sweepName": None, "user": VIEWER}
 
 

@@ -138,6 +138,7 @@ class WandbTracker(WandbLogger, Tracker):
             elif self._sent:  # W&B would number the rows of each segment from 0
                 run.log({}, step=1 + max(row for (_, name), row in self._sent.items() if name == "_step"), commit=False)
         except (wandb.Error, TimeoutError, ValidationError) as error:
+            self.finalize("failed")
             self._give_variables_back()
             raise _plain(error) from error
         if mode == "disabled":
