@@ -62,7 +62,12 @@ class Server(http.server.ThreadingHTTPServer):
         lines = self.runs[run]
         counts = {"historyLineCount": len(lines), "eventsLineCount": 0, "logLineCount": 0}
         tails = {"historyTail": json.dumps(lines[-1:]), "eventsTail": "[]"}
-        texts = {"description": "", "config": "{}", "summaryMetrics": lines[-1] if lines else "{}", "wandbConfig": '{"t": 1}'}
+        texts = {
+            "description": "",
+            "config": "{}",
+            "summaryMetrics": lines[-1] if lines else "{}",
+            "wandbConfig": '{"t": 1}',
+        }
         names = {"id": run, "name": run, "displayName": run, "projectId": "1", "state": "running", "tags": []}
         return {**names, **counts, **tails, **texts, "project": PROJECT, "sweepName": None, "user": VIEWER}
 

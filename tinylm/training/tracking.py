@@ -115,8 +115,9 @@ class WandbTracker(WandbLogger, Tracker):
         return self._experiment
 
     def _begin(self) -> None:
-        import wandb
         from pydantic import ValidationError  # raised by wandb's settings
+
+        import wandb
 
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
