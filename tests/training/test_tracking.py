@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 
-import wandb
 from tests.training import wandb_server
 from tests.training.test_distributed import environment as of_children
 from tinylm.files import read_json

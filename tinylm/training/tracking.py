@@ -115,9 +115,8 @@ class WandbTracker(WandbLogger, Tracker):
         return self._experiment
 
     def _begin(self) -> None:
-        from pydantic import ValidationError  # raised by wandb's settings
-
         import wandb
+        from pydantic import ValidationError  # raised by wandb's settings
 
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
@@ -128,11 +127,12 @@ class WandbTracker(WandbLogger, Tracker):
         try:
             wandb.setup(wandb.Settings(silent=True))
             mode, reason = self._choose_mode()
-            self._wandb_init |= {"id": self._run_id(), "mode": mode, "settings": _quiet_settings()}
+            run_id = self._run_id()
+            self._wandb_init |= {"id": run_id, "mode": mode, "settings": _quiet_settings()}
             earlier = self._state().get("id")
             if earlier:
-                cut_incomplete_records(self.folder, earlier)
-                self._sent, self._catching_up = logged_metrics(self.folder, earlier), True
+                cut_incomplete_records(self.folder, run_id)
+                self._sent, self._catching_up = logged_metrics(self.folder, run_id), True
             run = super().experiment
             if mode == "online":
                 self._sent = uploaded_metrics(run) if run.resumed else {}
@@ -226,7 +226,7 @@ class WandbTracker(WandbLogger, Tracker):
         return {name: value for name, value in metrics.items() if name not in known}
 
     def _log_missing(self, new: Collection[tuple[int | None, str]] = ()) -> None:
-        """Logs once what W&B lacks of metrics.csv, which was cut to the resumed step, except new values, and samples."""
+        """Logs, once, the rows up to the resumed step and the samples that W&B lacks."""
         if not self._catching_up:
             return
         self._catching_up = False
@@ -244,6 +244,7 @@ class WandbTracker(WandbLogger, Tracker):
         for step in sorted(rows):
             super().log_metrics(rows[step], step)
             self._sent |= {(step, name): None for name in rows[step]}
+            self._logged = True
 
     def _histograms(self) -> dict[str, Any]:
         found = {}
