@@ -54,6 +54,16 @@ def test_wandb_logger_has_the_fields_of_tracking(tmp_path):
     assert isinstance(logger._wandb_init, dict)
 
 
+def test_wandb_has_the_records_settings_and_history_of_wandb_log():
+    wandb = pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    item = Record().history.item.add(nested_key=["samples", "size"], value_json="1")
+    assert (item.key, *item.nested_key, item.value_json) == ("", "samples", "size", "1")
+    assert {"x_transaction_log_flush_interval", "resumed"} <= wandb.Settings.model_fields.keys()
+    assert "use_cache" in inspect.signature(wandb.apis.public.Run.scan_history).parameters
+
+
 def test_parser_lists_its_actions_as_options_reads_them():
     parser = LightningArgumentParser()
     parser.add_argument("--one", type=int)

@@ -3,6 +3,8 @@
 import http.server
 import json
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,10 +19,13 @@ import torch
 import wandb
 import yaml
 
+from tests.training import wandb_server
+from tests.training.test_distributed import environment as of_children
 from tinylm.files import read_json
 from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
 from tinylm.training.tracking import WandbTracker, histogram, model_metadata
+from tinylm.training.wandb_log import cut_incomplete_records
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "configs/overlays/wandb.yaml"
@@ -83,6 +88,8 @@ def records(segment: Path) -> list:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + 7 + size > len(data):  # cut off
+            break
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
@@ -243,6 +250,101 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
     steps = [row[0] for row in samples]  # a kill before the last one was made leaves it out
     assert steps[0] == 4 and steps[-1] == stop and set(range(4, stop + 1, 4)) - set(steps) <= {4 * (step // 4)}
     assert not any(name.startswith(("gradients/", "parameters/")) for row in rows for name in row)
+
+
+def kill_at(command: list[str], folder: Path, file: Path, size: int) -> None:
+    """Starts a run, and kills all its processes when a file has grown by a number of bytes."""
+    grown = (file.stat().st_size if file.exists() else 0) + size
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/train.py"), *command],
+        cwd=folder,
+        env=of_children(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not file.exists() or file.stat().st_size < grown:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def once(rows: list[dict], run: Path) -> None:
+    """Asserts that each metric of metrics.csv, table and histogram has each of its steps once, in rows by number."""
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    for name, (steps, numbers) in read_metrics(run / "metrics.csv").items():
+        found, logged = column(rows, name)
+        assert found == steps, name
+        if not name.startswith("perf/"):
+            assert logged == pytest.approx(numbers, rel=1e-7), name
+    assert column(rows, "samples")[0] == read_metrics(run / "metrics.csv")["val/loss"][0]
+    for name in {name for row in rows for name in row if name.startswith(("gradients/", "parameters/"))}:
+        steps = column(rows, name)[0]  # of rows that a kill has cost it there are none
+        assert steps == sorted(set(steps)) and all(step % 8 == 0 for step in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_after_three_kills_the_server_has_each_step_once(cli, tiny_yaml, tmp_path, monkeypatch, mode):
+    with wandb_server.serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_MODE", mode)
+        run = tmp_path / "runs/mini"
+        command = ["fit", "-c", str(tiny_yaml), "-c", str(OVERLAY), "--model.schedule.name", "constant"]
+        command += ["--trainer.logger.watch", "all", "--trainer.logger.watch_every", "8", "--trainer.max_steps"]
+        for number, size in enumerate(random.Random(0).sample(range(500, 5000), 3)):
+            kill_at([*command, "100000", *["--resume"][:number]], tmp_path, run / "metrics.csv", size)
+        step = max(torch.load(path)["global_step"] for path in run.glob("checkpoints/*.ckpt"))
+        result = cli(*command, 4 * (step // 4 + 3), "--resume")
+        assert result.code == 0 and "wandb:" not in result.err, result.err
+        wandb.teardown()
+        if mode == "offline":
+            (sync,) = [line for line in result.err.splitlines() if "to upload to W&B" in line]
+            arguments = shlex.split(sync.split(": ", 2)[2])[1:]
+            program = [sys.executable, "-m", "wandb", *arguments]
+            assert arguments[0] == "sync"
+            synced = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+            assert synced.returncode == 0 and "ERROR" not in synced.stderr, synced.stderr
+        once(server.rows(read_json(run / "wandb.json")["id"])[:-1], run)  # the last one has the curves
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+def test_of_two_ranks_that_are_killed_and_resumed_one_logs_each_step_once(tiny_yaml, tmp_path):
+    run = tmp_path / "runs/mini"
+    command = ["fit", "-c", str(tiny_yaml), "-c", str(OVERLAY), "-c", "ddp", "--model.schedule.name", "constant"]
+    command += ["--trainer.devices", "2", "--trainer.max_steps"]
+    kill_at([*command, "100000"], tmp_path, run / "metrics.csv", 3000)
+    step = max(torch.load(path)["global_step"] for path in run.glob("checkpoints/*.ckpt"))
+    program = [sys.executable, str(ROOT / "scripts/train.py"), *command, str(4 * (step // 4 + 3)), "--resume"]
+    said = subprocess.run(program, cwd=tmp_path, env=of_children(), capture_output=True, text=True, timeout=200)
+    assert said.returncode == 0, said.stderr
+    assert len(segments(run)) == 2
+    once([row for segment in segments(run) for row in history(records(segment))][:-1], run)
+
+
+def test_of_a_killed_log_the_incomplete_record_is_cut_off_and_nothing_else(tracked, tmp_path):
+    """At every place of the last 300 bytes, by wandb's own protocol buffers; a whole log stays as it is."""
+    (whole,) = segments(tracked)[0].glob("*.wandb")
+    name = segments(tracked)[0].name
+    log = tmp_path / "wandb" / name / whole.name
+    log.parent.mkdir(parents=True)
+    data = whole.read_bytes()
+    for size in [0, 3, 7, *range(len(data) - 300, len(data) + 1)]:
+        log.write_bytes(data[:size])
+        expected = records(log.parent) if size > 7 else []
+        cut_incomplete_records(tmp_path, read_json(tracked / "wandb.json")["id"])
+        assert data.startswith(log.read_bytes())
+        assert log.stat().st_size >= min(size, 7)
+        if expected:
+            assert records(log.parent) == expected
+            ends = log.stat().st_size
+            log.write_bytes(data[: ends - 1])
+            assert len(records(log.parent)) == len(expected) - 1  # it ended with a record
+    assert ends == len(data)
 
 
 def size_of_log(segment: Path) -> int:

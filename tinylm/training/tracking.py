@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
 from tinylm.safe_yaml import read_yaml
-from tinylm.training.wandb_log import logged_metrics
+from tinylm.training.wandb_log import cut_incomplete_records, logged_metrics, uploaded_metrics
 
 STATE = "wandb.json"  # in the run folder: the W&B id and the samples so far
 INIT_SECONDS = 30.0  # wandb's default is 90
@@ -126,12 +127,19 @@ class WandbTracker(WandbLogger, Tracker):
         try:
             wandb.setup(wandb.Settings(silent=True))
             mode, reason = self._choose_mode()
-            self._wandb_init |= {"id": self._run_id(), "mode": mode, "settings": _quiet_settings()}
+            run_id = self._run_id()
+            self._wandb_init |= {"id": run_id, "mode": mode, "settings": _quiet_settings()}
             earlier = self._state().get("id")
-            self._sent = logged_metrics(self.folder, earlier) if earlier else {}
-            self._catching_up = bool(earlier)
+            if earlier:
+                cut_incomplete_records(self.folder, run_id)
+                self._sent, self._catching_up = logged_metrics(self.folder, run_id), True
             run = super().experiment
+            if mode == "online":
+                self._sent = uploaded_metrics(run) if run.resumed else {}
+            elif self._sent:  # W&B would number the rows of each segment from 0
+                run.log({}, step=1 + max(row for (_, name), row in self._sent.items() if name == "_step"), commit=False)
         except (wandb.Error, TimeoutError, ValidationError) as error:
+            self.finalize("failed")
             self._give_variables_back()
             raise _plain(error) from error
         if mode == "disabled":
@@ -200,9 +208,7 @@ class WandbTracker(WandbLogger, Tracker):
         A resumed run first logs what W&B lacks, since W&B loses the last moments before a kill, and then leaves out the
         repeated steps that W&B has.
         """
-        if self._catching_up:
-            self._catching_up = False
-            self._log_missing()
+        self._log_missing({(step, name) for name in metrics})
         if step is not None and step // self._watch_every > self._watched // self._watch_every:
             self._watched = step
             metrics = {**metrics, **self._histograms()}
@@ -219,16 +225,26 @@ class WandbTracker(WandbLogger, Tracker):
                 return metrics
         return {name: value for name, value in metrics.items() if name not in known}
 
-    def _log_missing(self) -> None:
-        """Logs the rows of metrics.csv, which was cut to the resumed step, that the earlier segments lack."""
+    def _log_missing(self, new: Collection[tuple[int | None, str]] = ()) -> None:
+        """Logs, once, the rows up to the resumed step and the samples that W&B lacks."""
+        if not self._catching_up:
+            return
+        self._catching_up = False
         path, rows = self.folder / "metrics.csv", {}
-        for name, column in (read_metrics(path) if path.is_file() else {}).items():
+        columns = read_metrics(path) if path.is_file() else {}
+        for name, column in columns.items():
             for step, value in zip(*column, strict=True):
-                if (step, name) not in self._sent:
-                    rows.setdefault(step, {})[name] = value
-                    self._sent[step, name] = value
+                if (step, name) not in new:
+                    self._watched = max(self._watched, step)
+                    if (step, name) not in self._sent:
+                        rows.setdefault(step, {})[name] = value
+        for step in sorted({row[0] for row in self._state()["samples"]} & {*columns.get("val/loss", [[]])[0]}):
+            if (step, "samples") not in self._sent:
+                rows.setdefault(step, {})["samples"] = self._table(step)
         for step in sorted(rows):
             super().log_metrics(rows[step], step)
+            self._sent |= {(step, name): None for name in rows[step]}
+            self._logged = True
 
     def _histograms(self) -> dict[str, Any]:
         found = {}
@@ -241,14 +257,18 @@ class WandbTracker(WandbLogger, Tracker):
 
     def log_samples(self, step: int, samples: list[tuple[str, str]]) -> None:
         """Logs all samples so far as one table, which continues across resumes."""
-        import wandb
-
         if not samples or self.experiment.disabled:
             return
         state = self._state()
         rows = [row for row in state["samples"] if row[0] < step] + [[step, *sample] for sample in samples]
         write_json(self.folder / STATE, {**state, "samples": rows})
-        self.log_metrics({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)}, step)
+        self.log_metrics({"samples": self._table(step)}, step)
+
+    def _table(self, step: int) -> Any:
+        import wandb
+
+        rows = [row for row in self._state()["samples"] if row[0] <= step]
+        return wandb.Table(columns=["step", "prompt", "text"], data=rows)
 
     def log_files(self, folder: Path) -> None:
         """Logs the curves as an image and the model folder as an artifact with metadata."""
@@ -256,6 +276,7 @@ class WandbTracker(WandbLogger, Tracker):
 
         if self.experiment.disabled:
             return
+        self._log_missing()
         self._logged = True
         if (folder / "curves.png").is_file():
             self.experiment.log({"curves": wandb.Image(str(folder / "curves.png"))})
