@@ -174,7 +174,12 @@ def save_adapter(
     with atomic_folder(folder) as new:
         write_json(new / CONFIG, config)
         save_file(weights, new / WEIGHTS)
-        write_json(new / CHECKSUMS, {"sha256": {file: sha256_file(new / file) for file in (CONFIG, WEIGHTS)}})
+        write_json(new / CHECKSUMS, _checksums(new))
+
+
+def _checksums(folder: Path) -> dict[str, dict[str, str]]:
+    """The content of `adapter_checksums.json`."""
+    return {"sha256": {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}}
 
 
 def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default") -> None:
@@ -213,13 +218,12 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise MissingInputError(f"{folder / file}: no such file; an adapter consists of {CONFIG} and {WEIGHTS}")
-    if (folder / CHECKSUMS).exists():  # adapters of PEFT have none
-        found = {"sha256": {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}}
-        if read_json(folder / CHECKSUMS) != found:
-            raise DataError(
-                f"{folder}: is damaged (a SHA-256 differs from {CHECKSUMS}); save it again, or remove {CHECKSUMS} if "
-                "another program has changed the adapter"
-            )
+    # adapters of PEFT have no checksums
+    if (folder / CHECKSUMS).exists() and read_json(folder / CHECKSUMS) != _checksums(folder):
+        raise DataError(
+            f"{folder}: is damaged (a SHA-256 differs from {CHECKSUMS}); save it again, or remove {CHECKSUMS} if "
+            "another program has changed the adapter"
+        )
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= config.keys():
         raise DataError(f"{folder / CONFIG}: is not the config of a LoRA adapter")

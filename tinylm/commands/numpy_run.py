@@ -22,7 +22,7 @@ from tinylm.errors import (
     NumericError,
     notice,
 )
-from tinylm.files import atomic_folder, full_disk, make_folder, sweep, write_text
+from tinylm.files import atomic_folder, full_disk
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
@@ -51,8 +51,8 @@ from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
-from tinylm.training.resume import ConfigRecord
-from tinylm.training.samples import append_sample, truncate_samples
+from tinylm.training.resume import ConfigRecord, prepare_files
+from tinylm.training.samples import append_sample
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.throughput import measure_peak_flops
 
@@ -238,12 +238,9 @@ class Run:
     def fit(self) -> None:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
-        self.csv.truncate(self.state.global_step, self.validating)
-        truncate_samples(self.folder / "samples.txt", self.state.global_step, self.validating)
-        write_text(self.folder / "config.yaml", saved_config("train-numpy", self.dump, self.network.vocab_size))
+        config = saved_config("train-numpy", self.dump, self.network.vocab_size)
+        prepare_files(self.folder, config, self.state.global_step, self.validating)
         self.tokenizer.save(self.folder / TOKENIZER, overwrite=True)
-        for folder in (make_folder(self.folder / "checkpoints"), self.folder):
-            sweep(folder, older_than=0)  # temporary files of killed processes
         kind = getattr(torch, np.dtype(self.dtype).name)
         self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
         started = time.perf_counter()

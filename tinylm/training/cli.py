@@ -156,7 +156,7 @@ class TinyLMCLI(LightningCLI):
         assert self.folder is not None
         self.origin = config.get("ckpt_path")  # a checkpoint of another run from which this one began
         if self.subcommand == "fit" and config.resume:
-            if any(word.split("=")[0] == "--ckpt_path" for word in sys.argv):
+            if _is_typed("--ckpt_path"):
                 raise ConfigError("--ckpt_path: --resume takes the run's newest checkpoint; leave out one of the two")
             self.start = find_resume_point(self.folder)
             config.ckpt_path = self.origin if self.start.path is None else str(self.start.path)
@@ -343,11 +343,20 @@ class TinyLMCLI(LightningCLI):
     after_validate = after_test = _print_metrics
 
 
+def _is_typed(option: str) -> bool:
+    """Whether the command line gives an option itself, not a config."""
+    return any(word.split("=")[0] == option for word in sys.argv)
+
+
 def _is_run_config(config: Any) -> bool:
     """Whether the first config is that of a run, whose `ckpt_path` says from which checkpoint the run began."""
-    typed = any(word.split("=")[0] == "--ckpt_path" for word in sys.argv)
     paths = [Path(str(path)) for path in config.config or []]
-    return not typed and bool(paths) and paths[0].name == "config.yaml" and (paths[0].parent / "checkpoints").is_dir()
+    return (
+        not _is_typed("--ckpt_path")
+        and bool(paths)
+        and paths[0].name == "config.yaml"
+        and (paths[0].parent / "checkpoints").is_dir()
+    )
 
 
 def _is_checkpoint(callback: Any) -> bool:

@@ -234,8 +234,20 @@ class RunFiles(Callback):
         if self._done or not trainer.is_global_zero:
             return
         self._done = True
-        MetricsCSV(self.folder).truncate(self.start.step, self.start.validating)
-        truncate_samples(self.folder / "samples.txt", self.start.step, self.start.validating)
-        for folder in (make_folder(self.folder / "checkpoints"), self.folder):
-            sweep(folder, older_than=0)
-        write_text(self.folder / "config.yaml", self.config)
+        prepare_files(self.folder, self.config, self.start.step, self.start.validating)
+
+
+def prepare_files(folder: Path, config: str, step: int, validating: bool) -> None:
+    """Brings the files of a run folder to the state of a step: metrics, samples, temporary files and config.yaml.
+
+    Args:
+        folder: the run folder
+        config: the content of its config.yaml
+        step: optimizer step from which the run goes on
+        validating: whether the validation after this step is to be repeated
+    """
+    MetricsCSV(folder).truncate(step, validating)
+    truncate_samples(folder / "samples.txt", step, validating)
+    for each in (make_folder(folder / "checkpoints"), folder):
+        sweep(each, older_than=0)  # temporary files of killed processes
+    write_text(folder / "config.yaml", config)
