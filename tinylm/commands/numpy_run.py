@@ -185,7 +185,7 @@ class Run:
         else:
             self.folder, self.claim = new_run_folder(self.options, stem, "train-numpy")
             os.environ.pop(RUN_FOLDER, None)  # no other process belongs to this run
-        self.resume_command = resume_command("train-numpy", self.folder)
+        self.resume_command = resume_command("train-numpy", self.folder, config.trust)
         self.checkpoints = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
         self.csv = MetricsCSV(self.folder)
 
