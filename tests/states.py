@@ -17,7 +17,10 @@ from tinylm.runs.metrics import read_metrics
 
 
 def wandb_rows(log: Path) -> Iterator[tuple]:
-    """(step, metric, value) of a W&B log: protocol buffers in blocks of 32 KiB; CRC, length and kind before each."""
+    """(step, metric, value) of a W&B log: protocol buffers in blocks of 32 KiB; CRC, length and kind before each.
+
+    Numbers have nine digits, as in metrics.csv, from which a resumed run logs what a kill has lost.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, parts, place = log.read_bytes(), b"", 7
@@ -31,7 +34,8 @@ def wandb_rows(log: Path) -> Iterator[tuple]:
             items = Record.FromString(parts).history.item
             row = {"/".join(item.nested_key) or item.key: item.value_json for item in items}
             step = json.loads(row.pop("trainer/global_step", "-1"))
-            yield from ((step, name, value) for name, value in row.items())
+            values = ((name, json.loads(value)) for name, value in row.items())
+            yield from ((step, name, f"{x:.9g}" if isinstance(x, int | float) else str(x)) for name, x in values)
             parts = b""
 
 

@@ -29,22 +29,34 @@ PHASES = {  # phase: module, object and method before which the child waits for 
     "validation": ("tinylm.training.module", "LitTransformerLM", "validation_step", 40),
     "samples": ("tinylm.training.samples", "SampleText", "_length", 1),
     "last save": ("torch", "", "save", 4),
+    "whole split": ("tinylm.data.datamodule", "TextDataModule", "whole_validation", 1),
     "export": ("tinylm.training.finish", "", "save_bundle", 1),
     "curves": ("tinylm.training.finish", "", "draw_curves", 1),
+}
+NUMPY_PHASES = PHASES | {  # where train-numpy's differ
+    "peak": ("tinylm.commands.numpy_run", "", "measure_peak_flops", 1),
+    "step": ("tinylm.commands.numpy_run", "FastTransformerLM", "loss_and_grads", 6),
+    "saving": ("tinylm.commands.numpy_run", "", "save_checkpoint", 2),
+    "validation": ("tinylm.commands.numpy_run", "FastTransformerLM", "evaluate", 40),
+    "samples": ("tinylm.commands.numpy_run", "Run", "_show_sample", 1),
+    "last save": ("tinylm.commands.numpy_run", "", "save_checkpoint", 3),
+    "export": ("tinylm.commands.numpy_run", "files", "save", 1),
+    "curves": ("tinylm.commands.numpy_run", "", "draw_curves", 1),
 }
 CONFIG = """
 model:
   network: {d_model: 32, num_layers: 2, num_heads: 2, max_seq_len: 32}
   schedule: {warmup_steps: 2}
-data: {corpus: long.txt, tokenizer: char, batch_size: 8, split: [0.5, 0.5], cache_dir: CACHE, max_val_tokens: 9999999}
+data: {corpus: long.txt, tokenizer: char, batch_size: 8, split: [0.5, 0.5], cache_dir: CACHE, max_val_tokens: 16384}
 run: {prompts: ["the "], sample_tokens: 8}
-trainer: {accelerator: cpu, max_steps: 12, val_check_interval: 8, check_val_every_n_epoch: null, limit_val_batches: 60}
+trainer: {accelerator: cpu, max_steps: 12, val_check_interval: 8, check_val_every_n_epoch: null}
 """
 
 
 def child(phase: str, arguments: list[str]) -> int:
     """Runs tinylm with the phase marked: prints READY and waits half a second there for the signal."""
-    module, owner, name, count = PHASES.get(phase, ("", "", "", 0))
+    phases = NUMPY_PHASES if arguments[0] == "train-numpy" else PHASES
+    module, owner, name, count = phases.get(phase, ("", "", "", 0))
     calls = 0
 
     def wait() -> None:
@@ -99,8 +111,9 @@ def try_phase(program: str, phase: str, name: str) -> str:
     """Starts a program, sends the signal in the phase, and describes what is not by the rule; empty if all is."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "long.txt").write_text("".join(f"the quick brown fox {n} jumps.\n" for n in range(6000)))
-        (folder / "run.yaml").write_text(CONFIG.replace("CACHE", place))
+        lines, tokens = (150_000, 10_000_000) if phase == "validation" else (6_000, 16_384)  # 2.4 million, or 93,000
+        (folder / "long.txt").write_text("".join(f"the quick brown fox {n} jumps.\n" for n in range(lines)))
+        (folder / "run.yaml").write_text(CONFIG.replace("CACHE", place).replace("16384", str(tokens)))
         environment = {**os.environ, "TINYLM_BENCH_PHASE": phase, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         options = {"cwd": place, "env": environment, "stdin": subprocess.DEVNULL, "text": True}
         log = (folder / "log").open("w+")
@@ -130,7 +143,7 @@ def try_phase(program: str, phase: str, name: str) -> str:
         problems += [f"{seconds:.1f} s"] if seconds > (8 if program in ("torchrun", "two ranks") else 2.5) else []
         if "resume:" in said:
             again = subprocess.run(
-                [*command_line(program), "--resume"], **{**options, "env": {**environment, "TINYLM_BENCH_PHASE": ""}},
+                [*command_line(program), "--resume", "--data.max_val_tokens", "16384"], **{**options, "env": {**environment, "TINYLM_BENCH_PHASE": ""}},
                 capture_output=True, check=False,
             )  # fmt: skip
             problems += [] if again.returncode == 0 and (folder / "runs/run/model").is_dir() else ["resume failed"]

@@ -35,6 +35,18 @@ VARIANTS = {
         "data": {"batch_size": 32},
         "trainer": {**EPOCHS, "max_steps": 10, "max_epochs": 3, "val_check_interval": 0.5},
     },
+    "steps validated and epochs counted": {
+        "data": {"batch_size": 32},
+        "trainer": {**EPOCHS, "max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 3},
+    },
+    "a last step saved within an epoch": {
+        "data": {"batch_size": 32},
+        "trainer": {
+            **EPOCHS,
+            "max_steps": 10,
+            "callbacks": [{"class_path": "tinylm.training.LastCheckpoint", "init_args": {"every_n_train_steps": 5}}],
+        },
+    },
     "short epochs": {"trainer": {**EPOCHS, "max_epochs": 2, "limit_train_batches": 5}},
     "a fraction of an epoch": {"trainer": {"check_val_every_n_epoch": 1, "val_check_interval": 0.2}},
     "an early stop": {
@@ -73,8 +85,7 @@ def trained(cli, tiny_yaml, tmp_path, monkeypatch):
 )
 def test_a_run_resumed_from_any_moment_is_the_same_to_the_last_bit(cli, trained, tmp_path, name):
     arguments, whole, snapshots = trained(VARIANTS[name])
-    chosen = snapshots[1 :: max(1, len(snapshots) // 8)]
-    for snapshot in [*chosen, snapshots[-2]]:
+    for snapshot in dict.fromkeys([*snapshots[1 :: max(1, len(snapshots) // 8)], *snapshots[-4:-1]]):
         ours = tmp_path / "killed/mini"
         shutil.copytree(snapshot, ours)
         result = cli(*arguments, "--run.dir", "killed", "--resume")

@@ -105,9 +105,13 @@ class ExactResume(Callback):
             states.pop(callback.state_key, None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Lets a resumed run enter the training loop, which Lightning skips where no step is left."""
+        """Lets a resumed run enter the training loop, which Lightning skips where no step is left.
+
+        Nor is it checked with a first validation, which would reset the counters that were restored.
+        """
         loop = trainer.fit_loop
         if trainer.ckpt_path is not None:
+            trainer.num_sanity_val_steps = 0
             self._limits = loop.epoch_loop.max_steps, loop.max_epochs
             loop.epoch_loop.max_steps += loop.epoch_loop.max_steps >= 0
             loop.max_epochs = None if loop.max_epochs is None else loop.max_epochs + (loop.max_epochs >= 0)
@@ -125,6 +129,8 @@ class ExactResume(Callback):
             loop.epoch_progress.increment_processed()  # it enters no epoch
             loop.epoch_progress.increment_completed()
             loop.epoch_loop._batches_that_stepped += 1
+            if loop.epoch_loop.restarted_on_train_batch_end:
+                loop.epoch_loop.batch_progress.increment_completed()
         for callback, patience in self._patience.items():
             callback.patience = patience  # the config's, which may be longer than before
             stopped = callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
