@@ -86,7 +86,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
             logs["wandb"] |= tracked(wandb_rows(path))
         elif "tfevents" in path.name:
             logs["tensorboard"] |= tracked(tensorboard_rows(path))
-        elif "wandb" not in path.parts:
+        elif "wandb" not in path.parts and ".shards-" not in path.parent.name:  # read with their checkpoint
             found[str(path.relative_to(runs))] = without(content(path), str(folder))
     for cache in ("cache", "tmp"):  # the cache's temporary files are removed after an hour; W&B leaves some
         names = sorted({place_name("", str(path)).strip() for path in (folder / cache).rglob("*")})

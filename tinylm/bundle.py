@@ -25,6 +25,7 @@ from tinylm.model.empty import without_weights
 from tinylm.model.known import check_known
 from tinylm.model.lora import merged_weights
 from tinylm.model.quantized import check_layers, describe_layers, put_layers
+from tinylm.shards import Fill, Shards, fill_shards
 from tinylm.targets import MODEL_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
@@ -198,8 +199,12 @@ def checkpoint_entry(
     return entry | {name: value for name, value in optional.items() if value is not None}
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, fill: Fill = Shards.rows) -> dict[str, Any]:
     """The whole content of a checkpoint, after a check of its SHA-256. Reading it executes no code.
+
+    Args:
+        path: the file
+        fill: of a sharded checkpoint, (shards, name, shape) -> the value of a tensor. Default: the whole tensor
 
     Raises:
         MissingInputError: if there is no such file.
@@ -218,7 +223,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     _check_entry(checkpoint["tinylm"], {"model", "tokenizer"}, source=str(path))
     if not isinstance(checkpoint.get("state_dict"), dict) or "global_step" not in checkpoint:
         raise DataError(f"{path}: is incomplete: a checkpoint must have state_dict and global_step")
-    return checkpoint
+    return fill_shards(checkpoint, path, fill)
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -115,6 +115,10 @@ VARIANTS = {
         "init_args: {save_dir: '{run}', mode: offline}}]}"
     ),
     "two-ranks": Variant("trainer: {devices: 2, strategy: ddp}"),
+    "shards": Variant(
+        "{model: {optimizer: {name: adamw}}, trainer: {devices: 2, strategy: {class_path: "
+        "tinylm.training.ShardedStrategy, init_args: {sharded_checkpoints: true}}}}"
+    ),
     "numpy": Variant("data: {micro_batch_size: 2}", command="train-numpy"),
     "tmpdir": Variant(elsewhere=True),
 }

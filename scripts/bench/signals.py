@@ -142,10 +142,9 @@ def try_phase(program: str, phase: str, name: str) -> str:
         )
         problems += [f"{seconds:.1f} s"] if seconds > (8 if program in ("torchrun", "two ranks") else 2.5) else []
         if "resume:" in said:
-            again = subprocess.run(
-                [*command_line(program), "--resume", "--data.max_val_tokens", "16384"], **{**options, "env": {**environment, "TINYLM_BENCH_PHASE": ""}},
-                capture_output=True, check=False,
-            )  # fmt: skip
+            again = [*command_line(program), "--resume", "--data.max_val_tokens", "16384"]
+            options["env"] = {**environment, "TINYLM_BENCH_PHASE": ""}
+            again = subprocess.run(again, **options, capture_output=True, check=False)
             problems += [] if again.returncode == 0 and (folder / "runs/run/model").is_dir() else ["resume failed"]
         elif (folder / "runs/run/checkpoints/last.ckpt").exists():
             problems.append("no command to resume")

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tinylm.bundle import read_checkpoint
 from tinylm.files import atomic_write, seal_zip
+from tinylm.shards import KEY, remove_shards
 from tinylm.training.metrics_csv import MetricsCSV
 
 
@@ -45,6 +46,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
             seal_zip(file)
+        remove_shards(Path(path), keep=checkpoint.get(KEY, {}).get("folder"))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a checkpoint, with its shards."""
+        super().remove_checkpoint(path)
+        remove_shards(Path(path))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
         """Reads and verifies a checkpoint; never executes anything in it, whatever `weights_only` is."""

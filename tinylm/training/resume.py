@@ -48,7 +48,7 @@ def find_resume_point(run_folder: Path) -> ResumePoint:
         path = (run_folder / "checkpoints" / name).resolve()
         if path.is_file():
             try:
-                found[path] = read_checkpoint(path)
+                found[path] = read_checkpoint(path, lambda *_: None)
             except DataError as error:
                 problems[path] = str(error)
     if not found and problems:
@@ -103,18 +103,23 @@ class ExactResume(Callback):
         self._patience = {each: each.patience for each in trainer.early_stopping_callbacks}
         for callback in self._patience if not pl_module.resumes else ():  # a new run has its own patience
             states.pop(callback.state_key, None)
+        if trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start
+            self._open_loop(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Lets a resumed run enter the training loop, which Lightning skips where no step is left.
 
         Nor is it checked with a first validation, which would reset the counters that were restored.
         """
-        loop = trainer.fit_loop
         if trainer.ckpt_path is not None:
-            trainer.num_sanity_val_steps = 0
-            self._limits = loop.epoch_loop.max_steps, loop.max_epochs
-            loop.epoch_loop.max_steps += loop.epoch_loop.max_steps >= 0
-            loop.max_epochs = None if loop.max_epochs is None else loop.max_epochs + (loop.max_epochs >= 0)
+            self._open_loop(trainer)
+
+    def _open_loop(self, trainer: pl.Trainer) -> None:
+        loop = trainer.fit_loop
+        trainer.num_sanity_val_steps = 0
+        self._limits = loop.epoch_loop.max_steps, loop.max_epochs
+        loop.epoch_loop.max_steps += loop.epoch_loop.max_steps >= 0
+        loop.max_epochs = None if loop.max_epochs is None else loop.max_epochs + (loop.max_epochs >= 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Repeats a validation in which the run was stopped, and ends a run that was stopped early."""

@@ -1,25 +1,40 @@
 """ShardedStrategy: weights, gradients and optimizer state sharded over devices (FSDP 2; overlays/fsdp.yaml)."""
 
+import secrets
+from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.strategies.model_parallel import _rekey_optimizer_state_if_needed
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.distributed.tensor import DTensor, Shard
+
+from tinylm.bundle import read_checkpoint
+from tinylm.files import atomic_write, make_folder, seal_zip
+from tinylm.shards import KEY, SHARDED, Shards
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes.
 
-    By default it would use the devices of a node for tensor parallelism, which needs a plan for each layer. Checkpoints
-    are single files.
+    By default it would use the devices of a node for tensor parallelism, which needs a plan for each layer.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, sharded_checkpoints: bool = False, process_group_backend: str | None = None) -> None:
         """Creates the strategy.
 
         Args:
+            sharded_checkpoints: Every process saves its own shard, so that none holds the whole state. A run resumes
+                from either kind, with any number of processes
             process_group_backend: nccl, gloo, ... Default: the one for the device
         """
         super().__init__(
-            tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=sharded_checkpoints,
+            process_group_backend=process_group_backend,
         )
 
     def setup_environment(self) -> None:
@@ -27,3 +42,63 @@ class ShardedStrategy(ModelParallelStrategy):
         count: Any = self.num_nodes * self.num_processes
         self._data_parallel_size = count
         super().setup_environment()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The optimizer's state, with numbers for parameters in both kinds of checkpoints."""
+        state = super().optimizer_state(optimizer)
+        if self._save_distributed_checkpoint:
+            assert self.model is not None
+            state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
+        return state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Saves a checkpoint: first the shards of all processes, then the file that names their folder."""
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        folder = path.with_name(f"{path.name}.shards-{self.broadcast(secrets.token_hex(4))}")
+        parts: dict[str, Tensor] = {}
+        rest = _split(checkpoint, parts)
+        with atomic_write(make_folder(folder) / f"{self.global_rank}.pt") as file:
+            torch.save(parts, file)
+            seal_zip(file)
+        self.barrier()
+        if self.is_global_zero:
+            rest[KEY] = {"folder": folder.name, "files": self.world_size}
+            self.checkpoint_io.save_checkpoint(rest, path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads weights and optimizer state, and returns the rest. Of a sharded checkpoint, only our rows are read."""
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = read_checkpoint(path, self._rows)
+        if not any(isinstance(each, DTensor) for each in checkpoint["state_dict"].values()):
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None and self.lightning_module is not None
+        options = StateDictOptions(strict=self.lightning_module.strict_loading)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            named = _rekey_optimizer_state_if_needed(state, self.model)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint
+
+    def _rows(self, shards: Shards, name: str, shape: list[int]) -> DTensor:
+        """The rows of this process, which are those of `torch.chunk`."""
+        assert self.device_mesh is not None
+        each = -(-shape[0] // self.world_size)
+        start, stop = (min(shape[0], each * (self.global_rank + number)) for number in (0, 1))
+        rows, strides = shards.rows(name, shape, start, stop), torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            rows.to(self.root_device), self.device_mesh["data_parallel"], [Shard(0)], run_check=False,
+            shape=torch.Size(shape), stride=strides,
+        )  # fmt: skip
+
+
+def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
+    """A checkpoint without its sharded tensors, whose local rows are added to `parts`."""
+    if isinstance(value, DTensor):
+        parts[name] = value.to_local()
+        return {SHARDED: name, "shape": list(value.shape)}
+    if isinstance(value, dict):
+        return type(value)((key, _split(each, parts, f"{name}/{key}")) for key, each in value.items())
+    return [_split(each, parts, f"{name}/{n}") for n, each in enumerate(value)] if isinstance(value, list) else value

@@ -1,0 +1,106 @@
+"""Sharded checkpoints: every process saves its own rows; read whole by anything, resumed by any number of processes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tinylm
+from tests.training.test_distributed import environment
+from tinylm.bundle import read_checkpoint
+from tinylm.errors import DataError
+from tinylm.files import seal_zip
+from tinylm.runs.metrics import read_metrics
+from tinylm.training.checkpoint import AtomicCheckpointIO
+
+SHARDED = ["-c", "fsdp", "--trainer.strategy.init_args.sharded_checkpoints", "true"]
+
+
+@pytest.mark.slow
+def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(tiny_yaml, tmp_path):
+    common = ["-c", str(tiny_yaml), "--model.optimizer.name", "adamw", "--model.network.dropout", "0"]
+    common += ["--data.batch_size", "12", "--data.micro_batch_size", "2"]
+    common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
+
+    def fit(name: str, steps: int, *more: str) -> None:
+        command = [sys.executable, "-m", "tinylm", "fit", *common, "--trainer.max_steps", str(steps), *more]
+        done = subprocess.run([*command, "--run.name", name], cwd=tmp_path, env=environment(), capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+
+    fit("whole", 12)
+    fit("shards", 6, *SHARDED, "--trainer.devices", "2")
+    folder = tmp_path / "runs/shards/checkpoints"
+    assert sorted(path.name for path in folder.glob("last.ckpt.shards-*/*")) == ["0.pt", "1.pt"]
+    weights = read_checkpoint(folder / "last.ckpt")["state_dict"]
+    sizes = [sum(each.numel() for each in torch.load(path).values()) for path in folder.glob("last*/*.pt")]
+    number = sum(each.numel() for each in weights.values())
+    assert max(sizes) < 1.6 * number  # of three times as much with the two moments
+    fit("shards", 9, *SHARDED, "--trainer.devices", "3", "--resume")
+    fit("shards", 12, "--resume")
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]  # whole files again
+    ours, theirs = (dict(zip(*read_metrics(tmp_path / "runs" / name / "metrics.csv")["train/loss"], strict=True))
+                    for name in ("shards", "whole"))  # fmt: skip
+    assert ours == pytest.approx(theirs, abs=2e-6) and len(ours) == 12
+    models = [
+        tinylm.load(tmp_path / "runs" / name / "checkpoints/last.ckpt")[0].state_dict() for name in ("shards", "whole")
+    ]
+    torch.testing.assert_close(*models, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def sharded(finished_run, tmp_path):
+    """A finished run's checkpoint and the same one with its weights in two files."""
+    whole = read_checkpoint(finished_run / "checkpoints/last.ckpt")
+    folder = tmp_path / "last.ckpt.shards-0123abcd"
+    folder.mkdir()
+    names = {name: f"state_dict/{name}" for name in whole["state_dict"]}
+    for number in range(2):
+        rows = {names[name]: torch.chunk(each, 2)[number] for name, each in whole["state_dict"].items()}
+        with (folder / f"{number}.pt").open("w+b") as file:
+            torch.save({name: each.clone() for name, each in rows.items()}, file)
+            seal_zip(file)
+    stand_in = {
+        name: {"sharded tensor": names[name], "shape": list(each.shape)} for name, each in whole["state_dict"].items()
+    }
+    entry = {"folder": folder.name, "files": 2}
+    AtomicCheckpointIO().save_checkpoint({**whole, "state_dict": stand_in, "shards": entry}, tmp_path / "last.ckpt")
+    return whole, tmp_path / "last.ckpt", folder
+
+
+def test_a_sharded_checkpoint_is_read_as_the_whole_one(sharded):
+    whole, path, _ = sharded
+    found = read_checkpoint(path)
+    assert found.keys() == whole.keys()
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], tensor)
+    model, _ = tinylm.load(path)
+    assert torch.equal(model.embedding.weight, whole["state_dict"]["net.embedding.weight"])
+
+
+@pytest.mark.parametrize("damage", ["a file is missing", "a byte is changed", "the folder is missing"])
+def test_a_damaged_shard_is_named(sharded, damage):
+    _, path, folder = sharded
+    part = folder / "1.pt"
+    if damage == "a byte is changed":
+        data = bytearray(part.read_bytes())
+        data[len(data) // 2] ^= 1
+        part.write_bytes(data)
+    elif damage == "a file is missing":
+        part.unlink()
+    else:
+        folder.rename(folder.with_name("away"))
+        part = folder / "0.pt"
+    with pytest.raises(DataError, match=str(part)):
+        read_checkpoint(path)
+
+
+def test_shards_are_removed_with_their_checkpoint_and_nothing_else_is(sharded, tmp_path):
+    whole, path, _ = sharded
+    for name in ("last.ckpt.shards-mine", "best.ckpt.shards-0123abcd"):
+        (tmp_path / name).mkdir()
+    AtomicCheckpointIO().save_checkpoint(whole, path)
+    names = {"last.ckpt", "last.ckpt.shards-mine", "best.ckpt.shards-0123abcd"}
+    assert {each.name for each in tmp_path.iterdir() if each.name.startswith(("last", "best"))} == names
+    AtomicCheckpointIO().remove_checkpoint(tmp_path / "best.ckpt")
+    assert not (tmp_path / "best.ckpt.shards-0123abcd").exists()
