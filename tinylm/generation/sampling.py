@@ -45,15 +45,16 @@ class SamplingConfig:
     banned_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated."""
     min_new_tokens: int = 0
-    """Fewest tokens to generate before the end-of-text token is allowed."""
+    """Fewest tokens to generate before the end-of-text token or a stop string may end the text."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these strings to be completed; the longest, if several end together."""
     seed: int | None = None
-    """Seed of the random numbers: the same seed gives the same text. Default: different each time."""
+    """Seed of the random numbers: the same seed gives the same text, barring ties decided by rounding. Default: random.
+    """
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_rule(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
+        check_ends(self.max_new_tokens, self.min_new_tokens, self.stop)
         check_rule(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
         check_rule(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
         check_rule(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
@@ -66,10 +67,6 @@ class SamplingConfig:
         biases = (self.logit_bias or {}).items()
         finite = all(type(i) is int and type(bias) in (int, float) and math.isfinite(bias) for i, bias in biases)
         check_rule(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
-        check_rule(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
-        rule = f"at most max_new_tokens, {self.max_new_tokens}"
-        check_rule(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", rule, self.min_new_tokens)
-        check_rule("" not in self.stop, "stop", "strings that are not empty", list(self.stop))
 
     @property
     def adjusts(self) -> bool:
@@ -77,12 +74,30 @@ class SamplingConfig:
         penalties = (self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty)
         return any((*penalties, self.logit_bias, self.banned_tokens))
 
-    def check_tokens(self, vocab_size: int) -> None:
-        """Raises ConfigError for a token id outside the vocabulary, or if all tokens are banned."""
-        for name, ids in (("logit_bias", self.logit_bias or {}), ("banned_tokens", self.banned_tokens)):
-            for token in ids:
-                check_rule(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
-        check_rule(len(set(self.banned_tokens)) < vocab_size, "banned_tokens", "fewer than all tokens", "all")
+    def check_tokens(self, vocab_size: int, end: int | None) -> None:
+        """Raises ConfigError for a biased or banned token outside the vocabulary, or if no token is left.
+
+        `end` is the end-of-text token.
+        """
+        for token in self.logit_bias or {}:
+            check_rule(0 <= token < vocab_size, "logit_bias", f"of ids below {vocab_size}", token)
+        check_banned(self.banned_tokens, vocab_size, end if self.min_new_tokens else None)
+
+
+def check_ends(most: int, least: int, stop: Sequence[str]) -> None:
+    """Raises ConfigError for invalid options that end a text."""
+    check_rule(most >= 1, "max_new_tokens", "at least 1", most)
+    check_rule(least >= 0, "min_new_tokens", "at least 0", least)
+    check_rule(least <= most, "min_new_tokens", f"at most max_new_tokens, {most}", least)
+    check_rule("" not in stop, "stop", "strings that are not empty", list(stop))
+
+
+def check_banned(banned: Iterable[int], vocab_size: int, end: int | None) -> None:
+    """Raises ConfigError for a token outside the vocabulary, or if all tokens but `end` are banned."""
+    for token in banned:
+        check_rule(0 <= token < vocab_size, "banned_tokens", f"of ids below {vocab_size}", token)
+    rule = "fewer than all tokens" + " but the end-of-text token, which min_new_tokens excludes" * (end is not None)
+    check_rule(len({*banned, end} - {None}) < vocab_size, "banned_tokens", rule, "all")
 
 
 def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
@@ -174,7 +189,7 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     """The probability of drawing each token: (..., V) -> (..., V). At temperature 0 the most likely one has 1.
 
-    They are float64 on the CPU, so that a seed gives the same text on every device. NaN raises NumericError.
+    They are float64 on the CPU, so that a seed gives the same text on every device. Errors as in `check_numbers`.
     """
     check_numbers(logits)
     logits = logits.cpu().double()
@@ -183,8 +198,23 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return filtered(logits, config).softmax(dim=-1)
 
 
+def random_times(vocab_size: int, random: torch.Generator) -> Tensor:
+    """The random numbers of one draw: exponentially distributed, float64 (V,)."""
+    return torch.empty(vocab_size, dtype=torch.float64).exponential_(generator=random)
+
+
+def draw(probabilities: Tensor, times: Tensor) -> int:
+    """Draws a token with the given probabilities, (V,), by the random numbers of `random_times`, (V,).
+
+    Token i happens at the time `times[i] / probabilities[i]`, and the first one is drawn. The first of independent
+    exponential times is the i-th with probability proportional to its rate. As the random numbers do not depend on the
+    probabilities, similar distributions mostly give the same token.
+    """
+    return int((probabilities / times).argmax())
+
+
 def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draws one token for each row of logits: (B, V) -> int64 (B,). NaN raises NumericError.
+    """Draws one token for each row of logits: (B, V) -> int64 (B,). Errors as in `check_numbers`.
 
     `generators` are the random number generators of the rows, on the CPU.
     """
@@ -192,11 +222,16 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
         check_numbers(logits)
         return logits.argmax(dim=-1)
     rows = probabilities(logits, config)
-    drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(rows, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+    drawn = [draw(row, random_times(len(row), each)) for row, each in zip(rows, generators, strict=True)]
+    return torch.tensor(drawn, device=logits.device)
+
+
+def is_possible(logits: Tensor) -> bool:
+    """Whether each row of logits (..., V) has a finite maximum: neither NaN nor infinity, and not -inf alone."""
+    return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def check_numbers(logits: Tensor) -> None:
-    """Raises NumericError if a logit is NaN."""
-    if torch.isnan(logits).any():
+    """Raises NumericError if a logit is NaN or infinity, or a row has none but -inf."""
+    if not is_possible(logits):
         raise NumericError("the model's logits are not finite: its weights are corrupt; use another checkpoint")
