@@ -266,11 +266,24 @@ def test_a_npz_archive_is_continued_without_pytorch(tmp_path):
     assert first.startswith("a b") and second.startswith("a b") and len(first) == len(second) == 3 + 5
 
 
+def test_sample_i_of_a_npz_archive_is_drawn_with_the_seed_plus_i(tmp_path, load):
+    from tinylm.reference import files
+
+    save_model(tmp_path)
+    files.save(files.load(tmp_path), tmp_path / "it.npz")
+    words = ["--model", tmp_path / "it.npz", "--prompt", "ab", "--max-new-tokens", 9]
+    for seed, following in ((4, 5), (-1, 0), (2**64 - 1, 0)):
+        code, both, _ = load("generate")(*words, "--seed", seed, "--num-samples", 2)
+        alone = [load("generate")(*words, "--seed", each)[1][:-1] for each in (seed, following)]
+        assert code == 0 and both[:-1].split("\n---\n") == alone
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--stop", "a"], 2, "--stop: a .npz archive is read by NumPy, which has no such option"),
-        (["--temperature", "-1"], 2, "--temperature must be at least 0, got -1.0"),
+        (["--stop", "a"], 2, "--stop: does not work with a .npz archive; leave it out"),
+        (["--temperature", "-1"], 2, "temperature must be 0 (greedy) or positive, got -1.0"),
+        (["--top-p", "2"], 2, "top_p must be in (0, 1], got 2.0"),
         (["--prompt", "x"], 65, "'x' (U+0078)"),
     ],
 )

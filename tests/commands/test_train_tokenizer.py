@@ -52,7 +52,7 @@ ERRORS = {
     "an empty file": (["empty.txt", "--kind", "byte", "--out", "t"], 65, "empty.txt: is empty; give a file with text"),
     "no corpus": (["--out", "t"], 2, "the following arguments are required: corpus"),
     "an option of another kind": (["a.txt", "--kind", "char", "--vocab-size", "9", "--out", "t"], 2,
-                                  "--vocab-size: kind char has no such option; leave it out"),
+                                  "--vocab-size: does not work with --kind char; leave it out"),
     "too small": (["a.txt", "--vocab-size", "9", "--out", "t"], 2, "vocab_size must be at least 257"),
     "no memory": (["a.txt", "--memory-limit", "0", "--out", "t"], 2, "memory_limit must be at least 1 megabyte, got 0"),
     "no folder": (["a.txt", "--vocab-size", "300", "--out", "b.txt/t"], 73, "b.txt/t: cannot be created"),

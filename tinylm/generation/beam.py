@@ -29,51 +29,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tinylm.checks import check_types
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.generate import Generator
-from tinylm.generation.sampling import (
-    EXCLUDED,
-    check_banned,
-    check_ends,
-    check_names,
-    check_numbers,
-    check_rule,
-    check_truncate,
-)
+from tinylm.generation.options import BeamConfig, check_banned, check_names, check_truncate
+from tinylm.generation.sampling import EXCLUDED, check_numbers
 from tinylm.generation.text import Completion, Reader, Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamConfig:
-    """Options of beam search. Invalid values raise ConfigError."""
-
-    num_beams: int = 4
-    """Number of texts kept at each step. 1, with early_stop, is greedy decoding."""
-    num_return: int = 1
-    """Number of best texts to return, at most num_beams."""
-    max_new_tokens: int = 100
-    """Most tokens to generate; with the prompt they must fit the context."""
-    min_new_tokens: int = 0
-    """Fewest tokens to generate before the end-of-text token or a stop string may end a text."""
-    banned_tokens: tuple[int, ...] = ()
-    """Ids of tokens that are never generated."""
-    stop: tuple[str, ...] = ()
-    """A text ends before the first of these strings to be completed; the longest, if several end together."""
-    length_penalty: float = 1.0
-    """Exponent of the length that divides a score, -10 to 10. 0 ranks by probability; more favours long texts."""
-    early_stop: bool = False
-    """Stop as soon as num_beams texts have ended. Otherwise stop when no running text can still be returned."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("num_beams", "num_return"):
-            check_rule(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        check_ends(self.max_new_tokens, self.min_new_tokens, self.stop)
-        rule = f"at most num_beams, {self.num_beams}"
-        check_rule(self.num_return <= self.num_beams, "num_return", rule, self.num_return)
-        check_rule(abs(self.length_penalty) <= 10, "length_penalty", "from -10 to 10", self.length_penalty)
 
 
 @dataclass(frozen=True)

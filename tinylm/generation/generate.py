@@ -19,16 +19,8 @@ from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.decoder import make_decoder
-from tinylm.generation.sampling import (
-    EXCLUDED,
-    SamplingConfig,
-    adjusted,
-    check_names,
-    check_numbers,
-    check_truncate,
-    choose,
-    is_possible,
-)
+from tinylm.generation.options import SamplingConfig, check_names, check_truncate
+from tinylm.generation.sampling import EXCLUDED, adjusted, check_numbers, choose, is_possible
 from tinylm.generation.text import Completion, Reader, Stats, Text
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import RingKVCache, TransformerLM

@@ -30,7 +30,8 @@ from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
 from tinylm.generation.fast.decoder import Decoder, make_decoder
 from tinylm.generation.generate import Generator, announce_sliding
-from tinylm.generation.sampling import SamplingConfig, draw, probabilities, random_times
+from tinylm.generation.options import SamplingConfig
+from tinylm.generation.sampling import draw, probabilities, random_times
 from tinylm.generation.text import Completion, Text
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import TransformerLM
