@@ -37,6 +37,7 @@ MODES = (
     Mode("with --num-beams", (*SAMPLING, "--stream", "--batch-size", "--draft", "--lookup")),
     Mode("without --num-beams", ("--length-penalty",)),
     Mode("without --out", ("--overwrite",)),
+    Mode("with --no-stream", ("--stream",)),
     Mode("with --show-probs", ("--stream",)),
     Mode("with several samples", ("--stream",), lambda options: options.num_samples > 1),
     Mode("with --draft", ("--lookup", "--compile", "--batch-size")),  # speculative decoding goes text by text

@@ -12,7 +12,6 @@ from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_de
 from tinylm.errors import ConfigError
 from tinylm.files import read_chunks
 
-
 MODES = (
     Mode("with --text", ("--template", "--max-new-tokens", "--show")),
     Mode("with --pairs", ("--stride",)),
