@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         begin = next((i for i in reversed(range(place)) if words[i].startswith("-")), 0)
         end = next((i for i in range(place, len(words)) if words[i].startswith("-")), len(words))
         action = names.get(words[begin])
-        if action is None or action.nargs == 0:
+        if action is None or action.nargs == 0 or os.path.exists(words[begin + 1]):  # noqa: PTH110 (of any length)
             return f"{word}: not expected here; quote a text of several words, or see --help"
         if action.type in (int, float) or place == begin + 1:
             return f"{word}: not expected here; {words[begin]} takes one value"
@@ -196,6 +196,9 @@ def exit_code(
         if problem := disk_problem(error):
             message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
             return report(message, StorageError.exit_code)
+        if isinstance(error, ModuleNotFoundError):
+            missing = f"{sys.executable} has no {str(error.name).partition('.')[0]}"
+            return report(f"{missing}; activate the environment in which tinylm is installed", TinyLMError.exit_code)
         return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
 
 

@@ -1,10 +1,12 @@
 """`tinylm generate` from the command line: text on stdout; errors as one line on stderr and an exit code."""
 
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,12 @@ import torch
 
 import tinylm
 from tinylm.bundle import save_bundle
+from tinylm.commands.output import read_prompts, show_probabilities
 from tinylm.data import CHAT, Turn, prompt_ids
-from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation import Completion, Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 TOKENIZER = CharTokenizer("abcdefghé\n 😀")  # the model's, in conftest.py
@@ -119,6 +122,66 @@ def test_a_damaged_model_is_one_line_and_exit_code_65(model, run, tmp_path):
     assert (code, out) == (65, "") and "last.ckpt: is " in only_line(err)
 
 
+# --- prompts of several words, and files of prompts
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--prompt The king", 'king: not expected here; quote the text: --prompt "The king"'),
+        ("--prompt The king of --seed 3", 'king: not expected here; quote the text: --prompt "The king of"'),
+        ("--out my texts.txt --seed 1", 'texts.txt: not expected here; quote the text: --out "my texts.txt"'),
+        ("--seed 1 2", "2: not expected here; --seed takes one value"),
+        ("--chat Hello there", "Hello: not expected here; quote a text of several words, or see --help"),
+        ("Once upon a time", "Once: not expected here; quote a text of several words, or see --help"),
+        ("--prompt", "--prompt: needs a value; one that begins with a dash is written --prompt=VALUE"),
+        ("--prompt -x", "--prompt: needs a value; one that begins with a dash is written --prompt=VALUE"),
+    ],
+)
+def test_an_unquoted_text_is_shown_in_quotes(words, answer, model, run):
+    assert run("--model", model, *words.split()) == (2, "", f"tinylm: error: {answer}\n")
+
+
+PROMPTS = {
+    "bom.jsonl": ('\ufeff{"prompt": "ab"}\r\n', ["ab"]),
+    "bom.txt": ("\ufeffab\r\ncd\r\n", ["ab", "cd"]),
+    "nel.txt": ("a\u0085b\nc\u000cd\ne\u2028f\n", ["a\u0085b", "c\u000cd", "e\u2028f"]),
+    "u2028.jsonl": ('{"prompt": "a\u2028b"}\n{"prompt": "cd"}\n', ["a\u2028b", "cd"]),
+    "spaces.txt": (" a \n\n \nb", [" a ", "b"]),
+    "LINES.JSONL": ('{"prompt": "ab"}\n', ["ab"]),
+    "lines.ndjson": ('{"prompt": "ab"}\n', ["ab"]),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_file_of_prompts_is_split_at_line_feeds_alone(name, tmp_path):
+    text, expected = PROMPTS[name]
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_prompts(tmp_path / name) == expected
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+SHARED = {
+    "prompts_bom.jsonl": ["Once upon a time"],
+    "prompts_bom.txt": ["Once upon a time", "On Monday"],
+    "prompts_nel.txt": ["Once\u0085upon", "On\u000cMonday", "A\u2028B"],
+    "prompts_u2028.jsonl": ["Once upon a\u2028time", "On Monday"],
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not beside the project")
+@pytest.mark.parametrize("name", SHARED)
+def test_the_shared_files_of_prompts_are_read_as_written(name):
+    assert read_prompts(CASES / name) == SHARED[name]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.CSV"])
+def test_prompts_in_another_format_are_not_taken_for_text(name, model, run, tmp_path):
+    (tmp_path / name).write_text('[{"prompt": "a"}]')
+    code, out, err = run("--model", model, "--prompts-file", tmp_path / name)
+    assert (code, out) == (65, "") and "prompts are read from lines of text, or from a .jsonl file" in only_line(err)
+
+
 # --- many texts, files, figures
 
 
@@ -172,9 +235,28 @@ def test_probabilities_follow_tokens_and_statistics_go_to_stderr(model, run):
     assert re.search(r"prompts: 1 tokens, [\d,]+ tokens/s; text: 4 tokens, [\d,]+ tokens/s; cache 0.0 MB; 1 CPU", err)
 
 
+@pytest.mark.parametrize("stop", ["a", "b", "fg", "gc", "é", "zzz"])
+@pytest.mark.parametrize("beams", [[], ["--num-beams", 3]])
+def test_probabilities_are_shown_up_to_the_stop_string(model, run, stop, beams):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 9, "--stop", stop, *(beams or ["--seed", 4])]
+    text = run(*words, "--no-stream")[1].removeprefix("ab").removesuffix("\n")
+    shown = run(*words, "--show-probs")[1].splitlines()[1]
+    assert re.sub(r"\[\d+%\]", "", shown) == "ab" + text.replace("\n", "\\n")
+    assert stop not in text
+
+
+def test_a_token_that_a_stop_string_cuts_is_shown_up_to_there():
+    tokenizer = BPETokenizer([(64, 65), (256, 66)])  # ab, abc
+    completion = Completion("", "dab", [67, 257], [math.log(0.5), math.log(0.25)], "stop")
+    assert show_probabilities(completion, tokenizer, color=False) == "d[50%]ab[25%]"
+    assert show_probabilities(replace(completion, text="d"), tokenizer, color=False) == "d[50%]"
+    assert show_probabilities(replace(completion, text=""), tokenizer, color=False) == ""
+
+
 @pytest.mark.parametrize("way", [["--lookup"], ["--draft"]])
-def test_speculative_decoding_gives_the_same_greedy_text(model, run, way):
-    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, "--temperature", 0]
+@pytest.mark.parametrize("sampling", [["--temperature", 0], ["--seed", 3], ["--seed", 4, "--num-samples", 3]])
+def test_speculative_decoding_gives_the_same_text(model, run, way, sampling):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, *sampling]
     assert run(*words, *way, *([model] if way == ["--draft"] else []))[1] == run(*words)[1]
 
 

@@ -354,7 +354,7 @@ def test_each_pair_of_options_that_train_a_tokenizer_works_or_is_refused_by_name
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_each_option_of_the_exports_works_with_each_other(load, folder, tmp_path, monkeypatch, overwrite):
-    """`export` and `tokenizer export`: each format, new or over an earlier output; `inspect` in each choice of colour."""
+    """`export` and `tokenizer export`: each format, new or over an earlier output; `inspect` in each colour."""
     monkeypatch.chdir(tmp_path)
     model = folder / "model"
     more = ["--overwrite"] if overwrite else []

@@ -5,6 +5,7 @@ tinylm score --model runs/finetune --pairs questions/test.jsonl
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def print_score(options: argparse.Namespace) -> None:
     score = score_text(model, tokenizer, text, stride=options.stride, batch_size=options.batch_size)
     speed = score.tokens / (time.perf_counter() - started)
     print(f"{options.text}: {score.tokens:,} tokens, {score.bytes:,} bytes, {speed:,.0f} tokens/s")
-    figures = f"perplexity {score.perplexity:.2f}, {score.bits_per_byte:.4f} bits per byte"
+    perplexity = f"{score.perplexity:.2f}" if score.perplexity < math.inf else "above 10^307"
+    figures = f"perplexity {perplexity}, {score.bits_per_byte:.4f} bits per byte"
     print(f"loss {score.loss:.4f} nats per token, {figures}")
 
 
