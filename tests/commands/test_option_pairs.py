@@ -35,7 +35,7 @@ USER = TOKENIZER.special_tokens["<|user|>"]
 
 @dataclass
 class Trace:
-    """What a command did."""
+    """Record of what `generate` did."""
 
     code: int = 0
     out: str = ""

@@ -80,7 +80,6 @@ def overflowing(folder: Path) -> None:
 
 def test_no_command_prints_a_loss_that_is_not_finite(run, load, tmp_path):
     overflowing(tmp_path / "model")
-    problem = "not finite: the weights are corrupt; use another checkpoint"
     for name, words in {
         "score": ["--text", "t.txt"],
         "quantize": ["--text", "t.txt", "--out", "q"],
@@ -88,7 +87,7 @@ def test_no_command_prints_a_loss_that_is_not_finite(run, load, tmp_path):
         "generate": ["--prompt", "a"],
     }.items():
         code, out, err = load(name)("--model", "model", *words)
-        assert code == 70 and problem.replace("the weights", "").split(":")[0] in err and "nan" not in out, name
+        assert code == 70 and "not finite" in err and "use another checkpoint" in err and "nan" not in out, name
 
 
 def test_a_perplexity_beyond_all_numbers_is_said_to_be(run, load, tmp_path):
