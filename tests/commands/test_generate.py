@@ -14,6 +14,7 @@ import torch
 
 import tinylm
 from tinylm.bundle import save_bundle
+from tinylm.commands import run_command
 from tinylm.commands.output import read_prompts, show_probabilities
 from tinylm.data import CHAT, Turn, prompt_ids
 from tinylm.generation import Completion, Generator, SamplingConfig
@@ -120,6 +121,19 @@ def test_a_damaged_model_is_one_line_and_exit_code_65(model, run, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
     code, out, err = run("--model", tmp_path / "last.ckpt", "--prompt", "a")
     assert (code, out) == (65, "") and "last.ckpt: is " in only_line(err)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--temperature nan", "--top-p 0", "--max-new-tokens 0", "--num-beams 0", "--num-samples 0", "--min-new-tokens 501",
+     "--prompts-file nowhere", "--draft nowhere", "--out exists.txt", "--seed 1 --num-beams 2", "--prompt="],
+)  # fmt: skip
+def test_mistakes_seen_without_the_model_are_told_before_it_is_loaded(words, model, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exists.txt").touch()
+    assert run_command("generate", ["--model", str(model), *words.split()]) in (2, 66, 73)
+    err = capfd.readouterr().err
+    assert err.startswith("tinylm: error: ") and err.count("\n") == 1
 
 
 # --- prompts of several words, and files of prompts

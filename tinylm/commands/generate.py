@@ -13,8 +13,9 @@ from tinylm.commands import output
 from tinylm.console import Mode, Parser, announce_model, check_at_least, interruptible, pick_device, use_color
 from tinylm.errors import ConfigError, notice
 from tinylm.generation import BeamConfig, SamplingConfig
-from tinylm.locate import find_model
+from tinylm.locate import TOKENIZER, find_model, newest_run
 from tinylm.targets import TEXT, FileKind, check_target
+from tinylm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tinylm.bundle import Bundle
@@ -107,6 +108,8 @@ def run(arguments: list[str]) -> None:
     prompts = [options.prompt] if options.prompts_file is None else output.read_prompts(options.prompts_file)
     if options.draft is not None:
         find_model(options.draft)
+    if options.prompt == "" and not options.chat:
+        check_beginning(options.model)
     _, path = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
@@ -139,6 +142,16 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
         settings["num_return"] = options.num_samples
     config(**settings)
     return settings | {"truncate": options.truncate}
+
+
+def check_beginning(model: str | None) -> None:
+    """Refuses an empty prompt for a model folder whose tokenizer has no end-of-text token, before its weights are read.
+
+    The model of a checkpoint is checked once it is loaded.
+    """
+    path = find_model(model or newest_run()) / TOKENIZER
+    if path.is_file() and load_tokenizer(path).end_of_text is None:
+        raise ConfigError("the prompt is empty, and this tokenizer has no end-of-text token; give a prompt")
 
 
 def print_completions(
