@@ -78,6 +78,10 @@ class Parser(argparse.ArgumentParser):
         names = self._option_string_actions
         if word.startswith("-") or word not in words:
             return f"{word}: no such option{did_you_mean(word, names) or '; --help lists all'}"
+        if os.path.exists(word):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+            name = "--model" if os.path.isdir(word) else "--text"  # noqa: PTH112
+            if name in names and name not in words:
+                return f"{word}: not expected here; did you mean {name} {word}?"
         place = words.index(word)
         begin = next((i for i in reversed(range(place)) if words[i].startswith("-")), 0)
         end = next((i for i in range(place, len(words)) if words[i].startswith("-")), len(words))
@@ -100,6 +104,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Raises instead of printing the usage."""
         message = message.removeprefix("argument ")
+        for kind, rule in (("int", "a whole number, such as 8"), ("float", "a number, such as 0.8")):
+            message = message.replace(f"invalid {kind} value: ", f"must be {rule}, got ")
         if "are required" in message:
             message += f"; {self.prog} --help explains them"
         if "expected one argument" in message:

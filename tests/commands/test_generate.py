@@ -90,7 +90,9 @@ def test_a_long_prompt_is_refused_or_cut(model, run):
     ("arguments", "problem"),
     [
         (["--temperature", "nan"], "temperature must be 0 (greedy) or positive, got nan"),
-        (["--temperature", "warm"], "--temperature: invalid float value: 'warm'"),
+        (["--temperature", "warm"], "--temperature: must be a number, such as 0.8, got 'warm'"),
+        (["--temperature", "0,8"], "--temperature: must be a number, such as 0.8, got '0,8'"),
+        (["--num-samples", "1e3"], "--num-samples: must be a whole number, such as 8, got '1e3'"),
         (["--top-p", "0"], "top_p must be in (0, 1], got 0.0"),
         (["--top_k=0"], "top_k must be at least 1, got 0"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),

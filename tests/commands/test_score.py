@@ -124,6 +124,8 @@ def test_a_text_of_unknown_words_alone_has_no_bits_per_byte(run, tmp_path):
         (["--model", "model", "--text", "t.txt", "--stride", "9"], 2, "stride must be from 1 to the context, 8, got 9"),
         (["--model", "model", "--text", "t.txt", "--strid", "9"], 2, "no such option, did you mean '--stride'"),
         (["--model", "model"], 2, "give either --text or --pairs"),
+        (["t.txt"], 2, "t.txt: not expected here; did you mean --text t.txt?"),
+        (["model", "--text", "t.txt"], 2, "model: not expected here; did you mean --model model?"),
         (["--model", "model", "--text", "t.txt", "--pairs", "p.jsonl"], 2, "give either --text or --pairs"),
         (["--model", "model", "--pairs", "no.jsonl"], 66, "no.jsonl: no such file of pairs"),
         (["--model", "model", "--pairs", "t.txt"], 65, "t.txt: is not a known format; give a file whose name ends in"),

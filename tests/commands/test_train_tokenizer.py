@@ -57,6 +57,7 @@ ERRORS = {
     "no memory": (["a.txt", "--memory-limit", "0", "--out", "t"], 2, "memory_limit must be at least 1 megabyte, got 0"),
     "no folder": (["a.txt", "--vocab-size", "300", "--out", "b.txt/t"], 73, "b.txt/t: cannot be created"),
     "nothing to inspect": (["inspect", "t.json", "x"], 66, "t.json: no such tokenizer file"),
+    "a misspelt command": (["inspekt", "t.json", "x"], 2, "inspekt: no such subcommand, did you mean 'inspect'?"),
     "no text": (["inspect", "t.json", ""], 65, "text: is empty"),
     "a format that cannot hold it": (["export", "w.json", "--to", "gpt2", "--out", "g"], 2, "got word"),
     "an unknown format": (["export", "w.json", "--to", "gguf", "--out", "g"], 2, "invalid choice: 'gguf'"),

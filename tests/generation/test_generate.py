@@ -249,6 +249,8 @@ def test_a_stop_string_before_min_new_tokens_is_plain_text(least):
     assert stopped.finished == ("stop" if least <= 6 else "length")
     streamed = generator_of(Scripted(script, LETTERS), LETTERS).generate("a", **options)
     assert streamed == stopped.text
+    ids = generator_of(Scripted(script, LETTERS), LETTERS).stream_ids([0], SamplingConfig(**options))
+    assert list(ids) == stopped.ids
 
 
 # --- options that leave no token, and prompts of another type

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinylm.console import Mode, Parser, use_color
-from tinylm.errors import DataError
+from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size
 from tinylm.targets import check_target
 from tinylm.tokenizer import (
@@ -130,7 +130,9 @@ def export(arguments: list[str]) -> None:
 def run(arguments: list[str]) -> None:
     """Runs the subcommand that the first argument names (default: train)."""
     commands = {"train": train, "inspect": inspect, "export": export}
-    if arguments and arguments[0] in commands:
-        commands[arguments[0]](arguments[1:])
-    else:
-        train(arguments)
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        return commands[name](arguments[1:])
+    if (hint := did_you_mean(name, commands)) and not Path(name).exists():
+        raise ConfigError(f"{name}: no such subcommand{hint}")
+    train(arguments)

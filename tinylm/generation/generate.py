@@ -119,9 +119,14 @@ class Generator:
             yield piece
 
     def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
-        """Yields the ids that follow a prompt, which must fit the context, up to the end-of-text token."""
+        """Yields the ids that follow a prompt, which must fit the context, up to the end of the text or a stop string.
+
+        The ids contain the stop string.
+        """
         text = Text(prompt, config.seed)
+        reader = self._reader(text, config)
         for _ in self.decode([text], config):
+            reader.read()
             if text.finished != "end":
                 yield text.ids[-1]
 
