@@ -288,6 +288,17 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_greedy_decoding(model,
     assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
 
 
+def test_beams_fill_the_context_unless_a_length_is_given(model, run):
+    """The context is 16, the tokens are characters."""
+    for prompt, count in (("ab", 14), ("abcdefgh", 8), ("a" * 15, 1)):
+        code, out, err = run("--model", model, "--prompt", prompt, "--num-beams", 2)
+        assert (code, len(out), err) == (0, len(prompt) + count + 1, "")
+    code, out, err = run("--model", model, "--prompt", "a" * 16, "--num-beams", 2)
+    assert (code, out) == (2, "") and "must fit the context of 16 tokens, got 16 and 8" in only_line(err)
+    code, out, err = run("--model", model, "--prompt", "a" * 16, "--num-beams", 2, "--truncate", "left")
+    assert (code, len(out)) == (0, 16 + 8 + 1) and "only the last 8 are read" in err
+
+
 def test_text_is_generated_with_an_8_bit_cache(model, run):
     words = ["--prompt", "ab", "--temperature", 0, "--max-new-tokens", 5, "--kv-cache", "int8"]
     code, out, _ = run("--model", model, *words)

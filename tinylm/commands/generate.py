@@ -57,7 +57,8 @@ def make_parser() -> Parser:
     add("--interactive", action="store_true", help="read prompts from the terminal or a pipe")
     add("--chat", action="store_true", help="take each prompt as a user's turn; print only the answer")
     add = parser.add_argument_group("sampling").add_argument
-    add("--max-new-tokens", type=int, default=500, help="largest number of tokens to generate")
+    most = "largest number of tokens to generate (default: 500; with --num-beams 100, or what the context has room for)"
+    add("--max-new-tokens", type=int, help=most)
     least = "tokens before which neither the end-of-text token nor a stop string ends a text"
     add("--min-new-tokens", type=int, default=0, help=least)
     add("--temperature", type=float, default=0.8, help="below 1 favours likely tokens; 0 is greedy")
@@ -135,6 +136,8 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
     config = SamplingConfig if options.num_beams is None else BeamConfig
     names = [field.name for field in dataclasses.fields(config) if hasattr(options, field.name)]
     settings = {name: getattr(options, name) for name in names}
+    if options.max_new_tokens is None:
+        del settings["max_new_tokens"]
     if options.num_beams is not None:
         if options.num_samples > options.num_beams:
             found = f"{options.num_beams}, got {options.num_samples}"
@@ -228,4 +231,16 @@ def complete(generator: "Generator", prompts: list[str], settings: dict[str, Any
         return generator.complete(prompts, **settings)
     from tinylm.generation import beam_search
 
-    return [each for prompt in prompts for each in beam_search(generator, prompt, **settings)]
+    return [
+        each
+        for prompt in prompts
+        for each in beam_search(generator, prompt, **beam_length(generator, prompt) | settings)
+    ]
+
+
+def beam_length(generator: "Generator", prompt: str) -> dict[str, int]:
+    """The default of `max_new_tokens` for beam search, which does not go beyond the context."""
+    around = len(generator.before) + len(generator.after) + (generator.tokenizer.end_of_text is not None)
+    context = generator.model.config.max_seq_len
+    room = context - around - len(generator.tokenizer.encode(prompt))
+    return {"max_new_tokens": min(BeamConfig.max_new_tokens, room if room >= 1 else max(context // 2, 1))}

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
+from tinylm.generation.options import SamplingConfig
 from tinylm.reference import NumpyTransformerLM, files
 from tinylm.reference.generate import generate
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p")
+SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> None:
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
     sampling: dict[str, Any] = {name: getattr(options, name) for name in SAMPLING}
+    sampling["max_new_tokens"] = options.max_new_tokens or SamplingConfig.max_new_tokens
     for number in range(options.num_samples):
         seed = None if options.seed is None else (options.seed + number) % (1 << 64)
         try:
