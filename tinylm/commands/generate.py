@@ -238,7 +238,7 @@ def complete(generator: "Generator", prompts: list[str], settings: dict[str, Any
     ]
 
 
-def beam_length(generator: "Generator", prompt: str) -> dict[str, int]:
+def beam_length(generator: "Generator", prompt: str) -> dict[str, Any]:
     """The default of `max_new_tokens` for beam search, which does not go beyond the context."""
     around = len(generator.before) + len(generator.after) + (generator.tokenizer.end_of_text is not None)
     context = generator.model.config.max_seq_len
