@@ -14,6 +14,7 @@ def run(*words: str) -> None:
         from tinylm.commands import main
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        install = f'"{sys.executable}" -m pip install -e "{Path(__file__).resolve().parent.parent}"'
-        sys.exit(f"tinylm: error: {sys.executable} has no {missing}; to install it: {install}")
+        remedy = f'activate its environment, or: "{sys.executable}" -m pip install -e "{Path(__file__).parents[1]}"'
+        print(f"tinylm: error: {sys.executable} has no {missing}; {remedy}", file=sys.stderr)
+        sys.exit(70)
     sys.exit(main([*words, *sys.argv[1:]]))

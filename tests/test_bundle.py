@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import pickle
 import re
 import shutil
@@ -17,7 +18,7 @@ import tinylm
 from tests.strategies import model_configs, random_model
 from tinylm.adapt import quantize
 from tinylm.bundle import checkpoint_entry, load, load_bundle, rebuild_model, save_bundle
-from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
+from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, NumericError
 from tinylm.files import seal_zip, sha256_json
 from tinylm.locate import command
 from tinylm.model import ModelConfig, TransformerLM
@@ -224,7 +225,12 @@ def test_no_flipped_byte_or_cut_of_a_checkpoint_goes_unnoticed(sealed, tmp_path)
 
 
 CHECKPOINTS = {
-    "of something else": (dict(state_dict={}), "is not a checkpoint of tinylm"),
+    "of something else": (
+        dict(state_dict={}),
+        "is not a checkpoint of tinylm, but of another program; models of other",
+    ),
+    "of nanoGPT": (dict(model={}, model_args={}, iter_num=5), "but of nanoGPT; .* by tinylm export --to tinylm"),
+    "of no names": ([1, 2], "is not a checkpoint of tinylm, but of another program"),
     "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not fit"),
     "without a state": (dict(tinylm=ENTRY), r"last\.ckpt"),
     "with half an entry": (dict(tinylm={"format": 1}, state_dict={}, global_step=3), r"last\.ckpt"),
@@ -245,6 +251,50 @@ def test_a_checkpoint_whose_config_does_not_fit_its_weights_is_refused(tmp_path)
     )
     with pytest.raises(DataError, match="weights and its config do not fit"):
         load(tmp_path / "last.ckpt")
+
+
+def test_a_hugging_face_folder_names_the_command_that_converts_it(tmp_path):
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text("{}")
+    line = command("export", "--model", tmp_path / "llama", "--to", "tinylm", "--out", "llama-tinylm")
+    with pytest.raises(MissingInputError, match=re.escape(f"is a Hugging Face folder; convert it first: {line}")):
+        load(tmp_path / "llama")
+
+
+FILES_OF_OTHERS = {
+    "a.gguf": (b"GGUF\3\0\0\0", "is a GGUF file; models of other programs are read from Hugging Face folders"),
+    "m.safetensors": (b"\x02\0\0\0\0\0\0\0{}", "is weights without a config; models of other programs"),
+    "it.npz": (b"PK\5\6" + bytes(18), "is an archive of train-numpy, which only generate reads"),
+    "t.txt": (b"Once upon a time", "is not a checkpoint; give a run folder, a model folder or a .ckpt file"),
+    "config.json": (b"{}", "is not a checkpoint; give a run folder"),
+    "empty.ckpt": (b"", "is not a checkpoint; give a run folder"),
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_OTHERS)
+def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(name, tmp_path):
+    content, problem = FILES_OF_OTHERS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{re.escape(name)}: {problem}"):
+        load(tmp_path / name)
+
+
+def test_the_weights_of_a_model_folder_name_the_folder(folder):
+    with pytest.raises(DataError, match=f"holds the weights alone; give the model folder, {re.escape(str(folder))}"):
+        load(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["folder", "checkpoint"])
+def test_a_weight_that_is_not_finite_is_named_when_the_model_is_loaded(kind, value, tmp_path):
+    model = make_model()
+    model.blocks[1].attention.query.weight.data[3, 2] = value
+    if kind == "folder":
+        save_bundle(tmp_path / "model", model, TOKENIZER)
+    else:
+        save_checkpoint(tmp_path / "model", model)
+    with pytest.raises(NumericError, match=r"blocks\.1\.attention\.query\.weight has weights that are not finite"):
+        load(tmp_path / "model")
 
 
 # --- quantized layers

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
-from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS, find_model
+from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
@@ -95,6 +95,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transfor
     Raises:
         MissingInputError: if there is no model.
         DataError: if a file is damaged or not tinylm's.
+        NumericError: if a weight is NaN or infinite.
     """
     bundle = load_bundle(path, device)
     return bundle.model, bundle.tokenizer
@@ -161,7 +162,11 @@ def rebuild_model(
 
     Raises:
         DataError: if config, layers and weights do not fit together; names `source`.
+        NumericError: if a weight is NaN or infinite.
     """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NumericError(f"{source}: {name} has weights that are not finite; use another checkpoint")
     try:
         described = ModelConfig.from_dict(config)
         check_size(described, sum(each.numel() for each in weights.values()), len(weights))
@@ -219,7 +224,9 @@ def read_checkpoint(path: str | Path, fill: Fill = Shards.rows) -> dict[str, Any
     except Exception as error:  # torch raises many types of exceptions for damaged files
         raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "tinylm" not in checkpoint:
-        raise DataError(f"{path}: is not a checkpoint of tinylm")
+        keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
+        other = "of nanoGPT" if {"model", "model_args"} <= {*keys} else "of another program"
+        raise DataError(f"{path}: is not a checkpoint of tinylm, but {other}; {CONVERTIBLE}")
     _check_entry(checkpoint["tinylm"], {"model", "tokenizer"}, source=str(path))
     if not isinstance(checkpoint.get("state_dict"), dict) or "global_step" not in checkpoint:
         raise DataError(f"{path}: is incomplete: a checkpoint must have state_dict and global_step")

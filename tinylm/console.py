@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,22 +29,68 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return action.help if named or not plain else f"{action.help} (default: %(default)s)"
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and without abbreviations; `command` is the words after `tinylm`."""
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a command in which some of its options have no meaning.
 
-    def __init__(self, command: str, description: str | None) -> None:
-        name, form = f"tinylm {command}", _HelpFormatter
+    Attributes:
+        name: "with" or "without" and what it is about, such as `with --num-beams`
+        unused: names of the options that it does not use
+        active: whether parsed arguments choose this mode. None: they do with, or without, the option in the name
+    """
+
+    name: str
+    unused: Collection[str]
+    active: Callable[[argparse.Namespace], bool] | None = None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and without abbreviations.
+
+    Args:
+        command: the words after `tinylm`
+        description: the help text
+        modes: the options that a mode does not use are refused by name
+    """
+
+    def __init__(self, command: str, description: str | None, modes: Iterable[Mode] = ()) -> None:
+        name, form, self._modes = f"tinylm {command}", _HelpFormatter, modes
         super().__init__(prog=name, description=description, allow_abbrev=False, formatter_class=form)
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """Parses the arguments, whose option names may have `-` or `_`; ConfigError for an invalid one."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
-        options, unknown = self.parse_known_args([*map(_dashed, arguments[:end]), *arguments[end:]])
+        words = [*map(_dashed, arguments[:end])]
+        options, unknown = self.parse_known_args([*words, *arguments[end:]])
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            raise ConfigError(f"{unknown[0]}: no such option{did_you_mean(unknown[0], known) or '; --help lists all'}")
+            raise ConfigError(self._unknown(unknown[0], words))
+        typed = {word.partition("=")[0] for word in words if word.startswith("-")}
+        for mode in self._modes:
+            sort, _, option = mode.name.partition(" ")
+            active = (option in typed) == (sort == "with") if mode.active is None else mode.active(options)
+            if active and (useless := sorted(typed.intersection(mode.unused))):
+                raise ConfigError(f"{useless[0]}: does not work {mode.name}; leave it out")
         return options
+
+    def _unknown(self, word: str, words: list[str]) -> str:
+        """The error for a word that is no argument: a wrong name, or a part of a text that was not quoted."""
+        names = self._option_string_actions
+        if word.startswith("-") or word not in words:
+            return f"{word}: no such option{did_you_mean(word, names) or '; --help lists all'}"
+        if os.path.exists(word):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+            name = "--model" if os.path.isdir(word) else "--text"  # noqa: PTH112
+            if name in names and name not in words:
+                return f"{word}: not expected here; did you mean {name} {word}?"
+        place = words.index(word)
+        begin = next((i for i in reversed(range(place)) if words[i].startswith("-")), 0)
+        end = next((i for i in range(place, len(words)) if words[i].startswith("-")), len(words))
+        action = names.get(words[begin])
+        if action is None or action.nargs == 0 or os.path.exists(words[begin + 1]):  # noqa: PTH110 (of any length)
+            return f"{word}: not expected here; quote a text of several words, or see --help"
+        if action.type in (int, float) or place == begin + 1:
+            return f"{word}: not expected here; {words[begin]} takes one value"
+        return f'{word}: not expected here; quote the text: {words[begin]} "{" ".join(words[begin + 1 : end])}"'
 
     def format_help(self) -> str:
         """The help, with a usage line of the arguments and the required options."""
@@ -57,7 +103,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises instead of printing the usage."""
-        raise ConfigError(f"{message}; {self.prog} --help explains them" if "are required" in message else message)
+        message = message.removeprefix("argument ")
+        for kind, rule in (("int", "a whole number, such as 8"), ("float", "a number, such as 0.8")):
+            message = message.replace(f"invalid {kind} value: ", f"must be {rule}, got ")
+        if "are required" in message:
+            message += f"; {self.prog} --help explains them"
+        if "expected one argument" in message:
+            name = message.partition(":")[0]
+            message = f"{name}: needs a value; one that begins with a dash is written {name}=VALUE"
+        raise ConfigError(message)
 
     def add_model_option(self, kinds: str = "run folder, model folder or checkpoint") -> None:
         """Adds `--model`, which defaults to the newest run."""
@@ -148,6 +202,9 @@ def exit_code(
         if problem := disk_problem(error):
             message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
             return report(message, StorageError.exit_code)
+        if isinstance(error, ModuleNotFoundError):
+            missing = f"{sys.executable} has no {str(error.name).partition('.')[0]}"
+            return report(f"{missing}; activate the environment in which tinylm is installed", TinyLMError.exit_code)
         return report(f"{type(error).__name__}: {error}; --debug shows where", TinyLMError.exit_code)
 
 

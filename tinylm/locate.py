@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinylm.errors import ConfigError, MissingInputError, did_you_mean
+from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
 CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
 MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # of a model folder
+CONVERTIBLE = "models of other programs are read from Hugging Face folders, by tinylm export --to tinylm"
 
 
 def command(*words: str | Path) -> str:
@@ -48,16 +49,35 @@ def find_model(path: str | Path) -> Path:
         raise ConfigError(f"{path}: models are loaded from files only; download it first")
     path = Path(path)
     if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-        return path.parent if path.name == MANIFEST else path
+        return path.parent if path.name == MANIFEST else _checked_file(path)
     if os.path.isfile(path / MANIFEST):  # noqa: PTH113
         return path
     if (found := next(_models_of_run(path), None)) is not None:
         return found
+    if os.path.isfile(path / "config.json"):  # noqa: PTH113
+        new = command("export", "--model", path, "--to", "tinylm", "--out", f"{path.resolve().name}-tinylm")
+        raise MissingInputError(f"{path}: is a Hugging Face folder; convert it first: {new}")
     if os.path.isdir(path):  # noqa: PTH112
         raise MissingInputError(f"{path}: has no model/ and no checkpoint; wait for the run to write its first one")
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', 'tiny')}"
     raise MissingInputError(f"{path}: no such model{hint}")
+
+
+def _checked_file(path: Path) -> Path:
+    """The path of a file that may be a checkpoint; DataError for weights alone, and for files of other programs."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{" and (path.parent / MANIFEST).is_file():
+        raise DataError(f"{path}: holds the weights alone; give the model folder, {path.parent}")
+    if head[8:] == b"{" or head.startswith(b"GGUF"):
+        kind = "a GGUF file" if head.startswith(b"GGUF") else "weights without a config"
+        raise DataError(f"{path}: is {kind}; {CONVERTIBLE}")
+    if path.suffix == ".npz":
+        raise DataError(f"{path}: is an archive of train-numpy, which only generate reads; give the model/ of its run")
+    if not head.startswith((b"PK", b"\x80")):  # a zip archive, or an old checkpoint, which is a pickle
+        raise DataError(f"{path}: is not a checkpoint; give a run folder, a model folder or a .ckpt file")
+    return path
 
 
 def newest_run(folder: str | Path = "runs") -> Path:

@@ -123,7 +123,7 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
         (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
         (["lens", "--model", "alone", "--text", "e.txt"], 65, "the text has no token to predict; give a longer one"),
         (["profile", "--model", "alone", "--length", "17"], 2, "--length must be at most the context, 16, got 17"),
-        (["profile", "--model", "alone", "--rows", "0"], 2, "--rows must be at least 1, got 0"),
+        (["lens", "--model", "alone", "--rows", "0"], 2, "--rows must be at least 1, got 0"),
         (["gradients", "--model", "alone", "--text", "t.txt", "--rows", "1"], 2, "need at least 2 sequences, got 1"),
         (["gradients", "--model", "int8", "--text", "t.txt"], 2, "weights of 8 and 4 bits have no gradients"),
         (["profile", "--model", "alone", "--row", "1"], 2, "no such option, did you mean '--rows'"),

@@ -109,7 +109,9 @@ def test_errors_may_be_reported_otherwise(capfd):
 
 # --- help without PyTorch
 
-HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"]]
+MISTAKES = ["--temperature -1", "--top-p 90", "--max-new-tokens 0", "--prompt The king", "--num-beams 2 --seed 1"]
+HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"], ["generate"]]
+HELP += [["generate", "--model", "README.md", *words.split()] for words in ["", *MISTAKES, "--prompts-file nowhere"]]
 WATCH = """
 import contextlib, io, sys
 from tinylm.commands import main
@@ -266,11 +268,24 @@ def test_a_npz_archive_is_continued_without_pytorch(tmp_path):
     assert first.startswith("a b") and second.startswith("a b") and len(first) == len(second) == 3 + 5
 
 
+def test_sample_i_of_a_npz_archive_is_drawn_with_the_seed_plus_i(tmp_path, load):
+    from tinylm.reference import files
+
+    save_model(tmp_path)
+    files.save(files.load(tmp_path), tmp_path / "it.npz")
+    words = ["--model", tmp_path / "it.npz", "--prompt", "ab", "--max-new-tokens", 9]
+    for seed, following in ((4, 5), (-1, 0), (2**64 - 1, 0)):
+        code, both, _ = load("generate")(*words, "--seed", seed, "--num-samples", 2)
+        alone = [load("generate")(*words, "--seed", each)[1][:-1] for each in (seed, following)]
+        assert code == 0 and both[:-1].split("\n---\n") == alone
+
+
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--stop", "a"], 2, "--stop: a .npz archive is read by NumPy, which has no such option"),
-        (["--temperature", "-1"], 2, "--temperature must be at least 0, got -1.0"),
+        (["--stop", "a"], 2, "--stop: does not work with a .npz archive; leave it out"),
+        (["--temperature", "-1"], 2, "temperature must be 0 (greedy) or positive, got -1.0"),
+        (["--top-p", "2"], 2, "top_p must be in (0, 1], got 2.0"),
         (["--prompt", "x"], 65, "'x' (U+0078)"),
     ],
 )
@@ -352,8 +367,17 @@ def test_a_script_runs_from_any_folder_and_names_missing_packages(tmp_path):
     bare = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
     words = [sys.executable, "-I", "-S", "-c", bare, str(ROOT / "scripts"), script]
     bad = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert bad.returncode == 1 and bad.stderr.count("\n") == 1
-    assert bad.stderr.startswith(f"tinylm: error: {sys.executable} has no tinylm; to install it: ")
+    assert bad.returncode == 70 and bad.stderr.count("\n") == 1
+    assert bad.stderr.startswith(f"tinylm: error: {sys.executable} has no tinylm; activate its environment, or: ")
+
+
+@pytest.mark.parametrize(("words", "missing"), [("tokenizer inspect t x", "tqdm"), ("fit -c tiny", "lightning")])
+def test_a_package_that_is_missing_is_named_on_one_line(words, missing, tmp_path):
+    bare = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tinylm.commands import main; sys.exit(main())"
+    process = [sys.executable, "-I", "-S", "-c", bare, str(ROOT), *words.split()]
+    run = subprocess.run(process, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    problem = f"{sys.executable} has no {missing}; activate the environment in which tinylm is installed"
+    assert (run.returncode, run.stderr.splitlines()[-1]) == (70, f"tinylm: error: {problem}")
 
 
 def test_a_crash_in_a_kernel_names_the_python_line(tmp_path):

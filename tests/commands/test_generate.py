@@ -1,10 +1,12 @@
 """`tinylm generate` from the command line: text on stdout; errors as one line on stderr and an exit code."""
 
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ import torch
 
 import tinylm
 from tinylm.bundle import save_bundle
+from tinylm.commands import run_command
+from tinylm.commands.output import read_prompts, show_probabilities
 from tinylm.data import CHAT, Turn, prompt_ids
-from tinylm.generation import Generator, SamplingConfig
+from tinylm.generation import Completion, Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 TOKENIZER = CharTokenizer("abcdefghé\n 😀")  # the model's, in conftest.py
@@ -86,13 +90,15 @@ def test_a_long_prompt_is_refused_or_cut(model, run):
     ("arguments", "problem"),
     [
         (["--temperature", "nan"], "temperature must be 0 (greedy) or positive, got nan"),
-        (["--temperature", "warm"], "--temperature: invalid float value: 'warm'"),
+        (["--temperature", "warm"], "--temperature: must be a number, such as 0.8, got 'warm'"),
+        (["--temperature", "0,8"], "--temperature: must be a number, such as 0.8, got '0,8'"),
+        (["--num-samples", "1e3"], "--num-samples: must be a whole number, such as 8, got '1e3'"),
         (["--top-p", "0"], "top_p must be in (0, 1], got 0.0"),
         (["--top_k=0"], "top_k must be at least 1, got 0"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
         (["--max-new-token", "5"], "--max-new-token: no such option, did you mean '--max-new-tokens'?"),
         (["--xyz"], "--xyz: no such option; --help lists all"),
-        (["stray"], "stray: no such option"),
+        (["stray"], "stray: not expected here"),
         (["--truncate", "right"], "--truncate: invalid choice: 'right'"),
         (["--prompt", ""], "the prompt is empty"),
         (["--model", "https://example.com/model"], "models are loaded from files only"),
@@ -117,6 +123,79 @@ def test_a_damaged_model_is_one_line_and_exit_code_65(model, run, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
     code, out, err = run("--model", tmp_path / "last.ckpt", "--prompt", "a")
     assert (code, out) == (65, "") and "last.ckpt: is " in only_line(err)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--temperature nan", "--top-p 0", "--max-new-tokens 0", "--num-beams 0", "--num-samples 0", "--min-new-tokens 501",
+     "--prompts-file nowhere", "--draft nowhere", "--out exists.txt", "--seed 1 --num-beams 2", "--prompt="],
+)  # fmt: skip
+def test_mistakes_seen_without_the_model_are_told_before_it_is_loaded(words, model, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exists.txt").touch()
+    assert run_command("generate", ["--model", str(model), *words.split()]) in (2, 66, 73)
+    err = capfd.readouterr().err
+    assert err.startswith("tinylm: error: ") and err.count("\n") == 1
+
+
+# --- prompts of several words, and files of prompts
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--prompt The king", 'king: not expected here; quote the text: --prompt "The king"'),
+        ("--prompt The king of --seed 3", 'king: not expected here; quote the text: --prompt "The king of"'),
+        ("--out my texts.txt --seed 1", 'texts.txt: not expected here; quote the text: --out "my texts.txt"'),
+        ("--seed 1 2", "2: not expected here; --seed takes one value"),
+        ("--chat Hello there", "Hello: not expected here; quote a text of several words, or see --help"),
+        ("Once upon a time", "Once: not expected here; quote a text of several words, or see --help"),
+        ("--prompt", "--prompt: needs a value; one that begins with a dash is written --prompt=VALUE"),
+        ("--prompt -x", "--prompt: needs a value; one that begins with a dash is written --prompt=VALUE"),
+    ],
+)
+def test_an_unquoted_text_is_shown_in_quotes(words, answer, model, run):
+    assert run("--model", model, *words.split()) == (2, "", f"tinylm: error: {answer}\n")
+
+
+PROMPTS = {
+    "bom.jsonl": ('\ufeff{"prompt": "ab"}\r\n', ["ab"]),
+    "bom.txt": ("\ufeffab\r\ncd\r\n", ["ab", "cd"]),
+    "nel.txt": ("a\u0085b\nc\u000cd\ne\u2028f\n", ["a\u0085b", "c\u000cd", "e\u2028f"]),
+    "u2028.jsonl": ('{"prompt": "a\u2028b"}\n{"prompt": "cd"}\n', ["a\u2028b", "cd"]),
+    "spaces.txt": (" a \n\n \nb", [" a ", "b"]),
+    "LINES.JSONL": ('{"prompt": "ab"}\n', ["ab"]),
+    "lines.ndjson": ('{"prompt": "ab"}\n', ["ab"]),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_file_of_prompts_is_split_at_line_feeds_alone(name, tmp_path):
+    text, expected = PROMPTS[name]
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_prompts(tmp_path / name) == expected
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+SHARED = {
+    "prompts_bom.jsonl": ["Once upon a time"],
+    "prompts_bom.txt": ["Once upon a time", "On Monday"],
+    "prompts_nel.txt": ["Once\u0085upon", "On\u000cMonday", "A\u2028B"],
+    "prompts_u2028.jsonl": ["Once upon a\u2028time", "On Monday"],
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not beside the project")
+@pytest.mark.parametrize("name", SHARED)
+def test_the_shared_files_of_prompts_are_read_as_written(name):
+    assert read_prompts(CASES / name) == SHARED[name]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.CSV"])
+def test_prompts_in_another_format_are_not_taken_for_text(name, model, run, tmp_path):
+    (tmp_path / name).write_text('[{"prompt": "a"}]')
+    code, out, err = run("--model", model, "--prompts-file", tmp_path / name)
+    assert (code, out) == (65, "") and "prompts are read from lines of text, or from a .jsonl file" in only_line(err)
 
 
 # --- many texts, files, figures
@@ -172,9 +251,28 @@ def test_probabilities_follow_tokens_and_statistics_go_to_stderr(model, run):
     assert re.search(r"prompts: 1 tokens, [\d,]+ tokens/s; text: 4 tokens, [\d,]+ tokens/s; cache 0.0 MB; 1 CPU", err)
 
 
+@pytest.mark.parametrize("stop", ["a", "b", "fg", "gc", "é", "zzz"])
+@pytest.mark.parametrize("beams", [[], ["--num-beams", 3]])
+def test_probabilities_are_shown_up_to_the_stop_string(model, run, stop, beams):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 9, "--stop", stop, *(beams or ["--seed", 4])]
+    text = run(*words, "--no-stream")[1].removeprefix("ab").removesuffix("\n")
+    shown = run(*words, "--show-probs")[1].splitlines()[1]
+    assert re.sub(r"\[\d+%\]", "", shown) == "ab" + text.replace("\n", "\\n")
+    assert stop not in text
+
+
+def test_a_token_that_a_stop_string_cuts_is_shown_up_to_there():
+    tokenizer = BPETokenizer([(64, 65), (256, 66)])  # ab, abc
+    completion = Completion("", "dab", [67, 257], [math.log(0.5), math.log(0.25)], "stop")
+    assert show_probabilities(completion, tokenizer, color=False) == "d[50%]ab[25%]"
+    assert show_probabilities(replace(completion, text="d"), tokenizer, color=False) == "d[50%]"
+    assert show_probabilities(replace(completion, text=""), tokenizer, color=False) == ""
+
+
 @pytest.mark.parametrize("way", [["--lookup"], ["--draft"]])
-def test_speculative_decoding_gives_the_same_greedy_text(model, run, way):
-    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, "--temperature", 0]
+@pytest.mark.parametrize("sampling", [["--temperature", 0], ["--seed", 3], ["--seed", 4, "--num-samples", 3]])
+def test_speculative_decoding_gives_the_same_text(model, run, way, sampling):
+    words = ["--model", model, "--prompt", "ab", "--max-new-tokens", 30, *sampling]
     assert run(*words, *way, *([model] if way == ["--draft"] else []))[1] == run(*words)[1]
 
 
@@ -188,6 +286,17 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_greedy_decoding(model,
         sums[name] = [sum(json.loads(line)["log_probs"]) for line in lines]
     assert len(sums["beams"]) == 2
     assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
+
+
+def test_beams_fill_the_context_unless_a_length_is_given(model, run):
+    """The context is 16, the tokens are characters."""
+    for prompt, count in (("ab", 14), ("abcdefgh", 8), ("a" * 15, 1)):
+        code, out, err = run("--model", model, "--prompt", prompt, "--num-beams", 2)
+        assert (code, len(out), err) == (0, len(prompt) + count + 1, "")
+    code, out, err = run("--model", model, "--prompt", "a" * 16, "--num-beams", 2)
+    assert (code, out) == (2, "") and "must fit the context of 16 tokens, got 16 and 8" in only_line(err)
+    code, out, err = run("--model", model, "--prompt", "a" * 16, "--num-beams", 2, "--truncate", "left")
+    assert (code, len(out)) == (0, 16 + 8 + 1) and "only the last 8 are read" in err
 
 
 def test_text_is_generated_with_an_8_bit_cache(model, run):
@@ -212,13 +321,17 @@ def test_chat_prints_the_answer_alone_to_a_prompt_formatted_as_in_training(run, 
     ("words", "code", "message"),
     [
         (["--chat", "--prompt", "a"], 2, "needs <|endoftext|>, <|system|>, <|user|>, <|assistant|>, which the tok"),
-        (["--compile", "--kv-cache", "int8"], 2, "compiled decoding does not support an 8-bit cache"),
+        (["--compile", "--kv-cache", "int8"], 2, "--kv-cache: does not work with --compile; leave it out"),
         (["--prompts-file", "nowhere.txt"], 66, "nowhere.txt"),
         (["--prompts-file", "EMPTY"], 65, "has no prompt; write one on each line"),
         (["--prompts-file", "BAD.jsonl"], 65, "line 1: must be an object with a prompt"),
-        (["--prompt", "a", "--num-samples", "0"], 2, "num_samples must be at least 1, got 0"),
+        (["--prompt", "a", "--num-samples", "0"], 2, "--num-samples must be at least 1, got 0"),
         (["--prompt", "a", "--threads", "0"], 2, "threads must be at least 1, got 0"),
-        (["--prompt", "a", "--num-beams", "2", "--num-samples", "3"], 2, "num_return must be at most num_beams, 2"),
+        (
+            ["--prompt", "a", "--num-beams", "2", "--num-samples", "3"],
+            2,
+            "--num-samples must be at most --num-beams, 2, got 3",
+        ),
         (["--prompt", "a", "--banned-tokens", "99"], 2, "banned_tokens must be of ids below"),
         (["--prompt", "a", "--draft", "OTHER"], 2, "has another tokenizer than"),
     ],

@@ -218,7 +218,7 @@ def test_options_of_the_script_are_the_initial_settings(model, load, generator, 
     code, out, err = run(*words, "--temperature", "-1")
     assert (code, out) == (2, "") and "temperature must be" in err
     code, out, err = run(*words, "--prompt", "a")
-    assert (code, out) == (2, "") and "not allowed with argument" in err
+    assert (code, out) == (2, "") and "--prompt: does not work with --interactive; leave it out" in err
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_other_commands_read_quantized_models(run, load):
     [
         (["--model", "nowhere", "--out", "b"], 66, "nowhere: no such model"),
         (["--model", "alone", "--out", "b", "--text", "no.txt"], 66, "no.txt: no such file"),
-        (["--model", "alone", "--out", "b", "--bits", "5"], 2, "bits must be 8 or 4, got 5"),
+        (["--model", "alone", "--out", "b", "--bits", "5"], 2, "--bits: invalid choice: 5 (choose from 8, 4)"),
         (["--model", "alone", "--out", "b", "--bits", "4", "--group-size", "48"], 2, "must be even and divide the 64"),
         (["--model", "alone", "--out", "alone"], 2, "--out alone: is where the model is; give another folder"),
         (["--model", "runs/tiny", "--out", "runs/tiny"], 2, "--out runs/tiny: is where the model is"),

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from tinylm.bundle import save_bundle
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, WordTokenizer
 
 
 @pytest.fixture
@@ -67,6 +68,54 @@ def test_answers_to_pairs_are_scored_by_hand(run, pairs):
     assert run(*arguments)[1].count("answered") == 2
 
 
+def overflowing(folder: Path) -> None:
+    """Rewrites the model so that its weights are finite, but no logit is."""
+    tokenizer = ByteTokenizer([END_OF_TEXT])
+    shape = dict(vocab_size=257, d_model=8, num_layers=1, num_heads=1, max_seq_len=8, norm="layernorm", bias=True)
+    network = TransformerLM(ModelConfig(**shape))
+    network.final_norm.bias.data.fill_(1e30)
+    network.embedding.weight.data.fill_(1e30)
+    save_bundle(folder, network, tokenizer, overwrite=folder.exists())
+
+
+def test_no_command_prints_a_loss_that_is_not_finite(run, load, tmp_path):
+    overflowing(tmp_path / "model")
+    for name, words in {
+        "score": ["--text", "t.txt"],
+        "quantize": ["--text", "t.txt", "--out", "q"],
+        "analyze": ["tokens", "--text", "t.txt"],
+        "generate": ["--prompt", "a"],
+    }.items():
+        code, out, err = load(name)("--model", "model", *words)
+        assert code == 70 and "not finite" in err and "use another checkpoint" in err and "nan" not in out, name
+
+
+def test_a_perplexity_beyond_all_numbers_is_said_to_be(run, load, tmp_path):
+    """Logits of 0 for a and 9,000 for all other bytes."""
+    tokenizer = ByteTokenizer([END_OF_TEXT])
+    shape = dict(vocab_size=257, d_model=8, num_layers=1, num_heads=1, max_seq_len=8, norm="layernorm", bias=True)
+    network = TransformerLM(ModelConfig(**shape))
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    network.final_norm.bias.data[0] = 1.0
+    network.embedding.weight.data[:, 0] = 9000.0
+    network.embedding.weight.data[tokenizer.encode("a"), 0] = 0.0
+    save_bundle(tmp_path / "model", network, tokenizer, overwrite=True)
+    (tmp_path / "a.txt").write_text("aaaa")
+    code, out, _ = run("--model", "model", "--text", "a.txt")
+    loss = 9000 + math.log(256)
+    assert code == 0 and f"loss {loss:.4f} nats per token, perplexity above 10^307, " in out
+
+
+def test_a_text_of_unknown_words_alone_has_no_bits_per_byte(run, tmp_path):
+    tokenizer = WordTokenizer(["cat"])
+    network = TransformerLM(ModelConfig(vocab_size=tokenizer.vocab_size, d_model=8, num_layers=1, num_heads=1))
+    save_bundle(tmp_path / "words", network, tokenizer)
+    (tmp_path / "dogs.txt").write_text("dog dog dog")
+    code, out, err = run("--model", "words", "--text", "dogs.txt")
+    assert code == 65 and "the text has no byte that a token stands for" in err and "bits" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -75,6 +124,8 @@ def test_answers_to_pairs_are_scored_by_hand(run, pairs):
         (["--model", "model", "--text", "t.txt", "--stride", "9"], 2, "stride must be from 1 to the context, 8, got 9"),
         (["--model", "model", "--text", "t.txt", "--strid", "9"], 2, "no such option, did you mean '--stride'"),
         (["--model", "model"], 2, "give either --text or --pairs"),
+        (["t.txt"], 2, "t.txt: not expected here; did you mean --text t.txt?"),
+        (["model", "--text", "t.txt"], 2, "model: not expected here; did you mean --model model?"),
         (["--model", "model", "--text", "t.txt", "--pairs", "p.jsonl"], 2, "give either --text or --pairs"),
         (["--model", "model", "--pairs", "no.jsonl"], 66, "no.jsonl: no such file of pairs"),
         (["--model", "model", "--pairs", "t.txt"], 65, "t.txt: is not a known format; give a file whose name ends in"),

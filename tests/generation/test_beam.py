@@ -104,6 +104,65 @@ def test_enough_beams_find_all_texts_of_any_model(config, end, penalty):
     assert scores == pytest.approx([each.score for each in expected], abs=1e-9)
 
 
+RESTRICTIONS = {
+    "stop": dict(stop=("ba", "a")),
+    "stop later": dict(stop=("b",), min_new_tokens=3),
+    "end later": dict(min_new_tokens=2),
+    "banned": dict(banned_tokens=(1,)),
+    "all": dict(banned_tokens=(2,), min_new_tokens=2, stop=("ab", "aa")),
+}
+
+
+def restricted(found: list[Found], letters: str, options: dict) -> list[tuple[str, str, float]]:
+    """The texts that are allowed, spelled and without their stop strings; `found` are all texts of all lengths."""
+    stops, least = options.get("stop", ()), options.get("min_new_tokens", 0)
+    kept = []
+    for ids, finished, score in found:
+        text = "".join(letters[i] for i in ids)
+        ends = [n for n in range(max(least, 1), len(ids) + 1) if any(text[:n].endswith(stop) for stop in stops)]
+        if set(ids) & {*options.get("banned_tokens", ())} or (finished == "end" and len(ids) < least):
+            continue
+        if ends and (ends[0] < len(ids) or finished == "end"):
+            continue  # it would have ended before
+        if ends:
+            cut = max(len(stop) for stop in stops if text.endswith(stop))
+            kept.append((text[: len(text) - cut], "stop", score))
+        elif finished == "end" or len(ids) == 4:
+            kept.append((text, finished, score))
+    return kept
+
+
+@pytest.mark.parametrize("options", RESTRICTIONS.values(), ids=RESTRICTIONS)
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_enough_beams_find_the_best_of_all_texts_that_the_options_allow(options, penalty):
+    generator = make(3, seed=1)
+    whole = [each for count in range(1, 5) for each in exhaustive(generator, "ab", count, penalty)]
+    whole = [each for n, each in enumerate(whole) if each[:2] not in [other[:2] for other in whole[:n]]]
+    expected = sorted(restricted(whole, "abc", options), key=lambda each: -each[2])
+    found = beam_search(
+        generator, "ab", num_beams=300, num_return=300, max_new_tokens=4, length_penalty=penalty, **options
+    )
+    assert len(found) == len(expected) > 5
+    assert [each.score for each in found] == pytest.approx([each[2] for each in expected], abs=1e-9)
+    assert sorted((each.text, each.finished) for each in found) == sorted(each[:2] for each in expected)
+
+
+def test_bans_that_leave_no_text_are_refused():
+    with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens but the end-of-text token"):
+        beam_search(make(), "a", max_new_tokens=3, banned_tokens=[0, 1, 2], min_new_tokens=1)
+    with pytest.raises(ConfigError, match="banned_tokens must be of ids below 4, got 9"):
+        beam_search(make(), "a", max_new_tokens=3, banned_tokens=[9])
+    (empty,) = beam_search(make(), "a", max_new_tokens=3, banned_tokens=[0, 1, 2])
+    assert (empty.text, empty.finished) == ("", "end")
+
+
+def test_the_statistics_count_what_was_read_and_generated():
+    generator = make(end=False)
+    beam_search(generator, "abc", num_beams=2, max_new_tokens=4)
+    assert (generator.stats.prompt_tokens, generator.stats.new_tokens) == (2, 1 + 2 + 2 + 2)
+    assert generator.stats.decode_seconds > 0 < generator.stats.cache_bytes
+
+
 # --- few beams
 
 
@@ -293,6 +352,8 @@ def test_completions_match_transformers(penalty, early_stop):
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
         (dict(length_penalty=-10.5), "length_penalty must be from -10 to 10, got -10.5"),
         (dict(length_penalty=float("nan")), "length_penalty must be from -10 to 10, got nan"),
+        (dict(min_new_tokens=101), "min_new_tokens must be at most max_new_tokens, 100, got 101"),
+        (dict(stop=["a", ""]), r"stop must be strings that are not empty, got \['a', ''\]"),
         (dict(num_beams=2.0), "num_beams must be int, got 2.0"),
         (dict(early_stop="never"), "early_stop must be bool, got 'never'"),
     ],

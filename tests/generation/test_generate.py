@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.strategies import model_configs, random_ids, random_model
-from tinylm.errors import ConfigError, DataError
+from tinylm.errors import ConfigError, DataError, NumericError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.sampling import choose
-from tinylm.generation.text import Completion, StopStrings, until
+from tinylm.generation.text import Completion, StopStrings
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -192,17 +192,18 @@ def ends_before(text: str, stops: list[str]) -> str:
 @example(["aab"], ["b", "ab"])  # both are completed at once
 def test_texts_end_before_the_first_stop_string_for_any_pieces(pieces, stops):
     expected = ends_before("".join(pieces), stops)
-    taken, found = [], []
-    for piece in until((taken.append(piece) or piece for piece in pieces), StopStrings(stops)):
-        found.append(piece)
+    taken, found, reader = [], [], StopStrings(stops)
+    for piece in pieces:
+        taken.append(piece)
+        found.append(reader.read(piece))
         whole = "".join(found)
         read = "".join(taken)
-        assert piece and expected.startswith(whole)
+        assert expected.startswith(whole)
         # only text that may become a stop string is held back
         if not any(stop in read for stop in stops):
             held = read[len(whole) :]
             assert not held or any(stop.startswith(held) for stop in stops)
-    assert "".join(found) == expected
+    assert "".join([*found, reader.held]) == expected
 
 
 BYTES = ByteTokenizer()
@@ -235,6 +236,97 @@ def test_stop_strings_across_tokens_end_the_text_and_the_computation():
     generator = generator_of(model, LETTERS)
     assert generator.generate("a", max_new_tokens=8, stop=["xyz", "cde"], **GREEDY) == "ab"
     assert len(model.script) == 3
+
+
+@pytest.mark.parametrize("least", range(1, 8))
+def test_a_stop_string_before_min_new_tokens_is_plain_text(least):
+    """ "cd" is completed by the tokens 2 and 6: the text ends at the first of these that is long enough."""
+    script = LETTERS.encode("cdcccdaa")
+    options = dict(max_new_tokens=8, min_new_tokens=least, stop=["cd"], **GREEDY)
+    expected = ("", 2) if least <= 2 else ("cdcc", 6) if least <= 6 else ("cdcccdaa", 8)
+    stopped = generator_of(Scripted(script, LETTERS), LETTERS).complete(["a"], **options)[0]
+    assert (stopped.text, len(stopped.ids)) == expected
+    assert stopped.finished == ("stop" if least <= 6 else "length")
+    streamed = generator_of(Scripted(script, LETTERS), LETTERS).generate("a", **options)
+    assert streamed == stopped.text
+    ids = generator_of(Scripted(script, LETTERS), LETTERS).stream_ids([0], SamplingConfig(**options))
+    assert list(ids) == stopped.ids
+
+
+# --- options that leave no token, and prompts of another type
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (dict(banned_tokens=[0, 1, 2], min_new_tokens=1), "banned_tokens must be fewer than all tokens but the end"),
+        (dict(banned_tokens=[0, 1, 2, 3]), "banned_tokens must be fewer than all tokens, got all"),
+        (dict(presence_penalty=1.5e308, frequency_penalty=1.5e308, min_new_tokens=9), "leave no token"),
+        (dict(presence_penalty=-1.5e308, frequency_penalty=-1.5e308, min_new_tokens=9), "leave no token"),
+    ],
+)
+def test_options_that_exclude_every_token_are_named(options, problem, temperature):
+    generator = make(tokenizer=CharTokenizer("abc", [END_OF_TEXT]))
+    with pytest.raises(ConfigError, match=problem):
+        generator.generate("ab", max_new_tokens=9, temperature=temperature, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_infinite_logits_are_never_drawn_from(temperature):
+    model = Scripted([1], LETTERS)
+    model.step = lambda ids, cache: torch.full((1, 10), torch.inf)
+    with pytest.raises(NumericError, match="the model's logits are not finite: its weights are corrupt"):
+        generator_of(model, LETTERS).generate("a", temperature=temperature)
+
+
+@pytest.mark.parametrize("options", [{}, dict(max_new_tokens=1), dict(min_new_tokens=1)])
+def test_a_stop_string_in_the_first_token_gives_an_empty_text(options):
+    def found() -> Generator:
+        return generator_of(Scripted([1], LETTERS), LETTERS)
+
+    (each,) = found().complete(["a"], stop=["b"], **options, **GREEDY)
+    assert (each.text, each.finished) == ("", "stop")
+    assert found().generate("a", stop=["b"], **options, **GREEDY) == ""
+
+
+def test_the_seeds_of_samples_wrap_around_at_64_bits():
+    generator, options = make(), dict(max_new_tokens=9)
+    last = 2**64 - 1
+    texts = [each.text for each in generator.complete(["ab"], num_samples=3, seed=last, **options)]
+    assert texts == [generator.generate("ab", seed=seed, **options) for seed in (last, 0, 1)]
+    texts = [each.text for each in generator.complete(["ab"], num_samples=2, seed=-1, **options)]
+    assert texts == [generator.generate("ab", seed=seed, **options) for seed in (-1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "problem"),
+    [
+        ("ab", r"prompts must be a list of strings, got 'ab'; for a single one, \[prompt\]"),
+        (None, "prompts must be a list of strings, got None"),
+        (7, "prompts must be a list of strings, got 7"),
+        (["a", 7], "a prompt must be a string, got 7"),
+        ([b"ab"], "a prompt must be a string, got b'ab'"),
+        ([["a"]], r"a prompt must be a string, got \['a'\]"),
+    ],
+)
+def test_prompts_that_are_no_list_of_strings_are_refused(prompts, problem):
+    with pytest.raises(ConfigError, match=problem):
+        make().complete(prompts)
+
+
+@pytest.mark.parametrize("prompt", [None, 7, b"ab", ["ab"]])
+def test_a_prompt_that_is_no_string_is_refused(prompt):
+    for call in (make().generate, make().stream, make().begin, make().prompt_ids):
+        with pytest.raises(ConfigError, match="a prompt must be a string, got"):
+            call(prompt)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size"])
+@pytest.mark.parametrize("value", [0, 1.5, "2", None])
+def test_numbers_of_texts_are_checked(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got {value}"):
+        make().complete(["a"], **{name: value})
 
 
 # --- prompts

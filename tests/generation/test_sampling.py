@@ -12,9 +12,10 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import SamplingConfig
-from tinylm.generation.sampling import adjusted, choose, filtered, min_p, top_k, top_p, typical
+from tinylm.generation.sampling import adjusted, choose, draw, filtered, min_p, random_times, top_k, top_p, typical
 
 few = settings(max_examples=60, deadline=None)
+NAN, INFINITY = float("nan"), float("inf")
 logit_lists = st.lists(st.integers(-80, 80).map(lambda n: n / 8), min_size=1, max_size=12)
 distinct = st.lists(st.integers(-80, 80).map(lambda n: n / 8), min_size=1, max_size=12, unique=True)
 fractions = st.floats(0.01, 1)
@@ -160,13 +161,16 @@ def test_biases_are_added_and_banned_tokens_excluded():
 
 
 def test_ids_outside_the_vocabulary_are_refused():
-    SamplingConfig(logit_bias={4: 1.0}, banned_tokens=[0]).check_tokens(5)
+    SamplingConfig(logit_bias={4: 1.0}, banned_tokens=[0]).check_tokens(5, end=4)
     with pytest.raises(ConfigError, match="logit_bias must be of ids below 5, got 5"):
-        SamplingConfig(logit_bias={5: 1.0}).check_tokens(5)
+        SamplingConfig(logit_bias={5: 1.0}).check_tokens(5, end=4)
     with pytest.raises(ConfigError, match="banned_tokens must be of ids below 5, got -1"):
-        SamplingConfig(banned_tokens=[-1]).check_tokens(5)
+        SamplingConfig(banned_tokens=[-1]).check_tokens(5, end=4)
     with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens"):
-        SamplingConfig(banned_tokens=[0, 1]).check_tokens(2)
+        SamplingConfig(banned_tokens=[0, 1]).check_tokens(2, end=None)
+    with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens but the end-of-text token"):
+        SamplingConfig(banned_tokens=[0, 1], min_new_tokens=1).check_tokens(3, end=2)
+    SamplingConfig(banned_tokens=[0, 1]).check_tokens(3, end=2)
 
 
 # --- drawing
@@ -226,14 +230,22 @@ def test_a_tiny_temperature_is_nearly_greedy(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_nan_logits_raise_a_numeric_error(temperature):
-    with pytest.raises(NumericError, match=r"not (a )?finite"):
-        choose(torch.full((1, 4), torch.nan), SamplingConfig(temperature=temperature), [torch.Generator()])
+@pytest.mark.parametrize("logits", [[NAN] * 4, [0, INFINITY, 0, 0], [-INFINITY, 1, NAN, 2], [-INFINITY] * 4], ids=str)
+def test_logits_that_allow_no_choice_raise_a_numeric_error(logits, temperature):
+    with pytest.raises(NumericError, match="logits are not finite"):
+        choose(torch.tensor([[1.0, 2, 3, 4], logits]), SamplingConfig(temperature=temperature), [torch.Generator()] * 2)
+
+
+def test_tokens_are_drawn_as_torch_multinomial_draws_them():
+    for seed in range(50):
+        p = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) ** 4
+        ours, theirs = (torch.Generator().manual_seed(-seed) for _ in range(2))
+        for _ in range(3):
+            assert draw(p, random_times(9, ours)) == int(torch.multinomial(p, 1, generator=theirs))
 
 
 # --- options
 
-NAN, INFINITY = float("nan"), float("inf")
 FRACTIONS = ("top_p", "min_p", "typical_p")
 REFUSED = [
     *[("repetition_penalty", value, "positive") for value in (0.0, -1.0, NAN, INFINITY)],

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import pickle
+import re
 from itertools import product
 
 import pytest
@@ -713,6 +715,57 @@ def test_files_that_are_not_there_are_missing_input(tmp_path):
 def test_the_error_for_other_files_lists_the_supported_formats(content, tmp_path):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"t\.json: is not a tinylm tokenizer, nor a tokenizer\.json; .*tiktoken"):
+        load_tokenizer(tmp_path / "t.json")
+
+
+SENTENCEPIECE = (
+    b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\n\n\x03<s>\x15\x00\x00\x00\x00\x18\x03"  # as its trainer writes
+)
+FOREIGN = {  # content, what it is, what to do
+    "minbpe.model": (b"minbpe v1\n\n0\n104 101\n", "is a tokenizer of minbpe", "on the lines of a .tiktoken file"),
+    "tokenizer.model": (SENTENCEPIECE, "is a SentencePiece model", "tinylm tokenizer train TEXT --out FILE"),
+    "meta.pkl": (pickle.dumps({"stoi": {"a": 0}, "itos": {0: "a"}}), "is a pickle, such as nanoGPT's", "the kind char"),
+    "merges.txt": (
+        b"#version: 0.2\nt h\n",
+        "is the list of merges alone",
+        "folder that holds vocab.json and merges.txt",
+    ),
+    "other.txt": (
+        b"#version: 0.2\nt h\n",
+        "is the list of merges alone",
+        "folder that holds vocab.json and merges.txt",
+    ),
+    "vocab.json": (b'{"a": 0, "b": 1}', "is the vocabulary alone", "folder that holds vocab.json and merges"),
+    "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##ing\n", "is a WordPiece vocabulary", "tinylm tokenizer train TEXT"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_tokenizer_of_another_program_is_named_with_what_to_do(name, tmp_path):
+    content, kind, remedy = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{re.escape(name)}: {re.escape(kind)}.*; .*{re.escape(remedy)}") as raised:
+        load_tokenizer(tmp_path / name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_names_it(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(SENTENCEPIECE)
+    with pytest.raises(DataError, match=r"tokenizer\.model: is a SentencePiece model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("step", [None, "Whitespace", "BertPreTokenizer", "ByteLevel"])
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
+def test_word_level_and_other_models_of_tokenizers_are_refused_by_their_type(kind, step, tmp_path):
+    vocab = {"a": 0, "[UNK]": 1} if kind != "Unigram" else [("a", -1.0), ("b", -2.0)]
+    whole = tokenizers.Tokenizer(getattr(models, kind)(vocab))
+    if step is not None:
+        whole.pre_tokenizer = getattr(pre_tokenizers, step)()
+    whole.save(str(tmp_path / "t.json"))
+    with pytest.raises(
+        DataError, match=rf't\.json: model\.type is "?{kind}"?(, which|;) .*(as tinylm writes it|tinylm reads)'
+    ):
         load_tokenizer(tmp_path / "t.json")
 
 

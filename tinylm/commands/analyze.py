@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Parser, announce_model, check_at_least, pick_device, use_color
+from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_device, use_color
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.files import read_chunks, write_text
 from tinylm.targets import PICTURE, FileKind, check_target
@@ -26,6 +26,13 @@ PICTURES = {
     "lens": ("lens",), "tokens": (),
 }  # fmt: skip
 COMMANDS = tuple(PICTURES)
+UNUSED = {
+    "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite"),
+    "activations": ("--tokens",), "gradients": ("--tokens",), "tokens": ("--length", "--rows", "--tokens"),
+}  # fmt: skip
+MODES = [
+    Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()
+]
 FOLDER = Path("analysis")
 PAGE = FileKind("a page of losses", rb"<!DOCTYPE html>.*<title>[^\n]*: loss of each token</title>")
 TABLE = FileKind("an analysis", rb" *(?:parameters  |head |layer |part |after |(?:colour|in brackets).*token)")
@@ -55,7 +62,7 @@ def run(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options and checks them before the model is loaded."""
-    parser = Parser("analyze", __doc__)
+    parser = Parser("analyze", __doc__, MODES)
     add = parser.add_argument
     add("command", nargs="?", help=f"one of {', '.join(COMMANDS)} (default: all)")
     parser.add_model_option()

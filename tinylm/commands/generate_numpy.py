@@ -6,27 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
+from tinylm.generation.options import SamplingConfig
 from tinylm.reference import NumpyTransformerLM, files
 from tinylm.reference.generate import generate
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-SUPPORTED = ("model", "prompt", "num_samples", "debug", *SAMPLING)
+SAMPLING = ("temperature", "top_k", "top_p")
 
 
-def run(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
+def run(options: argparse.Namespace) -> None:
     """Prints the prompt with its continuations.
 
     Raises:
-        ConfigError: for an option that is not supported in NumPy.
+        ConfigError: if the prompt does not fit the context.
+        NumericError: if the model's logits are not finite.
         MissingInputError: if the archive or a tokenizer beside it is missing.
         DataError: if the archive is damaged or something else.
     """
-    for name, value in vars(options).items():
-        if name not in SUPPORTED and value != defaults[name]:
-            raise ConfigError(f"--{name.replace('_', '-')}: a .npz archive is read by NumPy, which has no such option")
-    check(options)
     path = Path(options.model)
     notice(f"loading {path}, in NumPy")
     model, tokenizer = read_model(path), read_tokenizer(path)
@@ -35,18 +32,15 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
     sampling: dict[str, Any] = {name: getattr(options, name) for name in SAMPLING}
-    new = generate(model, np.array([ids] * options.num_samples), separator=end, **sampling)
-    for number, row in enumerate(new.tolist()):
+    sampling["max_new_tokens"] = options.max_new_tokens or SamplingConfig.max_new_tokens
+    for number in range(options.num_samples):
+        seed = None if options.seed is None else (options.seed + number) % (1 << 64)
+        try:
+            row = generate(model, np.array([ids]), separator=end, seed=seed, **sampling)[0].tolist()
+        except FloatingPointError as error:
+            raise NumericError(f"{path}: {error}; use another checkpoint") from error
         text = tokenizer.decode(row[: row.index(end)] if end in row else row)
         print(*(["---"] if number else []), prompt + text, sep="\n")
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuses options out of range."""
-    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("temperature", 0), ("top_k", 1), ("top_p", 0)):
-        value = getattr(options, name)
-        if value is not None and not least <= value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def read_model(path: Path) -> NumpyTransformerLM:

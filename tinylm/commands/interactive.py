@@ -20,7 +20,7 @@ from tinylm.console import interruptible
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, notice
 from tinylm.files import default_cache_dir
 from tinylm.generation.generate import Generator
-from tinylm.generation.sampling import SamplingConfig
+from tinylm.generation.options import SamplingConfig
 
 COMMANDS = {
     "/set NAME VALUE": 'change a setting; the value is YAML: 0.5, null, ["."]',

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Parser, announce_model, table
+from tinylm.console import Mode, Parser, announce_model, table
 from tinylm.errors import ConfigError, notice
 from tinylm.files import file_size, read_chunks
 from tinylm.locate import WEIGHTS, command
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from tinylm.model import TransformerLM
 
 STORIES, STEPS, TURNS = 50, 20, 9
+MODES = (Mode("with 8 bits", ("--group-size",), lambda options: options.bits == 8),)
 
 
 def run(arguments: list[str]) -> None:
     """Writes the quantized model folder and prints the comparison."""
-    parser = Parser("quantize", __doc__)
+    parser = Parser("quantize", __doc__, MODES)
     add = parser.add_argument
     add("--model", required=True, help="run folder, model folder or checkpoint")
     add("--out", type=Path, required=True, help="output model folder")
     parser.add_overwrite_option()
-    add("--bits", type=int, default=8, help="bits per weight, 8 or 4")
+    add("--bits", type=int, choices=(8, 4), default=8, help="bits per weight, 8 or 4")
     add("--group-size", type=int, help="with 4 bits: number of weights that share a scale (default: 32)")
     add("--skip", nargs="+", default=["head"], help="layers left unquantized, such as blocks.0.* (default: head)")
     add("--text", type=Path, help="UTF-8 text file to measure the loss on (default: held-out stories of the run)")

@@ -5,17 +5,23 @@ tinylm score --model runs/finetune --pairs questions/test.jsonl
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
-from tinylm.console import Parser, announce_model, pick_device
+from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_device
 from tinylm.errors import ConfigError
 from tinylm.files import read_chunks
+
+MODES = (
+    Mode("with --text", ("--template", "--max-new-tokens", "--show")),
+    Mode("with --pairs", ("--stride",)),
+)
 
 
 def run(arguments: list[str]) -> None:
     """Prints the score of a text, or of the answers to prompts."""
-    parser = Parser("score", __doc__)
+    parser = Parser("score", __doc__, MODES)
     add = parser.add_argument
     parser.add_model_option()
     add("--text", type=Path, help="UTF-8 text file, read as one document")
@@ -29,6 +35,8 @@ def run(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     if (options.text is None) == (options.pairs is None):
         raise ConfigError("give either --text or --pairs")
+    check_at_least(1, options, "stride", "batch_size", "max_new_tokens")
+    check_at_least(0, options, "show")
     (print_score if options.pairs is None else print_answers)(options)
 
 
@@ -45,7 +53,8 @@ def print_score(options: argparse.Namespace) -> None:
     score = score_text(model, tokenizer, text, stride=options.stride, batch_size=options.batch_size)
     speed = score.tokens / (time.perf_counter() - started)
     print(f"{options.text}: {score.tokens:,} tokens, {score.bytes:,} bytes, {speed:,.0f} tokens/s")
-    figures = f"perplexity {score.perplexity:.2f}, {score.bits_per_byte:.4f} bits per byte"
+    perplexity = f"{score.perplexity:.2f}" if score.perplexity < math.inf else "above 10^307"
+    figures = f"perplexity {perplexity}, {score.bits_per_byte:.4f} bits per byte"
     print(f"loss {score.loss:.4f} nats per token, {figures}")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinylm.console import Parser, use_color
-from tinylm.errors import ConfigError, DataError
+from tinylm.console import Mode, Parser, use_color
+from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size
 from tinylm.targets import check_target
 from tinylm.tokenizer import (
@@ -32,10 +32,14 @@ from tinylm.tokenizer.pieces import show_pieces, statistics
 
 KINDS = ("bpe", "word", "char", "byte")
 OPTIONS = {
-    "bpe": {"vocab_size", "pattern", "memory_limit", "processes"},
-    "word": {"vocab_size", "min_frequency"},
+    "bpe": {"--vocab-size", "--pattern", "--memory-limit", "--processes"},
+    "word": {"--vocab-size", "--min-frequency"},
 }
 ALL_OPTIONS = set().union(*OPTIONS.values())
+MODES = [
+    Mode(f"with --kind {kind}", ALL_OPTIONS - OPTIONS.get(kind, set()), lambda options, kind=kind: options.kind == kind)
+    for kind in KINDS
+]
 WRITERS: dict[str, Callable[[Tokenizer, Path, bool], None]] = {
     "huggingface": write_tokenizer_json,  # tokenizer.json
     "gpt2": write_gpt2,  # folder with vocab.json and merges.txt
@@ -46,7 +50,7 @@ WRITERS: dict[str, Callable[[Tokenizer, Path, bool], None]] = {
 
 def train_parser() -> Parser:
     """Makes the parser of `tokenizer train`."""
-    parser = Parser("tokenizer train", __doc__)
+    parser = Parser("tokenizer train", __doc__, MODES)
     add = parser.add_argument
     add("corpus", nargs="+", type=Path, help="UTF-8 text files, one document each")
     add("--out", type=Path, required=True, help="file to write")
@@ -65,9 +69,8 @@ def train_parser() -> Parser:
 def train(arguments: list[str]) -> None:
     """Trains a tokenizer and writes it."""
     options = train_parser().parse(arguments)
-    settings = {name: value for name, value in vars(options).items() if name in ALL_OPTIONS and value is not None}
-    for name in settings.keys() - OPTIONS.get(options.kind, set()):
-        raise ConfigError(f"--{name.replace('_', '-')}: kind {options.kind} has no such option; leave it out")
+    names = [name.removeprefix("--").replace("-", "_") for name in ALL_OPTIONS]
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.special_tokens is not None:
         settings["special_tokens"] = options.special_tokens
     elif options.kind != "word":
@@ -127,7 +130,9 @@ def export(arguments: list[str]) -> None:
 def run(arguments: list[str]) -> None:
     """Runs the subcommand that the first argument names (default: train)."""
     commands = {"train": train, "inspect": inspect, "export": export}
-    if arguments and arguments[0] in commands:
-        commands[arguments[0]](arguments[1:])
-    else:
-        train(arguments)
+    name = arguments[0] if arguments else ""
+    if name in commands:
+        return commands[name](arguments[1:])
+    if (hint := did_you_mean(name, commands)) and not Path(name).exists():
+        raise ConfigError(f"{name}: no such subcommand{hint}")
+    train(arguments)

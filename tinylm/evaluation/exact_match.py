@@ -14,7 +14,7 @@ from tinylm.errors import DataError
 from tinylm.evaluation.log_probs import token_log_probs
 from tinylm.evaluation.score import Score, total_score
 from tinylm.generation.generate import Generator
-from tinylm.generation.sampling import SamplingConfig
+from tinylm.generation.options import SamplingConfig
 from tinylm.generation.text import Text
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tinylm.checks import require
-from tinylm.errors import DataError
+from tinylm.errors import DataError, NumericError
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.tokenizer import Tokenizer
@@ -50,6 +50,7 @@ def token_log_probs(
     Raises:
         ConfigError: for a stride or batch size out of range.
         DataError: for a sequence without a token to predict.
+        NumericError: if a log probability is NaN or infinite.
     """
     context = model.config.max_seq_len
     stride = max(context // 2, 1) if stride is None else stride
@@ -79,7 +80,10 @@ def _predict(model: TransformerLM, windows: list[Tensor], separator: int | None)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     with evaluating(model):
         logits = model(inputs, documents=documents_apart(model.config, inputs, separator))
-        return Predictions(-token_nats(double(logits), targets).cpu(), logits.argmax(dim=-1).cpu())
+        nats = token_nats(double(logits), targets).cpu()
+    if not nats.isfinite().all():
+        raise NumericError("the log probabilities are not finite: the weights are corrupt; use another checkpoint")
+    return Predictions(-nats, logits.argmax(dim=-1).cpu())
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from tinylm.errors import DataError
 from tinylm.evaluation.log_probs import document_ids, token_log_probs
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -27,12 +28,14 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+        """exp(loss); infinity where that exceeds the largest float, e^709."""
+        return math.exp(self.loss) if self.loss < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in a unit that does not depend on the tokenizer."""
+        """The loss in a unit that does not depend on the tokenizer. DataError if no token stands for text."""
+        if not self.bytes:
+            raise DataError("the text has no byte that a token stands for, such as unknown words alone; give another")
         return self.nats / math.log(2) / self.bytes
 
 

@@ -10,10 +10,11 @@ the same length, so sums of log probabilities rank them. Texts that have ended d
 
     score = sum of log p / length ** length_penalty
 
-where the length counts generated tokens, and both sum and length include the end-of-text token if there is one.
+where the length counts generated tokens, and both sum and length include the end-of-text token if there is one, and the
+tokens of a stop string. Banned tokens are left out of the search; the probabilities of the others are the model's.
 
 The search is exact only if no text is ever dropped. The most likely text need not be the best: it is often short or
-repetitive (Holtzman et al. 2020). Left out: several prompts at once, sampling, diverse groups, sliding.
+repetitive (Holtzman et al. 2020). Left out: several prompts at once, sampling, penalties, diverse groups, sliding.
 
 Source: Lowerre 1976; for neural networks Sutskever et al. 2014; for the score Wu et al. 2016, equation 14, in the
 simpler form of transformers (whose early_stopping="never" is early_stop=False here).
@@ -21,42 +22,19 @@ simpler form of transformers (whose early_stopping="never" is early_stop=False h
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tinylm.checks import check_types
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.generate import Generator
-from tinylm.generation.sampling import check_names, check_numbers, check_rule, check_truncate
-from tinylm.generation.text import Completion
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamConfig:
-    """Options of beam search. Invalid values raise ConfigError."""
-
-    num_beams: int = 4
-    """Number of texts kept at each step. 1, with early_stop, is greedy decoding."""
-    num_return: int = 1
-    """Number of best texts to return, at most num_beams."""
-    max_new_tokens: int = 100
-    """Most tokens to generate; with the prompt they must fit the context."""
-    length_penalty: float = 1.0
-    """Exponent of the length that divides a score, -10 to 10. 0 ranks by probability; more favours long texts."""
-    early_stop: bool = False
-    """Stop as soon as num_beams texts have ended. Otherwise stop when no running text can still be returned."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("num_beams", "num_return", "max_new_tokens"):
-            check_rule(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        rule = f"at most num_beams, {self.num_beams}"
-        check_rule(self.num_return <= self.num_beams, "num_return", rule, self.num_return)
-        check_rule(abs(self.length_penalty) <= 10, "length_penalty", "from -10 to 10", self.length_penalty)
+from tinylm.generation.options import BeamConfig, check_banned, check_names, check_truncate
+from tinylm.generation.sampling import EXCLUDED, check_numbers
+from tinylm.generation.text import Completion, Reader, Text
 
 
 @dataclass(frozen=True)
@@ -74,11 +52,13 @@ class Beam:
         row: row of the cache that holds all tokens but the last
         ids: generated token ids, the end-of-text token included
         log_probs: log probability of each, in nats
+        finished: why the text ended, as in `Text`; empty while it grows
     """
 
     row: int
     ids: list[int]
     log_probs: list[float]
+    finished: str = ""
 
     @property
     def log_prob(self) -> float:
@@ -112,12 +92,15 @@ def beam_search(
 
     Raises:
         ConfigError: for an invalid option, a prompt that is empty or does not fit the context.
-        NumericError: if a probability is NaN.
+        NumericError: if a logit is NaN or infinity.
     """
     check_names(options, BeamConfig, "beam search")
     config = dataclasses.replace(config or BeamConfig(), **options)
+    end = generator.tokenizer.end_of_text if config.min_new_tokens else None
+    check_banned(config.banned_tokens, generator.model.config.vocab_size, end)
     ids = _prompt_ids(generator, prompt, config, truncate)
-    beams = _search(generator, ids, config)
+    if not (beams := _search(generator, ids, config)):
+        raise ConfigError("banned_tokens and min_new_tokens leave no token to choose from; lower or remove one of them")
     beams.sort(key=lambda beam: beam.score(config.length_penalty), reverse=True)
     return [_completion(generator, prompt, beam, config) for beam in beams[: config.num_return]]
 
@@ -126,34 +109,68 @@ def beam_search(
 def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list[Beam]:
     """All texts that have ended or reached their full length, unordered."""
     generator.refresh_decoder()
-    end, device = generator.tokenizer.end_of_text, next(generator.model.parameters()).device
+    device, stats = next(generator.model.parameters()).device, generator.stats
     cache = generator.decoder.make_cache(1)
-    generator.decoder.prefill([prompt[:-1]], cache)
+    generator.prefill(cache, [prompt[:-1]])
     running, ended = [Beam(0, [], [])], []  # the beams share one row until they differ
     for _ in range(config.max_new_tokens):
         check_interrupt()
         if _is_over(running, ended, config):
             return ended
         last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=device)
-        logits = generator.decoder.step(last, cache)
-        # At most one continuation of each beam ends, so at least num_beams of these do not.
-        best = _continuations(running, logits, 2 * config.num_beams)
+        started = time.perf_counter()
+        log_probs = _log_probs(generator, generator.decoder.step(last, cache), len(running[0].ids), config)
+        # At most one continuation of each beam ends by the end-of-text token, so at least num_beams of these do not.
+        best = [_ended(generator, beam, config) for beam in _continuations(running, log_probs, 2 * config.num_beams)]
         # Only the best num_beams may end; otherwise unlikely short texts would stop the search.
-        ended += [beam for beam in best[: config.num_beams] if beam.ids[-1] == end]
-        running = [beam for beam in best if beam.ids[-1] != end][: config.num_beams]
+        ended += [beam for beam in best[: config.num_beams] if beam.finished]
+        running = [beam for beam in best if not beam.finished][: config.num_beams]
         cache.select([beam.row for beam in running])
+        stats.new_tokens, stats.cache_bytes = stats.new_tokens + len(last), cache.num_bytes
+        stats.decode_seconds += time.perf_counter() - started
     return ended + running
 
 
-def _continuations(beams: list[Beam], logits: Tensor, count: int) -> list[Beam]:
-    """The `count` most likely texts that are one token longer, best first; logits are (B, V)."""
-    log_probs = logits.log_softmax(dim=-1)
-    check_numbers(log_probs)
+def _log_probs(generator: Generator, logits: Tensor, length: int, config: BeamConfig) -> Tensor:
+    """Log probabilities (B, V) of the tokens after texts of a length; -inf for those that must not follow."""
+    check_numbers(logits)
+    log_probs, end = logits.log_softmax(dim=-1), generator.tokenizer.end_of_text
+    if config.banned_tokens:
+        log_probs[:, list(config.banned_tokens)] = EXCLUDED
+    if length < config.min_new_tokens and end is not None:
+        log_probs[:, end] = EXCLUDED
+    return log_probs
+
+
+def _continuations(beams: list[Beam], log_probs: Tensor, count: int) -> list[Beam]:
+    """The `count` most likely texts that are one token longer, best first; log_probs are (B, V)."""
     sums = log_probs + log_probs.new_tensor([beam.log_prob for beam in beams])[:, None]  # (B, V)
     best = sums.flatten().topk(min(count, sums.numel())).indices
     rows, tokens = (best // sums.shape[1]).tolist(), (best % sums.shape[1]).tolist()
     found = zip(rows, tokens, log_probs.flatten()[best].tolist(), strict=True)
-    return [Beam(row, [*beams[row].ids, token], [*beams[row].log_probs, new]) for row, token, new in found]
+    return [
+        Beam(row, [*beams[row].ids, token], [*beams[row].log_probs, new])
+        for row, token, new in found
+        if new != EXCLUDED
+    ]
+
+
+def _ended(generator: Generator, beam: Beam, config: BeamConfig) -> Beam:
+    """The beam, marked as finished if its last token ends it."""
+    if beam.ids[-1] == generator.tokenizer.end_of_text:
+        return dataclasses.replace(beam, finished="end")
+    finished = _spell(generator, beam.ids, config)[0].text.finished if config.stop else ""
+    return dataclasses.replace(beam, finished=finished)
+
+
+def _spell(generator: Generator, ids: list[int], config: BeamConfig) -> tuple[Reader, list[str]]:
+    """The reader of a text, and the pieces that its tokens add."""
+    text, pieces = Text([], seed=0), []
+    reader = Reader(text, generator.tokenizer.piece_decoder(), config.stop, config.min_new_tokens)
+    for token in ids:
+        text.ids.append(token)
+        pieces.append(reader.read())
+    return reader, pieces
 
 
 def _is_over(running: list[Beam], ended: list[Beam], config: BeamConfig) -> bool:
@@ -175,11 +192,11 @@ def _is_over(running: list[Beam], ended: list[Beam], config: BeamConfig) -> bool
 
 
 def _completion(generator: Generator, prompt: str, beam: Beam, config: BeamConfig) -> ScoredCompletion:
-    has_end = beam.ids[-1] == generator.tokenizer.end_of_text
-    count = len(beam.ids) - has_end
-    ids, finished = beam.ids[:count], "end" if has_end else "length"
-    text, score = generator.tokenizer.decode(ids), beam.score(config.length_penalty)
-    return ScoredCompletion(prompt, text, ids, beam.log_probs[:count], finished, score)
+    count = len(beam.ids) - (beam.finished == "end")
+    reader, pieces = _spell(generator, beam.ids[:count], config)
+    text, finished = "".join([*pieces, reader.rest()]), reader.text.finished or beam.finished or "length"
+    score = beam.score(config.length_penalty)
+    return ScoredCompletion(prompt, text, beam.ids[:count], beam.log_probs[:count], finished, score)
 
 
 def _prompt_ids(generator: Generator, prompt: str, config: BeamConfig, truncate: Literal["left"] | None) -> list[int]:

@@ -19,8 +19,9 @@ from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.decoder import make_decoder
-from tinylm.generation.sampling import EXCLUDED, SamplingConfig, adjusted, check_names, check_truncate, choose
-from tinylm.generation.text import Completion, Stats, StopStrings, Text, until
+from tinylm.generation.options import SamplingConfig, check_names, check_truncate
+from tinylm.generation.sampling import EXCLUDED, adjusted, check_numbers, choose, is_possible
+from tinylm.generation.text import Completion, Reader, Stats, Text
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -71,8 +72,7 @@ class Generator:
         """Returns a text and the pieces of its completion; the text grows as they are taken."""
         config, truncate = self.check_options(options)
         text = Text(self.prompt_ids(prompt, truncate), config.seed)
-        pieces = self.tokenizer.decode_stream(self._new_ids(text, config, log_probs))
-        return text, self._until_stop(pieces, text, config)
+        return text, self._pieces(text, config, log_probs)
 
     def complete(
         self, prompts: Sequence[str], *, num_samples: int = 1, batch_size: int = 16, **options: Any
@@ -81,42 +81,54 @@ class Generator:
 
         Args:
             prompts: the beginnings of the texts
-            num_samples: completions per prompt. Sample i, from 0, is drawn with the seed + i
+            num_samples: completions per prompt. Sample i, from 0, is drawn with the seed + i, modulo 2**64
             batch_size: texts generated at once
             options: as for `generate`
 
         Returns:
             the samples of the first prompt, then those of the second, and so on
+
+        Raises:
+            ConfigError: as `generate` does, and for prompts that are not a sequence of strings.
         """
         config, truncate = self.check_options(options)
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if value < 1:
+            if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        seeds = [None if config.seed is None else config.seed + i for i in range(num_samples)]
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise ConfigError(f"prompts must be a list of strings, got {prompts!r}; for a single one, [prompt]")
+        seeds = [None if config.seed is None else _seed(config.seed + i) for i in range(num_samples)]
         texts = [Text(ids, seed) for ids in [self.prompt_ids(p, truncate) for p in prompts] for seed in seeds]
-        readers = {text: (self.tokenizer.piece_decoder(), StopStrings(config.stop)) for text in texts}
+        readers = {text: self._reader(text, config) for text in texts}
+        pieces = {text: [] for text in texts}
         for text in self.decode(texts, config, batch_size, log_probs=True):
-            decode_piece, stops = readers[text]
-            if config.stop and text.finished != "end":
-                stops.read(decode_piece(text.ids[-1]))
-                text.finished = "stop" if stops.found else text.finished
-        generated = ["".join(self._until_stop([self.tokenizer.decode(text.ids)], text, config)) for text in texts]
-        return [text.completion(prompts[i // num_samples], generated[i]) for i, text in enumerate(texts)]
+            pieces[text].append(readers[text].read())
+        for text, reader in readers.items():
+            pieces[text].append(reader.rest())
+        return [text.completion(prompts[i // num_samples], "".join(pieces[text])) for i, text in enumerate(texts)]
 
-    def _until_stop(self, pieces: Iterable[str], text: Text, config: SamplingConfig) -> Iterator[str]:
-        """Yields pieces up to the first stop string, which finishes the text."""
-        stops = StopStrings(config.stop)
-        yield from until(pieces, stops)
-        text.finished = "stop" if stops.found else text.finished
+    def _reader(self, text: Text, config: SamplingConfig) -> Reader:
+        return Reader(text, self.tokenizer.piece_decoder(), config.stop, config.min_new_tokens)
 
-    def _new_ids(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[int]:
+    def _pieces(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[str]:
+        reader = self._reader(text, config)
         for _ in self.decode([text], config, log_probs=log_probs):
-            if text.finished != "end":
-                yield text.ids[-1]
+            if piece := reader.read():
+                yield piece
+        if piece := reader.rest():
+            yield piece
 
     def stream_ids(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
-        """Yields the ids that follow a prompt, which must fit the context, up to the end-of-text token."""
-        return self._new_ids(Text(prompt, config.seed), config, log_probs=False)
+        """Yields the ids that follow a prompt, which must fit the context, up to the end of the text or a stop string.
+
+        The ids contain the stop string.
+        """
+        text = Text(prompt, config.seed)
+        reader = self._reader(text, config)
+        for _ in self.decode([text], config):
+            reader.read()
+            if text.finished != "end":
+                yield text.ids[-1]
 
     # --- the loop
 
@@ -154,7 +166,7 @@ class Generator:
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len
         cache = self.decoder.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
-        self._prefill(cache, [text.prompt[:-1] for text in rows])
+        self.prefill(cache, [text.prompt[:-1] for text in rows])
         while rows:
             check_interrupt()
             growing = [text for text in rows if not text.finished]
@@ -169,12 +181,12 @@ class Generator:
                 following = next(waiting, None) if text.finished else None
                 if following is not None:
                     rows[row] = following
-                    self._prefill(cache, [following.prompt[:-1]], row)
+                    self.prefill(cache, [following.prompt[:-1]], row)
                 elif cache.lengths[row] == context and not text.finished:
                     if not announced:
                         announce_sliding(context)
                     announced = True
-                    self._prefill(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
+                    self.prefill(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
             unfinished = [row for row, text in enumerate(rows) if not text.finished]
             if unfinished and self.decoder.fixed_rows:  # finished rows idle
                 cache.truncate([length if row in unfinished else 0 for row, length in enumerate(cache.lengths)])
@@ -182,7 +194,7 @@ class Generator:
                 rows = [rows[row] for row in unfinished]
                 cache.select(unfinished)
 
-    def _prefill(self, cache: RingKVCache | TokenRows, parts: list[list[int]], row: int | None = None) -> None:
+    def prefill(self, cache: RingKVCache | TokenRows, parts: list[list[int]], row: int | None = None) -> None:
         """Reads the beginning of every text, or of the one in `row`, and replaces what the cache held."""
         started = time.perf_counter()
         self.decoder.prefill(parts, cache, row)
@@ -203,6 +215,7 @@ class Generator:
         self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
     ) -> Tensor:
         """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
+        check_numbers(logits)
         scores, end = logits, self.tokenizer.end_of_text
         if config.adjusts:
             scores = adjusted(logits, _counts(prompts, logits), _counts(generated, logits), config)
@@ -210,6 +223,8 @@ class Generator:
             short = torch.tensor([len(ids) < config.min_new_tokens for ids in generated], device=logits.device)
             scores = scores.clone()
             scores[short, end] = EXCLUDED
+        if scores is not logits and not is_possible(scores):
+            raise ConfigError("bans, biases and penalties leave no token to choose from; lower or remove some of them")
         return scores
 
     def _append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
@@ -231,14 +246,16 @@ class Generator:
         check_truncate(truncate)
         check_names(options, SamplingConfig, "generation")
         config = SamplingConfig(**options)
-        config.check_tokens(self.model.config.vocab_size)
+        config.check_tokens(self.model.config.vocab_size, self.tokenizer.end_of_text)
         return config, truncate
 
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
         """The ids that the model reads for a prompt: end-of-text token, `before`, prompt, `after`.
 
-        Raises ConfigError if there are none, or more than the context holds.
+        Raises ConfigError if the prompt is not a string, or there are no ids or more than the context holds.
         """
+        if not isinstance(prompt, str):
+            raise ConfigError(f"a prompt must be a string, got {prompt!r}")
         ids = [*self.before, *self.tokenizer.encode(prompt), *self.after]
         if self.tokenizer.end_of_text is not None:
             ids = [self.tokenizer.end_of_text, *ids]  # it precedes every document in training
@@ -251,6 +268,11 @@ class Generator:
             notice(f"the prompt has {len(ids)} tokens: only the last {context} are read")
             ids = ids[-context:]
         return ids
+
+
+def _seed(number: int) -> int:
+    """A seed that PyTorch accepts: a number below 2**64 itself, a greater one modulo 2**64."""
+    return number if number < 1 << 64 else number % (1 << 64)
 
 
 def announce_sliding(context: int) -> None:

@@ -6,103 +6,15 @@ is temperature, top-k, top-p, min-p, typical.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tinylm.checks import check_types
-from tinylm.errors import ConfigError, NumericError, did_you_mean
+from tinylm.errors import NumericError
+from tinylm.generation.options import SamplingConfig
 
 EXCLUDED = float("-inf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """Options of sampling. Invalid values raise ConfigError."""
-
-    max_new_tokens: int = 500
-    """Most tokens to generate."""
-    temperature: float = 1.0
-    """Divides the logits: below 1 favours likely tokens, 0 is greedy."""
-    top_k: int | None = None
-    """Keep the k most likely tokens. Default: all."""
-    top_p: float | None = None
-    """Keep the most likely tokens that together have probability p (nucleus sampling). Default: all."""
-    min_p: float | None = None
-    """Keep tokens at least this fraction as likely as the most likely one. Default: all."""
-    typical_p: float | None = None
-    """Keep the tokens whose information is closest to the entropy, of total probability p. Default: all."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens already present, prompt included, less likely; 1 is off."""
-    presence_penalty: float = 0.0
-    """Subtracted once from the logit of every token already generated."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once per earlier occurrence."""
-    logit_bias: dict[int, float] | None = None
-    """Values added to logits, by token id."""
-    banned_tokens: tuple[int, ...] = ()
-    """Ids of tokens that are never generated."""
-    min_new_tokens: int = 0
-    """Fewest tokens to generate before the end-of-text token is allowed."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings to be completed; the longest, if several end together."""
-    seed: int | None = None
-    """Seed of the random numbers: the same seed gives the same text. Default: different each time."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_rule(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)
-        check_rule(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer", self.seed)
-        check_rule(0 <= self.temperature < math.inf, "temperature", "0 (greedy) or positive", self.temperature)
-        check_rule(self.top_k is None or self.top_k >= 1, "top_k", "at least 1", self.top_k)
-        for name in ("top_p", "min_p", "typical_p"):
-            value = getattr(self, name)
-            check_rule(value is None or 0 < value <= 1, name, "in (0, 1]", value)
-        check_rule(0 < self.repetition_penalty < math.inf, "repetition_penalty", "positive", self.repetition_penalty)
-        for name in ("presence_penalty", "frequency_penalty"):
-            check_rule(math.isfinite(getattr(self, name)), name, "a finite number", getattr(self, name))
-        biases = (self.logit_bias or {}).items()
-        finite = all(type(i) is int and type(bias) in (int, float) and math.isfinite(bias) for i, bias in biases)
-        check_rule(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
-        check_rule(self.min_new_tokens >= 0, "min_new_tokens", "at least 0", self.min_new_tokens)
-        rule = f"at most max_new_tokens, {self.max_new_tokens}"
-        check_rule(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", rule, self.min_new_tokens)
-        check_rule("" not in self.stop, "stop", "strings that are not empty", list(self.stop))
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether `adjusted` changes anything."""
-        penalties = (self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty)
-        return any((*penalties, self.logit_bias, self.banned_tokens))
-
-    def check_tokens(self, vocab_size: int) -> None:
-        """Raises ConfigError for a token id outside the vocabulary, or if all tokens are banned."""
-        for name, ids in (("logit_bias", self.logit_bias or {}), ("banned_tokens", self.banned_tokens)):
-            for token in ids:
-                check_rule(0 <= token < vocab_size, name, f"of ids below {vocab_size}", token)
-        check_rule(len(set(self.banned_tokens)) < vocab_size, "banned_tokens", "fewer than all tokens", "all")
-
-
-def check_rule(condition: bool, name: str, rule: str, value: object) -> None:
-    """Raises ConfigError, with the rule and the value, unless the condition holds."""
-    if not condition:
-        raise ConfigError(f"{name} must be {rule}, got {value}")
-
-
-def check_names(options: Iterable[str], config: type, purpose: str) -> None:
-    """Raises ConfigError, with a suggestion, unless all options are fields of a dataclass."""
-    known = [each.name for each in fields(config)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"{name}: no such option of {purpose}{did_you_mean(name, known)}")
-
-
-def check_truncate(truncate: object) -> None:
-    """Raises ConfigError unless `truncate` is "left" or None."""
-    if truncate not in (None, "left"):
-        raise ConfigError(f"truncate must be left, got {truncate!r}")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -174,7 +86,7 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
 def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     """The probability of drawing each token: (..., V) -> (..., V). At temperature 0 the most likely one has 1.
 
-    They are float64 on the CPU, so that a seed gives the same text on every device. NaN raises NumericError.
+    They are float64 on the CPU, so that a seed gives the same text on every device. Errors as in `check_numbers`.
     """
     check_numbers(logits)
     logits = logits.cpu().double()
@@ -183,8 +95,23 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return filtered(logits, config).softmax(dim=-1)
 
 
+def random_times(vocab_size: int, random: torch.Generator) -> Tensor:
+    """The random numbers of one draw: exponentially distributed, float64 (V,)."""
+    return torch.empty(vocab_size, dtype=torch.float64).exponential_(generator=random)
+
+
+def draw(probabilities: Tensor, times: Tensor) -> int:
+    """Draws a token with the given probabilities, (V,), by the random numbers of `random_times`, (V,).
+
+    Token i happens at the time `times[i] / probabilities[i]`, and the first one is drawn. The first of independent
+    exponential times is the i-th with probability proportional to its rate. As the random numbers do not depend on the
+    probabilities, similar distributions mostly give the same token.
+    """
+    return int((probabilities / times).argmax())
+
+
 def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draws one token for each row of logits: (B, V) -> int64 (B,). NaN raises NumericError.
+    """Draws one token for each row of logits: (B, V) -> int64 (B,). Errors as in `check_numbers`.
 
     `generators` are the random number generators of the rows, on the CPU.
     """
@@ -192,11 +119,16 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
         check_numbers(logits)
         return logits.argmax(dim=-1)
     rows = probabilities(logits, config)
-    drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(rows, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+    drawn = [draw(row, random_times(len(row), each)) for row, each in zip(rows, generators, strict=True)]
+    return torch.tensor(drawn, device=logits.device)
+
+
+def is_possible(logits: Tensor) -> bool:
+    """Whether each row of logits (..., V) has a finite maximum: neither NaN nor infinity, and not -inf alone."""
+    return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def check_numbers(logits: Tensor) -> None:
-    """Raises NumericError if a logit is NaN."""
-    if torch.isnan(logits).any():
+    """Raises NumericError if a logit is NaN or infinity, or a row has none but -inf."""
+    if not is_possible(logits):
         raise NumericError("the model's logits are not finite: its weights are corrupt; use another checkpoint")

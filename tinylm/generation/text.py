@@ -1,6 +1,6 @@
 """Texts during generation, their results, and stop strings."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,13 +83,16 @@ class StopStrings:
         self._stops = sorted(stops, key=len, reverse=True)
         self.found, self.held = False, ""
 
-    def read(self, piece: str) -> str:
-        """Takes one more piece of the text and returns what can be passed on."""
+    def read(self, piece: str, heeded: bool = True) -> str:
+        """Takes one more piece of the text and returns what can be passed on.
+
+        A stop string that is completed within a piece that is not `heeded` is plain text.
+        """
         if self.found or not self._stops:
             return "" if self.found else piece
         for character in piece:
             self.held += character
-            if stop := next(filter(self.held.endswith, self._stops), ""):
+            if heeded and (stop := next(filter(self.held.endswith, self._stops), "")):
                 passed, self.held, self.found = self.held.removesuffix(stop), "", True
                 return passed
         sizes = range(min(len(self._stops[0]) - 1, len(self.held)), 0, -1)
@@ -99,12 +102,29 @@ class StopStrings:
         return passed
 
 
-def until(pieces: Iterable[str], stops: StopStrings) -> Iterator[str]:
-    """Yields the pieces of a text up to the first stop string, and takes none after it."""
-    for piece in pieces:
-        if passed := stops.read(piece):
-            yield passed
-        if stops.found:
-            return
-    if stops.held:
-        yield stops.held
+class Reader:
+    """Spells a text token by token, up to the first stop string, which finishes it.
+
+    Args:
+        text: grows between calls of `read`
+        decode_piece: the tokenizer's `piece_decoder()`
+        stops: the stop strings
+        least: number of tokens before which no stop string ends the text
+    """
+
+    def __init__(self, text: Text, decode_piece: Callable[[int | None], str], stops: Sequence[str], least: int) -> None:
+        self.text, self._decode, self._stops, self._least = text, decode_piece, StopStrings(stops), least
+
+    def read(self) -> str:
+        """The characters that the newest token adds; call it once for each token."""
+        return "" if self.text.finished == "end" else self._read(self.text.ids[-1])
+
+    def rest(self) -> str:
+        """The characters held back until the text has ended."""
+        return self._read(None) + self._stops.held
+
+    def _read(self, token: int | None) -> str:
+        passed = self._stops.read(self._decode(token), len(self.text.ids) >= self._least)
+        if self._stops.found:
+            self.text.finished = "stop"
+        return passed

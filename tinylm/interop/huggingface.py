@@ -120,6 +120,8 @@ def load_huggingface(folder: str | Path) -> tuple[TransformerLM, Tokenizer]:
 def load_huggingface_model(folder: str | Path) -> TransformerLM:
     """The model of a Hugging Face folder, without a tokenizer; raises as `load_huggingface` does."""
     folder = Path(folder)
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; give a Hugging Face folder, with config.json, safetensors and tokenizer")
     if not folder.is_dir():
         raise MissingInputError(f"{folder}: no such folder; models are loaded from folders only, download it first")
     if not (folder / CONFIG).is_file():

@@ -56,7 +56,9 @@ def generate(
 def choose(
     logits: Array, temperature: float, top_k: int | None, top_p: float | None, random: np.random.Generator
 ) -> Array:
-    """One token for each row of logits, (B, V) -> (B,)."""
+    """One token for each row of logits, (B, V) -> (B,). FloatingPointError for NaN or infinity."""
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise FloatingPointError("the model's logits are not finite: its weights are corrupt")
     if temperature == 0:
         return logits.argmax(axis=-1)
     p = probabilities(logits, temperature, top_k, top_p)

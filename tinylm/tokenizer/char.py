@@ -71,8 +71,8 @@ class CharTokenizer(Tokenizer):
             position = int(unknown[0] if self.unknown is None else surrogates[0])
             raise DataError(
                 f"character {text[position]!a} (U+{ord(text[position]):04X}) at position {start + position} is not "
-                f"in the vocabulary of {len(self.characters)} characters; add it to the corpus, or train the tokenizer "
-                f"with the special token {UNKNOWN}"
+                f"in the vocabulary of {len(self.characters)} characters; leave it out, or train with the tokenizer "
+                "bpe or byte, which encode any text"
             )
         ids[unknown] = self.unknown
         return ids

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tinylm.errors import MissingInputError, notice
+from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import read_json
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
@@ -27,7 +27,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".tiktoken":
         notice(f"{path} does not record its pattern: assuming gpt2; read_tiktoken takes another pattern")
         return read_tiktoken(path)
-    values = read_json(require(path))
+    if foreign := _foreign(require(path)):
+        raise DataError(f"{path}: {foreign}")
+    values = read_json(path)
+    numbers = isinstance(values, dict) and all(type(each) is int for each in values.values())
+    if numbers and (path.name == "vocab.json" or len(values) >= 256):
+        raise DataError(f"{path}: is the vocabulary alone; give the folder that holds vocab.json and merges.txt")
     if is_tokenizer_json(values):
         return from_tokenizer_json(values, source=str(path))
     return Tokenizer.from_dict(values, source=str(path))
@@ -39,4 +44,28 @@ def _load_folder(folder: Path) -> Tokenizer:
             return load_tokenizer(folder / name)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return BPETokenizer.from_gpt2(folder / "vocab.json", folder / "merges.txt")
+    if (folder / "tokenizer.model").is_file():
+        return load_tokenizer(folder / "tokenizer.model")
     raise MissingInputError(f"{folder}: has no tokenizer.tinylm.json, no tokenizer.json, no vocab.json with merges.txt")
+
+
+def _foreign(path: Path) -> str | None:
+    """Says what a file of another program is and what to do instead; None for what may be readable."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    train = "train one of your own: tinylm tokenizer train TEXT --out FILE"
+    if head.startswith(b"minbpe v"):
+        return (
+            "is a tokenizer of minbpe; write base64 of each token's bytes, and its id, on the lines of a .tiktoken file"
+        )
+    if head[:1] == b"\n" and head[2:3] == b"\n" and b"<unk>" in head:
+        return f"is a SentencePiece model, which tinylm does not read; {train}"
+    if head[:1] == b"\x80":
+        return "is a pickle, such as nanoGPT's meta.pkl, which could run code; for its characters, use the kind char"
+    if head[:1] == b"{":
+        return None
+    if path.name == "merges.txt" or head.startswith(b"#version"):
+        return "is the list of merges alone; give the folder that holds vocab.json and merges.txt"
+    if path.name == "vocab.txt" or b"\n[UNK]\n" in head:
+        return f"is a WordPiece vocabulary, which tinylm does not read; {train}"
+    return None

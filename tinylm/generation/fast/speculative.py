@@ -1,37 +1,37 @@
 """Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): several tokens per pass of the model.
 
 A pass spends its time on loading the weights, so one over five tokens takes little longer than one over a single token.
-A cheap drafter proposes the next tokens, drawn from its probabilities q. The model reads them all in one pass, which
-gives its own probabilities p at each. A drafted token x is accepted with probability min(1, p(x) / q(x)). The first
-rejected one is replaced by a draw from max(0, p - q), normalized, which ends the round. The result has exactly the
-distribution p:
+A cheap drafter proposes the next tokens. The model reads them all in one pass, which gives its own probabilities p at
+each, and draws its token there, by the random numbers that belong to this position of the text. As long as the drafts
+equal these, the next ones are right too; the first different token replaces its draft and ends the round.
 
-    x drafted and accepted       q(x) min(1, p(x) / q(x)) = min(p(x), q(x))
-    x drawn after a rejection    max(0, p(x) - q(x)), since rejections have probability Σ max(0, p - q)
-    together                     min(p(x), q(x)) + max(0, p(x) - q(x)) = p(x)
+So a seed gives the text of plain decoding, barring ties decided by rounding. Drafts decide the speed, never the text.
+The probabilities are taken after penalties, temperature and filters.
 
-This holds for any q: drafts decide the speed, never the distribution. p and q are taken after penalties, temperature
-and filters.
+A drafter draws from its own probabilities q by the same random numbers (sampling.py, `draw`), so that both tokens are
+equal wherever q is like p (Daliri et al. 2024). Accepting x with probability min(1, p(x) / q(x)) accepts somewhat more
+drafts, but takes random numbers of its own, which give another text than plain decoding.
 
 There are two drafters: a small model with the same tokenizer (the draft model), and prompt lookup, which finds the last
-tokens earlier in the text and drafts what followed them there, with q(x) = 1 (Saxena 2023).
+tokens earlier in the text and drafts what followed them there (Saxena 2023).
 
 Left out: batches, whose rows would accept different numbers of tokens, and trees of drafts.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
 from tinylm.generation.fast.decoder import Decoder, make_decoder
 from tinylm.generation.generate import Generator, announce_sliding
-from tinylm.generation.sampling import SamplingConfig, probabilities
+from tinylm.generation.options import SamplingConfig
+from tinylm.generation.sampling import draw, probabilities, random_times
 from tinylm.generation.text import Completion, Text
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import TransformerLM
@@ -40,37 +40,46 @@ from tinylm.tokenizer import Tokenizer
 # --- the rule
 
 
-def acceptance(p: Tensor, q: Tensor) -> Tensor:
-    """Probability of accepting each token if it is drafted: min(1, p / q); all are (V,)."""
-    return torch.where(p < q, p / q, 1.0)
+class RandomTimes:
+    """The random numbers of the next tokens of a text, drawn in the order of plain decoding.
+
+    Args:
+        vocab_size: number of tokens, V
+        random: generator of the text
+    """
+
+    def __init__(self, vocab_size: int, random: torch.Generator) -> None:
+        self._size, self._random, self._next = vocab_size, random, deque()
+
+    def __getitem__(self, ahead: int) -> Tensor:
+        """Those of the token `ahead` places after the next one, float64 (V,)."""
+        while len(self._next) <= ahead:
+            self._next.append(random_times(self._size, self._random))
+        return self._next[ahead]
+
+    def advance(self, count: int) -> None:
+        """Drops those of the next `count` tokens, which have been drawn."""
+        for _ in range(count):
+            self._next.popleft()
 
 
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """The distribution after a rejection: max(0, p - q), normalized; all are (V,)."""
-    excess = (p - q).clamp(min=0)
-    return excess / excess.sum() if excess.any() else p  # where p = q, only rounding can reject
-
-
-def verify(draft: Sequence[int], p: Tensor, q: Sequence[Tensor], random: torch.Generator) -> list[int]:
+def verify(draft: Sequence[int], p: Tensor, times: RandomTimes) -> list[int]:
     """Returns the accepted beginning of a draft, and one more token.
 
     Args:
-        draft: k tokens, each drawn from its q
+        draft: k tokens
         p: probabilities of the model at each of them and after the last, (k + 1, V)
-        q: probabilities of the drafter at each, k times (V,)
-        random: generator of the draws
+        times: random numbers of these k + 1 tokens
 
     Returns:
         token ids, 1 to k + 1
     """
-    for i, token in enumerate(draft):
-        if torch.rand((), dtype=p.dtype, generator=random) >= acceptance(p[i], q[i])[token]:
-            return [*draft[:i], _draw(residual(p[i], q[i]), random)]
-    return [*draft, _draw(p[-1], random)]
-
-
-def _draw(probabilities: Tensor, random: torch.Generator) -> int:
-    return int(torch.multinomial(probabilities, 1, generator=random))
+    tokens = []
+    for i, row in enumerate(p):
+        tokens.append(draw(row, times[i]))
+        if tokens[i:] != list(draft[i : i + 1]):
+            break
+    return tokens
 
 
 # --- reading and drafting
@@ -115,22 +124,22 @@ class _DraftModel(_Reader):
         super().__init__(generator.draft, generator.draft_decoder, generator.num_draft + 1)
         self.generator, self.config = generator, config
 
-    def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
-        """Drafts at most `limit` tokens, up to the end of the text; returns them and the distributions, (V,) each."""
-        ids, tokens, q = [*text.prompt, *text.ids], [], []
+    def draft(self, text: Text, times: RandomTimes, limit: int, end: int | None) -> list[int]:
+        """Drafts at most `limit` tokens, up to the end of the text."""
+        ids, tokens = [*text.prompt, *text.ids], []
         room = self.make_room(len(ids))  # the last drafted token is not read
         while len(tokens) < min(limit, room + 1) and end not in tokens[-1:]:
             logits = self.read(ids + tokens, 1)
-            q.append(self.generator.probabilities(logits, text, [tokens], self.config)[0])
-            tokens.append(_draw(q[-1], text.random))
-        return tokens, q
+            q = self.generator.probabilities(logits, text, [tokens], self.config)[0]
+            tokens.append(draw(q, times[len(tokens)]))
+        return tokens
 
 
 class _Lookup:
     """Prompt lookup: drafts the tokens that followed the latest earlier occurrence of the last n tokens."""
 
-    def __init__(self, n: int, vocab_size: int) -> None:
-        self.n, self.vocab_size = n, vocab_size
+    def __init__(self, n: int) -> None:
+        self.n = n
         self.restart()
 
     def restart(self) -> None:
@@ -138,7 +147,7 @@ class _Lookup:
         self.indexed = self.n  # number of tokens in the index
         self.after: dict[tuple[int, ...], int] = {}  # n tokens -> position after their latest occurrence
 
-    def draft(self, text: Text, limit: int, end: int | None) -> tuple[list[int], list[Tensor]]:
+    def draft(self, text: Text, times: RandomTimes, limit: int, end: int | None) -> list[int]:
         """Drafts like `_DraftModel.draft`. A draft may extend itself: `abcabc` is continued by `abcabc`."""
         ids = [*text.prompt, *text.ids]
         for position in range(self.indexed, len(ids)):
@@ -148,8 +157,7 @@ class _Lookup:
         while position is not None and len(ids) < length + limit and end not in ids[length:]:
             ids.append(ids[position])
             position += 1
-        tokens = ids[length:]
-        return tokens, list(F.one_hot(torch.tensor(tokens, dtype=torch.long), self.vocab_size).double())
+        return ids[length:]
 
     def keep(self, length: int) -> None:
         """Does nothing: drafts are not recorded."""
@@ -226,11 +234,11 @@ class SpeculativeGenerator(Generator):
         self.refresh_decoder()
         reader, announced = _Reader(self.model, self.decoder, self.num_draft + 1), False
         self.stats.cache_bytes = reader.cache.num_bytes
-        lookup = _Lookup(self.lookup, self.model.config.vocab_size)
-        drafter = lookup if self.draft is None else _DraftModel(self, config)
+        drafter = _Lookup(self.lookup) if self.draft is None else _DraftModel(self, config)
         for text in texts:
             reader.restart()
             drafter.restart()
+            times = RandomTimes(self.model.config.vocab_size, text.random)
             while not text.finished:
                 check_interrupt()
                 room = reader.make_room(len(text.prompt) + len(text.ids))
@@ -239,7 +247,7 @@ class SpeculativeGenerator(Generator):
                     announced = True
                 limit = min(self.num_draft, room, config.max_new_tokens - len(text.ids) - 1)
                 started = time.perf_counter()
-                tokens, logits = self._round(text, reader, drafter, limit, config)
+                tokens, logits = self._round(text, times, reader, drafter, limit, config)
                 self.stats.decode_seconds += time.perf_counter() - started
                 self.stats.new_tokens += len(tokens)
                 found = logits.log_softmax(dim=-1)[range(len(tokens)), tokens].tolist() if log_probs else []
@@ -250,14 +258,21 @@ class SpeculativeGenerator(Generator):
                         break
 
     def _round(
-        self, text: Text, reader: _Reader, drafter: _DraftModel | _Lookup, limit: int, config: SamplingConfig
+        self,
+        text: Text,
+        times: RandomTimes,
+        reader: _Reader,
+        drafter: _DraftModel | _Lookup,
+        limit: int,
+        config: SamplingConfig,
     ) -> tuple[list[int], Tensor]:
         """One pass of the model: returns the next tokens, at most limit + 1, and the logits of each, (tokens, V)."""
         ids = [*text.prompt, *text.ids]
-        draft, q = drafter.draft(text, limit, self.tokenizer.end_of_text)
+        draft = drafter.draft(text, times, limit, self.tokenizer.end_of_text)
         logits = reader.read(ids + draft, len(draft) + 1)  # (k + 1, V)
         p = self.probabilities(logits, text, [draft[:i] for i in range(len(draft) + 1)], config)
-        tokens = verify(draft, p, q, text.random)
+        tokens = verify(draft, p, times)
+        times.advance(len(tokens))
         for each in (reader, drafter):
             each.keep(len(ids) + len(tokens) - 1)  # the last token is read in the next round
         self.drafted, self.accepted = self.drafted + len(draft), self.accepted + len(tokens) - 1

@@ -203,7 +203,7 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
         if kind == "WordLevel":
             return _from_word_level(values)
         if kind != "BPE":
-            raise _unknown("model.type", kind)
+            raise ConfigError(f'model.type is "{kind}"; tinylm reads byte-level BPE, and what it has written itself')
         return _from_byte_level(values)
 
 
@@ -274,12 +274,14 @@ def _adds_nothing(post_processor: Any) -> bool:
 
 def _from_word_level(values: dict[str, Any]) -> Tokenizer:
     """A table of words that tinylm wrote. It is written again and compared; any difference is refused."""
-    vocab, special = values["model"]["vocab"], [token["content"] for token in values["added_tokens"]]
+    vocab, special = values["model"]["vocab"], [token["content"] for token in values.get("added_tokens") or []]
     words = sorted(vocab.keys() - set(special), key=vocab.__getitem__)
-    if values["pre_tokenizer"]["pattern"] == {"Regex": CHARACTER}:
-        tokenizer = CharTokenizer("".join(words), special)
-    else:
-        tokenizer = WordTokenizer(words, special)
+    match values.get("pre_tokenizer"):
+        case {"pattern": {"Regex": str(pattern)}}:
+            pass
+        case _:
+            raise ConfigError("model.type is WordLevel, which is read only as tinylm writes it; use the kind word")
+    tokenizer = CharTokenizer("".join(words), special) if pattern == CHARACTER else WordTokenizer(words, special)
     for field, value in to_tokenizer_json(tokenizer).items():
         if values.get(field) != value:
             raise ConfigError(f"{field}: a WordLevel model is read only as tinylm writes it, and this differs")
