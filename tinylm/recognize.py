@@ -169,8 +169,8 @@ def _legacy_encoding(data: bytes) -> str | None:
     in_words = re.search(rb"[A-Za-z][\x91-\x97\xc0-\xff]|[\x91-\x97\xc0-\xff][a-z]", data)
     if in_words and alone >= 0.9 * beyond:
         return "WINDOWS-1252" if re.search(rb"[\x80-\x9f]", data) else "ISO-8859-1"
-    valid = sum(each > "\x7f" for each in data.decode("utf-8", "ignore"))
-    return "ENCODING" if beyond > 32 and valid < 0.1 * beyond else None
+    invalid = data.decode("utf-8", "replace").count("\ufffd")
+    return "ENCODING" if invalid > max(8, 0.2 * beyond) else None
 
 
 # --- JSON and markup

@@ -45,11 +45,11 @@ class Batch(NamedTuple):
 # --- training
 
 
-def too_short(num_tokens: int, context: int) -> str:
+def too_short(num_tokens: int, context: int, remedy: str = "give a longer text") -> str:
     """The problem of a training text that does not fill one window."""
     lower = f", or set max_seq_len to at most {num_tokens - 1:,}" if num_tokens > 1 else ""
     needs = f"train has {num_tokens:,} tokens, max_seq_len {context:,} needs at least {context + 1:,}"
-    return f"{needs}; give it more{lower}"
+    return f"{needs}; {remedy}{lower}"
 
 
 @dataclass(frozen=True)

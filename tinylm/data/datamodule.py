@@ -282,9 +282,9 @@ class TextDataModule(pl.LightningDataModule):
             return RowOrder(len(self._rows), self.batch_size, self.seed)
         tokens, end = self._part("train"), self.tokenizer.end_of_text
         if len(tokens) <= self.context:
-            given = self.train_tokens is not None and len(tokens) == self.train_tokens
-            what = "data.train_tokens" if given else f"data.corpus: {self.source}"
-            raise DataError(f"{what}: {too_short(len(tokens), self.context)}")
+            if len(tokens) == self.train_tokens:
+                raise DataError(f"data.train_tokens: {too_short(len(tokens), self.context, 'raise it')}")
+            raise DataError(f"data.corpus: {self.source}: {too_short(len(tokens), self.context)}")
         if self.corpus.short_documents and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
             return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from tinylm.errors import DataError, MissingInputError, did_you_mean
 from tinylm.files import read_chunks
-from tinylm.recognize import CHATS, JSON_SUFFIXES, PROMPTS, RESPONSES
+from tinylm.recognize import CHATS, PROMPTS, RESPONSES
 
 ROLES = ("system", "user", "assistant")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "developer": "system"}
@@ -110,8 +110,11 @@ def _csv_records(text: str, name: str) -> Records:
 
 Reader = Callable[[str, str], Records]
 READERS: dict[str, Reader] = {
-    **{suffix: _json_records for suffix in JSON_SUFFIXES},
-    **{suffix: _csv_records for suffix in (".csv", ".tsv")},
+    ".json": _json_records,
+    ".jsonl": _json_records,
+    ".ndjson": _json_records,
+    ".csv": _csv_records,
+    ".tsv": _csv_records,
 }
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
