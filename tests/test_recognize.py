@@ -24,7 +24,8 @@ from tinylm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 TEXT = "".join(stories(seed=0, count=20))
 FRENCH = "Où est né l'été ? Il fait déjà très chaud à Orléans.\n" * 20
-RUSSIAN = "Жили-были старик со старухой у самого синего моря.\n" * 20
+RUSSIAN = "Жили-были старик со старухой у самого синего моря.\n" * 20  # noqa: RUF001 (Russian letters)
+QUOTES = "it’s “late”, he said – "  # noqa: RUF001 (what word processors write)
 CHINESE = "从前有一个小女孩,她住在森林里。\n" * 20
 ASCII_PDF = "%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj\n" + "BT (Once upon a time) Tj ET\n" * 50
 
@@ -109,7 +110,7 @@ FORMATS = {  # name of the file -> its bytes, a part of the answer
         "is not UTF-8 at byte 1 (invalid start byte); it looks like ISO-8859-1"
         + iconv("ISO-8859-1") + "latin1.txt > latin1-utf8.txt",
     ),
-    "quotes.txt": ("it’s “late”, he said – ".encode("cp1252"), "it looks like WINDOWS-1252" + iconv("WINDOWS-1252")),
+    "quotes.txt": (QUOTES.encode("cp1252"), "it looks like WINDOWS-1252" + iconv("WINDOWS-1252")),
     "russian.txt": (RUSSIAN.encode("cp1251"), "it looks like an older encoding; if you know which: iconv -f ENCODING"),
     "chinese.txt": (CHINESE.encode("gbk"), "it looks like an older encoding; if you know which: iconv -f ENCODING"),
     "damaged.txt": ("Où est né\n".encode() * 9 + b"\xff\xff", "(invalid start byte); repair the file"),
@@ -140,9 +141,8 @@ def test_the_conversion_named_gives_the_text(name, folder):
     command = problem.partition("iconv ")[2].split(" -t ")[0]
     if "ENCODING" in command:
         command = f"-f {'CP1251' if 'russian' in name else 'GBK'}"
-    text = next(text for part, text in
-                {"russian": RUSSIAN, "chinese": CHINESE, "latin": FRENCH, "quotes": "it’s “late”, he said – ", "": TEXT}.items()
-                if part in name)  # fmt: skip
+    texts = {"russian": RUSSIAN, "chinese": CHINESE, "latin": FRENCH, "quotes": QUOTES, "": TEXT}
+    text = next(text for part, text in texts.items() if part in name)
     found = subprocess.run(["iconv", *command.split(), "-t", "UTF-8"], input=data, capture_output=True, check=True)
     assert found.stdout.decode() == text
 
@@ -198,7 +198,8 @@ def lines(records: list) -> str:
 
 
 RECORDS = {
-    "pairs.jsonl": (lines(PAIRS), "holds prompts and responses, not plain text; give it as pairs: ", "--data.pairs pairs.jsonl"),
+    "pairs.jsonl": (lines(PAIRS), "holds prompts and responses, not plain text; give it as pairs: ",
+                    "--data.pairs pairs.jsonl"),
     "pairs.JSON": (json.dumps(PAIRS, indent=1), "holds prompts and responses", "--data.pairs pairs.JSON"),
     "chats.ndjson": (lines([{"messages": []}]), "holds prompts and responses", "--data.pairs chats.ndjson"),
     "alpaca.json": (lines([{"instruction": "a", "output": "b"}] * 2), "holds prompts and responses", "alpaca.json"),
@@ -259,8 +260,13 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize(("name", "problem"), [("a.gz", "is a gzip file, not text; gunzip -k a.gz"),
-                                               ("u16.jsonl", "is UTF-16, not UTF-8; convert it: iconv -f UTF-16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.gz", "is a gzip file, not text; gunzip -k a.gz"),
+        ("u16.jsonl", "is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
+    ],
+)
 def test_every_program_names_the_format_before_it_loads_a_model(program, name, problem, folder, capfd):
     data = gzip.compress(TEXT.encode()) if name == "a.gz" else lines(PAIRS).encode("utf-16")
     Path(name).write_bytes(data)
@@ -282,7 +288,7 @@ def test_only_programs_that_expect_json_read_it(folder, capfd):
 def test_a_database_is_named(folder):
     with sqlite3.connect("a.db") as base:
         base.execute("create table t (text)")
-    with pytest.raises(DataError, match="is an SQLite database, not text; export its text: sqlite3 a.db 'SELECT"):
+    with pytest.raises(DataError, match=r"is an SQLite database, not text; export its text: sqlite3 a\.db 'SELECT"):
         list(read_chunks(Path("a.db")))
 
 

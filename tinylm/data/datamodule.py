@@ -156,7 +156,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def _check_pairs(self) -> None:
         assert self.pairs is not None
-        beside = Path(self.pairs).with_name(f"val{Path(self.pairs).suffix}")
+        beside = Path(self.pairs).parent / f"val{Path(self.pairs).suffix}"
         if self.pairs_val is None and Path(self.pairs).stem == "train" and beside.expanduser().is_file():
             self.pairs_val = str(beside)
             notice(f"data.pairs_val: {beside}")
