@@ -198,13 +198,13 @@ def lines(records: list) -> str:
 
 
 RECORDS = {
-    "pairs.jsonl": (lines(PAIRS), "holds prompts and responses, not plain text; give it as pairs: ",
+    "pairs.jsonl": (lines(PAIRS), "holds prompts and responses, not plain text; give it as pairs, as in: ",
                     "--data.pairs pairs.jsonl"),
     "pairs.JSON": (json.dumps(PAIRS, indent=1), "holds prompts and responses", "--data.pairs pairs.JSON"),
     "chats.ndjson": (lines([{"messages": []}]), "holds prompts and responses", "--data.pairs chats.ndjson"),
     "alpaca.json": (lines([{"instruction": "a", "output": "b"}] * 2), "holds prompts and responses", "alpaca.json"),
-    "texts.jsonl": (lines(DOCUMENTS), "holds JSON records, not plain text; write their texts to a file, as with: ",
-                    "jq -r .text texts.jsonl > texts.txt"),
+    "texts.jsonl": (lines(DOCUMENTS), "holds JSON records, not plain text; name it .txt to train on the JSON itself, or "
+                    "write the texts to a file: ", "jq -r .text texts.jsonl > texts.txt"),
     "list.json": (json.dumps(DOCUMENTS), "holds JSON records", "jq -r '.[].text' list.json > list.txt"),
     "body.jsonl": (lines([{"n": "1", "body": "Once upon"}]), "holds JSON records", "jq -r .body body.jsonl > body.txt"),
 }  # fmt: skip

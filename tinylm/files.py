@@ -388,7 +388,8 @@ def open_input(path: Path) -> BinaryIO:
     Raises:
         MissingInputError: if it does not exist or cannot be read.
     """
-    file_size(path)
+    if problem := why_unreadable(path):
+        raise MissingInputError(f"{path}: {problem}")
     try:
         return path.open("rb")
     except PermissionError as error:

@@ -97,7 +97,7 @@ def _remedy(remedy: str, path: Path, encoding: str = "") -> str:
 
 
 def _zip_format(path: Path) -> tuple[str, str]:
-    """What a zip archive is, by the files in it: (name, remedy)."""
+    """The name and the remedy of a zip archive, by the files in it."""
     names: list[str] = []
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # damaged archives raise many types
         names = archive.namelist()
@@ -189,12 +189,15 @@ def refuse_records(path: Path, head: bytes) -> None:
     names = {name.lower() for name in record}
     if names & {*CHATS} or (names & {*PROMPTS} and names & {*RESPONSES}):
         finetune = command("fit", "-c", "finetune", "--data.pairs", path)
-        raise DataError(f"{path}: holds prompts and responses, not plain text; give it as pairs: {finetune}")
+        raise DataError(f"{path}: holds prompts and responses, not plain text; give it as pairs, as in: {finetune}")
     texts = {name: len(value) for name, value in record.items() if isinstance(value, str)}
     field = "text" if "text" in texts else max(texts, key=texts.__getitem__, default="text")
     query = f"{'.[]' if head.lstrip().startswith(b'[') else ''}.{field}"
     extract = f"jq -r {shlex.quote(query)} {shlex.quote(str(path))} > {shlex.quote(str(path.with_suffix('.txt')))}"
-    raise DataError(f"{path}: holds JSON records, not plain text; write their texts to a file, as with: {extract}")
+    problem = (
+        "holds JSON records, not plain text; name it .txt to train on the JSON itself, or write the texts to a file"
+    )
+    raise DataError(f"{path}: {problem}: {extract}")
 
 
 def _first_record(text: str) -> tuple[Any, bool]:

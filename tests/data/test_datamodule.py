@@ -265,6 +265,16 @@ def test_batches_that_cannot_be_shared_out_are_refused(options, running, problem
         data.setup("fit")
 
 
+def test_a_text_to_predict_is_recognized_as_a_corpus_is(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a.gz").write_bytes(b"\x1f\x8b\b")
+    (tmp_path / "latin.txt").write_bytes(b"abc \xff")
+    for name, problem in {"~/a.gz": "is a gzip file", "~/latin.txt": r"byte 4 .*data\.errors=replace"}.items():
+        with pytest.raises(DataError, match=problem):
+            module("ab" * 50, text=name).predict_dataloader()
+
+
 def test_a_text_to_predict_must_be_given_there_and_long_enough(module, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.text: missing"):
         module("ab" * 50).predict_dataloader()

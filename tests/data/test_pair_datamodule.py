@@ -156,6 +156,11 @@ REFUSED = {
     "train_tokens": (dict(train_tokens=9), ConfigError, r"data\.train_tokens is for texts; with data\.pairs, give a"),
     "pairs": (dict(pairs="no.jsonl"), MissingInputError, r"data\.pairs: no\.jsonl: no such file"),
     "pairs_val": (dict(pairs_val="no.csv"), MissingInputError, r"data\.pairs_val: no\.csv: no such file"),
+    "sample data": (
+        dict(pairs="questions/train.jsonl"),
+        MissingInputError,
+        r"data\.pairs: questions/train\.jsonl: no such file; to write it: .* prepare questions --out questions$",
+    ),
     "a folder": (dict(pairs="."), MissingInputError, r"data\.pairs: \.: is a folder; give a file"),
     "fields": (
         dict(pairs=None, pairs_val=None, fields=("a", "b")),

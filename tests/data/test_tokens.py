@@ -184,7 +184,7 @@ def test_fewer_tokens_than_asked_for_are_said_in_one_line(spec, corpus, tmp_path
     tokenizer = resolve_tokenizer(spec, corpus, tmp_path / "cache")
     said = capsys.readouterr().err
     assert said.startswith(f"tinylm: learned {tokenizer.vocab_size:,} tokens from {corpus.name} (")
-    assert said.endswith("s); it has no more, of 5,000 asked for\n") and said.count("\n") == 1
+    assert said.endswith("s): it has no more of the 5,000 asked for\n") and said.count("\n") == 1
     resolve_tokenizer(f"{spec.partition(':')[0]}:{tokenizer.vocab_size}", corpus, tmp_path / "cache")
     assert capsys.readouterr().err == ""
 

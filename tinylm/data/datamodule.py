@@ -45,6 +45,7 @@ from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json, why_unreadable
+from tinylm.locate import command
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
@@ -58,6 +59,13 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
     if seed < 0:
         raise ConfigError(f"data.seed must not be negative, got {seed}")
+
+
+def _sample_data(path: str) -> str:
+    """The command that writes a file of pairs that the presets name, for an error; empty for any other."""
+    folder = Path(path).parent
+    written = folder.name in ("questions", "summaries")
+    return f"; to write it: {command('prepare', folder.name, '--out', folder)}" if written else ""
 
 
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
@@ -162,7 +170,7 @@ class TextDataModule(pl.LightningDataModule):
             notice(f"data.pairs_val: {beside}")
         for name, path in (("pairs", self.pairs), ("pairs_val", self.pairs_val)):
             if path is not None and (problem := why_unreadable(Path(path).expanduser())):
-                raise MissingInputError(f"data.{name}: {path}: {problem}")
+                raise MissingInputError(f"data.{name}: {path}: {problem}{_sample_data(path)}")
         if self.too_long not in ("error", "drop", "truncate"):
             raise ConfigError(f"data.too_long must be error, drop or truncate, got {self.too_long!r}")
         if self.train_tokens is not None:

@@ -105,7 +105,7 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
         tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)
-    fewer = f"; it has no more, of {asked:,} asked for" if tokenizer.vocab_size < asked else ""
+    fewer = f": it has no more of the {asked:,} asked for" if tokenizer.vocab_size < asked else ""
     if seconds > 1 or fewer:
         notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s){fewer}")
     return tokenizer

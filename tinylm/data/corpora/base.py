@@ -118,7 +118,9 @@ def _scan(path: Path, errors: str) -> tuple[str, int, str | None]:
     digest, length, remark = hashlib.sha256(), 0, None
     for text in read_chunks(path, errors, digest, remedy=REPAIR):
         if not length:
-            remark = markup(path, text) or foreign(path, text[:HEAD].encode("utf-8", "surrogateescape"))
+            remark = markup(path, text)
+            if errors == "surrogateescape":  # any other refuses it
+                remark = remark or foreign(path, text[:HEAD].encode("utf-8", errors))
         length += len(text)
     return digest.hexdigest(), length, remark
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -33,14 +34,17 @@ def find_files(source: str) -> list[Path]:
     if "\0" in pattern:
         return []
     found = _expand(pattern.replace("[", "[[]")) or _expand(pattern)
-    for path in [pattern, *found]:
+    files = [path for path in found if os.path.isfile(path)]  # noqa: PTH113
+    for path in {pattern, *found}.difference(files):
         problem = why_unreadable(path)
         if problem and not problem.startswith(("no such", "is a folder")):
             raise MissingInputError(f"data.corpus: {path}: {problem}")
-    files = [path for path in found if os.path.isfile(path)]  # noqa: PTH113
     each: dict[str, str] = {}
+    real = cache(os.path.realpath)  # of folders
     for path in sorted(files, key=lambda path: (os.path.islink(path), path)):  # noqa: PTH114
-        each.setdefault(os.path.realpath(path), path)
+        folder, name = os.path.split(path)
+        whole = os.path.realpath(path) if os.path.islink(path) else os.path.join(real(folder), name)  # noqa: PTH114, PTH118
+        each.setdefault(whole, path)
     if len(each) < len(files):
         notice(f"{source}: {len(files) - len(each)} links to files that are there already are left out")
     return [Path(path) for path in sorted(each.values())]
@@ -74,7 +78,7 @@ def _folders(above: str) -> Iterator[str]:
 
 
 def _advice(source: str, folder: str) -> str:
-    """What to write in place of a folder: a glob of its texts."""
+    """The glob of texts to write in place of a folder."""
     names = islice((name for _, _, names in os.walk(folder) for name in names), 10_000)
     counts = Counter(suffix for name in names if (suffix := Path(name).suffix).lower() in TEXT_SUFFIXES)
     suffix = counts.most_common(1)[0][0] if counts else ".txt"
