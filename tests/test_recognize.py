@@ -16,6 +16,7 @@ import pytest
 
 from tests.commands.conftest import save_model
 from tinylm.commands import run_command
+from tinylm.commands.output import read_prompts
 from tinylm.data import open_corpus, open_tokens, read_pairs
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import DataError, MissingInputError
@@ -203,8 +204,8 @@ RECORDS = {
     "pairs.JSON": (json.dumps(PAIRS, indent=1), "holds prompts and responses", "--data.pairs pairs.JSON"),
     "chats.ndjson": (lines([{"messages": []}]), "holds prompts and responses", "--data.pairs chats.ndjson"),
     "alpaca.json": (lines([{"instruction": "a", "output": "b"}] * 2), "holds prompts and responses", "alpaca.json"),
-    "texts.jsonl": (lines(DOCUMENTS), "holds JSON records, not plain text; name it .txt to train on the JSON itself, or "
-                    "write the texts to a file: ", "jq -r .text texts.jsonl > texts.txt"),
+    "texts.jsonl": (lines(DOCUMENTS), "holds JSON records, not plain text; name it .txt to train on the JSON itself, "
+                    "or write the texts to a file: ", "jq -r .text texts.jsonl > texts.txt"),
     "list.json": (json.dumps(DOCUMENTS), "holds JSON records", "jq -r '.[].text' list.json > list.txt"),
     "body.jsonl": (lines([{"n": "1", "body": "Once upon"}]), "holds JSON records", "jq -r .body body.jsonl > body.txt"),
 }  # fmt: skip
@@ -283,6 +284,11 @@ def test_only_programs_that_expect_json_read_it(folder, capfd):
         assert run_command(program.split()[0], [*PROGRAMS[program], "p.jsonl"]) == 65
         assert "p.jsonl: holds prompts and responses, not plain text" in capfd.readouterr().err
     assert len(read_pairs("p.jsonl")) == 2
+    for name in ("a.jsonl", "a.NDJSON"):
+        Path(name).write_text(
+            '{"prompt": "one\\ntwo \u2028"}\n\n{"prompt": "", "response": "x"}\n', encoding="utf-8-sig"
+        )
+        assert read_prompts(Path(name)) == ["one\ntwo \u2028", ""]
 
 
 def test_a_database_is_named(folder):

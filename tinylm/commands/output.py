@@ -19,11 +19,14 @@ BETWEEN = "---"  # the line between two texts
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a file: its lines without blank ones; in a .jsonl file the field `prompt` of each line."""
-    lines = [(n, line) for n, line in enumerate("".join(read_chunks(path)).splitlines(), start=1) if line.strip()]
+    """The prompts in a file: its lines without blank ones; in JSON lines the field `prompt` of each line."""
+    records = path.suffix.lower() in (".jsonl", ".ndjson")
+    text = "".join(read_chunks(path, records=records))
+    lines = [(n, line) for n, line in enumerate(text.split("\n") if records else text.splitlines(), start=1)]
+    lines = [(n, line) for n, line in lines if line.strip()]
     if not lines:
         raise DataError(f"{path}: has no prompt; write one on each line")
-    if path.suffix != ".jsonl":
+    if not records:
         return [line for _, line in lines]
     return [_prompt(line, f"{path}: line {n}") for n, line in lines]
 
