@@ -31,6 +31,7 @@ from tinylm.errors import (
     TinyLMError,
     disk_problem,
 )
+from tinylm.recognize import refuse_records, text_begin, utf8_problem
 
 TEMPORARY = ".tmp-"
 
@@ -353,20 +354,51 @@ def locked(path: str | Path) -> Iterator[None]:
         lock.release()
 
 
+def why_unreadable(path: str | Path) -> str | None:
+    """The reason why a path cannot be read as a file; None if it is a file."""
+    try:
+        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for an overlong name)
+            return None
+        if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
+            return f"is a link to {os.readlink(path)}, which does not exist; repair or remove it"  # noqa: PTH115
+        if os.path.isdir(path):  # noqa: PTH112
+            return "is a folder; give a file"
+        os.stat(path)  # noqa: PTH116
+    except PermissionError as error:
+        return f"cannot be read ({error.strerror}); change its permissions"
+    except (OSError, ValueError):  # missing, too long, with a NUL
+        pass
+    return "no such file"
+
+
 def file_size(path: Path) -> int:
     """Returns the size of a file in bytes.
 
     Raises:
         MissingInputError: if the file does not exist.
     """
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
+    if problem := why_unreadable(path):
+        raise MissingInputError(f"{path}: {problem}")
     return path.stat().st_size
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Opens a file that the user has given, for reading.
+
+    Raises:
+        MissingInputError: if it does not exist or cannot be read.
+    """
+    if problem := why_unreadable(path):
+        raise MissingInputError(f"{path}: {problem}")
+    try:
+        return path.open("rb")
+    except PermissionError as error:
+        raise MissingInputError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
 
 
 def read_range(path: Path, begin: int, end: int) -> bytes:
     """Reads the bytes of a file from `begin` up to `end`."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         file.seek(begin)
         return file.read(end - begin)
 
@@ -385,41 +417,50 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, offset + error.start, error) from error
+        raise utf8_problem(path, error, offset + error.start, "repair the file") from error
 
 
-def _not_utf8(path: Path, offset: int, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{path}: is not UTF-8 at byte {offset} ({error.reason}); "
-        f"repair the file, set data.errors=replace, or use the byte tokenizer"
-    )
-
-
-def read_chunks(path: Path, errors: str = "strict", digest: "hashlib._Hash | None" = None) -> Iterator[str]:
+def read_chunks(
+    path: Path,
+    errors: str = "strict",
+    digest: "hashlib._Hash | None" = None,
+    *,
+    records: bool = False,
+    remedy: str = "repair the file",
+) -> Iterator[str]:
     """Yields the text of a UTF-8 file in chunks of about a megabyte, without newline translation.
+
+    A byte order mark before the text is left out.
 
     Args:
         path: the file
         errors: that of `bytes.decode`
-        digest: a hash object to update with the bytes read
+        digest: a hash object to update with the bytes of the text
+        records: whether JSON is expected, which is refused otherwise
+        remedy: what the error for invalid UTF-8 advises
 
     Raises:
-        MissingInputError: if the file does not exist.
-        DataError: if the file is not valid UTF-8 and `errors="strict"`; the message gives the offset.
+        MissingInputError: if the file does not exist or cannot be read.
+        DataError: if the file is in another format, or not valid UTF-8 and `errors="strict"`; the message gives the
+            format or the offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0  # of the first byte not decoded yet
-    file_size(path)
-    with path.open("rb") as file:
+    with open_input(path) as file:
         while True:
             data = file.read(1 << 20)
+            if not offset and data:
+                if not records:
+                    refuse_records(path, data)
+                offset = text_begin(path, data, errors)
+                data = data[offset:]
             if digest is not None:
                 digest.update(data)
             pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + error.start, error) from error
+                raise utf8_problem(path, error, offset + error.start, remedy) from error
             if text:
                 yield text
             if not data:

@@ -116,6 +116,14 @@ def test_a_text_of_unknown_words_alone_has_no_bits_per_byte(run, tmp_path):
     assert code == 65 and "the text has no byte that a token stands for" in err and "bits" not in out
 
 
+def test_fields_name_the_prompt_and_the_response(run, pairs, tmp_path):
+    records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    (tmp_path / "q.csv").write_text("".join(f"{a};{b}\n" for a, b in [("Q", "A"), *(r.values() for r in records)]))
+    plain = run("--model", "parrot", "--pairs", "p.jsonl", "--max-new-tokens", 2)
+    named = run("--model", "parrot", "--pairs", "q.csv", "--fields", "Q", "A", "--max-new-tokens", 2)
+    assert plain[0] == 0 and named[1] == plain[1].replace("p.jsonl", "q.csv")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -35,6 +35,13 @@ def test_bpe_is_trained_on_files_as_documents(run):
     assert f"{count:,} tokens, {size:,} bytes" in out and f"{size / count:.2f} bytes per token" in out
 
 
+def test_fewer_tokens_than_asked_for_are_said_in_one_line(run):
+    code, out, err = run("b.txt", "--vocab-size", 9000, "--out", "t.json")
+    found = load_tokenizer("t.json").vocab_size
+    assert code == 0 and f" {found:,} tokens" in out
+    assert err == f"tinylm: --vocab-size 9000: the text has no more than {found:,} tokens\n"
+
+
 def test_options_reach_their_kind(run):
     assert run("a.txt", "--kind", "word", "--min-frequency", 5, "--vocab-size", 40, "--out", "w.json")[0] == 0
     expected = WordTokenizer.train(["a.txt"], min_frequency=5, vocab_size=40)

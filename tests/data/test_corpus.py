@@ -1,6 +1,10 @@
 """Text is read unchanged and split at the right characters; errors name the file and the offset."""
 
+import glob
+import os
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.data.corpora import check_split, open_corpus
-from tinylm.data.corpora.base import split_documents
+from tinylm.data.corpora.base import FileCorpus, split_documents
+from tinylm.data.corpora.files import find_files
 from tinylm.data.corpora.text import TextCorpus
 from tinylm.data.corpora.tinystories import TinyStoriesCorpus
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
 MEBIBYTE = 1 << 20
+posix = pytest.mark.skipif(os.name != "posix", reason="making links needs rights elsewhere")
 ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff<|endoftext|>"
 
 
@@ -159,8 +165,6 @@ def test_a_missing_corpus_is_missing_input_with_a_suggestion(tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.txt: no such corpus or file; give a text file, a glob"):
         open_files(tmp_path / "nowhere.txt")
     with pytest.raises(MissingInputError, match="no such corpus or file"):
-        open_files(tmp_path)  # a folder is not a text
-    with pytest.raises(MissingInputError, match="no such corpus or file"):
         open_corpus("", split=(0.9, 0.1), cache_dir=tmp_path)
 
 
@@ -168,6 +172,114 @@ def test_a_missing_corpus_is_missing_input_with_a_suggestion(tmp_path):
 def test_an_impossible_file_name_is_missing_input(source, tmp_path):
     with pytest.raises(MissingInputError, match="no such corpus or file"):
         open_corpus(source, split=(0.9, 0.1), cache_dir=tmp_path)
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """The folder `notes` in the current folder: a.md, b.md, deep/c.md, and a hidden one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.md", "b.md", "deep/c.md", ".hidden/d.md", "deep/picture.png"):
+        (tmp_path / "notes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "notes" / name).write_text(f"This is {name}.")
+    return tmp_path / "notes"
+
+
+def opened(source):
+    """The documents of a corpus, and its files."""
+    corpus = open_corpus(source, split=(0.5, 0.5), cache_dir=Path("cache"))
+    assert isinstance(corpus, FileCorpus)
+    return "".join(corpus.texts()), [path.as_posix() for path in corpus.paths]
+
+
+@pytest.mark.parametrize("source", ["notes", "notes/", "./notes", "lines:notes"])
+def test_a_folder_is_answered_with_the_glob_to_write(source, notes):
+    written = Path(source.removeprefix("lines:")).as_posix() + "/**/*.md"
+    with pytest.raises(MissingInputError, match=rf"is a folder; name its files, in quotes: '{re.escape(written)}'$"):
+        opened(source)
+    assert opened(written)[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
+    (notes / "pictures").mkdir()
+    with pytest.raises(MissingInputError, match=r"'notes/pictures/\*\*/\*\.txt'"):
+        opened("notes/pictures")
+
+
+def test_the_number_of_files_is_said_for_several(notes, capsys):
+    opened("notes/**/*.md")
+    assert capsys.readouterr().err == "tinylm: notes/**/*.md: 3 files\n"
+    opened("notes/a.md")
+    opened("notes/a*")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.md", "./**/*.md", "notes/**/*.md", "notes/**", "**/deep/**/*", "*/*.md", "not*/**/*"]
+)
+def test_a_glob_matches_what_python_matches(pattern, notes):
+    expected = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    assert [path.as_posix() for path in find_files(pattern)] == [Path(path).as_posix() for path in expected] != []
+
+
+@posix
+def test_a_circle_of_links_lists_each_file_once(notes, capsys):
+    (notes / "deep/up").symlink_to(notes, target_is_directory=True)
+    (notes / "deep/here").symlink_to(".", target_is_directory=True)  # two circles: 2 ** 40 paths
+    (notes / "self").symlink_to("self")
+    assert opened("notes/**/*.md")[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
+    assert capsys.readouterr().err == "tinylm: notes/**/*.md: 3 files\n"
+
+
+@posix
+def test_links_are_followed_but_a_file_is_read_once(notes, capsys, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/e.md").write_text("Elsewhere.")
+    (notes / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
+    (notes / "1.md").symlink_to("b.md")
+    text, files = opened("notes/**/*.md")
+    assert files == ["notes/a.md", "notes/b.md", "notes/deep/c.md", "notes/linked/e.md"] and "Elsewhere" in text
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "tinylm: notes/**/*.md: 1 links to files that are there already are left out"
+    assert second == "tinylm: notes/**/*.md: 4 files"
+
+
+@posix
+@pytest.mark.parametrize("source", ["notes/x.md", "notes/*.md", "lines:notes/**/*.md"])
+def test_a_broken_link_is_named(source, notes):
+    (notes / "x.md").symlink_to("nowhere.md")
+    problem = r"data\.corpus: notes/x\.md: is a link to nowhere\.md, which does not exist; repair or remove it"
+    with pytest.raises(MissingInputError, match=problem):
+        opened(source)
+
+
+def test_brackets_in_names_are_names_if_they_exist(notes):
+    for name in ("my[1]/a.txt", "my1/a.txt", "2/b.txt"):
+        Path(name).parent.mkdir()
+        Path(name).write_text(name)
+    assert opened("my[1]/*.txt") == ("my[1]/a.txt", ["my[1]/a.txt"])
+    assert opened("my[1]/**/*") == ("my[1]/a.txt", ["my[1]/a.txt"])
+    assert opened("[1-3]/*.txt") == ("2/b.txt", ["2/b.txt"])
+
+
+def test_a_tilde_is_the_home_folder(notes, monkeypatch):
+    monkeypatch.setenv("HOME", str(notes))
+    monkeypatch.setenv("USERPROFILE", str(notes))
+    for source in ("~/a.md", "~/**/a.md", "lines:~/a.md"):
+        assert opened(source)[0] == "This is a.md."
+
+
+def test_a_folder_of_parts_has_the_parts_that_it_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    texts = {"train": "one<|endoftext|>two", "val": "three<|endoftext|>four", "test": "five<|endoftext|>six"}
+    for part, text in texts.items():
+        Path(f"own/{part}.txt").write_text(text)
+    for split in ((0.9, 0.1), (0.8, 0.1, 0.1)):
+        corpus = open_corpus("own", split=split, cache_dir=tmp_path)
+        found = {part: "<|endoftext|>".join(documents(corpus, part)) for part in corpus.parts}
+        assert found == texts
+    Path("own/test.txt").unlink()
+    assert open_corpus("own", split=(0.9, 0.1), cache_dir=tmp_path).parts == ("train", "val")
+    corpus = open_corpus("own", split=(0.8, 0.1, 0.1), cache_dir=tmp_path)
+    assert [documents(corpus, part) for part in corpus.parts] == [["one", "two"], ["three"], ["four"]]
+    assert corpus.more("test") == corpus.more("val") == f"put more text into {Path('own/val.txt')}"
 
 
 def test_an_empty_corpus_is_refused(tmp_path):

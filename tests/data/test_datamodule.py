@@ -229,9 +229,17 @@ def test_options_without_meaning_are_refused(options, problem, tmp_path):
 
 
 def test_texts_that_are_too_short_are_refused_with_counts(module):
-    data = module("a" * 100, max_seq_len=128)
-    with pytest.raises(DataError, match=r"^train has 90 tokens, needs at least 129$"):
-        data.setup("fit")
+    problem = r"^data\.corpus: .*: train has 90 tokens, max_seq_len 128 needs at least 129; give a longer text, or set"
+    with pytest.raises(DataError, match=problem + r" max_seq_len to at most 89$"):
+        module("a" * 100, max_seq_len=128).setup("fit")
+    with pytest.raises(DataError, match=r"train has 9 tokens, max_seq_len 200,000 needs at least 200,001"):
+        module("a" * 10, max_seq_len=200_000).setup("fit")  # the validation split is too short as well
+    with pytest.raises(DataError, match=r"train has 1 tokens, max_seq_len 4 needs at least 5; give a longer text$"):
+        module("aa", max_seq_len=4).setup("fit")
+    with pytest.raises(
+        DataError, match=r"^data\.train_tokens: train has 20 tokens, max_seq_len 32 needs at least 33; raise"
+    ):
+        module("a" * 100, max_seq_len=32, train_tokens=20).setup("fit")
     with pytest.raises(DataError, match=r"val has 1 tokens, needs at least 2; give it more of data\.split"):
         module("a" * 10, max_seq_len=4).setup("fit")
 
@@ -255,6 +263,16 @@ def test_batches_that_cannot_be_shared_out_are_refused(options, running, problem
     data.trainer = trainer(**running)
     with pytest.raises(ConfigError, match=problem):
         data.setup("fit")
+
+
+def test_a_text_to_predict_is_recognized_as_a_corpus_is(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a.gz").write_bytes(b"\x1f\x8b\b")
+    (tmp_path / "latin.txt").write_bytes(b"abc \xff")
+    for name, problem in {"~/a.gz": "is a gzip file", "~/latin.txt": r"byte 4 .*data\.errors=replace"}.items():
+        with pytest.raises(DataError, match=problem):
+            module("ab" * 50, text=name).predict_dataloader()
 
 
 def test_a_text_to_predict_must_be_given_there_and_long_enough(module, tmp_path):

@@ -103,8 +103,9 @@ def test_packed_batches_are_as_wide_as_the_context_and_padded_ones_as_their_long
         assert batch.inputs.shape == (8, longest + 1)
 
 
-def test_without_a_validation_file_a_part_of_the_pairs_is_kept_for_it(module):
-    data = module(pairs_val=None, split=(0.7, 0.2, 0.1))
+def test_without_a_validation_file_a_part_of_the_pairs_is_kept_for_it(module, tmp_path):
+    sums = write(tmp_path / "sums.jsonl", range(40))
+    data = module(pairs=sums, pairs_val=None, split=(0.7, 0.2, 0.1))
     sizes = {part: len(pairs) for part, pairs in data.examples.items()}
     assert sizes == {"train": 28, "val": 8, "test": 4}
     loaded = [
@@ -112,6 +113,30 @@ def test_without_a_validation_file_a_part_of_the_pairs_is_kept_for_it(module):
     ]
     kept = {data.tokenizer.decode(each.ids[each.counts]) for each in data.examples["train"]}
     assert len(set(loaded)) == 12 and not kept & {answer + END_OF_TEXT for answer in loaded}
+
+
+def test_the_val_file_beside_a_train_file_is_for_validation_and_is_named(module, tmp_path, capsys):
+    data = module(pairs_val=None)
+    assert data.pairs_val == str(tmp_path / "val.jsonl")
+    assert capsys.readouterr().err == f"tinylm: data.pairs_val: {tmp_path / 'val.jsonl'}\n"
+    assert {part: len(pairs) for part, pairs in data.examples.items()} == {"train": 40, "val": 10}
+    assert data.fingerprint == module().fingerprint
+    other = write(tmp_path / "other.jsonl", range(40))
+    assert module(pairs=other, pairs_val=None).pairs_val is None
+    (tmp_path / "val.jsonl").unlink()
+    assert {part: len(pairs) for part, pairs in module(pairs_val=None).examples.items()} == {"train": 36, "val": 4}
+    assert capsys.readouterr().err == ""
+
+
+def test_fields_and_the_home_folder_reach_the_pairs(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine.csv").write_text("q;a;id\n" + "".join(f"{n}+{n}=;{2 * n};{n}\n" for n in range(40)))
+    data = module(pairs="~/mine.csv", pairs_val=None, fields=("q", "a"))
+    assert {part: len(pairs) for part, pairs in data.examples.items()} == {"train": 36, "val": 4}
+    assert data.example_prompt() == "0+0="
+    other = module(pairs="~/mine.csv", pairs_val=None, fields=("q", "id"))
+    assert data.fingerprint != other.fingerprint
 
 
 def test_a_saved_tokenizer_can_be_named(module, tmp_path):
@@ -131,6 +156,17 @@ REFUSED = {
     "train_tokens": (dict(train_tokens=9), ConfigError, r"data\.train_tokens is for texts; with data\.pairs, give a"),
     "pairs": (dict(pairs="no.jsonl"), MissingInputError, r"data\.pairs: no\.jsonl: no such file"),
     "pairs_val": (dict(pairs_val="no.csv"), MissingInputError, r"data\.pairs_val: no\.csv: no such file"),
+    "sample data": (
+        dict(pairs="questions/train.jsonl"),
+        MissingInputError,
+        r"data\.pairs: questions/train\.jsonl: no such file; to write it: .* prepare questions --out questions$",
+    ),
+    "a folder": (dict(pairs="."), MissingInputError, r"data\.pairs: \.: is a folder; give a file"),
+    "fields": (
+        dict(pairs=None, pairs_val=None, fields=("a", "b")),
+        ConfigError,
+        r"data\.fields: is for data\.pairs; leave",
+    ),
 }
 
 

@@ -53,12 +53,67 @@ def test_conversations_have_many_turns_and_an_optional_system_turn(tmp_path):
     assert read_pairs(tmp_path / "a.json") == [tuple(Turn(*turn) for turn in turns)]
 
 
+READ = {  # name of the file -> content, the turns of its first record
+    "a.JSONL": ('{"prompt": "2+2=", "response": "4"}\n', ("2+2=", "4")),
+    "a.ndjson": ('{"prompt": "2+2=", "response": "4"}\n', ("2+2=", "4")),
+    "lines.json": ('{"prompt": "2+2=", "response": "4"}\n' * 2, ("2+2=", "4")),
+    "list.jsonl": ('[\n {"prompt": "2+2=", "response": "4"}\n]', ("2+2=", "4")),
+    "excel.csv": ('\ufeffPrompt;Response\r\n"a, b; c";"d\r\ne"\r\n', ("a, b; c", "d\r\ne")),
+    "spaces.csv": ("id, PROMPT , response\n1,a,b\n", ("a", "b")),
+    "a.TSV": ('prompt\tresponse\nHe said "hi", a; b\tc\n', ('He said "hi", a; b', "c")),
+    "tabs.csv": ("prompt\tresponse\na, b\tc\n", ("a, b", "c")),
+    "alpaca.json": ('[{"instruction": "Add.", "input": "2, 2", "output": "4"}]', ("Add.\n2, 2", "4")),
+    "alpaca2.json": ('[{"instruction": "Add 2, 2.", "input": "", "output": "4", "history": []}]', ("Add 2, 2.", "4")),
+    "alpaca3.jsonl": ('{"instruction": "Add 2, 2.", "output": "4"}', ("Add 2, 2.", "4")),
+    "plain.jsonl": ('{"input": "2+2", "output": "4"}', ("2+2", "4")),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_formats_of_others_are_read_as_they_are(name, tmp_path):
+    content, pair = READ[name]
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert read_pairs(tmp_path / name)[0] == conversation(*pair)
+
+
+def test_chats_of_openai_and_sharegpt_are_read_as_they_are(tmp_path):
+    roles = [("system", "system"), ("human", "user"), ("gpt", "assistant"), ("human", "user"), ("gpt", "assistant")]
+    expected = [tuple(Turn(role, f"{n}.") for n, (_, role) in enumerate(roles))]
+    parts = [[{"type": "text", "text": f"{n}"}, {"type": "text", "text": "."}] for n in range(5)]
+    files = {
+        "openai": {"messages": [dict(role=role, content=f"{n}.") for n, (_, role) in enumerate(roles)]},
+        "parts": {"messages": [dict(role=role, content=parts[n]) for n, (_, role) in enumerate(roles)]},
+        "developer": {"messages": [dict(role="developer", content="0."), *(dict(role=role, content=f"{n + 1}.")
+                                   for n, (_, role) in enumerate(roles[1:]))]},
+        "sharegpt": {"id": "x", "conversations": [{"from": name, "value": f"{n}."}
+                                                  for n, (name, _) in enumerate(roles)]},
+        "beside": {"system": "0.", "conversations": [{"from": name, "value": f"{n + 1}."}
+                                                     for n, (name, _) in enumerate(roles[1:])]},
+    }  # fmt: skip
+    for name, record in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps([record]))
+        assert read_pairs(tmp_path / f"{name}.json") == expected, name
+    (tmp_path / "pair.jsonl").write_text('{"system": "Be brief.", "prompt": "a", "response": "b"}')
+    assert read_pairs(tmp_path / "pair.jsonl") == [(Turn("system", "Be brief."), *conversation("a", "b"))]
+
+
+def test_fields_name_the_prompt_and_the_response(tmp_path):
+    (tmp_path / "a.csv").write_text("Frage,Antwort,prompt,response\n1,2,3,4\n")
+    assert read_pairs(tmp_path / "a.csv") == [conversation("3", "4")]
+    assert read_pairs(tmp_path / "a.csv", ("Frage", "Antwort")) == [conversation("1", "2")]
+    assert read_pairs(tmp_path / "a.csv", ("antwort", "prompt")) == [conversation("2", "3")]
+    (tmp_path / "b.jsonl").write_text('{"instruction": "1", "input": "2", "output": "3", "messages": []}')
+    assert read_pairs(tmp_path / "b.jsonl", ("instruction", "output")) == [conversation("1", "3")]
+    with pytest.raises(DataError, match=r"line 2: has no antwrt; it has frage, antwort, prompt, response: say which"):
+        read_pairs(tmp_path / "a.csv", ("frage", "antwrt"))
+
+
 # --- refusals
 
 GOOD = '{"prompt": "a", "response": "b"}\n'
 user, assistant = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
 REFUSED = {
-    "a.txt": (GOOD, r"a\.txt: is not a known format; give a file whose name ends in \.json, \.jsonl, \.csv"),
+    "a.txt": (GOOD, r"a\.txt: is not a known format; give a file whose name ends in \.json, \.jsonl, \.ndjson, \.csv"),
     "noname": (GOOD, "noname: is not a known format"),
     "empty.jsonl": ("", r"empty\.jsonl: has no records; write at least one"),
     "blank.jsonl": ("\n \n", r"blank\.jsonl: has no records"),
@@ -68,23 +123,34 @@ REFUSED = {
     "names.csv": ("prompt,response\n", r"names\.csv: has no records"),
     "latin.jsonl": (
         GOOD.encode() + b'{"prompt": "caf\xe9"',
-        r"latin\.jsonl: is not UTF-8 at byte 48 .*save it as UTF-8",
+        r"latin\.jsonl: is not UTF-8 at byte 48 .*looks like ISO-8859-1; convert it: iconv -f ISO-8859-1 -t UTF-8",
     ),
     "cut.jsonl": (GOOD + '{"prompt": "a', r"cut\.jsonl: line 2: is not valid JSON \(.*\); repair or remove it"),
     "cut.json": ("[" + GOOD, r"cut\.json: is not valid JSON"),
     "deep.json": ("[" * 100_000, r"deep\.json: is not valid JSON"),
-    "object.json": (GOOD, r"object\.json: must be a list of records; write \[\.\.\.\] around it, or name it \.jsonl"),
+    "object.json": (
+        json.dumps({"data": []}, indent=1),
+        r"object\.json: must be a list of records, or have one on each line; write \[\.\.\.\] around it",
+    ),
     "number.jsonl": ("\n" + GOOD + "7\n", r"number\.jsonl: line 3: must be an object such as .*, got 7$"),
     "record.json": (f"[{GOOD}, 7]", r"record\.json: record 2: must be an object"),
     "lacking.jsonl": ('{"prompt": "a"}', r"line 1: has no response; give both, or messages"),
-    "both.jsonl": ('{"text2": "a"}', r"line 1: has no prompt and no response"),
-    "alpaca.json": (
-        '[{"instruction": "a", "output": "b"}]',
-        r"record 1: has no prompt and no response; rename instruction to prompt and output to response",
+    "both.jsonl": ('{"text2": "a"}', r"line 1: has no prompt and no response; give both, or messages"),
+    "dolly.jsonl": (
+        '{"instruction": "a", "context": "b", "response": "c"}',
+        r"has no prompt; it has instruction, context, response: say which two with data\.fields=\[instruction,re.*\]",
     ),
-    "qa.csv": ("question,answer\na,b\n", r"qa\.csv: line 2: .*; rename question to prompt and answer to response"),
-    "half.jsonl": ('{"prompt": "a", "completion": "b"}', r"has no response; rename completion to response"),
-    "sharegpt.json": ('[{"conversations": []}]', r"rename conversations to messages"),
+    "qa.csv": (
+        "Question;Answer\na;b\n",
+        r"qa\.csv: line 2: has no prompt and no response; it has question, answer: .*\[question,answer\], in score",
+    ),
+    "half.jsonl": ('{"prompt": "a", "completion": "b"}', r"has no response; .* data\.fields=\[prompt,completion\]"),
+    "other.tsv": ("front\tback\na\tb\n", r"it has front, back: say which two with data\.fields=\[A,B\]"),
+    "history.json": (
+        '[{"instruction": "a", "input": "", "output": "b", "history": [["c", "d"]]}]',
+        r"record 1: has a history, which is not read; write the record as messages",
+    ),
+    "sharegpt.json": ('[{"conversations": []}]', r"conversations must be a list of .*, got \[\]"),
     "number2.jsonl": (
         '{"prompt": "2+2", "response": 4}',
         r"line 1: response must be a string, got 4; put it in quotes",
@@ -108,16 +174,20 @@ REFUSED = {
         f'{{"messages": [{assistant}, {user}]}}',
         r"line 1: ends with a turn of the user; end it with the assistant's",
     ),
-    "human.jsonl": (
-        '{"messages": [{"role": "human", "content": "a"}]}',
-        r"message 1: has an unknown role .*mean 'user'",
+    "robot.jsonl": (
+        '{"messages": [{"role": "asistant", "content": "a"}]}',
+        r"message 1: has an unknown role .*mean 'assistant'",
+    ),
+    "semicolons.csv": (
+        "prompt;response\na;b;c\n",
+        r"semicolons\.csv: line 2: must have 2 columns as in line 1; put text with semicolons in quotes",
     ),
     "tool.jsonl": (
         f'{{"messages": [{user}, {{"role": "tool", "content": ""}}]}}',
         r"message 2: has an unknown role .*roles are ",
     ),
     "keys.jsonl": (
-        '{"messages": [{"from": "user", "value": "a"}]}',
+        '{"messages": [{"from": "user", "content": "a"}]}',
         r"message 1: must be an object with role and cont",
     ),
     "content.jsonl": (

@@ -162,6 +162,33 @@ def test_a_cache_folder_that_cannot_be_created_is_named(blocked, corpus, tmp_pat
     assert raised.value.exit_code == 73
 
 
+def test_a_complete_cache_is_read_where_nothing_can_be_written(corpus, tmp_path, monkeypatch):
+    """Root may write anywhere, so here every lock, folder and file that would be made fails."""
+    tokenizer = resolve_tokenizer("bpe:300", corpus, tmp_path / "cache")
+    expected = open_tokens(corpus, tokenizer, tmp_path / "cache")
+
+    def refuse(*_, **__):
+        pytest.fail("something was written")
+
+    for name in ("locked", "make_folder", "atomic_folder", "write_json", "sweep"):
+        monkeypatch.setattr(tokens, name, refuse)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    assert resolve_tokenizer("bpe:300", corpus, tmp_path / "cache") == tokenizer
+    found = open_tokens(corpus, tokenizer, tmp_path / "cache")
+    assert {part: ids.tolist() for part, ids in found.items()} == {part: ids.tolist() for part, ids in expected.items()}
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+
+
+@pytest.mark.parametrize("spec", ["bpe:5000", "word:5000"])
+def test_fewer_tokens_than_asked_for_are_said_in_one_line(spec, corpus, tmp_path, capsys):
+    tokenizer = resolve_tokenizer(spec, corpus, tmp_path / "cache")
+    said = capsys.readouterr().err
+    assert said.startswith(f"tinylm: learned {tokenizer.vocab_size:,} tokens from {corpus.name} (")
+    assert said.endswith("s): it has no more of the 5,000 asked for\n") and said.count("\n") == 1
+    resolve_tokenizer(f"{spec.partition(':')[0]}:{tokenizer.vocab_size}", corpus, tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+
+
 # --- several processes
 
 BUILD = """

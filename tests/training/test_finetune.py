@@ -136,6 +136,18 @@ def test_pairs_are_learned_and_roles_grow_the_vocabulary(second, finished_run, p
     assert last < first
 
 
+def test_the_preset_holds_out_a_tenth_of_ones_own_pairs(finished_run, pairs, cli):
+    steps = ("--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--model.schedule.warmup_steps", "0")
+    command = ("fit", "-c", "finetune", "--model.init_from", finished_run, "--run.sample_tokens", "0", *steps)
+    result = cli(*command, "--data.pairs", "pairs.jsonl")
+    assert result.code == 0, result.err
+    assert yaml.safe_load(Path("runs/finetune/config.yaml").read_text())["data"]["pairs_val"] is None
+    result = cli(*command)
+    assert result.code == 66 and result.error.startswith(
+        "data.pairs: questions/train.jsonl: no such file; to write it: "
+    )
+
+
 def test_the_loss_of_a_step_is_that_of_its_responses_alone(second, finished_run, pairs, cli):
     """The whole file in one batch: the first loss is the mean over all response tokens of the model one begins with."""
     result = cli(

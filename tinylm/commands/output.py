@@ -22,14 +22,15 @@ BETWEEN = "---"  # the line between two texts
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a file: its lines without blank ones; in a .jsonl file the field `prompt` of each line.
+    """The prompts in a file: its lines without blank ones; in JSON lines the field `prompt` of each line.
 
     Lines end with LF or CRLF. Other separators of Unicode, such as U+2028, are part of a prompt.
     """
     if path.suffix.lower() in (".json", ".csv"):
         raise DataError(f"{path}: prompts are read from lines of text, or from a .jsonl file; convert it")
-    whole = "".join(read_chunks(path)).removeprefix("\ufeff")  # a byte order mark
-    lines = [(n, line.removesuffix("\r")) for n, line in enumerate(whole.split("\n"), start=1) if line.strip()]
+    whole = "".join(read_chunks(path, records=is_jsonl(path)))
+    lines = [(n, line.removesuffix("")) for n, line in enumerate(whole.split("
+"), start=1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: has no prompt; write one on each line")
     if not is_jsonl(path):

@@ -28,6 +28,7 @@ def run(arguments: list[str]) -> None:
     add("--stride", type=int, help="with --text: tokens between window starts (default: half the context)")
     add("--pairs", type=Path, help="file of prompt/response pairs: .jsonl, .json or .csv")
     add("--template", default="pairs", help="with --pairs: pairs or chat, as in training")
+    add("--fields", nargs=2, metavar=("PROMPT", "RESPONSE"), help="with --pairs: names of the two fields in the file")
     add("--max-new-tokens", type=int, default=64, help="with --pairs: longest answer, in tokens")
     add("--show", type=int, default=3, help="with --pairs: number of wrong answers to print")
     add("--batch-size", type=int, default=8, help="windows or prompts read at once")
@@ -67,7 +68,7 @@ def print_answers(options: argparse.Namespace) -> None:
     from tinylm.evaluation import exact_match, score_answers
     from tinylm.generation import Generator
 
-    template, pairs = find_template(options.template), read_pairs(options.pairs)
+    template, pairs = find_template(options.template), read_pairs(options.pairs, options.fields)
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
     examples = encode_pairs(tokenizer, pairs, template, model.config.max_seq_len, name=str(options.pairs))
     score = score_answers(model, tokenizer, examples, batch_size=options.batch_size)

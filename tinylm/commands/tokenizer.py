@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinylm.console import Mode, Parser, use_color
-from tinylm.errors import ConfigError, DataError, did_you_mean
+from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.files import file_size
 from tinylm.targets import check_target
 from tinylm.tokenizer import (
@@ -84,6 +84,8 @@ def train(arguments: list[str]) -> None:
     seconds = time.monotonic() - started
     tokenizer.save(options.out, options.overwrite)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
+    if options.vocab_size is not None and tokenizer.vocab_size < options.vocab_size:
+        notice(f"--vocab-size {options.vocab_size}: the text has no more than {tokenizer.vocab_size:,} tokens")
     largest = max(options.corpus, key=file_size)
     sample = next(file_blocks(largest, tokenizer.safe_cut)).texts[0][: 1 << 20]
     print(f"first megabyte of {largest}: {statistics(tokenizer, sample, len(tokenizer.encode_array(sample)))}")

@@ -45,6 +45,13 @@ class Batch(NamedTuple):
 # --- training
 
 
+def too_short(num_tokens: int, context: int, remedy: str = "give a longer text") -> str:
+    """The problem of a training text that does not fill one window."""
+    lower = f", or set max_seq_len to at most {num_tokens - 1:,}" if num_tokens > 1 else ""
+    needs = f"train has {num_tokens:,} tokens, max_seq_len {context:,} needs at least {context + 1:,}"
+    return f"{needs}; {remedy}{lower}"
+
+
 @dataclass(frozen=True)
 class TrainingWindows:
     """The windows of each training step.
@@ -66,7 +73,7 @@ class TrainingWindows:
 
     def __post_init__(self) -> None:
         if self.num_tokens <= self.context:
-            raise DataError(f"train has {self.num_tokens} tokens, needs at least {self.context + 1}")
+            raise DataError(too_short(self.num_tokens, self.context))
 
     @property
     def num_windows(self) -> int:

@@ -5,6 +5,7 @@
 results do not depend on the hardware.
 """
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,10 @@ from tinylm.data.batches import (
     document_begins,
     document_rows,
     evenly_spaced,
+    too_short,
     window_rows,
 )
-from tinylm.data.corpora import PARTS, Corpus, check_split, open_corpus
+from tinylm.data.corpora import PARTS, REPAIR, Corpus, check_split, open_corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import (
     PairEvaluationBatches,
@@ -41,8 +43,9 @@ from tinylm.data.pair_batches import (
 from tinylm.data.pairs import read_pairs
 from tinylm.data.template import Example, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
-from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json, why_unreadable
+from tinylm.locate import command
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
@@ -56,6 +59,13 @@ def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
     if seed < 0:
         raise ConfigError(f"data.seed must not be negative, got {seed}")
+
+
+def _sample_data(path: str) -> str:
+    """The command that writes a file of pairs that the presets name, for an error; empty for any other."""
+    folder = Path(path).parent
+    written = folder.name in ("questions", "summaries")
+    return f"; to write it: {command('prepare', folder.name, '--out', folder)}" if written else ""
 
 
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
@@ -96,6 +106,7 @@ class TextDataModule(pl.LightningDataModule):
         pairs: str | None = None,
         pairs_val: str | None = None,
         template: str = "pairs",
+        fields: tuple[str, str] | None = None,
         packing: bool = False,
         too_long: TooLong = "error",
     ) -> None:
@@ -110,15 +121,16 @@ class TextDataModule(pl.LightningDataModule):
             micro_batch_size: Sequences per device at once. Default: all of its share
             split: Fractions of train and val, or of train, val and test
             seed: Seed of the order of data and of generated stories
-            errors: Invalid UTF-8 is an error (strict), or replaced (replace)
+            errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
             cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
             pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
-            pairs_val: File of validation pairs. Default: taken from pairs, by split
+            pairs_val: File of validation pairs. Default: val.* beside a train.*, else taken from pairs, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles)
+            fields: Names of prompt and response in the file, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
         """
@@ -126,6 +138,7 @@ class TextDataModule(pl.LightningDataModule):
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
         _check_options(errors, seed, **sizes)
+        tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers
@@ -136,10 +149,12 @@ class TextDataModule(pl.LightningDataModule):
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
-        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.text = text
-        self.pairs, self.pairs_val, self.template, self.packing = pairs, pairs_val, find_template(template), packing
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.text, self.pairs, self.pairs_val = text, pairs, pairs_val
+        self.template, self.fields, self.packing = find_template(template), fields, packing
         self.too_long: TooLong = too_long
+        if fields is not None and pairs is None:
+            raise ConfigError("data.fields: is for data.pairs; leave it out")
         if pairs is not None:
             self._check_pairs()
             self.source = pairs
@@ -148,9 +163,14 @@ class TextDataModule(pl.LightningDataModule):
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
 
     def _check_pairs(self) -> None:
+        assert self.pairs is not None
+        beside = Path(self.pairs).parent / f"val{Path(self.pairs).suffix}"
+        if self.pairs_val is None and Path(self.pairs).stem == "train" and beside.expanduser().is_file():
+            self.pairs_val = str(beside)
+            notice(f"data.pairs_val: {beside}")
         for name, path in (("pairs", self.pairs), ("pairs_val", self.pairs_val)):
-            if path is not None and not Path(path).is_file():
-                raise MissingInputError(f"data.{name}: {path}: no such file")
+            if path is not None and (problem := why_unreadable(Path(path).expanduser())):
+                raise MissingInputError(f"data.{name}: {path}: {problem}{_sample_data(path)}")
         if self.too_long not in ("error", "drop", "truncate"):
             raise ConfigError(f"data.too_long must be error, drop or truncate, got {self.too_long!r}")
         if self.train_tokens is not None:
@@ -177,8 +197,9 @@ class TextDataModule(pl.LightningDataModule):
         """SHA-256 of everything that determines the text of the splits."""
         if self.pairs is None:
             return self.corpus.fingerprint
-        files = [sha256_file(path) for path in (self.pairs, self.pairs_val) if path is not None]
-        return sha256_json([files, self.template.name, self.split, self.seed])
+        files = [sha256_file(Path(path).expanduser()) for path in (self.pairs, self.pairs_val) if path is not None]
+        fields = [] if self.fields is None else [self.fields]
+        return sha256_json([files, self.template.name, self.split, self.seed, *fields])
 
     @property
     def vocab_size(self) -> int:
@@ -217,7 +238,8 @@ class TextDataModule(pl.LightningDataModule):
         return dict(zip(PARTS, parts, strict=False))
 
     def _encoded(self, path: str) -> list[Example]:
-        return encode_pairs(self.tokenizer, read_pairs(path), self.template, self.context, self.too_long, path)
+        pairs = read_pairs(path, self.fields)
+        return encode_pairs(self.tokenizer, pairs, self.template, self.context, self.too_long, path)
 
     @cached_property
     def floors(self) -> dict[str, Floor]:
@@ -238,7 +260,7 @@ class TextDataModule(pl.LightningDataModule):
         Empty if the first words would be a whole document.
         """
         if self.pairs is not None:
-            turns = read_pairs(self.pairs_val or self.pairs)[0]
+            turns = read_pairs(self.pairs_val or self.pairs, self.fields)[0]
             return turns[-2].content if len(turns) > 1 else ""
         ids, end = self.tokens.get("val", self.tokens["train"])[:200].tolist(), self.tokenizer.end_of_text
         document = ids[: ids.index(end)] if end in ids else ids
@@ -257,6 +279,7 @@ class TextDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Checks data and batch size against the trainer, and sets accumulation."""
         if stage == "fit":
+            _ = self.order  # a text too short for a context is too short for a split, too
             self._part("val")
             self._set_steps()
 
@@ -266,6 +289,10 @@ class TextDataModule(pl.LightningDataModule):
         if self.pairs is not None:
             return RowOrder(len(self._rows), self.batch_size, self.seed)
         tokens, end = self._part("train"), self.tokenizer.end_of_text
+        if len(tokens) <= self.context:
+            if len(tokens) == self.train_tokens:
+                raise DataError(f"data.train_tokens: {too_short(len(tokens), self.context, 'raise it')}")
+            raise DataError(f"data.corpus: {self.source}: {too_short(len(tokens), self.context)}")
         if self.corpus.short_documents and end is not None:
             rows = document_rows(document_begins(tokens, end), len(tokens), self.context)
             return DocumentWindows(len(tokens), self.context, self.batch_size, self.seed, begins=rows.begins)
@@ -343,7 +370,8 @@ class TextDataModule(pl.LightningDataModule):
         if name not in self.tokens:
             raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
         if name != "train" and len(self.tokens[name]) < 2:
-            raise DataError(f"{name} has {len(self.tokens[name])} tokens, needs at least 2; give it more of data.split")
+            problem = f"{name} has {len(self.tokens[name])} tokens, needs at least 2; {self.corpus.more(name)}"
+            raise DataError(f"data.corpus: {self.source}: {problem}")
         return self.tokens[name]
 
     # --- loaders
@@ -386,9 +414,11 @@ class TextDataModule(pl.LightningDataModule):
         """The text of `data.text` in order."""
         if self.text is None:
             raise ConfigError("data.text: missing; set the text file, --data.text FILE")
-        if not Path(self.text).is_file():
-            raise MissingInputError(f"data.text: {self.text}: no such file")
-        ids = np.concatenate(list(self.tokenizer.encode_stream(read_chunks(Path(self.text), self.errors))) or [[]])
+        path = Path(self.text).expanduser()
+        if problem := why_unreadable(path):
+            raise MissingInputError(f"data.text: {self.text}: {problem}")
+        chunks = read_chunks(path, self.errors, remedy=REPAIR)
+        ids = np.concatenate(list(self.tokenizer.encode_stream(chunks)) or [[]])
         if len(ids) < 2:
             raise DataError(f"data.text: {self.text}: has {len(ids)} tokens, needs at least 2")
         return self._evaluation_loader(EvaluationBatches, ids, window_rows(len(ids), self.context))

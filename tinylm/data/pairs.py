@@ -9,19 +9,20 @@ Left out: function calls and images in conversations.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from tinylm.errors import DataError, MissingInputError, did_you_mean
+from tinylm.files import read_chunks
+from tinylm.recognize import CHATS, PROMPTS, RESPONSES
 
 ROLES = ("system", "user", "assistant")
-OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-OTHER_NAMES = {  # our name of a field -> its names in other formats
-    "prompt": ("instruction", "question", "input", "query", "text"),
-    "response": ("output", "answer", "completion", "target", "label"),
-    "messages": ("conversations", "conversation", "dialogue", "turns"),
-}
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "developer": "system"}
+ALPACA = ("instruction", "output")
+FIELDS = (("prompt", "response"), ALPACA, ("input", "output"))  # the names of prompt and response
+MESSAGE = (("role", "content"), ("from", "value"))  # of a message
 
 
 class Turn(NamedTuple):
@@ -37,26 +38,29 @@ Turns = tuple[Turn, ...]
 # --- reading
 
 
-def read_pairs(path: str | Path) -> list[Turns]:
-    """The records of a file, in order: .json (a list), .jsonl (an object per line), .csv (with a header line).
+def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Turns]:
+    """The records of a file, in order: JSON (a list, or an object per line), CSV or TSV (with a header line).
 
-    A record has `prompt` and `response`, or `messages`, a list of `{"role": ..., "content": ...}`; other fields are
-    ignored. Blank lines are skipped.
+    A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, or chats:
+    `messages` with `role` and `content`, or ShareGPT's `conversations` with `from` and `value`. A `system` message
+    comes first; other fields are ignored, as are blank lines and the case of the fields' names.
+
+    Args:
+        path: the file; its name ends in .json, .jsonl, .ndjson, .csv or .tsv
+        fields: the names of prompt and response, if they are others
 
     Raises:
-        MissingInputError: if there is no such file.
+        MissingInputError: if there is no such file, or it cannot be read.
         DataError: if the file is empty, not UTF-8 or damaged, or a record is malformed; names the line or record.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = Path(path).expanduser()
+    if not os.path.lexists(path):
         raise MissingInputError(f"{path}: no such file of pairs")
-    if path.suffix not in READERS:
+    text = "".join(read_chunks(path, records=True, remedy="save it as UTF-8"))
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise DataError(f"{path}: is not a known format; give a file whose name ends in {', '.join(READERS)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark before their CSV
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 at byte {error.start} ({error.reason}); save it as UTF-8") from error
-    pairs = [_turns(record, where) for record, where in READERS[path.suffix](text, str(path))]
+    pairs = [_turns(record, where, fields) for record, where in reader(text, str(path))]
     if not pairs:
         raise DataError(f"{path}: has no records; write at least one prompt with its response")
     return pairs
@@ -66,15 +70,15 @@ Records = Iterator[tuple[Any, str]]  # (record, its file and line for errors)
 
 
 def _json_records(text: str, name: str) -> Records:
-    records = _parse(text, name) if text.strip() else []
-    if not isinstance(records, list):
-        raise DataError(f"{name}: must be a list of records; write [...] around it, or name it .jsonl")
-    yield from ((record, f"{name}: record {number}") for number, record in enumerate(records, start=1))
-
-
-def _jsonl_records(text: str, name: str) -> Records:
+    """The records of a JSON list or of JSON lines, whatever the file's name says."""
+    if text.lstrip().startswith("["):
+        records = _parse(text, name)
+        yield from ((record, f"{name}: record {number}") for number, record in enumerate(records, start=1))
+        return
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 too
         if line.strip():
+            if line.strip() == "{":
+                raise DataError(f"{name}: must be a list of records, or have one on each line; write [...] around it")
             where = f"{name}: line {number}"
             yield _parse(line, where), where
 
@@ -87,40 +91,47 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _csv_records(text: str, name: str) -> Records:
+    """The records of a table whose columns are divided by commas, semicolons or tabs, as its header line is."""
     csv.field_size_limit(1 << 30)  # 128 KB by default
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         for record in reader:
             where = f"{name}: line {reader.line_num}"
             if None in record or None in record.values():
                 columns = len(reader.fieldnames or ())
-                raise DataError(f"{where}: must have {columns} columns as in line 1; put text with commas in quotes")
+                quote = f"put text with {DELIMITERS[delimiter]} in quotes"
+                raise DataError(f"{where}: must have {columns} columns as in line 1; {quote}")
             yield record, where
     except csv.Error as error:
         raise DataError(f"{name}: line {reader.line_num + 1}: is not valid CSV ({error}); repair it") from error
 
 
 Reader = Callable[[str, str], Records]
-READERS: dict[str, Reader] = {".json": _json_records, ".jsonl": _jsonl_records, ".csv": _csv_records}
+READERS: dict[str, Reader] = {
+    ".json": _json_records,
+    ".jsonl": _json_records,
+    ".ndjson": _json_records,
+    ".csv": _csv_records,
+    ".tsv": _csv_records,
+}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 # --- checking
 
 
-def _turns(record: Any, where: str) -> Turns:
+def _turns(record: Any, where: str, fields: Sequence[str] | None) -> Turns:
     """The turns of a record, checked."""
     if not isinstance(record, dict):
         _fail(where, f'must be an object such as {{"prompt": "2+2=", "response": "4"}}, got {_shown(record)}')
-    if "messages" in record:
-        turns = _messages(record["messages"], where)
-    else:
-        missing = [name for name in ("prompt", "response") if name not in record]
-        if missing:
-            _fail(where, f"has no {' and no '.join(missing)}{_renaming(record) or '; give both, or messages'}")
-        turns = tuple(
-            Turn(role, _text(record[name], name, where))
-            for role, name in (("user", "prompt"), ("assistant", "response"))
-        )
+    record = {name if name in (fields or ()) else name.strip().lower(): value for name, value in record.items()}
+    chat = None if fields else next((name for name in CHATS if name in record), None)
+    turns = _pair(record, where, fields) if chat is None else _messages(record[chat], chat, where)
+    system = record.get("system")
+    if isinstance(system, str) and system.strip() and turns[0].role != "system":
+        turns = (Turn("system", system), *turns)
     if not any(turn.role == "assistant" for turn in turns):
         _fail(where, "has no turn of the assistant to train on; add one, or remove the record")
     if turns[-1].role != "assistant":
@@ -130,32 +141,54 @@ def _turns(record: Any, where: str) -> Turns:
     return turns
 
 
-def _messages(messages: Any, where: str) -> Turns:
+def _pair(record: dict[str, Any], where: str, fields: Sequence[str] | None) -> Turns:
+    """The two turns of a record with a prompt and a response."""
+    layouts = FIELDS if fields is None else [fields]
+    names = next((pair for pair in layouts if all(name in record for name in pair)), None)
+    if names is None:
+        missing = [name for name in layouts[0] if name not in record]
+        _fail(where, f"has no {' and no '.join(missing)}; {_naming(record)}")
+    prompt, response = (_text(record[name], name, where) for name in names)
+    if names is ALPACA:
+        if record.get("history"):
+            _fail(where, "has a history, which is not read; write the record as messages")
+        if record.get("input"):
+            prompt = f"{prompt}\n{_text(record['input'], 'input', where)}"
+    return Turn("user", prompt), Turn("assistant", response)
+
+
+def _messages(messages: Any, name: str, where: str) -> Turns:
     if not isinstance(messages, list) or not messages:
-        _fail(where, f'messages must be a list of {{"role": ..., "content": ...}}, got {_shown(messages)}')
+        _fail(where, f'{name} must be a list of {{"role": ..., "content": ...}}, got {_shown(messages)}')
     turns = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}: message {number}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        keys = next((keys for keys in MESSAGE if isinstance(message, dict) and {*keys} <= {*message}), None)
+        if keys is None:
             _fail(place, f"must be an object with role and content, got {_shown(message)}")
-        if message["role"] not in ROLES:
-            hint = did_you_mean(str(message["role"]), ROLES, OTHER_ROLES)
-            _fail(place, f"has an unknown role {_shown(message['role'])}{hint or '; roles are ' + ', '.join(ROLES)}")
-        turns.append(Turn(message["role"], _text(message["content"], "content", place)))
+        role = OTHER_ROLES.get(str(message[keys[0]]), message[keys[0]])
+        if role not in ROLES:
+            hint = did_you_mean(str(role), ROLES) or "; roles are " + ", ".join(ROLES)
+            _fail(place, f"has an unknown role {_shown(role)}{hint}")
+        turns.append(Turn(role, _text(message[keys[1]], keys[1], place)))
     return tuple(turns)
 
 
 def _text(value: Any, name: str, where: str) -> str:
+    """A string, or the string that OpenAI's list of text parts makes."""
+    if isinstance(value, list) and value and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
+        value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         _fail(where, f"{name} must be a string, got {_shown(value)}; put it in quotes")
     return value
 
 
-def _renaming(record: dict[str, Any]) -> str:
-    """A hint to rename the fields of a record in another format."""
-    found = {ours: next((name for name in theirs if name in record), None) for ours, theirs in OTHER_NAMES.items()}
-    renamed = [f"{theirs} to {ours}" for ours, theirs in found.items() if theirs and ours not in record]
-    return f"; rename {' and '.join(renamed)}" if renamed else ""
+def _naming(record: dict[str, Any]) -> str:
+    """A hint to name the fields of a record in another format."""
+    if len(record) < 2:
+        return "give both, or messages"
+    prompt, response = (next((n for n in names if n in record), n) for names, n in ((PROMPTS, "A"), (RESPONSES, "B")))
+    return f"it has {', '.join(record)}: say which two with data.fields=[{prompt},{response}], in score with --fields"
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,12 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
         options["vocab_size"] = int(size)
     key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
     path = cache_dir / "tokenizers" / f"{name}-{key[:16]}.json"
+    with suppress(TinyLMError):  # missing or damaged
+        return load_tokenizer(path)  # without the lock, for the cache may be read-only
     with locked(path.with_suffix(".lock")):
         try:
             return load_tokenizer(path)
-        except TinyLMError:  # missing or damaged
+        except TinyLMError:
             tokenizer = _learn(kind, corpus, options)
             write_json(path, tokenizer.to_dict())
             return tokenizer
@@ -102,8 +104,10 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     else:
         tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
     seconds = time.monotonic() - started
-    if seconds > 1:
-        notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s)")
+    asked = options.get("vocab_size", 0)
+    fewer = f": it has no more of the {asked:,} asked for" if tokenizer.vocab_size < asked else ""
+    if seconds > 1 or fewer:
+        notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s){fewer}")
     return tokenizer
 
 
@@ -151,7 +155,10 @@ def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
     """Returns the folder of a valid cache, building it if necessary."""
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
     family = f"{_slug(corpus.name)}-{tokenizer.kind}"
-    folder = make_folder(cache_dir / "tokens") / f"{family}-{key[:16]}"
+    folder = cache_dir / "tokens" / f"{family}-{key[:16]}"
+    if _problem(folder, corpus) is None:
+        return folder  # without the lock, for the cache may be read-only
+    make_folder(folder.parent)
     with locked(folder.with_name(folder.name + ".lock")):
         problem = _problem(folder, corpus)
         if problem:

@@ -1,21 +1,21 @@
 """Text sources by name: the built-in stories, other grammars, files, globs and URLs."""
 
-import glob
 import os
 import re
 from pathlib import Path
 
-from tinylm.data.corpora.base import PARTS, Corpus, check_split
+from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, check_split
+from tinylm.data.corpora.files import find_files
 from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.corpora.lines import FIRST_NAMES, LineCorpus
 from tinylm.data.corpora.text import TINYSHAKESPEARE, TextCorpus
-from tinylm.data.corpora.tinystories import SAMPLE, TINYSTORIES, TinyStoriesCorpus
+from tinylm.data.corpora.tinystories import SAMPLE, TEST, TINYSTORIES, TinyStoriesCorpus
 from tinylm.data.download import Download, download
 from tinylm.data.grammar.parse import load_grammar
 from tinylm.data.grammar.stories import COUNT, story_grammar
-from tinylm.errors import MissingInputError, did_you_mean
+from tinylm.errors import MissingInputError, did_you_mean, notice
 
-__all__ = ["NAMES", "PARTS", "Corpus", "check_split", "open_corpus"]
+__all__ = ["NAMES", "PARTS", "REPAIR", "Corpus", "check_split", "open_corpus"]
 
 NAMES = ("stories", "names", "tinyshakespeare", "tinystories")
 
@@ -28,8 +28,8 @@ def open_corpus(
     Args:
         source: `stories`, `names`, `tinyshakespeare`, `tinystories`, a text file, a glob of text files, a URL, or a
             grammar (`*.grammar.yaml`). `stories:20000` and `my.grammar.yaml:20000` set the number of texts to generate;
-            `lines:my.txt` makes every line a document. A folder with `train.txt` and `val.txt` is a sample of
-            TinyStories
+            `lines:my.txt` makes every line a document. A folder with `train.txt`, `val.txt` and perhaps `test.txt` has
+            its own parts, with documents divided as in TinyStories
         split: fractions of two or three parts
         cache_dir: the cache of downloads
         seed: seed of generated texts
@@ -52,17 +52,20 @@ def open_corpus(
         return TinyStoriesCorpus(source, [download(file, cache_dir) for file in TINYSTORIES], split, errors)
     if "://" in source:
         return TextCorpus(source, [download(Download(source), cache_dir)], split, errors)
-    if all(os.path.isfile(os.path.join(source, name)) for name in SAMPLE):  # noqa: PTH113, PTH118
-        return TinyStoriesCorpus(source, [Path(source) / name for name in SAMPLE], split, errors)
+    parts = [Path(source).expanduser() / name for name in (*SAMPLE, TEST)]
+    given = [path for path in parts if os.path.isfile(path)]  # noqa: PTH113 (Path raises for an overlong name)
+    if given[:2] == parts[:2]:
+        return TinyStoriesCorpus(source, given, split, errors)
     if source.startswith("lines:"):
         return LineCorpus(source, _find_files(source.removeprefix("lines:")), split, errors)
     return TextCorpus(source, _find_files(source), split, errors)
 
 
 def _find_files(source: str) -> list[Path]:
-    """The files of a path or glob, sorted by name; raises MissingInputError if there are none."""
-    found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))  # noqa: PTH113
-    paths = [Path(path) for path in found if os.path.isfile(path)]  # noqa: PTH113 (Path raises for an overlong name)
+    """The files of a path or glob; raises MissingInputError if there are none."""
+    paths = find_files(source)
+    if len(paths) > 1:
+        notice(f"{source}: {len(paths):,} files")
     if not paths:
         hint = did_you_mean(source, NAMES) or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"
         raise MissingInputError(f"data.corpus: {source}: no such corpus or file{hint}")

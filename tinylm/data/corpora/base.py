@@ -10,10 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, notice
 from tinylm.files import read_chunks, sha256_json
+from tinylm.recognize import HEAD, foreign, markup
 
 PARTS = ("train", "val", "test")
+REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
 
 
 class Corpus(ABC):
@@ -51,6 +53,10 @@ class Corpus(ABC):
         for _, document in self.items():
             yield from document
 
+    def more(self, part: str) -> str:
+        """The remedy for a part that is too short."""
+        return "give it more of data.split"
+
     def log_prob(self, document: str) -> float:
         """The exact log probability of a document, in nats; defined where `has_floor`."""
         raise NotImplementedError(f"{self.name} does not know its own probabilities")
@@ -86,6 +92,7 @@ class FileCorpus(Corpus):
 
     Attributes:
         kind: part of the fingerprint
+        paths: the files
         lengths: characters in each file
     """
 
@@ -96,18 +103,26 @@ class FileCorpus(Corpus):
         self.name, self.paths, self.split, self.errors = name, paths, split, errors
         self.parts = PARTS[: len(split)]
         scans = [_scan(path, errors) for path in paths]
-        self.lengths = [length for _, length in scans]
-        self.fingerprint = sha256_json([self.kind, [digest for digest, _ in scans], self._split_key(), errors])
+        self.lengths = [length for _, length, _ in scans]
+        self.fingerprint = sha256_json([self.kind, [digest for digest, _, _ in scans], self._split_key(), errors])
+        remarks = [f"{path}: {remark}" for path, (_, _, remark) in zip(paths, scans, strict=True) if remark]
+        for remark in remarks[:1]:
+            notice(remark + (f" ({len(remarks) - 1:,} more files are alike)" if len(remarks) > 1 else ""))
 
     def _split_key(self) -> tuple:
         return self.split
 
 
-def _scan(path: Path, errors: str) -> tuple[str, int]:
-    """The SHA-256 of a file and its number of characters, in bounded memory."""
-    digest = hashlib.sha256()
-    length = sum(map(len, read_chunks(path, errors, digest)))
-    return digest.hexdigest(), length
+def _scan(path: Path, errors: str) -> tuple[str, int, str | None]:
+    """The SHA-256 of a file's text, its number of characters, and a remark on its format if it needs one."""
+    digest, length, remark = hashlib.sha256(), 0, None
+    for text in read_chunks(path, errors, digest, remedy=REPAIR):
+        if not length:
+            remark = markup(path, text)
+            if errors == "surrogateescape":  # any other refuses it
+                remark = remark or foreign(path, text[:HEAD].encode("utf-8", errors))
+        length += len(text)
+    return digest.hexdigest(), length, remark
 
 
 def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinylm.data.corpora.base import FileCorpus, split_documents
+from tinylm.data.corpora.base import PARTS, FileCorpus, split_documents
 from tinylm.data.download import Download, stream
 from tinylm.errors import DataError
 from tinylm.files import atomic_write, read_chunks
@@ -22,25 +22,39 @@ _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 NAMES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 TINYSTORIES = tuple(Download(f"{_HUB}/resolve/main/{name}", pointer=f"{_HUB}/raw/main/{name}") for name in NAMES)
 SEPARATOR = "<|endoftext|>"  # between the stories of a file
-SAMPLE = ("train.txt", "val.txt")  # in the folder of a sample
+SAMPLE, TEST = ("train.txt", "val.txt"), "test.txt"  # in the folder of a sample; the last one may be missing
 
 
 class TinyStoriesCorpus(FileCorpus):
-    """A training and a validation file. With three parts, every other validation story goes to `test`."""
+    """A training and a validation file, and perhaps one for `test`.
+
+    Without that one, and with three parts, every other validation story goes to `test`.
+    """
 
     kind = "tinystories"
     separated = True
 
+    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
+        super().__init__(name, paths, split, errors)
+        self.parts = self._split_key()
+
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The stories of a part."""
-        train, validation = self.paths
-        chunks = read_chunks(train if part == "train" else validation, self.errors)
+        chunks = read_chunks(self._path(part), self.errors)
+        shared = len(self.paths) < len(self.parts) and part != "train"
         for number, text in enumerate(split_documents(chunks, SEPARATOR)):
-            if part == "train" or len(self.parts) == 2 or number % 2 == (part == "test"):
+            if not shared or number % 2 == (part == "test"):
                 yield [text]
 
+    def more(self, part: str) -> str:
+        """The remedy for a part that is too short."""
+        return f"put more text into {self._path(part)}"
+
+    def _path(self, part: str) -> Path:
+        return self.paths[min(PARTS.index(part), len(self.paths) - 1)]
+
     def _split_key(self) -> tuple:
-        return self.parts  # the fractions do not matter
+        return PARTS[: max(len(self.split), len(self.paths))]  # the fractions do not matter
 
 
 # --- samples
@@ -77,7 +91,7 @@ def _stories(source: Download, cache_dir: Path) -> Generator[str, None, None]:
     """The stories of a file, which is read only as far as they are asked for."""
     with closing(stream(source, cache_dir)) as blocks:
         try:
-            for text in split_documents(codecs.iterdecode(blocks, "utf-8"), SEPARATOR):
+            for text in split_documents(codecs.iterdecode(blocks, "utf-8-sig"), SEPARATOR):
                 if text.strip():
                     yield text
         except UnicodeDecodeError as error:

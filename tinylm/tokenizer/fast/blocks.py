@@ -12,6 +12,7 @@ import regex
 
 from tinylm.errors import DataError
 from tinylm.files import decode, file_size, read_range
+from tinylm.recognize import refuse_records, text_begin
 
 SEPARATOR = b"\xff"  # between two texts: this byte never occurs in UTF-8
 BLOCK = 1 << 20  # characters
@@ -88,8 +89,12 @@ def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
 
     Raises:
         MissingInputError: if the file does not exist.
+        DataError: if it is in another format.
     """
-    size, begin, length = file_size(path), 0, BLOCK
+    size, length = file_size(path), BLOCK
+    head = read_range(path, 0, BLOCK)
+    refuse_records(path, head)
+    begin = text_begin(path, head)
     if not safe_cut("a a"):  # this tokenizer knows no safe cuts
         length = max(size, 1)
     while begin + length < size:
