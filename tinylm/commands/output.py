@@ -29,8 +29,7 @@ def read_prompts(path: Path) -> list[str]:
     if path.suffix.lower() in (".json", ".csv"):
         raise DataError(f"{path}: prompts are read from lines of text, or from a .jsonl file; convert it")
     whole = "".join(read_chunks(path, records=is_jsonl(path)))
-    lines = [(n, line.removesuffix("")) for n, line in enumerate(whole.split("
-"), start=1) if line.strip()]
+    lines = [(n, line.removesuffix("\r")) for n, line in enumerate(whole.split("\n"), start=1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: has no prompt; write one on each line")
     if not is_jsonl(path):
