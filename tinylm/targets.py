@@ -86,4 +86,4 @@ HUGGINGFACE_FOLDER = FolderKind(
     "README.md",
     rb"---\n(?:\w+: [^\n]*\n)+tags:\n- tinylm\n",
 )  # fmt: skip
-TEXT = FileKind("a text that can be recognized as one")
+TEXT = FileKind("recognizably an output")

@@ -158,6 +158,7 @@ def main() -> int:
     parser.add_argument("--phases", default=",".join(PHASES))
     parser.add_argument("--signals", default=",".join(SIGNALS))
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs would ignore
     bad = count = 0
     for program in options.programs.split(","):
         for phase in options.phases.split(","):
