@@ -19,7 +19,10 @@ FOREIGN_NAMES = {
     "learning_rate": "lr", "min_learning_rate": "min_lr", "warmup_iters": "warmup_steps",
     "num_warmup_steps": "warmup_steps", "max_iters": "max_steps", "dataset": "corpus",
     "gradient_accumulation_steps": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
-    "grad_clip": "gradient_clip_val",
+    "grad_clip": "gradient_clip_val", "epochs": "max_epochs", "num_epochs": "max_epochs", "steps": "max_steps",
+    "num_train_epochs": "max_epochs", "num_steps": "max_steps", "gpus": "devices", "device": "accelerator",
+    "dtype": "precision", "out_dir": "dir", "output_dir": "dir", "eval_interval": "val_check_interval",
+    "data_path": "corpus", "train_file": "corpus", "input": "corpus", "optim": "name",
 }  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def test_unknown_command_is_one_line(cli):
 
 
 def test_unknown_wordings_of_the_parser_pass_through():
-    assert plain_error("something new", []) == "something new"
+    assert plain_error("something new", {}) == "something new"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

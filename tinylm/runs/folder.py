@@ -32,8 +32,8 @@ class RunConfig:
     """Name of the run folder. Default: the config's, numbered if taken."""
     dir: str = "runs"
     """Folder of all runs."""
-    prompts: tuple[str, ...] | None = None
-    """Prompts of the samples. Default: the first words of a validation text."""
+    prompts: tuple[str, ...] | str | None = None
+    """Prompt of the samples, or several. Default: the first words of a validation text."""
     sample_tokens: int = 160
     """Length of each sample in tokens; 0 = no samples."""
     output: str | None = None
@@ -45,7 +45,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.prompts is not None:
-            object.__setattr__(self, "prompts", tuple(self.prompts))
+            prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
+            object.__setattr__(self, "prompts", prompts)
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ConfigError(f"run.name must be a plain folder name, got {self.name!r}; set the parent with run.dir")
         if self.sample_tokens < 0:

@@ -263,7 +263,7 @@ class TinyLMCLI(LightningCLI):
         """Prompts of the samples: the run's, or one taken from the data."""
         if self.subcommand != "fit":
             return ()
-        return (self.datamodule.example_prompt(),) if self.run.prompts is None else self.run.prompts
+        return (self.datamodule.example_prompt(),) if self.run.prompts is None else tuple(self.run.prompts)
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:
         """metrics.csv, and the loggers of the config."""
