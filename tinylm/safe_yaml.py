@@ -24,7 +24,7 @@ def read_yaml(path: str | Path, *, no_blanks: bool = False) -> Any:
         no_blanks: refuse keys without a value, which YAML reads as null
 
     Raises:
-        DataError: if the file is not YAML, has a key twice, is nested too deeply, or its aliases repeat too many values.
+        DataError: if it is not YAML, has a key twice, is nested too deeply, or its aliases repeat too many values.
     """
     source = str(path)
     try:

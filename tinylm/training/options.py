@@ -202,7 +202,9 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
 
 def _expected(kinds: list[tuple[str, str]], default: Any) -> str:
     """The values that an option takes, from the classes and choices in an error of jsonargparse."""
-    choices = dict.fromkeys(choice for _, literals in kinds for choice in literals.replace("'", "").split(", ") if choice)
+    choices = dict.fromkeys(
+        choice for _, literals in kinds for choice in literals.replace("'", "").split(", ") if choice
+    )
     names = list(dict.fromkeys(KINDS.get(name, name) for name, _ in kinds if name))
     if isinstance(default, tuple | list) and default and "a list" in names:
         names[names.index("a list")] = f"a list such as {list(default)}"

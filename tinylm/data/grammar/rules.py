@@ -26,8 +26,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from tinylm.errors import DataError, MissingInputError, did_you_mean
 from tinylm.files import sha256_json
 from tinylm.safe_yaml import read_yaml
