@@ -124,7 +124,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; set the parent with run.dir"),
-        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends"),
+        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls (trainer.max_time may end the run earlier)"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
         (["--model.network.max_seq_len", "100000"], 65, None),
@@ -407,10 +407,12 @@ def test_resuming_a_finished_run_trains_nothing_and_leaves_it_whole(cli, tiny_ya
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
-    monkeypatch.setattr("tinylm.training.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("tinylm.training.preflight.find_spec", lambda name: None)
     result = cli("fit", "-c", tiny_yaml, "-c", "tensorboard")
     assert result.code == 2
-    assert result.error == 'trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"'
+    assert result.error.endswith(
+        'tensorboard.yaml: trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"'
+    )
 
 
 @pytest.mark.parametrize(

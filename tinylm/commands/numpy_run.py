@@ -49,7 +49,7 @@ from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
-from tinylm.training.options import check_vocab_size, saved_config
+from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
 from tinylm.training.remarks import OverfittingWatch, epochs, remarks
@@ -442,8 +442,8 @@ def run(arguments: list[str]) -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
     config = parser.parse_args(arguments)
-    check(config, parser.get_defaults())
-    with raised():
+    with raised(), located_errors():
+        check(config, parser.get_defaults())
         this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True))
         try:
             this.fit()

@@ -59,6 +59,7 @@ from tinylm.training.options import (
     ConfigParser,
     add_trust_option,
     check_vocab_size,
+    located_errors,
     saved_config,
     trusted_modules,
 )
@@ -428,7 +429,8 @@ def main() -> int:
 
     def run(_: list[str]) -> None:
         try:
-            TinyLMCLI(claims)
+            with located_errors():
+                TinyLMCLI(claims)
         except MisconfigurationException as error:
             raise ConfigError(f"trainer: {error}") from error
         except (Interrupted, Preempted) as error:

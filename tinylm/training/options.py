@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 from docstring_parser import DocstringStyle
 from jsonargparse import ActionConfigFile, set_parsing_settings
-from lightning.pytorch import callbacks, loggers
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
-import tinylm.training
 from tinylm.checks import FOREIGN_NAMES
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from tinylm.locate import find_config
@@ -181,12 +181,22 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
         return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
     if linked := LINKED_OPTION.search(message):
         return f"{_source(linked[1])}{linked[1]}: follows {linked[2]}; set that instead"
+    if wrong := WRONG_COMMAND.search(message):
+        commands = wrong.group(2).replace("'", "").split(", ")
+        return f"{wrong.group(1)}: no such command{did_you_mean(wrong.group(1), commands)} ({', '.join(commands)})"
+    return _wrong_value(message, defaults) or message[:500]
+
+
+def _wrong_value(message: str, defaults: dict[str, Any]) -> str | None:
+    """The error of a value: the option, what it takes, and what it got; None if the message is none."""
     if wrong := WRONG_GROUP.match(message):
         member = next((name for name in defaults if name.startswith(f"{wrong[1]}.")), "")
         return f"{wrong[1]}: is a group of options; give them one by one, as in --{member} (got {wrong[2]})"
     if wrong := WRONG_CLASS.match(message):
-        classes = [name for module in (callbacks, loggers, tinylm.training) for name in module.__all__]
-        hint = did_you_mean(wrong[2], classes) or "; give its import path, as in tinylm.training.BestCheckpoint"
+        hint = (
+            did_you_mean(wrong[2], [*_subclasses(Callback), *_subclasses(Logger)])
+            or "; give its import path, as in tinylm.training.BestCheckpoint"
+        )
         return f"{wrong[1]}: no class {wrong[2]}{hint}"
     if wrong := WRONG_IN_LIST.match(message):
         return ": ".join(wrong.groups())
@@ -194,10 +204,13 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
         name, value = wrong[1], wrong[3]
         kinds = [("dict", ""), *kinds] if "import path" in wrong[2] else kinds  # a class, whose options may be given
         return f"{_source(name)}{name} must be {_expected(kinds, defaults.get(name))}, got {value}"
-    if wrong := WRONG_COMMAND.search(message):
-        commands = wrong.group(2).replace("'", "").split(", ")
-        return f"{wrong.group(1)}: no such command{did_you_mean(wrong.group(1), commands)} ({', '.join(commands)})"
-    return message[:500]
+    return None
+
+
+def _subclasses(kind: type) -> Iterator[str]:
+    for each in kind.__subclasses__():
+        yield each.__name__
+        yield from _subclasses(each)
 
 
 def _expected(kinds: list[tuple[str, str]], default: Any) -> str:
@@ -232,17 +245,35 @@ def _unknown_word(word: str, defaults: dict[str, Any]) -> str:
     return f"{word}: no such option{suggest(word, defaults)}"
 
 
+@contextlib.contextmanager
+def located_errors() -> Iterator[None]:
+    """Adds to a ConfigError about an option the config that gives it, as `small.yaml: data.tokenizer: ...`."""
+    try:
+        yield
+    except ConfigError as error:
+        name = re.match(r"(?:model|data|trainer|run)\.[\w.]*\w", str(error))
+        if name is None or not (source := _source(name[0])):
+            raise
+        raise type(error)(f"{source}{error}") from error
+
+
 def _source(name: str) -> str:
     """`file: ` for the last config file that sets an option; empty if the command line does."""
+    path = option_source(name)
+    return "" if path is None else f"{path}: "
+
+
+def option_source(name: str) -> Path | None:
+    """The last config file that sets an option; None if the command line does, or nothing."""
     if any(word.lstrip("-").split("=")[0].rstrip("+") == name for word in ConfigFile.words):
-        return ""
+        return None
     for path in reversed(ConfigFile.read):
         value: Any = read_yaml(path)
         for key in name.split("."):
             value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
-            return f"{path}: "
-    return ""
+            return path
+    return None
 
 
 _ABSENT = object()

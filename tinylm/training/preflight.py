@@ -80,11 +80,20 @@ LOGGERS = {  # class: name, modules of which one is needed, package
 
 
 def check_loggers(loggers: Any) -> None:
-    """Refuses a logger in `trainer.logger` whose package is not installed; raises ConfigError."""
+    """Refuses a logger in `trainer.logger` whose package is not installed, and W&B without a home folder.
+
+    Raises:
+        ConfigError: naming the package.
+    """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         kind = str(getattr(logger, "class_path", "")).rpartition(".")[2]
         if kind in LOGGERS and not any(find_spec(module) for module in LOGGERS[kind][1]):
             raise ConfigError(f"trainer.logger: {LOGGERS[kind][0]} is not installed; pip install {LOGGERS[kind][2]}")
+        if kind.startswith("Wandb"):
+            try:
+                Path.home()
+            except RuntimeError as error:
+                raise ConfigError("trainer.logger: W&B needs a home folder, which this user lacks; set HOME") from error
 
 
 def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
