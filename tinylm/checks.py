@@ -4,6 +4,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinylm.errors import ConfigError, did_you_mean
 
+LINKED = ("model.network.vocab_size", "data.max_seq_len")  # options taken from the data and from the model
+
 # Names of our fields in other projects: refused, with the right name in the message.
 FOREIGN_NAMES = {
     "n_layer": "num_layers", "n_layers": "num_layers", "num_hidden_layers": "num_layers", "depth": "num_layers",

@@ -163,6 +163,9 @@ def exit_code(
             traceback.print_exc()
         if isinstance(error, TinyLMError):
             return report(str(error), error.exit_code)
+        if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+            message = f"{error.object!r} cannot name a file in this locale, whose encoding is {error.encoding}"
+            return report(f"{message}; set PYTHONUTF8=1", ConfigError.exit_code)
         if problem := disk_problem(error):
             message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
             return report(message, StorageError.exit_code)

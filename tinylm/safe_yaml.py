@@ -14,6 +14,7 @@ from tinylm.errors import DataError
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where available
 DEEPEST, MOST = 50, 100_000  # levels, and values with those that aliases repeat
 COMMENTS = ("//", "/*")  # of other languages
+NO_COMMENT = "comments begin with # in YAML, and JSON has none"
 
 
 def read_yaml(path: str | Path, *, no_blanks: bool = False) -> Any:
@@ -52,15 +53,15 @@ def read_yaml(path: str | Path, *, no_blanks: bool = False) -> Any:
 
 def _located(text: str, error: yaml.MarkedYAMLError) -> str:
     """An error of the parser with its line, and with the remedy for tabs and for comments of other languages."""
-    number = 0 if error.problem_mark is None else error.problem_mark.line
-    before, line, *_ = [*["", *text.splitlines(), "", ""][number:], "", ""]
+    number = 0 if error.problem_mark is None else error.problem_mark.line + 1
+    before, line, *_ = ["", *text.splitlines(), "", ""][max(number - 1, 0) :]
     if line.lstrip().startswith(COMMENTS) or before.lstrip().startswith(COMMENTS):
-        reason = "comments begin with # in YAML, and JSON has none"
+        number, reason = number - before.lstrip().startswith(COMMENTS), NO_COMMENT
     elif "\t" in line[: len(line) - len(line.lstrip())]:
         reason = "indent with spaces, not with tabs"
     else:
         reason = " ".join(str(error.problem).split())
-    return f"is not valid YAML, line {number + 1}: {reason}"
+    return f"is not valid YAML, line {number}: {reason}"
 
 
 def check_keys(root: yaml.Node | None, source: str, no_blanks: bool = False) -> None:
@@ -89,7 +90,7 @@ def _check_mapping(name: str, node: yaml.MappingNode, source: str, no_blanks: bo
             continue
         full, line = f"{name}.{key.value}".lstrip("."), key.start_mark.line + 1
         if key.value.startswith(COMMENTS):
-            raise DataError(f"{source}: line {line}: comments begin with # in YAML, and JSON has none")
+            raise DataError(f"{source}: is not valid YAML, line {line}: {NO_COMMENT}")
         if first := lines.get((key.tag, key.value)):
             raise DataError(f"{source}: {full} is given twice, in lines {first} and {line}; keep one")
         lines[key.tag, key.value] = line

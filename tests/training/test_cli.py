@@ -464,7 +464,8 @@ def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, 
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
+    assert "error" not in err  # the user asked for it
+    step = int(err.rsplit("\ntinylm: stopped after step ", 1)[1].split(",")[0].replace(",", ""))
     assert last_step(tmp_path) % 1000 == step % 1000
     assert err.rstrip().endswith(f"to resume: {command('fit', '--resume', Path('runs/mini'))}")
 
@@ -495,7 +496,7 @@ def test_the_saved_config_has_the_vocabulary_size_and_a_wrong_one_is_refused(cli
     values["model"]["network"]["vocab_size"] = size + 1
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
     result = cli("fit", "-c", "wrong.yaml", "--run.name", "third")
-    message = f"model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
+    message = f"wrong.yaml: model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
     assert (result.code, result.error) == (2, message)
     assert not (tmp_path / "runs/third").exists()
     result = cli("validate", "-c", "wrong.yaml", "--run.name", "first")

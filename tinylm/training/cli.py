@@ -240,8 +240,8 @@ class TinyLMCLI(LightningCLI):
             *([RunFiles(self.folder, self._config_text, self.start)] if self.subcommand == "fit" else []),
             ExactResume(self.start.damaged),
             throughput,
-            metrics,
             Progress(metrics),
+            metrics,  # after Progress, whose line a remark follows
             BestCheckpoint(),
             LastCheckpoint(),
             SampleText(self.folder, prompts, self.run.sample_tokens),

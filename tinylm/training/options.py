@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from tinylm.checks import FOREIGN_NAMES
+from tinylm.checks import FOREIGN_NAMES, LINKED
 from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.safe_yaml import read_yaml
@@ -157,6 +157,7 @@ WRONG_GROUP = re.compile(r"^([\w.]+): Unable to load config '(.*?)'")
 WRONG_CLASS = re.compile(r"^(trainer\.\w+): .*Expected a dot import path string: (\w+)")
 WRONG_KIND = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
+NO_ARGUMENT = re.compile(r"^([\w.]+): .*the following arguments are required: ([\w, ]+?)(?: -|$)")
 WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*?) - Expected")
 KINDS = {"NoneType": "null", "tuple": "a list", "list": "a list", "dict": "options", "str": "text"}
 
@@ -198,6 +199,8 @@ def _wrong_value(message: str, defaults: dict[str, Any]) -> str | None:
             or "; give its import path, as in tinylm.training.BestCheckpoint"
         )
         return f"{wrong[1]}: no class {wrong[2]}{hint}"
+    if wrong := NO_ARGUMENT.match(message):
+        return f"{_source(wrong[1])}{wrong[1]}: init_args lacks {wrong[2]}; give it"
     if wrong := WRONG_IN_LIST.match(message):
         return ": ".join(wrong.groups())
     if (wrong := WRONG_VALUE.match(message)) and (kinds := WRONG_KIND.findall(wrong[2])):
@@ -270,7 +273,7 @@ def option_source(name: str) -> Path | None:
     for path in reversed(ConfigFile.read):
         value: Any = read_yaml(path)
         for key in name.split("."):
-            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+            value = value.get(key, value.get(f"{key}+", _ABSENT)) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
             return path
     return None
@@ -285,7 +288,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     leaves: dict[str, list[str]] = {}
     for option in known:
         leaves.setdefault(option.rsplit(".", 1)[-1], []).append(option)
-    same = leaves.get(leaf, []) + ([each for each in leaves if each.startswith(f"{leaf}_")] if "." not in name else [])
+    longer = [name for each in leaves if each.startswith(f"{leaf}_") for name in leaves[each]] if name == leaf else []
+    same = leaves.get(leaf, []) + longer
     if not same:
         same = leaves.get(FOREIGN_NAMES.get(leaf, ""), [])
     siblings = [option for option in known if option.rpartition(".")[0] == name.rpartition(".")[0]]
@@ -304,4 +308,5 @@ def _defaults(parser: Any) -> dict[str, Any]:
     for action in parser._actions:
         if isinstance(action.choices, dict):
             parsers += action.choices.values()
-    return {str(action.dest): action.default for each in parsers for action in each._actions}
+    found = {str(action.dest): action.default for each in parsers for action in each._actions}
+    return {name: default for name, default in found.items() if name not in LINKED}
