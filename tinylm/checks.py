@@ -4,6 +4,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinylm.errors import ConfigError, did_you_mean
 
+LINKED = ("model.network.vocab_size", "data.max_seq_len")  # options taken from the data and from the model
+
 # Names of our fields in other projects: refused, with the right name in the message.
 FOREIGN_NAMES = {
     "n_layer": "num_layers", "n_layers": "num_layers", "num_hidden_layers": "num_layers", "depth": "num_layers",
@@ -19,7 +21,10 @@ FOREIGN_NAMES = {
     "learning_rate": "lr", "min_learning_rate": "min_lr", "warmup_iters": "warmup_steps",
     "num_warmup_steps": "warmup_steps", "max_iters": "max_steps", "dataset": "corpus",
     "gradient_accumulation_steps": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
-    "grad_clip": "gradient_clip_val",
+    "grad_clip": "gradient_clip_val", "epochs": "max_epochs", "num_epochs": "max_epochs", "steps": "max_steps",
+    "num_train_epochs": "max_epochs", "num_steps": "max_steps", "gpus": "devices", "device": "accelerator",
+    "dtype": "precision", "out_dir": "dir", "output_dir": "dir", "eval_interval": "val_check_interval",
+    "data_path": "corpus", "train_file": "corpus", "input": "corpus", "optim": "name",
 }  # fmt: skip
 
 

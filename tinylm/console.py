@@ -14,7 +14,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinylm.errors import ConfigError, Interrupted, StorageError, TinyLMError, did_you_mean, disk_problem, notice
+from tinylm.errors import (
+    ConfigError,
+    Interrupted,
+    Preempted,
+    StorageError,
+    TinyLMError,
+    did_you_mean,
+    disk_problem,
+    notice,
+)
 from tinylm.locate import find_model, newest_run
 
 # --- options
@@ -146,12 +155,20 @@ def pick_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if reason := device_problem(name):
+        raise ConfigError(f"--device {name}: cannot be used ({reason}); try --device cpu")
+    return name
+
+
+def device_problem(name: str) -> str | None:
+    """The reason why PyTorch cannot use a device; None if it can."""
+    import torch
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
-    return name
+        return str(error).splitlines()[0]
+    return None
 
 
 def announce_model(given: str | None) -> tuple[str, Path]:
@@ -169,9 +186,10 @@ def announce_model(given: str | None) -> tuple[str, Path]:
 
 
 def print_error(message: str, code: int) -> int:
-    """Prints an error on one line of stderr and returns its exit code."""
+    """Prints an error on one line of stderr and returns its exit code. A stop that was asked for is no error."""
+    word = "" if code in (Interrupted.exit_code, Preempted.exit_code) else "error: "
     with contextlib.suppress(OSError):  # a full disk behind stderr
-        print(f"tinylm: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        print(f"tinylm: {word}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code
 
 
@@ -199,6 +217,9 @@ def exit_code(
             traceback.print_exc()
         if isinstance(error, TinyLMError):
             return report(str(error), error.exit_code)
+        if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+            message = f"{error.object!r} cannot name a file in this locale, whose encoding is {error.encoding}"
+            return report(f"{message}; set PYTHONUTF8=1", ConfigError.exit_code)
         if problem := disk_problem(error):
             message = f"{_unwritten(error)} could not be written ({problem}); free some space and try again"
             return report(message, StorageError.exit_code)

@@ -13,32 +13,89 @@ from tinylm.errors import DataError
 
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where available
 DEEPEST, MOST = 50, 100_000  # levels, and values with those that aliases repeat
+COMMENTS = ("//", "/*")  # of other languages
+NO_COMMENT = "comments begin with # in YAML, and JSON has none"
 
 
-def read_yaml(path: str | Path, loader: Any = SAFE_LOADER) -> Any:
-    """Reads a YAML file.
+def read_yaml(path: str | Path, *, no_blanks: bool = False) -> Any:
+    """Reads a YAML file, in UTF-8 whatever the locale.
 
     Args:
         path: the file
-        loader: a safe loader of PyYAML
+        no_blanks: refuse keys without a value, which YAML reads as null
 
     Raises:
-        DataError: if the file is not YAML, is nested too deeply, or its aliases repeat too many values.
+        DataError: if it is not YAML, has a key twice, is nested too deeply, or its aliases repeat too many values.
     """
-    return parse_yaml(Path(path).read_bytes(), str(path), loader)
-
-
-def parse_yaml(text: str | bytes, source: str, loader: Any = SAFE_LOADER) -> Any:
-    """The value of a YAML text; `source` is its name in errors, which are those of `read_yaml`."""
+    source = str(path)
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
     try:
         check_size(text, source)
-        return yaml.load(text, Loader=loader)
-    except DataError:
-        raise
+        loader = SAFE_LOADER(text)
+        try:
+            root = loader.get_single_node()
+            check_keys(root, source, no_blanks)
+            return None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
     except yaml.constructor.ConstructorError as error:
         raise DataError(f"{source}: {error.problem}") from error
+    except yaml.MarkedYAMLError as error:
+        raise DataError(f"{source}: {_located(text, error)}") from error
+    except DataError:
+        raise
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date, or a number of many digits
         raise DataError(f"{source}: is not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _located(text: str, error: yaml.MarkedYAMLError) -> str:
+    """An error of the parser with its line, and with the remedy for tabs and for comments of other languages."""
+    number = 0 if error.problem_mark is None else error.problem_mark.line + 1
+    before, line, *_ = ["", *text.splitlines(), "", ""][max(number - 1, 0) :]
+    if line.lstrip().startswith(COMMENTS) or before.lstrip().startswith(COMMENTS):
+        number, reason = number - before.lstrip().startswith(COMMENTS), NO_COMMENT
+    elif "\t" in line[: len(line) - len(line.lstrip())]:
+        reason = "indent with spaces, not with tabs"
+    else:
+        reason = " ".join(str(error.problem).split())
+    return f"is not valid YAML, line {number}: {reason}"
+
+
+def check_keys(root: yaml.Node | None, source: str, no_blanks: bool = False) -> None:
+    """Refuses a key given twice in a mapping, and one that begins like a comment; with `no_blanks`, one without value.
+
+    YAML would read the last of the two, and null.
+    """
+    todo: list[tuple[str, Any]] = [("", root)]
+    seen = set()  # aliases share a node
+    while todo:
+        name, node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += [(name, item) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            _check_mapping(name, node, source, no_blanks)
+            todo += [(f"{name}.{getattr(key, 'value', '')}".lstrip("."), value) for key, value in node.value]
+
+
+def _check_mapping(name: str, node: yaml.MappingNode, source: str, no_blanks: bool) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        full, line = f"{name}.{key.value}".lstrip("."), key.start_mark.line + 1
+        if key.value.startswith(COMMENTS):
+            raise DataError(f"{source}: is not valid YAML, line {line}: {NO_COMMENT}")
+        if first := lines.get((key.tag, key.value)):
+            raise DataError(f"{source}: {full} is given twice, in lines {first} and {line}; keep one")
+        lines[key.tag, key.value] = line
+        if no_blanks and isinstance(value, yaml.ScalarNode) and value.value == "" and value.tag.endswith(":null"):
+            raise DataError(f"{source}: line {line}: {full} is empty; indent its options below it, or remove the line")
 
 
 def check_size(text: str | bytes, source: str) -> None:

@@ -3,8 +3,8 @@
     python scripts/bench/signals.py [--programs fit,torchrun] [--phases validation]
 
 The phases are marked in the child by wrapping one function of each; nothing in tinylm knows of them. By the rule, a
-program ends within two seconds with one error line, 130 after SIGINT and 75 otherwise, and what it saved can be
-resumed. Under a launcher, the signal goes to one of two ranks.
+program ends within two seconds with one line, `tinylm: stopped ...`, with 130 after SIGINT and 75 otherwise, and what
+it saved can be resumed. Under a launcher, the signal goes to one of two ranks.
 """
 
 import argparse
@@ -133,11 +133,11 @@ def try_phase(program: str, phase: str, name: str) -> str:
             return "still running after 60 s"
         seconds = time.monotonic() - sent - 0.5
         said = (folder / "log").read_text()
-        errors = [line for line in said.splitlines() if line.startswith("tinylm: error: ")]
+        stops = [line for line in said.splitlines() if line.startswith(("tinylm: stopped", "tinylm: interrupted"))]
         problems = [] if code == (1 if program == "torchrun" else SIGNALS[name]) else [f"exit {code}"]
         problems += (
-            [f"{len(errors)} error lines"]
-            if len(errors) != 1 or "Traceback" in said.split("torch/distributed")[0]
+            [f"{len(stops)} lines of the stop"]
+            if len(stops) != 1 or "tinylm: error: " in said or "Traceback" in said.split("torch/distributed")[0]
             else []
         )
         problems += [f"{seconds:.1f} s"] if seconds > (8 if program in ("torchrun", "two ranks") else 2.5) else []

@@ -362,4 +362,5 @@ def test_ctrl_c_ends_the_program_with_130_within_a_token(way, run, model, monkey
     code, _, err = run(
         "--model", model, "--prompt", "a", "--max-new-tokens", 9, "--device", "cpu", "--threads", 1, *way
     )
-    assert (code, only_line(err), len(steps)) == (130, "tinylm: error: interrupted\n", 3)
+    assert (code, len(steps)) == (130, 3)
+    assert err.endswith("\ntinylm: interrupted\n") and "error" not in err

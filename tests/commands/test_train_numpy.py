@@ -136,7 +136,7 @@ def test_a_run_leaves_the_files_of_the_design(finished):
         "checkpoints/best.npz",
     }
     log = (finished / "log.txt").read_text(encoding="utf-8")
-    assert "training: 12 steps of 8 x 16 tokens, muon, NumPy " in log
+    assert "training: 12 steps of 8 x 16 tokens (0.0 epochs), muon, NumPy " in log
     assert "step 12 | validation loss" in log and "no sample for 'Ω'" in log
     samples = (folder / "samples.txt").read_text()
     assert [line for line in samples.splitlines() if line.startswith("===")] == [f"=== step {n}" for n in (4, 8, 12)]
@@ -187,7 +187,10 @@ NOT_AVAILABLE = "not available in the NumPy twin; leave it out, or use tinylm fi
         (["-c", "bf16"], "trainer.precision must be 32-true or 64-true in NumPy, got bf16-mixed"),
         (["--trainer.devices", "2"], f"trainer.devices: {NOT_AVAILABLE}"),
         (["--trainer.gradient_clip_algorithm", "value"], f"trainer.gradient_clip_algorithm: {NOT_AVAILABLE}"),
-        (["--trainer.max_steps=-1"], "max_steps: missing; give it, or trainer.max_epochs, or the run never ends"),
+        (
+            ["--trainer.max_steps=-1"],
+            "max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls",
+        ),
         # (4,829 - 16) // 16 windows, 8 of them in a step
         (
             ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=50"],

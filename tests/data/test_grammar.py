@@ -214,7 +214,7 @@ def test_invalid_files_are_refused_by_name(tmp_path):
     path.write_text("story: [a <b>]\nb: {c: 1, d: 3}\n")
     assert math.exp(load_grammar(path).log_prob("a d")) == pytest.approx(3 / 4)
     path.write_text("story: [a]\nb: [c]\nstory: [d]\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: 'story' is defined twice, line 3"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: story is given twice, in lines 1 and 3"):
         load_grammar(path)
     path.write_text("story: [a\n")
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not valid YAML"):
@@ -223,7 +223,7 @@ def test_invalid_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"my\.grammar\.yaml: "):
         load_grammar(path)
     path.write_bytes(b"story: [\xff]\n")
-    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not valid YAML"):
+    with pytest.raises(DataError, match=r"my\.grammar\.yaml: is not UTF-8 at byte 8; save it as UTF-8"):
         load_grammar(path)
     with pytest.raises(MissingInputError, match=r"nowhere\.grammar\.yaml: no such grammar"):
         load_grammar(tmp_path / "nowhere.grammar.yaml")

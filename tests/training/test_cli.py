@@ -124,7 +124,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; set the parent with run.dir"),
-        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends"),
+        (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls (trainer.max_time may end the run earlier)"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
         (["--model.network.max_seq_len", "100000"], 65, None),
@@ -163,7 +163,7 @@ def test_unknown_command_is_one_line(cli):
 
 
 def test_unknown_wordings_of_the_parser_pass_through():
-    assert plain_error("something new", []) == "something new"
+    assert plain_error("something new", {}) == "something new"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -407,10 +407,12 @@ def test_resuming_a_finished_run_trains_nothing_and_leaves_it_whole(cli, tiny_ya
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
-    monkeypatch.setattr("tinylm.training.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("tinylm.training.preflight.find_spec", lambda name: None)
     result = cli("fit", "-c", tiny_yaml, "-c", "tensorboard")
     assert result.code == 2
-    assert result.error == 'trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"'
+    assert result.error.endswith(
+        'tensorboard.yaml: trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -462,7 +464,8 @@ def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, 
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    step = int(err.rsplit("stopped after step ", 1)[1].split(",")[0].replace(",", ""))
+    assert "error" not in err  # the user asked for it
+    step = int(err.rsplit("\ntinylm: stopped after step ", 1)[1].split(",")[0].replace(",", ""))
     assert last_step(tmp_path) % 1000 == step % 1000
     assert err.rstrip().endswith(f"to resume: {command('fit', '--resume', Path('runs/mini'))}")
 
@@ -493,7 +496,7 @@ def test_the_saved_config_has_the_vocabulary_size_and_a_wrong_one_is_refused(cli
     values["model"]["network"]["vocab_size"] = size + 1
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
     result = cli("fit", "-c", "wrong.yaml", "--run.name", "third")
-    message = f"model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
+    message = f"wrong.yaml: model.network.vocab_size: the tokenizer has {size} tokens, got {size + 1}; leave it out"
     assert (result.code, result.error) == (2, message)
     assert not (tmp_path / "runs/third").exists()
     result = cli("validate", "-c", "wrong.yaml", "--run.name", "first")

@@ -110,7 +110,7 @@ def test_a_start_that_fails_under_torchrun_removes_nothing(cli, tiny_yaml, tmp_p
 
 
 def test_a_start_that_fails_removes_its_own_empty_folder_only(cli, tiny_yaml, tmp_path):
-    wrong = ["--trainer.accelerator", "tpu"]
+    wrong = ["--trainer.strategy", "ddpp"]  # found when the trainer is created
     assert cli("fit", "-c", tiny_yaml, *wrong).code != 0
     assert not (tmp_path / "runs/mini").exists()
     (tmp_path / "runs/mini").mkdir()

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from tinylm.checks import LINKED
 from tinylm.locate import PACKAGE
 
 
@@ -44,7 +45,6 @@ SECTIONS = (
     Section("LoRA, as in overlays/lora.yaml", "model.lora", "adapt/lora.py", "LoRAConfig"),
     Section("Frozen parameters, as in overlays/frozen.yaml", "model.freeze", "adapt/freeze.py", "FreezeConfig"),
 )
-LINKED = ("model.network.vocab_size", "data.max_seq_len")  # taken from the data and from the model
 
 TRAINER = {
     "max_steps": "Optimizer steps of the run; or max_epochs",

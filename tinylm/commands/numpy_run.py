@@ -15,6 +15,7 @@ import yaml
 
 from tinylm.bundle import TOKENIZER
 from tinylm.data import IGNORE, TextDataModule
+from tinylm.data.datamodule import NO_END
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -48,9 +49,10 @@ from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
-from tinylm.training.options import check_vocab_size, saved_config
+from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.progress import Progress
+from tinylm.training.remarks import OverfittingWatch, epochs, remarks
 from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample
 from tinylm.training.schedule import ScheduleConfig
@@ -93,7 +95,7 @@ def check(config: Any, defaults: Any) -> None:
     if unused:
         notice(f"without effect in the NumPy twin: {', '.join(unused)}")
     if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
-        raise ConfigError("trainer.max_steps: missing; give it, or trainer.max_epochs, or the run never ends")
+        raise ConfigError(NO_END)
     if config.data.packing and not config.model.network.document_mask:
         raise ConfigError("data.packing: needs model.network.document_mask to keep pairs apart")
     if config.model.schedule.min_lr > config.model.optimizer.lr:
@@ -144,7 +146,8 @@ class Run:
         self.log_every = 50 if self.trainer.log_every_n_steps is None else self.trainer.log_every_n_steps
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
-        self.latest: dict[str, float] = {}  # read by Progress
+        self._figures: dict[str, float] = {}  # loss and throughput of this step
+        self._overfitting = OverfittingWatch()
         self.best, self.stopped_by, self.validating = math.inf, 0, False
         prompts = [self.data.example_prompt()] if self.options.prompts is None else list(self.options.prompts)
         self.prompt, self.prompts = next(iter(prompts), ""), prompts if self.options.sample_tokens else []
@@ -261,6 +264,10 @@ class Run:
         notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         self._write_model()
 
+    def figures(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Loss and throughput as of this step, for Progress."""
+        return self._figures
+
     def _announce(self) -> None:
         notice(f"run: {self.folder}")
         notice(
@@ -269,9 +276,12 @@ class Run:
             f"{len(self.data.tokens['train']):,} to train on"
         )
         notice(
-            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens, "
-            f"{self.settings.name}, NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
+            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens "
+            f"({epochs(self.data)}), {self.settings.name}, "
+            f"NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
         )
+        for remark in remarks(self.data, self.schedule, self.settings.lr):
+            notice(remark)
 
     def _take_steps(self) -> None:
         first, accumulate = self.state.global_step, self.state.accumulate_grad_batches
@@ -279,9 +289,11 @@ class Run:
         seconds, tokens, logged, clock = 0.0, 0, first, time.perf_counter()
         for step in train(self.model, self.optimizer, self._batches(), self._rate, **options):
             seconds, tokens = seconds + time.perf_counter() - clock, tokens + step.tokens
-            self.state.global_step = step.number
+            self.state.global_step, rate = step.number, tokens / seconds
+            self._figures = {"train/loss": step.loss, "perf/tokens_per_sec": rate}
+            self._figures["perf/mfu"] = rate * flops_per_token(self.network) / self.peak
             if self.log_every and (step.number % self.log_every == 0 or step.number == self.total):
-                self._log(step, tokens / seconds, seconds / (step.number - logged))
+                self._log(step, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)
             due = step.number == self.total or self._validation_is_due(step.number)
@@ -321,11 +333,10 @@ class Run:
         epoch, position = divmod(step - 1, self.per_epoch)
         return (epoch + 1) % epochs == 0 and (position + 1) % self.validate_every == 0
 
-    def _log(self, step: Step, rate: float, seconds: float) -> None:
-        self.latest = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
-        self.latest |= {"perf/tokens_per_sec": rate, "perf/step_seconds": seconds}
-        self.latest |= {"perf/mfu": rate * flops_per_token(self.network) / self.peak}
-        self.csv.log_metrics(self.latest, step=step.number)
+    def _log(self, step: Step, seconds: float) -> None:
+        row = {"train/loss": step.loss, "train/grad_norm": step.grad_norm, "lr": step.lr}
+        row |= {"perf/tokens_per_sec": self._figures["perf/tokens_per_sec"], "perf/step_seconds": seconds}
+        self.csv.log_metrics(row | {"perf/mfu": self._figures["perf/mfu"]}, step=step.number)
 
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
@@ -355,6 +366,8 @@ class Run:
         self.csv.log_metrics(found, step=self.state.global_step)
         self.state.callback_metrics = found
         self.progress.on_validation_end(self.state, self)
+        if self._figures:
+            self._overfitting.add(found["val/loss"], self._figures["train/loss"])
         for seed, prompt in enumerate(list(self.prompts), start=1):
             self._show_sample(prompt, seed)
         if found["val/loss"] < self.best:
@@ -429,8 +442,8 @@ def run(arguments: list[str]) -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
     config = parser.parse_args(arguments)
-    check(config, parser.get_defaults())
-    with raised():
+    with raised(), located_errors():
+        check(config, parser.get_defaults())
         this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True))
         try:
             this.fit()

@@ -13,6 +13,7 @@ from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
 from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.locate import command, find_config
+from tinylm.runs.folder import check_place
 
 
 def run(arguments: list[str]) -> int:
@@ -97,6 +98,7 @@ def resumed_run(words: list[str], default: str) -> list[str]:
     name = value or given(others, "--run.name") or default
     folder = Path(value) if value and Path(value, "config.yaml").is_file() else runs / name
     if not (folder / "config.yaml").is_file():
+        check_place(str(runs))
         found = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
         hint = f"; {folder.parent} has {', '.join(found[:8])}" if found else ""
         raise MissingInputError(f"--resume {folder}: no such run{hint}")

@@ -48,6 +48,10 @@ from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_jso
 from tinylm.locate import command
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
+NO_END = (
+    "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
+    "(trainer.max_time may end the run earlier)"
+)
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
@@ -308,6 +312,7 @@ class TextDataModule(pl.LightningDataModule):
                 f"data.batch_size must be divisible by the number of devices, "
                 f"got {self.batch_size} and {trainer.world_size}"
             )
+        self._check_batch_size()
         micro = self.micro_batch_size or share
         if share % micro:
             raise ConfigError(
@@ -334,6 +339,16 @@ class TextDataModule(pl.LightningDataModule):
         self.total_steps = self._count_steps()
         self.validation_tokens = self._choose_validation_tokens()
 
+    def _check_batch_size(self) -> None:
+        """Refuses a batch that would repeat sequences, unless the text was cut short on purpose."""
+        rows = self.order.num_rows if isinstance(self.order, RowOrder) else self.order.num_windows
+        if self.batch_size > rows and self.train_tokens is None:
+            kind = "rows of pairs" if self.pairs is not None else f"sequences of {self.context:,} tokens"
+            raise ConfigError(
+                f"data.batch_size: {self.batch_size:,} is more than the {rows:,} {kind} to train on; "
+                "lower it, or give more data"
+            )
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch of the trainer, after `setup`."""
@@ -350,7 +365,7 @@ class TextDataModule(pl.LightningDataModule):
         epochs = self.trainer.max_epochs
         ends = [self.trainer.max_steps, -1 if epochs is None else epochs * self.steps_per_epoch]
         if all(end < 0 for end in ends):
-            raise ConfigError("trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends")
+            raise ConfigError(NO_END)
         return min(end for end in ends if end >= 0)
 
     def _choose_validation_tokens(self) -> int | None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tinylm.data.corpora import NAMES, Corpus
 from tinylm.data.journal import JournaledFiles
-from tinylm.data.pretrained import pretrained_tokenizer
+from tinylm.data.pretrained import OTHER_NAMES, VOCABULARIES, pretrained_tokenizer
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import (
     atomic_folder,
@@ -66,6 +66,8 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     name, _, size = spec.partition(":")
     if name == "tiktoken":
         return pretrained_tokenizer(size, cache_dir)
+    if name not in Tokenizer.kinds and (better := _meant(spec)):
+        raise ConfigError(f"data.tokenizer: no kind {spec!r}, did you mean '{better}'?")
     kind = tokenizer_class(name)
     if size and (name not in ("bpe", "word") or not size.isdecimal()):
         raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
@@ -85,6 +87,15 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
             tokenizer = _learn(kind, corpus, options)
             write_json(path, tokenizer.to_dict())
             return tokenizer
+
+
+def _meant(spec: str) -> str | None:
+    """The `data.tokenizer` that is written as `gpt2` or `bpe1024`; None if there is none."""
+    published = spec.lower().replace("-", "")
+    if published in VOCABULARIES or published in OTHER_NAMES:
+        return f"tiktoken:{OTHER_NAMES.get(published, published)}"
+    sized = re.fullmatch(r"(bpe|word)\W?(\d+)", spec)
+    return f"{sized[1]}:{sized[2]}" if sized else None
 
 
 def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> Tokenizer:

@@ -32,8 +32,8 @@ class RunConfig:
     """Name of the run folder. Default: the config's, numbered if taken."""
     dir: str = "runs"
     """Folder of all runs."""
-    prompts: tuple[str, ...] | None = None
-    """Prompts of the samples. Default: the first words of a validation text."""
+    prompts: tuple[str, ...] | str | None = None
+    """Prompt of the samples, or several. Default: the first words of a validation text."""
     sample_tokens: int = 160
     """Length of each sample in tokens; 0 = no samples."""
     output: str | None = None
@@ -45,7 +45,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.prompts is not None:
-            object.__setattr__(self, "prompts", tuple(self.prompts))
+            prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
+            object.__setattr__(self, "prompts", prompts)
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ConfigError(f"run.name must be a plain folder name, got {self.name!r}; set the parent with run.dir")
         if self.sample_tokens < 0:
@@ -145,9 +146,11 @@ def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Pat
 
     Raises:
         CannotCreateError: if the folder cannot be created, or exists where it must not.
+        ConfigError: if the user is inside a folder of runs.
     """
     if RUN_FOLDER in os.environ:
         return Path(os.environ[RUN_FOLDER]), None
+    check_place(config.dir)
     if started_from_outside():
         folder = Path(config.dir) / (config.name or stem)
         return folder, _create_or_take_over(folder) if process_rank() == 0 else None
@@ -172,6 +175,19 @@ def started_from_outside() -> bool:
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
     several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return "TORCHELASTIC_RUN_ID" in os.environ or ("SLURM_PROCID" in os.environ and (several or not interactive))
+
+
+def check_place(folder: str) -> None:
+    """Refuses a folder of runs inside a folder of runs, or inside a run: the user is in the wrong folder.
+
+    Raises:
+        ConfigError: naming the folder to go to.
+    """
+    here = Path.cwd()
+    inside = [place for place in (here, here.parent) if place.name == folder and any(place.glob("*/checkpoints"))]
+    if inside:
+        up = os.path.relpath(inside[0].parent)
+        raise ConfigError(f"run.dir: the current folder is inside {inside[0]}; cd {up} first, or give run.dir")
 
 
 def _create(folder: Path) -> bool:
@@ -211,6 +227,7 @@ def existing_run_folder(config: RunConfig, stem: str) -> Path:
     """
     folder = Path(config.dir) / (config.name or stem)
     if not folder.is_dir():
+        check_place(config.dir)
         runs = sorted(path.parent.name for path in Path(config.dir).glob("*/config.yaml"))
         hint = f"; {config.dir} has {', '.join(runs[:8])}" if runs else ""
         raise MissingInputError(f"{folder}: no such run{hint}; set --run.name, or train it with fit")

@@ -6,31 +6,34 @@ It is LightningCLI with configs found by name, one-line errors with "did you mea
 import copy
 import logging
 import os
+import re
 import sys
 import warnings
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
+from tinylm.data.datamodule import NO_END
 from tinylm.data.template import find_template
 from tinylm.errors import (
     ConfigError,
     Interrupted,
     MissingInputError,
     Preempted,
+    TinyLMError,
     notice,
     silence_notices,
 )
@@ -56,12 +59,15 @@ from tinylm.training.options import (
     ConfigParser,
     add_trust_option,
     check_vocab_size,
+    located_errors,
     saved_config,
     trusted_modules,
 )
 from tinylm.training.predictions import PredictionWriter
+from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
+from tinylm.training.remarks import epochs, remarks
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
@@ -125,7 +131,9 @@ class TinyLMCLI(LightningCLI):
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
         if self.subcommand == "fit" and config.trainer.max_steps < 0 and (config.trainer.max_epochs or -1) < 0:
-            raise ConfigError("trainer.max_steps: missing; set it or trainer.max_epochs, or the run never ends")
+            raise ConfigError(NO_END)
+        check_devices(config.trainer.accelerator, config.trainer.devices)
+        check_loggers(config.trainer.logger)
         ModelConfig(vocab_size=1, **network)
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
@@ -146,7 +154,7 @@ class TinyLMCLI(LightningCLI):
         self._choose_checkpoint(config)
         if config.model.init_from:
             self._use_base_model(config)
-        _prepare_loggers(config.trainer, self.folder)
+        _set_folder(config.trainer, "{run}", str(self.folder))
 
     def _choose_checkpoint(self, config: Any) -> None:
         """Sets `ckpt_path`: evaluation needs a checkpoint, never random weights.
@@ -191,6 +199,15 @@ class TinyLMCLI(LightningCLI):
             if self.start.path is None:  # a resumed run has it
                 start.tokenizer(special_tokens).save(config.data.tokenizer, overwrite=True)
 
+    def instantiate_classes(self) -> None:
+        """Creates data, model and trainer. A class of the config that cannot be created is a ConfigError."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if failed := FAILED_CLASS.search(" ".join(str(error).split())):
+                raise ConfigError(f"trainer: {failed[1]} cannot be created: {failed[2]}") from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds loggers, callbacks and checkpoint files to those of the config."""
         given = self.config[str(self.subcommand)].model.network.get("vocab_size")
@@ -201,13 +218,14 @@ class TinyLMCLI(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         if "SLURM_JOB_ID" in os.environ and SLURMEnvironment.detect():
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]  # scripts/slurm.sh requeues
-        trainer = super().instantiate_trainer(
-            callbacks=self._callbacks(config),
-            plugins=plugins,
-            logger=self._loggers(config.logger),
-            default_root_dir=config.default_root_dir or str(self.folder),
-            **kwargs,
-        )
+        options = {"callbacks": self._callbacks(config), "plugins": plugins, "logger": self._loggers(config.logger)}
+        options["default_root_dir"] = config.default_root_dir or str(self.folder)
+        try:
+            trainer = super().instantiate_trainer(**options, **kwargs)
+        except TinyLMError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"trainer: {error}") from error
         watch_ranks(trainer, self.run.timeout)
         return trainer
 
@@ -222,8 +240,8 @@ class TinyLMCLI(LightningCLI):
             *([RunFiles(self.folder, self._config_text, self.start)] if self.subcommand == "fit" else []),
             ExactResume(self.start.damaged),
             throughput,
-            metrics,
             Progress(metrics),
+            metrics,  # after Progress, whose line a remark follows
             BestCheckpoint(),
             LastCheckpoint(),
             SampleText(self.folder, prompts, self.run.sample_tokens),
@@ -237,7 +255,8 @@ class TinyLMCLI(LightningCLI):
         if self.subcommand == "fit":
             ours.append(ConfigRecord(yaml.safe_load(self._config_text)))
         for callback in ours:
-            wanted = config.enable_progress_bar is not False or not isinstance(callback, Progress)
+            theirs = any(isinstance(other, ProgressBar) for other in callbacks)
+            wanted = not isinstance(callback, Progress) or (config.enable_progress_bar is not False and not theirs)
             wanted = wanted and (config.enable_checkpointing is not False or not _is_checkpoint(callback))
             if wanted and not any(type(other) is type(callback) for other in callbacks):
                 callbacks.append(callback)
@@ -263,7 +282,7 @@ class TinyLMCLI(LightningCLI):
         """Prompts of the samples: the run's, or one taken from the data."""
         if self.subcommand != "fit":
             return ()
-        return (self.datamodule.example_prompt(),) if self.run.prompts is None else self.run.prompts
+        return (self.datamodule.example_prompt(),) if self.run.prompts is None else tuple(self.run.prompts)
 
     def _loggers(self, configured: Any) -> list[Logger] | bool:
         """metrics.csv, and the loggers of the config."""
@@ -280,6 +299,10 @@ class TinyLMCLI(LightningCLI):
         assert self.folder is not None
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")  # counts the steps
+        check_monitors(self.trainer, self.model, self.datamodule)
+        data = self.datamodule
+        share = data.batch_size // self.trainer.world_size
+        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.context)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")
@@ -324,9 +347,11 @@ class TinyLMCLI(LightningCLI):
             notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
         row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
         notice(
-            f"training: {data.total_steps:,} steps of {data.batch_size} {row}, {self.model.optimizer.name}, "
-            f"{devices}, precision {trainer.precision}"
+            f"training: {data.total_steps:,} steps of {data.batch_size} {row} ({epochs(data)}), "
+            f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"
         )
+        for remark in remarks(data, self.model.schedule, self.model.optimizer.lr):
+            notice(remark)
         if data.validation_tokens is not None:
             every = f"{data.validation_tokens:,} of {len(data.tokens['val']):,} tokens, evenly spaced"
             notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")
@@ -363,19 +388,11 @@ def _is_checkpoint(callback: Any) -> bool:
     return isinstance(callback, BestCheckpoint | LastCheckpoint)
 
 
-def _prepare_loggers(trainer: Any, folder: Path) -> None:
-    """Replaces "{run}" by the run folder in loggers and callbacks; refuses a logger that is not installed."""
-    for logger in _as_list(trainer.logger):
-        kind = str(getattr(logger, "class_path", ""))
-        if "TensorBoardLogger" in kind and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-            raise ConfigError('trainer.logger: TensorBoard is not installed; pip install "tinylm[tensorboard]"')
-        if "WandbTracker" in kind and not find_spec("wandb"):
-            raise ConfigError("trainer.logger: W&B is not installed; pip install wandb")
-    _set_folder(trainer, "{run}", str(folder))
+FAILED_CLASS = re.compile(r"Problem with given class_path '[\w.]*?(\w+)': *(.*?) *(?:- Expected|Given value type|$)")
 
 
 def _set_folder(trainer: Any, old: str, new: str) -> None:
-    """Replaces a folder in the arguments of loggers and callbacks."""
+    """Replaces a folder, at first "{run}", in the arguments of loggers and callbacks."""
     for part in [*_as_list(trainer.logger), *_as_list(trainer.callbacks)]:
         arguments = getattr(part, "init_args", None) or {}
         for name in ("save_dir", "dirpath", "folder"):
@@ -412,7 +429,10 @@ def main() -> int:
 
     def run(_: list[str]) -> None:
         try:
-            TinyLMCLI(claims)
+            with located_errors():
+                TinyLMCLI(claims)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer: {error}") from error
         except (Interrupted, Preempted) as error:
             if not claims or not has_checkpoint(claims[0].folder) or "resume" in str(error):
                 raise

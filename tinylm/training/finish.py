@@ -46,8 +46,10 @@ class FinishRun(Callback):
         best = self._best(trainer, pl_module)
         problem = pl_module.changed or self._save_model(best, pl_module)
         hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net)
+        curves = ""
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
+            curves = f"   curves: {self.folder / 'curves.png'}"
         for tracker in trackers(trainer):
             tracker.log_files(self.folder)
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
@@ -59,7 +61,7 @@ class FinishRun(Callback):
             return
         step = f" of step {best.info['step']:,}" if best.info["step"] != trainer.global_step else ""
         loss = f" (validation loss {best.info['val/loss']:.4f})" if step and "val/loss" in best.info else ""
-        notice(f"model{step}: {self.folder / 'model'}{loss}   curves: {self.folder / 'curves.png'}")
+        notice(f"model{step}: {self.folder / 'model'}{loss}{curves}")
         self._evaluate(best, trainer, pl_module)
         if hooked is not None:
             notice(f"warning: {hooked}, which the saved model does not have")

@@ -96,6 +96,12 @@ class LitTransformerLM(pl.LightningModule):
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
 
     @property
+    def optimizer_name(self) -> str:
+        """Name of the optimizer, for the user. A subclass may have one of its own."""
+        own = type(self).configure_optimizers is not LitTransformerLM.configure_optimizers
+        return f"optimizer of {type(self).__name__}" if own else self.optimizer.name
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The data module's tokenizer."""
         return self._datamodule.tokenizer
@@ -175,7 +181,7 @@ class LitTransformerLM(pl.LightningModule):
         values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
         if str(self.trainer.precision) == "16-mixed":
             del values["gradient norm"]  # the loss scaler skips infinite gradients by design
-        check_finite(self.trainer.global_step + 1, **values)
+        check_finite(self.trainer.global_step + 1, str(self.trainer.precision), **values)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -77,17 +77,19 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
             return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
 
 
-def check_finite(step: int, **values: Tensor) -> None:
-    """Checks the values of a step before it changes the weights.
+def check_finite(step: int, precision: str = "32-true", **values: Tensor) -> None:
+    """Checks the values of a step, in the trainer's precision, before it changes the weights.
 
     Raises:
         NumericError: naming the step and the value, if one is NaN or infinite.
     """
     if torch.isfinite(torch.stack(list(values.values()))).all():  # waits for the device once
         return
+    remedy = "Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1"
+    if precision == "16-true":  # gradients below 6e-8 and Adam's eps become zero, numbers above 65,504 infinite
+        remedy = "trainer.precision=16-true rounds weights and gradients to float16; try bf16-mixed or 32-true"
     for name, value in values.items():
         if not torch.isfinite(value):
             raise NumericError(
-                f"step {step}: the {name} is {value.item()}; the weights are unchanged by this step. "
-                f"Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1"
+                f"step {step}: the {name} is {value.item()}; the weights are unchanged by this step. {remedy}"
             )

@@ -13,7 +13,7 @@ from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.throughput import MetricsLog
 
-SILENCE = 30.0  # seconds between two lines of a validation without a terminal
+SILENCE = 30.0  # seconds between two lines without a terminal, at least
 
 
 def _validation_tokens(trainer: pl.Trainer) -> int:
@@ -48,7 +48,8 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Starts the bar at the current step."""
-        self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._started = self._told = time.perf_counter()
+        self._first_step = trainer.global_step
         self._total: int = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
         terminal = sys.stderr.isatty() and self._enabled
         layout = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
@@ -60,25 +61,25 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the bar; without a terminal, prints a line after every tenth of the run."""
+        """Moves the bar; without a terminal, prints a line after every tenth of the run, and after a long silence."""
         step = trainer.global_step
         if not finished_step(trainer, batch_idx) or not self._enabled:
             return
+        now = time.perf_counter()
+        elapsed = now - self._started
         if self._bar is not None:
             if step % 5 == 0 or step == self._total:
-                self._bar.set_postfix_str(self._figures(), refresh=False)
+                self._bar.set_postfix_str(self._figures(trainer, pl_module), refresh=False)
                 self._bar.update(step - self._bar.n)
-        elif self.metrics.latest and step % max(1, self._total // 10) == 0:
-            elapsed = time.perf_counter() - self._started
+        elif step % max(1, self._total // 10) == 0 or now - self._told > max(SILENCE, elapsed / 10):
+            self._told = now
             left = elapsed / max(step - self._first_step, 1) * (self._total - step)
-            self.print(f"step {step:,}/{self._total:,} | {self._figures()} | {left:.0f} s left")
+            self.print(f"step {step:,}/{self._total:,} | {self._figures(trainer, pl_module)} | {left:.0f} s left")
 
-    def _figures(self) -> str:
-        latest = self.metrics.latest
-        if not latest:
-            return ""
-        text = f"loss {latest['train/loss']:.3f}, {latest['perf/tokens_per_sec']:,.0f} tokens/s"
-        return text + (f", MFU {latest['perf/mfu']:.0%}" if "perf/mfu" in latest else "")
+    def _figures(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> str:
+        found = self.metrics.figures(trainer, pl_module)
+        text = f"loss {found['train/loss']:.3f}, {found['perf/tokens_per_sec']:,.0f} tokens/s"
+        return text + (f", MFU {found['perf/mfu']:.0%}" if "perf/mfu" in found else "")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Starts the clock of the validation, and its bar on a terminal."""

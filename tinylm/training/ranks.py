@@ -68,7 +68,7 @@ def _identity() -> dict[str, Any]:
     """Host and process id; `space` is equal where the process id means the same process."""
     host = space = socket.gethostname()
     with contextlib.suppress(OSError):  # not Linux
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
         space = f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
     return {"host": host, "pid": os.getpid(), "space": space}
 

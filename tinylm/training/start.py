@@ -12,6 +12,7 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import Tokenizer
 
+ANOTHER = "was trained with another; leave data.tokenizer out, as -c finetune does"
 FREE = (*WITHOUT_WEIGHTS, "document_mask")  # fields that finetuning may change
 
 
@@ -45,7 +46,8 @@ class Start:
             if name in FREE:
                 fields[name] = (value or fields[name]) if name == "document_mask" else value
             elif name != "vocab_size" and value not in (default[name], fields[name]):
-                raise ConfigError(f"model.network.{name}: {self.path} has {fields[name]}, got {value}; leave it out")
+                problem = f"{self.path} has {fields[name]}, got {value}"
+                raise ConfigError(f"model.network.{name}: {problem}; leave it out, as -c finetune does")
         return fields
 
     def tokenizer(self, special_tokens: tuple[str, ...]) -> Tokenizer:
@@ -59,7 +61,7 @@ class Start:
             ConfigError: if not.
         """
         if tokenizer.token_bytes[: len(self._known)] != self._known:
-            raise ConfigError(f"data.tokenizer: {self.path} was trained with another; leave data.tokenizer out")
+            raise ConfigError(f"data.tokenizer: {self.path} {ANOTHER}")
 
     def network(self, config: ModelConfig) -> TransformerLM:
         """Builds the network of a config with the base model's weights.
@@ -72,6 +74,7 @@ class Start:
             not describe_layers(model),
             f"model.init_from: {self.path} is quantized and not trainable; use the original",
         )
+        require(config.vocab_size >= model.config.vocab_size, f"data.tokenizer: {self.path} {ANOTHER}")
         for name, value in model.config.to_dict().items():
             ours = getattr(config, name)
             require(name in (*FREE, "vocab_size") or ours == value, f"{name}: {self.path} {value}, config {ours}")

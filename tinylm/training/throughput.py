@@ -12,6 +12,7 @@ from tinylm.errors import notice
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.remarks import OverfittingWatch
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
@@ -76,15 +77,20 @@ class Throughput(Callback):
         """Stops the clock."""
         self.stop()
 
-    def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
-        """Tokens/s over all devices, seconds per optimizer step, and MFU since the last call."""
-        self.stop()
-        rate = self._tokens / max(self._seconds, 1e-9)
-        steps = self._micro_steps / trainer.accumulate_grad_batches
-        metrics = {"perf/tokens_per_sec": rate, "perf/step_seconds": self._seconds / max(steps, 1)}
-        self._tokens = self._micro_steps = self._seconds = 0.0
+    def measure(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
+        """Tokens/s over all devices, seconds per optimizer step, and MFU since the last `read`."""
+        seconds = self._seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
+        rate, steps = self._tokens / max(seconds, 1e-9), self._micro_steps / trainer.accumulate_grad_batches
+        metrics = {"perf/tokens_per_sec": rate, "perf/step_seconds": seconds / max(steps, 1)}
         if self.peak_flops:
             metrics["perf/mfu"] = rate * training_flops(pl_module) / self.peak_flops / trainer.world_size
+        return metrics
+
+    def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
+        """The result of `measure`, which begins anew."""
+        self.stop()
+        metrics = self.measure(trainer, pl_module)
+        self._tokens = self._micro_steps = self._seconds = 0.0
         return metrics
 
 
@@ -107,6 +113,14 @@ class MetricsLog(Callback):
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self.latest: dict[str, float] = {}
+        self._step = -1  # of `latest`
+        self._overfitting = OverfittingWatch()
+
+    def figures(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
+        """Loss and throughput as of this step, from the row that was logged or measured now."""
+        if trainer.global_step == self._step:
+            return self.latest
+        return {"train/loss": pl_module.train_loss.item(), **self.throughput.measure(trainer, pl_module)}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
@@ -124,5 +138,12 @@ class MetricsLog(Callback):
             "lr": pl_module.lr,
             **self.throughput.read(trainer, pl_module),
         }
+        self._step = step
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Remarks on overfitting."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit" and "val/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["val/loss"])
+            self._overfitting.add(loss, self.figures(trainer, pl_module)["train/loss"])

@@ -26,11 +26,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from tinylm.errors import DataError, MissingInputError, did_you_mean
 from tinylm.files import sha256_json
-from tinylm.safe_yaml import SAFE_LOADER, read_yaml
+from tinylm.safe_yaml import read_yaml
 
 MAX_ENTRIES = 10_000  # texts of one plain rule
 
@@ -289,27 +287,14 @@ def capitalize(text: str, capital: bool) -> str:
 # --- files
 
 
-class _Loader(SAFE_LOADER):
-    """YAML in which a repeated key is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key.value, str)):
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is defined twice, line {line}")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_rules(path: str | Path) -> Any:
     """The content of a grammar's YAML file, not yet checked.
 
     Raises:
         MissingInputError: if there is no such file.
-        DataError: if it is not YAML.
+        DataError: if it is not YAML, or has a key twice.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such grammar")
-    return read_yaml(path, _Loader)
+    return read_yaml(path)

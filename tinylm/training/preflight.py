@@ -1,0 +1,215 @@
+"""Devices, packages, metrics and memory that a run needs, checked before its first step."""
+
+import contextlib
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from tinylm.adapt import trainable_share
+from tinylm.analysis.profile import kept_bytes
+from tinylm.console import device_problem
+from tinylm.data import TextDataModule
+from tinylm.errors import ConfigError, did_you_mean, notice
+from tinylm.model import ModelConfig
+from tinylm.training.module import LitTransformerLM
+
+OVERHEAD = 1.25  # memory of a step over what autograd keeps, for gradients of activations; measured, CPU
+NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remarked on, and refused
+
+
+# --- devices
+
+
+def check_devices(accelerator: Any, devices: Any) -> None:
+    """Checks `trainer.accelerator` and `trainer.devices` against this machine.
+
+    Raises:
+        ConfigError: if there is no such device, or there are fewer.
+    """
+    if not isinstance(accelerator, str):
+        return
+    names = ["auto", "gpu", *AcceleratorRegistry]
+    if accelerator not in names:
+        hint = did_you_mean(accelerator, names) or f", known are {', '.join(names)}"
+        raise ConfigError(f"trainer.accelerator: no kind {accelerator!r}{hint}")
+    kinds = {"auto": ["tpu", "cuda", "mps", "cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
+    usable = [AcceleratorRegistry[kind]["accelerator"] for kind in kinds]
+    usable = [kind for kind in usable if kind.is_available()]
+    if not usable:
+        reason = device_problem({"gpu": "cuda", "tpu": "xla"}.get(accelerator, accelerator)) or "no such device"
+        reason = reason.split(". ")[0]
+        raise ConfigError(f"trainer.accelerator: {accelerator} cannot be used ({reason}); leave it out, or take cpu")
+    on_cpu = usable[0] is AcceleratorRegistry["cpu"]["accelerator"]
+    chosen = _chosen_devices(devices, on_cpu)
+    there = usable[0].auto_device_count()
+    if not on_cpu and max(chosen, default=0) >= there:
+        raise ConfigError(f"trainer.devices: this machine has {there}, got {devices}; lower it, or leave it out")
+
+
+def _chosen_devices(devices: Any, on_cpu: bool) -> list[int]:
+    """The device numbers that `trainer.devices` asks for; empty for all."""
+    words = devices if isinstance(devices, list) else str(devices).strip("[]").split(",")
+    several = isinstance(devices, list) or len(words) > 1
+    with contextlib.suppress(ValueError):
+        numbers = [int(word) for word in words]
+        if several and not on_cpu and min(numbers, default=-1) >= 0:
+            return numbers
+        if not several and (numbers[0] > 0 or (numbers[0] == -1 and not on_cpu)):
+            return list(range(numbers[0]))
+    if devices == "auto":
+        return []
+    form = "a positive number or auto" if on_cpu else "a positive number, auto, or a list of numbers"
+    raise ConfigError(f"trainer.devices must be {form}, got {devices}")
+
+
+# --- packages and metrics
+
+LOGGERS = {  # class: name, modules of which one is needed, package
+    "TensorBoardLogger": ("TensorBoard", ("tensorboard", "tensorboardX"), '"tinylm[tensorboard]"'),
+    "WandbTracker": ("W&B", ("wandb",), "wandb"),
+    "WandbLogger": ("W&B", ("wandb",), "wandb"),
+    "MLFlowLogger": ("MLflow", ("mlflow",), "mlflow"),
+    "CometLogger": ("Comet", ("comet_ml",), "comet-ml"),
+    "NeptuneLogger": ("Neptune", ("neptune",), "neptune"),
+}
+
+
+def check_loggers(loggers: Any) -> None:
+    """Refuses a logger in `trainer.logger` whose package is not installed, and W&B without a home folder.
+
+    Raises:
+        ConfigError: naming the package.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        kind = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        if kind in LOGGERS and not any(find_spec(module) for module in LOGGERS[kind][1]):
+            raise ConfigError(f"trainer.logger: {LOGGERS[kind][0]} is not installed; pip install {LOGGERS[kind][2]}")
+        if kind.startswith("Wandb"):
+            try:
+                Path.home()
+            except RuntimeError as error:
+                raise ConfigError("trainer.logger: W&B needs a home folder, which this user lacks; set HOME") from error
+
+
+def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
+    """Refuses a callback that monitors a metric which no validation measures, such as a column of metrics.csv.
+
+    Raises:
+        ConfigError: naming the callback and the metrics. Not if a class of someone else's may log more.
+    """
+    known = [f"val/{name}" for name in ("loss", "perplexity", "bpb", "accuracy")]
+    known += ["val/floor", "val/excess"] if "val" in data.floors else []
+    kinds = [type(each) for each in (module, *trainer.callbacks)]
+    if not all(kind.__module__.startswith(("tinylm.", "lightning.")) for kind in kinds):
+        return
+    more = ["step", "epoch", *(["lr-"] if "LearningRateMonitor" in {kind.__name__ for kind in kinds} else [])]
+    for callback in trainer.callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known and not str(monitor).startswith(tuple(more)):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which no validation measures; "
+                f"there are {', '.join(known)}"
+            )
+
+
+# --- memory
+
+
+def check_memory(trainer: Any, module: LitTransformerLM, rows: int, context: int) -> None:
+    """Estimates the memory of a step, and remarks on an estimate near what there is.
+
+    Args:
+        trainer: the trainer
+        module: the module, not yet on its device
+        rows: sequences of a micro-batch
+        context: tokens of a sequence
+
+    Raises:
+        ConfigError: if the estimate is far beyond the memory.
+    """
+    device = trainer.strategy.root_device
+    there = device_memory(device)
+    if there is None or isinstance(trainer.strategy, ModelParallelStrategy):  # shards the weights
+        return
+    processes = trainer.world_size // trainer.num_nodes if device.type == "cpu" else 1
+    need = processes * step_bytes(module, str(trainer.precision), rows, context, there)
+    if need < NEAR * there:
+        return
+    figures = f"a step takes about {need / 1e9:,.1f} GB, and {_place(device)} has {there / 1e9:,.1f} GB"
+    remedy = f"set data.micro_batch_size below {rows}" if rows > 1 else "lower model.network.max_seq_len or d_model"
+    if need > BEYOND * there:
+        raise ConfigError(f"data.batch_size: {figures}; {remedy}")
+    notice(f"{figures}; if it does not fit, {remedy}")
+
+
+def _place(device: torch.device) -> str:
+    return "this machine" if device.type == "cpu" else f"the device {device}"
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Memory of a device in bytes, or of this machine as far as its control groups allow; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    try:
+        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *control_group_limits()])
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def control_group_limits(root: Path = Path("/")) -> list[int]:
+    """Memory limits of the control groups of this process, versions 1 and 2, in bytes."""
+    limits = []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                name = "memory.limit_in_bytes" if controllers else "memory.max"
+                top = root / "sys/fs/cgroup" / controllers
+                group = top / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    with contextlib.suppress(OSError, ValueError):  # "max"
+                        limits.append(int((folder / name).read_text(encoding="utf-8")))
+                    if folder == top:
+                        break
+    return limits
+
+
+def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
+    """Bytes that a training step takes at its peak, estimated.
+
+    What autograd keeps of one sequence is measured, unless it is certain to be little beside `there`, the memory.
+
+    Args:
+        module: the module, with its weights on the CPU in float32
+        precision: the trainer's
+        rows: sequences of a micro-batch
+        context: tokens of a sequence
+        there: memory of the device in bytes
+    """
+    net, config = module.net, module.network
+    size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
+    trainable, weights = trainable_share(net)
+    states = size * (weights + 3 * trainable)  # gradient and two moments
+    logits = 4 * rows * context * config.vocab_size
+    rough = rows * rough_bytes(config, context)
+    if states + rough < there / 4 or rough > 100 * there:
+        return states + rough + 2 * logits
+    ids = torch.zeros(1, context, dtype=torch.long)
+    low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    with torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
+        kept = kept_bytes(net, ids)
+    return states + int(OVERHEAD * rows * kept * size / 4) + 2 * logits
+
+
+def rough_bytes(config: ModelConfig, context: int) -> int:
+    """What autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
+    per_token = config.num_layers * (12 * config.d_model + 5 * config.ff_width) + 2 * config.vocab_size
+    scores = 0 if config.attention_kernel == "fused" else 3 * config.num_layers * config.num_heads * context
+    return 4 * context * (per_token + scores)
