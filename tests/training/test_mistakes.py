@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (messages in tables are whole)
-"""What a user types or writes by mistake, and what a colleague would remark on: one line each, before anything is lost."""
+"""Mistakes in configs and command lines, and remarks on a run: one line each, before anything is lost."""
 
 import ast
 import builtins
@@ -346,6 +346,12 @@ def test_another_progress_bar_takes_the_place_of_ours(cli, tiny_yaml, bar):
     result = cli("fit", "-c", tiny_yaml, "--trainer.callbacks+", bar, "--trainer.max_steps", "4")
     assert result.code == 0, result.err
     assert "step 1/4" not in result.err and "validation loss" in result.err
+
+
+def test_a_callback_whose_package_is_missing_is_named(cli, tiny_yaml, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress._RICH_AVAILABLE", False)
+    result = cli("fit", "-c", tiny_yaml, "--trainer.callbacks+", "RichProgressBar")
+    assert result.code == 2 and result.error.startswith("trainer: RichProgressBar cannot be created: `RichProgressBar`")
 
 
 def test_curves_are_announced_only_where_there_are_some(cli, tiny_yaml, tmp_path):

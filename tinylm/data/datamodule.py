@@ -312,6 +312,13 @@ class TextDataModule(pl.LightningDataModule):
         self.total_steps = self._count_steps()
         self.validation_tokens = self._choose_validation_tokens()
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a training sequence; pairs may all be shorter than the context."""
+        if self.pairs is None:
+            return self.context
+        return self._rows.width or max(example.num_inputs for example in self.examples["train"])
+
     def _check_batch_size(self) -> None:
         """Refuses a batch that would repeat sequences, unless the text was cut short on purpose."""
         rows = self.order.num_rows if isinstance(self.order, RowOrder) else self.order.num_windows

@@ -302,7 +302,7 @@ class TinyLMCLI(LightningCLI):
         check_monitors(self.trainer, self.model, self.datamodule)
         data = self.datamodule
         share = data.batch_size // self.trainer.world_size
-        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.context)
+        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.row_length)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")

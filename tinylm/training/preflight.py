@@ -184,14 +184,14 @@ def control_group_limits(root: Path = Path("/")) -> list[int]:
 def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
     """Bytes that a training step takes at its peak, estimated.
 
-    What autograd keeps of one sequence is measured, unless it is certain to be little beside `there`, the memory.
+    The bytes that autograd keeps of one sequence are measured, unless they are certainly few beside `there`.
 
     Args:
         module: the module, with its weights on the CPU in float32
         precision: the trainer's
         rows: sequences of a micro-batch
         context: tokens of a sequence
-        there: memory of the device in bytes
+        there: bytes of the device's memory
     """
     net, config = module.net, module.network
     size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
@@ -209,7 +209,7 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
 
 
 def rough_bytes(config: ModelConfig, context: int) -> int:
-    """What autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
+    """Bytes that autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
     per_token = config.num_layers * (12 * config.d_model + 5 * config.ff_width) + 2 * config.vocab_size
     scores = 0 if config.attention_kernel == "fused" else 3 * config.num_layers * config.num_heads * context
     return 4 * context * (per_token + scores)

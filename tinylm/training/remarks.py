@@ -1,4 +1,4 @@
-"""What a colleague would remark on a run: at its start, and once its model overfits."""
+"""Remarks on a run: at its start, and once its model overfits."""
 
 from tinylm.data import TextDataModule
 from tinylm.errors import notice
@@ -9,7 +9,7 @@ RISES = 3  # validations in a row whose loss rises
 
 
 def epochs(data: TextDataModule) -> str:
-    """How often a run reads its training data, such as `3.1 epochs`."""
+    """The passes over the training data, such as `3.1 epochs`."""
     count = data.total_steps / data.order.steps_per_epoch
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
@@ -22,10 +22,11 @@ def remarks(data: TextDataModule, schedule: ScheduleConfig, lr: float) -> list[s
             f"model.schedule.warmup_steps is {schedule.warmup_steps:,} and the run has {data.total_steps:,} steps: "
             f"the learning rate never reaches {lr:g}"
         )
+    corpus = data.corpus if data.pairs is None else None
     kind, _, size = data.tokenizer_spec.partition(":")
-    if kind in ("bpe", "word") and size.isdecimal() and int(size) > data.vocab_size:
+    if corpus and not corpus.has_floor and size.isdecimal() and int(size) > data.vocab_size:  # stories have few words
         found.append(f"data.tokenizer: {kind}:{size} found only {data.vocab_size:,} tokens in this text")
-    files = 0 if data.pairs is not None else len(getattr(data.corpus, "paths", ()))
+    files = len(getattr(corpus, "paths", ())) if getattr(corpus, "kind", "") in ("files", "lines") else 0
     if files > 1:
         found.append(f"data.corpus: {data.source} is {files:,} files")
     return found[:MOST]
