@@ -191,6 +191,10 @@ WORDS = {
     ("--trainer.gradient_clip_val", "big"): "trainer.gradient_clip_val must be int or float or null, got big",
     ("--trainer.callbacks+", "EarlyStoping"): "trainer.callbacks: no class EarlyStoping, did you mean 'EarlyStopping'?",
     ("--trainer.callbacks+", "Nonsense"): "trainer.callbacks: no class Nonsense; give its import path, as in tinylm.training.BestCheckpoint",
+    ("--trainer.max_steps",): "--trainer.max_steps: its value is missing",
+    ("--trainer.val_check_interval", "0"): "trainer.val_check_interval must be positive, got 0; for no validations set trainer.limit_val_batches to 0",
+    ("--trainer.gradient_clip_val", "-1"): "trainer.gradient_clip_val must not be negative, got -1",
+    ("--data.num_workers", "-1"): "data.num_workers must not be negative, got -1",
     ("--data.tokenizer", "gpt2"): "data.tokenizer: no kind 'gpt2', did you mean 'tiktoken:gpt2'?",
     ("--data.tokenizer", "GPT-4"): "data.tokenizer: no kind 'GPT-4', did you mean 'tiktoken:cl100k'?",
     ("--data.tokenizer", "cl100k_base"): "data.tokenizer: no kind 'cl100k_base', did you mean 'tiktoken:cl100k'?",
@@ -352,6 +356,13 @@ def test_a_callback_whose_package_is_missing_is_named(cli, tiny_yaml, monkeypatc
     monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress._RICH_AVAILABLE", False)
     result = cli("fit", "-c", tiny_yaml, "--trainer.callbacks+", "RichProgressBar")
     assert result.code == 2 and result.error.startswith("trainer: RichProgressBar cannot be created: `RichProgressBar`")
+
+
+def test_one_callback_needs_no_list(cli, tiny_yaml, tmp_path):
+    result = cli(
+        "fit", "-c", tiny_yaml, "--trainer.callbacks", "tinylm.training.LastCheckpoint", "--trainer.max_steps", "1"
+    )
+    assert result.code == 0, result.err
 
 
 def test_curves_are_announced_only_where_there_are_some(cli, tiny_yaml, tmp_path):

@@ -15,7 +15,6 @@ import yaml
 
 from tinylm.bundle import TOKENIZER
 from tinylm.data import IGNORE, TextDataModule
-from tinylm.data.datamodule import NO_END
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -51,6 +50,7 @@ from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
+from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.remarks import OverfittingWatch, epochs, remarks
 from tinylm.training.resume import ConfigRecord, prepare_files
@@ -94,8 +94,7 @@ def check(config: Any, defaults: Any) -> None:
     unused += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
     if unused:
         notice(f"without effect in the NumPy twin: {', '.join(unused)}")
-    if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
-        raise ConfigError(NO_END)
+    check_trainer(trainer)
     if config.data.packing and not config.model.network.document_mask:
         raise ConfigError("data.packing: needs model.network.document_mask to keep pairs apart")
     if config.model.schedule.min_lr > config.model.optimizer.lr:

@@ -52,14 +52,15 @@ NO_END = (
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
-def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
+def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None) -> None:
     if errors not in ("strict", "replace"):
         raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
-    if seed < 0:
-        raise ConfigError(f"data.seed must not be negative, got {seed}")
+    for name, value in (("seed", seed), ("num_workers", num_workers)):
+        if value < 0:
+            raise ConfigError(f"data.{name} must not be negative, got {value}")
 
 
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
@@ -129,7 +130,7 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
-        _check_options(errors, seed, **sizes)
+        _check_options(errors, seed, num_workers, **sizes)
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.split, self.seed, self.num_workers = check_split(split), seed, num_workers

@@ -26,7 +26,6 @@ from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.data.datamodule import NO_END
 from tinylm.data.template import find_template
 from tinylm.errors import (
     ConfigError,
@@ -64,7 +63,7 @@ from tinylm.training.options import (
     trusted_modules,
 )
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors
+from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors, check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.remarks import epochs, remarks
@@ -130,8 +129,8 @@ class TinyLMCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
-        if self.subcommand == "fit" and config.trainer.max_steps < 0 and (config.trainer.max_epochs or -1) < 0:
-            raise ConfigError(NO_END)
+        if self.subcommand == "fit":
+            check_trainer(config.trainer)
         check_devices(config.trainer.accelerator, config.trainer.devices)
         check_loggers(config.trainer.logger)
         ModelConfig(vocab_size=1, **network)
@@ -232,7 +231,7 @@ class TinyLMCLI(LightningCLI):
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of the config, and those that every run has unless the config lists one of the kind."""
         assert self.folder is not None
-        callbacks = list(config.callbacks or [])
+        callbacks = list(_as_list(config.callbacks or []))
         throughput = Throughput(self.run.peak_flops)
         metrics = MetricsLog(throughput)
         prompts = self._prompts()

@@ -14,12 +14,33 @@ from tinylm.adapt import trainable_share
 from tinylm.analysis.profile import kept_bytes
 from tinylm.console import device_problem
 from tinylm.data import TextDataModule
+from tinylm.data.datamodule import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.training.module import LitTransformerLM
 
 OVERHEAD = 1.25  # memory of a step over what autograd keeps, for gradients of activations; measured, CPU
 NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remarked on, and refused
+
+
+# --- options of the Trainer
+
+
+def check_trainer(trainer: Any) -> None:
+    """Checks the length of a run and its intervals in `trainer`; for `fit` and `train-numpy`.
+
+    Raises:
+        ConfigError: if the run has no end, or a value would be misread.
+    """
+    if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
+        raise ConfigError(NO_END)
+    for name in ("gradient_clip_val", "log_every_n_steps"):
+        if (trainer[name] or 0) < 0:
+            raise ConfigError(f"trainer.{name} must not be negative, got {trainer[name]}")
+    every = trainer.val_check_interval
+    if isinstance(every, int | float) and every <= 0:
+        remedy = "for no validations set trainer.limit_val_batches to 0"
+        raise ConfigError(f"trainer.val_check_interval must be positive, got {every}; {remedy}")
 
 
 # --- devices
