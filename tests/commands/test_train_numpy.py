@@ -136,7 +136,7 @@ def test_a_run_leaves_the_files_of_the_design(finished):
         "checkpoints/best.npz",
     }
     log = (finished / "log.txt").read_text(encoding="utf-8")
-    assert "training: 12 steps of 8 x 16 tokens (0.0 epochs), muon, NumPy " in log
+    assert "training: 12 steps of 8 x 16 tokens (0.3 epochs), muon, NumPy " in log  # 37 steps in an epoch
     assert "step 12 | validation loss" in log and "no sample for 'Ω'" in log
     samples = (folder / "samples.txt").read_text()
     assert [line for line in samples.splitlines() if line.startswith("===")] == [f"=== step {n}" for n in (4, 8, 12)]

@@ -64,7 +64,7 @@ def texts() -> dict[str, str]:
         "pairs.jsonl": "".join(lines), "few.jsonl": "".join(lines[:3]), "broken.jsonl": lines[0][:20] + "\n",
         "qa.csv": "question,answer\nWho?,Me\nWhat?,This\n", "texts.jsonl": '{"text": "Once"}\n' * 50,
         "merges.txt": "#version: 0.2\nt h\n", "minbpe.model": "minbpe v1\n\n0\n97 98\n",
-        "tabs.yaml": "data:\n\tcorpus: my.txt\n", "comment.json": '{\n  // mine\n  "data": {}\n}\n', "one.yaml": "small\n",
+        "tabs.yaml": "data:\n\tcorpus: my.txt\n", "comment.json": "{\n  // mine\n}\n", "one.yaml": "small\n",
         "empty.yaml": "", "twice.yaml": "trainer: {max_steps: 5}\ndata: {corpus: my.txt}\ntrainer: {max_steps: 9}\n",
         "hollow.yaml": "data:\ntrainer: {max_steps: 5}\n",
     }  # fmt: skip

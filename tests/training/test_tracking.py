@@ -395,7 +395,7 @@ def test_a_refused_key_is_one_line(cli, tiny_yaml, tmp_path, monkeypatch, refusi
     monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
     result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
     assert result.code == 2
-    assert result.error.startswith("trainer.logger: W&B refuses the run (")
+    assert "wandb.yaml: trainer.logger: W&B refuses the run (" in result.error
     assert result.error.endswith("; wandb login with a valid key, or add --trainer.logger.mode offline")
     assert not list(tmp_path.glob("runs/*"))
 

@@ -54,6 +54,12 @@ def overview() -> str:
     return "\n".join([*lines, "", "tinylm COMMAND --help explains a command; --debug shows where one fails."])
 
 
+ELSEWHERE = {  # names of commands in other programs
+    "train": "fit", "pretrain": "fit", "resume": "fit --resume", "finetune": "fit -c finetune", "sample": "generate",
+    "chat": "generate --interactive", "eval": "validate", "evaluate": "validate", "convert": "export",
+}  # fmt: skip
+
+
 def run_command(name: str, arguments: list[str]) -> int:
     """Runs one of `COMMANDS` in this process and returns its exit code."""
     module, _ = COMMANDS[name]
@@ -90,4 +96,5 @@ def _show(words: list[str]) -> None:
     elif name in ("--version", "-V"):
         print(f"tinylm {__version__}")
     else:
-        raise ConfigError(f"{name}: no such command{did_you_mean(name, COMMANDS) or '; tinylm --help lists them'}")
+        hint = f", did you mean '{ELSEWHERE[name]}'?" if name in ELSEWHERE else did_you_mean(name, COMMANDS)
+        raise ConfigError(f"{name}: no such command{hint or '; tinylm --help lists them'}")

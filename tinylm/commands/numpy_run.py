@@ -15,7 +15,6 @@ import yaml
 
 from tinylm.bundle import TOKENIZER
 from tinylm.data import IGNORE, TextDataModule
-from tinylm.data.datamodule import NO_END
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -51,8 +50,9 @@ from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
+from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
-from tinylm.training.remarks import OverfittingWatch, epochs, remarks
+from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample
 from tinylm.training.schedule import ScheduleConfig
@@ -94,8 +94,7 @@ def check(config: Any, defaults: Any) -> None:
     unused += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
     if unused:
         notice(f"without effect in the NumPy twin: {', '.join(unused)}")
-    if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
-        raise ConfigError(NO_END)
+    check_trainer(trainer)
     if config.data.packing and not config.model.network.document_mask:
         raise ConfigError("data.packing: needs model.network.document_mask to keep pairs apart")
     if config.model.schedule.min_lr > config.model.optimizer.lr:
@@ -280,8 +279,7 @@ class Run:
             f"({epochs(self.data)}), {self.settings.name}, "
             f"NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
         )
-        for remark in remarks(self.data, self.schedule, self.settings.lr):
-            notice(remark)
+        check_warmup(self.data, self.schedule, self.settings.lr)
 
     def _take_steps(self) -> None:
         first, accumulate = self.state.global_step, self.state.accumulate_grad_batches

@@ -96,7 +96,8 @@ def resumed_run(words: list[str], default: str) -> list[str]:
         return [*others, "--resume"]
     runs = Path(given(others, "--run.dir") or "runs")
     name = value or given(others, "--run.name") or default
-    folder = Path(value) if value and Path(value, "config.yaml").is_file() else runs / name
+    path_given = bool(value) and (Path(value, "config.yaml").is_file() or "/" in value)
+    folder = Path(value) if path_given else runs / name
     if not (folder / "config.yaml").is_file():
         check_place(str(runs))
         found = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))

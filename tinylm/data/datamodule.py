@@ -55,14 +55,15 @@ NO_END = (
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
-def _check_options(errors: str, seed: int, **sizes: int | None) -> None:
+def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None) -> None:
     if errors not in ("strict", "replace"):
         raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
-    if seed < 0:
-        raise ConfigError(f"data.seed must not be negative, got {seed}")
+    for name, value in (("seed", seed), ("num_workers", num_workers)):
+        if value < 0:
+            raise ConfigError(f"data.{name} must not be negative, got {value}")
 
 
 def _sample_data(path: str) -> str:
@@ -141,7 +142,7 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
-        _check_options(errors, seed, **sizes)
+        _check_options(errors, seed, num_workers, **sizes)
         tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
         self.source, self.tokenizer_spec, self.context = corpus, tokenizer, max_seq_len
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
@@ -338,6 +339,13 @@ class TextDataModule(pl.LightningDataModule):
             self._counted = trainer
         self.total_steps = self._count_steps()
         self.validation_tokens = self._choose_validation_tokens()
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a training sequence; pairs may all be shorter than the context."""
+        if self.pairs is None:
+            return self.context
+        return self._rows.width or max(example.num_inputs for example in self.examples["train"])
 
     def _check_batch_size(self) -> None:
         """Refuses a batch that would repeat sequences, unless the text was cut short on purpose."""

@@ -26,7 +26,6 @@ from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.data.datamodule import NO_END
 from tinylm.data.template import find_template
 from tinylm.errors import (
     ConfigError,
@@ -64,10 +63,10 @@ from tinylm.training.options import (
     trusted_modules,
 )
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors
+from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors, check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
-from tinylm.training.remarks import epochs, remarks
+from tinylm.training.remarks import check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
@@ -130,8 +129,8 @@ class TinyLMCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         network = config.model.network.clone().as_dict()
         network.pop("vocab_size", None)
-        if self.subcommand == "fit" and config.trainer.max_steps < 0 and (config.trainer.max_epochs or -1) < 0:
-            raise ConfigError(NO_END)
+        if self.subcommand == "fit":
+            check_trainer(config.trainer)
         check_devices(config.trainer.accelerator, config.trainer.devices)
         check_loggers(config.trainer.logger)
         ModelConfig(vocab_size=1, **network)
@@ -232,7 +231,7 @@ class TinyLMCLI(LightningCLI):
     def _callbacks(self, config: Any) -> list[Callback]:
         """The callbacks of the config, and those that every run has unless the config lists one of the kind."""
         assert self.folder is not None
-        callbacks = list(config.callbacks or [])
+        callbacks = list(_as_list(config.callbacks or []))
         throughput = Throughput(self.run.peak_flops)
         metrics = MetricsLog(throughput)
         prompts = self._prompts()
@@ -302,7 +301,7 @@ class TinyLMCLI(LightningCLI):
         check_monitors(self.trainer, self.model, self.datamodule)
         data = self.datamodule
         share = data.batch_size // self.trainer.world_size
-        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.context)
+        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.row_length)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")
@@ -350,8 +349,7 @@ class TinyLMCLI(LightningCLI):
             f"training: {data.total_steps:,} steps of {data.batch_size} {row} ({epochs(data)}), "
             f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"
         )
-        for remark in remarks(data, self.model.schedule, self.model.optimizer.lr):
-            notice(remark)
+        check_warmup(data, self.model.schedule, self.model.optimizer.lr)
         if data.validation_tokens is not None:
             every = f"{data.validation_tokens:,} of {len(data.tokens['val']):,} tokens, evenly spaced"
             notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")

@@ -147,6 +147,7 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
+NO_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (.*)")
 UNKNOWN_OPTION = re.compile(r"(?:does not accept option '|No action for key \"?)([\w.]+)")
 LINKED_OPTION = re.compile(r"Linked \"(.*?)\" must be given via \"(.*?)\"")
@@ -173,6 +174,8 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
     if unknown := UNKNOWN_WORD.search(message):
         word = next((word for word in ConfigFile.words if unknown[1].startswith(word)), unknown[1])
         return _unknown_word(word, defaults)
+    if missing := NO_VALUE.search(message):
+        return f"{missing[1].split('/')[-1]}: its value is missing"
     if unknown := UNKNOWN_OPTION.search(message):
         name = unknown.group(1)
         return f"{_source(name)}{name}: no such option{suggest(name, defaults)}"

@@ -14,12 +14,33 @@ from tinylm.adapt import trainable_share
 from tinylm.analysis.profile import kept_bytes
 from tinylm.console import device_problem
 from tinylm.data import TextDataModule
+from tinylm.data.datamodule import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.training.module import LitTransformerLM
 
 OVERHEAD = 1.25  # memory of a step over what autograd keeps, for gradients of activations; measured, CPU
 NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remarked on, and refused
+
+
+# --- options of the Trainer
+
+
+def check_trainer(trainer: Any) -> None:
+    """Checks the length of a run and its intervals in `trainer`; for `fit` and `train-numpy`.
+
+    Raises:
+        ConfigError: if the run has no end, or a value would be misread.
+    """
+    if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
+        raise ConfigError(NO_END)
+    for name in ("gradient_clip_val", "log_every_n_steps"):
+        if (trainer[name] or 0) < 0:
+            raise ConfigError(f"trainer.{name} must not be negative, got {trainer[name]}")
+    every = trainer.val_check_interval
+    if isinstance(every, int | float) and every <= 0:
+        remedy = "for no validations set trainer.limit_val_batches to 0"
+        raise ConfigError(f"trainer.val_check_interval must be positive, got {every}; {remedy}")
 
 
 # --- devices
@@ -184,14 +205,14 @@ def control_group_limits(root: Path = Path("/")) -> list[int]:
 def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
     """Bytes that a training step takes at its peak, estimated.
 
-    What autograd keeps of one sequence is measured, unless it is certain to be little beside `there`, the memory.
+    The bytes that autograd keeps of one sequence are measured, unless they are certainly few beside `there`.
 
     Args:
         module: the module, with its weights on the CPU in float32
         precision: the trainer's
         rows: sequences of a micro-batch
         context: tokens of a sequence
-        there: memory of the device in bytes
+        there: bytes of the device's memory
     """
     net, config = module.net, module.network
     size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
@@ -209,7 +230,7 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
 
 
 def rough_bytes(config: ModelConfig, context: int) -> int:
-    """What autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
+    """Bytes that autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
     per_token = config.num_layers * (12 * config.d_model + 5 * config.ff_width) + 2 * config.vocab_size
     scores = 0 if config.attention_kernel == "fused" else 3 * config.num_layers * config.num_heads * context
     return 4 * context * (per_token + scores)

@@ -1,34 +1,25 @@
-"""What a colleague would remark on a run: at its start, and once its model overfits."""
+"""Remarks on a run: at its start, and once its model overfits."""
 
 from tinylm.data import TextDataModule
 from tinylm.errors import notice
 from tinylm.training.schedule import ScheduleConfig
 
-MOST = 3  # remarks at the start
 RISES = 3  # validations in a row whose loss rises
 
 
 def epochs(data: TextDataModule) -> str:
-    """How often a run reads its training data, such as `3.1 epochs`."""
+    """The passes over the training data, such as `3.1 epochs`."""
     count = data.total_steps / data.order.steps_per_epoch
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
 
-def remarks(data: TextDataModule, schedule: ScheduleConfig, lr: float) -> list[str]:
-    """Up to three remarks on a run, after `data.setup`, the most important first."""
-    found = []
+def check_warmup(data: TextDataModule, schedule: ScheduleConfig, lr: float) -> None:
+    """Remarks on a warm-up as long as the run."""
     if schedule.warmup_steps >= data.total_steps > 0:
-        found.append(
+        notice(
             f"model.schedule.warmup_steps is {schedule.warmup_steps:,} and the run has {data.total_steps:,} steps: "
             f"the learning rate never reaches {lr:g}"
         )
-    kind, _, size = data.tokenizer_spec.partition(":")
-    if kind in ("bpe", "word") and size.isdecimal() and int(size) > data.vocab_size:
-        found.append(f"data.tokenizer: {kind}:{size} found only {data.vocab_size:,} tokens in this text")
-    files = 0 if data.pairs is not None else len(getattr(data.corpus, "paths", ()))
-    if files > 1:
-        found.append(f"data.corpus: {data.source} is {files:,} files")
-    return found[:MOST]
 
 
 class OverfittingWatch:
