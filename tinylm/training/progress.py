@@ -71,7 +71,7 @@ class Progress(ProgressBar):
             if step % 5 == 0 or step == self._total:
                 self._bar.set_postfix_str(self._figures(trainer, pl_module), refresh=False)
                 self._bar.update(step - self._bar.n)
-        elif step % max(1, self._total // 10) == 0 or now - self._told > max(SILENCE, elapsed / 10):
+        elif step % max(1, self._total // 10) == 0 or now - self._told > max(SILENCE, elapsed / 2):
             self._told = now
             left = elapsed / max(step - self._first_step, 1) * (self._total - step)
             self.print(f"step {step:,}/{self._total:,} | {self._figures(trainer, pl_module)} | {left:.0f} s left")
