@@ -27,11 +27,11 @@ pytestmark = [
 ]
 
 
-def options(config: Path, name: str = "mine", steps: int = 400) -> list[str]:
+def options(config: Path, name: str = "mine", steps: int = 200) -> list[str]:
     """A run that takes long enough to be stopped, whatever starts it."""
     words = ["-c", str(config), "--trainer.callbacks+", PAUSE, "--trust", PAUSE.rpartition(".")[0], "--run.name", name]
     words += ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 2)]
-    return [*words, "--trainer.log_every_n_steps", "20", "--run.timeout", "20"]
+    return [*words, "--trainer.log_every_n_steps", "10", "--run.timeout", "20"]
 
 
 def start_whole(folder: Path, nodes: int, tasks: int, *words: str) -> list[Any]:
@@ -79,9 +79,10 @@ class Job:
         assert sent.returncode == 0, sent.stderr
         self.number = sent.stdout.strip()
 
-    def get(self, field: str) -> str:
-        found = re.search(rf"\b{field}=(\S+)", ask("scontrol", "show", "job", self.number))
-        return found[1] if found else ""
+    def get(self, *fields: str) -> str:
+        """Values of fields at one moment."""
+        found = dict(re.findall(r"\b(\w+)=(\S+)", ask("scontrol", "show", "job", self.number)))
+        return " ".join(found.get(field, "") for field in fields)
 
     @property
     def output(self) -> str:
@@ -91,12 +92,12 @@ class Job:
         """Waits for a state; a requeued job would wait two minutes longer by itself."""
 
         def there() -> bool:
-            now = self.get("JobState")
-            if now == "PENDING" and self.get("Restarts") == str(restarts) != "0":
+            now = self.get("JobState", "Restarts")
+            if restarts and now == f"PENDING {restarts}":
                 subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], capture_output=True)
-            return now == state and self.get("Restarts") == str(restarts)
+            return now == f"{state} {restarts}"
 
-        assert processes.wait_for(there), (self.get("JobState"), self.get("Restarts"), self.output)
+        assert processes.wait_for(there), f"{self.get('JobState', 'Restarts', 'Reason')} {self.output}"
 
 
 @pytest.fixture
@@ -131,8 +132,18 @@ def test_a_job_of_slurm_goes_on_after_whatever_happens_to_it(cores, tiny_yaml, t
     ask("scancel", "--signal=USR1", "--batch", job.number)  # late
     job.reaches("RUNNING", 3)
     train_on(folder)
+    restarts = 3 + (shape == "2x1")
+    if shape == "2x1":
+        *_, node = ask("scontrol", "show", "hostnames", job.get("NodeList")).split()
+        ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        try:
+            assert processes.wait_for(lambda: not processes.rank_processes(folder))
+        finally:
+            subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"])  # unless it has come back itself
+        job.reaches("RUNNING", restarts)
+        train_on(folder)
     os.kill(max(processes.rank_processes(folder).items())[1], signal.SIGKILL)
-    job.reaches("FAILED", 3)
+    job.reaches("FAILED", restarts)
     assert job.get("ExitCode") == "137:0"
     assert shape == "1x1" or re.search(r"tinylm: error: rank 1 \(\S+, process \d+\) died; fit --resume", job.output)
 
@@ -156,15 +167,17 @@ def test_an_array_of_slurm_trains_a_seed_per_task_and_requeues_only_the_one_told
     tasks = {seed: Job.__new__(Job) for seed in seeds}
     for seed, task in tasks.items():
         task.folder, task.number = folder, f"{array}_{seed}"
-    ranks = []
-    for seed in seeds:
-        words = [*options(tiny_yaml, "seeds"), "--run.name", f"seeds-{seed}", "--seed_everything", str(seed)]
-        ranks += start_whole(whole, 1, 1, *words)
+    for task in tasks.values():
+        task.reaches("RUNNING", 0)
     told = next(seed for seed, task in tasks.items() if task.get("JobId") == array)  # has the number of the array
     train_on(folder, f"seeds-{told}")
     ask("scancel", "--signal=USR1", "--batch", tasks[told].number)
     for seed, task in tasks.items():
         task.reaches("COMPLETED", int(seed == told))
+    ranks = []
+    for seed in seeds:
+        words = [*options(tiny_yaml, "seeds"), "--run.name", f"seeds-{seed}", "--seed_everything", str(seed)]
+        ranks += start_whole(whole, 1, 1, *words)
     assert_same(folder, whole, ranks)
     weights = [(folder / f"runs/seeds-{seed}/model/model.safetensors").read_bytes() for seed in seeds]
     assert len(set(weights)) == 3

@@ -293,11 +293,15 @@ def test_slurm_requeues_what_can_go_on_and_nothing_else(slurm, tmp_path, code, t
 
 
 def test_slurm_gives_the_tasks_of_an_array_their_names_and_seeds_and_heeds_the_configs_strategy(slurm, tmp_path):
-    job = slurm("-c", "overlays/fsdp.yaml", "--run.name", "mine", PYTHON="true", SLURM_ARRAY_TASK_ID="3")
-    assert job.wait(20) == 0
+    (program := tmp_path / "program").write_text("#!/bin/sh\nexit 75\n")
+    program.chmod(0o755)
+    array = dict(SLURM_ARRAY_JOB_ID="4711", SLURM_ARRAY_TASK_ID="3")
+    job = slurm("-c", "overlays/fsdp.yaml", "--run.name", "mine", PYTHON=str(program), **array)
+    assert job.wait(20) == 75
     words = (tmp_path / "command").read_text()
     assert words.index("--trainer.strategy ddp") < words.index("-c overlays/fsdp.yaml")
     assert words.endswith("--run.name mine-3 --seed_everything 3")
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711_3\n"  # 4711 would be all tasks
 
 
 def test_lightnings_advice_on_srun_is_silent(monkeypatch, tmp_path, recwarn):
