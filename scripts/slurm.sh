@@ -35,9 +35,10 @@ if [ -z "$name" ]; then
     exit 2
 fi
 
-seed=()
+job=$SLURM_JOB_ID seed=()
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # each task of a job array is a run of its own
     name="$name-$SLURM_ARRAY_TASK_ID"
+    job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # the SLURM_JOB_ID of one task means the whole array
     seed=(--run.name "$name" --seed_everything "$SLURM_ARRAY_TASK_ID")
 fi
 
@@ -62,6 +63,6 @@ fi
 # 75: saved and ready to resume; 138, 143: killed by the announcement before the program could heed it
 case "$code" in 75) again=1 ;; 138 | 143) again=$time_is_up ;; *) again="" ;; esac
 if [ -n "$again" ] && [ -z "$ended_by_slurm" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
 fi
 exit "$code"

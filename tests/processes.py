@@ -1,11 +1,15 @@
 """Starts processes quickly, by forking a server that has already imported torch and Lightning."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import socket
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -74,18 +78,52 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_ranks(world_size: int, function: Any, *arguments: Any, out: Path) -> list[Any]:
-    """Calls `function(*arguments, path)` in `world_size` processes; each writes its result to its `path`, as JSON.
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    """The value of a condition as soon as it is true, or after this long: a busy machine takes a minute."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
-    Lightning reads the ranks from environment variables, as under a launcher.
-    """
-    port = str(free_port())
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
+
+def environment(**values: str) -> dict[str, str]:
+    """Environment of a new process that finds tinylm and the tests, but nothing of a run of this one."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("TINYLM_RUN", "PL_"))}
+    return ours | {"PYTHONPATH": str(ROOT), **values}
+
+
+def rank_processes(folder: Path) -> dict[int, int]:
+    """Process ids of the ranks of `tinylm fit` that train in a folder, whoever has started them."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            launcher = words[0].endswith(b"srun") or b"torch.distributed.run" in words
+            if process.name.isdigit() and b"fit" in words and not launcher and (process / "cwd").readlink() == folder:
+                values = dict(re.findall(rb"(\w+)=([^\0]*)", (process / "environ").read_bytes()))
+                names = (name for name in (b"SLURM_PROCID", b"RANK", b"LOCAL_RANK") if name in values)
+                found[int(values.get(next(names, b""), 0))] = int(process.name)
+    return found
+
+
+def places(nodes: int, tasks: int) -> list[dict[str, str]]:
+    """Environment variables of the ranks of a job with so many tasks per node, as torchrun sets them."""
+    if nodes * tasks == 1:
+        return [{}]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    shared |= {"WORLD_SIZE": str(nodes * tasks), "LOCAL_WORLD_SIZE": str(tasks)}
+    names = ("RANK", "GROUP_RANK", "LOCAL_RANK")
+    numbers = [(rank, rank // tasks, rank % tasks) for rank in range(nodes * tasks)]
+    return [shared | {name: str(number) for name, number in zip(names, each, strict=True)} for each in numbers]
+
+
+def run_ranks(world_size: int, function: Any, *arguments: Any, out: Path) -> list[Any]:
+    """Calls `function(*arguments, path)` in `world_size` processes; each writes its result to its `path`, as JSON."""
     paths = [out / f"rank-{rank}.json" for rank in range(world_size)]
     for path in paths:
         path.unlink(missing_ok=True)
-    environments = [shared | {"LOCAL_RANK": str(rank)} if world_size > 1 else {} for rank in range(world_size)]
-    processes = [start(function, *arguments, path, **environments[rank]) for rank, path in enumerate(paths)]
+    both = zip(paths, places(1, world_size), strict=True)
+    processes = [start(function, *arguments, path, **place) for path, place in both]
     for process in processes:
         process.join(120)
         process.kill()

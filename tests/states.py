@@ -73,6 +73,8 @@ def content(path: Path) -> Any:
         return json.loads(path.read_text())["samples"]
     if path.name == "curves.png":  # shows speeds, too
         return path.read_bytes()[-12:]  # the end of a whole PNG
+    if path.name == "config.yaml":
+        return path.read_text()
     return path.read_bytes()
 
 

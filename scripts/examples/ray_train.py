@@ -71,7 +71,7 @@ def main() -> None:
         scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=options.gpu),
         run_config=RunConfig(
             name=options.name,
-            storage_path=str(run / "ray"),
+            storage_path=str(run.parent / ".ray"),  # a new run needs a new folder
             failure_config=FailureConfig(max_failures=options.restarts),
         ),
     )

@@ -1,6 +1,9 @@
-"""Functions run by the processes of test_distributed.py: each is called in every process of a job."""
+"""Functions and callbacks that run in every process of a job, for tests of several ranks."""
 
 import json
+import os
+import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,28 @@ def fit(corpus: str, cache: str, world_size: int, precision: str, shard: bool, p
     path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
 
 
+def record(arguments: list[str], folder: str, path: Path) -> None:
+    """`tinylm ARGUMENTS` in a folder."""
+    from tinylm.commands import main
+
+    recorder = Recorder()
+    LitTransformerLM.configure_callbacks = lambda self: [recorder]  # type: ignore[method-assign]
+    os.chdir(folder)
+    sys.argv = ["train.py", *arguments]
+    assert main() == 0
+    path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
+
+
+class Pause(pl.Callback):
+    """Makes every step take at least this many seconds, so that a run can be stopped in the middle."""
+
+    def __init__(self, seconds: float = 0.03) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        time.sleep(self.seconds)
+
+
 def validate(corpus: str, cache: str, world_size: int, path: Path) -> None:
     """The sums of a validation over eleven windows, as all processes have them after sharing."""
     data = dict(max_seq_len=16, batch_size=world_size, micro_batch_size=1, split=(0.9, 0.1))
@@ -78,8 +103,6 @@ def validate(corpus: str, cache: str, world_size: int, path: Path) -> None:
 
 def measure(path: Path) -> None:
     """Adds every second batch of `test_metrics.batches` to a metric, and computes it over both processes."""
-    import os
-
     from tests.training.test_metrics import LENGTHS, batches
     from tinylm.training.metrics import TextMetrics
 

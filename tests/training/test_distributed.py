@@ -46,6 +46,35 @@ def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp
     assert first["windows"] != second["windows"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
+def test_a_run_resumed_on_two_one_and_two_ranks_reads_the_windows_of_one_rank(tiny_yaml, tmp_path, overlay):
+    """In the same global order, with the same losses: whole weights (DDP), or sharded ones (FSDP)."""
+    common = ["fit", "-c", str(tiny_yaml), "--model.network.dropout", "0", "--model.schedule.name", "constant"]
+    common += ["--model.optimizer.name", "adamw", "--data.micro_batch_size", "2"]
+    windows, losses = {}, {}
+    for name, sizes in {"alone": [1], "changing": [2, 1, 2]}.items():
+        windows[name], losses[name] = [], []
+        for start, size in enumerate(sizes, start=1):
+            arguments = [*common, "--run.name", name, "--trainer.max_steps", str(12 * start // len(sizes))]
+            arguments += ["-c", overlay, "--trainer.devices", str(size)] if size > 1 else []
+            arguments += ["--resume"] if start > 1 else []
+            found = processes.run_ranks(size, ranks.record, arguments, str(tmp_path), out=tmp_path)
+            assert all(each["losses"] == found[0]["losses"] for each in found)
+            steps = range(len(found[0]["losses"]))
+            parts = len(found[0]["windows"]) // len(steps)  # micro-batches of a rank in a step
+            windows[name] += [
+                [window for rank in found for batch in rank["windows"][parts * n : parts * (n + 1)] for window in batch]
+                for n in steps
+            ]
+            losses[name] += found[0]["losses"]
+    assert [len(step) for step in windows["alone"]] == [8] * 12
+    assert len({str(window) for step in windows["alone"] for window in step}) > 48  # they can be told apart
+    assert windows["changing"] == windows["alone"]
+    assert losses["changing"] == pytest.approx(losses["alone"], abs=1e-4)
+    assert (tmp_path / "runs/changing/model/tinylm.json").is_file()
+
+
 def test_validation_over_eleven_windows_has_the_same_sums_on_any_number_of_ranks(tmp_path):
     text = "".join(f"{n * 7919 % 1000:03d} " for n in range(500))[: 10 * 176]  # the last tenth: 11 windows of 16
     (tmp_path / "t.txt").write_text(text)
@@ -68,11 +97,6 @@ def test_validation_over_eleven_windows_has_the_same_sums_on_any_number_of_ranks
 # --- the command line, as people start it
 
 
-def environment(**values: str) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("TINYLM_RUN", "PL_"))}
-    return ours | {"PYTHONPATH": str(ROOT), **values}
-
-
 def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess.Popen]:
     """torchrun on as many "nodes" of one process each, all of them this machine."""
     port = str(processes.free_port())
@@ -81,7 +105,7 @@ def nodes(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *common, "--node-rank", str(rank),
              "-m", "tinylm", *arguments],
-            cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            cwd=folder, env=processes.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )
         for rank in range(count)
@@ -158,11 +182,9 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path
     """Lightning starts the second process; only that one gets the signal."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", "ddp"]
     command += ["--trainer.devices", "2", "--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, env=processes.environment(), stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 240  # a busy machine takes a minute
-        while not (tmp_path / "runs/mini/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert processes.wait_for((tmp_path / "runs/mini/checkpoints/last.ckpt").exists)
         [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGUSR1)
         _, err = process.communicate(timeout=240)
@@ -210,7 +232,7 @@ def slurm(tmp_path, tiny_yaml):
 
     def submit(*arguments: str, **more: str) -> subprocess.Popen:
         command = ["bash", str(ROOT / "scripts/slurm.sh"), "-c", str(tiny_yaml), *arguments]
-        env = environment(**variables | more)
+        env = processes.environment(**variables | more)
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -223,9 +245,7 @@ def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path)
     long = ["--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000"]
     job = slurm("--run.name", "mine", *long)
     last = tmp_path / "runs/mine/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 240  # a busy machine takes a minute
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert processes.wait_for(last.exists)
     os.kill(job.pid, signal.SIGUSR1)  # as --signal=B:USR1@90 does: to the script, which passes it on
     _, err = job.communicate(timeout=240)
     assert job.returncode == 75, err
@@ -264,9 +284,7 @@ def test_slurm_requeues_what_can_go_on_and_nothing_else(slurm, tmp_path, code, t
     program.write_text(f"#!/bin/sh\ntrap '' USR1; touch started; sleep 0.5; exit {code}\n")
     program.chmod(0o755)
     job = slurm("--run.name", "mine", PYTHON=str(program), SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1")
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert processes.wait_for((tmp_path / "started").exists)
     if told:
         job.send_signal(getattr(signal, f"SIG{told}"))
     job.communicate(timeout=20)
@@ -275,11 +293,15 @@ def test_slurm_requeues_what_can_go_on_and_nothing_else(slurm, tmp_path, code, t
 
 
 def test_slurm_gives_the_tasks_of_an_array_their_names_and_seeds_and_heeds_the_configs_strategy(slurm, tmp_path):
-    job = slurm("-c", "overlays/fsdp.yaml", "--run.name", "mine", PYTHON="true", SLURM_ARRAY_TASK_ID="3")
-    assert job.wait(20) == 0
+    (program := tmp_path / "program").write_text("#!/bin/sh\nexit 75\n")
+    program.chmod(0o755)
+    array = dict(SLURM_ARRAY_JOB_ID="4711", SLURM_ARRAY_TASK_ID="3")
+    job = slurm("-c", "overlays/fsdp.yaml", "--run.name", "mine", PYTHON=str(program), **array)
+    assert job.wait(20) == 75
     words = (tmp_path / "command").read_text()
     assert words.index("--trainer.strategy ddp") < words.index("-c overlays/fsdp.yaml")
     assert words.endswith("--run.name mine-3 --seed_everything 3")
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711_3\n"  # 4711 would be all tasks
 
 
 def test_lightnings_advice_on_srun_is_silent(monkeypatch, tmp_path, recwarn):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tinylm
-from tests.training.test_distributed import environment
+from tests.processes import environment
 from tinylm.bundle import read_checkpoint
 from tinylm.errors import DataError
 from tinylm.files import seal_zip

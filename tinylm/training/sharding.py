@@ -73,13 +73,30 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = read_checkpoint(path, self._rows)
         if not any(isinstance(each, DTensor) for each in checkpoint["state_dict"].values()):
-            return super().load_checkpoint(path, weights_only)
+            return self._load_whole(path, weights_only)
         assert self.model is not None and self.lightning_module is not None
         options = StateDictOptions(strict=self.lightning_module.strict_loading)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             named = _rekey_optimizer_state_if_needed(state, self.model)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return checkpoint
+
+    def _load_whole(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Loads a checkpoint in one file, saved by any strategy.
+
+        Lightning takes the numbers of parameters in an optimizer's state for places in the model. Those of an optimizer
+        that is not sharded count through its groups instead, so parameters are matched group by group.
+        """
+        optimizers, self._optimizers = self._optimizers, []
+        try:
+            checkpoint = super().load_checkpoint(path, weights_only)
+        finally:
+            self._optimizers = optimizers
+        model: Any = self.model
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        for optimizer, state in zip(optimizers, checkpoint["optimizer_states"] if optimizers else [], strict=True):
+            set_optimizer_state_dict(model, optimizer, _by_name(model, optimizer, state), options=options)
         return checkpoint
 
     def _rows(self, shards: Shards, name: str, shape: list[int]) -> DTensor:
@@ -102,3 +119,15 @@ def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(value, dict):
         return type(value)((key, _split(each, parts, f"{name}/{key}")) for key, each in value.items())
     return [_split(each, parts, f"{name}/{n}") for n, each in enumerate(value)] if isinstance(value, list) else value
+
+
+def _by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with names for numbers of parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[str, Any] = {"state": {}, "param_groups": []}
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        ours = [names[parameter] for parameter in group["params"]]
+        pairs = zip(ours, saved["params"], strict=True)
+        found["state"] |= {name: state["state"][number] for name, number in pairs if number in state["state"]}
+        found["param_groups"].append(saved | {"params": ours})
+    return found
