@@ -54,14 +54,14 @@ def test_a_writer_replaces_only_its_own_output_and_only_when_asked(words, target
     for more in ([], overwrite):
         code, out, err = run([*words, *more])
         assert (code, out) == (73, ""), err
-        assert f"{path}: exists and is not a" in err and err.count("\n") == 1
+        assert f"{path}: exists and is not" in err and err.count("\n") == 1
     assert path.read_text() == "my thesis"
     path.unlink()
 
     path.mkdir()
     (path / "thesis.tex").write_text("mine")
     code, _, err = run([*words, *overwrite])
-    assert code == 73 and f"{path}: exists and is not a" in err
+    assert code == 73 and f"{path}: exists and is not" in err
     assert [each.name for each in path.iterdir()] == ["thesis.tex"]
     shutil.rmtree(path)
 

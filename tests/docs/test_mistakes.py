@@ -29,7 +29,7 @@ TEXT = "".join(f"The {number}th cat sat on the mat, and the dog looked on.\n" fo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What a new user has lying about."""
+    """Files of a new user: texts, tables, models of other programs."""
     folder = tmp_path_factory.mktemp("mistakes")
     with contextlib.chdir(folder):
         save_model(Path("m"), prompt="ab")

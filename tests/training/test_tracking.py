@@ -19,8 +19,8 @@ import torch
 import wandb
 import yaml
 
+from tests.processes import environment as of_children
 from tests.training import wandb_server
-from tests.training.test_distributed import environment as of_children
 from tinylm.files import read_json
 from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics

@@ -73,6 +73,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = read_checkpoint(path, self._rows)
         if not any(isinstance(each, DTensor) for each in checkpoint["state_dict"].values()):
+            del checkpoint  # Lightning reads it once more, mapped into memory
             return self._load_whole(path, weights_only)
         assert self.model is not None and self.lightning_module is not None
         options = StateDictOptions(strict=self.lightning_module.strict_loading)
