@@ -122,9 +122,10 @@ for words in {words!r}:
 """
 
 
-def test_help_and_errors_do_not_import_pytorch():
+def test_help_and_errors_do_not_import_pytorch(tmp_path):
+    (tmp_path / "README.md").write_text("A text.")
     code = WATCH.format(words=HELP)
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert run.stdout.splitlines() == [" ".join(words) for words in HELP], run.stderr
 
 

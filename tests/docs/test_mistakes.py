@@ -77,7 +77,8 @@ def test_there_are_sixty_mistakes():
 def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, tmp_path, monkeypatch, typed, answer, code):
     if "--trainer.accelerator gpu" in typed and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    monkeypatch.delenv(RUN_FOLDER, raising=False)  # of the command before, which had this process
+    monkeypatch.setenv(RUN_FOLDER, "")  # so that what the command sets is taken back
+    monkeypatch.delenv(RUN_FOLDER)
     shutil.copytree(folder, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
     before = listing()
