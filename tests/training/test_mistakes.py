@@ -421,6 +421,22 @@ def test_no_runs_are_made_inside_runs(cli, tiny_yaml, tmp_path, monkeypatch, ins
     assert cli("fit", "-c", tiny_yaml, "--run.dir", "here", "--trainer.max_steps", "1").code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("fit", "--run.output=x.jsonl"),
+        ("validate", "--run.output=x.jsonl"),
+        ("test", "--model.optimizer.lr=0.1"),
+        ("predict", "--trainer.max_steps=5"),
+        ("predict", "--run.prompts=The"),
+    ],
+)
+def test_an_option_that_a_command_does_not_use_is_refused_by_name(tiny_yaml, capfd, name, option):
+    assert run_command(name, ["-c", str(tiny_yaml), option]) == 2
+    message = f"tinylm: error: {option.partition('=')[0]}: does not work with {name}; leave it out\n"
+    assert capfd.readouterr().err == message
+
+
 # --- remarks
 
 

@@ -15,6 +15,15 @@ from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.locate import command, find_config
 from tinylm.runs.folder import check_place
 
+OF_TRAINING = (  # options, or the beginnings of their names, that only `fit` uses
+    "run.prompts", "run.sample_tokens", "run.peak_flops", "model.optimizer.", "model.schedule.", "trainer.max_",
+    "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
+    "trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.log_every_n_steps", "data.train_tokens",
+)  # fmt: skip
+UNUSED = {"fit": ("run.output",), "predict": OF_TRAINING} | dict.fromkeys(
+    ["validate", "test"], (*OF_TRAINING, "run.output")
+)
+
 
 def run(arguments: list[str]) -> int:
     """Runs the command and returns the exit code."""
@@ -27,6 +36,11 @@ def run(arguments: list[str]) -> int:
 
         print(trainer_help())
         return 0
+    for word in words:
+        if word.startswith(
+            tuple(f"--{option}" for option in UNUSED[name])
+        ):  # in a config it may be for another command
+            raise ConfigError(f"{word.partition('=')[0]}: does not work with {name}; leave it out")
     words = resumed_run(words, default="small") if name == "fit" else words
     words = announced_configs(words, default="small" if name == "fit" else None)
     if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
