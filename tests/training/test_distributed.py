@@ -125,7 +125,7 @@ def finish(started: list[subprocess.Popen], timeout: float = 100) -> list[str]:
 @pytest.mark.slow
 def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_path):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    arguments += ["--model.network.dropout", "0", "--data.micro_batch_size", "2"]
+    arguments += ["--model.network.dropout", "0", "--data.micro_batch_size", "2", "--data.max_val_tokens", "200"]
     said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
     assert [process.returncode for process in started] == [0, 0], said
     assert said[0].count("tinylm: run:") == 1 and "2 x CPU" in said[0]
@@ -140,6 +140,7 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
     assert [process.returncode for process in started] == [0, 0], said
     assert "resuming runs/mini from step 6" in said[0]
     assert "trainer.max_steps 6 -> 12" in said[0]
+    assert "on all 604 validation tokens: validation loss" in said[0]  # by rank 0, when the other has gone
     columns = read_metrics(tmp_path / "runs/mini/metrics.csv")
     assert columns["train/loss"][0] == list(range(1, 13))
     assert (tmp_path / "runs/mini/model/tinylm.json").is_file()

@@ -143,7 +143,7 @@ def loss_and_floor(metrics: dict[str, float]) -> str:
 
 def evaluate_split(model: TransformerLM, module: LitTransformerLM, batches: Iterable[Batch]) -> dict[str, float]:
     """`val/loss`, `val/perplexity`, ... of a model on the batches of a split, with the module's settings."""
-    metric = TextMetrics(torch.from_numpy(module.tokenizer.byte_lengths))
+    metric = TextMetrics(torch.from_numpy(module.tokenizer.byte_lengths), sync_on_compute=False)  # this process alone
     model, device = model.to(module.device).eval(), module.device
     with torch.inference_mode():
         for batch in tqdm(batches, desc="validating", leave=False, delay=2, disable=not sys.stderr.isatty()):
