@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.strategies.model_parallel import _rekey_optimizer_state_if_needed
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
@@ -69,35 +68,21 @@ class ShardedStrategy(ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads weights and optimizer state, and returns the rest. Of a sharded checkpoint, only our rows are read."""
+        """Loads weights and optimizer state, saved by any strategy, and returns the rest.
+
+        Of a sharded checkpoint, only the rows of this process are read.
+        """
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = read_checkpoint(path, self._rows)
-        if not any(isinstance(each, DTensor) for each in checkpoint["state_dict"].values()):
-            del checkpoint  # Lightning reads it once more, mapped into memory
-            return self._load_whole(path, weights_only)
         assert self.model is not None and self.lightning_module is not None
-        options = StateDictOptions(strict=self.lightning_module.strict_loading)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            named = _rekey_optimizer_state_if_needed(state, self.model)
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
-        return checkpoint
-
-    def _load_whole(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Loads a checkpoint in one file, saved by any strategy.
-
-        Lightning takes the numbers of parameters in an optimizer's state for places in the model. Those of an optimizer
-        that is not sharded count through its groups instead, so parameters are matched group by group.
-        """
-        optimizers, self._optimizers = self._optimizers, []
-        try:
-            checkpoint = super().load_checkpoint(path, weights_only)
-        finally:
-            self._optimizers = optimizers
-        model: Any = self.model
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        for optimizer, state in zip(optimizers, checkpoint["optimizer_states"] if optimizers else [], strict=True):
-            set_optimizer_state_dict(model, optimizer, _by_name(model, optimizer, state), options=options)
+        state = checkpoint.pop("state_dict")
+        whole = not any(isinstance(each, DTensor) for each in state.values())
+        strict = self.lightning_module.strict_loading
+        options = StateDictOptions(full_state_dict=whole, broadcast_from_rank0=whole, strict=strict)
+        set_model_state_dict(self.model, state, options=options)
+        if self.optimizers:  # there are none in an evaluation
+            for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                set_optimizer_state_dict(self.model, optimizer, _by_name(self.model, optimizer, saved), options=options)
         return checkpoint
 
     def _rows(self, shards: Shards, name: str, shape: list[int]) -> DTensor:
@@ -123,7 +108,11 @@ def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
 
 
 def _by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with names for numbers of parameters."""
+    """An optimizer's state with names for numbers of parameters.
+
+    Their numbers are places in the model or, from an optimizer that is not sharded, count through its groups. The order
+    within a group is the same, so parameters are matched group by group.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Any] = {"state": {}, "param_groups": []}
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
