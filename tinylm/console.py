@@ -186,8 +186,14 @@ def announce_model(given: str | None) -> tuple[str, Path]:
 
 
 def print_error(message: str, code: int) -> int:
-    """Prints an error on one line of stderr and returns its exit code. A stop that was asked for is no error."""
-    word = "" if code in (Interrupted.exit_code, Preempted.exit_code) else "error: "
+    """Prints an error on one line of stderr and returns its exit code.
+
+    A stop that was asked for is no error. It ends all processes of a run, and rank 0 alone prints it.
+    """
+    stopped = code in (Interrupted.exit_code, Preempted.exit_code)
+    if stopped and process_rank() > 0:
+        return code
+    word = "" if stopped else "error: "
     with contextlib.suppress(OSError):  # a full disk behind stderr
         print(f"tinylm: {word}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code

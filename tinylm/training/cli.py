@@ -446,10 +446,8 @@ def main() -> int:
 
 def report_error(message: str, code: int) -> int:
     """Prints an error of this process on one line and returns the exit code of the process."""
-    stopped = code in (Interrupted.exit_code, Preempted.exit_code)  # on all processes; rank 0 reports it
-    rank = process_rank()
-    if rank == 0 or not stopped:
-        where = f"rank {rank}: " if rank else ""
-        print_error(f"{where}{' '.join(message.split())}", code)
+    stopped, rank = code in (Interrupted.exit_code, Preempted.exit_code), process_rank()
+    where = f"rank {rank}: " if rank else ""
+    print_error(f"{where}{' '.join(message.split())}", code)
     # after a failure of a process that it started, Lightning would kill rank 0; a stop is no failure
     return 0 if rank and stopped and not started_from_outside() else code

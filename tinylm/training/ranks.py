@@ -19,6 +19,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -71,6 +73,20 @@ def _identity() -> dict[str, Any]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
         space = f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
     return {"host": host, "pid": os.getpid(), "space": space}
+
+
+def _interruptibly(wait: Callable[[], Any]) -> Any:
+    """The result of a call that waits outside Python, where no signal could end it: it waits in another thread."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(wait())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="rank-watch-start", daemon=True).start()
+    return result.result()
 
 
 @dataclass
@@ -141,14 +157,18 @@ class Watch:
         here = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         wait = timedelta(seconds=self.timeout)
         try:
-            return TCPStore(address, port, self.size, here, timeout=wait, wait_for_workers=False, multi_tenant=True)
+            return _interruptibly(
+                lambda: TCPStore(
+                    address, port, self.size, here, timeout=wait, wait_for_workers=False, multi_tenant=True
+                )
+            )
         except DistError as error:
             raise TinyLMError(self._absent(f"nothing answers at {address}:{port}")) from error
 
     def _connect(self, key: str, address: str) -> None:
         """Connects to rank 0."""
         try:
-            self.store.wait([key], timedelta(seconds=self.timeout))
+            _interruptibly(lambda: self.store.wait([key], timedelta(seconds=self.timeout)))
             port, token = self.store.get(key).decode().split()
             link = socket.create_connection((address, int(port)), timeout=self.timeout)
         except (DistError, OSError) as error:
