@@ -19,6 +19,7 @@ from tinylm.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
+    Tokenizer,
     WordTokenizer,
     load_tokenizer,
     tokenizer_class,
@@ -382,3 +383,23 @@ def test_offsets_equal_those_of_tokenizers(tmp_path):
     ids, offsets = tokenizer.encode_with_offsets(text)
     assert [tuple(pair) for pair in offsets.tolist()] == other.encode(text).offsets
     assert ids.tolist() == other.encode(text).ids
+
+
+def test_marks_are_kept_by_files_and_copies_and_change_the_fingerprint():
+    plain = BPETokenizer([], special_tokens=["<s>", "</s>", "<|im_end|>"])
+    assert plain.marks == (None, None, ())
+    marked = plain.with_marks(256, 257, [257, 258])
+    assert marked.marks == (256, 257, (257, 258)) and marked.end_of_text == 257
+    assert Tokenizer.from_dict(marked.to_dict()) == marked != plain
+    assert marked.with_special_tokens(["<pad>"]).marks == marked.marks
+    assert BPETokenizer([], special_tokens=[END_OF_TEXT]).marks == (256, 256, (256,))
+
+
+def test_marks_that_are_the_default_leave_the_fingerprint_as_it_was():
+    plain = BPETokenizer([], special_tokens=[END_OF_TEXT])
+    assert plain.with_marks(256, 256, [256]).to_dict() == plain.to_dict()
+
+
+def test_marks_outside_the_vocabulary_are_refused():
+    with pytest.raises(ConfigError, match="marks: 256 is outside the vocabulary of 256"):
+        BPETokenizer([]).with_marks(None, 256, [256])

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import regex
@@ -27,17 +27,34 @@ TOKENIZER_FILE = FileKind("a tokenizer", rb'\{\s*"format": \d+,\s*"kind": "')
 READABLE = ", nor a tokenizer.json; a folder with vocab.json and merges.txt, or a .tiktoken file, can be read too"
 
 
+class Marks(NamedTuple):
+    """The ids that mark the beginning and the end of a text.
+
+    Attributes:
+        begin: precedes every text that the model reads; None for nothing
+        end: separates documents and ends an answer; None for nothing
+        stops: ids at which generation ends
+    """
+
+    begin: int | None
+    end: int | None
+    stops: tuple[int, ...]
+
+
 class Tokenizer(ABC):
     """Text to token ids and back.
 
     Attributes:
         kind: name of the subclass in files and configs
+        ends: names of special tokens that end a text
         token_bytes: the bytes of each id; for a special token, its name in UTF-8
         special_tokens: name -> id
     """
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
+    ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
+    _marks: Marks | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -68,9 +85,33 @@ class Tokenizer(ABC):
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     @property
+    def marks(self) -> Marks:
+        """The ids around a text: those set by `with_marks`, or the first of `ends` that there is, for all three."""
+        end = next((self.special_tokens[name] for name in self.ends if name in self.special_tokens), None)
+        return self._marks or Marks(end, end, () if end is None else (end,))
+
+    @property
     def end_of_text(self) -> int | None:
         """The id that separates documents, or None if there is none."""
-        return self.special_tokens.get(END_OF_TEXT)
+        return self.marks.end
+
+    def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
+        """A copy with other marks, as in `Marks`.
+
+        Raises:
+            ConfigError: for an id outside the vocabulary.
+        """
+        marks = Marks(begin, end, tuple(dict.fromkeys(stops)))
+        for token in {begin, end, *marks.stops} - {None}:
+            if not 0 <= token < self.vocab_size:
+                raise ConfigError(f"marks: {token} is outside the vocabulary of {self.vocab_size}")
+        return self._with(self.options(), marks)
+
+    def _with(self, options: dict[str, Any], marks: Marks | None) -> "Tokenizer":
+        """A tokenizer of this class."""
+        tokenizer = type(self)(**options)
+        tokenizer._marks = None if marks == tokenizer.marks else marks
+        return tokenizer
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -86,7 +127,7 @@ class Tokenizer(ABC):
         options["special_tokens"] = [*options["special_tokens"], *new]
         if "ids" in options:
             options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
-        return type(self)(**options)
+        return self._with(options, self._marks)
 
     # --- text -> ids
 
@@ -270,11 +311,15 @@ class Tokenizer(ABC):
     @property
     def sha256(self) -> str:
         """Fingerprint of the kind and options. Tokenizers with equal fingerprints give equal ids."""
-        return sha256_json({"format": FORMAT, "kind": self.kind, **self.options()})
+        return sha256_json(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
+        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks}
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
-        return {"format": FORMAT, "kind": self.kind, **self.options(), "sha256": self.sha256}
+        return {**self._values(), "sha256": self.sha256}
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "tokenizer") -> "Tokenizer":
@@ -291,9 +336,11 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        options = {name: value for name, value in values.items() if name not in ("format", "kind", "sha256")}
+        options = {name: value for name, value in values.items() if name not in ("format", "kind", "marks", "sha256")}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
+            if "marks" in values:
+                tokenizer = tokenizer.with_marks(*values["marks"])
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:

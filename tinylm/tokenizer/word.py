@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.fast.blocks import blocks, utf8
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 
@@ -37,6 +37,7 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
+    ends = (END_OF_TEXT, END)
 
     def __init__(self, words: Sequence[str], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
         super().__init__([utf8(word) for word in words], special_tokens)
@@ -88,12 +89,6 @@ class WordTokenizer(Tokenizer):
         frequent = [word for word, count in counts.items() if count >= min_frequency]
         frequent.sort(key=lambda word: (-counts[word], word))
         return cls(frequent[: vocab_size and vocab_size - len(special_tokens)], special_tokens)
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, else of `<eos>`, else None."""
-        end = super().end_of_text
-        return self.special_tokens.get(END) if end is None else end
 
     def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
         """One id per word, int64 (n,).
