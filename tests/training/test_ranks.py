@@ -24,6 +24,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 def member(rank: int, size: int, port: int, folder: Path, then: str = "") -> None:
     """A rank that connects to the others, then does as told, and waits as in a collective operation."""
     from tinylm.errors import DataError
+    from tinylm.signals import raised
     from tinylm.training.ranks import RankWatch
 
     processes._redirect(folder / f"{rank}.txt", folder)
@@ -32,7 +33,9 @@ def member(rank: int, size: int, port: int, folder: Path, then: str = "") -> Non
     strategy.cluster_environment = environment
     callback = RankWatch()
     try:
-        callback.begin(strategy, TIMEOUT)
+        with raised():
+            (folder / f"{rank}.begun").touch()
+            callback.begin(strategy, TIMEOUT)
     except Exception as error:
         print(f"tinylm: error: {error}", file=sys.stderr, flush=True)
         os._exit(70)
@@ -129,6 +132,19 @@ def test_a_rank_that_never_starts_is_named_within_the_timeout(job, tmp_path, los
     assert codes(started) == [70, 70]
     assert time.monotonic() - began < TIMEOUT + 15  # and the start of two processes on a busy machine
     assert errors(tmp_path) and all(said in line for line in errors(tmp_path))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_heeds_a_signal_at_once(job, tmp_path, rank):
+    """Torchrun would kill it 30 s later."""
+    started = job(*("" if each == rank else None for each in range(2)))
+    assert processes.wait_for((tmp_path / f"{rank}.begun").exists)
+    time.sleep(0.5)
+    os.kill(started[rank].pid, signal.SIGTERM)
+    began = time.monotonic()
+    assert codes(started) == [70]
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert errors(tmp_path) == ["stopped by SIGTERM"]
 
 
 def test_an_error_of_one_rank_ends_all_with_its_exit_code(job, tmp_path):
