@@ -33,6 +33,7 @@ PHASES = {  # phase: module, object and method before which the child waits for 
     "export": ("tinylm.training.finish", "", "save_bundle", 1),
     "curves": ("tinylm.training.finish", "", "draw_curves", 1),
 }
+ONE_RANK = ("tokenizer", "token cache")  # whichever of the ranks comes first does this, and the others wait
 NUMPY_PHASES = PHASES | {  # where train-numpy's differ
     "peak": ("tinylm.commands.numpy_run", "", "measure_peak_flops", 1),
     "step": ("tinylm.commands.numpy_run", "FastTransformerLM", "loss_and_grads", 6),
@@ -62,7 +63,8 @@ def child(phase: str, arguments: list[str]) -> int:
     def wait() -> None:
         nonlocal calls
         calls += 1
-        if calls == count and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+        first = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+        if calls == count and (first or phase in ONE_RANK):
             Path("READY").write_text(str(os.getpid()))
             time.sleep(0.5)
 
