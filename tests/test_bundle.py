@@ -409,9 +409,10 @@ def test_a_missing_path_lists_the_runs(tmp_path):
     with pytest.raises(MissingInputError, match=r"smal: no such model; .*runs has small, tiny-2$") as raised:
         load(tmp_path / "runs" / "smal")
     assert raised.value.exit_code == 66
-    train = re.escape(command("fit", "-c", "tiny"))
-    with pytest.raises(MissingInputError, match=f"no such model; train one with {train}"):
-        load(tmp_path / "nowhere" / "small")
+    for name, config in (("mine", "tiny"), ("small", "small")):
+        train = re.escape(command("fit", "-c", config))
+        with pytest.raises(MissingInputError, match=f"no such model; train one with {train}$"):
+            load(tmp_path / "nowhere" / name)
     with pytest.raises(MissingInputError, match="small: has no model/ and no checkpoint"):
         load(tmp_path / "runs" / "small")
 

@@ -297,6 +297,11 @@ def check_interrupt() -> None:
         raise KeyboardInterrupt
 
 
+def plural(count: int, thing: str) -> str:
+    """A number of things: `1 token`, `2,048 tokens`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def process_rank() -> int:
     """The rank of this process, read from the launcher's environment; 0 for a single process."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # of torchrun, Lightning's own launcher, srun

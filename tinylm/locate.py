@@ -60,7 +60,8 @@ def find_model(path: str | Path) -> Path:
     if os.path.isdir(path):  # noqa: PTH112
         raise MissingInputError(f"{path}: has no model/ and no checkpoint; wait for the run to write its first one")
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
-    hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', 'tiny')}"
+    config = path.name if any((folder / f"{path.name}.yaml").is_file() for folder in CONFIG_FOLDERS) else "tiny"
+    hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', config)}"
     raise MissingInputError(f"{path}: no such model{hint}")
 
 

@@ -161,6 +161,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, run, mini, tmp_path):
     code, _, err = run("-c", mini, *DROPOUT, "--resume")
     assert code == 0, err
     assert "the run has 12 steps: there is nothing left to train" in err
+    assert "12 steps in" not in err
     assert_same(tmp_path, finished, steps=12)
 
 

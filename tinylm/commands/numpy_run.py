@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from tinylm.bundle import TOKENIZER
+from tinylm.console import plural
 from tinylm.data import IGNORE, TextDataModule
 from tinylm.data.template import question_frame
 from tinylm.errors import (
@@ -245,7 +246,7 @@ class Run:
         self.tokenizer.save(self.folder / TOKENIZER, overwrite=True)
         kind = getattr(torch, np.dtype(self.dtype).name)
         self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
-        started = time.perf_counter()
+        started, first = time.perf_counter(), self.state.global_step
         handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             self.progress.on_train_start(self.state, self)
@@ -260,7 +261,8 @@ class Run:
                 signal.signal(number, handler)
         minutes, seconds = divmod(time.perf_counter() - started, 60)
         figures = f", {loss_and_floor(self.state.callback_metrics)}" if self.state.callback_metrics else ""
-        notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        if self.state.global_step > first or figures:
+            notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         self._write_model()
 
     def figures(self, trainer: Any, module: Any) -> dict[str, float]:
@@ -277,7 +279,7 @@ class Run:
         notice(
             f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens "
             f"({epochs(self.data)}), {self.settings.name}, "
-            f"NumPy {np.__version__} ({self.threads} threads), {np.dtype(self.dtype).name}"
+            f"NumPy {np.__version__} ({plural(self.threads, 'thread')}), {np.dtype(self.dtype).name}"
         )
         check_warmup(self.data, self.schedule, self.settings.lr)
 

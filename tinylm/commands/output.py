@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Scale
+from tinylm.console import Scale, plural
 from tinylm.errors import DataError
 from tinylm.files import parse_json, read_chunks, write_text
 from tinylm.tokenizer import Tokenizer
@@ -81,7 +81,9 @@ def show_probabilities(completion: "Completion", tokenizer: Tokenizer, color: bo
 def show_stats(stats: "Stats", threads: int | None) -> str:
     """One line with speeds, cache memory and CPU threads."""
     parts = (("prompts", stats.prompt_tokens, stats.prompt_seconds), ("text", stats.new_tokens, stats.decode_seconds))
-    speeds = [f"{name}: {count:,} tokens, {count / seconds:,.0f} tokens/s" for name, count, seconds in parts if count]
+    speeds = [
+        f"{name}: {plural(count, 'token')}, {count / seconds:,.0f} tokens/s" for name, count, seconds in parts if count
+    ]
     memory = f"cache {stats.cache_bytes / 1e6:,.1f} MB"
-    cpu = [] if threads is None else [f"{threads} CPU thread{'s' if threads > 1 else ''}"]
+    cpu = [] if threads is None else [plural(threads, "CPU thread")]
     return "; ".join([*speeds, memory, *cpu])

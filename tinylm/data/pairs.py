@@ -188,7 +188,8 @@ def _naming(record: dict[str, Any]) -> str:
     if len(record) < 2:
         return "give both, or messages"
     prompt, response = (next((n for n in names if n in record), n) for names, n in ((PROMPTS, "A"), (RESPONSES, "B")))
-    return f"it has {', '.join(record)}: say which two with data.fields=[{prompt},{response}], in score with --fields"
+    fields = f"data.fields=[{prompt},{response}], in score with --fields {prompt} {response}"
+    return f"it has {', '.join(record)}: say which two with {fields}"
 
 
 def _shown(value: Any) -> str:

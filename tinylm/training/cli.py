@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
-from tinylm.console import exit_code, print_error, process_rank
+from tinylm.console import exit_code, plural, print_error, process_rank
 from tinylm.data import TextDataModule
 from tinylm.data.template import find_template
 from tinylm.errors import (
@@ -327,7 +327,8 @@ class TinyLMCLI(LightningCLI):
         tokens = len(data.tokens["train"])
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
-        devices += f" ({torch.get_num_threads()} threads)" if kind == "CPU" and trainer.world_size == 1 else ""
+        if devices == "CPU":
+            devices += f" ({plural(torch.get_num_threads(), 'thread')})"
         notice(f"run: {self.folder}")
         if self.model.start is not None:
             notice(f"base model: {self.model.start.path}")

@@ -34,10 +34,15 @@ class FinishRun(Callback):
 
     def __init__(self, folder: Path, prompt: str) -> None:
         self.folder, self.prompt = folder, prompt
+        self._first = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Notes the step from which a run is resumed."""
+        self._first = trainer.global_step
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Finishes the run; not called after an exception or a signal."""
@@ -55,7 +60,8 @@ class FinishRun(Callback):
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
-        notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+        if trainer.global_step > self._first or figures:
+            notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         if problem is not None:
             notice(f"no model folder is written, since it could not describe this model: {problem}")
             return
