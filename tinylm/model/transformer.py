@@ -7,6 +7,7 @@ since then are fields of `ModelConfig`.
 
 import math
 from functools import partial
+from itertools import cycle
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,24 +24,32 @@ from tinylm.model.ring_cache import RingKVCache
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each added to the residual stream."""
+    """Attention and a feed-forward layer, each added to the residual stream: one after the other, or in parallel."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.pre_norm = config.norm_placement == "pre"
+        self.form = config.norm_placement if config.residual == "sequential" else config.residual
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.feedforward_norm = make_norm(config)
+        self.feedforward_norm = nn.Identity() if self.form == "parallel_one_norm" else make_norm(config)
         self.feedforward = make_feedforward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); the other arguments are those of `Attention.forward`."""
-        if self.pre_norm:
+        if self.form == "pre":
             x = x + self.dropout(self.attention(self.attention_norm(x), visible, rotary, cache))
             return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, visible, rotary, cache)))
-        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+        if self.form == "post":
+            x = self.attention_norm(x + self.dropout(self.attention(x, visible, rotary, cache)))
+            return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+        if self.form == "output":
+            x = x + self.dropout(self.attention_norm(self.attention(x, visible, rotary, cache)))
+            return x + self.dropout(self.feedforward_norm(self.feedforward(x)))
+        normed = self.attention_norm(x)  # parallel
+        other = self.feedforward_norm(x) if self.form == "parallel" else normed
+        attended = self.attention(normed, visible, rotary, cache)
+        return x + self.dropout(attended) + self.dropout(self.feedforward(other))
 
 
 class TransformerLM(nn.Module):
@@ -62,8 +71,9 @@ class TransformerLM(nn.Module):
         self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.windows = [config.window(kind) for kind in config.layer_kinds]
+        self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -76,7 +86,8 @@ class TransformerLM(nn.Module):
             case "sinusoidal":
                 return PositionTable(sinusoidal_table(config.max_seq_len, config.d_model))
             case "rotary":
-                return PositionTable(rotary_table(config.max_seq_len, config.head_dim, config.rope_theta))
+                table = rotary_table(config.max_seq_len, config.rotary_dim, config.rope_theta, config.rope_scaling)
+                return PositionTable(table)
         return None
 
     def _initialize(self) -> None:
@@ -110,24 +121,26 @@ class TransformerLM(nn.Module):
         """
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
-        if isinstance(positions, slice):
-            visible = visible_keys(ids.shape[1], positions.stop, self.config.sliding_window, documents, ids.device)
-        else:
-            assert keys is not None
-            visible = visible_positions(positions, keys, self.config.sliding_window)
+        visible: dict[int | None, Tensor | None] = dict.fromkeys(self.windows)  # a mask; with layer_pattern two
+        for window in visible:
+            if isinstance(positions, slice):
+                visible[window] = visible_keys(ids.shape[1], positions.stop, window, documents, ids.device)
+            else:
+                assert keys is not None
+                visible[window] = visible_positions(positions, keys, window)
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
                 x = x + self.positions.weight[positions]
             case PositionTable() if self.config.positional_encoding == "rotary":
-                rotary = self.positions(x)[:, positions]  # (2, T, E/2), or (2, B, T, E/2)
+                rotary = self.positions(x)[:, positions]  # (2, T, R/2), or (2, B, T, R/2)
             case PositionTable():
                 x = (x + self.positions(x)[positions]).type_as(x)
         x = self.dropout(x)
-        for block in self.blocks:
+        for block, window in zip(self.blocks, cycle(self.windows), strict=False):
             if self.config.activation_checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, visible, rotary, cache)
+            x = block(x, visible[window], rotary, cache)
         return widened(self.head(self.final_norm(x)[:, skip:]))
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:

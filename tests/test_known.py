@@ -12,9 +12,9 @@ from tests.changes import CHANGES
 from tests.strategies import model_configs, random_model
 from tinylm.adapt import LoRAConfig, add_lora, merge_lora, quantize, remove_lora
 from tinylm.errors import ConfigError
+from tinylm.known import check_deterministic, check_known, mixed_part, unknown_part
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
 from tinylm.model.attention import Attention, attend_plain
-from tinylm.model.known import check_deterministic, check_known, mixed_part, unknown_part
 from tinylm.model.positional import PositionTable
 
 SHAPE = dict(vocab_size=10, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)
@@ -118,7 +118,10 @@ class MyLinear(nn.Linear):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("blocks.1.pre_norm", False), "blocks.1.pre_norm is False, not True"),
+        (put("blocks.1.form", "post"), "blocks.1.form is 'post', not 'pre'"),
+        (put("blocks.1.attention.rotates", False), "blocks.1.attention.rotates is False, not True"),
+        (put("blocks.1.attention.scale", 1.0), "blocks.1.attention.scale is 1.0, not None"),
+        (put("windows", [None, 3]), "windows is [None, 3], not [None, None]"),
         (put("blocks.1.attention.layer", 0), "blocks.1.attention.layer is 0, not 1"),
         (put("blocks.1.attention.head_dim", 8), "blocks.1.attention.head_dim is 8, not 16"),
         (put("blocks.0.attention_norm.eps", 1e-3), "blocks.0.attention_norm.eps is 0.001, not 1e-05"),
