@@ -12,7 +12,6 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.cache import KVCache
 from tinylm.reference.fast import FastTransformerLM
-from tinylm.reference.functions import linear
 from tinylm.reference.parameters import draw_masks
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative to the largest number, if that is above 1
@@ -155,7 +154,7 @@ def test_cached_logits_match_the_full_forward(data, config):
     for model in (twin, FastTransformerLM(twin.config, twin.parameters)):
         cache = KVCache()
         hidden = np.concatenate([model.hidden(piece, cache=cache)[0] for piece in pieces], axis=1)
-        assert np.abs(linear(hidden, model.parameters, model.head)[0] - twin.logits(ids)).max() < 1e-12
+        assert np.abs(model.head(hidden)[0] - twin.logits(ids)).max() < 1e-12
 
 
 def test_errors_name_the_mistake():

@@ -38,9 +38,8 @@ class RopeScaling:
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        check(self.kind in ("linear", "llama3", "yarn"), f"rope_scaling: no such kind, {self.kind!r}")
-        known = self.kind == "linear" or self.original_max_seq_len
-        check(bool(known), f"rope_scaling: {self.kind} needs original_max_seq_len")
+        kinds = ("linear", "llama3", "yarn")
+        check(self.kind in kinds, f"rope_scaling.kind must be one of {', '.join(kinds)}, got {self.kind!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +77,26 @@ class Config:
     zero_init_output: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, dict):
+            scaling = RopeScaling(**known_fields(RopeScaling, "config's rope_scaling", self.rope_scaling))
+            object.__setattr__(self, "rope_scaling", scaling)
         for name, known in CHOICES.items():
             value = getattr(self, name)
             check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
-        letters = self.layer_letters
-        check(0 < len(letters) and {*letters} <= {*"SLN"}, f"layer_pattern must be of S, L and N, got {letters!r}")
-        windowed = ("S" in letters) == (self.sliding_window is not None)
-        check(windowed, "layer_pattern: S and sliding_window need each other")
-        norms = f"residual={self.residual} and norm_placement={self.norm_placement}"
-        check(self.residual == "sequential" or self.norm_placement == "pre", f"{norms}: parallel residuals need pre")
+        pre = self.residual == "sequential" or self.norm_placement == "pre"
+        check(pre, f"residual={self.residual} needs norm_placement=pre, got {self.norm_placement}")
+        pattern, rotary = self.layer_pattern, self.positional_encoding == "rotary"
+        if pattern is not None:
+            check(pattern != "" and {*pattern} <= {*"SLN"}, f"layer_pattern: must be of S, L and N, got {pattern!r}")
+            both = ("S" in pattern) == (self.sliding_window is not None)
+            check(
+                both, f"layer_pattern={pattern}, sliding_window={self.sliding_window}: S and a window need each other"
+            )
+            check(rotary or "N" not in pattern, "layer_pattern: N needs positional_encoding=rotary")
+        changed = self.rope_scaling is not None or self.rotary_fraction != 1
+        check(rotary or not changed, "rope_scaling and rotary_fraction need positional_encoding=rotary")
+        number = f"rotary positions turn an even number of a head's dimensions, got {self.rotary_dim}"
+        check(not rotary or self.rotary_dim % 2 == 0 < self.rotary_dim <= self.head_dim, number)
 
     @property
     def kv_heads(self) -> int:
@@ -104,11 +114,10 @@ class Config:
         return int(self.head_dim * self.rotary_fraction)
 
     @property
-    def layer_letters(self) -> str:
-        """S (sliding window), L (full attention) or N (L without rotary positions) for each layer, repeated."""
-        if self.layer_pattern is None:
-            return "L" if self.sliding_window is None else "S"
-        return self.layer_pattern
+    def layer_kinds(self) -> str:
+        """For each layer S (sliding window), L (full attention) or N (full attention without rotary positions)."""
+        pattern = self.layer_pattern or ("L" if self.sliding_window is None else "S")
+        return (pattern * self.num_layers)[: self.num_layers]
 
     @property
     def ff_width(self) -> int:
@@ -120,10 +129,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """A config from the fields of a `ModelConfig`, as stored in model folders; ValueError for an unknown name."""
-        values = known_fields(cls, "config", values)
-        if values.get("rope_scaling") is not None:
-            values["rope_scaling"] = RopeScaling(**known_fields(RopeScaling, "rope_scaling", values["rope_scaling"]))
-        return cls(**values)
+        return cls(**known_fields(cls, "config", values))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""

@@ -24,42 +24,41 @@ def rotary_table(num_positions: int, width: int, theta: float, scaling: RopeScal
     """The cosine and the sine of every position's angles, in float64: (2, positions, width/2).
 
     YaRN multiplies both by a factor, by default 1 + ln(factor)/10: its square multiplies the scores, which sharpens the
-    softmax over a longer context.
+    softmax over a longer context (Peng et al. 2023).
     """
-    table = np.outer(np.arange(num_positions), scaled_frequencies(width, theta, scaling))
-    amplitude = 1.0
-    if scaling is not None and scaling.kind == "yarn":
-        amplitude = scaling.attention_factor or 1 + 0.1 * math.log(max(scaling.factor, 1.0))
+    f, amplitude = frequencies(width, theta), 1.0
+    if scaling is not None:
+        f = scaled(f, theta, scaling, scaling.original_max_seq_len or num_positions)
+        if scaling.kind == "yarn":
+            amplitude = scaling.attention_factor or 1 + math.log(scaling.factor) / 10
+    table = np.outer(np.arange(num_positions), f)
     return amplitude * np.stack((np.cos(table), np.sin(table)))
 
 
-def scaled_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Array:
-    """f_i (k_i + (1 - k_i) / factor) for the frequencies f_i: a share k_i of each is kept, the rest divided, (width/2,).
+def scaled(f: Array, theta: float, scaling: RopeScaling, context: int) -> Array:
+    """f_i (k_i + (1 - k_i) / factor) for the frequencies f_i: a share k_i of each is kept, the rest divided.
 
-    In training on C = `original_max_seq_len` positions, pair i turned round C f_i / 2π times. Fast pairs, which turned
-    round often, tell near positions apart and are kept; slow ones would meet angles never seen and are slowed down.
+    In training on a context of C positions, pair i turned C f_i / 2π times. Fast pairs tell near positions apart and
+    are kept; slow ones, which never completed a turn, would meet angles never seen and are slowed down.
 
     - linear: k = 0 for every pair (Chen et al. 2023).
     - llama3: k rises from 0 to 1 with the number of turns, from `low_freq_factor` to `high_freq_factor`.
-    - yarn: k falls from 1 to 0 with i, between the pairs that turn `beta_fast` and `beta_slow` times (Peng et al. 2023);
-      C θ^(-2i/width) / 2π = turns gives i = width ln(C / (2π turns)) / (2 ln θ).
+    - yarn: k falls from 1 to 0 with i, from the pair that turns `beta_fast` times to the one that turns `beta_slow`
+      times (Peng et al. 2023); C θ^(-2i/width) / 2π = turns gives i = width ln(C / (2π turns)) / (2 ln θ).
     """
-    f, i = frequencies(width, theta), np.arange(width // 2)
-    if scaling is None:
-        return f
-    original = scaling.original_max_seq_len
+    width, i = 2 * len(f), np.arange(len(f))
     if scaling.kind == "linear":
-        kept = np.zeros(width // 2)
+        kept = np.zeros(len(f))
     elif scaling.kind == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((original * f / (2 * math.pi) - low) / (high - low), 0, 1)
+        kept = np.clip((context * f / (2 * math.pi) - low) / (high - low), 0, 1)
     else:
         turns = (scaling.beta_fast, scaling.beta_slow)
-        first, last = (width * math.log(original / (2 * math.pi * each)) / (2 * math.log(theta)) for each in turns)
+        first, last = (width * math.log(context / (2 * math.pi * each)) / (2 * math.log(theta)) for each in turns)
         if scaling.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, width - 1)
-        kept = 1 - np.clip((i - first) / ((last - first) or 0.001), 0, 1)
+        kept = 1 - np.clip((i - first) / (last - first or 0.001), 0, 1)
     return f * (kept + (1 - kept) / scaling.factor)
 
 

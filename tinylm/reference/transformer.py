@@ -53,8 +53,8 @@ class NumpyTransformerLM:
         self.dtype = self.parameters["embedding.weight"].dtype
         self.positions = position_table(config).astype(self.dtype)
         self.norm, self.placement = NORMS[config.norm], config.norm_placement
-        self.windows = {"S": config.sliding_window, "L": None, "N": None}
-        self.letters = (config.layer_letters * config.num_layers)[: config.num_layers]  # one for each layer
+        self.kinds = config.layer_kinds
+        self.windows = {kind: config.sliding_window if kind == "S" else None for kind in dict.fromkeys(self.kinds)}
 
     # --- forward
 
@@ -74,7 +74,7 @@ class NumpyTransformerLM:
         return self.head(self.hidden(ids, documents)[0])[0]
 
     def head(self, x: Array) -> tuple[Array, Callable]:
-        """Projects hidden states to logits, (..., D) -> (..., V), by the embedding's matrix unless the head has its own.
+        """Projects hidden states to logits, (..., D) -> (..., V), by a matrix of its own or the embedding's.
 
         backward: dz -> dx, gradients by name; the matrix is `head.weight` in either case
         """
@@ -98,13 +98,13 @@ class NumpyTransformerLM:
         Returns:
             (B, T, D), and backward: dx -> gradients by name
         """
-        past, config = 0 if cache is None else cache.length, self.config
-        end = past + ids.shape[1]
+        past, T, config = 0 if cache is None else cache.length, ids.shape[1], self.config
+        end = past + T
         if end > config.max_seq_len:
             raise ValueError(f"the context holds {config.max_seq_len} tokens, got {end}; shorten the input")
         if documents is not None and not config.document_mask:
             raise ValueError("documents were given, but document_mask is off in the model's config; turn it on")
-        seen = {each: causal_mask(ids.shape[1], end, self.windows[each], documents, self.dtype) for each in self.letters}
+        seen = {kind: causal_mask(T, end, self.windows[kind], documents, self.dtype) for kind in self.windows}
         rotary = self.positions[:, past:end] if config.positional_encoding == "rotary" else None
 
         x, embedding_back = self.part(embedding, ids, "embedding")  # (B, T, D)
@@ -116,8 +116,8 @@ class NumpyTransformerLM:
         x, dropout_back = dropout(x, masks.get("embedding"))
 
         backs = []
-        for number, letter in enumerate(self.letters):
-            layer, inputs = f"blocks.{number}", (masks, seen[letter], None if letter == "N" else rotary, masks, cache)
+        for number, kind in enumerate(self.kinds):
+            layer, inputs = f"blocks.{number}", (masks, seen[kind], None if kind == "N" else rotary, masks, cache)
             if config.residual == "sequential":
                 x, attention_back = self.residual(attention, x, f"{layer}.attention", *inputs)
                 x, feedforward_back = self.residual(feedforward, x, f"{layer}.feedforward", masks)
@@ -156,12 +156,11 @@ class NumpyTransformerLM:
         Returns:
             (B, T, D), and backward: dy -> dx, gradients by name
         """
-        norm, pre, post = f"{name}_norm", self.placement == "pre", self.placement == "post"
-        inner, pre_back = self.part(self.norm, x, norm) if pre else (x, unchanged)
-        inner, function_back = self.part(function, inner, name, *arguments)
-        inner, output_back = (inner, unchanged) if pre or post else self.part(self.norm, inner, norm)
-        inner, dropout_back = dropout(inner, masks.get(name))
-        y, post_back = self.part(self.norm, x + inner, norm) if post else (x + inner, unchanged)
+        h, pre_back = self.part(self.norm, x, f"{name}_norm") if self.placement == "pre" else (x, unchanged)
+        h, function_back = self.part(function, h, name, *arguments)
+        h, output_back = self.part(self.norm, h, f"{name}_norm") if self.placement == "output" else (h, unchanged)
+        h, dropout_back = dropout(h, masks.get(name))
+        y, post_back = self.part(self.norm, x + h, f"{name}_norm") if self.placement == "post" else (x + h, unchanged)
 
         def backward(dy: Array) -> tuple[Array, Grads]:
             dy, post_grads = post_back(dy)
@@ -173,11 +172,16 @@ class NumpyTransformerLM:
         return y, backward
 
     def parallel(self, x: Array, name: str, masks: Arrays, *arguments: object) -> tuple[Array, Callable]:
-        """x + attention(norm(x)) + feedforward(norm(x)), each with a norm of its own or both with one.
+        """x + attention(n) + feedforward(m) for two norms n and m of x, or for one, n = m, with the gradients of both.
 
-        Where both read the one norm, its result receives the gradients of both.
+        Args:
+            x: (B, T, D)
+            name: of the block
+            masks: the dropout masks
+            arguments: passed on to `attention`
 
-        Args and Returns: see `block`
+        Returns:
+            (B, T, D), and backward: dy -> dx, gradients by name
         """
         one = self.config.residual == "parallel_one_norm"
         n, norm_back = self.part(self.norm, x, f"{name}.attention_norm")
@@ -191,10 +195,11 @@ class NumpyTransformerLM:
             dn, grads = attention_back(attention_dropout_back(dy))
             dm, feedforward_grads = feedforward_back(feedforward_dropout_back(dy))
             if one:
-                dn, dm = dn + dm, np.zeros_like(dm)
-            dx, norm_grads = norm_back(dn)
-            dx_other, other_norm_grads = other_norm_back(dm)
-            return dy + dx + dx_other, grads | feedforward_grads | norm_grads | other_norm_grads
+                dx, norm_grads = norm_back(dn + dm)
+            else:
+                (dx_n, norm_grads), (dx_m, more) = norm_back(dn), other_norm_back(dm)
+                dx, norm_grads = dx_n + dx_m, norm_grads | more
+            return dy + dx, grads | feedforward_grads | norm_grads
 
         return x + a + f, backward
 
