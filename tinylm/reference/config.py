@@ -87,11 +87,10 @@ class Config:
         check(pre, f"residual={self.residual} needs norm_placement=pre, got {self.norm_placement}")
         pattern, rotary = self.layer_pattern, self.positional_encoding == "rotary"
         if pattern is not None:
-            check(pattern != "" and {*pattern} <= {*"SLN"}, f"layer_pattern: must be of S, L and N, got {pattern!r}")
+            letters = pattern != "" and {*pattern} <= {*"SLN"}
+            check(letters, f"layer_pattern must be of the letters S, L and N, got {pattern!r}")
             both = ("S" in pattern) == (self.sliding_window is not None)
-            check(
-                both, f"layer_pattern={pattern}, sliding_window={self.sliding_window}: S and a window need each other"
-            )
+            check(both, f"layer_pattern={pattern}: S and sliding_window need each other, got {self.sliding_window}")
             check(rotary or "N" not in pattern, "layer_pattern: N needs positional_encoding=rotary")
         changed = self.rope_scaling is not None or self.rotary_fraction != 1
         check(rotary or not changed, "rope_scaling and rotary_fraction need positional_encoding=rotary")
