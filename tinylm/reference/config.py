@@ -77,7 +77,7 @@ class Config:
     zero_init_output: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.rope_scaling, dict):
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
             scaling = RopeScaling(**known_fields(RopeScaling, "config's rope_scaling", self.rope_scaling))
             object.__setattr__(self, "rope_scaling", scaling)
         for name, known in CHOICES.items():
@@ -87,7 +87,7 @@ class Config:
         check(pre, f"residual={self.residual} needs norm_placement=pre, got {self.norm_placement}")
         pattern, rotary = self.layer_pattern, self.positional_encoding == "rotary"
         if pattern is not None:
-            letters = pattern != "" and {*pattern} <= {*"SLN"}
+            letters = isinstance(pattern, str) and pattern != "" and {*pattern} <= {*"SLN"}
             check(letters, f"layer_pattern must be of the letters S, L and N, got {pattern!r}")
             both = ("S" in pattern) == (self.sliding_window is not None)
             check(both, f"layer_pattern={pattern}: S and sliding_window need each other, got {self.sliding_window}")
@@ -105,7 +105,7 @@ class Config:
     @cached_property
     def head_dim(self) -> int:
         """Width of one head, E."""
-        return self.d_head or self.d_model // self.num_heads
+        return self.d_model // self.num_heads if self.d_head is None else self.d_head
 
     @property
     def rotary_dim(self) -> int:
@@ -180,7 +180,7 @@ class Config:
 def known_fields(kind: type, name: str, values: Any) -> dict[str, Any]:
     """The values of a dataclass's fields, by name; ValueError for an unknown or a missing field."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    check(isinstance(values, dict), f"{name} must have fields by name, got {values!r}")
+    check(isinstance(values, dict), f"the {name} must have fields by name, got {values!r}")
     for field in values:
         known = field in fields or field in NOT_OURS
         check(known, f"{field}: no such field of the {name}; known are {', '.join(sorted(fields))}")
