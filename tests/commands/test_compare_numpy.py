@@ -27,7 +27,34 @@ def test_equal_networks_are_reported_equal(precision, tolerance, run, model):
     assert "<" not in out
 
 
-@pytest.mark.parametrize("form", [{}, dict(norm_placement="post", tie_embeddings=False, positional_encoding="learned")])
+BLOCKS = {
+    "parallel": ["attention_norm", "feedforward_norm", "attention", "feedforward"],
+    "parallel_one_norm": ["attention_norm", "attention", "feedforward"],
+}
+
+
+@pytest.mark.parametrize(("residual", "parts"), BLOCKS.items(), ids=BLOCKS)
+def test_blocks_of_another_form_are_compared_part_by_part(residual, parts, run, tmp_path):
+    shape = dict(vocab_size=3, d_model=16, num_layers=1, num_heads=2, max_seq_len=8, head_bias=True)
+    save_bundle(tmp_path / "m", TransformerLM(ModelConfig(**shape, residual=residual)), CharTokenizer("abc"))
+    code, out, err = run("--model", tmp_path / "m")
+    lines = out.splitlines()
+    assert (code, err, lines[-1]) == (0, "", "all equal within 1e-10")
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    expected = ["embedding", *(f"blocks.0.{part}" for part in parts), "blocks.0", "final_norm", "head"]
+    assert names[1 : len(expected) + 1] == expected
+    assert sum(name == "blocks.0" for name in names) == 2 and "head.bias" in names
+
+
+FORMS = [
+    {},
+    dict(norm_placement="post", tie_embeddings=False, positional_encoding="learned"),
+    dict(norm_placement="output", layer_pattern="SN", sliding_window=2, qk_norm_width="all", d_head=4),
+    dict(residual="parallel", rotary_fraction=0.5, attention_scale=1.0, qkv_bias=True),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_broken_forward_is_located(form, run, tmp_path, monkeypatch):
     """The output of the second block's feed-forward layer is 1% too large."""
     from tinylm.reference import transformer

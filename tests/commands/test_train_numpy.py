@@ -68,6 +68,11 @@ def columns(folder: Path) -> dict:
 
 EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.train_tokens", "530"]
 EPOCHS += ["--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=2"]
+NETWORK = dict(
+    d_head=6, qkv_bias="true", head_bias="true", rotary_fraction=0.7, residual="parallel", layer_pattern="SN",
+    sliding_window=5, attention_scale=0.3, rope_scaling="{kind: yarn, factor: 2.0, original_max_seq_len: 8}",
+)  # fmt: skip
+AXES = [f"--model.network.{name}={value}" for name, value in NETWORK.items()]
 
 
 @pytest.mark.parametrize(
@@ -75,9 +80,10 @@ EPOCHS += ["--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoc
     [
         [],
         ["--model.optimizer.name", "adamw", "--model.network.document_mask", "true", "--trainer.precision", "64-true"],
+        AXES,
         pytest.param(EPOCHS, marks=pytest.mark.slow),
     ],
-    ids=["muon", "adamw-float64", "epochs"],
+    ids=["muon", "adamw-float64", "axes", "epochs"],
 )
 def test_the_run_matches_pytorchs(options, run, mini, monkeypatch, tmp_path):
     """Columns, logged and validated steps, losses and greedy text are equal."""
@@ -154,6 +160,17 @@ def test_generate_reads_the_run_and_writes_the_twins_text(finished, load):
     assert tokenizer.end_of_text is None
     ids = generate(twin, np.array([prompt]), 12, temperature=0)[0]
     assert out.strip() == ("the " + tokenizer.decode(ids.tolist())).strip()
+
+
+def test_a_run_with_scaled_positions_resumes_with_the_same_alone(run, mini):
+    last = "--trainer.max_steps=2"
+    code, _, err = run("-c", mini, *AXES, last)
+    assert code == 0, err
+    code, _, err = run("-c", mini, *AXES, "--resume", "--trainer.max_steps=3")
+    assert code == 0 and f"resuming {Path('runs/mini-numpy')} from step 2" in err, err
+    other = [*AXES, "--model.network.rope_scaling={kind: yarn, factor: 4.0, original_max_seq_len: 8}"]
+    code, _, err = run("-c", mini, *other, "--resume", last)
+    assert code == 2 and "error: rope_scaling: checkpoint {'kind': 'yarn', 'factor': 2.0," in err.splitlines()[-1]
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, run, mini, tmp_path):

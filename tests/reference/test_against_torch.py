@@ -1,5 +1,7 @@
 """The twin against `tinylm.model` and autograd, for any config: logits, loss, every gradient."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,37 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.cache import KVCache
 from tinylm.reference.fast import FastTransformerLM
-from tinylm.reference.functions import linear
 from tinylm.reference.parameters import draw_masks
+
+# each axis alone, then all that go together
+AXES = {
+    "heads of another width": dict(num_heads=3, num_kv_heads=1, d_head=6),
+    "biased queries": dict(qkv_bias=True),
+    "unbiased queries": dict(bias=True, qkv_bias=False),
+    "a biased head": dict(head_bias=True),
+    "a biased head of its own": dict(head_bias=True, tie_embeddings=False),
+    "linear scaling": dict(rope_scaling=dict(kind="linear", factor=4.0)),
+    "llama3 scaling": dict(rope_scaling=dict(kind="llama3", factor=8.0, original_max_seq_len=64), rope_theta=100.0),
+    "yarn": dict(rope_scaling=dict(kind="yarn", factor=4.0, original_max_seq_len=128), rope_theta=100.0),
+    "yarn, attention factor": dict(
+        rope_scaling=dict(kind="yarn", factor=4.0, attention_factor=0.6, truncate=False, beta_fast=2.0, beta_slow=0.2)
+    ),
+    "half rotary": dict(rotary_fraction=0.5),
+    "parallel": dict(residual="parallel"),
+    "parallel, LayerNorm": dict(residual="parallel", norm="layernorm", bias=True),
+    "parallel, one norm": dict(residual="parallel_one_norm"),
+    "normed outputs": dict(norm_placement="output"),
+    "heads normed together": dict(qk_norm_width="all"),
+    "windows by layer": dict(layer_pattern="SSL", sliding_window=3),
+    "no positions in a layer": dict(layer_pattern="LN"),
+    "unscaled attention": dict(attention_scale=1.0),
+    "many": dict(
+        num_heads=4, num_kv_heads=2, d_head=6, qkv_bias=True, head_bias=True, rotary_fraction=0.7,
+        rope_scaling=dict(kind="yarn", factor=4.0, original_max_seq_len=64), rope_theta=100.0, qk_norm_width="all",
+        residual="parallel_one_norm", layer_pattern="SNL", sliding_window=3, attention_scale=0.3,
+    ),
+}  # fmt: skip
+AXIS = dict(vocab_size=11, d_model=16, num_layers=3, num_heads=2, d_ff=12, max_seq_len=9)
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative to the largest number, if that is above 1
 
@@ -65,6 +96,19 @@ def check_everything(model, inputs, targets, documents, masks, tolerance):
 def test_logits_loss_and_gradients_match_autograd(data, config, dtype, seed):
     model = random_model(config, seed, dtype)
     check_everything(model, *data.draw(batches(config)), None, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_each_axis_matches_autograd_and_changes_the_network(axis):
+    random = np.random.default_rng(0)
+    inputs, targets = random.integers(11, size=(2, 3, 9))
+    targets[0, :4] = -100
+    model = random_model(ModelConfig(**AXIS | axis))
+    check_everything(model, inputs, targets, None, None, 1e-10)
+    plain = random_model(
+        ModelConfig(**AXIS | {name: axis[name] for name in ("tie_embeddings", "bias") if name in axis})
+    )
+    assert np.abs(twin_of(model).logits(inputs) - twin_of(plain).logits(inputs)).max() > 1e-3
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,7 +199,7 @@ def test_cached_logits_match_the_full_forward(data, config):
     for model in (twin, FastTransformerLM(twin.config, twin.parameters)):
         cache = KVCache()
         hidden = np.concatenate([model.hidden(piece, cache=cache)[0] for piece in pieces], axis=1)
-        assert np.abs(linear(hidden, model.parameters, model.head)[0] - twin.logits(ids)).max() < 1e-12
+        assert np.abs(model.head(hidden)[0] - twin.logits(ids)).max() < 1e-12
 
 
 def test_errors_name_the_mistake():
@@ -167,10 +211,43 @@ def test_errors_name_the_mistake():
         model.logits(ids[:, :2], ids[:, :2])
     with pytest.raises(ValueError, match="n_layer: no such field"):
         Config.from_dict({"vocab_size": 5, "n_layer": 2})
+    with pytest.raises(ValueError, match="rope_type: no such field of the config's rope_scaling"):
+        Config.from_dict({"vocab_size": 5, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+    with pytest.raises(ValueError, match="vocab_size: missing in the config"):
+        Config.from_dict({"d_model": 8})
     with pytest.raises(ValueError, match=r"not the config's: \['head.weight'\]"):
         NumpyTransformerLM(model.config, {**model.parameters, "head.weight": np.zeros((5, 8))})
     with pytest.raises(ValueError, match=r"embedding.weight must have the shape \(5, 8\), got \(5, 7\)"):
         NumpyTransformerLM(model.config, {**model.parameters, "embedding.weight": np.zeros((5, 7))})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(norm_placement="sandwich"), "norm_placement must be one of pre, post, output, got 'sandwich'"),
+        (dict(residual="both"), "residual must be one of sequential, parallel, parallel_one_norm, got 'both'"),
+        (dict(residual="parallel", norm_placement="post"), "residual=parallel needs norm_placement=pre, got post"),
+        (dict(qk_norm_width="group"), "qk_norm_width must be one of head, all, got 'group'"),
+        (dict(rope_scaling=dict(kind="dynamic", factor=2.0)), "rope_scaling.kind must be one of linear, llama3, yarn"),
+        (dict(rope_scaling=dict(kind="yarn")), "factor: missing in the config's rope_scaling"),
+        (dict(rope_scaling=["yarn", 2.0]), "the config's rope_scaling must have fields by name, got ['yarn', 2.0]"),
+        (dict(rope_scaling=dict(kind="linear", factor=2.0), positional_encoding="learned"), "need positional_encoding"),
+        (dict(rotary_fraction=0.5, positional_encoding="none"), "need positional_encoding=rotary"),
+        (dict(rotary_fraction=0.4), "rotary positions turn an even number of a head's dimensions, got 25"),
+        (dict(rotary_fraction=0.01), "got 0"),
+        (dict(rotary_fraction=1.5), "got 96"),
+        (dict(layer_pattern=5), "layer_pattern must be of the letters S, L and N, got 5"),
+        (dict(layer_pattern=""), "layer_pattern must be of the letters S, L and N, got ''"),
+        (dict(layer_pattern="LX"), "layer_pattern must be of the letters S, L and N, got 'LX'"),
+        (dict(layer_pattern="SL"), "S and sliding_window need each other"),
+        (dict(layer_pattern="LN", sliding_window=4), "S and sliding_window need each other"),
+        (dict(layer_pattern="LN", positional_encoding="learned"), "N needs positional_encoding=rotary"),
+    ],
+)
+def test_values_that_the_twin_would_misread_are_refused_as_by_model_config(values, message):
+    for config in (Config, ModelConfig):
+        with pytest.raises(ValueError, match=re.escape(message) if config is Config else None):
+            config(vocab_size=5, **values)
 
 
 def test_config_has_model_configs_defaults():

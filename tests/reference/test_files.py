@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import tinylm
+from tests.reference.test_against_torch import AXES
 from tests.strategies import random_model
 from tinylm.adapt import quantize
 from tinylm.bundle import TOKENIZER, WEIGHTS, load_bundle, save_bundle
@@ -15,10 +16,18 @@ from tinylm.tokenizer import CharTokenizer
 IDS = np.array([[0, 3, 1, 4, 2], [4, 4, 0, 1, 2]])
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+FORMS = {
+    "tied": dict(bias=True),
+    "untied": dict(bias=True, tie_embeddings=False),
+    "all axes": dict(AXES["many"], vocab_size=5),
+    "normed outputs": dict(norm_placement="output", head_bias=True, rope_scaling=dict(kind="llama3", factor=2.0)),
+}
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS)
 def theirs(request, tmp_path):
     """A model in float32 and its folder."""
-    config = ModelConfig(vocab_size=5, d_model=16, num_layers=2, max_seq_len=8, tie_embeddings=request.param, bias=True)
+    config = ModelConfig(**dict(vocab_size=5, d_model=16, num_layers=2, max_seq_len=8) | request.param)
     model = random_model(config, dtype=torch.float32)
     save_bundle(tmp_path / "run" / "model", model, CharTokenizer("abcde"), {"step": 3})
     return model, tmp_path / "run" / "model"
@@ -51,6 +60,8 @@ def test_tinylm_reads_the_twins_folder(theirs, tmp_path):
         if name in twin.parameters:
             assert np.array_equal(tensor.numpy(), twin.parameters[name])
     assert bundle.model.embedding.weight[2, 3] == 0.5
+    logits = bundle.model.double()(torch.from_numpy(IDS)).detach().numpy()
+    assert np.abs(files.load(target, np.float64).logits(IDS) - logits).max() < 1e-12
 
 
 def test_an_archive_gives_the_same_model_back(theirs, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.reference.test_against_torch import twin_of
+from tests.reference.test_against_torch import AXES, AXIS, twin_of
 from tests.strategies import random_model
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.sampling import probabilities as their_probabilities
@@ -16,13 +16,19 @@ from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.generate import choose, generate, probabilities
 from tinylm.tokenizer import ByteTokenizer
 
-FORMS = [{}, dict(sliding_window=5, num_kv_heads=1), dict(positional_encoding="learned", norm_placement="post")]
+FORMS = [
+    {},
+    dict(sliding_window=5, num_kv_heads=1),
+    dict(positional_encoding="learned", norm_placement="post"),
+    dict(AXES["many"], num_layers=3),
+    dict(norm_placement="output", layer_pattern="SL", sliding_window=5),
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_greedy_text_matches_pytorch(form):
     """Also beyond the context of 16 tokens: 40 are generated."""
-    config = ModelConfig(vocab_size=256, d_model=32, num_layers=2, max_seq_len=16, **form)
+    config = ModelConfig(**dict(vocab_size=256, d_model=32, num_layers=2, max_seq_len=16) | form)
     model = random_model(config)
     prompts = [b"tell ", b"me a "]
     found = generate(twin_of(model), np.array([[*prompt] for prompt in prompts]), 40, temperature=0)
@@ -35,7 +41,7 @@ def test_greedy_text_matches_pytorch(form):
 @torch.no_grad()
 def test_documents_are_kept_apart_as_in_training(form):
     """Greedy, with separators in the prompt and beyond the context, against PyTorch's forward with documents."""
-    config = ModelConfig(vocab_size=12, d_model=16, num_layers=2, max_seq_len=10, document_mask=True, **form)
+    config = ModelConfig(**dict(vocab_size=12, d_model=16, num_layers=2, max_seq_len=10, document_mask=True) | form)
     model, end = random_model(config), 11
     text = window = torch.tensor([[11, 3, 4, 11, 7], [11, 5, 6, 7, 8]])
     for _ in range(20):
@@ -46,6 +52,16 @@ def test_documents_are_kept_apart_as_in_training(form):
     found = generate(twin_of(model), text[:, :5].numpy(), 20, temperature=0, separator=end)
     assert found.tolist() == text[:, 5:].tolist()
     assert found.tolist() != generate(twin_of(model), text[:, :5].numpy(), 20, temperature=0).tolist()
+
+
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_text_through_the_cache_equals_the_text_without(axis):
+    """Nine tokens are read at once; without the cache, once for each."""
+    model = twin_of(random_model(ModelConfig(**AXIS | axis)))
+    text = np.array([[1, 2, 3], [4, 5, 6]])
+    while text.shape[1] < 9:
+        text = np.concatenate((text, model.logits(text)[:, -1].argmax(axis=-1)[:, None]), axis=1)
+    assert np.array_equal(generate(model, text[:, :3], 6, temperature=0), text[:, 3:])
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ import pytest
 
 from tinylm.reference import Config, NumpyTransformerLM
 from tinylm.reference.attention import attend, attention, causal_mask
+from tinylm.reference.config import RopeScaling
 from tinylm.reference.feedforward import ACTIVATIONS, feedforward, swiglu
 from tinylm.reference.functions import cross_entropy, dropout, embedding, linear, softmax
 from tinylm.reference.normalization import layernorm, rmsnorm
@@ -89,9 +90,13 @@ def test_rmsnorm():
     check(lambda: rmsnorm(x, weights, "a", Config(vocab_size=1)), [x, *weights.values()], in_order(weights))
 
 
-def test_rotary_positions():
-    x = numbers(2, 3, 2, 4)
-    check(lambda: rotate(x, rotary_table(5, 4, 100.0)[:, 2:]), [x])
+@pytest.mark.parametrize("scaling", [None, RopeScaling(kind="yarn", factor=4.0, attention_factor=0.6)])
+@pytest.mark.parametrize("width", [4, 7])
+def test_rotary_positions(width, scaling):
+    """Of heads of width 7 the last three numbers stay."""
+    x, table = numbers(2, 3, 2, width), rotary_table(5, 4, 100.0, scaling)[:, 2:]
+    assert np.array_equal(rotate(x, table)[0][..., 4:], x[..., 4:])
+    check(lambda: rotate(x, table), [x])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -109,14 +114,14 @@ def test_swiglu():
 DOCUMENTS = np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
 
 
-@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(("dropped", "scale"), [(False, None), (True, None), (False, 1.0)])
 @pytest.mark.parametrize(("window", "documents"), [(None, None), (2, None), (None, DOCUMENTS), (3, DOCUMENTS)])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_formula(kv_heads, window, documents, dropped):
+def test_attention_formula(kv_heads, window, documents, dropped, scale):
     inputs = [numbers(2, 4, 4, 3), numbers(2, 4, kv_heads, 3, seed=1), numbers(2, 4, kv_heads, 3, seed=2)]
     mask = causal_mask(4, 4, window, documents, np.dtype(float))
     dropout_mask = (numbers(2, 4, 4, 4) > -0.5) / 0.7 if dropped else None
-    check(lambda: attend(*inputs, mask, dropout_mask), inputs)
+    check(lambda: attend(*inputs, mask, dropout_mask, scale), inputs)
 
 
 LAYER = dict(vocab_size=5, d_model=8, num_heads=4, num_kv_heads=2, d_ff=6, max_seq_len=4, bias=True)
@@ -128,11 +133,19 @@ def layer_weights(config, part):
     return {name: numbers(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_layer(qk_norm):
-    config = Config(**LAYER, qk_norm=qk_norm)
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        dict(qk_norm=False),
+        dict(qk_norm_width="all", d_head=3, rotary_fraction=0.7),
+        dict(qkv_bias=False, d_head=5, rotary_fraction=0.8, attention_scale=1.0),
+    ],
+)
+def test_attention_layer(form):
+    config = Config(**LAYER, **form)
     x, weights = numbers(2, 4, 8), layer_weights(config, name := "blocks.0.attention")
-    mask, rotary = causal_mask(4, 4, None, None, np.dtype(float)), rotary_table(4, 2, 100.0)
+    mask, rotary = causal_mask(4, 4, None, None, np.dtype(float)), rotary_table(4, config.rotary_dim, 100.0)
     check(lambda: attention(x, weights, name, config, mask, rotary), [x, *weights.values()], in_order(weights))
 
 
@@ -157,6 +170,20 @@ def test_cross_entropy_with_ignored_targets():
         dict(sliding_window=2, document_mask=True, dropout=0.2),
         dict(norm_placement="post", norm="layernorm", positional_encoding="learned", activation="gelu", qk_norm=False),
         dict(positional_encoding="sinusoidal", tie_embeddings=False, activation="gelu_tanh", dropout=0.2),
+        dict(norm_placement="output", qk_norm_width="all", head_bias=True, layer_pattern="SL", sliding_window=2),
+        dict(residual="parallel", dropout=0.2, attention_scale=1.0, rope_scaling=dict(kind="linear", factor=2.0)),
+        dict(
+            residual="parallel_one_norm",
+            norm="layernorm",
+            activation="gelu",
+            qkv_bias=False,
+            head_bias=True,
+            d_head=5,
+            tie_embeddings=False,
+            rotary_fraction=0.8,
+            rope_scaling=dict(kind="yarn", factor=4.0),
+            layer_pattern="NL",
+        ),
     ],
 )
 def test_the_whole_network(form):

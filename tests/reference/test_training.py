@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.reference.test_against_torch import AXES
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.reference import Config, NumpyTransformerLM, files
@@ -76,11 +77,11 @@ def rate(step: int) -> float:
     return learning_rate(step, STEPS, lr=3e-3, **SCHEDULE)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_200_steps_on_stories_beside_pytorch(data, name):
+@pytest.mark.parametrize(("name", "form"), [("adamw", {}), ("muon", {}), ("muon", AXES["many"])])
+def test_200_steps_on_stories_beside_pytorch(data, name, form):
     """Every loss, in float64 without dropout, from the same weights, with a schedule and with clipping in effect."""
     torch.manual_seed(0)
-    model = TransformerLM(ModelConfig(vocab_size=data.vocab_size, **SHAPE)).double()
+    model = TransformerLM(ModelConfig(vocab_size=data.vocab_size, **SHAPE | form)).double()
     ours = twin(model)
     theirs = torch_losses(model, data, OptimizerConfig(name=name, lr=3e-3), clip=0.5)
     optimizer = Optimizer(ours.parameters, name=name)

@@ -15,7 +15,7 @@ Axes, as in `tinylm.model`:
 
     B batch                 H query heads           F feed-forward width
     T query position        K key/value heads       V vocabulary
-    S key position          E head_dim              D model width (H * E)
+    S key position          E head_dim              D model width (H * E by default)
                             N = B * T
 
 Read in this order: config, functions, normalization, positional, attention, feedforward, parameters, transformer,

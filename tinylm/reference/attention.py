@@ -6,7 +6,7 @@ import numpy as np
 
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
-from tinylm.reference.functions import NO_MASKS, Array, Arrays, dropout, linear, softmax
+from tinylm.reference.functions import NO_MASKS, Array, Arrays, dropout, linear, softmax, unchanged
 from tinylm.reference.normalization import rmsnorm
 from tinylm.reference.positional import rotate
 
@@ -31,10 +31,12 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, documents: 
     return np.where(visible, 0, -np.inf).astype(dtype)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array, dropped: Array | None) -> tuple[Array, Callable]:
-    """o = w v, w = softmax(q kᵀ / √E + mask); all heads at once.
+def attend(
+    query: Array, key: Array, value: Array, mask: Array, dropped: Array | None, scale: float | None = None
+) -> tuple[Array, Callable]:
+    """o = w v, w = softmax(c q kᵀ + mask); all heads at once.
 
-        dv = wᵀ do        dw = do vᵀ        dq = ds k / √E        dk = dsᵀ q / √E
+        dv = wᵀ do        dw = do vᵀ        dq = c ds k        dk = c dsᵀ q
 
     where ds is the gradient that the softmax returns for dw. A group of H/K query heads shares a key/value head: the
     keys and values are repeated for each of them, and their gradients are summed over the group. Dropout, where
@@ -46,11 +48,12 @@ def attend(query: Array, key: Array, value: Array, mask: Array, dropped: Array |
         value: v, (B, S, K, E)
         mask: see `causal_mask`
         dropped: the dropout mask, 0 or 1/(1 - p), (B, H, T, S); None: no dropout
+        scale: c. Default: 1/√E
 
     Returns:
         o, (B, T, H, E), and backward: do -> dq, dk, dv
     """
-    scale, group = query.shape[-1] ** -0.5, query.shape[2] // key.shape[2]
+    scale, group = query.shape[-1] ** -0.5 if scale is None else scale, query.shape[2] // key.shape[2]
     q = query.swapaxes(1, 2) * scale  # (B, H, T, E)
     k, v = key.repeat(group, axis=2).swapaxes(1, 2), value.repeat(group, axis=2).swapaxes(1, 2)  # (B, H, S, E)
     w, softmax_back = softmax(q @ k.swapaxes(-1, -2) + mask)  # (B, H, T, S)
@@ -69,16 +72,17 @@ def attend(query: Array, key: Array, value: Array, mask: Array, dropped: Array |
 def project(x: Array, weights: Arrays, name: str, config: Config, rotary: Array | None) -> tuple[Array, Callable]:
     """Queries, keys or values of all heads, (B, T, D) -> (B, T, heads, E); backward: dy -> dx, gradients by name.
 
-    They are normalized if there is a norm `name_norm`, and rotated unless `rotary` is None.
+    They are normalized if there is a norm `name_norm`, each head by itself or all as one, and rotated unless `rotary`
+    is None.
     """
-    y, linear_back = linear(x, weights, name)
-    y = y.reshape(*x.shape[:2], -1, config.d_model // config.num_heads)
-    normed = f"{name}_norm.weight" in weights
-    y, norm_back = rmsnorm(y, weights, f"{name}_norm", config) if normed else (y, lambda dy: (dy, {}))
-    y, rotate_back = (y, lambda dy: dy) if rotary is None else rotate(y, rotary)
+    norm, heads = f"{name}_norm", (*x.shape[:2], -1, config.head_dim)
+    y, linear_back = linear(x, weights, name)  # (B, T, heads * E)
+    rows = heads if config.qk_norm_width == "head" else y.shape
+    y, norm_back = rmsnorm(y.reshape(rows), weights, norm, config) if f"{norm}.weight" in weights else (y, unchanged)
+    y, rotate_back = (y.reshape(heads), lambda dy: dy) if rotary is None else rotate(y.reshape(heads), rotary)
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
-        dy, norm_grads = norm_back(rotate_back(dy))
+        dy, norm_grads = norm_back(rotate_back(dy).reshape(rows))
         dx, grads = linear_back(dy.reshape(*x.shape[:2], -1))
         return dx, grads | norm_grads
 
@@ -100,7 +104,7 @@ def attention(
     Args:
         x: (B, T, D)
         weights: has as `name.` + `query.weight` (H E, D), `key.weight`, `value.weight` (K E, D), `output.weight`
-            (D, H E), their biases, `query_norm.weight` and `key_norm.weight` (E,)
+            (D, H E), their biases, `query_norm.weight` and `key_norm.weight`, (E,) or of all heads
         name: of the layer
         config: the architecture
         mask: see `causal_mask`
@@ -116,8 +120,8 @@ def attention(
     value, value_back = project(x, weights, f"{name}.value", config, None)
     if cache is not None:
         key, value = cache.append(name, key, value)
-    attended, attend_back = attend(query, key, value, mask, masks.get(f"{name}.weights"))  # (B, T, H, E)
-    y, output_back = linear(attended.reshape(x.shape), weights, f"{name}.output")
+    attended, attend_back = attend(query, key, value, mask, masks.get(f"{name}.weights"), config.attention_scale)
+    y, output_back = linear(attended.reshape(*x.shape[:2], -1), weights, f"{name}.output")
 
     def backward(dy: Array) -> tuple[Array, dict[str, Array]]:
         dattended, grads = output_back(dy)

@@ -62,6 +62,11 @@ def embedding(ids: Array, weights: Arrays, name: str, *_: object) -> tuple[Array
     return table[ids], backward
 
 
+def unchanged(dy: Array) -> tuple[Array, dict[str, Array]]:
+    """The backward of a part that is not there: dy -> dx, no gradients."""
+    return dy, {}
+
+
 def dropout(x: Array, mask: Array | None) -> tuple[Array, Callable]:
     """y = x * mask, where the mask is 0 or 1/(1 - p) (Srivastava et al. 2014); None drops nothing. dx = dy * mask."""
     return (x, lambda dy: dy) if mask is None else (x * mask, lambda dy: dy * mask)

@@ -6,7 +6,7 @@ When the context is full, the newest half of it is read anew and generation cont
 import numpy as np
 
 from tinylm.reference.cache import KVCache
-from tinylm.reference.functions import Array, linear
+from tinylm.reference.functions import Array
 from tinylm.reference.transformer import NumpyTransformerLM
 
 
@@ -47,7 +47,7 @@ def generate(
             x, _ = model.hidden(window, ends.cumsum(axis=1) - ends)
         else:
             x, _ = model.hidden(window[:, cache.length :], cache=cache)  # (B, T, D)
-        logits, _ = linear(x[:, -1], model.parameters, model.head)  # (B, V)
+        logits, _ = model.head(x[:, -1])  # (B, V)
         new = choose(logits, temperature, top_k, top_p, random)[:, None]
         text, window = (np.concatenate((each, new), axis=1) for each in (text, window))
     return text[:, np.shape(ids)[1] :]

@@ -29,6 +29,10 @@ class TracedTransformerLM(NumpyTransformerLM):
         block = name.removesuffix(".feedforward")
         return result if block == name else self._record(block, result)
 
+    def parallel(self, x: Array, name: str, *arguments) -> tuple[Array, Callable]:
+        """Computes and records a whole block."""
+        return self._record(name, super().parallel(x, name, *arguments))
+
     def _record(self, name: str, result: tuple[Array, Callable]) -> tuple[Array, Callable]:
         y, back = result
         self.activations[name] = y.copy()

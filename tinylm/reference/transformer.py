@@ -11,17 +11,22 @@ from tinylm.reference.attention import attention, causal_mask
 from tinylm.reference.cache import KVCache
 from tinylm.reference.config import Config
 from tinylm.reference.feedforward import feedforward
-from tinylm.reference.functions import IGNORED, NO_MASKS, Array, Arrays, cross_entropy, dropout, embedding, linear
+from tinylm.reference.functions import (
+    IGNORED,
+    NO_MASKS,
+    Array,
+    Arrays,
+    cross_entropy,
+    dropout,
+    embedding,
+    linear,
+    unchanged,
+)
 from tinylm.reference.normalization import NORMS
 from tinylm.reference.parameters import Masks, check_parameters, draw_masks, initial_parameters
 from tinylm.reference.positional import position_table
 
 Grads = dict[str, Array]
-
-
-def unchanged(dy: Array) -> tuple[Array, Grads]:
-    """The backward of a norm that is not there."""
-    return dy, {}
 
 
 class NumpyTransformerLM:
@@ -32,9 +37,6 @@ class NumpyTransformerLM:
         parameters: by the names of `config.shapes()`. Default: random ones, as GPT-2's
         seed: of random parameters
         dtype: of random parameters, and so of everything computed
-
-    Attributes:
-        head: the name of the matrix that projects to the vocabulary: `embedding` if they are tied
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class NumpyTransformerLM:
         check_parameters(config, self.parameters)
         self.dtype = self.parameters["embedding.weight"].dtype
         self.positions = position_table(config).astype(self.dtype)
-        self.head = "embedding" if config.tie_embeddings else "head"
+        self.norm, self.placement = NORMS[config.norm], config.norm_placement
+        self.kinds = config.layer_kinds
+        self.windows = {kind: config.sliding_window if kind == "S" else None for kind in dict.fromkeys(self.kinds)}
 
     # --- forward
 
@@ -67,7 +71,14 @@ class NumpyTransformerLM:
         Raises:
             ValueError: for more tokens than the context holds, or documents without `document_mask`.
         """
-        return linear(self.hidden(ids, documents)[0], self.parameters, self.head)[0]
+        return self.head(self.hidden(ids, documents)[0])[0]
+
+    def head(self, x: Array) -> tuple[Array, Callable]:
+        """Projects hidden states to logits, (..., D) -> (..., V), by a matrix of its own or the embedding's.
+
+        backward: dz -> dx, gradients by name; the matrix is `head.weight` in either case
+        """
+        return linear(x, {"head.weight": self.parameters["embedding.weight"]} | self.parameters, "head")
 
     def hidden(
         self,
@@ -87,13 +98,13 @@ class NumpyTransformerLM:
         Returns:
             (B, T, D), and backward: dx -> gradients by name
         """
-        past, config = 0 if cache is None else cache.length, self.config
-        end = past + ids.shape[1]
+        past, T, config = 0 if cache is None else cache.length, ids.shape[1], self.config
+        end = past + T
         if end > config.max_seq_len:
             raise ValueError(f"the context holds {config.max_seq_len} tokens, got {end}; shorten the input")
         if documents is not None and not config.document_mask:
             raise ValueError("documents were given, but document_mask is off in the model's config; turn it on")
-        mask = causal_mask(ids.shape[1], end, config.sliding_window, documents, self.dtype)
+        seen = {kind: causal_mask(T, end, self.windows[kind], documents, self.dtype) for kind in self.windows}
         rotary = self.positions[:, past:end] if config.positional_encoding == "rotary" else None
 
         x, embedding_back = self.part(embedding, ids, "embedding")  # (B, T, D)
@@ -105,17 +116,19 @@ class NumpyTransformerLM:
         x, dropout_back = dropout(x, masks.get("embedding"))
 
         backs = []
-        for number in range(config.num_layers):
-            layer = f"blocks.{number}"
-            x, attention_back = self.residual(attention, x, f"{layer}.attention", masks, mask, rotary, masks, cache)
-            x, feedforward_back = self.residual(feedforward, x, f"{layer}.feedforward", masks)
-            backs += [attention_back, feedforward_back]
-        if config.norm_placement == "pre":
-            x, norm_back = self.part(NORMS[config.norm], x, "final_norm")
-            backs.append(norm_back)
+        for number, kind in enumerate(self.kinds):
+            layer, inputs = f"blocks.{number}", (masks, seen[kind], None if kind == "N" else rotary, masks, cache)
+            if config.residual == "sequential":
+                x, attention_back = self.residual(attention, x, f"{layer}.attention", *inputs)
+                x, feedforward_back = self.residual(feedforward, x, f"{layer}.feedforward", masks)
+                backs += [attention_back, feedforward_back]
+            else:
+                x, block_back = self.parallel(x, layer, *inputs)
+                backs.append(block_back)
+        x, norm_back = (x, unchanged) if self.placement == "post" else self.part(self.norm, x, "final_norm")
 
         def backward(dx: Array) -> Grads:
-            grads: Grads = {}
+            dx, grads = norm_back(dx)
             for back in reversed(backs):
                 dx, found = back(dx)
                 grads |= found
@@ -129,7 +142,7 @@ class NumpyTransformerLM:
     def residual(
         self, function: Callable, x: Array, name: str, masks: Arrays, *arguments: object
     ) -> tuple[Array, Callable]:
-        """x + f(norm(x)), or norm(x + f(x)) with `norm_placement: post`; dropout follows f.
+        """x + f(norm(x)), or by `norm_placement` post: norm(x + f(x)), output: x + norm(f(x)); dropout follows f.
 
         A sum passes its gradient to both summands, so dx is dy plus the gradient that comes back through f.
 
@@ -143,19 +156,52 @@ class NumpyTransformerLM:
         Returns:
             (B, T, D), and backward: dy -> dx, gradients by name
         """
-        norm, pre = NORMS[self.config.norm], self.config.norm_placement == "pre"
-        inner, inner_back = self.part(norm, x, f"{name}_norm") if pre else (x, unchanged)
-        inner, function_back = self.part(function, inner, name, *arguments)
-        inner, dropout_back = dropout(inner, masks.get(name))
-        y, outer_back = (x + inner, unchanged) if pre else self.part(norm, x + inner, f"{name}_norm")
+        h, pre_back = self.part(self.norm, x, f"{name}_norm") if self.placement == "pre" else (x, unchanged)
+        h, function_back = self.part(function, h, name, *arguments)
+        h, output_back = self.part(self.norm, h, f"{name}_norm") if self.placement == "output" else (h, unchanged)
+        h, dropout_back = dropout(h, masks.get(name))
+        y, post_back = self.part(self.norm, x + h, f"{name}_norm") if self.placement == "post" else (x + h, unchanged)
 
         def backward(dy: Array) -> tuple[Array, Grads]:
-            dy, outer_grads = outer_back(dy)
-            dx, grads = function_back(dropout_back(dy))
-            dx, inner_grads = inner_back(dx)
-            return dy + dx, grads | inner_grads | outer_grads
+            dy, post_grads = post_back(dy)
+            dx, output_grads = output_back(dropout_back(dy))
+            dx, grads = function_back(dx)
+            dx, pre_grads = pre_back(dx)
+            return dy + dx, grads | pre_grads | output_grads | post_grads
 
         return y, backward
+
+    def parallel(self, x: Array, name: str, masks: Arrays, *arguments: object) -> tuple[Array, Callable]:
+        """x + attention(n) + feedforward(m) for two norms n and m of x, or for one, n = m, with the gradients of both.
+
+        Args:
+            x: (B, T, D)
+            name: of the block
+            masks: the dropout masks
+            arguments: passed on to `attention`
+
+        Returns:
+            (B, T, D), and backward: dy -> dx, gradients by name
+        """
+        one = self.config.residual == "parallel_one_norm"
+        n, norm_back = self.part(self.norm, x, f"{name}.attention_norm")
+        m, other_norm_back = (n, unchanged) if one else self.part(self.norm, x, f"{name}.feedforward_norm")
+        a, attention_back = self.part(attention, n, f"{name}.attention", *arguments)
+        a, attention_dropout_back = dropout(a, masks.get(f"{name}.attention"))
+        f, feedforward_back = self.part(feedforward, m, f"{name}.feedforward")
+        f, feedforward_dropout_back = dropout(f, masks.get(f"{name}.feedforward"))
+
+        def backward(dy: Array) -> tuple[Array, Grads]:
+            dn, grads = attention_back(attention_dropout_back(dy))
+            dm, feedforward_grads = feedforward_back(feedforward_dropout_back(dy))
+            if one:
+                dx, norm_grads = norm_back(dn + dm)
+            else:
+                (dx_n, norm_grads), (dx_m, more) = norm_back(dn), other_norm_back(dm)
+                dx, norm_grads = dx_n + dx_m, norm_grads | more
+            return dy + dx, grads | feedforward_grads | norm_grads
+
+        return x + a + f, backward
 
     def part(self, function: Callable, x: Array, name: str, *arguments: object) -> tuple[Array, Callable]:
         """One named part: its result and its backward. Subclasses trace or replace the parts here."""
@@ -186,11 +232,11 @@ class NumpyTransformerLM:
         """
         masks, num_targets = self.masks_and_divisor(inputs, targets, num_targets, dropout)
         x, backward = self.hidden(inputs, documents, masks)
-        loss, dx, dhead = self.head_loss(x.reshape(-1, x.shape[-1]), targets.ravel(), num_targets)
+        loss, dx, head_grads = self.head_loss(x.reshape(-1, x.shape[-1]), targets.ravel(), num_targets)
         grads = backward(dx.reshape(x.shape))
-        name = f"{self.head}.weight"
-        grads[name] = grads[name] + dhead if name in grads else dhead  # a tied matrix is used twice: the sum of both
-        return loss, grads
+        if self.config.tie_embeddings:  # the matrix is used twice: the sum of both gradients
+            grads["embedding.weight"] += head_grads.pop("head.weight")
+        return loss, grads | head_grads
 
     def masks_and_divisor(
         self, inputs: Array, targets: Array, num_targets: int | None, dropout: np.random.Generator | Masks | None
@@ -200,12 +246,11 @@ class NumpyTransformerLM:
         masks = draw_masks(self.config, inputs.shape, dropout, self.dtype) if drawn else dropout or {}
         return masks, max(int(np.sum(targets != IGNORED)), 1) if num_targets is None else num_targets
 
-    def head_loss(self, x: Array, targets: Array, num_targets: int) -> tuple[float, Array, Array]:
-        """The loss of hidden states x, (N, D), its gradient dx, (N, D), and that of the head's matrix, (V, D)."""
-        z, linear_back = linear(x, self.parameters, self.head)  # (N, V)
+    def head_loss(self, x: Array, targets: Array, num_targets: int) -> tuple[float, Array, Grads]:
+        """The loss of hidden states x, (N, D), its gradient dx, (N, D), and those of the head."""
+        z, head_back = self.head(x)  # (N, V)
         loss, dz = cross_entropy(z, targets, num_targets)
-        dx, grads = linear_back(dz)
-        return loss, dx, grads[f"{self.head}.weight"]
+        return loss, *head_back(dz)
 
     def evaluate(self, inputs: Array, targets: Array, documents: Array | None = None) -> tuple[float, int, int]:
         """The sum of -log p over all targets, in nats; the number of targets; how many are the most likely token.
