@@ -5,6 +5,7 @@ spelling in which they are written, so that `import_config` can compare the two.
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,8 @@ def _read_scaling(fields: Fields, scaling: Fields) -> Fields | None:
     if not isinstance(kind, str) or kind not in SCALINGS:
         refuse("rope_type of rope_scaling", kind, ", ".join(SCALINGS))
     known = SCALINGS[kind]
+    if kind == "yarn":
+        _read_mscale(scaling)
     for name, value in scaling.items():
         if name not in known and not is_nothing(value):
             raise ConfigError(f"rope_scaling: {name} is {shown(value)}; tinylm does not support this field for {kind}")
@@ -176,6 +179,17 @@ def _read_scaling(fields: Fields, scaling: Fields) -> Fields | None:
             theirs[name] = value
     fields["rope_scaling"] = theirs
     return ours
+
+
+def _read_mscale(scaling: Fields) -> None:
+    """Replaces mscale and mscale_all_dim by the attention_factor that they give; one of them alone has no effect."""
+    scales = [scaling.pop(name, None) for name in ("mscale", "mscale_all_dim")]
+    for name, value in zip(("mscale", "mscale_all_dim", "factor"), (*scales, scaling.get("factor")), strict=True):
+        if value is not None and type(value) not in (int, float):
+            refuse(f"{name} of rope_scaling", value, "a number")
+    if all(scales) and scaling.get("attention_factor") is None and scaling.get("factor", 0) > 1:
+        above, below = (1 + 0.1 * scale * math.log(scaling["factor"]) for scale in scales)
+        scaling["attention_factor"] = above / below
 
 
 def _written_scaling(config: ModelConfig) -> Fields:
@@ -226,10 +240,13 @@ def _write_layer_types(config: ModelConfig) -> Fields:
 
 
 def _read_window(fields: Fields) -> int | None:
-    """The window, set to null where it is off."""
-    if fields.get("use_sliding_window") is not True:
+    """The window, set to null where `use_sliding_window` is false."""
+    if fields.get("use_sliding_window") is False:
         fields["sliding_window"] = None
-    return fields["sliding_window"]
+    window = fields["sliding_window"]
+    if window is not None and (type(window) is not int or window < 1):
+        refuse("sliding_window", window, "a positive integer")
+    return window
 
 
 def _read_layer_types(fields: Fields) -> Fields:
@@ -277,8 +294,7 @@ NO_ROPE = Translation(_write_no_rope, _read_no_rope)  # SmolLM3
 
 
 def _read_one_window(fields: Fields) -> Fields:
-    window = fields["sliding_window"]
-    types = fields.pop("layer_types", None)
+    window, types = _read_window(fields), fields.pop("layer_types", None)
     kind = FULL if window is None else SLIDING
     if types is not None and types != [kind] * fields[LAYERS]:
         refuse("layer_types", types, f"{kind} in all layers, by its sliding_window,")
