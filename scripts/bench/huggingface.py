@@ -148,6 +148,8 @@ def make_folder(name: str, folder: Path, vocabulary: int = VOCABULARY) -> torch.
             one = weight.dim() == 1 and parameter.endswith("weight")  # of norms
             weight.normal_(1.0 if one else 0.0, 0.2 if weight.dim() == 1 else 1.4 * weight.shape[-1] ** -0.5)
         model.get_input_embeddings().weight.mul_(0.5)
+        if kind == "opt":
+            model.model.decoder.embed_positions.weight[:2] = 0.0  # rows of no position; the export writes zeros
     model.save_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     (folder / "config.json").write_text(json.dumps(fields, indent=2))

@@ -107,6 +107,9 @@ def export_config(config: ModelConfig, family: Family) -> Fields:
     fields: Fields = {}
     for name, theirs in family.names.items():
         fields |= dict.fromkeys(_all(theirs), ours[name])
+    activation = str(family.names["activation"])
+    if SYNONYMS.get(usual := family.defaults[activation]) == fields[activation]:
+        fields[activation] = usual
     for translation in family.translations:
         fields |= translation.write(config)
     return fields
@@ -130,8 +133,11 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
     fields = _complete(values, family)
     config = _read(fields, family)
     expected = export_config(config, family)
-    dropouts = _all(family.names["dropout"])
-    for name in expected.keys() & fields.keys():
+    activation, dropouts = str(family.names["activation"]), _all(family.names["dropout"])
+    expected[activation] = SYNONYMS.get(expected[activation], expected[activation])
+    for name in fields:
+        if name not in expected:
+            continue
         if name in dropouts and fields[name] != expected[name]:
             notice(f"config.json: {name} is {shown(fields[name])}; tinylm uses {config.dropout} for all dropout")
         elif fields[name] != expected[name]:
@@ -154,9 +160,8 @@ def _complete(values: Fields, family: Family) -> Fields:
         fields.setdefault(str(family.names["d_ff"]), 4 * fields[str(family.names["d_model"])])
     if "num_kv_heads" in family.names:
         fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
-    for name in ("hidden_act", "activation_function"):
-        if name in fields:
-            fields[name] = SYNONYMS.get(str(fields[name]), fields[name])
+    activation = str(family.names["activation"])
+    fields[activation] = SYNONYMS.get(str(fields[activation]), fields[activation])
     return fields
 
 
