@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from scripts.bench.huggingface import MODELS as PUBLISHED
+from scripts.bench.huggingface import compare, everything_in_float64
 from tests.interop.tables import EXPORTS, SHAPE
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.bundle import load, save_bundle
@@ -29,7 +31,7 @@ IDS = random_ids(ModelConfig(**SHAPE), batch_size=3)
 
 
 def new_model(dtype=torch.float32, **changes) -> TransformerLM:
-    return random_model(ModelConfig(**SHAPE | changes), dtype=dtype)
+    return random_model(ModelConfig.from_dict(SHAPE | changes), dtype=dtype)
 
 
 def theirs(folder):
@@ -61,16 +63,16 @@ every_row = pytest.mark.parametrize("row", EXPORTS)
 @every_row
 @torch.no_grad()
 def test_transformers_gives_the_same_logits(row, exported):
-    """In float64 too, where transformers still computes RMSNorm and rotary angles in float32."""
-    model, other, _ = exported(row)
+    """In float64 to the last digits, once transformers computes norms, angles and scores in it, too."""
+    model, other, folder = exported(row)
     assert type(other).__name__ == EXPORTS[row][1]
     expected = model(IDS)
     assert expected.std() > 0.3  # large enough to reveal a mistake
     torch.testing.assert_close(other(input_ids=IDS).logits, expected, rtol=0.0, atol=1e-5)
-    exact = model.config.positional_encoding == "learned"
-    expected = copy.deepcopy(model).double()(IDS)
-    found = copy.deepcopy(other).double()(input_ids=IDS).logits
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12 if exact else 1e-5)
+    expected, other = copy.deepcopy(model).double()(IDS), theirs(folder).double()
+    with everything_in_float64(other):
+        found = other(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
 
 
 @every_row
@@ -319,6 +321,14 @@ def test_an_imported_model_is_exported_bit_by_bit(name, dtype, shards, tmp_path)
         files = [load_file(tmp_path / way / "model.safetensors") for way in ("in", "out")]
         assert files[0].keys() == files[1].keys()
         assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_of_published_shapes_come_in_and_go_out_whole(name, tmp_path):
+    """The table of docs/interop.md."""
+    row = compare(name, tmp_path)
+    assert row["float32"] <= 1e-4 and row["all float64"] <= 1e-10
+    assert row["text"] and row["export"]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
