@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinylm.bundle import read_safetensors
-from tinylm.errors import DataError, MissingInputError
+from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, TransformerLM
@@ -47,7 +47,10 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
     Raises:
         DataError: if weights are missing, unexpected, of another shape, or not floating point.
     """
-    check_size(config, sum(each.numel() for each in weights.values()), len(weights))
+    try:
+        check_size(config, sum(each.numel() for each in weights.values()), len(weights))
+    except ConfigError as error:
+        raise DataError(f"config.json: {error}") from error
     shapes = _our_shapes(config, family)
     groups = _grouped(shapes, family)
     _normalize(weights, config, family)
@@ -143,6 +146,8 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
             raise DataError(f"{name}: has shape {tuple(weights[name].shape)}, config.json says {tuple(shape)}")
         if weights[name].dtype not in FLOATS:
             raise DataError(f"{name}: has dtype {weights[name].dtype}; quantized weights are not supported")
+        if not weights[name].isfinite().all():
+            raise DataError(f"{name}: has weights that are not finite; use another checkpoint")
 
 
 # --- files
