@@ -4,9 +4,9 @@
 
 Each model has the proportions of a published one in a small width, and random weights, norms and biases included.
 transformers makes and saves it, with a config.json in the spelling of the published file; tinylm loads the folder. The
-columns are the largest difference of the logits in float32 and in float64, over random texts that fill the context;
-the same in float64 after all that transformers computes in float32 even then (RMSNorm, rotary angles, GPT-Neo's scores)
-was made to compute in float64; whether 30 greedy tokens are the same, each through its own cache; and whether the folder that tinylm
+columns are the largest difference of the logits over random texts that fill the context, in float32, in float64, and
+in float64 after all that transformers computes in float32 even then (RMSNorm, rotary angles, GPT-Neo's scores) was made
+to compute in it; whether 30 greedy tokens are the same, each through its own cache; and whether the folder that tinylm
 exports is of the same class, with the same weights and logits, bit for bit.
 
 --tokenizers DIR adds a published tokenizer to the families of TOKENIZERS, and compares ids on random texts.
@@ -176,7 +176,7 @@ def everything_in_float64(model: torch.nn.Module) -> Iterator[None]:
             if type(module).__name__.endswith("RotaryEmbedding"):
                 functions = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS
                 function = functions.get(module.rope_type) or module.compute_default_rope_parameters
-                module.inv_freq, module.attention_scaling = function(module.config)
+                module.inv_freq, module.attention_scaling = function(module.config, device=None)
         yield
 
 
@@ -239,7 +239,20 @@ def random_texts(count: int) -> Iterator[str]:
     """Texts of letters of many scripts, digits, spaces and punctuation."""
     source = random.Random(0)
     parts = ["the", "Once", " upon", "  ", "\n", "\r\n", "\t", "'ll", "'S", "123", "45678", "...", "<|", "|>", "naïve"]
-    parts += ["日本語", "한국", "👩\u200d👧", "e\u0301", "ß", "²", "\u3000", "Ωμέγα", "مرحبا", "नमस्ते", "def f(x):", "{}"]
+    parts += [
+        "日本語",
+        "한국",
+        "👩\u200d👧",
+        "e\u0301",
+        "ß",
+        "²",
+        "\u3000",
+        "Ωμέγα",
+        "مرحبا",
+        "नमस्ते",
+        "def f(x):",
+        "{}",
+    ]
     for _ in range(count):
         yield "".join(source.choice(parts) + source.choice(["", " ", ""]) for _ in range(source.randrange(12)))
 

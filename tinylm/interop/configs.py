@@ -17,6 +17,7 @@ from tinylm.model import ModelConfig
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "swiglu": "silu"}
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}  # other names of the same functions
+# Old files of GPT-2 have no model_type.
 CLASSES = {str([family.architecture]): kind for kind, family in FAMILIES.items()}
 FOUR_TIMES = ("gpt2", "gpt_neo")  # whose feed-forward layer has four times the width by default
 MOST_LAYERS = 10_000
@@ -81,12 +82,18 @@ def check_generation_config(values: Any) -> None:
     if not isinstance(values, dict):
         raise ConfigError("must be an object with fields")
     check_unknown(values, BOOKKEEPING | OWN_OPTIONS.keys(), NEUTRAL)
+    _report_options(values, "generation_config.json")
+
+
+def _report_options(values: Fields, source: str) -> None:
+    """A notice of the options of generation that a file sets, and that tinylm takes from the user."""
     unused = [
-        f"{name} {shown(value)}" for name, value in values.items()
+        f"{name} {shown(value)}"
+        for name, value in values.items()
         if name in OWN_OPTIONS and not is_nothing(value) and value not in OWN_OPTIONS[name]
-    ]  # fmt: skip
+    ]
     if unused:
-        notice(f"generation_config.json: {', '.join(unused)}: not used, tinylm generates by its own options")
+        notice(f"{source}: {', '.join(unused)}: not used, tinylm generates by its own options")
 
 
 def check_unknown(values: Fields, known: set[str], harmless: Mapping[str, Any]) -> None:
@@ -123,7 +130,7 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
     """
     if not isinstance(values, dict):
         raise ConfigError("is not a config.json of Hugging Face: it must be an object with fields")
-    kind = values.get("model_type") or CLASSES.get(str(values.get("architectures")))  # old files of GPT-2 lack the first
+    kind = values.get("model_type") or CLASSES.get(str(values.get("architectures")))
     if not isinstance(kind, str):
         raise ConfigError("is not a config.json of Hugging Face: model_type is missing")
     if kind not in FAMILIES:
@@ -145,14 +152,15 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
     types = fields.get("layer_types")
     if "layer_types" not in expected and isinstance(types, list) and all(each == FULL for each in types):
         del fields["layer_types"]
-    check_unknown(fields, HARMLESS | OWN_OPTIONS.keys() | expected.keys(), LIBRARY | family.harmless)
+    check_unknown(fields, HARMLESS | OWN_OPTIONS.keys() | expected.keys(), {**LIBRARY, **family.harmless})
+    _report_options(fields, "config.json")
     return config, family
 
 
 def _complete(values: Fields, family: Family) -> Fields:
     """The fields of a config.json, with missing ones derived as transformers does, and of the right types."""
-    fields = {name: value for name, value in values.items() if value is not None or name == "sliding_window"}
-    fields = dict(family.defaults) | fields
+    given = {name: value for name, value in values.items() if value is not None or name == "sliding_window"}
+    fields: Fields = {**family.defaults, **given}
     _check_types(fields, family)
     if fields[layers := str(family.names["num_layers"])] > MOST_LAYERS:
         raise ConfigError(f"{layers} is {fields[layers]:,}; tinylm supports at most {MOST_LAYERS:,}")

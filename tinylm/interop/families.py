@@ -192,7 +192,7 @@ class Family:
 
 
 def plain_form(config: ModelConfig) -> ModelConfig:
-    """The same function in the fewest fields: null where a field has its usual value."""
+    """An equivalent config with null wherever a field has its usual value."""
     changes: dict[str, Any] = {}
     if config.kv_heads == config.num_heads:
         changes["num_kv_heads"] = None

@@ -314,7 +314,9 @@ def _write_neo_layers(config: ModelConfig) -> Fields:
 
 def _grouped(layers: list[str]) -> list[Any]:
     """[["global", "local", "global", "local"]] as [[["global", "local"], 2]]."""
-    period = next(p for p in range(1, len(layers) + 1) if not len(layers) % p and layers == layers[:p] * (len(layers) // p))
+    period = next(
+        p for p in range(1, len(layers) + 1) if not len(layers) % p and layers == layers[:p] * (len(layers) // p)
+    )
     return [[layers[:period], len(layers) // period]]
 
 

@@ -36,7 +36,9 @@ def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: F
     shapes = _our_shapes(config, family)
     zeros = weights["embedding.weight"].new_zeros  # for the biases that a family always has
     return {
-        theirs: _join(theirs, [weights[name] if name in weights else zeros(shapes[name]) for name in ours], config, family)
+        theirs: _join(
+            theirs, [weights[name] if name in weights else zeros(shapes[name]) for name in ours], config, family
+        )
         for theirs, ours in _grouped(shapes, family).items()
     }
 
