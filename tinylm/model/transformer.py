@@ -7,6 +7,7 @@ since then are fields of `ModelConfig`.
 
 import math
 from functools import partial
+from itertools import cycle
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -136,7 +137,7 @@ class TransformerLM(nn.Module):
             case PositionTable():
                 x = (x + self.positions(x)[positions]).type_as(x)
         x = self.dropout(x)
-        for block, window in zip(self.blocks, self.windows, strict=True):
+        for block, window in zip(self.blocks, cycle(self.windows), strict=False):
             if self.config.activation_checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
             x = block(x, visible[window], rotary, cache)
