@@ -251,7 +251,12 @@ def test_fields_that_turn_nothing_on_are_ignored():
         pruned_heads={}, torchscript=False, use_bfloat16=False, unsloth_version="2025.1", tokenizer_class="X",
         max_length=20, partial_rotary_factor=1.0, layer_types=["full_attention"] * 2, sliding_window=None,
         new_list=[], new_text="", new_flag=False, new_null=None, is_encoder_decoder=False, chunk_size_feed_forward=0,
-        quantization_config={}, auto_map={}, temperature=0.7, num_beams=1,
+        quantization_config={}, auto_map={}, temperature=0.7,
+    )  # fmt: skip
+    nothing |= dict(  # transformers 4 wrote these into every full config
+        num_beams=1, num_beam_groups=1, top_k=50, top_p=1.0, typical_p=1.0, repetition_penalty=1.0, length_penalty=1.0,
+        num_return_sequences=1, min_length=0, diversity_penalty=0.0, no_repeat_ngram_size=0, return_dict=True,
+        encoder_no_repeat_ngram_size=0, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, bad_words_ids=None,
     )  # fmt: skip
     assert imported(LLAMA, **nothing) == imported(LLAMA)
     assert imported(STARCODER2, mlp_type="default", norm_type="layer_norm") == imported(STARCODER2)

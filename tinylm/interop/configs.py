@@ -29,7 +29,7 @@ HARMLESS = {  # fields that do not change logits
     "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "prefix", "pretraining_tp",
     "problem_type", "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
-    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unsloth_version", "use_bfloat16",
+    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16", "max_sequence_length",
     "use_cache", "no_rope_layer_interval", "transformers.js_config", "_attn_implementation_autoset",
     "attn_implementation", "_attn_implementation",
 }  # fmt: skip
@@ -152,7 +152,7 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
     types = fields.get("layer_types")
     if "layer_types" not in expected and isinstance(types, list) and all(each == FULL for each in types):
         del fields["layer_types"]
-    check_unknown(fields, HARMLESS | OWN_OPTIONS.keys() | expected.keys(), {**LIBRARY, **family.harmless})
+    check_unknown(fields, HARMLESS | OWN_OPTIONS.keys() | expected.keys(), {**LIBRARY, **NEUTRAL, **family.harmless})
     _report_options(fields, "config.json")
     return config, family
 
