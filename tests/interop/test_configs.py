@@ -114,6 +114,8 @@ REFUSED = {
     "rope of no shape": (LLAMA, dict(rope_scaling=[2]), "rope_scaling is [2]"),
     "two thetas": (LLAMA, dict(rope_theta=2.0, rope_parameters={"rope_theta": 3.0}),
                    "rope_theta is 2.0, but rope_theta of rope_parameters is 3.0; make them equal"),
+    "a fraction that GPT-NeoX does not read": (NEOX, dict(partial_rotary_factor=0.5),
+                                               "partial_rotary_factor is 0.5, but"),
     "two fractions": (NEOX, dict(rotary_pct=0.5, partial_rotary_factor=0.25), "partial_rotary_factor is 0.25, but"),
     "bias of attention alone": (LLAMA, dict(attention_bias=True), "mlp_bias is false; tinylm supports only true here"),
     "bias of the feed-forward alone": (LLAMA, dict(mlp_bias=True), "mlp_bias is true; tinylm supports only false here"),
@@ -176,6 +178,8 @@ def test_equivalent_fields_are_imported_alike():
     assert imported(LLAMA).sliding_window is None and imported(MISTRAL).sliding_window == 4096
     assert imported(MISTRAL, sliding_window=None).sliding_window is None
     assert imported(QWEN3, sliding_window=4).sliding_window is None  # unused
+    assert imported(MISTRAL, use_sliding_window=False).sliding_window == 4096  # transformers' Mistral has no such field
+    assert imported(MISTRAL, num_key_value_heads=None).kv_heads == 4  # not the default, 8
     window = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
     assert imported(QWEN3, **window).sliding_window == 4
     assert (

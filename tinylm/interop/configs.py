@@ -29,9 +29,9 @@ HARMLESS = {  # fields that do not change logits
     "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "prefix", "pretraining_tp",
     "problem_type", "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
-    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_bfloat16", "max_sequence_length",
-    "use_cache", "no_rope_layer_interval", "transformers.js_config", "_attn_implementation_autoset",
-    "attn_implementation", "_attn_implementation",
+    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version",
+    "use_bfloat16", "max_sequence_length", "use_cache", "no_rope_layer_interval", "transformers.js_config",
+    "_attn_implementation_autoset", "attn_implementation", "_attn_implementation",
 }  # fmt: skip
 LIBRARY = {  # the library's defaults of fields that every config may have
     "chunk_size_feed_forward": 0, "is_causal": True, "is_encoder_decoder": False, "partial_rotary_factor": 1.0,
@@ -159,8 +159,12 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
 
 def _complete(values: Fields, family: Family) -> Fields:
     """The fields of a config.json, with missing ones derived as transformers does, and of the right types."""
-    given = {name: value for name, value in values.items() if value is not None or name == "sliding_window"}
-    fields: Fields = {**family.defaults, **given}
+    fields: Fields = {**family.defaults, **{name: value for name, value in values.items() if value is not None}}
+    for name in ("sliding_window", "num_key_value_heads"):  # whose null differs from the default
+        if name in values and values[name] is None and name in fields:
+            del fields[name]
+    if "sliding_window" in family.defaults:
+        fields.setdefault("sliding_window", None)
     _check_types(fields, family)
     if fields[layers := str(family.names["num_layers"])] > MOST_LAYERS:
         raise ConfigError(f"{layers} is {fields[layers]:,}; tinylm supports at most {MOST_LAYERS:,}")
@@ -207,7 +211,8 @@ def _read(fields: Fields, family: Family) -> ModelConfig:
     try:
         return ModelConfig.from_dict(ours | dict(family.biases))
     except ConfigError as error:
-        theirs = {ours: _all(names)[0] for ours, names in family.names.items()} | {"d_head": "head_dim"}
+        theirs = {ours: _all(names)[0] for ours, names in family.names.items()}
+        theirs |= {"d_head": "head_dim", "rotary_fraction": "partial_rotary_factor"}
         text = re.sub(r"\w+", lambda word: theirs.get(word[0], word[0]), str(error))
         raise ConfigError(text) from error
 

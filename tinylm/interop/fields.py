@@ -92,8 +92,7 @@ SCALINGS = {  # rope_type -> theirs: ours, their default; a default of `...` is 
         "original_max_position_embeddings": ("original_max_seq_len", "max_position_embeddings"),
     },
 }  # fmt: skip
-THETAS = ("rope_theta", "rotary_emb_base")
-FRACTIONS = ("partial_rotary_factor", "rotary_pct")
+THETA, FRACTION = "rope_theta", "partial_rotary_factor"  # the names that most families use
 
 
 def rope(theta: float = 10000.0, fraction: float = 1.0, names: tuple[str, str] | None = None) -> Translation:
@@ -104,7 +103,7 @@ def rope(theta: float = 10000.0, fraction: float = 1.0, names: tuple[str, str] |
         fraction: transformers' default of the share of each head that is rotated
         names: the family's names of both. None: rope_theta, and every head is rotated whole
     """
-    theta_name, fraction_name = names or (THETAS[0], "")
+    theta_name, fraction_name = names or (THETA, "")
 
     def write(config: ModelConfig) -> Fields:
         fields: Fields = {theta_name: config.rope_theta}
@@ -114,10 +113,13 @@ def rope(theta: float = 10000.0, fraction: float = 1.0, names: tuple[str, str] |
 
     def read(fields: Fields) -> Fields:
         scaling = _merged(fields)
-        base = _one_of(fields, scaling, {THETAS[0], theta_name}, theta)
-        share = _one_of(fields, scaling, {FRACTIONS[0], fraction_name} - {""}, fraction)
+        for common, own, default in ((THETA, theta_name, theta), (FRACTION, fraction_name, fraction)):
+            if own and common in fields:  # GPT-NeoX does not read the common names
+                fields.setdefault(own, default)
+        base = _one_of(fields, scaling, {THETA, theta_name}, theta)
+        share = _one_of(fields, scaling, {FRACTION, fraction_name} - {""}, fraction)
         if not fraction_name and share != 1.0:
-            refuse(FRACTIONS[0], share, "1.0")
+            refuse(FRACTION, share, "1.0")
         fields[theta_name] = base
         if fraction_name:
             fields[fraction_name] = share
@@ -241,8 +243,15 @@ def _write_layer_types(config: ModelConfig) -> Fields:
 
 def _read_window(fields: Fields) -> int | None:
     """The window, set to null where `use_sliding_window` is false."""
-    if fields.get("use_sliding_window") is False:
+    used = fields["use_sliding_window"]
+    if type(used) is not bool:
+        refuse("use_sliding_window", used, "true or false")
+    if not used:
         fields["sliding_window"] = None
+    return _window(fields)
+
+
+def _window(fields: Fields) -> int | None:
     window = fields["sliding_window"]
     if window is not None and (type(window) is not int or window < 1):
         refuse("sliding_window", window, "a positive integer")
@@ -294,7 +303,7 @@ NO_ROPE = Translation(_write_no_rope, _read_no_rope)  # SmolLM3
 
 
 def _read_one_window(fields: Fields) -> Fields:
-    window, types = _read_window(fields), fields.pop("layer_types", None)
+    window, types = _window(fields), fields.pop("layer_types", None)
     kind = FULL if window is None else SLIDING
     if types is not None and types != [kind] * fields[LAYERS]:
         refuse("layer_types", types, f"{kind} in all layers, by its sliding_window,")
