@@ -16,13 +16,13 @@ from tinylm.model import PRESETS, ModelConfig, preset
 
 @pytest.mark.parametrize(("changes", "architecture"), EXPORTS.values(), ids=EXPORTS)
 def test_each_documented_config_has_its_documented_class(changes, architecture):
-    assert choose_family(ModelConfig(**SHAPE | changes)).architecture == architecture
+    assert choose_family(ModelConfig.from_dict(SHAPE | changes)).architecture == architecture
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_each_documented_refusal_has_its_documented_message(changes, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        choose_family(ModelConfig(**SHAPE | changes))
+        choose_family(ModelConfig.from_dict(SHAPE | changes))
 
 
 def test_all_presets_and_all_configs_have_a_counterpart():
@@ -58,3 +58,25 @@ def test_a_refusal_names_fields_of_the_config_and_values_that_fit(config):
             except ConfigError:
                 continue  # rotary positions need an even head_dim
             choose_family(changed)
+
+
+EQUIVALENT = [  # two spellings of one function
+    (dict(d_head=8), {}),
+    (dict(qkv_bias=False), {}),
+    (dict(qk_norm=False, attention_scale=8**-0.5), dict(qk_norm=False)),
+    (dict(layer_pattern="L"), {}),
+    (dict(layer_pattern="SS", sliding_window=5), dict(sliding_window=5)),
+    (dict(layer_pattern="LLN"), {}),  # of two layers, none is the third
+    (dict(qk_norm=False, layer_pattern="N"), dict(qk_norm=False, positional_encoding="none")),
+]
+
+
+@pytest.mark.parametrize(("changes", "plain"), EQUIVALENT)
+def test_two_spellings_of_one_function_have_the_same_class(changes, plain):
+    assert choose_family(ModelConfig(**SHAPE | changes)) is choose_family(ModelConfig(**SHAPE | plain))
+
+
+def test_heads_that_do_not_divide_the_width_do_not_become_llama():
+    """transformers refuses such a LlamaConfig, and computes it as Mistral."""
+    config = ModelConfig(**SHAPE | dict(qk_norm=False, num_heads=5, d_head=8))
+    assert choose_family(config).model_type == "mistral"

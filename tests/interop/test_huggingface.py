@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from scripts.bench.huggingface import MODELS as PUBLISHED
+from scripts.bench.huggingface import compare, everything_in_float64, make_folder
 from tests.interop.tables import EXPORTS, SHAPE
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.bundle import load, save_bundle
@@ -29,7 +31,7 @@ IDS = random_ids(ModelConfig(**SHAPE), batch_size=3)
 
 
 def new_model(dtype=torch.float32, **changes) -> TransformerLM:
-    return random_model(ModelConfig(**SHAPE | changes), dtype=dtype)
+    return random_model(ModelConfig.from_dict(SHAPE | changes), dtype=dtype)
 
 
 def theirs(folder):
@@ -61,16 +63,16 @@ every_row = pytest.mark.parametrize("row", EXPORTS)
 @every_row
 @torch.no_grad()
 def test_transformers_gives_the_same_logits(row, exported):
-    """In float64 too, where transformers still computes RMSNorm and rotary angles in float32."""
-    model, other, _ = exported(row)
+    """In float64 to the last digits, once transformers computes norms, angles and scores in it, too."""
+    model, other, folder = exported(row)
     assert type(other).__name__ == EXPORTS[row][1]
     expected = model(IDS)
     assert expected.std() > 0.3  # large enough to reveal a mistake
     torch.testing.assert_close(other(input_ids=IDS).logits, expected, rtol=0.0, atol=1e-5)
-    exact = model.config.positional_encoding == "learned"
-    expected = copy.deepcopy(model).double()(IDS)
-    found = copy.deepcopy(other).double()(input_ids=IDS).logits
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12 if exact else 1e-5)
+    expected, other = copy.deepcopy(model).double()(IDS), theirs(folder).double()
+    with everything_in_float64(other):
+        found = other(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
 
 
 @every_row
@@ -321,6 +323,14 @@ def test_an_imported_model_is_exported_bit_by_bit(name, dtype, shards, tmp_path)
         assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_of_published_shapes_come_in_and_go_out_whole(name, tmp_path):
+    """The table of docs/interop.md."""
+    row = compare(name, tmp_path)
+    assert row["float32"] <= 1e-4 and row["all float64"] <= 1e-10
+    assert row["text"] and row["export"]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_an_imported_folder_generates_the_same_text(name, tmp_path):
     """Also after it was saved as a model folder."""
@@ -342,18 +352,62 @@ def test_an_imported_folder_generates_the_same_text(name, tmp_path):
     assert other.decode(found[0], skip_special_tokens=True) == "Once" + completion
 
 
-def test_old_files_without_prefixes_and_with_masks_are_read(tmp_path):
-    """The form of openai-community/gpt2."""
-    before = random_theirs("gpt2", torch.float32)
-    before.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    old = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
-    old |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 24, 24).tril() for layer in (0, 1)}
-    save_file(old, tmp_path / "model.safetensors")
+MASK = torch.ones(1, 1, 96, 96).tril().bool()
+OLD = {  # published model -> how old files name their weights, and what else they contain
+    "GPT-2": (lambda name: name.removeprefix("transformer."), {"h.0.attn.bias": MASK}),
+    "Llama 2": (str, {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+    "Pythia": (
+        lambda name: name.replace("lm_head", "embed_out"),
+        {
+            "gpt_neox.layers.0.attention.bias": MASK, "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+            "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
+        },
+    ),
+    "GPT-NeoX, sequential": (lambda name: name.replace("embed_out", "lm_head"), {}),
+    "TinyStories": (
+        str,
+        {
+            "transformer.h.1.attn.attention.bias": MASK,
+            "transformer.h.1.attn.attention.masked_bias": torch.tensor(-1e9),
+        },
+    ),
+    "OPT-125M": (lambda name: name.removeprefix("model."), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLD)
+@torch.no_grad()
+def test_old_files_without_prefixes_and_with_masks_are_read(name, tmp_path):
+    before = make_folder(name, tmp_path / "m")
+    rename, more = OLD[name]
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    save_file({rename(key): weight for key, weight in weights.items()} | more, tmp_path / "m" / "model.safetensors")
     ids = torch.arange(24)[None]
-    with torch.no_grad():
-        expected = before(input_ids=ids).logits
-        torch.testing.assert_close(load_huggingface_model(tmp_path)(ids), expected, rtol=0.0, atol=1e-5)
+    found = load_huggingface_model(tmp_path / "m")(ids)
+    torch.testing.assert_close(found, before(input_ids=ids).logits, rtol=0.0, atol=1e-4)
+
+
+WIDE = {  # model_type -> a config of ours with heads wider than d_model / num_heads
+    "qwen2": dict(qk_norm=False, qkv_bias=True),
+    "mistral": dict(qk_norm=False, sliding_window=5),
+    "starcoder2": dict(qk_norm=False, norm="layernorm", activation="gelu"),
+    "arcee": dict(qk_norm=False, activation="relu2"),
+    "smollm3": dict(qk_norm=False, layer_pattern="LN"),
+    "phi": dict(qk_norm=False, norm="layernorm", activation="gelu", residual="parallel_one_norm", rotary_fraction=0.5),
+    "olmo2": dict(norm_placement="output", qk_norm_width="all"),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@torch.no_grad()
+def test_a_head_dim_is_exported_to_classes_that_only_read_it(kind, tmp_path):
+    """Their configs have no such field, but their attention reads it."""
+    model = new_model(d_head=12, num_kv_heads=2, **WIDE[kind])
+    export_huggingface(model, None, tmp_path / "m")
+    other = theirs(tmp_path / "m")
+    assert other.config.model_type == kind
+    torch.testing.assert_close(other(input_ids=IDS).logits, model(IDS), rtol=0.0, atol=1e-5)
+    assert load_huggingface_model(tmp_path / "m").config.d_head == 12
 
 
 def test_a_folder_without_a_tokenizer_is_refused_with_a_remedy(tmp_path):

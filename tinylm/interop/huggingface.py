@@ -16,7 +16,7 @@ from tinylm.bundle import rebuild_model
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import atomic_folder, read_json, write_json, write_text
 from tinylm.interop.card import model_card
-from tinylm.interop.configs import export_config, import_config
+from tinylm.interop.configs import check_generation_config, export_config, import_config
 from tinylm.interop.families import choose_family
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
 from tinylm.known import check_known
@@ -129,6 +129,10 @@ def load_huggingface_model(folder: str | Path) -> TransformerLM:
     values = read_json(folder / CONFIG)
     with reading(folder / CONFIG, "a config.json of Hugging Face"):
         config, family = import_config(values)
+    if (folder / GENERATION).is_file():
+        values = read_json(folder / GENERATION)
+        with reading(folder / GENERATION, "a generation_config.json of Hugging Face"):
+            check_generation_config(values)
     weights = read_weights(folder)
     with reading(folder, "a Hugging Face model folder"):
         ours = import_weights(weights, config, family)

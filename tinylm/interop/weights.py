@@ -1,10 +1,10 @@
 """Weights: ours renamed to those of a Hugging Face family and back, and their safetensors files.
 
 Tensors are rearranged but never computed with, so weights survive export and import bit by bit. GPT-2 concatenates
-queries, keys and values in one matrix and stores matrices as (inputs, outputs); OPT's first position is row 2.
+queries, keys and values in one matrix and stores matrices as (inputs, outputs); GPT-NeoX concatenates those of each
+head; OPT's first position is row 2.
 """
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinylm.bundle import read_safetensors
-from tinylm.errors import DataError, MissingInputError
+from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, TransformerLM
@@ -24,8 +24,11 @@ from tinylm.model.empty import without_weights
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Buffers in old files: GPT-2's causal masks, rotary frequencies.
-BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+# Buffers in old files: causal masks, rotary frequencies.
+BUFFERS = re.compile(
+    r"(transformer\.)?h\.\d+\.attn\.(attention\.)?(masked_)?bias"
+    r"|(gpt_neox\.)?layers\.\d+\.attention\.(masked_)?bias|.*\.rotary_emb\.inv_freq"
+)
 
 
 def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
@@ -33,7 +36,9 @@ def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: F
     shapes = _our_shapes(config, family)
     zeros = weights["embedding.weight"].new_zeros  # for the biases that a family always has
     return {
-        theirs: _join(theirs, [weights[name] if name in weights else zeros(shapes[name]) for name in ours], family)
+        theirs: _join(
+            theirs, [weights[name] if name in weights else zeros(shapes[name]) for name in ours], config, family
+        )
         for theirs, ours in _grouped(shapes, family).items()
     }
 
@@ -44,12 +49,15 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
     Raises:
         DataError: if weights are missing, unexpected, of another shape, or not floating point.
     """
-    check_size(config, sum(each.numel() for each in weights.values()), len(weights))
+    try:
+        check_size(config, sum(each.numel() for each in weights.values()), len(weights))
+    except ConfigError as error:
+        raise DataError(f"config.json: {error}") from error
     shapes = _our_shapes(config, family)
     groups = _grouped(shapes, family)
     _normalize(weights, config, family)
     expected = {
-        theirs: _join(theirs, [torch.empty(shapes[name], device="meta") for name in ours], family).shape
+        theirs: _join(theirs, [torch.empty(shapes[name], device="meta") for name in ours], config, family).shape
         for theirs, ours in groups.items()
     }
     _check(weights, expected)
@@ -58,8 +66,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
         whole = _orient(theirs, weights.pop(theirs), family)
         if theirs.endswith("embed_positions.weight"):
             whole = whole[family.spare_positions :]
-        parts = whole.split([shapes[name][0] for name in ours])
-        for name, part in zip(ours, parts, strict=True):
+        for name, part in zip(ours, _split(whole, [shapes[name][0] for name in ours], config, family), strict=True):
             found[name] = part.contiguous() if len(ours) == 1 else part.clone(memory_format=torch.contiguous_format)
     return found
 
@@ -67,7 +74,7 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
 def _our_shapes(config: ModelConfig, family: Family) -> dict[str, torch.Size]:
     """The shapes of our weights, without a tied head, and with biases if the family has them."""
     with without_weights():
-        model = TransformerLM(dataclasses.replace(config, bias=config.bias or family.biased))
+        model = TransformerLM(family.with_biases(config))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del shapes["head.weight"]
@@ -85,12 +92,24 @@ def _grouped(names: Mapping[str, object], family: Family) -> dict[str, list[str]
     return groups
 
 
-def _join(theirs: str, parts: list[Tensor], family: Family) -> Tensor:
+def _join(theirs: str, parts: list[Tensor], config: ModelConfig, family: Family) -> Tensor:
     """One of the family's weights from ours."""
-    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if len(parts) > 1 and family.interleaved:
+        heads = [part.unflatten(0, (config.num_heads, -1)) for part in parts]  # (H, E, ...) each
+        whole = torch.stack(heads, dim=1).flatten(0, 2)  # (H * 3 * E, ...)
+    else:
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
     if theirs.endswith("embed_positions.weight"):
         whole = torch.cat([whole.new_zeros(family.spare_positions, whole.shape[1]), whole])
     return _orient(theirs, whole, family).contiguous()
+
+
+def _split(whole: Tensor, rows: list[int], config: ModelConfig, family: Family) -> list[Tensor]:
+    """The parts that `_join` joined, with these numbers of rows."""
+    if len(rows) > 1 and family.interleaved:
+        parts = whole.unflatten(0, (config.num_heads, len(rows), -1)).unbind(1)  # (H, E, ...) each
+        return [part.flatten(0, 1) for part in parts]
+    return list(whole.split(rows))
 
 
 def _orient(theirs: str, tensor: Tensor, family: Family) -> Tensor:
@@ -105,15 +124,17 @@ def _normalize(weights: dict[str, Tensor], config: ModelConfig, family: Family) 
     """Removes buffers and a copy of a tied head, and completes names that lack their prefix."""
     for name in [name for name in weights if BUFFERS.fullmatch(name)]:
         del weights[name]
-    prefix = family.modules["embedding"].split(".")[0] + "."
+    prefix, head = family.modules["embedding"].split(".")[0] + ".", family.modules["head"] + "."
+    for name in [name for name in weights if name.startswith("lm_head.") and not head.startswith("lm_head.")]:
+        weights[name.replace("lm_head.", head)] = weights.pop(name)  # newer name of GPT-NeoX's head
     if not any(name.startswith(prefix) for name in weights):
-        for name in [name for name in weights if not name.startswith("lm_head.")]:
+        for name in [name for name in weights if not name.startswith(head)]:
             weights[prefix + name] = weights.pop(name)
-    head, embedding = weights.get("lm_head.weight"), weights.get(family.modules["embedding"] + ".weight")
-    if config.tie_embeddings and head is not None and embedding is not None:
-        if not torch.equal(head, embedding):
-            raise DataError("lm_head.weight: differs from the embedding, although tie_word_embeddings is true")
-        del weights["lm_head.weight"]
+    tied, embedding = weights.get(head + "weight"), weights.get(family.modules["embedding"] + ".weight")
+    if config.tie_embeddings and tied is not None and embedding is not None:
+        if not torch.equal(tied, embedding):
+            raise DataError(f"{head}weight: differs from the embedding, although tie_word_embeddings is true")
+        del weights[head + "weight"]
 
 
 def _check(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
@@ -127,6 +148,8 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
             raise DataError(f"{name}: has shape {tuple(weights[name].shape)}, config.json says {tuple(shape)}")
         if weights[name].dtype not in FLOATS:
             raise DataError(f"{name}: has dtype {weights[name].dtype}; quantized weights are not supported")
+        if not weights[name].isfinite().all():
+            raise DataError(f"{name}: has weights that are not finite; use another checkpoint")
 
 
 # --- files
