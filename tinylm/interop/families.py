@@ -201,11 +201,9 @@ def plain_form(config: ModelConfig) -> ModelConfig:
     if config.attention_scale == config.head_dim**-0.5:
         changes["attention_scale"] = None
     kinds = set(config.layer_kinds)
-    if len(kinds) == 1:
+    if kinds in ({"S"}, {"L"}):
         changes["layer_pattern"] = None
         changes["sliding_window"] = config.sliding_window if kinds == {"S"} else None
-        if kinds == {"N"}:
-            changes |= {"positional_encoding": "none", "rope_scaling": None, "rotary_fraction": 1.0}
     elif "S" not in kinds:  # the first letters of a longer pattern
         changes |= {"layer_pattern": config.layer_kinds, "sliding_window": None}
     return dataclasses.replace(config, **changes)
@@ -375,7 +373,7 @@ def choose_family(config: ModelConfig) -> Family:
         raise ConfigError(
             "sliding_window=1: no counterpart in Hugging Face's models, whose cache keeps window - 1 tokens"
         )
-    values = plain_form(config).to_dict()
+    values = config.to_dict()
     misfits = {family.model_type: family.misfits(config) for family in _FAMILIES}
     fewest = min(map(len, misfits.values()))
     nearest = [family for family in _FAMILIES if len(misfits[family.model_type]) == fewest]
