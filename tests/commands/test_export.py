@@ -66,7 +66,9 @@ ERRORS = {
     "no Hugging Face folder": (["--model", "nowhere", "--to", "tinylm", "--out", "o"], 66, "nowhere: no such folder"),
     "a tinylm folder": (["--model", "model", "--to", "tinylm", "--out", "o"], 66, "model: has no config.json"),
     "no counterpart": (["--model", "model", "--to", "hf", "--out", "o"], 2, "positional_encoding=sinusoidal: no"),
-    "an unsupported field": (["--model", "scaled", "--to", "tinylm", "--out", "o"], 65, "config.json: rope_"),
+    "an unsupported model": (
+        ["--model", "gemma", "--to", "tinylm", "--out", "o"], 65, "config.json: model_type is 'gemma': its norms"
+    ),
     "another format": (["--model", "model", "--to", "onnx", "--out", "o"], 2, "invalid choice: 'onnx'"),
     "an unknown option": (["--model", "model", "--to", "hf", "--ou", "o"], 2, "--out"),
 }  # fmt: skip
@@ -76,8 +78,8 @@ ERRORS = {
 def test_errors_are_one_line(arguments, code, message, run, capfd):
     shape = dict(vocab_size=256, d_model=8, num_layers=1, num_heads=1, max_seq_len=8)
     save_bundle("model", TransformerLM(ModelConfig(**shape, positional_encoding="sinusoidal")), ByteTokenizer())
-    Path("scaled").mkdir()
-    Path("scaled/config.json").write_text(json.dumps({"model_type": "llama", "rope_scaling": {"type": "yarn"}}))
+    Path("gemma").mkdir()
+    Path("gemma/config.json").write_text(json.dumps({"model_type": "gemma"}))
     found, out, err = run(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1

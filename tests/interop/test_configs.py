@@ -231,6 +231,7 @@ def test_new_axes_are_read():
     assert imported(QWEN3, **windows, layer_types=["sliding_attention", "full_attention"]).layer_kinds == "SL"
     assert imported(SMOLLM3, num_hidden_layers=8).layer_pattern == "LLLN"
     assert imported(SMOLLM3, no_rope_layers=[0, 0]).positional_encoding == "none"
+    assert imported(SMOLLM3, no_rope_layers=[0, 0], rope_scaling=YARN) == imported(SMOLLM3, no_rope_layers=[0, 0])
     config = imported(NEO)
     assert (config.layer_kinds, config.sliding_window, config.attention_scale) == ("LS", 256, 1.0)
     assert (config.bias, config.biased_qkv) == (True, False)

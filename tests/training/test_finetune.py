@@ -253,12 +253,18 @@ def test_a_network_with_every_axis_trains_resumes_and_is_a_base(tiny_yaml, secon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rope_scaling.kind=ntk", "rope_scaling.factor=2"], "model.network.rope_scaling.kind must be one of linear, llama3, yarn, got ntk"),
+        (
+            ["rope_scaling.kind=ntk", "rope_scaling.factor=2"],
+            "model.network.rope_scaling.kind must be one of linear, llama3, yarn, got ntk",
+        ),
         (["rope_scaling.kind=linear", "rope_scaling.factr=2"], "model.network.rope_scaling.factr: no such option"),
         (["rope_scaling.kind=linear"], "model.network.rope_scaling: lacks factor; give it"),
         (["rope_scaling=linear"], "model.network.rope_scaling must be options or null, got linear"),
         (["layer_pattern=LS"], "layer_pattern 'LS' has an S; set sliding_window"),
-        (["residual=paralel"], "model.network.residual must be one of sequential, parallel, parallel_one_norm, got paralel"),
+        (
+            ["residual=paralel"],
+            "model.network.residual must be one of sequential, parallel, parallel_one_norm, got paralel",
+        ),
     ],
 )
 def test_an_invalid_axis_is_refused_in_one_line(words, message, tiny_yaml, cli):

@@ -201,11 +201,9 @@ def plain_form(config: ModelConfig) -> ModelConfig:
     if config.attention_scale == config.head_dim**-0.5:
         changes["attention_scale"] = None
     kinds = set(config.layer_kinds)
-    if len(kinds) == 1:
+    if kinds in ({"S"}, {"L"}):
         changes["layer_pattern"] = None
         changes["sliding_window"] = config.sliding_window if kinds == {"S"} else None
-        if kinds == {"N"}:
-            changes |= {"positional_encoding": "none", "rope_scaling": None, "rotary_fraction": 1.0}
     elif "S" not in kinds:  # the first letters of a longer pattern
         changes |= {"layer_pattern": config.layer_kinds, "sliding_window": None}
     return dataclasses.replace(config, **changes)
@@ -265,7 +263,7 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
         model_type="gpt_neo", architecture="GPTNeoForCausalLM",
         fits=GPT | {
             "qkv_bias": Rule(lambda config: not config.biased_qkv, False), "layer_pattern": _pattern("SL"),
-            "attention_scale": Rule(lambda config: config.attention_scale == 1.0 or config.head_dim == 1, 1.0),
+            "attention_scale": Rule(lambda config: (config.attention_scale or config.head_dim**-0.5) == 1.0, 1.0),
         },
         activations=UNGATED, modules=NEO_MODULES, names=NEO_NAMES, translations=(NEO_LAYERS, NEO_SCALE),
         defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
@@ -375,7 +373,7 @@ def choose_family(config: ModelConfig) -> Family:
         raise ConfigError(
             "sliding_window=1: no counterpart in Hugging Face's models, whose cache keeps window - 1 tokens"
         )
-    values = plain_form(config).to_dict()
+    values = config.to_dict()
     misfits = {family.model_type: family.misfits(config) for family in _FAMILIES}
     fewest = min(map(len, misfits.values()))
     nearest = [family for family in _FAMILIES if len(misfits[family.model_type]) == fewest]
@@ -387,13 +385,24 @@ def choose_family(config: ModelConfig) -> Family:
             raise ConfigError(f"{name}={values[name]}: no counterpart in Hugging Face's models; use {_or(known)}")
     names = dict.fromkeys(name for family in nearest for name in misfits[family.model_type])
     given = " and ".join(f"{name}={values[name]}" for name in names)
-    remedies = {}  # remedy -> the first family that it fits
-    for family in nearest:
-        remedy = " and ".join(f"{name}={_or(family.values(name))}" for name in misfits[family.model_type])
-        remedies.setdefault(remedy, f"{remedy} would fit {family.architecture}")
-    raise ConfigError(
-        f"{given}: no counterpart in Hugging Face's models with the other fields; {', '.join(remedies.values())}"
-    )
+    remedies = _remedies(config, nearest)
+    problem = f"{given}: no counterpart in Hugging Face's models with the other fields"
+    raise ConfigError("; ".join([problem, ", ".join(remedies)] if remedies else [problem]))
+
+
+def _remedies(config: ModelConfig, families: Iterable[Family]) -> list[str]:
+    """Changes of a config after which a family fits, each with the first such family."""
+    remedies = {}
+    for family in families:
+        names = family.misfits(config)
+        remedy = " and ".join(f"{name}={_or(family.values(name))}" for name in names)
+        try:
+            fits = not family.misfits(dataclasses.replace(config, **{name: family.values(name)[0] for name in names}))
+        except ConfigError:  # the remedy takes more than these fields
+            fits = True
+        if fits:
+            remedies.setdefault(remedy, f"{remedy} would fit {family.architecture}")
+    return list(remedies.values())
 
 
 def _or(values: Iterable[Any]) -> str:

@@ -290,13 +290,17 @@ def _read_no_rope(fields: Fields) -> Fields:
     types = _list_of(fields, "layer_types", (FULL, SLIDING) if window is not None else (FULL,))
     fields["use_sliding_window"] = SLIDING in types
     fields["sliding_window"] = window if SLIDING in types else None
-    mixed = any(rotary)
+    mixed = any(rotary)  # some layers have rotary positions
     if mixed and any(kind == SLIDING and not each for kind, each in zip(types, rotary, strict=True)):
         refuse("layer_types", types, "sliding windows in layers with rotary positions")
     letters = ["S" if kind == SLIDING else "L" for kind in types]
     if mixed:
         letters = [letter if each else "N" for letter, each in zip(letters, rotary, strict=True)]
-    return _layers("".join(letters), window) | {"positional_encoding": "rotary" if mixed else "none"}
+    ours = _layers("".join(letters), window)
+    if not mixed:
+        fields.pop("rope_scaling", None)  # of no layer
+        ours |= {"positional_encoding": "none", "rope_scaling": None}
+    return ours
 
 
 NO_ROPE = Translation(_write_no_rope, _read_no_rope)  # SmolLM3

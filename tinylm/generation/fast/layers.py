@@ -114,9 +114,9 @@ class Layer:
         if rotary is not None and self.rotates:
             R = self.rotary_dim
             if R == E:
-                both = rotated(both, *rotary, R)
+                both = rotated(both, rotary[0], rotary[1], R)
             else:
-                both = torch.cat((rotated(both[..., :R], *rotary, R), both[..., R:]), dim=-1)
+                both = torch.cat((rotated(both[..., :R], rotary[0], rotary[1], R), both[..., R:]), dim=-1)
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
         query = query.view(B, K, H // K, E)  # the heads of a group, as if they were queries at several positions
