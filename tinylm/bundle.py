@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
-from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, find_model
+from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, conversion, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
@@ -225,8 +225,9 @@ def read_checkpoint(path: str | Path, fill: Fill = Shards.rows) -> dict[str, Any
         raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "tinylm" not in checkpoint:
         keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-        other = "of nanoGPT" if {"model", "model_args"} <= {*keys} else "of another program"
-        raise DataError(f"{path}: is not a checkpoint of tinylm, but {other}; {CONVERTIBLE}")
+        if {"model", "model_args"} <= {*keys}:
+            raise DataError(f"{path}: is a checkpoint of nanoGPT; convert it first: {conversion(path)}")
+        raise DataError(f"{path}: is not a checkpoint of tinylm, but of another program; {CONVERTIBLE}")
     _check_entry(checkpoint["tinylm"], {"model", "tokenizer"}, source=str(path))
     if not isinstance(checkpoint.get("state_dict"), dict) or "global_step" not in checkpoint:
         raise DataError(f"{path}: is incomplete: a checkpoint must have state_dict and global_step")

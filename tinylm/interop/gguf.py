@@ -1,0 +1,302 @@
+"""GGUF, the format of llama.cpp: one file with network, tokenizer and chat template. The package `gguf` writes it.
+
+    export_gguf(model, tokenizer, "model.gguf", "q8_0")        # llama-cli -m model.gguf -p "Once upon a time"
+
+llama.cpp computes what its name of an architecture says and ignores the rest, and it splits text as its name of a
+pre-tokenizer says. A config or a pattern without such a name is refused. `gpt2` needs gelu_tanh: llama.cpp has no exact
+GELU there. Biases that gpt2 always has are written as zeros.
+
+Left out: yarn scaling, sliding windows, tokenizers of characters and words.
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinylm.errors import ConfigError, notice
+from tinylm.files import atomic_write
+from tinylm.interop.forms import check_plain, misfits, swap_rotary_pairs, their_names, weight_shapes
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.targets import FileKind, check_target
+from tinylm.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
+from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
+from tinylm.tokenizer.formats.huggingface import DIGITS
+from tinylm.tokenizer.formats.merges import vocabulary
+
+SIGN = "exported by tinylm"
+GGUF = FileKind("a GGUF file", rb"GGUF.{,1024}" + SIGN.encode())
+DTYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}  # ours -> gguf's
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+LARGEST_F16 = 65504.0
+BLOCK_SIZE = 32  # weights of q8_0 that share a scale
+EXACT = ("position_embd.weight", "rope_freqs.weight")  # always float32, as vectors are
+
+OUTER = {"embedding": "token_embd", "positions": "position_embd", "final_norm": "output_norm", "head": "output"}
+BLOCK = {
+    "attention_norm": "attn_norm", "attention.query": "attn_q", "attention.key": "attn_k", "attention.value": "attn_v",
+    "attention.output": "attn_output", "attention.query_norm": "attn_q_norm", "attention.key_norm": "attn_k_norm",
+    "feedforward_norm": "ffn_norm", "feedforward.gate": "ffn_gate", "feedforward.input": "ffn_up",
+    "feedforward.output": "ffn_down",
+}  # fmt: skip
+JOINED = dict.fromkeys(("attention.query", "attention.key", "attention.value"), "attn_qkv")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of llama.cpp.
+
+    Attributes:
+        fits: field of ModelConfig -> the values that it computes; () stands for any value
+        block: our module within a block -> theirs
+        interleaved: whether rotary pairs are (2i, 2i + 1)
+        biased: whether it always has biases
+    """
+
+    fits: Mapping[str, tuple[Any, ...]]
+    block: Mapping[str, str] = dataclasses.field(default_factory=lambda: BLOCK)
+    interleaved: bool = False
+    biased: bool = False
+
+
+ANY: tuple[Any, ...] = ()
+ROTARY = {"norm_eps": ANY, "rope_theta": ANY, "rope_scaling": ANY, "qk_norm": (False,), "bias": (False,)}
+ARCHITECTURES = {  # in order of preference
+    "llama": Architecture(
+        ROTARY | {"bias": (False, True), "qkv_bias": (None,), "d_head": ANY}, interleaved=True
+    ),
+    "qwen2": Architecture(ROTARY | {"qkv_bias": (True,)}),
+    "qwen3": Architecture(ROTARY | {"qk_norm": (True,), "d_head": ANY}),
+    "gpt2": Architecture(
+        {"positional_encoding": ("learned",), "norm": ("layernorm",), "norm_eps": ANY, "activation": ("gelu_tanh",)}
+        | {"qk_norm": (False,), "bias": (False, True), "qkv_bias": ANY, "rope_theta": ANY},
+        BLOCK | JOINED, biased=True,
+    ),
+}  # fmt: skip
+
+
+def export_gguf(
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    dtype: str = "f32",
+    *,
+    name: str | None = None,
+    chat_template: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Writes a GGUF file atomically.
+
+    Args:
+        model: a standard model
+        tokenizer: the model's tokenizer
+        path: the file
+        dtype: of matrices: f32, f16 or q8_0, where a matrix whose rows are no multiple of 32 becomes f16. Vectors and
+            position embeddings are f32
+        name: name of the model in the file. Default: the file's
+        chat_template: Jinja template of conversations
+        overwrite: replace an earlier export
+
+    Returns:
+        llama.cpp's name of the architecture
+
+    Raises:
+        CannotCreateError: if the file exists and is not to be replaced, or is something else.
+        ConfigError: if the config or the tokenizer has no counterpart, with the field; if a weight is too large for
+            f16; if the package gguf is missing.
+    """
+    check_target(path, GGUF, overwrite)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    gguf = require_gguf()
+    check_plain(model, "an export")
+    config = model.config
+    kind = choose_architecture(config)
+    vocabulary = _vocabulary(tokenizer, config.vocab_size)
+    writer = gguf.GGUFWriter(None, kind)
+    writer.add_description(SIGN)
+    writer.add_name(name or Path(path).stem)
+    writer.add_file_type(int(getattr(gguf.LlamaFileType, FILE_TYPES[dtype])))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_config(writer, config, kind)
+    _add_tokenizer(writer, gguf, tokenizer, vocabulary)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    state = {weight: tensor.detach().cpu().float() for weight, tensor in model.state_dict().items()}
+    for weight, tensor in _weights(state, config, ARCHITECTURES[kind]).items():
+        data, stored = _stored(weight, tensor.numpy(), dtype, gguf)
+        writer.add_tensor(weight, data, raw_dtype=stored)
+    with atomic_write(path) as file:
+        writer.write_header_to_file(Path(file.name))
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return kind
+
+
+def require_gguf() -> Any:
+    """The package gguf; ConfigError if it is not installed."""
+    try:
+        return importlib.import_module("gguf")
+    except ImportError as error:
+        raise ConfigError("GGUF files are written by the package gguf; install it: pip install gguf") from error
+
+
+# --- network
+
+
+def choose_architecture(config: ModelConfig) -> str:
+    """llama.cpp's name of the architecture that computes what a config describes.
+
+    Raises:
+        ConfigError: if there is none; names the fields that keep the nearest one from fitting.
+    """
+    found = {kind: misfits(config, each.fits) for kind, each in ARCHITECTURES.items()}
+    if config.kv_heads != config.num_heads:
+        found["gpt2"].append("num_kv_heads")
+    nearest = min(found, key=lambda kind: len(found[kind]))
+    if found[nearest]:
+        values, fits = config.to_dict(), ARCHITECTURES[nearest].fits
+        given = " and ".join(f"{name}={values[name]}" for name in found[nearest])
+        default = ModelConfig(vocab_size=1).to_dict()
+        remedy = [f"{name}={' or '.join(map(str, fits.get(name, (default[name],))))}" for name in found[nearest]]
+        remedies = " and ".join(remedy)
+        raise ConfigError(f"{given}: not computed by llama.cpp with the other fields; {remedies} would fit {nearest}")
+    scaling = config.to_dict().get("rope_scaling")
+    if scaling is not None and scaling["kind"] not in (("linear", "llama3") if nearest == "llama" else ("linear",)):
+        raise ConfigError(f"rope_scaling.kind={scaling['kind']}: not written for llama.cpp's {nearest}")
+    return nearest
+
+
+def _add_config(writer: Any, config: ModelConfig, kind: str) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.ff_width)
+    writer.add_head_count(config.num_heads)
+    if kind == "gpt2":
+        return writer.add_layer_norm_eps(config.norm_eps)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    scaling = config.to_dict().get("rope_scaling")
+    if scaling is not None and scaling["kind"] == "linear":
+        writer.add_string(f"{kind}.rope.scaling.type", "linear")
+        writer.add_rope_scaling_factor(scaling["factor"])
+
+
+def _weights(state: dict[str, Tensor], config: ModelConfig, architecture: Architecture) -> dict[str, Tensor]:
+    """llama.cpp's weights, by name, in float32."""
+    biased = dataclasses.replace(config, bias=True, **({"qkv_bias": None} if hasattr(config, "qkv_bias") else {}))
+    shapes = weight_shapes(biased if architecture.biased else config)
+    weights = {}
+    for theirs, ours in their_names(shapes, OUTER, architecture.block, "blk.{}").items():
+        parts = [state[name] if name in state else torch.zeros(shapes[name]) for name in ours]
+        if architecture.interleaved and theirs.split(".")[-2] in ("attn_q", "attn_k"):
+            parts = [swap_rotary_pairs(part, config.head_dim, interleaved=True) for part in parts]
+        weights[theirs] = torch.cat(parts).contiguous()
+    scaling = config.to_dict().get("rope_scaling")
+    if scaling is not None and scaling["kind"] == "llama3":
+        weights["rope_freqs.weight"] = _llama3_divisors(config, scaling)
+    return weights
+
+
+def _llama3_divisors(config: ModelConfig, scaling: Mapping[str, Any]) -> Tensor:
+    """The number by which llama.cpp divides each rotary frequency, (E/2,)."""
+    E, factor = config.head_dim, scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    original = scaling["original_max_seq_len"] or config.max_seq_len
+    wavelengths = 2 * math.pi * config.rope_theta ** (torch.arange(0, E, 2, dtype=torch.float64) / E)
+    kept = ((original / wavelengths - low) / (high - low)).clamp(0.0, 1.0)  # 1: the frequency is not changed
+    return (1 / (kept + (1 - kept) / factor)).float()
+
+
+def _stored(name: str, values: np.ndarray, dtype: str, gguf: Any) -> tuple[np.ndarray, Any]:
+    """A weight as it is stored, and its type."""
+    if dtype == "f32" or values.ndim == 1 or name in EXACT:
+        dtype = "f32"
+    elif dtype == "q8_0" and values.shape[-1] % BLOCK_SIZE:
+        dtype = "f16"
+    if dtype != "f32" and np.abs(values).max() > LARGEST_F16:
+        raise ConfigError(f"--dtype {dtype}: {name} has weights beyond {LARGEST_F16:g}; use f32")
+    stored = getattr(gguf.GGMLQuantizationType, DTYPES[dtype])
+    return gguf.quants.quantize(values, stored), stored
+
+
+# --- tokenizer
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Our patterns -> llama.cpp's names. dbrx is llama-bpe without the rule that a word in the vocabulary is never merged.
+PRE_TOKENIZERS = {"gpt2": "gpt-2", "gpt4": "dbrx", DIGITS: "smollm", QWEN2: "qwen2"}
+NO_MERGES = ["! !"]  # stands for none, which llama.cpp refuses; it splits what is not a token into bytes again
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # types of tokens
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer in llama.cpp's terms: names and types of all tokens, merges, and the name of its pre-tokenizer."""
+
+    names: list[str]
+    types: list[int]
+    merges: list[str]
+    pre: str
+
+
+def _vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
+    """The vocabulary of a model with `rows` embeddings; those without a token become unused ones."""
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {rows}")
+    if type(tokenizer) is BPETokenizer:
+        names, ids = tokenizer.names_and_ids()
+        merges = [f"{names[left]} {names[right]}" for left, right in tokenizer.merges]
+        pattern = tokenizer.pattern
+    elif type(tokenizer) is ByteTokenizer:
+        names, ids = [ALPHABET[token] for token in BYTE_IDS], range(tokenizer.vocab_size)
+        merges, pattern = [], "gpt2"
+    else:
+        raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no counterpart in llama.cpp; kind bpe has")
+    if pattern not in PRE_TOKENIZERS:
+        raise ConfigError(f"tokenizer: pattern {pattern!r} is none of llama.cpp's pre-tokenizers; pattern gpt2 is one")
+    found = {token: name for name, token in vocabulary(names, list(tokenizer.special_tokens), ids).items()}
+    special = set(tokenizer.special_tokens.values())
+    types = [CONTROL if token in special else NORMAL if token in found else UNUSED for token in range(rows)]
+    names = [found.get(token, f"[PAD{token}]") for token in range(rows)]
+    if len(set(names)) < rows:
+        raise ConfigError("special_tokens: two tokens would have one name in GGUF; rename those like [PAD7]")
+    return Vocabulary(names, types, merges or NO_MERGES, PRE_TOKENIZERS[pattern])
+
+
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.names)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    begin, end, stops = tokenizer.marks
+    if end is None and UNUSED not in vocabulary.types:
+        raise ConfigError("the tokenizer has no end-of-text token, in whose place llama.cpp would stop at token 11")
+    last = vocabulary.types.index(UNUSED) if end is None else end
+    writer.add_add_bos_token(begin is not None)
+    writer.add_add_eos_token(False)
+    if begin is not None:
+        writer.add_bos_token_id(begin)
+    writer.add_eos_token_id(last)
+    writer.add_pad_token_id(last)
+    others = [token for token in stops if token != end]
+    for key, token in zip((gguf.Keys.Tokenizer.EOT_ID, gguf.Keys.Tokenizer.EOM_ID), others, strict=False):
+        writer.add_uint32(key, token)
+    if len(others) > 2:
+        notice(f"llama.cpp will not stop at {', '.join(vocabulary.names[token] for token in others[2:])}")
