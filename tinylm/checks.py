@@ -17,6 +17,8 @@ FOREIGN_NAMES = {
     "max_position_embeddings": "max_seq_len", "seq_len": "max_seq_len", "context": "max_seq_len",
     "intermediate_size": "d_ff", "n_inner": "d_ff", "ffn_dim": "d_ff",
     "hidden_act": "activation", "activation_function": "activation",
+    "head_dim": "d_head", "head_size": "d_head", "partial_rotary_factor": "rotary_fraction",
+    "rotary_pct": "rotary_fraction", "rope_type": "kind", "original_max_position_embeddings": "original_max_seq_len",
     "rope_base": "rope_theta", "tie_word_embeddings": "tie_embeddings", "padded_vocab_size": "vocab_size",
     "learning_rate": "lr", "min_learning_rate": "min_lr", "warmup_iters": "warmup_steps",
     "num_warmup_steps": "warmup_steps", "max_iters": "max_steps", "dataset": "corpus",
@@ -34,13 +36,14 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def check_types(config: Any) -> None:
+def check_types(config: Any, prefix: str = "") -> None:
     """Checks the types of a dataclass's fields, converting integers to float and lists to tuples where declared.
 
-    ConfigError names the field, for example one with "yes" where a bool is declared, or with an unknown choice.
+    ConfigError names the field, after `prefix`, for example one with "yes" where a bool is declared, or with an unknown
+    choice.
     """
-    for name, expected in get_type_hints(type(config)).items():
-        value = getattr(config, name)
+    for field, expected in get_type_hints(type(config)).items():
+        value, name = getattr(config, field), prefix + field
         origin, options = get_origin(expected), get_args(expected)
         if origin is Literal:
             hint = did_you_mean(str(value), options)
@@ -48,13 +51,13 @@ def check_types(config: Any) -> None:
         elif origin is tuple and Ellipsis in options:
             fits = isinstance(value, list | tuple) and all(type(each) is options[0] for each in value)
             require(fits, f"{name} must be a list of {options[0].__name__}, got {value!r}")
-            object.__setattr__(config, name, tuple(value))
+            object.__setattr__(config, field, tuple(value))
         elif origin is tuple:
             require(len(value) == len(options), f"{name} must have {len(options)} values")
         else:
             allowed = [get_origin(kind) or kind for kind in options or (expected,)]
             if float in allowed and type(value) is int:
-                object.__setattr__(config, name, float(value))
+                object.__setattr__(config, field, float(value))
                 continue
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
             require(type(value) in allowed, f"{name} must be {names}, got {value!r}")

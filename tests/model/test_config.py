@@ -56,7 +56,7 @@ REFUSED = [
         r"^activation must be one of swiglu, gelu, gelu_tanh, relu, relu2, got 'gelu_tan', did you mean 'gelu_tanh'\?$",
     ),
     (dict(norm="batchnorm"), r"^norm must be one of rmsnorm, layernorm, got 'batchnorm'"),
-    (dict(norm_placement=None), r"^norm_placement must be one of pre, post, got None"),
+    (dict(norm_placement=None), r"^norm_placement must be one of pre, post, output, got None"),
     (dict(positional_encoding="alibi"), r"^positional_encoding must be one of rotary, learned, sinusoidal, none, got"),
     (dict(attention_kernel="flash"), r"^attention_kernel must be one of fused, plain, got 'flash'"),
 ]

@@ -84,7 +84,14 @@ def visible_positions(queries: Tensor, keys: Tensor, window: int | None) -> Tens
     return visible[:, None]
 
 
-def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+def attend_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
     """softmax(q kᵀ / √E) v over the visible keys. Query head h reads key/value head h // (H/K).
 
     Args:
@@ -93,6 +100,7 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | No
         value: (B, K, S, E)
         visible: the mask of `visible_keys`
         dropout: probability of dropping an attention weight
+        scale: factor of q kᵀ in place of 1/√E
 
     Returns:
         (B, H, T, E)
@@ -100,7 +108,7 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | No
     B, H, T, E = query.shape
     _, K, S, _ = key.shape
     grouped = query.reshape(B, K, H // K * T, E)  # the heads of a group share keys: one product for all
-    scores = (grouped @ key.transpose(-1, -2)).view(B, H, T, S) * E**-0.5
+    scores = (grouped @ key.transpose(-1, -2)).view(B, H, T, S) * (E**-0.5 if scale is None else scale)
     if visible is None and T > 1:
         visible = torch.ones(T, S, dtype=torch.bool, device=query.device).tril()
     if visible is not None:
@@ -109,11 +117,18 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | No
     return (weights.view(B, K, H // K * T, S) @ value).view(B, H, T, E)
 
 
-def attend_fused(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+def attend_fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
     """`attend_plain` by PyTorch's fused kernel."""
     causal = visible is None and query.shape[2] > 1
     grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, visible, dropout, causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, visible, dropout, causal, scale=scale, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -125,12 +140,17 @@ class Attention(nn.Module):
         self.head_dim = E = config.head_dim
         self.dropout = config.dropout
         self.attend = attend_plain if config.attention_kernel == "plain" else attend_fused
-        self.query = nn.Linear(config.d_model, config.num_heads * E, bias=config.bias)
-        self.key = nn.Linear(config.d_model, config.kv_heads * E, bias=config.bias)
-        self.value = nn.Linear(config.d_model, config.kv_heads * E, bias=config.bias)
-        self.output = nn.Linear(config.num_heads * E, config.d_model, bias=config.bias)
-        self.query_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else None
+        self.scale = config.attention_scale
+        self.rotates = config.layer_kinds[layer] != "N"
+        D, H, K = config.d_model, config.num_heads, config.kv_heads
+        self.query = nn.Linear(D, H * E, bias=config.biased_qkv)
+        self.key = nn.Linear(D, K * E, bias=config.biased_qkv)
+        self.value = nn.Linear(D, K * E, bias=config.biased_qkv)
+        self.output = nn.Linear(H * E, D, bias=config.bias)
+        self.norm_each_head = config.qk_norm_width == "head"
+        widths = (E, E) if self.norm_each_head else (H * E, K * E)
+        self.query_norm = RMSNorm(widths[0], config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(widths[1], config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)
@@ -138,19 +158,26 @@ class Attention(nn.Module):
         Args:
             x: residual stream or its norm, (B, T, D)
             visible: the mask of `visible_keys`
-            rotary: rows of the rotary table for these positions, (2, T, E/2) or (2, B, T, E/2)
+            rotary: rows of the rotary table for these positions, (2, T, R/2) or (2, B, T, R/2)
             cache: keys and values of earlier tokens, to which those of the new tokens are appended
         """
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (B, T, H * E), (B, T, K * E) twice
+        if not self.norm_each_head:
+            query, key = self._normalize(query, key)
         heads = (*x.shape[:2], -1, self.head_dim)
-        query = self.query(x).view(heads)  # (B, T, H, E)
-        key = self.key(x).view(heads)  # (B, T, K, E)
-        value = self.value(x).view(heads)  # (B, T, K, E)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if rotary is not None:
+        query, key, value = query.view(heads), key.view(heads), value.view(heads)  # (B, T, heads, E)
+        if self.norm_each_head:
+            query, key = self._normalize(query, key)
+        if rotary is not None and self.rotates:
             query, key = rotate(query, rotary), rotate(key, rotary)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, heads, T, E)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # (B, K, S, E)
-        attended = self.attend(query, key, value, visible, self.dropout if self.training else 0.0)  # (B, H, T, E)
+        dropout = self.dropout if self.training else 0.0
+        attended = self.attend(query, key, value, visible, dropout, self.scale)  # (B, H, T, E)
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def _normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if self.query_norm is None or self.key_norm is None:
+            return query, key
+        return self.query_norm(query), self.key_norm(key)

@@ -13,11 +13,53 @@ from tinylm.errors import did_you_mean
 
 PositionalEncoding = Literal["rotary", "learned", "sinusoidal", "none"]
 Norm = Literal["rmsnorm", "layernorm"]
-NormPlacement = Literal["pre", "post"]
+NormPlacement = Literal["pre", "post", "output"]
+Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]
 AttentionKernel = Literal["fused", "plain"]
 FAR_MORE = 100  # weights that are merely missing are named later
 MAX_TABLE = 1 << 27  # angles of a million positions of a head of 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Slower rotary frequencies, for a context longer than that of the first training.
+
+    linear divides all frequencies by `factor` (Chen et al. 2023). llama3 divides those with less than `low_freq_factor`
+    turns in the original context, keeps those with more than `high_freq_factor`, and interpolates between. yarn does so
+    by dimension, between `beta_slow` and `beta_fast` turns, and scales cosines and sines (Peng et al. 2023).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    """linear, llama3 or yarn."""
+    factor: float
+    """Ratio of the new context to the original one, at least 1."""
+    original_max_seq_len: int | None = None
+    """llama3, yarn: the original context. Default: max_seq_len."""
+    low_freq_factor: float = 1.0
+    """llama3: turns in the original context below which a frequency is divided."""
+    high_freq_factor: float = 4.0
+    """llama3: turns above which a frequency is kept."""
+    beta_fast: float = 32.0
+    """yarn: turns above which a frequency is kept."""
+    beta_slow: float = 1.0
+    """yarn: turns below which a frequency is divided."""
+    attention_factor: float | None = None
+    """yarn: factor of cosines and sines. Default: 1 + ln(factor) / 10."""
+    truncate: bool = True
+    """yarn: round the bounds to whole dimensions."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "rope_scaling.")
+        require(1 <= self.factor < math.inf, f"rope_scaling.factor must be at least 1, got {self.factor}")
+        length, attention = self.original_max_seq_len, self.attention_factor
+        require(length is None or length >= 1, f"rope_scaling.original_max_seq_len must be at least 1, got {length}")
+        ordered = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
+        require(ordered, "rope_scaling.low_freq_factor must be positive and less than high_freq_factor")
+        ordered = 0 < self.beta_slow < self.beta_fast < math.inf
+        require(ordered, "rope_scaling.beta_slow must be positive and less than beta_fast")
+        positive = attention is None or 0 < attention < math.inf
+        require(positive, f"rope_scaling.attention_factor must be positive, got {attention}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +77,11 @@ class ModelConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 4
-    """Query heads per layer, each of d_model / num_heads."""
+    """Query heads per layer."""
     num_kv_heads: int | None = None
     """Key/value heads per layer; 1 is multi-query attention. Default: num_heads."""
+    d_head: int | None = None
+    """Width of a head. Default: d_model / num_heads."""
     d_ff: int | None = None
     """Width of the feed-forward layer. Default: 4 d_model; swiglu: 8/3 d_model, rounded up to a multiple of 64."""
     max_seq_len: int = 256
@@ -49,21 +93,37 @@ class ModelConfig:
     norm: Norm = "rmsnorm"
     """Normalization: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
-    """pre: x + f(norm(x)), with a final norm. post: norm(x + f(x))."""
+    """pre: x + f(norm(x)), with a final norm. post: norm(x + f(x)). output: x + norm(f(x)), with a final norm."""
+    residual: Residual = "sequential"
+    """sequential: attention, then feed-forward. parallel: both read x. parallel_one_norm: both read one norm of x."""
     norm_eps: float = 1e-5
     """Added to the variance or mean square before its root."""
     qk_norm: bool = True
-    """RMSNorm of each head's queries and keys."""
+    """RMSNorm of queries and keys."""
+    qk_norm_width: Literal["head", "all"] = "head"
+    """head: each head is normalized by itself. all: all heads of a token together."""
     activation: Activation = "swiglu"
     """Feed-forward nonlinearity: swiglu (gated), gelu (exact), gelu_tanh, relu, or relu2 (ReLU squared)."""
     bias: bool = False
     """Biases in linear layers and in LayerNorm."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values. Default: bias."""
+    head_bias: bool = False
+    """Bias of the output projection."""
     tie_embeddings: bool = True
     """Share the weights of the embedding and the output projection."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Slower rotary frequencies for a longer context. Default: none."""
+    rotary_fraction: float = 1.0
+    """Share of each head's dimensions, from the first on, that rotary positions rotate."""
     sliding_window: int | None = None
     """Tokens that a query sees, itself included. Default: all."""
+    layer_pattern: str | None = None
+    """One letter per layer, repeated: S sliding window, L all tokens, N all tokens without rotary positions."""
+    attention_scale: float | None = None
+    """Factor of the attention scores. Default: 1 / sqrt(head_dim)."""
     attention_kernel: AttentionKernel = "fused"
     """fused: PyTorch's kernel. plain: the formula."""
     document_mask: bool = False
@@ -74,25 +134,59 @@ class ModelConfig:
     """Recompute blocks in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", _rope_scaling(self.rope_scaling))
         check_types(self)
-        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len")
+        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_head", "d_ff", "max_seq_len")
         for name in (*sizes, "sliding_window"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         D, H, K = self.d_model, self.num_heads, self.kv_heads
-        require(D % H == 0, f"d_model must be divisible by num_heads, got d_model={D} and num_heads={H}")
+        divisible = self.d_head is not None or D % H == 0
+        require(divisible, f"d_model must be divisible by num_heads, got d_model={D} and num_heads={H}")
         require(H % K == 0, f"num_heads must be divisible by num_kv_heads, got num_heads={H} and num_kv_heads={K}")
-        if self.positional_encoding == "rotary":
-            E = self.head_dim
-            require(E % 2 == 0, f"rotary positions need an even head_dim, got d_model={D} / num_heads={H} = {E}")
-            require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
         if self.positional_encoding == "sinusoidal":
             require(D % 2 == 0, f"sinusoidal positions need an even d_model, got {D}")
-        table = {"rotary": self.max_seq_len * self.head_dim, "sinusoidal": self.max_seq_len * D}
+        self._check_rotary()
+        self._check_layers()
+        table = {"rotary": self.max_seq_len * self.rotary_dim, "sinusoidal": self.max_seq_len * D}
         largest = table.get(self.positional_encoding, 0)
         require(largest <= MAX_TABLE, f"max_seq_len={self.max_seq_len}: its positions would need {largest:,} numbers")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
         require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
+        scale = self.attention_scale
+        require(scale is None or 0 < scale < math.inf, f"attention_scale must be positive, got {scale}")
+
+    def _check_rotary(self) -> None:
+        fraction, dim, E = self.rotary_fraction, self.rotary_dim, self.head_dim
+        require(0 < fraction <= 1, f"rotary_fraction must be above 0 and at most 1, got {fraction}")
+        if self.positional_encoding == "rotary":
+            head = f"d_model={self.d_model} / num_heads={self.num_heads}" if self.d_head is None else "d_head"
+            require(fraction < 1 or E % 2 == 0, f"rotary positions need an even head_dim, got {head} = {E}")
+            even = dim > 0 and dim % 2 == 0
+            require(even, f"rotary_fraction must leave an even number to rotate, got {fraction} of {E} = {dim}")
+            require(0 < self.rope_theta < math.inf, f"rope_theta must be positive, got {self.rope_theta}")
+            yarn = self.rope_scaling is not None and self.rope_scaling.kind == "yarn"
+            require(not yarn or self.rope_theta > 1, f"yarn needs a rope_theta above 1, got {self.rope_theta}")
+            return
+        for name, off in (("rope_scaling", self.rope_scaling is None), ("rotary_fraction", fraction == 1)):
+            require(off, f"{name} needs positional_encoding=rotary, got {self.positional_encoding}")
+
+    def _check_layers(self) -> None:
+        pre = self.residual == "sequential" or self.norm_placement == "pre"
+        require(pre, f"residual={self.residual} needs norm_placement=pre, got {self.norm_placement}")
+        require(self.qk_norm or self.qk_norm_width == "head", "qk_norm_width=all needs qk_norm")
+        pattern = self.layer_pattern
+        if pattern is None:
+            return
+        letters = bool(pattern) and set(pattern) <= set("SLN")
+        require(letters, f"layer_pattern must consist of the letters S, L and N, got {pattern!r}")
+        if "N" in pattern:
+            require(self.positional_encoding == "rotary", "layer_pattern: N needs positional_encoding=rotary")
+        if "S" in pattern:
+            require(self.sliding_window is not None, f"layer_pattern {pattern!r} has an S; set sliding_window")
+        else:
+            require(self.sliding_window is None, f"sliding_window needs an S in layer_pattern, got {pattern!r}")
 
     @property
     def kv_heads(self) -> int:
@@ -102,7 +196,27 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Dimension of one head, E."""
-        return self.d_model // self.num_heads
+        return self.d_model // self.num_heads if self.d_head is None else self.d_head
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that rotary positions rotate."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def layer_kinds(self) -> str:
+        """One letter per layer: S, L or N, as in `layer_pattern`."""
+        pattern = self.layer_pattern or ("L" if self.sliding_window is None else "S")
+        return (pattern * self.num_layers)[: self.num_layers]
+
+    @property
+    def biased_qkv(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    def window(self, kind: str) -> int | None:
+        """Tokens that a query sees in layers of a kind of `layer_kinds`; None: all."""
+        return self.sliding_window if kind == "S" else None
 
     @property
     def ff_width(self) -> int:
@@ -126,6 +240,16 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return dataclasses.asdict(self)
+
+
+def _rope_scaling(values: dict[str, Any]) -> RopeScaling:
+    fields = [field.name for field in dataclasses.fields(RopeScaling)]
+    for name in values:
+        hint = did_you_mean(name, fields, FOREIGN_NAMES)
+        require(name in fields, f"rope_scaling.{name}: no such field of RopeScaling{hint}")
+    for name in ("kind", "factor"):
+        require(name in values, f"rope_scaling.{name}: missing")
+    return RopeScaling(**values)
 
 
 # Fields that may change during a run, since they do not affect the meaning of the weights.
@@ -152,21 +276,22 @@ def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
 
 def parameter_count(config: ModelConfig) -> int:
     """Computes the number of parameters of a `TransformerLM` without building one; tied weights count once."""
-    width, heads, kv, head = config.d_model, config.num_heads, config.kv_heads, config.head_dim
-    bias = int(config.bias)
+    width, heads, kv = config.d_model, config.num_heads * config.head_dim, config.kv_heads * config.head_dim
 
-    def linear(inputs: int, outputs: int) -> int:
+    def linear(inputs: int, outputs: int, bias: bool = config.bias) -> int:
         return inputs * outputs + bias * outputs
 
     norm = width * (2 if config.norm == "layernorm" and config.bias else 1)
-    attention = linear(width, heads * head) + 2 * linear(width, kv * head) + linear(heads * head, width)
-    attention += 2 * head if config.qk_norm else 0
+    attention = linear(width, heads + 2 * kv, config.biased_qkv) + linear(heads, width)
+    if config.qk_norm:
+        attention += 2 * config.head_dim if config.qk_norm_width == "head" else heads + kv
     gates = 2 if config.activation == "swiglu" else 1
     feedforward = gates * linear(width, config.ff_width) + linear(config.ff_width, width)
-    total = config.num_layers * (attention + feedforward + 2 * norm)
-    total += config.vocab_size * width * (1 if config.tie_embeddings else 2)
+    norms = norm if config.residual == "parallel_one_norm" else 2 * norm
+    total = config.num_layers * (attention + feedforward + norms)
+    total += config.vocab_size * (width * (1 if config.tie_embeddings else 2) + config.head_bias)
     total += config.max_seq_len * width if config.positional_encoding == "learned" else 0
-    total += norm if config.norm_placement == "pre" else 0
+    total += 0 if config.norm_placement == "post" else norm
     return total
 
 
@@ -191,10 +316,11 @@ def flops_per_token(config: ModelConfig) -> int:
     """Floating-point operations of training on one token at full context, forward and backward.
 
     The convention of PaLM (Chowdhery et al. 2022, appendix B) and of most published MFU figures: six operations per
-    parameter, lookup tables excluded, plus 12 d_model * (visible tokens) per layer for the two products of attention,
-    as if every query saw the whole context. Softmax and recomputation are left out.
+    parameter, lookup tables excluded, plus 12 H E * (visible tokens) per layer for the two products of attention, as if
+    every query saw the whole context or window. Softmax and recomputation are left out.
     """
     lookups = 0 if config.tie_embeddings else config.vocab_size * config.d_model
     lookups += config.max_seq_len * config.d_model if config.positional_encoding == "learned" else 0
-    visible = min(config.max_seq_len, config.sliding_window or config.max_seq_len)
-    return 6 * (parameter_count(config) - lookups) + 12 * config.num_layers * config.d_model * visible
+    context = config.max_seq_len
+    visible = sum(min(context, config.window(kind) or context) for kind in config.layer_kinds)
+    return 6 * (parameter_count(config) - lookups) + 12 * config.num_heads * config.head_dim * visible

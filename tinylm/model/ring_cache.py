@@ -47,7 +47,7 @@ class RingKVCache(KVCache):
         device: torch.device | str = "cpu",
     ) -> None:
         self.max_len = config.max_seq_len if max_len is None else min(max_len, config.max_seq_len)
-        window = config.sliding_window
+        window = config.sliding_window if set(config.layer_kinds) == {"S"} else None  # a full layer keeps all positions
         self.num_slots = self.max_len if window is None else min(self.max_len, window + spare)
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         self._counts: Sequence[int] | None = None

@@ -23,24 +23,36 @@ from tinylm.model.ring_cache import RingKVCache
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each added to the residual stream."""
+    """Attention and a feed-forward layer, each added to the residual stream: one after the other, or in parallel."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.pre_norm = config.norm_placement == "pre"
+        self.form = config.norm_placement if config.residual == "sequential" else config.residual
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.feedforward_norm = make_norm(config)
+        self.feedforward_norm = nn.Identity() if self.form == "parallel_one_norm" else make_norm(config)
         self.feedforward = make_feedforward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); the other arguments are those of `Attention.forward`."""
-        if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), visible, rotary, cache))
-            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, visible, rotary, cache)))
-        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+        context = (visible, rotary, cache)
+        match self.form:
+            case "pre":
+                x = x + self.dropout(self.attention(self.attention_norm(x), *context))
+                return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+            case "post":
+                x = self.attention_norm(x + self.dropout(self.attention(x, *context)))
+                return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+            case "output":
+                x = x + self.dropout(self.attention_norm(self.attention(x, *context)))
+                return x + self.dropout(self.feedforward_norm(self.feedforward(x)))
+            case "parallel":
+                attended = self.attention(self.attention_norm(x), *context)
+                return x + self.dropout(attended) + self.dropout(self.feedforward(self.feedforward_norm(x)))
+            case _:  # parallel_one_norm
+                normed = self.attention_norm(x)
+                return x + self.dropout(self.attention(normed, *context)) + self.dropout(self.feedforward(normed))
 
 
 class TransformerLM(nn.Module):
@@ -62,8 +74,9 @@ class TransformerLM(nn.Module):
         self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.kinds = config.layer_kinds
+        self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -76,7 +89,8 @@ class TransformerLM(nn.Module):
             case "sinusoidal":
                 return PositionTable(sinusoidal_table(config.max_seq_len, config.d_model))
             case "rotary":
-                return PositionTable(rotary_table(config.max_seq_len, config.head_dim, config.rope_theta))
+                table = rotary_table(config.max_seq_len, config.rotary_dim, config.rope_theta, config.rope_scaling)
+                return PositionTable(table)
         return None
 
     def _initialize(self) -> None:
@@ -110,25 +124,31 @@ class TransformerLM(nn.Module):
         """
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
-        if isinstance(positions, slice):
-            visible = visible_keys(ids.shape[1], positions.stop, self.config.sliding_window, documents, ids.device)
-        else:
-            assert keys is not None
-            visible = visible_positions(positions, keys, self.config.sliding_window)
+        visible = {kind: self._mask(kind, positions, keys, ids, documents) for kind in dict.fromkeys(self.kinds)}
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
                 x = x + self.positions.weight[positions]
             case PositionTable() if self.config.positional_encoding == "rotary":
-                rotary = self.positions(x)[:, positions]  # (2, T, E/2), or (2, B, T, E/2)
+                rotary = self.positions(x)[:, positions]  # (2, T, R/2), or (2, B, T, R/2)
             case PositionTable():
                 x = (x + self.positions(x)[positions]).type_as(x)
         x = self.dropout(x)
-        for block in self.blocks:
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
             if self.config.activation_checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, visible, rotary, cache)
+            x = block(x, visible[kind], rotary, cache)
         return widened(self.head(self.final_norm(x)[:, skip:]))
+
+    def _mask(
+        self, kind: str, positions: slice | Tensor, keys: Tensor | None, ids: Tensor, documents: Tensor | None
+    ) -> Tensor | None:
+        """The mask of the layers of a kind, S, L or N; positions and keys are those of `KVCache.reserve`."""
+        window = self.config.window(kind)
+        if isinstance(positions, slice):
+            return visible_keys(ids.shape[1], positions.stop, window, documents, ids.device)
+        assert keys is not None
+        return visible_positions(positions, keys, window)
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
         read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)
