@@ -28,14 +28,26 @@ def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[st
         config: the config
         fits: field -> the values that the format's program computes; () stands for any value
     """
-    values = config.to_dict()
-    if config.head_dim * config.num_heads == config.d_model and "d_head" in values:
-        values["d_head"] = None
-    if (config.sliding_window or 0) >= config.max_seq_len:
-        values["sliding_window"] = None  # a window as long as the context hides nothing
+    values = config.to_dict() | {name: None for name in _idle(config)}
     free = SIZES | TRAINING | {name for name, fitting in fits.items() if not fitting}
     defaults = {field.name: (field.default,) for field in dataclasses.fields(config)}
     return [name for name in values if name not in free and values[name] not in (defaults | dict(fits))[name]]
+
+
+def _idle(config: ModelConfig) -> list[str]:
+    """The fields that change nothing, since they repeat the default of the other fields."""
+    full = config.sliding_window is None or config.sliding_window >= config.max_seq_len
+    return [
+        name
+        for name, idle in (
+            ("d_head", config.head_dim * config.num_heads == config.d_model),
+            ("qkv_bias", config.qkv_bias == config.bias),
+            ("attention_scale", config.attention_scale == config.head_dim**-0.5),
+            ("sliding_window", full or "S" not in config.layer_kinds),
+            ("layer_pattern", "N" not in config.layer_kinds and (full or "S" not in config.layer_kinds)),
+        )
+        if idle
+    ]
 
 
 def check_plain(model: TransformerLM, purpose: str) -> None:

@@ -6,12 +6,11 @@ llama.cpp computes what its name of an architecture says and ignores the rest, a
 pre-tokenizer says. A config or a pattern without such a name is refused. `gpt2` needs gelu_tanh: llama.cpp has no exact
 GELU there. Biases that gpt2 always has are written as zeros.
 
-Left out: yarn scaling, sliding windows, tokenizers of characters and words.
+Left out: sliding windows, tokenizers of characters and words.
 """
 
 import dataclasses
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from tinylm.errors import ConfigError, notice
 from tinylm.files import atomic_write
 from tinylm.interop.forms import check_plain, misfits, swap_rotary_pairs, their_names, weight_shapes
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.positional import rotary_table
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
@@ -69,10 +69,8 @@ class Architecture:
 ANY: tuple[Any, ...] = ()
 ROTARY = {"norm_eps": ANY, "rope_theta": ANY, "rope_scaling": ANY, "qk_norm": (False,), "bias": (False,)}
 ARCHITECTURES = {  # in order of preference
-    "llama": Architecture(
-        ROTARY | {"bias": (False, True), "qkv_bias": (None,), "d_head": ANY}, interleaved=True
-    ),
     "qwen2": Architecture(ROTARY | {"qkv_bias": (True,)}),
+    "llama": Architecture(ROTARY | {"bias": (False, True), "qkv_bias": ANY, "d_head": ANY}, interleaved=True),
     "qwen3": Architecture(ROTARY | {"qk_norm": (True,), "d_head": ANY}),
     "gpt2": Architecture(
         {"positional_encoding": ("learned",), "norm": ("layernorm",), "norm_eps": ANY, "activation": ("gelu_tanh",)}
@@ -169,9 +167,9 @@ def choose_architecture(config: ModelConfig) -> str:
         remedy = [f"{name}={' or '.join(map(str, fits.get(name, (default[name],))))}" for name in found[nearest]]
         remedies = " and ".join(remedy)
         raise ConfigError(f"{given}: not computed by llama.cpp with the other fields; {remedies} would fit {nearest}")
-    scaling = config.to_dict().get("rope_scaling")
-    if scaling is not None and scaling["kind"] not in (("linear", "llama3") if nearest == "llama" else ("linear",)):
-        raise ConfigError(f"rope_scaling.kind={scaling['kind']}: not written for llama.cpp's {nearest}")
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind != "linear" and nearest != "llama":
+        raise ConfigError(f"rope_scaling.kind={scaling.kind}: not computed by llama.cpp's {nearest}; linear is")
     return nearest
 
 
@@ -190,36 +188,40 @@ def _add_config(writer: Any, config: ModelConfig, kind: str) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    scaling = config.to_dict().get("rope_scaling")
-    if scaling is not None and scaling["kind"] == "linear":
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
         writer.add_string(f"{kind}.rope.scaling.type", "linear")
-        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    elif config.rope_scaling is not None:
+        writer.add_rope_scaling_attn_factors(_rotary_scale(config))
 
 
 def _weights(state: dict[str, Tensor], config: ModelConfig, architecture: Architecture) -> dict[str, Tensor]:
     """llama.cpp's weights, by name, in float32."""
-    biased = dataclasses.replace(config, bias=True, **({"qkv_bias": None} if hasattr(config, "qkv_bias") else {}))
-    shapes = weight_shapes(biased if architecture.biased else config)
+    shapes = weight_shapes(dataclasses.replace(config, bias=True, qkv_bias=None) if architecture.biased else config)
     weights = {}
     for theirs, ours in their_names(shapes, OUTER, architecture.block, "blk.{}").items():
         parts = [state[name] if name in state else torch.zeros(shapes[name]) for name in ours]
         if architecture.interleaved and theirs.split(".")[-2] in ("attn_q", "attn_k"):
             parts = [swap_rotary_pairs(part, config.head_dim, interleaved=True) for part in parts]
         weights[theirs] = torch.cat(parts).contiguous()
-    scaling = config.to_dict().get("rope_scaling")
-    if scaling is not None and scaling["kind"] == "llama3":
-        weights["rope_freqs.weight"] = _llama3_divisors(config, scaling)
+    if config.rope_scaling is not None and config.rope_scaling.kind != "linear":
+        weights["rope_freqs.weight"] = _rotary_divisors(config)
     return weights
 
 
-def _llama3_divisors(config: ModelConfig, scaling: Mapping[str, Any]) -> Tensor:
-    """The number by which llama.cpp divides each rotary frequency, (E/2,)."""
-    E, factor = config.head_dim, scaling["factor"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original = scaling["original_max_seq_len"] or config.max_seq_len
-    wavelengths = 2 * math.pi * config.rope_theta ** (torch.arange(0, E, 2, dtype=torch.float64) / E)
-    kept = ((original / wavelengths - low) / (high - low)).clamp(0.0, 1.0)  # 1: the frequency is not changed
-    return (1 / (kept + (1 - kept) / factor)).float()
+def _rotary_divisors(config: ModelConfig) -> Tensor:
+    """The numbers by which llama.cpp divides the rotary frequencies, (E/2,)."""
+    tables = [
+        rotary_table(max(config.max_seq_len, 2), config.head_dim, config.rope_theta, scaling)
+        for scaling in (None, config.rope_scaling)
+    ]
+    plain, scaled = (torch.atan2(sin[1], cos[1]) for cos, sin in tables)  # the angles at position 1
+    return (plain / scaled).float()
+
+
+def _rotary_scale(config: ModelConfig) -> float:
+    """The factor of cosines and sines."""
+    return float(rotary_table(config.max_seq_len, config.head_dim, config.rope_theta, config.rope_scaling)[0, 0, 0])
 
 
 def _stored(name: str, values: np.ndarray, dtype: str, gguf: Any) -> tuple[np.ndarray, Any]:
