@@ -66,7 +66,7 @@ def test_a_token_never_changes_earlier_logits(config, data):
 def test_a_token_reaches_one_window_per_layer_and_no_further(config):
     """Each layer carries information window - 1 positions ahead. Beyond that, logits are equal bit for bit."""
     model, ids = random_model(config, dtype=torch.float32), random_ids(config)
-    reach = config.num_layers * (config.sliding_window - 1)
+    reach = sum((config.window(kind) or config.max_seq_len + 1) - 1 for kind in config.layer_kinds)
     changed = model(with_changed_token(ids, 0, config.vocab_size))
     assert torch.equal(model(ids)[:, reach + 1 :], changed[:, reach + 1 :])
 

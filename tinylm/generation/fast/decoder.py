@@ -59,8 +59,9 @@ class Decoder(CachedDecoder):
         self.embedding = model.embedding
         self.positions = position_rows(model)
         self.rotary = config.positional_encoding == "rotary"
-        self.window = config.sliding_window
-        self.layers = [Layer(block, parts) for block in model.blocks if isinstance(block, Block)]
+        self.windows = {kind: config.window(kind) for kind in config.layer_kinds}
+        blocks = zip(model.blocks, config.layer_kinds, strict=True)
+        self.layers = [(Layer(block, parts), kind) for block, kind in blocks if isinstance(block, Block)]
         self.final_norm = norm_function(model.final_norm)
         self.head = Product([model.head], parts)
 
@@ -75,17 +76,8 @@ class Decoder(CachedDecoder):
             (B, V), in at least float32
         """
         positions, keys = cache.reserve(1)
-        if isinstance(positions, slice):
-            visible = visible_keys(1, positions.stop, window=self.window, device=ids.device)  # (1, S)
-            visible = None if visible is None else visible[None, None]
-        else:
-            assert keys is not None
-            visible = visible_positions(positions, keys, self.window)  # (B, 1, 1, S)
-            positions = positions[:, 0]
-        mask = None
-        if visible is not None:
-            mask = torch.zeros(visible.shape, dtype=self.embedding.weight.dtype, device=ids.device)
-            mask.masked_fill_(~visible, float("-inf"))
+        masks = {kind: self._mask(window, positions, keys) for kind, window in self.windows.items()}
+        positions = positions if isinstance(positions, slice) else positions[:, 0]
         x, rotary = F.embedding(ids, self.embedding.weight), None  # (B, D)
         if self.positions is not None:
             rows = self.positions[positions]  # (B, ...), or (1, ...) for all
@@ -93,11 +85,25 @@ class Decoder(CachedDecoder):
                 rotary = rows.unbind(1)
             else:
                 x = (x + rows).type_as(x)
-        for layer in self.layers:
-            x = layer.forward(x, rotary, mask, cache)
+        for layer, kind in self.layers:
+            x = layer.forward(x, rotary, masks[kind], cache)
         logits = self.head.forward(self.final_norm(x))
         self._end_documents(ids, cache)
         return widened(logits)
+
+    def _mask(self, window: int | None, positions: slice | Tensor, keys: Tensor | None) -> Tensor | None:
+        """What is added to the scores of the keys, (B, 1, 1, S) or (1, 1, 1, S): zero or -inf; None for all zeros."""
+        weight = self.embedding.weight
+        if isinstance(positions, slice):
+            visible = visible_keys(1, positions.stop, window, device=weight.device)  # (1, S)
+            visible = None if visible is None else visible[None, None]
+        else:
+            assert keys is not None
+            visible = visible_positions(positions, keys, window)  # (B, 1, 1, S)
+        if visible is None:
+            return None
+        mask = torch.zeros(visible.shape, dtype=weight.dtype, device=weight.device)
+        return mask.masked_fill_(~visible, float("-inf"))
 
 
 @torch.inference_mode()

@@ -23,12 +23,12 @@ from tinylm.model.transformer import Block
 
 def position_rows(model: TransformerLM) -> Tensor | None:
     """A table with one row per position: vectors to add, (positions, D), or rotary cosines and signed sines of each
-    coordinate, (positions, 2, 1, 1, E)."""
+    rotated coordinate, (positions, 2, 1, 1, R)."""
     match model.positions:
         case nn.Embedding():
             return model.positions.weight
         case PositionTable() if model.config.positional_encoding == "rotary":
-            cos, sin = model.positions(model.embedding.weight)  # (positions, E/2) each
+            cos, sin = model.positions(model.embedding.weight)  # (positions, R/2) each
             rows = torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)), dim=1)
             return rows[:, :, None, None]
         case PositionTable():
@@ -47,22 +47,35 @@ def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.layer_norm(x, weight.shape, weight, module.bias, eps)
 
 
+def rotated(x: Tensor, rotary: Sequence[Tensor]) -> Tensor:
+    """Rotates the first R coordinates of x, (..., E), by cosines and signed sines, (..., R)."""
+    cos, sin = rotary
+    width = cos.shape[-1]
+    front = x if width == x.shape[-1] else x[..., :width]
+    front = torch.addcmul(front * cos, front.roll(width // 2, dims=-1), sin).type_as(x)
+    return front if width == x.shape[-1] else torch.cat((front, x[..., width:]), dim=-1)
+
+
 class Layer:
     """A `Block` that reads one token of each row."""
 
     def __init__(self, block: Block, parts: int) -> None:
         attention, feedforward = block.attention, block.feedforward
-        self.pre_norm, self.index, self.head_dim = block.pre_norm, attention.layer, attention.head_dim
+        self.form, self.index, self.head_dim = block.form, attention.layer, attention.head_dim
+        self.rotates, self.scale = attention.rotates, attention.scale
         self.attention_norm = norm_function(block.attention_norm)
         self.feedforward_norm = norm_function(block.feedforward_norm)
         self.heads = attention.query.out_features // self.head_dim
         self.kv_heads = attention.key.out_features // self.head_dim
-        self.qk_weight = None
+        self.qk_weight, self.qk_norms = None, None
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = attention.query_norm.weight, attention.key_norm.weight
-            both = torch.cat((query.expand(self.heads, -1), key.expand(self.kv_heads, -1)))
-            self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
-            self.eps = attention.query_norm.eps
+            if attention.norm_each_head:
+                both = torch.cat((query.expand(self.heads, -1), key.expand(self.kv_heads, -1)))
+                self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
+                self.eps = attention.query_norm.eps
+            else:
+                self.qk_norms = norm_function(attention.query_norm), norm_function(attention.key_norm)
         self.query_key_value = Product([attention.query, attention.key, attention.value], parts)
         self.attention_output = Product([attention.output], parts)
         self.gated = isinstance(feedforward, SwiGLU)
@@ -75,32 +88,50 @@ class Layer:
 
         Args:
             x: residual stream, (B, D)
-            rotary: cosines and signed sines, (B, 1, 1, E) each, or one row for all
+            rotary: cosines and signed sines, (B, 1, 1, R) each, or one row for all
             mask: added to the attention scores, (B, 1, 1, S)
             cache: keys and values
         """
-        if self.pre_norm:
-            x = x + self._attend(self.attention_norm(x), rotary, mask, cache)
-            return x + self._feed(self.feedforward_norm(x))
-        x = self.attention_norm(x + self._attend(x, rotary, mask, cache))
-        return self.feedforward_norm(x + self._feed(x))
+        context = (rotary, mask, cache)
+        match self.form:
+            case "pre":
+                x = x + self._attend(self.attention_norm(x), *context)
+                return x + self._feed(self.feedforward_norm(x))
+            case "post":
+                x = self.attention_norm(x + self._attend(x, *context))
+                return self.feedforward_norm(x + self._feed(x))
+            case "output":
+                x = x + self.attention_norm(self._attend(x, *context))
+                return x + self.feedforward_norm(self._feed(x))
+            case "parallel":
+                attended = self._attend(self.attention_norm(x), *context)
+                return x + attended + self._feed(self.feedforward_norm(x))
+            case _:  # parallel_one_norm
+                normed = self.attention_norm(x)
+                return x + self._attend(normed, *context) + self._feed(normed)
 
     def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: RingKVCache) -> Tensor:
         B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_dim
-        heads = self.query_key_value.forward(x).view(B, H + 2 * K, 1, E)
+        heads = self.query_key_value.forward(x)  # (B, (H + 2 K) * E)
+        if self.qk_norms is not None:
+            query, key, value = heads.split_with_sizes((H * E, K * E, K * E), dim=-1)
+            heads = torch.cat((self.qk_norms[0](query), self.qk_norms[1](key), value), dim=-1)
+        heads = heads.view(B, H + 2 * K, 1, E)
         both, value = heads.split_with_sizes((H + K, K), dim=1)
         if self.qk_weight is not None:
             both = torch.rms_norm(both, (E,), None, self.eps) * self.qk_weight
-        if rotary is not None:
-            both = torch.addcmul(both * rotary[0], both.roll(E // 2, dims=-1), rotary[1]).type_as(x)
+        if rotary is not None and self.rotates:
+            both = rotated(both, rotary)
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
         query = query.view(B, K, H // K, E)  # the heads of a group, as if they were queries at several positions
         if B == 1:
-            return self.attention_output.forward(F.scaled_dot_product_attention(query, keys, values, mask).view(B, -1))
+            attended = F.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
+            return self.attention_output.forward(attended.view(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
         mask = query.new_zeros(()) if mask is None else mask.expand(B, K, -1, -1).reshape(B * K, 1, -1)
-        weights = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=E**-0.5).softmax(dim=-1)  # (B K, H/K, S)
+        scale = E**-0.5 if self.scale is None else self.scale
+        weights = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scale).softmax(dim=-1)  # (B K, H/K, S)
         return self.attention_output.forward(torch.bmm(weights, values).view(B, H * E))
 
     def _feed(self, x: Tensor) -> Tensor:
