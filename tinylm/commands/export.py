@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
-from tinylm.files import default_cache_dir
+from tinylm.files import default_cache_dir, read_range
 from tinylm.locate import CONVERTIBLE, command, is_llama2c
 from tinylm.targets import HUGGINGFACE_FOLDER, MODEL_FOLDER, check_target
 
@@ -137,10 +137,7 @@ def read_foreign(model: str, tokenizer: Path | None) -> "tuple[TransformerLM, To
     from tinylm.interop import load_huggingface
 
     path = Path(model)
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(28)
+    head = read_range(path, 0, 28) if path.is_file() else b""
     if head.startswith((b"PK", b"\x80")):
         return read_nanogpt(path, tokenizer)
     if is_llama2c(head):
@@ -186,7 +183,7 @@ def read_tokenizer(path: Path) -> "Tokenizer":
     from tinylm.interop import read_meta
     from tinylm.tokenizer import load_tokenizer
 
-    if path.is_file() and path.open("rb").read(1) == b"\x80":
+    if path.is_file() and read_range(path, 0, 1) == b"\x80":
         return read_meta(path)
     return load_tokenizer(path)
 
