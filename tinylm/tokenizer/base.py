@@ -95,6 +95,11 @@ class Tokenizer(ABC):
         """The id that separates documents, or None if there is none."""
         return self.marks.end
 
+    @property
+    def opening(self) -> list[int]:
+        """The ids before every text that the model reads: `marks.begin`, if there is one."""
+        return [] if self.marks.begin is None else [self.marks.begin]
+
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
 
@@ -127,7 +132,22 @@ class Tokenizer(ABC):
         options["special_tokens"] = [*options["special_tokens"], *new]
         if "ids" in options:
             options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
-        return self._with(options, self._marks)
+        return self._with(options, self._marks_with(new))
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of these special tokens that the tokenizer lacks.
+
+        An end of text under another name, set by `with_marks`, counts as `<|endoftext|>`.
+        """
+        ends = self.ends if self._marks is not None and self._marks.end is not None else ()
+        return [name for name in names if name not in self.special_tokens and name not in ends]
+
+    def _marks_with(self, new: Sequence[str]) -> Marks | None:
+        """The marks set by `with_marks`, after special tokens are added: the first of `ends` becomes a missing end."""
+        if self._marks is None or self._marks.end is not None:
+            return self._marks
+        end = next((self.vocab_size + new.index(name) for name in self.ends if name in new), None)
+        return self._marks if end is None else Marks(self._marks.begin, end, (*self._marks.stops, end))
 
     # --- text -> ids
 
@@ -266,12 +286,17 @@ class Tokenizer(ABC):
 
     # --- ids -> text
 
-    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+    def until_stop(self, ids: list[int]) -> list[int]:
+        """The ids before the first of `marks.stops`."""
+        return ids[: next((place for place, token in enumerate(ids) if token in self.marks.stops), len(ids))]
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
         """The text of token ids.
 
         Args:
             ids: token ids; may be an array or a tensor
             errors: treatment of invalid UTF-8, as in `bytes.decode`
+            continues: whether they continue a text, so that nothing is dropped at their beginning
 
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
