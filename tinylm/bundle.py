@@ -64,11 +64,11 @@ def save_bundle(
 
     Raises:
         CannotCreateError: if the folder exists and is not to be replaced, or is something else.
-        ConfigError: if the tokenizer has another vocabulary size, or the model is not standard.
+        ConfigError: if the tokenizer has more tokens than the model, or the model is not standard.
     """
     check_target(folder, MODEL_FOLDER, overwrite)
     check_known(model, "a model folder")
-    if tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:

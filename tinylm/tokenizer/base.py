@@ -55,6 +55,7 @@ class Tokenizer(ABC):
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
     _marks: Marks | None = None
+    _origin: dict[str, Any] | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -95,6 +96,16 @@ class Tokenizer(ABC):
         """The id that separates documents, or None if there is none."""
         return self.marks.end
 
+    @property
+    def opening(self) -> list[int]:
+        """The ids before every text that the model reads: `marks.begin`, if there is one."""
+        return [] if self.marks.begin is None else [self.marks.begin]
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether `marks.begin` was set apart from `end`, so that files of other programs must say so."""
+        return self._marks is not None and self._marks.begin is not None
+
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
 
@@ -105,12 +116,24 @@ class Tokenizer(ABC):
         for token in {begin, end, *marks.stops} - {None}:
             if not 0 <= token < self.vocab_size:
                 raise ConfigError(f"marks: {token} is outside the vocabulary of {self.vocab_size}")
-        return self._with(self.options(), marks)
+        return self._with(self.options(), marks, None)
 
-    def _with(self, options: dict[str, Any], marks: Marks | None) -> "Tokenizer":
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Settings of the folder of another program that it was read from, which an export writes again; often empty.
+
+        Its keys are names of files (`config.json`); `with_marks` forgets it.
+        """
+        return self._origin or {}
+
+    def with_origin(self, origin: dict[str, Any]) -> "Tokenizer":
+        """A copy with the settings of another program's folder."""
+        return self._with(self.options(), self._marks, origin)
+
+    def _with(self, options: dict[str, Any], marks: Marks | None, origin: dict[str, Any] | None) -> "Tokenizer":
         """A tokenizer of this class."""
         tokenizer = type(self)(**options)
-        tokenizer._marks = None if marks == tokenizer.marks else marks
+        tokenizer._marks, tokenizer._origin = None if marks == tokenizer.marks else marks, origin or None
         return tokenizer
 
     @cached_property
@@ -127,7 +150,22 @@ class Tokenizer(ABC):
         options["special_tokens"] = [*options["special_tokens"], *new]
         if "ids" in options:
             options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
-        return self._with(options, self._marks)
+        return self._with(options, self._marks_with(new), self._origin)
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of these special tokens that the tokenizer lacks.
+
+        An end of text under another name, set by `with_marks`, counts as `<|endoftext|>`.
+        """
+        ends = self.ends if self._marks is not None and self._marks.end is not None else ()
+        return [name for name in names if name not in self.special_tokens and name not in ends]
+
+    def _marks_with(self, new: Sequence[str]) -> Marks | None:
+        """The marks set by `with_marks`, after special tokens are added: the first of `ends` becomes a missing end."""
+        if self._marks is None or self._marks.end is not None:
+            return self._marks
+        end = next((self.vocab_size + new.index(name) for name in self.ends if name in new), None)
+        return self._marks if end is None else Marks(self._marks.begin, end, (*self._marks.stops, end))
 
     # --- text -> ids
 
@@ -266,12 +304,17 @@ class Tokenizer(ABC):
 
     # --- ids -> text
 
-    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+    def until_stop(self, ids: list[int]) -> list[int]:
+        """The ids before the first of `marks.stops`."""
+        return ids[: next((place for place, token in enumerate(ids) if token in self.marks.stops), len(ids))]
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
         """The text of token ids.
 
         Args:
             ids: token ids; may be an array or a tensor
             errors: treatment of invalid UTF-8, as in `bytes.decode`
+            continues: whether they continue a text, so that nothing is dropped at their beginning
 
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
@@ -315,7 +358,8 @@ class Tokenizer(ABC):
 
     def _values(self) -> dict[str, Any]:
         marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
-        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks}
+        origin = {} if self._origin is None else {"origin": self._origin}
+        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks, **origin}
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
@@ -336,11 +380,14 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        options = {name: value for name, value in values.items() if name not in ("format", "kind", "marks", "sha256")}
+        others = ("format", "kind", "marks", "origin", "sha256")
+        options = {name: value for name, value in values.items() if name not in others}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
             if "marks" in values:
                 tokenizer = tokenizer.with_marks(*values["marks"])
+            if "origin" in values:
+                tokenizer = tokenizer.with_origin(dict(values["origin"]))
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:
