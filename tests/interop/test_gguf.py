@@ -19,11 +19,11 @@ from tinylm.data.grammar.stories import stories
 from tinylm.errors import CannotCreateError, ConfigError
 from tinylm.generation import Generator
 from tinylm.interop import export_gguf
-from tinylm.interop.gguf import QWEN2, choose_architecture
+from tinylm.interop.gguf import choose_architecture
 from tinylm.model import ModelConfig
 from tinylm.model.config import RopeScaling
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
-from tinylm.tokenizer.formats.huggingface import DIGITS
+from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes the files, and reads them back")
 

@@ -1,6 +1,7 @@
 """nanoGPT's checkpoints: logits equal to the bit, texts and characters equal, and everything else refused by name."""
 
 import io
+import json
 import pickle
 import re
 
@@ -14,7 +15,7 @@ from tinylm.errors import DataError, MissingInputError
 from tinylm.generation import Generator
 from tinylm.interop import find_meta, load_nanogpt, read_meta
 from tinylm.locate import command
-from tinylm.tokenizer import CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
 TEXT = "".join(sorted(set("First Citizen: Before we proceed any further, hear me speak.\nAll: Speak!")))
 ARGUMENTS = dict(n_layer=3, n_head=4, n_embd=32, block_size=24, bias=False, vocab_size=len(TEXT), dropout=0.2)
@@ -91,9 +92,12 @@ def test_a_converted_model_is_scored_generated_from_and_finetuned(project, tmp_p
     (tmp_path / "t.txt").write_text("First Citizen: Speak!\n" * 40)
     assert main(["generate", "--model", "m", "--prompt", "First", "--max-new-tokens", "5"]) == 0
     assert main(["score", "--model", "m", "--text", "t.txt"]) == 0
-    fit = ["fit", "-c", "finetune", "--model.init_from", "m", "--data.corpus", "t.txt", "--trainer.max_steps", "2"]
-    assert main([*fit, "--run.name", "tuned", "--trainer.accelerator", "cpu"]) == 0
-    assert load("runs/tuned")[1] == CharTokenizer(TEXT)
+    pairs = [{"prompt": "All: ", "response": "Speak!"}, {"prompt": "First: ", "response": "hear me"}] * 20
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    line = ["fit", "-c", "finetune", "--model.init_from", "m", "--data.pairs", "train.jsonl", "--trainer.max_steps", "2"]
+    assert main(line) == 0
+    assert load("runs/finetune")[1] == CharTokenizer(TEXT, [END_OF_TEXT])
 
 
 def test_buffers_and_missing_fields_of_older_checkpoints_are_read(tmp_path):

@@ -2,10 +2,10 @@
 
 tinylm export --model runs/small --to hf --out small-hf                        # for Hugging Face transformers
 tinylm export --model runs/small --to gguf --out small.gguf --dtype q8_0       # for llama.cpp
-tinylm export --model runs/small --to llama2c --out small.bin                  # for llama2.c
+tinylm export --model runs/stories --to llama2c --out stories                  # for llama2.c
 tinylm export --model gpt2 --to tinylm --out runs/gpt2                         # from a Hugging Face folder
 tinylm export --model out/ckpt.pt --to tinylm --out runs/shakespeare           # from nanoGPT
-tinylm export --model stories15M.bin --tokenizer tokenizer.bin --to tinylm --out runs/stories    # from llama2.c
+tinylm export --model stories15M.bin --to tinylm --out runs/stories            # from llama2.c
 """
 
 import argparse
@@ -37,12 +37,12 @@ def run(arguments: list[str]) -> None:
         ".bin of llama2.c",
     )
     parser.add_argument("--to", choices=[*FORMATS], required=True, help="format to write")
-    parser.add_argument("--out", type=Path, required=True, help="output folder; for gguf and llama2c a file")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; for gguf a file")
     parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="gguf: type of the weights (default: f32)")
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        help="of a ckpt.pt or .bin: meta.pkl, or any tokenizer file (default: found beside the model)",
+        help="of a ckpt.pt or .bin: meta.pkl, tokenizer.bin, or any tokenizer file (default: found near the model)",
     )
     parser.add_overwrite_option()
     options = parser.parse(arguments)
@@ -97,17 +97,21 @@ def to_gguf(options: argparse.Namespace) -> list[str]:
 
 
 def to_llama2c(options: argparse.Namespace) -> list[str]:
-    """Writes a file for llama2.c, and returns the lines to print."""
-    from tinylm.interop.llama2c import MODEL_BIN, export_llama2c
+    """Writes a folder for llama2.c, and returns the lines to print."""
+    from tinylm.interop.llama2c import LLAMA2C_FOLDER, export_llama2c
 
-    check_target(options.out, MODEL_BIN, options.overwrite)
+    out = options.out
+    check_target(out, LLAMA2C_FOLDER, options.overwrite)
     _, found = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
 
     bundle = load_bundle(found)
-    export_llama2c(bundle.model, options.out, options.overwrite)
-    return [f"{options.out}: a model of llama2.c, {bundle.model.num_parameters():,} parameters"]
+    export_llama2c(bundle.model, bundle.tokenizer, out, options.overwrite)
+    return [
+        f"{out}: a model of llama2.c, {bundle.model.num_parameters():,} parameters",
+        f'to run it: run {out / "model.bin"} -z {out / "tokenizer.bin"} -i "Once upon a time"',
+    ]
 
 
 # --- in
@@ -169,22 +173,27 @@ def read_nanogpt(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokeni
 
 
 def read_llama2c(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokenizer]":
-    """llama2.c's model, with the given tokenizer."""
+    """llama2.c's model, with the given tokenizer, or the tokenizer.bin in its folder or the one above."""
     from tinylm.interop import load_llama2c
 
-    if given is None:
-        raise MissingInputError(f"{path}: has no tokenizer in it; give one with --tokenizer")
     model = load_llama2c(path)
-    return model, checked(read_tokenizer(given), model, path)
+    near = [folder / "tokenizer.bin" for folder in (path.resolve().parent, path.resolve().parent.parent)]
+    found = given or next((each for each in near if each.is_file()), None)
+    if found is None:
+        raise MissingInputError(f"{path}: found no tokenizer.bin beside it; give it with --tokenizer")
+    notice(f"reading {found}")
+    return model, checked(read_tokenizer(found), model, path)
 
 
 def read_tokenizer(path: Path) -> "Tokenizer":
-    """The tokenizer of a meta.pkl, or of any file or folder that tinylm reads."""
-    from tinylm.interop import read_meta
+    """The tokenizer of a meta.pkl, a tokenizer.bin, or any file or folder that tinylm reads."""
+    from tinylm.interop import read_meta, read_tokenizer_bin
     from tinylm.tokenizer import load_tokenizer
 
     if path.is_file() and read_range(path, 0, 1) == b"\x80":
         return read_meta(path)
+    if path.is_file() and path.suffix == ".bin":
+        return read_tokenizer_bin(path)
     return load_tokenizer(path)
 
 

@@ -2,7 +2,7 @@
 
 from tinylm.interop.gguf import export_gguf
 from tinylm.interop.huggingface import export_huggingface, load_huggingface, load_huggingface_model
-from tinylm.interop.llama2c import export_llama2c, load_llama2c
+from tinylm.interop.llama2c import export_llama2c, load_llama2c, read_tokenizer_bin
 from tinylm.interop.nanogpt import find_meta, load_nanogpt, read_meta
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "load_llama2c",
     "load_nanogpt",
     "read_meta",
+    "read_tokenizer_bin",
 ]
