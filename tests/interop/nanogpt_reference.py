@@ -46,11 +46,18 @@ def random_weights(arguments: dict, seed: int = 0) -> dict:
     D, L = arguments["n_embd"], arguments["n_layer"]
     norms = ["transformer.ln_f", *(f"transformer.h.{i}.ln_{n}" for i in range(L) for n in (1, 2))]
     linear = {"attn.c_attn": (3 * D, D), "attn.c_proj": (D, D), "mlp.c_fc": (4 * D, D), "mlp.c_proj": (D, 4 * D)}
-    shapes = {"transformer.wte.weight": (arguments["vocab_size"], D), "transformer.wpe.weight": (arguments["block_size"], D)}
+    shapes = {
+        "transformer.wte.weight": (arguments["vocab_size"], D),
+        "transformer.wpe.weight": (arguments["block_size"], D),
+    }
     shapes |= {f"{norm}.weight": (D,) for norm in norms}
     shapes |= {f"transformer.h.{i}.{name}.weight": shape for i in range(L) for name, shape in linear.items()}
     if arguments["bias"]:
-        shapes |= {f"{name.removesuffix('.weight')}.bias": shape[:1] for name, shape in shapes.items() if "transformer.w" not in name}
+        shapes |= {
+            f"{name.removesuffix('.weight')}.bias": shape[:1]
+            for name, shape in shapes.items()
+            if "transformer.w" not in name
+        }
     weights = {
         name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 1 else 1.5 / math.sqrt(shape[-1]))
         for name, shape in shapes.items()

@@ -18,7 +18,7 @@ from tinylm.commands import main
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import CannotCreateError, ConfigError
 from tinylm.generation import Generator
-from tinylm.interop import export_gguf
+from tinylm.interop import export_gguf, read_tokenizer_bin
 from tinylm.interop.gguf import choose_architecture
 from tinylm.model import ModelConfig
 from tinylm.model.config import RopeScaling
@@ -77,7 +77,7 @@ def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
 def test_every_tensor_is_stored_bit_for_bit(form, tmp_path):
     model = new_model(form)
     assert export_gguf(model, TOKENIZER, tmp_path / "m.gguf") == form.split()[0]
-    fields, tensors = read(tmp_path / "m.gguf")
+    _fields, tensors = read(tmp_path / "m.gguf")
     weights, heads = model.state_dict(), {"query": SHAPE["num_heads"], "key": model.config.kv_heads}
     names = {"token_embd.weight": weights["embedding.weight"], "output_norm.weight": weights["final_norm.weight"]}
     names["blk.1.ffn_down.weight"] = weights["blocks.1.feedforward.output.weight"]
@@ -154,7 +154,9 @@ def test_the_vocabulary_has_names_types_merges_and_marks(tmp_path):
     export_gguf(new_model(vocab_size=330), TOKENIZER, tmp_path / "m.gguf")
     fields, _ = read(tmp_path / "m.gguf")
     names, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    assert names[:2] == ["!", '"'] and names[319] == END_OF_TEXT and names[320:] == [f"[PAD{i}]" for i in range(320, 330)]
+    assert (
+        names[:2] == ["!", '"'] and names[319] == END_OF_TEXT and names[320:] == [f"[PAD{i}]" for i in range(320, 330)]
+    )
     assert types == [1] * 319 + [3] + [5] * 10
     left, right = TOKENIZER.merges[0]
     assert fields["tokenizer.ggml.merges"][0] == f"{names[left]} {names[right]}"
@@ -317,10 +319,13 @@ def random_texts(count: int) -> list[str]:
     source = random.Random(0)
     parts = [
         *STORIES[:600].split(" "), " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n", "'ll", "'S", "'RE", "don't",
-        "1", "23", "4567", " 89", "...", "!?", "<|", "|>", "<|endoftext|>", "é", "日本語", "Привет", "مرحبا", "नमस्ते", "🙂",
-        "👩‍👩‍👧", "½", "²", "Ⅷ", "e\u0301", "ß", "\u00a0", "\u3000", "_", "#", "x=y+1;", "—", "“q”",
+        "1", "23", "4567", " 89", "...", "!?", "<|", "|>", "<|endoftext|>", "é", "日本語", "Привет", "مرحبا", "नमस्ते",
+        "🙂", "👩‍👩‍👧", "½", "²", "Ⅷ", "e\u0301", "ß", "\u00a0", "\u3000", "_", "#", "x=y+1;", "—", "“q”",
     ]  # fmt: skip
-    return ["".join(source.choice(parts) + source.choice(["", " "]) for _ in range(source.randrange(1, 12))) for _ in range(count)]
+    return [
+        "".join(source.choice(parts) + source.choice(["", " "]) for _ in range(source.randrange(1, 12)))
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.slow
@@ -346,12 +351,35 @@ def test_llamacpp_gives_the_same_token_ids(pattern, llamacpp, tmp_path):
         tokenizer = ByteTokenizer([END_OF_TEXT])
     else:
         tokenizer = BPETokenizer.train_from_texts(
-            [STORIES + " ".join(random_texts(100))], vocab_size=500, pattern=PATTERNS[pattern], special_tokens=[END_OF_TEXT]
+            [STORIES + " ".join(random_texts(100))],
+            vocab_size=500,
+            pattern=PATTERNS[pattern],
+            special_tokens=[END_OF_TEXT],
         )
     export_gguf(new_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "m.gguf")
     texts = random_texts(200)
     found = llamacpp(tmp_path / "m.gguf", texts=texts)["ids"]
     assert found == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_llamacpp_reads_pieces_with_scores(llamacpp, tmp_path):
+    """SentencePiece's BPE with byte fallback, as of Llama 2: ids and greedy tokens."""
+    from tests.interop.test_llama2c import write_tokenizer
+
+    write_tokenizer(tmp_path / "tokenizer.bin", 320)
+    tokenizer = read_tokenizer_bin(tmp_path / "tokenizer.bin")
+    model = new_model("llama", vocab_size=330)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf")
+    texts = random_texts(200)
+    prompt = [1, *tokenizer.encode("Once upon a time")]
+    answer = llamacpp(tmp_path / "m.gguf", [prompt], 50, texts)
+    assert answer["ids"] == [tokenizer.encode(text) for text in texts]
+    ids = list(prompt)
+    for _ in range(50):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert answer["completions"] == [ids[len(prompt) :]] and (answer["bos"], answer["begins"]) == (1, True)
 
 
 @pytest.mark.slow

@@ -95,7 +95,17 @@ def test_a_converted_model_is_scored_generated_from_and_finetuned(project, tmp_p
     pairs = [{"prompt": "All: ", "response": "Speak!"}, {"prompt": "First: ", "response": "hear me"}] * 20
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    line = ["fit", "-c", "finetune", "--model.init_from", "m", "--data.pairs", "train.jsonl", "--trainer.max_steps", "2"]
+    line = [
+        "fit",
+        "-c",
+        "finetune",
+        "--model.init_from",
+        "m",
+        "--data.pairs",
+        "train.jsonl",
+        "--trainer.max_steps",
+        "2",
+    ]
     assert main(line) == 0
     assert load("runs/finetune")[1] == CharTokenizer(TEXT, [END_OF_TEXT])
 
@@ -189,7 +199,10 @@ def test_a_meta_file_of_anything_but_characters_is_refused_without_running_it(na
 
 WEIGHTS = random_weights(ARGUMENTS)
 CHECKPOINTS = {
-    "an unknown field": (dict(arguments=ARGUMENTS | {"rope": True}), "model_args: rope is True; tinylm does not support"),
+    "an unknown field": (
+        dict(arguments=ARGUMENTS | {"rope": True}),
+        "model_args: rope is True; tinylm does not support",
+    ),
     "a missing field": (dict(arguments={"n_layer": 2}), "model_args: n_head is missing"),
     "a wrong type": (dict(arguments=ARGUMENTS | {"n_layer": "3"}), "num_layers must be int"),
     "uneven heads": (dict(arguments=ARGUMENTS | {"n_head": 5}), "d_model must be divisible by num_heads"),

@@ -156,7 +156,7 @@ def read_foreign(model: str, tokenizer: Path | None) -> "tuple[TransformerLM, To
 def read_nanogpt(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokenizer]":
     """nanoGPT's model, with the given tokenizer, the characters of its data set, or GPT-2's tokenizer."""
     from tinylm.data.pretrained import pretrained_tokenizer
-    from tinylm.interop import find_meta, load_nanogpt, read_meta
+    from tinylm.interop import find_meta, load_nanogpt
 
     model, dataset = load_nanogpt(path)
     found = given or find_meta(path, dataset)
@@ -200,7 +200,9 @@ def read_tokenizer(path: Path) -> "Tokenizer":
 def checked(tokenizer: "Tokenizer", model: "TransformerLM", path: Path) -> "Tokenizer":
     """The tokenizer, unless it has ids that the model lacks."""
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(f"{path}: has {model.config.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens")
+        raise DataError(
+            f"{path}: has {model.config.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens"
+        )
     return tokenizer
 
 

@@ -28,7 +28,7 @@ def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[st
         config: the config
         fits: field -> the values that the format's program computes; () stands for any value
     """
-    values = config.to_dict() | {name: None for name in _idle(config)}
+    values = config.to_dict() | dict.fromkeys(_idle(config))
     free = SIZES | TRAINING | {name for name, fitting in fits.items() if not fitting}
     defaults = {field.name: (field.default,) for field in dataclasses.fields(config)}
     return [name for name in values if name not in free and values[name] not in (defaults | dict(fits))[name]]
@@ -66,7 +66,9 @@ def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return shapes
 
 
-def their_names(ours: Iterable[str], outer: Mapping[str, str], block: Mapping[str, str], blocks: str) -> dict[str, list]:
+def their_names(
+    ours: Iterable[str], outer: Mapping[str, str], block: Mapping[str, str], blocks: str
+) -> dict[str, list]:
     """The names of weights in another format -> our weights that each consists of, in our order.
 
     Args:

@@ -280,7 +280,9 @@ def _vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         raise ConfigError("special_tokens: two tokens would have one name in GGUF; rename those like [PAD7]")
     if tokenizer.end_of_text is None and UNUSED not in found.types:
         last = 2 if characters else 11
-        raise ConfigError(f"the tokenizer has no end-of-text token, in whose place llama.cpp would stop at token {last}")
+        raise ConfigError(
+            f"the tokenizer has no end-of-text token, in whose place llama.cpp would stop at token {last}"
+        )
     return found
 
 
@@ -309,7 +311,9 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     if taken := {*found.values()} & {*added.values()} - {found.get(token) for token in added}:
         raise ConfigError(f"special_tokens: {min(taken)!r} is the name of an ordinary token in GGUF; rename it")
     types = _types({*found, *added}, special, plain, rows)
-    return Vocabulary("gpt2", _names(found | added, rows), types, merges or NO_MERGES, PRE_TOKENIZERS[pattern], [], False)
+    return Vocabulary(
+        "gpt2", _names(found | added, rows), types, merges or NO_MERGES, PRE_TOKENIZERS[pattern], [], False
+    )
 
 
 def _pieces(tokenizer: Tokenizer, rows: int) -> Vocabulary:

@@ -53,7 +53,10 @@ USE = """# A model of llama2.c
 Written by tinylm. In this folder, with llama2.c's program: `run model.bin -z tokenizer.bin -i "Once upon a time"`
 """
 LLAMA2C_FOLDER = FolderKind(
-    "a folder of llama2.c", frozenset((MODEL, TOKENIZER, README)), README, rb"# A model of llama2\.c\n\nWritten by tinylm\."
+    "a folder of llama2.c",
+    frozenset((MODEL, TOKENIZER, README)),
+    README,
+    rb"# A model of llama2\.c\n\nWritten by tinylm\.",
 )
 
 
@@ -130,9 +133,7 @@ def _check_rotary(table: Tensor | None, config: ModelConfig) -> None:
     )
 
 
-def export_llama2c(
-    model: TransformerLM, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False
-) -> None:
+def export_llama2c(model: TransformerLM, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False) -> None:
     """Writes a folder with model.bin (version 0) and tokenizer.bin, which run.c reads, atomically.
 
     Raises:
@@ -185,15 +186,16 @@ def read_tokenizer_bin(path: str | Path) -> Tokenizer:
         DataError: if it is damaged, or not a tokenizer of llama2.c.
     """
     path = Path(path)
-    with reading(path, "a tokenizer of llama2.c"), open_input(path) as file:
+    with open_input(path) as file:
         data = file.read(LARGEST_TOKENIZER + 1)
+    with reading(path, "a tokenizer of llama2.c"):
         require(len(data) <= LARGEST_TOKENIZER, f"has more than {LARGEST_TOKENIZER:,} bytes")
         names, scores, place = [], [], 4
         while place < len(data):
             require(place + 8 <= len(data), "ends within a token; is it a tokenizer.bin?")
             score, size = struct.unpack_from("<fi", data, place)
             place += 8 + size
-            require(0 < size and place <= len(data), "ends within a token; is it a tokenizer.bin?")
+            require(size > 0 and place <= len(data), "ends within a token; is it a tokenizer.bin?")
             scores.append(score)
             names.append(data[place - size : place].decode("utf-8"))
         for token, spelled in SPELLED.items():
@@ -214,10 +216,19 @@ def _entries(tokenizer: Tokenizer, rows: int) -> list[tuple[bytes, float]]:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {rows}")
     pieces = to_pieces(tokenizer, "llama2.c")
     bytes_ = [pieces.names.get(FIRST_BYTE + byte) for byte in range(256)]
-    if tokenizer.marks.begin != BEGIN or bytes_ != BYTE_NAMES or not pieces.prefix or SPACE not in pieces.names.values():
-        raise ConfigError("tokenizer: llama2.c needs Llama 2's: <s> is 1, the bytes are 3 to 258, a space begins a text")
+    if (
+        tokenizer.marks.begin != BEGIN
+        or bytes_ != BYTE_NAMES
+        or not pieces.prefix
+        or SPACE not in pieces.names.values()
+    ):
+        raise ConfigError(
+            "tokenizer: llama2.c needs Llama 2's: <s> is 1, the bytes are 3 to 258, a space begins a text"
+        )
     if pieces.plain:
-        raise ConfigError(f"tokenizer: llama2.c does not know added tokens, such as {pieces.names[min(pieces.plain)]!r}")
+        raise ConfigError(
+            f"tokenizer: llama2.c does not know added tokens, such as {pieces.names[min(pieces.plain)]!r}"
+        )
     names = {token: f"\n<pad {token}>\n" for token in range(rows)} | pieces.names
     names |= {token: SPELLED.get(token, name) for token, name in pieces.names.items()}
     return [(names[token].replace(SPACE, " ").encode(), pieces.scores.get(token, 0.0)) for token in range(rows)]

@@ -3,9 +3,9 @@
     model, dataset = load_nanogpt("out/ckpt.pt")
     tokenizer = read_meta("data/shakespeare_char/meta.pkl")
 
-Weights are copied bit for bit. The model is GPT-2's with the exact GELU, which nanoGPT has used since June 2023, when it
-left the tanh form; a checkpoint does not record which. Both files are pickles. They are read by unpicklers that create
-tensors and plain containers and call nothing.
+Weights are copied bit for bit. The activation is the exact GELU, as in nanoGPT since May 2023; a checkpoint does not
+record whether an older nanoGPT trained it with the tanh form. Both files are pickles. They are read by unpicklers that
+create tensors and plain containers and call nothing.
 """
 
 import io

@@ -63,10 +63,11 @@ def check_added(tokenizer: PipelineTokenizer, program: str) -> None:
 def _scores(core: CharacterBPE, added: set[int], program: str) -> dict[int, float]:
     """Minus the rank of each piece, by id; 0 for pieces that nothing is joined to."""
     joined = {name: token for name, token in core.vocab.items() if token not in added}
+    names = {token: name for name, token in core.vocab.items()}
     ranks: dict[int, int] = {}
     last = None
     for left, right in core.merges:
-        token = core._merged[left, right][1]
+        token = core.vocab[names[left] + names[right]]
         if token != last:
             if token in ranks:
                 raise ConfigError(f"tokenizer: merges of one token are not neighbours, as {program} needs them")
