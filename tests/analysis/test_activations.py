@@ -73,6 +73,9 @@ def test_activations_are_consistent_with_the_network(config):
         torch.testing.assert_close(block.feedforward.output(seen["units", layer]), seen["feedforward", layer])
         if config.norm_placement == "pre":
             stream = stream + seen["attention", layer] + seen["feedforward", layer]
+        elif config.norm_placement == "output":
+            stream = stream + block.attention_norm(seen["attention", layer])
+            stream = stream + block.feedforward_norm(seen["feedforward", layer])
         else:
             stream = block.attention_norm(stream + seen["attention", layer])
             stream = block.feedforward_norm(stream + seen["feedforward", layer])

@@ -50,8 +50,9 @@ def test_weights_of_each_query_sum_to_one_over_visible_keys(config):
     T = config.max_seq_len
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones_like(maps[..., 0]), atol=1e-12, rtol=0)
     query, key = torch.arange(T)[:, None], torch.arange(T)
-    unseen = (key > query) | (key <= query - (config.sliding_window or T))
-    assert (maps[..., unseen] == 0).all()
+    for layer, kind in enumerate(config.layer_kinds):
+        unseen = (key > query) | (key <= query - (config.sliding_window if kind == "S" else T))
+        assert (maps[layer][..., unseen] == 0).all()
 
 
 @pytest.mark.parametrize("kernel", ["plain", "fused"])
@@ -98,7 +99,7 @@ def test_scores_of_uniform_attention_by_hand():
     model = without_queries()
     scores = head_scores(model, torch.arange(4)[None].repeat(3, 1))
     even = (math.log(2) + math.log(3) + math.log(4)) / 4
-    assert scores.uniform == pytest.approx(even, abs=1e-12)
+    assert scores.uniform.tolist() == pytest.approx([even] * 2, abs=1e-12)
     torch.testing.assert_close(scores.entropy, uniform(even), atol=1e-12, rtol=0)
     torch.testing.assert_close(scores.previous, uniform((1 / 2 + 1 / 3 + 1 / 4) / 3))
     found = induction_scores(model)  # the last four of eight tokens, which see 5, 6, 7 and 8 keys
@@ -107,12 +108,12 @@ def test_scores_of_uniform_attention_by_hand():
 
 def test_scores_within_windows_and_documents_by_hand():
     scores = head_scores(without_queries(sliding_window=2), torch.arange(4)[None])
-    assert scores.uniform == pytest.approx(3 * math.log(2) / 4)
+    assert scores.uniform.tolist() == pytest.approx([3 * math.log(2) / 4] * 2)
     torch.testing.assert_close(scores.entropy, uniform(3 * math.log(2) / 4))
     torch.testing.assert_close(scores.previous, uniform(0.5))
     documents = torch.tensor([[0, 0, 1, 1]])
     scores = head_scores(without_queries(document_mask=True), torch.arange(4)[None], documents)
-    assert scores.uniform == pytest.approx(2 * math.log(2) / 4)
+    assert scores.uniform.tolist() == pytest.approx([2 * math.log(2) / 4] * 2)
     torch.testing.assert_close(scores.entropy, uniform(2 * math.log(2) / 4))
     torch.testing.assert_close(scores.previous, uniform((1 / 2 + 0 + 1 / 2) / 3))
 
@@ -121,7 +122,7 @@ def test_scores_within_windows_and_documents_by_hand():
 def test_induction_is_the_weight_on_the_token_after_the_first_occurrence(back, expected, monkeypatch):
     """Four tokens are repeated once: the token after the first occurrence is three positions back."""
 
-    def look_back(query, key, visible):
+    def look_back(query, key, visible, scale):
         weights = torch.zeros(*query.shape[:3], key.shape[2])
         weights[..., torch.arange(back, 8), torch.arange(8 - back)] = 1.0
         return weights

@@ -12,7 +12,7 @@ import pytest
 from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
-from tinylm.commands.fit_help import SECTIONS, help_text, read_options
+from tinylm.commands.fit_help import IMPORTED, SECTIONS, help_text, read_options
 from tinylm.console import exit_code
 from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
@@ -168,8 +168,16 @@ def test_fit_help_describes_every_tinylm_option():
         if name in found:
             assert eval(found[name].default or "None") == action.default, name
             for choice in getattr(action._typehint, "__args__", ()):
-                if isinstance(choice, str):
+                if isinstance(choice, str) and name.rpartition(".")[2] not in IMPORTED:
                     assert choice in help_text("fit"), name
+
+
+def test_fields_that_the_help_only_names_are_settable_and_explained_in_the_architecture_page():
+    page, options = (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), parsers_options()
+    for name in IMPORTED:
+        assert f"model.network.{name}" in options
+        assert f"| `{name}` |" in page
+        assert name in help_text("fit")
 
 
 def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):

@@ -121,7 +121,7 @@ class MyLinear(nn.Linear):
         (put("blocks.1.form", "post"), "blocks.1.form is 'post', not 'pre'"),
         (put("blocks.1.attention.rotates", False), "blocks.1.attention.rotates is False, not True"),
         (put("blocks.1.attention.scale", 1.0), "blocks.1.attention.scale is 1.0, not None"),
-        (put("kinds", "LS"), "kinds is 'LS', not 'LL'"),
+        (put("windows", [None, 3]), "windows is [None, 3], not [None, None]"),
         (put("blocks.1.attention.layer", 0), "blocks.1.attention.layer is 0, not 1"),
         (put("blocks.1.attention.head_dim", 8), "blocks.1.attention.head_dim is 8, not 16"),
         (put("blocks.0.attention_norm.eps", 1e-3), "blocks.0.attention_norm.eps is 0.001, not 1e-05"),

@@ -25,15 +25,18 @@ class HeadScores:
     """Averages over the queries of a text, for every head."""
 
     entropy: Tensor  # of a query's weights in nats, (layers, H)
-    uniform: float  # the entropy of uniform attention to all visible keys, which is the maximum
+    uniform: Tensor  # the entropy of uniform attention to all keys visible in a layer, which is the maximum, (layers,)
     previous: Tensor  # weight on the token before, over the queries that have one, (layers, H); NaN where none has
 
 
-def attention_weights(query: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √E) over the visible keys, in float32 or wider: (B, H, T, E), (B, K, S, E) -> (B, H, T, S)"""
+def attention_weights(query: Tensor, key: Tensor, visible: Tensor | None, scale: float | None = None) -> Tensor:
+    """softmax(scale q kᵀ) over the visible keys, in float32 or wider: (B, H, T, E), (B, K, S, E) -> (B, H, T, S)
+
+    The default of `scale` is 1/√E.
+    """
     query, key = widened(query), widened(key)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, H, S, E)
-    scores = query @ key.mT / query.shape[-1] ** 0.5
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     visible = causal(*scores.shape[-2:], device=scores.device) if visible is None else visible
     return scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
 
@@ -58,10 +61,12 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
     kernels = [attention.attend for attention in layers]
 
     def observed(layer: int, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0) -> Tensor:
+        def attend(
+            query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float, scale: float | None
+        ) -> Tensor:
             seen.append(f"blocks.{layer}.attention")
-            see(layer, attention_weights(query, key, visible))
-            return kernel(query, key, value, visible, dropout)
+            see(layer, attention_weights(query, key, visible, scale))
+            return kernel(query, key, value, visible, dropout, scale)
 
         return attend
 
@@ -99,10 +104,16 @@ def head_scores(model: TransformerLM, ids: Tensor, documents: Tensor | None = No
 
     with evaluating(model), watching_attention(model, see):
         model(ids, documents=documents)
+    most = {window: _uniform_entropy(ids, window, documents) for window in dict.fromkeys(model.windows)}
+    uniform = torch.tensor([most[window] for window in model.windows], dtype=torch.float64)
+    return HeadScores(torch.stack(entropies), uniform, torch.stack(previous))
+
+
+def _uniform_entropy(ids: Tensor, window: int | None, documents: Tensor | None) -> float:
     T = ids.shape[1]
-    visible = visible_keys(T, T, window=model.config.sliding_window, documents=documents, device=ids.device)
+    visible = visible_keys(T, T, window, documents, ids.device)
     keys = (causal(T, T) if visible is None else visible).sum(dim=-1)  # visible keys of each query
-    return HeadScores(torch.stack(entropies), keys.cpu().double().log().mean().item(), torch.stack(previous))
+    return keys.cpu().double().log().mean().item()
 
 
 def induction_scores(model: TransformerLM, *, rows: int = 8, seed: int = 0) -> Tensor:

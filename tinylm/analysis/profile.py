@@ -19,6 +19,7 @@ from tinylm.analysis.watch import blocks_of
 from tinylm.checks import require
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
+from tinylm.model.config import norm_parameters
 from tinylm.model.known import check_known
 from tinylm.model.normalization import RMSNorm
 from tinylm.model.quantized import QuantizedLinear
@@ -97,6 +98,7 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
     """
     check_known(model, "a profile", hooks=False)
     config, weight = model.config, model.embedding.weight
+    cache = RingKVCache(config, 1, dtype=weight.dtype, device="meta")
     length = config.max_seq_len if length is None else length
     require(1 <= length <= config.max_seq_len, f"length must be from 1 to {config.max_seq_len}, got {length}")
     return Profile(
@@ -104,9 +106,9 @@ def profile(model: TransformerLM, length: int | None = None) -> Profile:
         length=length,
         number_bytes=weight.element_size(),
         weight_bytes=weight_bytes(model),
-        cache_bytes=RingKVCache(config, 1, dtype=weight.dtype, device="meta").num_bytes,
+        cache_bytes=cache.num_bytes,
         cache_bytes_per_token=2 * config.num_layers * config.kv_heads * config.head_dim * weight.element_size(),
-        window=config.sliding_window or config.max_seq_len,
+        window=cache.num_slots,
         activation_bytes=kept_bytes(model, torch.zeros(1, length, dtype=torch.long, device=weight.device)),
     )
 
@@ -121,19 +123,20 @@ def weight_bytes(module: nn.Module) -> int:
 
 def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
     """The parts of a network as a token passes through them, norms last but one; `stored` is from `stored_bytes`."""
-    D, V, layers, bias = config.d_model, config.vocab_size, config.num_layers, int(config.bias)
+    D, V, layers = config.d_model, config.vocab_size, config.num_layers
     heads, kv, F = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
 
-    def linears(name: str, memory: int, *sizes: tuple[int, int]) -> Part:
+    def linears(name: str, memory: int, *sizes: tuple[int, int], biases: int) -> Part:
         matrices = layers * sum(inputs * outputs for inputs, outputs in sizes)
-        weights = matrices + layers * bias * sum(outputs for _, outputs in sizes)
+        weights = matrices + layers * biases
         numbers = layers * sum(inputs + outputs for inputs, outputs in sizes)
         return Part(name=name, parameters=weights, weight_bytes=memory, products=matrices, numbers=numbers)
 
     yield Part(name="embedding", parameters=V * D)
     if config.positional_encoding == "learned":
         yield Part(name="positions", parameters=config.max_seq_len * D)
-    yield linears("attention: projections", stored["attention"], (D, heads), (D, kv), (D, kv), (heads, D))
+    sizes, biases = ((D, heads), (D, kv), (D, kv), (heads, D)), config.biased_qkv * (heads + 2 * kv) + config.bias * D
+    yield linears("attention: projections", stored["attention"], *sizes, biases=biases)
     yield Part(  # q kᵀ, then weights times v; the weights are written and read
         name="attention: scores, values",
         parameters=0,
@@ -143,12 +146,11 @@ def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
         key_numbers=layers * 2 * kv,
     )
     gates = [(D, F)] if config.activation == "swiglu" else []
-    yield linears("feed-forward", stored["feedforward"], *gates, (D, F), (F, D))
-    norm = D * (2 if config.norm == "layernorm" and config.bias else 1)
-    qk_norms = 2 * config.head_dim if config.qk_norm else 0
-    final = norm if config.norm_placement == "pre" else 0
-    yield Part(name="norms", parameters=layers * (2 * norm + qk_norms) + final)
-    own = 0 if config.tie_embeddings else V * D
+    sizes = (*gates, (D, F), (F, D))
+    biases = config.bias * sum(outputs for _, outputs in sizes)
+    yield linears("feed-forward", stored["feedforward"], *sizes, biases=biases)
+    yield Part(name="norms", parameters=norm_parameters(config))
+    own = V * ((0 if config.tie_embeddings else D) + config.head_bias)
     yield Part(name="head", parameters=own, weight_bytes=stored["head"], products=V * D, numbers=V + D)
 
 

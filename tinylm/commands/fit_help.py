@@ -58,6 +58,11 @@ TRAINER = {
     "callbacks+": "Adds a callback by its class path",
     "logger+": "Adds a logger; see overlays/wandb.yaml",
 }
+# Fields of ModelConfig that reproduce models of other projects: named in one line, explained in docs/architecture.md.
+IMPORTED = (
+    "d_head", "residual", "qk_norm_width", "qkv_bias", "head_bias", "rope_scaling", "rotary_fraction", "layer_pattern",
+    "attention_scale",
+)  # fmt: skip
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
     "--resume [RUN]": "fit: resume a run from its newest checkpoint",
@@ -89,6 +94,9 @@ def help_text(command: str) -> str:
     lines = [INTRODUCTION.format(command=command, purpose=PURPOSES[command]), *_rows(COMMON.items())]
     for section in SECTIONS:
         rows = [(each.name.rpartition(".")[2], _sentence(each)) for each in read_options(section)]
+        if section.kind == "ModelConfig":
+            rows = [row for row in rows if row[0] not in IMPORTED]
+            rows.append(("others", f"For models of other projects (docs/architecture.md): {', '.join(IMPORTED)}"))
         lines += ["", f"{section.title}: --{section.prefix}.NAME", *_rows(rows)]
     lines += ["", "Lightning's Trainer, common options: --trainer.NAME", *_rows(TRAINER.items())]
     return "\n".join(lines)

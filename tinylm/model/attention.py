@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig
-from tinylm.model.normalization import RMSNorm
+from tinylm.model.normalization import make_qk_norm
 from tinylm.model.positional import rotate
 
 
@@ -147,10 +147,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(D, K * E, bias=config.biased_qkv)
         self.value = nn.Linear(D, K * E, bias=config.biased_qkv)
         self.output = nn.Linear(H * E, D, bias=config.bias)
-        self.norm_each_head = config.qk_norm_width == "head"
-        widths = (E, E) if self.norm_each_head else (H * E, K * E)
-        self.query_norm = RMSNorm(widths[0], config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(widths[1], config.norm_eps) if config.qk_norm else None
+        self.query_norm = make_qk_norm(config, H) if config.qk_norm else None
+        self.key_norm = make_qk_norm(config, K) if config.qk_norm else None
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)
@@ -161,23 +159,14 @@ class Attention(nn.Module):
             rotary: rows of the rotary table for these positions, (2, T, R/2) or (2, B, T, R/2)
             cache: keys and values of earlier tokens, to which those of the new tokens are appended
         """
-        query, key, value = self.query(x), self.key(x), self.value(x)  # (B, T, H * E), (B, T, K * E) twice
-        if not self.norm_each_head:
-            query, key = self._normalize(query, key)
-        heads = (*x.shape[:2], -1, self.head_dim)
-        query, key, value = query.view(heads), key.view(heads), value.view(heads)  # (B, T, heads, E)
-        if self.norm_each_head:
-            query, key = self._normalize(query, key)
+        heads = (*x.shape[:2], -1, self.head_dim)  # (B, T, H, E) of queries, (B, T, K, E) of keys and values
+        query, key, value = self.query(x).view(heads), self.key(x).view(heads), self.value(x).view(heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None and self.rotates:
             query, key = rotate(query, rotary), rotate(key, rotary)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, heads, T, E)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)  # (B, K, S, E)
-        dropout = self.dropout if self.training else 0.0
-        attended = self.attend(query, key, value, visible, dropout, self.scale)  # (B, H, T, E)
-        return self.output(attended.transpose(1, 2).flatten(2))  # (B, T, D)
-
-    def _normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        if self.query_norm is None or self.key_norm is None:
-            return query, key
-        return self.query_norm(query), self.key_norm(key)
+        y = self.attend(query, key, value, visible, self.dropout if self.training else 0.0, self.scale)  # (B, H, T, E)
+        return self.output(y.transpose(1, 2).flatten(2))  # (B, T, D)

@@ -79,7 +79,7 @@ class ModelConfig:
     num_heads: int = 4
     """Query heads per layer."""
     num_kv_heads: int | None = None
-    """Key/value heads per layer; 1 is multi-query attention. Default: num_heads."""
+    """Key/value heads, 1 = multi-query. Default: num_heads."""
     d_head: int | None = None
     """Width of a head. Default: d_model / num_heads."""
     d_ff: int | None = None
@@ -89,7 +89,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout probability of embeddings, attention weights and sublayer outputs."""
     positional_encoding: PositionalEncoding = "rotary"
-    """Positional encoding: rotary, learned, sinusoidal or none."""
+    """Positions: rotary, learned, sinusoidal or none."""
     norm: Norm = "rmsnorm"
     """Normalization: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
@@ -97,7 +97,7 @@ class ModelConfig:
     residual: Residual = "sequential"
     """sequential: attention, then feed-forward. parallel: both read x. parallel_one_norm: both read one norm of x."""
     norm_eps: float = 1e-5
-    """Added to the variance or mean square before its root."""
+    """Added under the root of every norm."""
     qk_norm: bool = True
     """RMSNorm of queries and keys."""
     qk_norm_width: Literal["head", "all"] = "head"
@@ -111,7 +111,7 @@ class ModelConfig:
     head_bias: bool = False
     """Bias of the output projection."""
     tie_embeddings: bool = True
-    """Share the weights of the embedding and the output projection."""
+    """Share weights of embedding and output projection."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
@@ -281,18 +281,22 @@ def parameter_count(config: ModelConfig) -> int:
     def linear(inputs: int, outputs: int, bias: bool = config.bias) -> int:
         return inputs * outputs + bias * outputs
 
-    norm = width * (2 if config.norm == "layernorm" and config.bias else 1)
     attention = linear(width, heads + 2 * kv, config.biased_qkv) + linear(heads, width)
-    if config.qk_norm:
-        attention += 2 * config.head_dim if config.qk_norm_width == "head" else heads + kv
     gates = 2 if config.activation == "swiglu" else 1
     feedforward = gates * linear(width, config.ff_width) + linear(config.ff_width, width)
-    norms = norm if config.residual == "parallel_one_norm" else 2 * norm
-    total = config.num_layers * (attention + feedforward + norms)
+    total = config.num_layers * (attention + feedforward) + norm_parameters(config)
     total += config.vocab_size * (width * (1 if config.tie_embeddings else 2) + config.head_bias)
-    total += config.max_seq_len * width if config.positional_encoding == "learned" else 0
-    total += 0 if config.norm_placement == "post" else norm
-    return total
+    return total + (config.max_seq_len * width if config.positional_encoding == "learned" else 0)
+
+
+def norm_parameters(config: ModelConfig) -> int:
+    """Parameters of all norms."""
+    norm = config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
+    block = norm if config.residual == "parallel_one_norm" else 2 * norm
+    if config.qk_norm:
+        heads = 2 if config.qk_norm_width == "head" else config.num_heads + config.kv_heads
+        block += heads * config.head_dim
+    return config.num_layers * block + (0 if config.norm_placement == "post" else norm)
 
 
 def check_size(config: ModelConfig, weights: int, tensors: int) -> None:

@@ -26,14 +26,14 @@ from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
 from tinylm.model.lora import LoRALinear
-from tinylm.model.normalization import RMSNorm, rms_norm
+from tinylm.model.normalization import HeadsRMSNorm, RMSNorm, rms_norm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import Int4Linear, Int8Linear, QuantizedLinear
 from tinylm.model.transformer import Block, TransformerLM
 from tinylm.model.tuned import tuned_rms_norm
 
-TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, PositionTable, Int8Linear, Int4Linear,
-         LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)  # fmt: skip
+TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, HeadsRMSNorm, PositionTable, Int8Linear,
+         Int4Linear, LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)  # fmt: skip
 FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attributes that may differ: dropout, LoRA
 EQUIVALENT = ((attend_plain, attend_fused), (rms_norm, tuned_rms_norm))  # functions that compute the same
 
@@ -208,6 +208,6 @@ def _kind(weight: Tensor) -> str:
 
 def _shown(value: Any) -> str:
     """Shows a value in a message: the name of a function, the type of other objects."""
-    if isinstance(value, int | float | str | None):
+    if isinstance(value, int | float | str | list | None):
         return repr(value)
     return getattr(value, "__name__", None) or f"a {type(value).__name__}"

@@ -31,11 +31,26 @@ class RMSNorm(nn.Module):
         return self.function(x, self.weight, self.eps)
 
 
+class HeadsRMSNorm(RMSNorm):
+    """RMSNorm over all heads of a token together, with a weight for each of their coordinates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., heads, E) -> (..., heads, E), of x's type"""
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
 def make_norm(config: ModelConfig) -> nn.LayerNorm | RMSNorm:
     """The norm of the residual stream that the config names."""
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.bias)
     return RMSNorm(config.d_model, config.norm_eps)
+
+
+def make_qk_norm(config: ModelConfig, heads: int) -> RMSNorm:
+    """The norm of queries or keys, (..., heads, E): each head by itself, or all together."""
+    if config.qk_norm_width == "head":
+        return RMSNorm(config.head_dim, config.norm_eps)
+    return HeadsRMSNorm(heads * config.head_dim, config.norm_eps)
 
 
 def widened(x: Tensor) -> Tensor:

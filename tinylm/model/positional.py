@@ -98,6 +98,5 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         (B, T, heads, E), of x's type; the dimensions from R on are unchanged
     """
     cos, sin = table.unsqueeze(-2)  # (T, 1, R/2) each, or (B, T, 1, R/2)
-    half = cos.shape[-1]
-    first, second, rest = x.tensor_split((half, 2 * half), dim=-1)  # (B, T, heads, R/2) twice, (B, T, heads, E - R)
+    first, second, rest = x.tensor_split((cos.shape[-1], 2 * cos.shape[-1]), dim=-1)  # (..., R/2) twice, (..., E - R)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).type_as(x)

@@ -7,6 +7,7 @@ since then are fields of `ModelConfig`.
 
 import math
 from functools import partial
+from itertools import cycle
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -36,23 +37,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor | None, rotary: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); the other arguments are those of `Attention.forward`."""
-        context = (visible, rotary, cache)
-        match self.form:
-            case "pre":
-                x = x + self.dropout(self.attention(self.attention_norm(x), *context))
-                return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-            case "post":
-                x = self.attention_norm(x + self.dropout(self.attention(x, *context)))
-                return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
-            case "output":
-                x = x + self.dropout(self.attention_norm(self.attention(x, *context)))
-                return x + self.dropout(self.feedforward_norm(self.feedforward(x)))
-            case "parallel":
-                attended = self.attention(self.attention_norm(x), *context)
-                return x + self.dropout(attended) + self.dropout(self.feedforward(self.feedforward_norm(x)))
-            case _:  # parallel_one_norm
-                normed = self.attention_norm(x)
-                return x + self.dropout(self.attention(normed, *context)) + self.dropout(self.feedforward(normed))
+        if self.form == "pre":
+            x = x + self.dropout(self.attention(self.attention_norm(x), visible, rotary, cache))
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        if self.form == "post":
+            x = self.attention_norm(x + self.dropout(self.attention(x, visible, rotary, cache)))
+            return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
+        if self.form == "output":
+            x = x + self.dropout(self.attention_norm(self.attention(x, visible, rotary, cache)))
+            return x + self.dropout(self.feedforward_norm(self.feedforward(x)))
+        normed = self.attention_norm(x)  # parallel
+        other = self.feedforward_norm(x) if self.form == "parallel" else normed
+        attended = self.attention(normed, visible, rotary, cache)
+        return x + self.dropout(attended) + self.dropout(self.feedforward(other))
 
 
 class TransformerLM(nn.Module):
@@ -74,7 +71,7 @@ class TransformerLM(nn.Module):
         self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.kinds = config.layer_kinds
+        self.windows = [config.window(kind) for kind in config.layer_kinds]
         self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()
@@ -124,7 +121,13 @@ class TransformerLM(nn.Module):
         """
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
-        visible = {kind: self._mask(kind, positions, keys, ids, documents) for kind in dict.fromkeys(self.kinds)}
+        visible: dict[int | None, Tensor | None] = dict.fromkeys(self.windows)  # a mask; with layer_pattern two
+        for window in visible:
+            if isinstance(positions, slice):
+                visible[window] = visible_keys(ids.shape[1], positions.stop, window, documents, ids.device)
+            else:
+                assert keys is not None
+                visible[window] = visible_positions(positions, keys, window)
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
@@ -134,21 +137,11 @@ class TransformerLM(nn.Module):
             case PositionTable():
                 x = (x + self.positions(x)[positions]).type_as(x)
         x = self.dropout(x)
-        for block, kind in zip(self.blocks, self.kinds, strict=True):
+        for block, window in zip(self.blocks, cycle(self.windows), strict=False):
             if self.config.activation_checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, visible[kind], rotary, cache)
+            x = block(x, visible[window], rotary, cache)
         return widened(self.head(self.final_norm(x)[:, skip:]))
-
-    def _mask(
-        self, kind: str, positions: slice | Tensor, keys: Tensor | None, ids: Tensor, documents: Tensor | None
-    ) -> Tensor | None:
-        """The mask of the layers of a kind, S, L or N; positions and keys are those of `KVCache.reserve`."""
-        window = self.config.window(kind)
-        if isinstance(positions, slice):
-            return visible_keys(ids.shape[1], positions.stop, window, documents, ids.device)
-        assert keys is not None
-        return visible_positions(positions, keys, window)
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
         read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)

@@ -231,6 +231,7 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
 
 def rough_bytes(config: ModelConfig, context: int) -> int:
     """Bytes that autograd keeps of one sequence, roughly: in float32, without dropout and checkpointing."""
-    per_token = config.num_layers * (12 * config.d_model + 5 * config.ff_width) + 2 * config.vocab_size
+    widths = 6 * config.d_model + 6 * config.num_heads * config.head_dim
+    per_token = config.num_layers * (widths + 5 * config.ff_width) + 2 * config.vocab_size
     scores = 0 if config.attention_kernel == "fused" else 3 * config.num_layers * config.num_heads * context
     return 4 * context * (per_token + scores)

@@ -84,8 +84,9 @@ class Start:
             f"model.init_from: {self.path} is quantized and not trainable; use the original",
         )
         require(config.vocab_size >= model.config.vocab_size, f"data.tokenizer: {self.path} {ANOTHER}")
+        fields = config.to_dict()
         for name, value in model.config.to_dict().items():
-            ours = getattr(config, name)
+            ours = fields[name]
             require(name in (*FREE, "vocab_size") or ours == value, f"{name}: {self.path} {value}, config {ours}")
         network = TransformerLM(config)
         known = self.bundle.tokenizer.vocab_size

@@ -59,9 +59,8 @@ class Decoder(CachedDecoder):
         self.embedding = model.embedding
         self.positions = position_rows(model)
         self.rotary = config.positional_encoding == "rotary"
-        self.windows = {kind: config.window(kind) for kind in config.layer_kinds}
-        blocks = zip(model.blocks, config.layer_kinds, strict=True)
-        self.layers = [(Layer(block, parts), kind) for block, kind in blocks if isinstance(block, Block)]
+        self.layers = [Layer(block, parts) for block in model.blocks if isinstance(block, Block)]
+        self.windows = model.windows
         self.final_norm = norm_function(model.final_norm)
         self.head = Product([model.head], parts)
 
@@ -76,7 +75,7 @@ class Decoder(CachedDecoder):
             (B, V), in at least float32
         """
         positions, keys = cache.reserve(1)
-        masks = {kind: self._mask(window, positions, keys) for kind, window in self.windows.items()}
+        masks = {window: self._mask(window, positions, keys) for window in dict.fromkeys(self.windows)}
         positions = positions if isinstance(positions, slice) else positions[:, 0]
         x, rotary = F.embedding(ids, self.embedding.weight), None  # (B, D)
         if self.positions is not None:
@@ -85,8 +84,8 @@ class Decoder(CachedDecoder):
                 rotary = rows.unbind(1)
             else:
                 x = (x + rows).type_as(x)
-        for layer, kind in self.layers:
-            x = layer.forward(x, rotary, masks[kind], cache)
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            x = layer.forward(x, rotary, masks[window], cache)
         logits = self.head.forward(self.final_norm(x))
         self._end_documents(ids, cache)
         return widened(logits)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.feedforward import SwiGLU
-from tinylm.model.normalization import RMSNorm
+from tinylm.model.normalization import HeadsRMSNorm, RMSNorm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import join_layers
 from tinylm.model.transformer import Block
@@ -70,7 +70,7 @@ class Layer:
         self.qk_weight, self.qk_norms = None, None
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = attention.query_norm.weight, attention.key_norm.weight
-            if attention.norm_each_head:
+            if not isinstance(attention.query_norm, HeadsRMSNorm):
                 both = torch.cat((query.expand(self.heads, -1), key.expand(self.kv_heads, -1)))
                 self.qk_weight = both.detach()[:, None]  # (H + K, 1, E)
                 self.eps = attention.query_norm.eps
@@ -106,7 +106,7 @@ class Layer:
             case "parallel":
                 attended = self._attend(self.attention_norm(x), *context)
                 return x + attended + self._feed(self.feedforward_norm(x))
-            case _:  # parallel_one_norm
+            case _:
                 normed = self.attention_norm(x)
                 return x + self._attend(normed, *context) + self._feed(normed)
 
