@@ -346,7 +346,7 @@ int main(int argc, char** argv) {  // model tokenizer count: greedy ids after ea
     for (int n, i; fgets(text, sizeof text, stdin); printf("\n")) {
         text[strcspn(text, "\n")] = 0;
         encode(&k, text, 1, 0, ids, &n);
-        for (i = 0; i < n + atoi(argv[3]) - 1 && i < t.config.seq_len; i++) {
+        for (i = 0; atoi(argv[3]) && i < n + atoi(argv[3]) - 1 && i < t.config.seq_len; i++) {
             float* logits = forward(&t, ids[i], i);
             if (i >= n - 1) ids[i + 1] = sample_argmax(logits, t.config.vocab_size);
         }

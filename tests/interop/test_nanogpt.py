@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ import torch
 from tests.interop.nanogpt_reference import Reference, nanogpt_module, random_weights
 from tinylm.bundle import load
 from tinylm.commands import main
+from tinylm.data.pretrained import VOCABULARIES
 from tinylm.errors import DataError, MissingInputError
 from tinylm.generation import Generator
 from tinylm.interop import find_meta, load_nanogpt, read_meta
 from tinylm.locate import command
-from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, write_tiktoken
 
+GPT2 = Path(__file__).resolve().parents[3] / "shared" / "data"
 TEXT = "".join(sorted(set("First Citizen: Before we proceed any further, hear me speak.\nAll: Speak!")))
 ARGUMENTS = dict(n_layer=3, n_head=4, n_embd=32, block_size=24, bias=False, vocab_size=len(TEXT), dropout=0.2)
 META = {"vocab_size": len(TEXT), "itos": dict(enumerate(TEXT)), "stoi": {c: i for i, c in enumerate(TEXT)}}
@@ -152,6 +155,37 @@ def test_missing_characters_are_asked_for(tmp_path, monkeypatch, capsys):
     assert main(["export", "--model", "out/ckpt.pt", "--to", "tinylm", "--out", "m"]) == 66
     expected = "its characters are in meta.pkl in nanoGPT's data/shakespeare_char; give it with --tokenizer"
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPT2.is_dir(), reason="shared/data, with GPT-2's vocabulary, is not beside the project")
+def test_a_padded_vocabulary_without_characters_has_the_tokenizer_of_gpt2(tmp_path, monkeypatch):
+    """nanoGPT rounds 50,257 tokens to 50,304 rows; the rows beyond the tokens are never generated."""
+    arguments = ARGUMENTS | dict(vocab_size=50304)
+    weights = random_weights(arguments)
+    weights["transformer.wte.weight"][50257:] = (
+        3.0 * weights["transformer.wte.weight"][:47]
+    )  # likely, if it were allowed
+    save(tmp_path / "out/ckpt.pt", arguments, weights, config={"dataset": "openwebtext"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINYLM_CACHE", str(tmp_path / "cache"))
+    tokenizer = BPETokenizer.from_gpt2(GPT2 / "gpt2_vocab.json", GPT2 / "gpt2_merges.txt")
+    place = VOCABULARIES["gpt2"].ranks.path(tmp_path / "cache")
+    place.parent.mkdir(parents=True)
+    write_tiktoken(tokenizer, place)
+    assert main(["export", "--model", "out/ckpt.pt", "--to", "tinylm", "--out", "m"]) == 0
+    model, found = load("m")
+    text = "Hello, world: naïve 123"
+    assert found.encode(text) == tokenizer.encode(text) and found.end_of_text == 50256
+    assert model.config.vocab_size == 50304 and found.vocab_size == 50257
+    ids = [50256, *found.encode(text)]
+    completion = Generator(model, found.with_marks(50256, 50256, [])).complete(
+        [text], max_new_tokens=10, temperature=0
+    )[0]
+    for token in completion.ids:
+        logits = theirs(arguments, weights)(torch.tensor([ids]))[0, -1]
+        ids.append(int(logits[:50257].argmax()))
+        assert token == ids[-1]
 
 
 class Evil:

@@ -26,7 +26,7 @@ from tinylm.files import atomic_folder, file_size, open_input, write_text
 from tinylm.interop.forms import check_plain, misfits, swap_rotary_pairs, weight_shapes
 from tinylm.interop.sentencepiece import from_pieces, to_pieces
 from tinylm.locate import LLAMA2C_MAGIC, is_llama2c
-from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model import ModelConfig, TransformerLM, parameter_count
 from tinylm.model.positional import rotary_table
 from tinylm.targets import FolderKind, check_target
 from tinylm.tokenizer import Tokenizer
@@ -80,19 +80,20 @@ def load_llama2c(path: str | Path) -> TransformerLM:
     size = file_size(path)
     with reading(path, "a model of llama2.c"), open_input(path) as file:
         header = _header(file.read(HEADER_1))
-        shapes = list(_shapes(header.config, header.version))
-        expected = header.size + 4 * sum(math.prod(shape) for _, shape in shapes)
+        config = header.config
+        numbers = parameter_count(config) + (config.max_seq_len * config.head_dim if header.version == 0 else 0)
+        expected = header.size + 4 * numbers
         require(size == expected, f"has {size:,} bytes, its header describes {expected:,}")
         file.seek(header.size)
         weights = {}
-        for name, shape in shapes:
-            numbers = np.fromfile(file, dtype="<f4", count=math.prod(shape))
-            weights[name] = torch.from_numpy(numbers.astype(np.float32, copy=False)).view(shape)
-        _check_rotary(weights.pop(ROTARY, None), header.config)
+        for name, shape in _shapes(config, header.version):
+            values = np.fromfile(file, dtype="<f4", count=math.prod(shape))
+            weights[name] = torch.from_numpy(values.astype(np.float32, copy=False)).view(shape)
+        _check_rotary(weights.pop(ROTARY, None), config)
     for name in weights:
         if name.endswith(PAIRED):
-            weights[name] = swap_rotary_pairs(weights[name], header.config.head_dim, interleaved=False)
-    return rebuild_model(header.config.to_dict(), weights, source=str(path)).eval()
+            weights[name] = swap_rotary_pairs(weights[name], config.head_dim, interleaved=False)
+    return rebuild_model(config.to_dict(), weights, source=str(path)).eval()
 
 
 def _header(head: bytes) -> Header:
