@@ -1,7 +1,6 @@
 """GGUF files: read back by the package gguf, and run by a real llama.cpp from npm."""
 
 import json
-import random
 import shutil
 import struct
 import subprocess
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.interop.texts import STORIES, random_texts
 from tests.strategies import random_model
 from tinylm.bundle import save_bundle
 from tinylm.commands import main
-from tinylm.data.grammar.stories import stories
 from tinylm.errors import CannotCreateError, ConfigError
 from tinylm.generation import Generator
 from tinylm.interop import export_gguf, read_tokenizer_bin
@@ -27,7 +26,6 @@ from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes the files, and reads them back")
 
-STORIES = "".join(stories(seed=3, count=60))
 TOKENIZER = BPETokenizer.train_from_texts([STORIES], vocab_size=320, special_tokens=[END_OF_TEXT])
 SHAPE = dict(vocab_size=320, d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=256, d_ff=96)
 GPT2 = dict(
@@ -312,20 +310,6 @@ def llamacpp(tmp_path_factory):
         return json.loads((folder / "answer.json").read_text(encoding="utf-8"))
 
     return run
-
-
-def random_texts(count: int) -> list[str]:
-    """Words, numbers, punctuation, white space and letters of many scripts in random order."""
-    source = random.Random(0)
-    parts = [
-        *STORIES[:600].split(" "), " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", " \n", "'ll", "'S", "'RE", "don't",
-        "1", "23", "4567", " 89", "...", "!?", "<|", "|>", "<|endoftext|>", "é", "日本語", "Привет", "مرحبا", "नमस्ते",
-        "🙂", "👩‍👩‍👧", "½", "²", "Ⅷ", "e\u0301", "ß", "\u00a0", "\u3000", "_", "#", "x=y+1;", "—", "“q”",
-    ]  # fmt: skip
-    return [
-        "".join(source.choice(parts) + source.choice(["", " "]) for _ in range(source.randrange(1, 12)))
-        for _ in range(count)
-    ]
 
 
 @pytest.mark.slow

@@ -17,11 +17,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.interop.test_gguf import random_texts
+from tests.interop.texts import STORIES, random_texts
 from tests.strategies import random_model
 from tinylm.bundle import load, save_bundle
 from tinylm.commands import main
-from tinylm.data.grammar.stories import stories
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, NumericError
 from tinylm.generation import Generator
 from tinylm.interop import export_llama2c, load_llama2c, read_tokenizer_bin
@@ -30,7 +29,6 @@ from tinylm.model import ModelConfig
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer
 from tinylm.tokenizer.characters import BYTE_NAMES
 
-STORIES = "".join(stories(seed=3, count=60))
 SIZES = dict(dim=24, hidden=40, layers=2, heads=4, kv_heads=2, vocab=300, context=16)
 
 
