@@ -1,6 +1,6 @@
 """Functions that rely on a model's internals either handle a changed model correctly or refuse it by name.
 
-For generation see tests/generation/test_changed_networks.py; for what counts as changed, tests/model/test_known.py.
+For generation see tests/generation/test_changed_networks.py; for what counts as changed, tests/test_known.py.
 """
 
 import pytest

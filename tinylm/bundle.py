@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
+from tinylm.known import check_known
 from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, conversion, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
-from tinylm.model.known import check_known
 from tinylm.model.lora import merged_weights
 from tinylm.model.quantized import check_layers, describe_layers, put_layers
 from tinylm.shards import Fill, Shards, fill_shards

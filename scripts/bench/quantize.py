@@ -11,10 +11,10 @@ import statistics
 import torch
 
 from tinylm.adapt import quantize
+from tinylm.adapt.quantize import kernels
 from tinylm.analysis.profile import weight_bytes
 from tinylm.generation.fast.decoder import Decoder, fastest_threads, step_seconds
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.quantized import kernels
 
 STEPS, CONTEXT, V = 20, 256, 1024
 

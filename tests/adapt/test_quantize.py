@@ -15,14 +15,14 @@ import tinylm
 from tests.model.test_quantized import moved
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
-from tinylm.adapt.quantize import round_groups, round_rows
+from tinylm.adapt.quantize import kernels, round_groups, round_rows
 from tinylm.bundle import save_bundle
 from tinylm.data.grammar.stories import story
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.quantized import QuantizedLinear, kernels, quantized_layers
+from tinylm.model.quantized import QuantizedLinear, quantized_layers
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer
 
 few = settings(max_examples=40, deadline=None)

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tinylm.adapt.quantize import kernels
 from tinylm.errors import ConfigError
+from tinylm.generation.fast.layers import join_layers
 from tinylm.model.quantized import (
     Int4Linear,
     Int8Linear,
     QuantizedLinear,
     aligned,
     describe_layers,
-    join_layers,
-    kernels,
     pack,
     put_layers,
     unpack,

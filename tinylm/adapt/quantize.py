@@ -14,6 +14,7 @@ rows.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from tinylm.adapt.freeze import matching
 from tinylm.errors import ConfigError, NumericError
+from tinylm.known import check_known
 from tinylm.model import TransformerLM
-from tinylm.model.known import check_known
 from tinylm.model.quantized import QuantizedLinear, make_layer, pack, quantized_layers
 
 GROUP_SIZE = 32
@@ -147,3 +148,16 @@ def _storable(steps: Tensor) -> Tensor:
     """Steps rounded to bfloat16 as they will be stored; those that are (almost) zero become the smallest float."""
     steps, tiny = steps.bfloat16().float(), torch.finfo(torch.float32).tiny
     return torch.where(steps.abs() < tiny, tiny, steps)
+
+
+def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
+    """Counts the kernels that linear layers use for an x of `rows` rows, as in decoding: `{"int8 packed": 21}`."""
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            dtype = next(model.parameters()).dtype  # of the embedding, and so of the activations
+            x = torch.empty(rows, module.in_features, dtype=dtype, device=module.codes.device)
+            found[f"{module.kind} {module.kernel(x)}"] += 1
+        elif type(module) is nn.Linear:
+            found[str(module.weight.dtype).removeprefix("torch.")] += 1
+    return dict(found.most_common())

@@ -4,8 +4,8 @@ import torch
 
 from tinylm.bundle import rebuild_model
 from tinylm.errors import ConfigError
+from tinylm.known import check_known
 from tinylm.model import TransformerLM
-from tinylm.model.known import check_known
 
 
 @torch.no_grad()

@@ -146,10 +146,11 @@ def report_attention(subject: Subject) -> Report:
     figure = pictures.draw_attention(maps, labels, notes, f"{subject.name}: attention")
     files = subject.save("attention", figure)
     files += subject.save("heads", pictures.draw_heads(tables, f"{subject.name}: heads"))
-    least, most = (f"{value:.2f}" for value in found.uniform.aminmax())  # they differ with a layer_pattern
+    least, most = (f"{value:.2f}" for value in found.uniform.aminmax())
+    even = least if least == most else f"{least} to {most}"  # layers with and without a window
     summary = (
         f"entropy {found.entropy.min():.2f} to {found.entropy.max():.2f} nats "
-        f"(uniform attention: {least if least == most else f'{least} to {most}'} nats); strongest previous-token head {strongest(found.previous)}, "
+        f"(uniform attention: {even} nats); strongest previous-token head {strongest(found.previous)}, "
         f"strongest induction head {strongest(induction)}"
     )
     return Report(f"{table([['head', *tables], *rows])}\n{summary}", summary, files)

@@ -84,11 +84,9 @@ def to_gguf(options: argparse.Namespace) -> list[str]:
 
     bundle, dtype = load_bundle(found), options.dtype or "f32"
     name = str(bundle.info.get("run", options.out.stem))
-    template = bundle.info.get("chat_template")
     architecture = export_gguf(
-        bundle.model, bundle.tokenizer, options.out, dtype,
-        name=name, chat_template=template, overwrite=options.overwrite,
-    )  # fmt: skip
+        bundle.model, bundle.tokenizer, options.out, dtype, name=name, overwrite=options.overwrite
+    )
     parameters = bundle.model.num_parameters()
     return [
         f"{options.out}: {architecture}, {parameters:,} parameters in {dtype}",

@@ -40,12 +40,12 @@ def run(arguments: list[str]) -> None:
     _, path = announce_model(options.model)
 
     from tinylm.adapt import quantize
+    from tinylm.adapt.quantize import kernels
     from tinylm.analysis.profile import weight_bytes
     from tinylm.bundle import load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
     from tinylm.evaluation import score_text
     from tinylm.generation.fast.decoder import fastest_threads
-    from tinylm.model.quantized import kernels
 
     original = load_bundle(path)
     quantized = quantize(original.model, bits=options.bits, group_size=options.group_size, skip=options.skip)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tinylm.errors import ConfigError, DataError
+from tinylm.known import check_known
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
-from tinylm.model.known import check_known
 from tinylm.model.quantized import quantized_layers
 
 SIZES = {"vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len", "tie_embeddings"}

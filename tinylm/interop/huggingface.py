@@ -19,8 +19,8 @@ from tinylm.interop.card import model_card
 from tinylm.interop.configs import export_config, import_config
 from tinylm.interop.families import choose_family
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
+from tinylm.known import check_known
 from tinylm.model import TransformerLM
-from tinylm.model.known import check_known
 from tinylm.model.quantized import quantized_layers
 from tinylm.targets import HUGGINGFACE_FOLDER, check_target
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json

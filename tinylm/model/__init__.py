@@ -4,15 +4,15 @@ Axes, wherever a shape is given:
 
     B batch                 H query heads           F feed-forward width
     T query position        K key/value heads       V vocabulary
-    S key position          E head dimension        D model width (H * E)
+    S key position          E head dimension        D model width
 
 Read in this order: config, normalization, positional, attention, feedforward, transformer, cache. The other files
 are optional parts: caches for many rows and in 8 bits (ring_cache, int8_cache), quantized and LoRA layers (quantized,
-lora), a faster gradient (tuned), and a check that a model is exactly what its config describes (known).
+lora), and a faster gradient (tuned).
 """
 
 from tinylm.model.cache import KVCache
-from tinylm.model.config import PRESETS, ModelConfig, flops_per_token, parameter_count, preset
+from tinylm.model.config import PRESETS, ModelConfig, RopeScaling, flops_per_token, parameter_count, preset
 from tinylm.model.int8_cache import Int8KVCache
 from tinylm.model.ring_cache import RingKVCache
 from tinylm.model.transformer import Block, TransformerLM
@@ -24,6 +24,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "RingKVCache",
+    "RopeScaling",
     "TransformerLM",
     "flops_per_token",
     "parameter_count",

@@ -85,12 +85,7 @@ def visible_positions(queries: Tensor, keys: Tensor, window: int | None) -> Tens
 
 
 def attend_plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    dropout: float = 0.0,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
     """softmax(q kᵀ / √E) v over the visible keys. Query head h reads key/value head h // (H/K).
 
@@ -118,12 +113,7 @@ def attend_plain(
 
 
 def attend_fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    dropout: float = 0.0,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
     """`attend_plain` by PyTorch's fused kernel."""
     causal = visible is None and query.shape[2] > 1

@@ -10,14 +10,13 @@ Each layer can compute its product in two ways. `plain` dequantizes the weight t
 everywhere, and is faster for many rows. `packed` is PyTorch's CPU kernel, which reads the codes themselves. Decoding a
 wide model spends most of its time on loading weights, of which there are a quarter or an eighth as many bytes. (Below a
 width of about 500 quantization saves memory, not time.) The kernel rounds activations to bfloat16, so its results
-differ slightly from those of `plain`. `kernels` shows which one is used.
+differ slightly from those of `plain`. `kernels` (adapt/quantize.py) counts both.
 
 Codes and scales are buffers, not parameters, so no optimizer changes them. Gradients pass through to earlier layers.
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -237,22 +236,6 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
 
 
-def join_layers(layers: Sequence[nn.Module]) -> QuantizedLinear | None:
-    """Joins layers of the same input into one, whose outputs follow each other; None if they differ in kind."""
-    first = layers[0]
-    if not isinstance(first, QuantizedLinear):
-        return None
-    parts = [each for each in layers if isinstance(each, QuantizedLinear) and type(each) is type(first)]
-    if len(parts) < len(layers) or any(each.options != first.options for each in parts):
-        return None
-    biases = [each.bias.detach() for each in parts if each.bias is not None]
-    joined = type(first)(first.in_features, sum(each.out_features for each in parts), bool(biases), **first.options)
-    joined.codes = torch.cat([each.codes for each in parts])
-    joined.scales = torch.cat([each.scales for each in parts])
-    joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
-    return joined
-
-
 def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
     """Lists the quantized layers by kind, as plain values: `[{"kind": "int4", "group_size": 32, "names": [...]}]`."""
     found: dict[str, dict[str, Any]] = {}
@@ -301,16 +284,3 @@ def check_layers(model: nn.Module) -> None:
         if layer.codes.dtype != expected or not layer.scales.is_floating_point():
             types = f"{layer.codes.dtype} and {layer.scales.dtype}"
             raise ConfigError(f"{name}: codes and scales must be {expected} and floating point, got {types}")
-
-
-def kernels(model: nn.Module, rows: int = 1) -> dict[str, int]:
-    """Counts the kernels that linear layers use for an x of `rows` rows, as in decoding: `{"int8 packed": 21}`."""
-    found: Counter[str] = Counter()
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear):
-            dtype = next(model.parameters()).dtype  # of the embedding, and so of the activations
-            x = torch.empty(rows, module.in_features, dtype=dtype, device=module.codes.device)
-            found[f"{module.kind} {module.kernel(x)}"] += 1
-        elif type(module) is nn.Linear:
-            found[str(module.weight.dtype).removeprefix("torch.")] += 1
-    return dict(found.most_common())

@@ -18,10 +18,10 @@ from tinylm.bundle import Bundle, load_bundle, network_weights, read_checkpoint,
 from tinylm.data import CHAT, Batch, Template
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import read_json
+from tinylm.known import unknown_part
 from tinylm.locate import MANIFEST, command
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
-from tinylm.model.known import unknown_part
 from tinylm.runs.plots import draw_curves
 from tinylm.training.checkpoint import BestCheckpoint
 from tinylm.training.metrics import TextMetrics

@@ -22,10 +22,10 @@ from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, Template, TextDataModule
 from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
+from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
-from tinylm.model.known import unknown_part
 from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.metrics import TextMetrics

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tinylm.errors import ConfigError
+from tinylm.known import check_deterministic, mixed_part, unknown_part
 from tinylm.model import RingKVCache, TransformerLM
-from tinylm.model.known import check_deterministic, mixed_part, unknown_part
 
 _optimizer_steps = 0  # of all optimizers in this process
 

@@ -3,7 +3,7 @@
 A step multiplies a few vectors by every matrix. Its time goes into loading the weights and, in a small model, into the
 overhead of each operation. Results differ from the modules' by rounding alone.
 
-The decoder copies weights and is right for standard models only (model/known.py). `make_decoder` checks this, and falls
+The decoder copies weights and is right for standard models only (known.py). `make_decoder` checks this, and falls
 back to an `UncachedDecoder` with a notice. `Generator` checks again before every text, so that changed weights, layers
 and hooks are noticed; only writing into `weight.data` is not.
 """
@@ -21,9 +21,9 @@ from tinylm.errors import notice
 from tinylm.generation.fast.cached import CachedDecoder, unsuited_part
 from tinylm.generation.fast.layers import Layer, Product, norm_function, position_rows
 from tinylm.generation.uncached import UncachedDecoder
+from tinylm.known import check_deterministic
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_positions
-from tinylm.model.known import check_deterministic
 from tinylm.model.normalization import widened
 from tinylm.model.transformer import Block
 
@@ -91,7 +91,7 @@ class Decoder(CachedDecoder):
         return widened(logits)
 
     def _mask(self, window: int | None, positions: slice | Tensor, keys: Tensor | None) -> Tensor | None:
-        """What is added to the scores of the keys, (B, 1, 1, S) or (1, 1, 1, S): zero or -inf; None for all zeros."""
+        """Zero or -inf, to be added to the scores of the keys, (B, 1, 1, S) or (1, 1, 1, S); None for all zeros."""
         weight = self.embedding.weight
         if isinstance(positions, slice):
             visible = visible_keys(1, positions.stop, window, device=weight.device)  # (1, S)

@@ -17,7 +17,7 @@ from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.feedforward import SwiGLU
 from tinylm.model.normalization import HeadsRMSNorm, RMSNorm
 from tinylm.model.positional import PositionTable
-from tinylm.model.quantized import join_layers
+from tinylm.model.quantized import QuantizedLinear
 from tinylm.model.transformer import Block
 
 
@@ -177,3 +177,19 @@ class Product:
         y = torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
         rows = x.shape[1]
         return y.view(1, -1) if rows == 1 else y.transpose(0, 1).reshape(rows, -1)
+
+
+def join_layers(layers: Sequence[nn.Module]) -> QuantizedLinear | None:
+    """Joins layers of the same input into one, whose outputs follow each other; None if they differ in kind."""
+    first = layers[0]
+    if not isinstance(first, QuantizedLinear):
+        return None
+    parts = [each for each in layers if isinstance(each, QuantizedLinear) and type(each) is type(first)]
+    if len(parts) < len(layers) or any(each.options != first.options for each in parts):
+        return None
+    biases = [each.bias.detach() for each in parts if each.bias is not None]
+    joined = type(first)(first.in_features, sum(each.out_features for each in parts), bool(biases), **first.options)
+    joined.codes = torch.cat([each.codes for each in parts])
+    joined.scales = torch.cat([each.scales for each in parts])
+    joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return joined

@@ -12,9 +12,9 @@ from tests.changes import CHANGES
 from tests.strategies import model_configs, random_model
 from tinylm.adapt import LoRAConfig, add_lora, merge_lora, quantize, remove_lora
 from tinylm.errors import ConfigError
+from tinylm.known import check_deterministic, check_known, mixed_part, unknown_part
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
 from tinylm.model.attention import Attention, attend_plain
-from tinylm.model.known import check_deterministic, check_known, mixed_part, unknown_part
 from tinylm.model.positional import PositionTable
 
 SHAPE = dict(vocab_size=10, d_model=32, num_layers=2, num_heads=2, max_seq_len=24)

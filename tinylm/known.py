@@ -33,7 +33,8 @@ from tinylm.model.transformer import Block, TransformerLM
 from tinylm.model.tuned import tuned_rms_norm
 
 TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, HeadsRMSNorm, PositionTable, Int8Linear,
-         Int4Linear, LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)  # fmt: skip
+         Int4Linear, LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity,
+         nn.ModuleList)  # fmt: skip
 FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attributes that may differ: dropout, LoRA
 EQUIVALENT = ((attend_plain, attend_fused), (rms_norm, tuned_rms_norm))  # functions that compute the same
 
