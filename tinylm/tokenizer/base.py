@@ -103,8 +103,8 @@ class Tokenizer(ABC):
 
     @property
     def adds_begin(self) -> bool:
-        """Whether `marks.begin` was set apart from `end`, so that files of other programs must say so."""
-        return self._marks is not None and self._marks.begin is not None
+        """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
+        return (self._marks is not None and self._marks.begin is not None) or "template" in self.origin
 
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.added import AddedToken, AddedTokens
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
@@ -60,6 +60,7 @@ class PipelineTokenizer(Tokenizer):
     """
 
     kind = "pipeline"
+    ends = (END_OF_TEXT, "</s>")
 
     def __init__(
         self,
@@ -75,9 +76,9 @@ class PipelineTokenizer(Tokenizer):
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
+        self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
-        self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
         self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
@@ -88,16 +89,22 @@ class PipelineTokenizer(Tokenizer):
         if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
-        if len({*ids}) < len(ids) or len({*names}) < len(names) or any(type(each) is not int or each < 0 for each in ids):
+        if (
+            len({*ids}) < len(ids)
+            or len({*names}) < len(names)
+            or any(type(each) is not int or each < 0 for each in ids)
+        ):
             raise ConfigError("added tokens must have distinct names and ids")
 
     def _all_bytes(self) -> list[bytes]:
-        """The bytes of all ids."""
+        """The bytes of all ids; of a normalized token those that it stands for in the original text."""
         found = list(self.core.token_bytes)
-        others = [(token.id, utf8(token.content)) for token in self.added]
-        found += [b""] * (max((token for token, _ in others), default=-1) + 1 - len(found))
-        for token, piece in others:
-            found[token] = piece
+        found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
+        for token in self.added:
+            name = (
+                self._normal(token.content).replace(SPACE, " ") if token.normalized and self.spaces else token.content
+            )
+            found[token.id] = utf8(name)
         return found
 
     @property
