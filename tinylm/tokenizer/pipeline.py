@@ -61,6 +61,7 @@ class PipelineTokenizer(Tokenizer):
 
     kind = "pipeline"
     ends = (END_OF_TEXT, "</s>")
+    most_per_byte = 4  # NFC gives at most three bytes for one, and a space may come before each part
 
     def __init__(
         self,
@@ -225,12 +226,9 @@ class PipelineTokenizer(Tokenizer):
     def _offsets(self, part: Part, ids: np.ndarray) -> np.ndarray:
         """The characters of the original text that each id of a part covers, int64 (n, 2)."""
         data = np.frombuffer(utf8(part.text), dtype=np.uint8)
-        sizes = self.core.sizes[ids] if isinstance(self.core, CharacterBPE) else self.core.byte_lengths[ids]
-        kept = np.flatnonzero(~np.isin(data, self.core.missing))  # the others have no token
         character = np.cumsum((data & 0xC0) != 0x80) - 1
-        ends = np.cumsum(sizes)
-        first, last = character[kept[ends - sizes]], character[kept[ends - 1]]
-        return np.stack([part.begins[first], part.ends[last]], axis=1)
+        begins, ends = self.core.spans(part.text, ids).T
+        return np.stack([part.begins[character[begins]], part.ends[character[ends - 1]]], axis=1)
 
     def encode_block(self, block: Block) -> np.ndarray:
         """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
