@@ -5,7 +5,8 @@ The assistant's messages and the end-of-text tokens behind them count; everythin
 Each turn is encoded by itself. If prompt and response were encoded as one text, a token could span both, and training
 would show the model prompts that never occur in generation. Encoded by turns, the ids that generation reads are always
 a prefix of those that training reads. For the same reason every record begins with the token that the generator puts
-before each prompt (`Marks.begin`; by default `<|endoftext|>`). A response that begins a new word must begin with the space.
+before each prompt (`Marks.begin`; by default `<|endoftext|>`). A response that begins a new word must begin with the
+space.
 
 Left out: templates written in Jinja.
 """

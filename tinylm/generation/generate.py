@@ -252,7 +252,8 @@ class Generator:
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
         """The ids that the model reads for a prompt: the token that begins a text, `before`, prompt, `after`.
 
-        An empty text of a tokenizer that begins texts with nothing follows the end-of-text token. Raises ConfigError if the prompt is not a string, or there are no ids or more than the context holds.
+        If these are none, the end-of-text token, after which another text begins. Raises ConfigError if the prompt is
+        not a string, or there are no ids or more than the context holds.
         """
         if not isinstance(prompt, str):
             raise ConfigError(f"a prompt must be a string, got {prompt!r}")

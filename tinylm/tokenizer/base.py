@@ -54,6 +54,7 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
+    most_per_byte: ClassVar = 1  # ids for each byte of a text
     _marks: Marks | None = None
     _origin: dict[str, Any] | None = None
 
@@ -103,8 +104,8 @@ class Tokenizer(ABC):
 
     @property
     def adds_begin(self) -> bool:
-        """Whether `marks.begin` was set apart from `end`, so that files of other programs must say so."""
-        return self._marks is not None and self._marks.begin is not None
+        """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
+        return (self._marks is not None and self._marks.begin is not None) or "template" in self.origin
 
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
@@ -225,14 +226,15 @@ class Tokenizer(ABC):
             ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` is the text of a token. A token with only some
             of a character's bytes covers the whole character.
         """
-        ids, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        ids, spans, done = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)], 0  # spans and done in bytes
         for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
+            size = len(utf8(piece))
             ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
-            sizes.append(self._sizes(piece, ids[-1]) if special is None else np.array([len(utf8(piece))]))
-        ends = np.cumsum(np.concatenate(sizes))
+            spans.append(done + (self.spans(piece, ids[-1]) if special is None else np.array([[0, size]])))
+            done += size
         character = np.cumsum((np.frombuffer(utf8(text), dtype=np.uint8) & 0xC0) != 0x80) - 1  # index of each byte's
-        begins = character[ends - np.concatenate(sizes)]
-        return np.concatenate(ids), np.stack([begins, character[ends - 1] + 1], axis=1)
+        begins, ends = np.concatenate(spans).T
+        return np.concatenate(ids), np.stack([character[begins], character[ends - 1] + 1], axis=1)
 
     def _split_special(self, text: str) -> Iterator[tuple[str, int | None, int]]:
         """Splits a text at names of special tokens: (part, its id or None, offset)."""
@@ -241,6 +243,12 @@ class Tokenizer(ABC):
         for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text) if names else [text]:
             yield piece, self.special_tokens.get(piece), start
             start += len(piece)
+
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
+        sizes = self._sizes(text, ids)
+        ends = np.cumsum(sizes)
+        return np.stack([ends - sizes, ends], axis=1)
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
         """Bytes of the text that each of its ids covers, int64 (n,)."""
@@ -267,9 +275,8 @@ class Tokenizer(ABC):
             MissingInputError: if the file does not exist.
             DataError: if it is not UTF-8 or cannot be encoded.
         """
-        ids = np.empty(
-            file_size(Path(path)), dtype=self.dtype
-        )  # at most one id per byte; untouched pages cost no memory
+        most = file_size(Path(path)) * self.most_per_byte + 1
+        ids = np.empty(most, dtype=self.dtype)  # untouched pages cost no memory
         count = 0
         for part in map_in_order(self.encode_packed, self._file_blocks(Path(path)), processes):
             ids[count : count + len(part)] = part

@@ -250,6 +250,14 @@ class BPETokenizer(Tokenizer):
                     self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
 
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; missing bytes lie in between."""
+        spans = super().spans(text, ids)
+        if not self.missing:
+            return spans
+        kept = np.flatnonzero(~np.isin(np.frombuffer(utf8(text), dtype=np.uint8), self.missing))
+        return np.stack([kept[spans[:, 0]], kept[spans[:, 1] - 1] + 1], axis=1)
+
     def safe_cut(self, text: str) -> int:
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return self._splitter.safe_cut(text)

@@ -40,7 +40,6 @@ class CharacterBPE:
     """
 
     kind = "characters"
-    missing = ()
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[Sequence[int]], words: bool = False) -> None:
         self.vocab, self.merges, self.words = vocab, [(left, right) for left, right in merges], words
@@ -105,9 +104,14 @@ class CharacterBPE:
             ids += [self._bytes[byte] for byte in utf8(character)] if token is None else [token]
         return merge_word(ids, self._merged)
 
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text, with its ▁, that each of its ids covers, as in `Tokenizer.spans`."""
+        ends = np.cumsum(self._sizes[ids])
+        return np.stack([ends - self._sizes[ids], ends], axis=1)
+
     @cached_property
-    def sizes(self) -> np.ndarray:
-        """Bytes of the text, with its ▁, that each id covers, int64 (V,)."""
+    def _sizes(self) -> np.ndarray:
+        """Bytes of a name, 1 for the name of a byte, int64 (V,)."""
         sizes = np.ones(len(self.token_bytes), dtype=np.int64)
         for token, name in self._names.items():
             sizes[token] = len(utf8(name))

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.added import AddedToken, AddedTokens
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
@@ -60,6 +60,8 @@ class PipelineTokenizer(Tokenizer):
     """
 
     kind = "pipeline"
+    ends = (END_OF_TEXT, "</s>")
+    most_per_byte = 4  # NFC gives at most three bytes for one, and a space may come before each part
 
     def __init__(
         self,
@@ -75,9 +77,9 @@ class PipelineTokenizer(Tokenizer):
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
+        self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
-        self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
         self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
@@ -88,16 +90,22 @@ class PipelineTokenizer(Tokenizer):
         if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
-        if len({*ids}) < len(ids) or len({*names}) < len(names) or any(type(each) is not int or each < 0 for each in ids):
+        if (
+            len({*ids}) < len(ids)
+            or len({*names}) < len(names)
+            or any(type(each) is not int or each < 0 for each in ids)
+        ):
             raise ConfigError("added tokens must have distinct names and ids")
 
     def _all_bytes(self) -> list[bytes]:
-        """The bytes of all ids."""
+        """The bytes of all ids; of a normalized token those that it stands for in the original text."""
         found = list(self.core.token_bytes)
-        others = [(token.id, utf8(token.content)) for token in self.added]
-        found += [b""] * (max((token for token, _ in others), default=-1) + 1 - len(found))
-        for token, piece in others:
-            found[token] = piece
+        found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
+        for token in self.added:
+            name = (
+                self._normal(token.content).replace(SPACE, " ") if token.normalized and self.spaces else token.content
+            )
+            found[token.id] = utf8(name)
         return found
 
     @property
@@ -218,12 +226,9 @@ class PipelineTokenizer(Tokenizer):
     def _offsets(self, part: Part, ids: np.ndarray) -> np.ndarray:
         """The characters of the original text that each id of a part covers, int64 (n, 2)."""
         data = np.frombuffer(utf8(part.text), dtype=np.uint8)
-        sizes = self.core.sizes[ids] if isinstance(self.core, CharacterBPE) else self.core.byte_lengths[ids]
-        kept = np.flatnonzero(~np.isin(data, self.core.missing))  # the others have no token
         character = np.cumsum((data & 0xC0) != 0x80) - 1
-        ends = np.cumsum(sizes)
-        first, last = character[kept[ends - sizes]], character[kept[ends - 1]]
-        return np.stack([part.begins[first], part.ends[last]], axis=1)
+        begins, ends = self.core.spans(part.text, ids).T
+        return np.stack([part.begins[character[begins]], part.ends[character[ends - 1]]], axis=1)
 
     def encode_block(self, block: Block) -> np.ndarray:
         """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""

@@ -127,9 +127,9 @@ class WordSplitter:
         """Returns a late offset where a cut changes no word, whatever text follows; 0 if there is none.
 
         The cut is before a space that follows a character other than white space: no pattern of `CUTTABLE` matches, or
-        looks, across that boundary. In text without such a space (Chinese), at least four words remain after the cut: what
-        follows can change at most the last three words (white space) or two (a contraction). Nothing is known about
-        other patterns, so the result is 0 for them.
+        looks, across that boundary. In text without such a space (Chinese), at least four words remain after the cut:
+        what follows can change at most the last three words (white space) or two (a contraction). Nothing is known
+        about other patterns, so the result is 0 for them.
         """
         if self.pattern not in CUTTABLE:
             return 0

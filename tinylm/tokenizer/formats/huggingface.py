@@ -86,7 +86,9 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
         case _:
             raise ConfigError(f"tokenizer: kind {tokenizer.kind} cannot be written as tokenizer.json")
-    listed = [{"id": token.id, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}} for token in added]
+    listed = [
+        {"id": token.id, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}} for token in added
+    ]
     nothing = dict.fromkeys(["truncation", "padding", "normalizer"]) | {"post_processor": _template(tokenizer)}
     return {"version": "1.0", **nothing, "added_tokens": listed, **steps}
 
@@ -96,10 +98,18 @@ def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
     begin = tokenizer.marks.begin
     if begin is None or not tokenizer.adds_begin:
         return None
-    name = tokenizer.token_bytes[begin].decode()
-    first, text, second = ({"SpecialToken": {"id": name, "type_id": 0}}, *({"Sequence": {"id": each, "type_id": kind}} for each, kind in (("A", 0), ("B", 1))))
+    name = next(name for name, token in tokenizer.special_tokens.items() if token == begin)
+    first, text, second = (
+        {"SpecialToken": {"id": name, "type_id": 0}},
+        *({"Sequence": {"id": each, "type_id": kind}} for each, kind in (("A", 0), ("B", 1))),
+    )
     tokens = {name: {"id": name, "ids": [begin], "tokens": [name]}}
-    return {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text, second], "special_tokens": tokens}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, second],
+        "special_tokens": tokens,
+    }
 
 
 def _merges(core: BPETokenizer, names: list[str]) -> list[list[str]]:
@@ -132,7 +142,14 @@ def _characters_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
     decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tokenizer.strip else []
     names = {token: name for name, token in core.vocab.items()}
     merges = [[names[left], names[right]] for left, right in core.merges]
-    model = {"type": "BPE", **NO_OPTIONS, "fuse_unk": True, "byte_fallback": True, "vocab": core.vocab, "merges": merges}
+    model = {
+        "type": "BPE",
+        **NO_OPTIONS,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": core.vocab,
+        "merges": merges,
+    }
     decoder = {"type": "Sequence", "decoders": decoders}
     return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder, "model": model}
 

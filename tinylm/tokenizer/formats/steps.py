@@ -5,7 +5,7 @@ and has no counterpart.
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import regex
 
@@ -52,7 +52,7 @@ def spelling(pattern: str) -> str:
 
 
 def read_pattern(pre_tokenizer: Any) -> tuple[str, bool]:
-    """The pattern of a byte-level pre_tokenizer, by its name if it has one, and whether it adds a space before texts."""
+    """The pattern of a byte-level pre_tokenizer, by name if it has one, and whether it puts a space before a text."""
     steps = pre_tokenizer["pretokenizers"] if type_of(pre_tokenizer) == "Sequence" else [pre_tokenizer]
     match steps:
         case [{"type": "ByteLevel", "add_prefix_space": bool(prefix), **more}]:
