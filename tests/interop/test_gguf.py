@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tinylm.interop import export_gguf, read_tokenizer_bin
 from tinylm.interop.gguf import choose_architecture
 from tinylm.model import ModelConfig
 from tinylm.model.config import RopeScaling
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, WordTokenizer, load_tokenizer
 from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes the files, and reads them back")
@@ -342,6 +343,21 @@ def test_llamacpp_gives_the_same_token_ids(pattern, llamacpp, tmp_path):
         )
     export_gguf(new_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "m.gguf")
     texts = random_texts(200)
+    found = llamacpp(tmp_path / "m.gguf", texts=texts)["ids"]
+    assert found == [tokenizer.encode(text) for text in texts]
+
+
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared/cases/models/tokenizers"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="shared/cases, with published tokenizers, is not beside the project")
+@pytest.mark.parametrize("name", ["gpt-neox", "phi-2", "qwen2.5", "smollm/tokenizer.json"])
+def test_llamacpp_gives_the_ids_of_published_tokenizers(name, llamacpp, tmp_path):
+    tokenizer = load_tokenizer(PUBLISHED / name)
+    model = new_model(vocab_size=tokenizer.vocab_size + 7, d_model=32, d_ff=32, num_layers=1)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf")
+    texts = [unicodedata.normalize("NFC", text) for text in random_texts(200)]
     found = llamacpp(tmp_path / "m.gguf", texts=texts)["ids"]
     assert found == [tokenizer.encode(text) for text in texts]
 

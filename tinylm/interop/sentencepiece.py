@@ -72,8 +72,9 @@ def _scores(core: CharacterBPE, added: set[int], program: str) -> dict[int, floa
             if token in ranks:
                 raise ConfigError(f"tokenizer: merges of one token are not neighbours, as {program} needs them")
             ranks[token], last = len(ranks) + 1, token
-    if {*core.merges} != {*all_merges(joined)}:
-        raise ConfigError(f"tokenizer: {program} merges pairs that are not among the merges, or the reverse")
+    for left, right in {*core.merges} ^ {*all_merges(joined)}:
+        other = f"{program} would join {names[left]!r} and {names[right]!r}, the merges would not, or the reverse"
+        raise ConfigError(f"tokenizer: {other}")
     return {token: -float(ranks.get(token, 0)) for token in core.vocab.values()}
 
 
