@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import model_configs, random_ids, random_model
+from tinylm.adapt import quantize
 from tinylm.errors import ConfigError
-from tinylm.generation import Generator
+from tinylm.generation import Generator, textbook
 from tinylm.generation.fast.compiled import CompiledDecoder
 from tinylm.generation.fast.decoder import Decoder, fastest_threads
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
@@ -62,6 +63,34 @@ def test_decoder_logits_match_the_model(config, rows, threads, data):
 
 
 @few
+@given(model_configs(max_seq_len=st.integers(3, 12), num_layers=st.just(3)))
+@torch.inference_mode()
+def test_greedy_tokens_do_not_depend_on_the_cache(config):
+    """By the textbook's cache, by the decoder's, and without one; and by both with quantized layers."""
+    model, prompt = random_model(config), random_ids(config, 1, 2)[0].tolist()
+    expected = list(prompt)
+    while len(expected) < config.max_seq_len:
+        expected.append(int(model(torch.tensor([expected]))[0, -1].argmax()))
+    count = config.max_seq_len - len(prompt)
+    assert list(textbook.generate(model, prompt, count)) == expected[len(prompt) :]
+    assert greedy(Decoder(model), prompt, count) == expected[len(prompt) :]
+    rounded = quantize(model, bits=8)
+    logits = rounded(torch.tensor([expected]))
+    decoder, cache = Decoder(rounded), rounded.make_cache(1)
+    found = torch.stack([decoder.step(torch.tensor([token]), cache) for token in expected], dim=1)
+    torch.testing.assert_close(found, logits, rtol=0.0, atol=1e-10 * max(1.0, logits.abs().max().item()))
+
+
+def greedy(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
+    """The most probable next tokens."""
+    cache, tokens = decoder.make_cache(1), list(prompt)
+    decoder.prefill([prompt[:-1]], cache)
+    while len(tokens) < len(prompt) + count:
+        tokens.append(int(decoder.step(torch.tensor(tokens[-1:]), cache).argmax()))
+    return tokens[len(prompt) :]
+
+
+@few
 @given(model_configs(max_seq_len=st.integers(2, 9)), st.data())
 @torch.no_grad()
 def test_rows_of_different_lengths_match_single_texts(config, data):
@@ -104,6 +133,8 @@ def test_a_window_needs_no_more_slots_than_its_length():
     assert RingKVCache(config, 1, max_len=3).num_slots == 3
     whole = RingKVCache(ModelConfig(**SMALL), 2)
     assert whole.num_slots == 12
+    mixed = ModelConfig(**SMALL, sliding_window=5, layer_pattern="SL")  # the other layer needs all positions
+    assert RingKVCache(mixed, 1).num_slots == 12
     assert whole.num_bytes == 2 * 2 * 2 * 13 * 16 * 4  # keys and values, layers, rows, slots, width, bytes
 
 
@@ -114,8 +145,12 @@ def test_a_window_needs_no_more_slots_than_its_length():
         dict(max_seq_len=70),  # reads 32 slots, 64, all
         dict(max_seq_len=70, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
         dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always reads all slots
+        dict(max_seq_len=40, layer_pattern="SLN", num_layers=3, sliding_window=5, d_head=8, rotary_fraction=0.5,
+             rope_scaling=dict(kind="yarn", factor=4.0, original_max_seq_len=10), norm_placement="output",
+             qk_norm_width="all", qkv_bias=True, head_bias=True, attention_scale=0.5),
+        dict(residual="parallel_one_norm", norm="layernorm", activation="gelu", bias=True, qk_norm=False),
     ],
-)
+)  # fmt: skip
 @torch.inference_mode()
 def test_compiled_decoder_logits_match_the_model(changes):
     config = ModelConfig(**SMALL | changes)

@@ -59,6 +59,63 @@ REFUSED = [
     (dict(norm_placement=None), r"^norm_placement must be one of pre, post, output, got None"),
     (dict(positional_encoding="alibi"), r"^positional_encoding must be one of rotary, learned, sinusoidal, none, got"),
     (dict(attention_kernel="flash"), r"^attention_kernel must be one of fused, plain, got 'flash'"),
+    (dict(d_head=0), r"^d_head must be at least 1, got 0$"),
+    (dict(d_head=3), r"^rotary positions need an even head_dim, got d_head = 3$"),
+    (dict(qkv_bias=1), r"^qkv_bias must be bool or null, got 1$"),
+    (dict(rotary_fraction=0.0), r"^rotary_fraction must be above 0 and at most 1, got 0\.0$"),
+    (dict(rotary_fraction=1.5), r"^rotary_fraction must be above 0 and at most 1, got 1\.5$"),
+    (dict(rotary_fraction=0.08), r"^rotary_fraction must leave an even number to rotate, got 0\.08 of 64 = 5$"),
+    (dict(rotary_fraction=0.01), r"^rotary_fraction must leave an even number to rotate, got 0\.01 of 64 = 0$"),
+    (
+        dict(rotary_fraction=0.5, positional_encoding="learned"),
+        r"^rotary_fraction needs positional_encoding=rotary, got learned$",
+    ),
+    (
+        dict(rope_scaling=dict(kind="linear", factor=2.0), positional_encoding="none"),
+        r"^rope_scaling needs positional_encoding=rotary, got none$",
+    ),
+    (dict(residual="parallel", norm_placement="post"), r"^residual=parallel needs norm_placement=pre, got post$"),
+    (
+        dict(residual="parallel_one_norm", norm_placement="output"),
+        r"^residual=parallel_one_norm needs norm_placement=pre, got output$",
+    ),
+    (dict(qk_norm=False, qk_norm_width="all"), r"^qk_norm_width=all needs qk_norm$"),
+    (dict(layer_pattern=""), r"^layer_pattern must consist of the letters S, L and N, got ''$"),
+    (dict(layer_pattern="LGL"), r"^layer_pattern must consist of the letters S, L and N, got 'LGL'$"),
+    (dict(layer_pattern="LS"), r"^layer_pattern 'LS' has an S; set sliding_window$"),
+    (dict(layer_pattern="LN", sliding_window=4), r"^sliding_window needs an S in layer_pattern, got 'LN'$"),
+    (dict(layer_pattern="LN", positional_encoding="none"), r"^layer_pattern: N needs positional_encoding=rotary$"),
+    (dict(attention_scale=0.0), r"^attention_scale must be positive, got 0\.0$"),
+    (dict(rope_scaling="linear"), r"^rope_scaling must be RopeScaling or null, got 'linear'$"),
+    (dict(rope_scaling={}), r"^rope_scaling\.kind: missing$"),
+    (dict(rope_scaling=dict(kind="linear")), r"^rope_scaling\.factor: missing$"),
+    (
+        dict(rope_scaling=dict(kind="ntk", factor=2.0)),
+        r"^rope_scaling\.kind must be one of linear, llama3, yarn, got 'ntk'",
+    ),
+    (
+        dict(rope_scaling=dict(rope_type="linear")),
+        r"^rope_scaling\.rope_type: no such field .*, did you mean 'kind'\?$",
+    ),
+    (dict(rope_scaling=dict(kind="linear", factor=0.5)), r"^rope_scaling\.factor must be at least 1, got 0\.5$"),
+    (dict(rope_scaling=dict(kind="linear", factor="2")), r"^rope_scaling\.factor must be float, got '2'$"),
+    (
+        dict(rope_scaling=dict(kind="llama3", factor=2, low_freq_factor=4)),
+        r"^rope_scaling\.low_freq_factor must be positive and less than high_freq_factor, got 4\.0 and 4\.0$",
+    ),
+    (
+        dict(rope_scaling=dict(kind="yarn", factor=2, beta_slow=40)),
+        r"^rope_scaling\.beta_slow must be positive and less than beta_fast, got 40\.0 and 32\.0$",
+    ),
+    (
+        dict(rope_scaling=dict(kind="yarn", factor=2, original_max_seq_len=0)),
+        r"^rope_scaling\.original_max_seq_len must be at least 1, got 0$",
+    ),
+    (
+        dict(rope_scaling=dict(kind="yarn", factor=2, attention_factor=0)),
+        r"^rope_scaling\.attention_factor must be positive, got 0\.0$",
+    ),
+    (dict(rope_scaling=dict(kind="yarn", factor=2), rope_theta=1), r"^yarn needs a rope_theta above 1, got 1\.0$"),
 ]
 
 
@@ -77,6 +134,8 @@ def test_invalid_values_are_refused(changes, message):
         ("block_size", "max_seq_len"),
         ("n_layer", "num_layers"),
         ("hidden_size", "d_model"),
+        ("head_dim", "d_head"),
+        ("partial_rotary_factor", "rotary_fraction"),
         ("num_layer", "num_layers"),  # a typo, not another project's name
     ],
 )
@@ -138,6 +197,7 @@ def test_default_feedforward_width(activation, d_model, width):
 
 
 LLAMA = dict(num_heads=32, qk_norm=False, max_seq_len=8192)
+NEOX = dict(norm="layernorm", activation="gelu", qk_norm=False, bias=True, tie_embeddings=False, rotary_fraction=0.5)
 PUBLISHED = {
     "GPT-2": (preset("gpt2", vocab_size=50257), 124_439_808),
     "GPT-2 medium": (preset("gpt2", vocab_size=50257, d_model=1024, num_layers=24, num_heads=16), 354_823_168),
@@ -156,7 +216,36 @@ PUBLISHED = {
         ModelConfig(**LLAMA, vocab_size=128256, d_model=2048, num_layers=16, num_kv_heads=8, d_ff=8192),
         1_235_814_400,
     ),
-}
+    "Qwen2.5 0.5B": (
+        ModelConfig(vocab_size=151936, d_model=896, num_layers=24, num_heads=14, num_kv_heads=2, d_ff=4864,
+                    qk_norm=False, qkv_bias=True),
+        494_032_768,
+    ),
+    "Qwen3 0.6B": (
+        ModelConfig(vocab_size=151936, d_model=1024, num_layers=28, num_heads=16, num_kv_heads=8, d_ff=3072,
+                    d_head=128),
+        596_049_920,
+    ),
+    "OLMo 2 1B": (
+        ModelConfig(vocab_size=100352, d_model=2048, num_layers=16, num_heads=16, d_ff=8192, norm_placement="output",
+                    qk_norm_width="all", tie_embeddings=False),
+        1_484_916_736,
+    ),
+    "Pythia 160M": (
+        ModelConfig(vocab_size=50304, d_model=768, num_layers=12, num_heads=12, **NEOX, residual="parallel"),
+        162_322_944,
+    ),
+    "phi-1.5": (
+        ModelConfig(vocab_size=51200, d_model=2048, num_layers=24, num_heads=32, **NEOX, residual="parallel_one_norm",
+                    head_bias=True),
+        1_418_270_720,
+    ),
+    "GPT-Neo 125M": (
+        ModelConfig(vocab_size=50257, d_model=768, num_layers=12, num_heads=12, max_seq_len=2048, norm="layernorm",
+                    positional_encoding="learned", activation="gelu_tanh", qk_norm=False, bias=True, qkv_bias=False),
+        125_198_592,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "published"), PUBLISHED.values(), ids=PUBLISHED)
@@ -176,6 +265,8 @@ VARIANTS = {
     "modern": dict(),
     "gpt2": dict(positional_encoding="learned", norm="layernorm", activation="gelu_tanh", qk_norm=False, bias=True),
     "grouped-untied": dict(num_kv_heads=2, tie_embeddings=False, d_ff=20),
+    "wide heads": dict(d_head=12, qkv_bias=True, head_bias=True, residual="parallel_one_norm"),
+    "output norms": dict(norm_placement="output", qk_norm_width="all", layer_pattern="LN"),
     "post-norm": dict(norm_placement="post", positional_encoding="sinusoidal", activation="relu2"),
 }
 
@@ -202,3 +293,18 @@ def test_flops_of_a_sliding_window_equal_those_of_a_short_context():
     short = dataclasses.replace(config, max_seq_len=16)
     assert flops_per_token(dataclasses.replace(config, sliding_window=16)) == flops_per_token(short)
     assert flops_per_token(dataclasses.replace(config, sliding_window=100)) == flops_per_token(config)
+
+
+def test_flops_of_a_pattern_are_the_mean_of_its_layers():
+    config = ModelConfig(vocab_size=23, d_model=32, max_seq_len=64, num_layers=4)
+    window = dataclasses.replace(config, sliding_window=16)
+    half = dataclasses.replace(window, layer_pattern="LS")
+    assert half.layer_kinds == "LSLS"
+    assert flops_per_token(half) == (flops_per_token(config) + flops_per_token(window)) / 2
+
+
+def test_a_stored_config_without_the_newer_fields_is_the_default():
+    """Old checkpoints lack them."""
+    old = ("vocab_size", "d_model", "num_heads", "bias", "sliding_window")
+    values = {name: value for name, value in ModelConfig(vocab_size=9).to_dict().items() if name in old}
+    assert ModelConfig.from_dict(values) == ModelConfig(vocab_size=9)

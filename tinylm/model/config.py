@@ -54,10 +54,10 @@ class RopeScaling:
         require(1 <= self.factor < math.inf, f"rope_scaling.factor must be at least 1, got {self.factor}")
         length, attention = self.original_max_seq_len, self.attention_factor
         require(length is None or length >= 1, f"rope_scaling.original_max_seq_len must be at least 1, got {length}")
-        ordered = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
-        require(ordered, "rope_scaling.low_freq_factor must be positive and less than high_freq_factor")
-        ordered = 0 < self.beta_slow < self.beta_fast < math.inf
-        require(ordered, "rope_scaling.beta_slow must be positive and less than beta_fast")
+        for less, more in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            low, high = getattr(self, less), getattr(self, more)
+            problem = f"rope_scaling.{less} must be positive and less than {more}, got {low} and {high}"
+            require(0 < low < high < math.inf, problem)
         positive = attention is None or 0 < attention < math.inf
         require(positive, f"rope_scaling.attention_factor must be positive, got {attention}")
 
