@@ -102,10 +102,8 @@ class PipelineTokenizer(Tokenizer):
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         for token in self.added:
-            name = (
-                self._normal(token.content).replace(SPACE, " ") if token.normalized and self.spaces else token.content
-            )
-            found[token.id] = utf8(name)
+            name = self._normal(token.content) if token.normalized else token.content
+            found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
         return found
 
     @property
