@@ -14,6 +14,7 @@ import torch
 
 from tests.interop.texts import STORIES, random_texts
 from tests.strategies import random_model
+from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.bundle import save_bundle
 from tinylm.commands import main
 from tinylm.errors import CannotCreateError, ConfigError
@@ -247,6 +248,15 @@ def test_weights_too_large_for_half_precision_are_named(dtype, tmp_path):
     model.blocks[1].feedforward.gate.weight.data[3, 5] = 70000.0
     with pytest.raises(ConfigError, match=r"blk\.1\.ffn_gate\.weight has weights beyond 65504; use f32"):
         export_gguf(model, TOKENIZER, tmp_path / "m.gguf", dtype)
+
+
+def test_models_with_quantized_layers_or_adapters_are_refused(tmp_path):
+    model = new_model()
+    with pytest.raises(ConfigError, match="is quantized; export the original instead"):
+        export_gguf(quantize(model), TOKENIZER, tmp_path / "m.gguf")
+    add_lora(model, LoRAConfig(rank=2))
+    with pytest.raises(ConfigError, match="has LoRA adapters; merge_lora"):
+        export_gguf(model, TOKENIZER, tmp_path / "m.gguf")
 
 
 def test_only_a_file_of_tinylm_is_replaced(tmp_path):

@@ -139,6 +139,8 @@ def read_foreign(model: str, tokenizer: Path | None) -> "tuple[TransformerLM, To
     from tinylm.interop import load_huggingface
 
     path = Path(model)
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such folder or file; models are not downloaded, download it first")
     head = read_range(path, 0, 28) if path.is_file() else b""
     if head.startswith((b"PK", b"\x80")):
         return read_nanogpt(path, tokenizer)
