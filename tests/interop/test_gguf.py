@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.interop.tables import _changes, _rows
 from tests.interop.texts import STORIES, random_texts
 from tests.strategies import random_model
 from tinylm.adapt import LoRAConfig, add_lora, quantize
@@ -21,10 +22,13 @@ from tinylm.errors import CannotCreateError, ConfigError
 from tinylm.generation import Generator
 from tinylm.interop import export_gguf, read_tokenizer_bin
 from tinylm.interop.gguf import choose_architecture
+from tinylm.interop.gguf_vocabulary import gguf_vocabulary
 from tinylm.model import ModelConfig
 from tinylm.model.config import RopeScaling
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, WordTokenizer, load_tokenizer
+from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
+from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes the files, and reads them back")
 
@@ -150,6 +154,15 @@ def test_sizes_and_constants_are_those_of_the_config(tmp_path):
     assert {name: fields[name] for name in expected} == expected
 
 
+def test_several_chat_templates_are_kept_by_name(tmp_path):
+    templates = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    export_gguf(new_model(), TOKENIZER, tmp_path / "m.gguf", chat_template=templates)
+    fields, _ = read(tmp_path / "m.gguf")
+    found = {name: text for name, text in fields.items() if name.startswith("tokenizer.chat_template")}
+    assert found.pop("tokenizer.chat_templates", ["tool_use"]) == ["tool_use"]
+    assert found == {"tokenizer.chat_template": "a", "tokenizer.chat_template.tool_use": "b"}
+
+
 def test_the_vocabulary_has_names_types_merges_and_marks(tmp_path):
     export_gguf(new_model(vocab_size=330), TOKENIZER, tmp_path / "m.gguf")
     fields, _ = read(tmp_path / "m.gguf")
@@ -218,6 +231,7 @@ def test_fields_that_change_nothing_are_no_obstacle(changes):
     assert choose_architecture(ModelConfig(**SHAPE | LLAMA | changes)) == "llama"
 
 
+ARCHITECTURES = {kind: _changes(given) for given, kind in _rows("| tinylm | llama.cpp |")}
 TOKENIZERS = {
     "characters": (CharTokenizer.train_from_texts([STORIES], special_tokens=[END_OF_TEXT]), "kind char has no counter"),
     "words": (WordTokenizer.train_from_texts([STORIES]), "kind word has no counterpart in llama.cpp"),
@@ -235,6 +249,54 @@ def test_a_tokenizer_that_llamacpp_does_not_have_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=problem):
         export_gguf(new_model(vocab_size=rows), tokenizer, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+BYTES = {"kind": "bpe", **BPETokenizer([]).options()}
+PIECES = dict.fromkeys([*BYTE_NAMES, "▁", "a", "b", "▁a", "ab"])
+VOCAB = {name: token for token, name in enumerate(PIECES)}
+CHARACTERS = {"kind": "characters", "vocab": VOCAB, "merges": [[256, 257], [257, 258]]}
+END = {"content": "<|endoftext|>", "id": 300}
+SPACED = dict(spaces="normalizer", prefix="always")
+PIPELINES = {
+    "a space before bytes": (dict(core=BYTES, added=[END], prefix="each"), "a space is put before texts"),
+    "a token that takes spaces": (
+        dict(core=BYTES, added=[END, {"content": "<x>", "id": 301, "lstrip": True}]),
+        "added token '<x>' has lstrip, which llama.cpp does not know",
+    ),
+    "a whole word": (
+        dict(core=CHARACTERS, added=[END, {"content": "<x>", "id": 301, "single_word": True}], **SPACED),
+        "added token '<x>' has single_word, which llama.cpp does not know",
+    ),
+    "a space once": (dict(core=CHARACTERS, added=[END], spaces="words", prefix="first"), "its spaces are put or split"),
+    "words": (dict(core=CHARACTERS | {"words": True}, added=[END], **SPACED), "its spaces are put or split"),
+    "a missing merge": (
+        dict(core=CHARACTERS | {"merges": [[256, 257]]}, added=[END], **SPACED),
+        "llama.cpp would join 'a' and 'b', the merges would not",
+    ),
+    "no end": (dict(core=CHARACTERS, **SPACED), "in whose place llama.cpp would stop at token 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_that_llamacpp_does_not_have_is_refused(name):
+    options, problem = PIPELINES[name]
+    tokenizer = PipelineTokenizer(**options)
+    with pytest.raises(ConfigError, match=problem):
+        gguf_vocabulary(tokenizer, tokenizer.vocab_size)
+
+
+def test_types_of_tokens_are_those_of_llamacpp(capsys):
+    added = [END, {"content": "<x>", "id": 301, "special": False}, {"content": "<unk>", "id": 302}]
+    found = gguf_vocabulary(PipelineTokenizer(CHARACTERS, added, **SPACED), 304)
+    assert found.types == [6] * 256 + [1] * 5 + [5] * 39 + [3, 4, 2, 5]
+    assert found.scores[256:261] == [0.0, 0.0, 0.0, -1.0, -2.0] and found.prefix
+    found = gguf_vocabulary(PipelineTokenizer(BYTES, added, normalization="nfc"), 303)
+    assert found.types[300:] == [3, 4, 3] and "llama.cpp does not normalize text to NFC" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES)
+def test_the_table_of_the_documentation_names_the_architecture(row):
+    assert choose_architecture(ModelConfig(**SHAPE | {"num_kv_heads": None} | ARCHITECTURES[row])) == row
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):

@@ -10,7 +10,7 @@ Left out: sliding windows, tokenizers of characters and words.
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def export_gguf(
     dtype: str = "f32",
     *,
     name: str | None = None,
-    chat_template: str | None = None,
+    chat_template: str | Sequence[Mapping[str, str]] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Writes a GGUF file atomically.
@@ -96,7 +96,7 @@ def export_gguf(
         dtype: of matrices: f32, f16 or q8_0, where a matrix whose rows are no multiple of 32 becomes f16. Vectors and
             position embeddings are f32
         name: name of the model in the file. Default: the file's
-        chat_template: Jinja template of conversations
+        chat_template: Jinja template of conversations, or several, each with a `name` and a `template`
         overwrite: replace an earlier export
 
     Returns:
