@@ -16,6 +16,7 @@ import tinylm
 from tests.training.conftest import ROOT, TINY
 from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora, quantize
 from tinylm.bundle import read_checkpoint, save_bundle
+from tinylm.model import RopeScaling
 from tinylm.tokenizer import load_tokenizer
 
 SECOND = Path("second.yaml")  # in the folder in which `cli` works
@@ -201,3 +202,65 @@ def test_what_does_not_fit_is_refused_in_one_line(arguments, code, message, seco
     assert result.error.startswith(message.format(run=finished_run))
     assert result.code == code
     assert not Path("runs/second").exists()
+
+
+AXES = """
+model:
+  network:
+    num_heads: 3
+    num_kv_heads: null
+    d_head: 8
+    residual: sequential
+    norm_placement: output
+    qk_norm_width: all
+    qkv_bias: true
+    head_bias: true
+    rope_scaling: {kind: yarn, factor: 2, original_max_seq_len: 16}
+    rotary_fraction: 0.5
+    tie_embeddings: false
+    sliding_window: 9
+    layer_pattern: SN
+    attention_scale: 0.5
+"""
+
+
+def test_a_network_with_every_axis_trains_resumes_and_is_a_base(tiny_yaml, second, cli):
+    Path("axes.yaml").write_text(AXES)
+    words = ("fit", "-c", tiny_yaml, "-c", "axes.yaml", "--run.name", "axes")
+    result = cli(*words, "--trainer.max_steps", "4", "--model.schedule.warmup_steps", "0")
+    assert result.code == 0, result.err
+    result = cli(*words, "--resume", "--trainer.max_steps", "8", "--model.schedule.warmup_steps", "0")
+    assert result.code == 0, result.err
+    config = tinylm.load("runs/axes")[0].config
+    assert config.rope_scaling == RopeScaling(kind="yarn", factor=2.0, original_max_seq_len=16)
+    assert (config.d_head, config.layer_pattern, config.head_bias) == (8, "SN", True)
+    first, *_, last = map(float, losses(Path("runs/axes"), "train/loss"))
+    assert last < first
+    result = cli(*words, "--resume", "--model.network.attention_scale", "0.25")
+    assert result.error.startswith("attention_scale: checkpoint 0.5, config 0.25")
+    lora = ("--model.lora.rank", "2", "--model.lora.targets", '["attention", "head"]')
+    for more in ((), lora):
+        result = cli("fit", "-c", second, "--model.init_from", "runs/axes", "--run.name", f"next{len(more)}", *more)
+        assert result.code == 0, result.err
+        assert dataclasses.replace(tinylm.load(f"runs/next{len(more)}")[0].config, dropout=config.dropout) == config
+    result = cli(
+        "fit", "-c", second, "--model.init_from", "runs/axes", "--model.network.rope_scaling.kind", "linear",
+        "--model.network.rope_scaling.factor", "2",
+    )  # fmt: skip
+    assert result.code == 2 and result.error.startswith("model.network.rope_scaling: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rope_scaling.kind=ntk", "rope_scaling.factor=2"], "model.network.rope_scaling.kind must be one of linear, llama3, yarn, got ntk"),
+        (["rope_scaling.kind=linear", "rope_scaling.factr=2"], "model.network.rope_scaling.factr: no such option"),
+        (["rope_scaling.kind=linear"], "model.network.rope_scaling: lacks factor; give it"),
+        (["rope_scaling=linear"], "model.network.rope_scaling must be options or null, got linear"),
+        (["layer_pattern=LS"], "layer_pattern 'LS' has an S; set sliding_window"),
+        (["residual=paralel"], "model.network.residual must be one of sequential, parallel, parallel_one_norm, got paralel"),
+    ],
+)
+def test_an_invalid_axis_is_refused_in_one_line(words, message, tiny_yaml, cli):
+    result = cli("fit", "-c", tiny_yaml, *(f"--model.network.{word}" for word in words))
+    assert (result.code, result.error) == (2, message)

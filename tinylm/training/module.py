@@ -306,7 +306,7 @@ class LitTransformerLM(pl.LightningModule):
         if self.trainer.state.fn == "fit":
             self._check_text(checkpoint.get("tinylm_data", {}))
         ours = self.network.to_dict()
-        for name, theirs in entry["model"].items():
+        for name, theirs in ModelConfig.from_dict(entry["model"]).to_dict().items():  # fields that it lacks: defaults
             if name not in WITHOUT_WEIGHTS:
                 require(ours.get(name) == theirs, f"{name}: checkpoint {theirs}, config {ours.get(name)}")
         require(

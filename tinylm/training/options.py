@@ -157,6 +157,10 @@ WRONG_VALUE = re.compile(r"^([\w.]+): (.*) (?:Got|Given) value: (.*)$")
 WRONG_GROUP = re.compile(r"^([\w.]+): Unable to load config '(.*?)'")
 WRONG_CLASS = re.compile(r"^(trainer\.\w+): .*Expected a dot import path string: (\w+)")
 WRONG_KIND = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
+WRONG_MEMBER = re.compile(  # of an optional group, as model.lora is
+    r"^([\w.]+): Does not .* Subtypes: \[<class 'tinylm\.[\w.]+'>, <class 'NoneType'>\] Errors: "
+    r"- (?:Option '(\w+)' is not accepted|(?!Expected)(.+?)) - Expected a <class 'NoneType'>"
+)
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 NO_ARGUMENT = re.compile(r"^([\w.]+): .*the following arguments are required: ([\w, ]+?)(?: -|$)")
 WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*?) - Expected")
@@ -203,7 +207,11 @@ def _wrong_value(message: str, defaults: dict[str, Any]) -> str | None:
         )
         return f"{wrong[1]}: no class {wrong[2]}{hint}"
     if wrong := NO_ARGUMENT.match(message):
-        return f"{_source(wrong[1])}{wrong[1]}: init_args lacks {wrong[2]}; give it"
+        place = "init_args lacks" if wrong[1].startswith("trainer.") else "lacks"
+        return f"{_source(wrong[1])}{wrong[1]}: {place} {wrong[2]}; give it"
+    if wrong := WRONG_MEMBER.match(message):
+        member = wrong[3] or f"{wrong[2]}: no such option"
+        return f"{_source(wrong[1])}{wrong[1]}.{member}"
     if wrong := WRONG_IN_LIST.match(message):
         return ": ".join(wrong.groups())
     if (wrong := WRONG_VALUE.match(message)) and (kinds := WRONG_KIND.findall(wrong[2])):
