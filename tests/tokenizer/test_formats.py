@@ -367,7 +367,16 @@ def test_bytes_without_a_token_are_left_out_and_what_is_left_merges_as_in_their_
     other.train_from_iterator(["hello"], trainers.BpeTrainer(vocab_size=300, show_progress=False))
     other.save(str(tmp_path / "t.json"))
     tokenizer = load_tokenizer(tmp_path / "t.json")
-    for text in ("hello", "he!llo", "h\u0301ello, hell!", "", "!", "é", "oh " * 1000, "x" * 100 + "he" + "y" * 100 + "llo"):
+    for text in (
+        "hello",
+        "he!llo",
+        "h\u0301ello, hell!",
+        "",
+        "!",
+        "é",
+        "oh " * 1000,
+        "x" * 100 + "he" + "y" * 100 + "llo",
+    ):
         assert tokenizer.encode(text) == other.encode(text).ids
         assert tokenizer.encode_block(Block([text])).tolist() == other.encode(text).ids
     write_tokenizer_json(tokenizer, tmp_path / "again.json")

@@ -9,14 +9,12 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tinylm.data.grammar.stories import stories
-from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer import BPETokenizer, Tokenizer, load_tokenizer, read_tokenizer_json
+from tinylm.errors import ConfigError
+from tinylm.tokenizer import BPETokenizer, Tokenizer, read_tokenizer_json
 from tinylm.tokenizer.fast import blocks
 from tinylm.tokenizer.fast.pretokenize import QWEN2
-from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.steps import GPT4
-from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 PUBLISHED = Path("/work/shared/cases/models/tokenizers")
 CORPUS = [

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import read_json
 from tinylm.tokenizer.alphabet import ALPHABET, BYTES
 from tinylm.tokenizer.base import END_OF_TEXT, Marks, Tokenizer
 from tinylm.tokenizer.fast.pretokenize import QWEN2, WordSplitter
-from tinylm.tokenizer.formats.huggingface import from_tokenizer_json
+from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
 from tinylm.tokenizer.formats.steps import FLAGS, read_template, unknown
 from tinylm.tokenizer.pipeline import PipelineTokenizer
@@ -81,16 +81,21 @@ def read_folder(folder: str | Path) -> Tokenizer:
     else:
         source = require(folder / "vocab.json")
         values = _from_vocabulary(folder, settings, config)
+    if not is_tokenizer_json(values):
+        raise DataError(f"{source}: is not a Hugging Face tokenizer.json (it has no model with a vocab)")
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         _check_known(settings, KNOWN_SETTINGS)
         if settings.get("add_eos_token"):
             raise unknown("add_eos_token", True)
-        with reading(source, "a Hugging Face tokenizer.json"):
-            values = _with_settings(values, settings)
+        values = _with_settings(values, settings)
     tokenizer = from_tokenizer_json(values, str(source))
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         _check_prefix(tokenizer, settings)
-        begin = _begin(tokenizer, settings, read_template(values.get("post_processor")))
+        begin = read_template(values.get("post_processor"))
+        if source.name != TOKENIZER:
+            begin = _begin(tokenizer, settings)
+        elif (asked := settings.get("add_bos_token")) is not None and asked != (begin is not None):
+            notice(f"{folder / SETTINGS}: add_bos_token={asked} is overruled by {TOKENIZER}, as in transformers 5")
     if _is_ours(settings):
         return tokenizer
     with reading(folder / GENERATION, "a generation_config.json"):
@@ -101,7 +106,7 @@ def read_folder(folder: str | Path) -> Tokenizer:
     if (penalty := generation.get("repetition_penalty") or 1) != 1:
         notice(f"{folder / GENERATION}: transformers generates with repetition_penalty={penalty}; tinylm only if asked")
     marked = tokenizer.with_marks(*Marks(begin, end, stops or (() if end is None else (end,))))
-    return marked.with_origin(_origin(settings, config, generation, values))
+    return marked.with_origin(_origin(settings, config, generation, begin))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -127,17 +132,14 @@ def _is_ours(settings: Mapping[str, Any]) -> bool:
     return BEGINS in settings or older
 
 
-def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any], template: int | None) -> int | None:
-    """The id before every text: `add_bos_token` decides where it is given, otherwise the template."""
-    asked = settings.get("add_bos_token")
-    if asked is None:
-        return template
+def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
+    """The id before every text where there is no tokenizer.json, whose template would say so."""
+    if not settings.get("add_bos_token"):
+        return None
     begin = _id_of(tokenizer, settings, "bos_token")
-    if asked and begin is None:
+    if begin is None:
         raise ConfigError("add_bos_token is true, but bos_token is missing")
-    if template is not None and begin not in (None, template):
-        raise ConfigError(f"bos_token has the id {begin}, but the post_processor adds {template}")
-    return begin if asked else None
+    return begin
 
 
 def _stops(folder: Path, tokenizer: Tokenizer, config: dict, generation: dict, settings: dict) -> tuple[int, ...]:
@@ -171,13 +173,13 @@ def _content(token: Any, field: str) -> str | None:
     return content
 
 
-def _origin(settings: dict, config: dict, generation: dict, values: dict) -> dict[str, Any]:
+def _origin(settings: dict, config: dict, generation: dict, begin: int | None) -> dict[str, Any]:
     """What an export writes again."""
     tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
     names = {name: value for name, value in settings.items() if name in tokens}
     generation = {name: value for name, value in generation.items() if name != "transformers_version"}
     found = {CONFIG: {name: config[name] for name in IDS if name in config}, GENERATION: generation, SETTINGS: names}
-    found["template"] = read_template(values.get("post_processor")) is not None
+    found["template"] = begin is not None
     return {name: value for name, value in found.items() if value}
 
 
@@ -187,8 +189,10 @@ def _origin(settings: dict, config: dict, generation: dict, values: dict) -> dic
 def _with_settings(values: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer.json with the added tokens and the prefix of tokenizer_config.json, which transformers adds to it."""
     values = dict(values)
-    vocab = values["model"]["vocab"]
-    added = {token["content"]: token for token in values.get("added_tokens") or []}
+    vocab, listed = values["model"]["vocab"], values.get("added_tokens") or []
+    if not isinstance(vocab, dict) or not all(isinstance(token, dict) and "content" in token for token in listed):
+        return values  # the reader of tokenizer.json says what is wrong
+    added = {token["content"]: token for token in listed}
     decoder = settings.get("added_tokens_decoder") or {}
     for token, given in sorted(decoder.items(), key=lambda item: int(item[0])):
         flags = {flag: given.get(flag, flag in ("special", "normalized")) for flag in FLAGS}
@@ -196,6 +200,8 @@ def _with_settings(values: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     listed = [(name, each) for name in LISTED for each in settings.get(name) or []]
     for field, token in [*((name, settings.get(name)) for name in NAMED), *listed]:
         content = _content(token, field)
+        if content in added:
+            added[content] = added[content] | {"special": True}
         if content is None or content in added:
             continue
         if content not in vocab:
