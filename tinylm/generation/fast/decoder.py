@@ -59,8 +59,9 @@ class Decoder(CachedDecoder):
         self.embedding = model.embedding
         self.positions = position_rows(model)
         self.rotary = config.positional_encoding == "rotary"
-        self.layers = [Layer(block, parts) for block in model.blocks if isinstance(block, Block)]
-        self.windows = model.windows
+        layers = [Layer(block, parts, config.rotary_dim) for block in model.blocks if isinstance(block, Block)]
+        self.layers = list(zip(layers, model.windows, strict=True))
+        self.windows = set(model.windows)
         self.final_norm = norm_function(model.final_norm)
         self.head = Product([model.head], parts)
 
@@ -75,7 +76,7 @@ class Decoder(CachedDecoder):
             (B, V), in at least float32
         """
         positions, keys = cache.reserve(1)
-        masks = {window: self._mask(window, positions, keys) for window in dict.fromkeys(self.windows)}
+        masks = {window: self._mask(window, positions, keys) for window in self.windows}
         positions = positions if isinstance(positions, slice) else positions[:, 0]
         x, rotary = F.embedding(ids, self.embedding.weight), None  # (B, D)
         if self.positions is not None:
@@ -84,7 +85,7 @@ class Decoder(CachedDecoder):
                 rotary = rows.unbind(1)
             else:
                 x = (x + rows).type_as(x)
-        for layer, window in zip(self.layers, self.windows, strict=True):
+        for layer, window in self.layers:
             x = layer.forward(x, rotary, masks[window], cache)
         logits = self.head.forward(self.final_norm(x))
         self._end_documents(ids, cache)

@@ -47,22 +47,18 @@ def norm_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.layer_norm(x, weight.shape, weight, module.bias, eps)
 
 
-def rotated(x: Tensor, rotary: Sequence[Tensor]) -> Tensor:
-    """Rotates the first R coordinates of x, (..., E), by cosines and signed sines, (..., R)."""
-    cos, sin = rotary
-    width = cos.shape[-1]
-    front = x if width == x.shape[-1] else x[..., :width]
-    front = torch.addcmul(front * cos, front.roll(width // 2, dims=-1), sin).type_as(x)
-    return front if width == x.shape[-1] else torch.cat((front, x[..., width:]), dim=-1)
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
+    """Rotates x, (..., R), by cosines and signed sines, (..., R), for R = width."""
+    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin).type_as(x)
 
 
 class Layer:
-    """A `Block` that reads one token of each row."""
+    """A `Block` that reads one token of each row; the first `rotary_dim` coordinates of a head are rotated."""
 
-    def __init__(self, block: Block, parts: int) -> None:
+    def __init__(self, block: Block, parts: int, rotary_dim: int) -> None:
         attention, feedforward = block.attention, block.feedforward
         self.form, self.index, self.head_dim = block.form, attention.layer, attention.head_dim
-        self.rotates, self.scale = attention.rotates, attention.scale
+        self.rotates, self.scale, self.rotary_dim = attention.rotates, attention.scale, rotary_dim
         self.attention_norm = norm_function(block.attention_norm)
         self.feedforward_norm = norm_function(block.feedforward_norm)
         self.heads = attention.query.out_features // self.head_dim
@@ -92,23 +88,18 @@ class Layer:
             mask: added to the attention scores, (B, 1, 1, S)
             cache: keys and values
         """
-        context = (rotary, mask, cache)
-        match self.form:
-            case "pre":
-                x = x + self._attend(self.attention_norm(x), *context)
-                return x + self._feed(self.feedforward_norm(x))
-            case "post":
-                x = self.attention_norm(x + self._attend(x, *context))
-                return self.feedforward_norm(x + self._feed(x))
-            case "output":
-                x = x + self.attention_norm(self._attend(x, *context))
-                return x + self.feedforward_norm(self._feed(x))
-            case "parallel":
-                attended = self._attend(self.attention_norm(x), *context)
-                return x + attended + self._feed(self.feedforward_norm(x))
-            case _:
-                normed = self.attention_norm(x)
-                return x + self._attend(normed, *context) + self._feed(normed)
+        if self.form == "pre":
+            x = x + self._attend(self.attention_norm(x), rotary, mask, cache)
+            return x + self._feed(self.feedforward_norm(x))
+        if self.form == "post":
+            x = self.attention_norm(x + self._attend(x, rotary, mask, cache))
+            return self.feedforward_norm(x + self._feed(x))
+        if self.form == "output":
+            x = x + self.attention_norm(self._attend(x, rotary, mask, cache))
+            return x + self.feedforward_norm(self._feed(x))
+        normed = self.attention_norm(x)  # parallel
+        other = self.feedforward_norm(x) if self.form == "parallel" else normed
+        return x + self._attend(normed, rotary, mask, cache) + self._feed(other)
 
     def _attend(self, x: Tensor, rotary: Sequence[Tensor] | None, mask: Tensor | None, cache: RingKVCache) -> Tensor:
         B, H, K, E = x.shape[0], self.heads, self.kv_heads, self.head_dim
@@ -121,7 +112,11 @@ class Layer:
         if self.qk_weight is not None:
             both = torch.rms_norm(both, (E,), None, self.eps) * self.qk_weight
         if rotary is not None and self.rotates:
-            both = rotated(both, rotary)
+            R = self.rotary_dim
+            if R == E:
+                both = rotated(both, *rotary, R)
+            else:
+                both = torch.cat((rotated(both[..., :R], *rotary, R), both[..., R:]), dim=-1)
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
         query = query.view(B, K, H // K, E)  # the heads of a group, as if they were queries at several positions
