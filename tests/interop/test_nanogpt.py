@@ -178,8 +178,9 @@ def test_a_padded_vocabulary_without_characters_has_the_tokenizer_of_gpt2(tmp_pa
     text = "Hello, world: naïve 123"
     assert found.encode(text) == tokenizer.encode(text) and found.end_of_text == 50256
     assert model.config.vocab_size == 50304 and found.vocab_size == 50257
-    ids = [50256, *found.encode(text)]
-    completion = Generator(model, found.with_marks(50256, 50256, [])).complete(
+    assert found.marks == (None, 50256, (50256,))
+    ids = found.encode(text)
+    completion = Generator(model, found.with_marks(None, 50256, [])).complete(
         [text], max_new_tokens=10, temperature=0
     )[0]
     for token in completion.ids:

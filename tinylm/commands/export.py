@@ -166,6 +166,8 @@ def read_nanogpt(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokeni
     elif model.config.vocab_size in GPT2_ROWS:
         notice("found no meta.pkl: taking GPT-2's tokenizer, as nanoGPT does")
         tokenizer = pretrained_tokenizer("gpt2", default_cache_dir())
+        end = tokenizer.end_of_text
+        tokenizer = tokenizer.with_marks(None, end, [] if end is None else [end])  # nothing begins a prompt
     else:
         folder = f"nanoGPT's data/{dataset}" if dataset else "the folder of its data set"
         raise MissingInputError(f"{path}: its characters are in meta.pkl in {folder}; give it with --tokenizer")

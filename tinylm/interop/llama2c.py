@@ -61,7 +61,7 @@ LLAMA2C_FOLDER = FolderKind(
 
 
 class Header(NamedTuple):
-    """The begin of a model file: version, config and number of bytes."""
+    """The beginning of a model file: version, config and number of bytes."""
 
     version: int
     config: ModelConfig

@@ -1,5 +1,6 @@
 """Added tokens: strings that are found in a text before anything else happens to it, each a token of its own."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ class AddedTokens:
     def __init__(self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] = str) -> None:
         self.tokens = {normalize(token.content): token for token in tokens if normalize(token.content)}
         names = sorted(self.tokens, key=len, reverse=True)
-        self._expression = regex.compile("|".join(map(regex.escape, names))) if names else None
+        first = "|".join(sorted({re.escape(name[:2]) for name in names}))  # a quick look, which most places fail
+        self._expression = re.compile(f"(?={first})(?:{'|'.join(map(re.escape, names))})") if names else None
         self._strips = any(token.lstrip or token.rstrip for token in self.tokens.values())
 
     def split(self, text: str, special: bool) -> Iterator[tuple[int, int, AddedToken | None]]:

@@ -34,11 +34,11 @@ def nfc_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:
 def joining() -> frozenset[str]:
     """The characters that may join the one before them: marks, the second parts of compositions, medial jamo."""
     joins = {*map(chr, range(0x1161, 0x1176)), *map(chr, range(0x11A8, 0x11C3))}
-    characters = [chr(point) for point in range(0x80, 0x110000) if not 0xD800 <= point < 0xE000]
-    for character in characters:
-        if unicodedata.combining(character):
-            joins.add(character)
+    characters = [chr(point) for point in range(0x80, 0x110000)]
+    joins.update(filter(unicodedata.combining, characters))
+    composed = [each for each in characters if unicodedata.decomposition(each)]
+    for character in composed:
         parts = unicodedata.decomposition(character)
-        if parts and not parts.startswith("<"):
+        if not parts.startswith("<"):
             joins.update(chr(int(part, 16)) for part in parts.split()[1:])
-    return frozenset(joins | {each for each in characters if unicodedata.normalize("NFD", each)[0] in joins})
+    return frozenset(joins | {each for each in composed if unicodedata.normalize("NFD", each)[0] in joins})

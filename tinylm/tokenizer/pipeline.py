@@ -247,7 +247,7 @@ class PipelineTokenizer(Tokenizer):
 
     def _may_cut(self, text: str, cut: int) -> bool:
         """Whether normalization and added tokens do not look across a cut."""
-        if self.normalization and text[cut] in joining():
+        if self.normalization and not text[cut].isascii() and text[cut] in joining():
             return False
         begin = max(cut - self._longest, 0)
         window = text[begin : cut + self._longest]

@@ -249,7 +249,8 @@ def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
     for name in table.names if model.get("ignore_merges") else ():
         if name in model["vocab"] and not table.is_whole(name):
             raise ConfigError(f"model.ignore_merges is true, but the merges do not make {name!r} from its bytes")
-    arguments = table.arguments(model["vocab"] | names, [], may_miss=True) | {"pattern": pattern}
+    arguments: dict[str, Any] = table.arguments(model["vocab"] | names, [], may_miss=True)
+    arguments["pattern"] = pattern
     if model.get("unk_token") is not None and -1 in arguments["ids"]:
         raise ConfigError(f"model.unk_token is {model['unk_token']!r}, but bytes are missing; tinylm leaves these out")
     alike = {(token.special, token.normalized, token.lstrip, token.rstrip, token.single_word) for token in added}
