@@ -180,9 +180,9 @@ def test_a_padded_vocabulary_without_characters_has_the_tokenizer_of_gpt2(tmp_pa
     assert model.config.vocab_size == 50304 and found.vocab_size == 50257
     assert found.marks == (None, 50256, (50256,))
     ids = found.encode(text)
-    completion = Generator(model, found.with_marks(None, 50256, [])).complete(
-        [text], max_new_tokens=10, temperature=0
-    )[0]
+    completion = Generator(model, found.with_marks(None, 50256, [])).complete([text], max_new_tokens=10, temperature=0)[
+        0
+    ]
     for token in completion.ids:
         logits = theirs(arguments, weights)(torch.tensor([ids]))[0, -1]
         ids.append(int(logits[:50257].argmax()))
