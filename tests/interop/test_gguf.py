@@ -187,7 +187,8 @@ def test_marks_become_the_ids_around_a_text_and_further_stops(tmp_path, capsys):
     assert "llama.cpp will not stop at <c>" in capsys.readouterr().err
     plain = TOKENIZER.with_marks(None, 319, [319])
     export_gguf(new_model(), plain, tmp_path / "plain.gguf")
-    assert read(tmp_path / "plain.gguf")[0]["tokenizer.ggml.add_bos_token"] is False
+    fields, _ = read(tmp_path / "plain.gguf")
+    assert fields["tokenizer.ggml.add_bos_token"] is False and fields["tokenizer.ggml.bos_token_id"] == 319
 
 
 # --- refusals

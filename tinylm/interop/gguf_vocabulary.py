@@ -131,8 +131,7 @@ def add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, vocabulary: Voca
     last = vocabulary.types.index(UNUSED) if end is None else end
     writer.add_add_bos_token(begin is not None)
     writer.add_add_eos_token(False)
-    if begin is not None:
-        writer.add_bos_token_id(begin)
+    writer.add_bos_token_id(last if begin is None else begin)  # its default would be an ordinary token
     writer.add_eos_token_id(last)
     writer.add_pad_token_id(last)
     if UNKNOWN in vocabulary.types:
