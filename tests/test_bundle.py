@@ -229,7 +229,10 @@ CHECKPOINTS = {
         dict(state_dict={}),
         "is not a checkpoint of tinylm, but of another program; models of other",
     ),
-    "of nanoGPT": (dict(model={}, model_args={}, iter_num=5), "but of nanoGPT; .* by tinylm export --to tinylm"),
+    "of nanoGPT": (
+        dict(model={}, model_args={}, iter_num=5),
+        "of nanoGPT; convert it first: .* --to tinylm --out last-",
+    ),
     "of no names": ([1, 2], "is not a checkpoint of tinylm, but of another program"),
     "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not fit"),
     "without a state": (dict(tinylm=ENTRY), r"last\.ckpt"),

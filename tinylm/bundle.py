@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.known import check_known
-from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, find_model
+from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, conversion, find_model
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
@@ -64,11 +64,11 @@ def save_bundle(
 
     Raises:
         CannotCreateError: if the folder exists and is not to be replaced, or is something else.
-        ConfigError: if the tokenizer has another vocabulary size, or the model is not standard.
+        ConfigError: if the tokenizer has more tokens than the model, or the model is not standard.
     """
     check_target(folder, MODEL_FOLDER, overwrite)
     check_known(model, "a model folder")
-    if tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -225,8 +225,9 @@ def read_checkpoint(path: str | Path, fill: Fill = Shards.rows) -> dict[str, Any
         raise DataError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "tinylm" not in checkpoint:
         keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-        other = "of nanoGPT" if {"model", "model_args"} <= {*keys} else "of another program"
-        raise DataError(f"{path}: is not a checkpoint of tinylm, but {other}; {CONVERTIBLE}")
+        if {"model", "model_args"} <= {*keys}:
+            raise DataError(f"{path}: is a checkpoint of nanoGPT; convert it first: {conversion(path)}")
+        raise DataError(f"{path}: is not a checkpoint of tinylm, but of another program; {CONVERTIBLE}")
     _check_entry(checkpoint["tinylm"], {"model", "tokenizer"}, source=str(path))
     if not isinstance(checkpoint.get("state_dict"), dict) or "global_step" not in checkpoint:
         raise DataError(f"{path}: is incomplete: a checkpoint must have state_dict and global_step")

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,11 @@ PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
 CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
 MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # of a model folder
-CONVERTIBLE = "models of other programs are read from Hugging Face folders, by tinylm export --to tinylm"
+CONVERTIBLE = (
+    "models of other programs are read from Hugging Face folders, nanoGPT's ckpt.pt and llama2.c's .bin, by "
+    "tinylm export --to tinylm"
+)
+LLAMA2C_MAGIC = b"24ka"  # of llama2.c's files, but for those of version 0
 
 
 def command(*words: str | Path) -> str:
@@ -55,8 +60,7 @@ def find_model(path: str | Path) -> Path:
     if (found := next(_models_of_run(path), None)) is not None:
         return found
     if os.path.isfile(path / "config.json"):  # noqa: PTH113
-        new = command("export", "--model", path, "--to", "tinylm", "--out", f"{path.resolve().name}-tinylm")
-        raise MissingInputError(f"{path}: is a Hugging Face folder; convert it first: {new}")
+        raise MissingInputError(f"{path}: is a Hugging Face folder; convert it first: {conversion(path)}")
     if os.path.isdir(path):  # noqa: PTH112
         raise MissingInputError(f"{path}: has no model/ and no checkpoint; wait for the run to write its first one")
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
@@ -65,15 +69,38 @@ def find_model(path: str | Path) -> Path:
     raise MissingInputError(f"{path}: no such model{hint}")
 
 
+def conversion(path: Path) -> str:
+    """The command that makes a model folder of another program's model."""
+    name = path.resolve().name if path.is_dir() else path.stem
+    return command("export", "--model", path, "--to", "tinylm", "--out", f"{name}-tinylm")
+
+
+def is_llama2c(head: bytes) -> bool:
+    """Whether a file that begins like this may be a model of llama2.c.
+
+    Files of version 0 have no magic number: seven plausible sizes are their sign.
+    """
+    if head.startswith(LLAMA2C_MAGIC):
+        return True
+    if len(head) < 28:
+        return False
+    width, hidden, layers, heads, kv_heads, vocabulary, context = struct.unpack_from("<7i", head)
+    positive = min(width, hidden, layers, heads, kv_heads, abs(vocabulary), context) > 0
+    small = max(width, hidden, abs(vocabulary), context) < 1 << 24 and layers < 1 << 12
+    return positive and small and width % heads == 0 and heads % kv_heads == 0
+
+
 def _checked_file(path: Path) -> Path:
     """The path of a file that may be a checkpoint; DataError for weights alone, and for files of other programs."""
     with path.open("rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{" and (path.parent / MANIFEST).is_file():
+        head = file.read(28)
+    if head[8:9] == b"{" and (path.parent / MANIFEST).is_file():
         raise DataError(f"{path}: holds the weights alone; give the model folder, {path.parent}")
-    if head[8:] == b"{" or head.startswith(b"GGUF"):
+    if head[8:9] == b"{" or head.startswith(b"GGUF"):
         kind = "a GGUF file" if head.startswith(b"GGUF") else "weights without a config"
         raise DataError(f"{path}: is {kind}; {CONVERTIBLE}")
+    if is_llama2c(head):
+        raise DataError(f"{path}: is a model of llama2.c; convert it first: {conversion(path)}")
     if path.suffix == ".npz":
         raise DataError(f"{path}: is an archive of train-numpy, which only generate reads; give the model/ of its run")
     if not head.startswith((b"PK", b"\x80")):  # a zip archive, or an old checkpoint, which is a pickle

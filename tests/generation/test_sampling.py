@@ -161,16 +161,16 @@ def test_biases_are_added_and_banned_tokens_excluded():
 
 
 def test_ids_outside_the_vocabulary_are_refused():
-    SamplingConfig(logit_bias={4: 1.0}, banned_tokens=[0]).check_tokens(5, end=4)
+    SamplingConfig(logit_bias={4: 1.0}, banned_tokens=[0]).check_tokens(5, stops=(4,))
     with pytest.raises(ConfigError, match="logit_bias must be of ids below 5, got 5"):
-        SamplingConfig(logit_bias={5: 1.0}).check_tokens(5, end=4)
+        SamplingConfig(logit_bias={5: 1.0}).check_tokens(5, stops=(4,))
     with pytest.raises(ConfigError, match="banned_tokens must be of ids below 5, got -1"):
-        SamplingConfig(banned_tokens=[-1]).check_tokens(5, end=4)
+        SamplingConfig(banned_tokens=[-1]).check_tokens(5, stops=(4,))
     with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens"):
-        SamplingConfig(banned_tokens=[0, 1]).check_tokens(2, end=None)
+        SamplingConfig(banned_tokens=[0, 1]).check_tokens(2, stops=())
     with pytest.raises(ConfigError, match="banned_tokens must be fewer than all tokens but the end-of-text token"):
-        SamplingConfig(banned_tokens=[0, 1], min_new_tokens=1).check_tokens(3, end=2)
-    SamplingConfig(banned_tokens=[0, 1]).check_tokens(3, end=2)
+        SamplingConfig(banned_tokens=[0, 1], min_new_tokens=1).check_tokens(3, stops=(2,))
+    SamplingConfig(banned_tokens=[0, 1]).check_tokens(3, stops=(2,))
 
 
 # --- drawing

@@ -1,57 +1,216 @@
-"""Converts models to and from Hugging Face's format.
+"""Converts models to and from the formats of other programs.
 
-tinylm export --model runs/small --to hf --out small-hf        # for Hugging Face transformers
-tinylm export --model gpt2 --to tinylm --out runs/gpt2         # from a Hugging Face folder
+tinylm export --model runs/small --to hf --out small-hf                        # for Hugging Face transformers
+tinylm export --model runs/small --to gguf --out small.gguf --dtype q8_0       # for llama.cpp
+tinylm export --model runs/stories --to llama2c --out stories                  # for llama2.c
+tinylm export --model gpt2 --to tinylm --out runs/gpt2                         # from a Hugging Face folder
+tinylm export --model out/ckpt.pt --to tinylm --out runs/shakespeare           # from nanoGPT
+tinylm export --model stories15M.bin --to tinylm --out runs/stories            # from llama2.c
 """
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model
-from tinylm.errors import notice
-from tinylm.locate import command
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
+from tinylm.files import default_cache_dir, read_range
+from tinylm.locate import CONVERTIBLE, command, is_llama2c
 from tinylm.targets import HUGGINGFACE_FOLDER, MODEL_FOLDER, check_target
+
+if TYPE_CHECKING:
+    from tinylm.model import TransformerLM
+    from tinylm.tokenizer import Tokenizer
+
+GPT2_ROWS = range(50257, 50305)  # embeddings of nanoGPT with GPT-2's tokenizer, padded or not
+ONLY = {"dtype": "gguf", "tokenizer": "tinylm"}  # option -> the format that it belongs to
 
 
 def run(arguments: list[str]) -> None:
-    """Converts a model, and prints what was written and how to load it."""
+    """Converts a model, and prints what was written and how to use it."""
     parser = Parser("export", __doc__)
-    parser.add_argument("--model", required=True, help="run folder, model folder, checkpoint or Hugging Face folder")
-    parser.add_argument("--to", choices=[*FORMATS], required=True, help="format to write: Hugging Face's or tinylm's")
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run folder, model folder or checkpoint; with --to tinylm: Hugging Face folder, ckpt.pt of nanoGPT or "
+        ".bin of llama2.c",
+    )
+    parser.add_argument("--to", choices=[*FORMATS], required=True, help="format to write")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; for gguf a file")
+    parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="gguf: type of the weights (default: f32)")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="of a ckpt.pt or .bin: meta.pkl, tokenizer.bin, or any tokenizer file (default: found near the model)",
+    )
     parser.add_overwrite_option()
     options = parser.parse(arguments)
-    print(*FORMATS[options.to](options.model, options.out, options.overwrite), sep="\n")
+    for name, wanted in ONLY.items():
+        if getattr(options, name) is not None and options.to != wanted:
+            raise ConfigError(f"--{name}: only works with --to {wanted}; leave it out")
+    print(*FORMATS[options.to](options), sep="\n")
 
 
-def to_huggingface(model: str, out: Path, overwrite: bool) -> list[str]:
+# --- out
+
+
+def to_huggingface(options: argparse.Namespace) -> list[str]:
     """Writes a folder for transformers, and returns the lines to print."""
-    check_target(out, HUGGINGFACE_FOLDER, overwrite)
-    _, found = announce_model(model)
+    out = options.out
+    check_target(out, HUGGINGFACE_FOLDER, options.overwrite)
+    _, found = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
     from tinylm.interop import export_huggingface
 
     bundle = load_bundle(found)
-    architecture = export_huggingface(bundle.model, bundle.tokenizer, out, bundle.info, overwrite)
+    architecture = export_huggingface(bundle.model, bundle.tokenizer, out, bundle.info, options.overwrite)
     return [
         f"{out}: {architecture}, {bundle.model.num_parameters():,} parameters; how to use it: {out / 'README.md'}",
         f'to load it: AutoModelForCausalLM.from_pretrained("{out}"), AutoTokenizer.from_pretrained("{out}")',
     ]
 
 
-def from_huggingface(model: str, out: Path, overwrite: bool) -> list[str]:
-    """Writes a model folder, and returns the lines to print."""
-    check_target(out, MODEL_FOLDER, overwrite)
-    notice(f"reading {model}")
-    from tinylm.bundle import save_bundle
-    from tinylm.interop import load_huggingface
+def to_gguf(options: argparse.Namespace) -> list[str]:
+    """Writes a GGUF file, and returns the lines to print."""
+    from tinylm.interop.gguf import GGUF, export_gguf, require_gguf
 
-    network, tokenizer = load_huggingface(model)
-    save_bundle(out, network, tokenizer, {"from": str(model)}, overwrite)
+    check_target(options.out, GGUF, options.overwrite)
+    require_gguf()
+    _, found = announce_model(options.model)
+
+    from tinylm.bundle import load_bundle
+
+    bundle, dtype = load_bundle(found), options.dtype or "f32"
+    name = str(bundle.info.get("run", options.out.stem))
+    architecture = export_gguf(
+        bundle.model, bundle.tokenizer, options.out, dtype, name=name, overwrite=options.overwrite
+    )
+    parameters = bundle.model.num_parameters()
+    return [
+        f"{options.out}: {architecture}, {parameters:,} parameters in {dtype}",
+        f'to run it: llama-cli -m {options.out} -p "Once upon a time"',
+    ]
+
+
+def to_llama2c(options: argparse.Namespace) -> list[str]:
+    """Writes a folder for llama2.c, and returns the lines to print."""
+    from tinylm.interop.llama2c import LLAMA2C_FOLDER, export_llama2c
+
+    out = options.out
+    check_target(out, LLAMA2C_FOLDER, options.overwrite)
+    _, found = announce_model(options.model)
+
+    from tinylm.bundle import load_bundle
+
+    bundle = load_bundle(found)
+    export_llama2c(bundle.model, bundle.tokenizer, out, options.overwrite)
+    return [
+        f"{out}: a model of llama2.c, {bundle.model.num_parameters():,} parameters",
+        f'to run it: run {out / "model.bin"} -z {out / "tokenizer.bin"} -i "Once upon a time"',
+    ]
+
+
+# --- in
+
+
+def to_tinylm(options: argparse.Namespace) -> list[str]:
+    """Writes a model folder from a model of another program, and returns the lines to print."""
+    out = options.out
+    check_target(out, MODEL_FOLDER, options.overwrite)
+    notice(f"reading {options.model}")
+    from tinylm.bundle import save_bundle
+
+    network, tokenizer = read_foreign(options.model, options.tokenizer)
+    save_bundle(out, network, tokenizer, {"from": str(options.model)}, options.overwrite)
     what = f"a model folder, {network.num_parameters():,} parameters, {tokenizer.vocab_size:,} tokens"
     use = command("generate", "--model", out, "--prompt", "Once upon a time")
     return [f"{out}: {what}", f"to generate with it: {use}"]
 
 
-FORMATS: dict[str, Callable[[str, Path, bool], list[str]]] = {"hf": to_huggingface, "tinylm": from_huggingface}
+def read_foreign(model: str, tokenizer: Path | None) -> "tuple[TransformerLM, Tokenizer]":
+    """The model and the tokenizer of a Hugging Face folder, a ckpt.pt of nanoGPT or a .bin of llama2.c.
+
+    Raises:
+        MissingInputError: if a file is missing.
+        DataError: if it is damaged, or has a feature that tinylm does not support.
+    """
+    from tinylm.interop import load_huggingface
+
+    path = Path(model)
+    if not path.exists():
+        raise MissingInputError(f"{path}: no such folder or file; models are not downloaded, download it first")
+    head = read_range(path, 0, 28) if path.is_file() else b""
+    if head.startswith((b"PK", b"\x80")):
+        return read_nanogpt(path, tokenizer)
+    if is_llama2c(head):
+        return read_llama2c(path, tokenizer)
+    if head:
+        raise DataError(f"{path}: is not a model that tinylm reads; {CONVERTIBLE}")
+    if tokenizer is not None:
+        raise ConfigError("--tokenizer: a Hugging Face folder has its own; leave it out")
+    return load_huggingface(model)
+
+
+def read_nanogpt(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokenizer]":
+    """nanoGPT's model, with the given tokenizer, the characters of its data set, or GPT-2's tokenizer."""
+    from tinylm.data.pretrained import pretrained_tokenizer
+    from tinylm.interop import find_meta, load_nanogpt
+
+    model, dataset = load_nanogpt(path)
+    found = given or find_meta(path, dataset)
+    if found is not None:
+        notice(f"reading {found}")
+        tokenizer = read_tokenizer(found)
+    elif model.config.vocab_size in GPT2_ROWS:
+        notice("found no meta.pkl: taking GPT-2's tokenizer, as nanoGPT does")
+        tokenizer = pretrained_tokenizer("gpt2", default_cache_dir())
+        end = tokenizer.end_of_text
+        tokenizer = tokenizer.with_marks(None, end, [] if end is None else [end])  # nothing begins a prompt
+    else:
+        folder = f"nanoGPT's data/{dataset}" if dataset else "the folder of its data set"
+        raise MissingInputError(f"{path}: its characters are in meta.pkl in {folder}; give it with --tokenizer")
+    return model, checked(tokenizer, model, path)
+
+
+def read_llama2c(path: Path, given: Path | None) -> "tuple[TransformerLM, Tokenizer]":
+    """llama2.c's model, with the given tokenizer, or the tokenizer.bin in its folder or the one above."""
+    from tinylm.interop import load_llama2c
+
+    model = load_llama2c(path)
+    near = [folder / "tokenizer.bin" for folder in (path.resolve().parent, path.resolve().parent.parent)]
+    found = given or next((each for each in near if each.is_file()), None)
+    if found is None:
+        raise MissingInputError(f"{path}: found no tokenizer.bin beside it; give it with --tokenizer")
+    notice(f"reading {found}")
+    return model, checked(read_tokenizer(found), model, path)
+
+
+def read_tokenizer(path: Path) -> "Tokenizer":
+    """The tokenizer of a meta.pkl, a tokenizer.bin, or any file or folder that tinylm reads."""
+    from tinylm.interop import read_meta, read_tokenizer_bin
+    from tinylm.tokenizer import load_tokenizer
+
+    if path.is_file() and read_range(path, 0, 1) == b"\x80":
+        return read_meta(path)
+    if path.is_file() and path.suffix == ".bin":
+        return read_tokenizer_bin(path)
+    return load_tokenizer(path)
+
+
+def checked(tokenizer: "Tokenizer", model: "TransformerLM", path: Path) -> "Tokenizer":
+    """The tokenizer, unless it has ids that the model lacks."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"{path}: has {model.config.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens"
+        )
+    return tokenizer
+
+
+FORMATS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+    "hf": to_huggingface,
+    "gguf": to_gguf,
+    "llama2c": to_llama2c,
+    "tinylm": to_tinylm,
+}

@@ -240,7 +240,7 @@ def complete(generator: "Generator", prompts: list[str], settings: dict[str, Any
 
 def beam_length(generator: "Generator", prompt: str) -> dict[str, Any]:
     """The default of `max_new_tokens` for beam search, which does not go beyond the context."""
-    around = len(generator.before) + len(generator.after) + (generator.tokenizer.end_of_text is not None)
+    around = len(generator.before) + len(generator.after) + len(generator.tokenizer.opening)
     context = generator.model.config.max_seq_len
     room = context - around - len(generator.tokenizer.encode(prompt))
     return {"max_new_tokens": min(BeamConfig.max_new_tokens, room if room >= 1 else max(context // 2, 1))}

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     notice(f"loading {path}, in NumPy")
     model, tokenizer = read_model(path), read_tokenizer(path)
     end, prompt = tokenizer.end_of_text, options.prompt or ""
-    ids = ([] if end is None else [end]) + tokenizer.encode(prompt)
+    ids = tokenizer.opening + tokenizer.encode(prompt) or ([] if end is None else [end])
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise ConfigError(f"the prompt must have 1 to {model.config.max_seq_len} tokens, got {len(ids)}")
     sampling: dict[str, Any] = {name: getattr(options, name) for name in SAMPLING}
@@ -36,10 +36,10 @@ def run(options: argparse.Namespace) -> None:
     for number in range(options.num_samples):
         seed = None if options.seed is None else (options.seed + number) % (1 << 64)
         try:
-            row = generate(model, np.array([ids]), separator=end, seed=seed, **sampling)[0].tolist()
+            row = generate(model, np.array([ids]), separator=end, seed=seed, tokens=tokenizer.vocab_size, **sampling)[0]
         except FloatingPointError as error:
             raise NumericError(f"{path}: {error}; use another checkpoint") from error
-        text = tokenizer.decode(row[: row.index(end)] if end in row else row)
+        text = tokenizer.decode(tokenizer.until_stop(row.tolist()), continues=True)
         print(*(["---"] if number else []), prompt + text, sep="\n")
 
 

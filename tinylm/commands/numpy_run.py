@@ -402,7 +402,7 @@ class Run:
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
             before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
-            ids = [*([] if end is None else [end]), *before, *self.tokenizer.encode(prompt), *after]
+            ids = [*self.tokenizer.opening, *before, *self.tokenizer.encode(prompt), *after]
         except DataError as error:  # the prompt has characters that the tokenizer lacks
             notice(f"no sample for {prompt!r}: {error}")
             return self.prompts.remove(prompt)
@@ -410,7 +410,7 @@ class Run:
         length = min(self.options.sample_tokens, max(1, context - len(ids)))
         separator = end if self.template is None else None  # a prompt and its response are one document
         new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
-        text = prompt + self.tokenizer.decode(new[: new.index(end)] if end in new else new)
+        text = prompt + self.tokenizer.decode(self.tokenizer.until_stop(new), continues=True)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
         append_sample(self.folder / "samples.txt", self.state.global_step, text)
 

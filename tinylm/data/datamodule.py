@@ -46,7 +46,7 @@ from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, r
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json, why_unreadable
 from tinylm.locate import command
-from tinylm.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
@@ -446,10 +446,15 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(f"data.text: {self.text}: has {len(ids)} tokens, needs at least 2")
         return self._evaluation_loader(EvaluationBatches, ids, window_rows(len(ids), self.context))
 
+    @property
+    def _pad(self) -> int:
+        """The id that fills rows of pairs, which have an end-of-text token: it does not count, and no token sees it."""
+        return self.tokenizer.end_of_text or 0
+
     @cached_property
     def _rows(self) -> PairRows:
         """The training pairs in rows."""
-        examples, pad = self.examples["train"], self.tokenizer.special_tokens[END_OF_TEXT]
+        examples, pad = self.examples["train"], self._pad
         return pack_rows(examples, self.context, pad) if self.packing else pad_rows(examples, pad)
 
     def _evaluation(
@@ -461,7 +466,7 @@ class TextDataModule(pl.LightningDataModule):
         if self.pairs is not None:
             examples = self.examples[part]
             chosen = np.arange(len(examples))[evenly_spaced(len(examples), len(tokens), limit)]
-            rows = pad_rows([examples[i] for i in chosen], self.tokenizer.special_tokens[END_OF_TEXT])
+            rows = pad_rows([examples[i] for i in chosen], self._pad)
             return self._evaluation_loader(PairEvaluationBatches, rows, share=share)
         floor, end = self.floors.get(part), self.tokenizer.end_of_text
         if self.corpus.short_documents and end is not None:

@@ -4,8 +4,9 @@ The assistant's messages and the end-of-text tokens behind them count; everythin
 
 Each turn is encoded by itself. If prompt and response were encoded as one text, a token could span both, and training
 would show the model prompts that never occur in generation. Encoded by turns, the ids that generation reads are always
-a prefix of those that training reads. For the same reason every record begins with `<|endoftext|>`, which the generator
-puts before each prompt. A response that begins a new word must begin with the space.
+a prefix of those that training reads. For the same reason every record begins with the token that the generator puts
+before each prompt (`Marks.begin`; by default `<|endoftext|>`). A response that begins a new word must begin with the
+space.
 
 Left out: templates written in Jinja.
 """
@@ -25,9 +26,10 @@ TooLong = Literal["error", "drop", "truncate"]
 
 @dataclass(frozen=True)
 class Template:
-    """The format of a conversation: `<|endoftext|>`, then each turn behind the token of its role.
+    """The format of a conversation: the token that begins a text, then each turn behind the token of its role.
 
-    `<|endoftext|>` ends every turn of the assistant, in all templates, so generation stops there by default.
+    `Marks.end`, by default `<|endoftext|>`, ends every turn of the assistant, in all templates, so generation stops
+    there by default.
 
     Attributes:
         name: the value of `data.template`
@@ -41,13 +43,12 @@ class Template:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """The special tokens that a tokenizer must have."""
+        """The special tokens that a tokenizer must have; an end of text under another name counts as the first."""
         return (END_OF_TEXT, *filter(None, self.begins.values()))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises ConfigError if the tokenizer lacks special tokens of the template."""
-        missing = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
-        if missing:
+        if missing := tokenizer.lacking(self.special_tokens):
             raise ConfigError(
                 f"data.template={self.name} needs {', '.join(missing)}, which the tokenizer lacks; add it"
             )
@@ -107,8 +108,8 @@ def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
             f"data.template={template.name} takes one prompt and one response, got turns of "
             f"{', '.join(roles)}; set data.template=chat"
         )
-    end = [tokenizer.special_tokens[END_OF_TEXT]]
-    parts: list[tuple[Sequence[int], bool]] = [(end, False)]  # ids, and whether they count
+    end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    parts: list[tuple[Sequence[int], bool]] = [(tokenizer.opening, False)]  # ids, and whether they count
     for role, content in turns:
         parts.append((template.start_of(role, tokenizer), False))
         parts.append((tokenizer.encode(content), role == "assistant"))

@@ -97,9 +97,8 @@ def double(tensor: Tensor) -> Tensor:
 
 
 def document_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The tokens of a text read as one document: the end-of-text token, if the tokenizer has one, and the text's."""
-    before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    return np.concatenate([np.array(before, dtype=np.int64), tokenizer.encode_array(text)])
+    """The tokens of a text read as one document: the token that begins a text, if there is one, and the text's."""
+    return np.concatenate([np.array(tokenizer.opening, dtype=np.int64), tokenizer.encode_array(text)])
 
 
 @contextmanager

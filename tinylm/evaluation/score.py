@@ -52,7 +52,7 @@ def score_text(
     Args:
         model: the network
         tokenizer: the model's
-        text: what to predict; if the tokenizer has no end-of-text token, all but the first token
+        text: what to predict; if the tokenizer begins texts with no token, all but the first token
         stride: as for `token_log_probs`
         batch_size: windows read at once
 

@@ -56,7 +56,7 @@ class TokenLoss:
 def token_losses(model: TransformerLM, tokenizer: Tokenizer, text: str, most: int | None = None) -> list[TokenLoss]:
     """The loss of every token of a text, or of its first `most` tokens, with a notice that the others are left out."""
     ids = document_ids(tokenizer, text)
-    separators = int(tokenizer.end_of_text is not None)
+    separators = len(tokenizer.opening)
     if most is not None and most < len(ids) - separators:
         notice(f"reading the first {most:,} of the text's {len(ids) - separators:,} tokens")
         ids = ids[: most + separators]
@@ -97,7 +97,7 @@ def _html_token(each: TokenLoss, tokenizer: Tokenizer) -> str:
     shown = html.escape(visible(piece)) + "\n" * piece.endswith(b"\n")
     if each.nats is None or each.guess is None:
         return f"<span>{shown}</span>"
-    guess = visible(tokenizer.token_bytes[each.guess])
+    guess = visible(tokenizer.token_bytes[each.guess]) if each.guess < tokenizer.vocab_size else f"row {each.guess}"
     note = html.escape(f"{each.nats:.2f} nats, probability {math.exp(-each.nats):.1%}; likeliest: '{guess}'")
     color = [name for least, _, name in SHADES if least <= max(each.nats, 0.0)][-1]
     return f'<span style="background:{color}" title="{note}">{shown}</span>'

@@ -82,7 +82,7 @@ def beam_search(
 
     Args:
         generator: the model, its tokenizer and its decoder
-        prompt: the beginning of the text. The end-of-text token, if the tokenizer has one, is inserted before it
+        prompt: the beginning of the text. The token that begins a text (`Marks.begin`) is inserted before it
         config: the options. None: the defaults
         truncate: "left" shortens a prompt that leaves no room for the new tokens
         options: fields of `BeamConfig`, which override the config
@@ -96,8 +96,8 @@ def beam_search(
     """
     check_names(options, BeamConfig, "beam search")
     config = dataclasses.replace(config or BeamConfig(), **options)
-    end = generator.tokenizer.end_of_text if config.min_new_tokens else None
-    check_banned(config.banned_tokens, generator.model.config.vocab_size, end)
+    stops = generator.tokenizer.marks.stops if config.min_new_tokens else ()
+    check_banned(config.banned_tokens, generator.tokenizer.vocab_size, stops)
     ids = _prompt_ids(generator, prompt, config, truncate)
     if not (beams := _search(generator, ids, config)):
         raise ConfigError("banned_tokens and min_new_tokens leave no token to choose from; lower or remove one of them")
@@ -120,8 +120,9 @@ def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list
         last = torch.tensor([(beam.ids or prompt)[-1] for beam in running], device=device)
         started = time.perf_counter()
         log_probs = _log_probs(generator, generator.decoder.step(last, cache), len(running[0].ids), config)
-        # At most one continuation of each beam ends by the end-of-text token, so at least num_beams of these do not.
-        best = [_ended(generator, beam, config) for beam in _continuations(running, log_probs, 2 * config.num_beams)]
+        # At most one continuation of each beam for each stop ends it, so at least num_beams of these do not.
+        count = (1 + max(1, len(generator.tokenizer.marks.stops))) * config.num_beams
+        best = [_ended(generator, beam, config) for beam in _continuations(running, log_probs, count)]
         # Only the best num_beams may end; otherwise unlikely short texts would stop the search.
         ended += [beam for beam in best[: config.num_beams] if beam.finished]
         running = [beam for beam in best if not beam.finished][: config.num_beams]
@@ -133,12 +134,13 @@ def _search(generator: Generator, prompt: list[int], config: BeamConfig) -> list
 
 def _log_probs(generator: Generator, logits: Tensor, length: int, config: BeamConfig) -> Tensor:
     """Log probabilities (B, V) of the tokens after texts of a length; -inf for those that must not follow."""
+    logits = logits[:, : generator.tokenizer.vocab_size]
     check_numbers(logits)
-    log_probs, end = logits.log_softmax(dim=-1), generator.tokenizer.end_of_text
+    log_probs, stops = logits.log_softmax(dim=-1), list(generator.tokenizer.marks.stops)
     if config.banned_tokens:
         log_probs[:, list(config.banned_tokens)] = EXCLUDED
-    if length < config.min_new_tokens and end is not None:
-        log_probs[:, end] = EXCLUDED
+    if length < config.min_new_tokens:
+        log_probs[:, stops] = EXCLUDED
     return log_probs
 
 
@@ -157,7 +159,7 @@ def _continuations(beams: list[Beam], log_probs: Tensor, count: int) -> list[Bea
 
 def _ended(generator: Generator, beam: Beam, config: BeamConfig) -> Beam:
     """The beam, marked as finished if its last token ends it."""
-    if beam.ids[-1] == generator.tokenizer.end_of_text:
+    if beam.ids[-1] in generator.tokenizer.marks.stops:
         return dataclasses.replace(beam, finished="end")
     finished = _spell(generator, beam.ids, config)[0].text.finished if config.stop else ""
     return dataclasses.replace(beam, finished=finished)

@@ -32,7 +32,7 @@ class Generator:
 
     Args:
         model: the model, in evaluation mode (`tinylm.load` sets it)
-        tokenizer: the model's tokenizer
+        tokenizer: the model's tokenizer; the model's further rows, if it has more, are never generated
         decoder: reads the tokens. None: the best decoder for the model (`make_decoder`)
 
     Attributes:
@@ -56,7 +56,7 @@ class Generator:
         """Returns the completion of a prompt, without the prompt.
 
         Args:
-            prompt: the beginning of the text. The end-of-text token, if the tokenizer has one, is inserted before it
+            prompt: the beginning of the text. The token that begins a text (`Marks.begin`) is inserted before it
             options: fields of `SamplingConfig`, and `truncate="left"`, which shortens a prompt that is too long
 
         Raises:
@@ -172,7 +172,7 @@ class Generator:
             growing = [text for text in rows if not text.finished]
             last = torch.tensor([(text.ids or text.prompt)[-1] for text in rows], device=device)
             started = time.perf_counter()
-            logits = self.decoder.step(last, cache)
+            logits = self.decoder.step(last, cache)[:, : self.tokenizer.vocab_size]
             self._extend(rows, logits, config, log_probs)
             self.stats.decode_seconds += time.perf_counter() - started
             self.stats.new_tokens += len(growing)
@@ -216,20 +216,20 @@ class Generator:
     ) -> Tensor:
         """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         check_numbers(logits)
-        scores, end = logits, self.tokenizer.end_of_text
+        scores, stops = logits, list(self.tokenizer.marks.stops)
         if config.adjusts:
             scores = adjusted(logits, _counts(prompts, logits), _counts(generated, logits), config)
-        if config.min_new_tokens and end is not None:
-            short = torch.tensor([len(ids) < config.min_new_tokens for ids in generated], device=logits.device)
+        if config.min_new_tokens and stops:
+            short = [row for row, ids in enumerate(generated) if len(ids) < config.min_new_tokens]
             scores = scores.clone()
-            scores[short, end] = EXCLUDED
+            scores[torch.tensor(short, dtype=torch.long, device=logits.device)[:, None], stops] = EXCLUDED
         if scores is not logits and not is_possible(scores):
             raise ConfigError("bans, biases and penalties leave no token to choose from; lower or remove some of them")
         return scores
 
     def _append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
         """Appends a token to a text and finishes the text where it ends."""
-        if token == self.tokenizer.end_of_text:
+        if token in self.tokenizer.marks.stops:
             text.finished = "end"
             return
         text.ids.append(token)
@@ -246,19 +246,20 @@ class Generator:
         check_truncate(truncate)
         check_names(options, SamplingConfig, "generation")
         config = SamplingConfig(**options)
-        config.check_tokens(self.model.config.vocab_size, self.tokenizer.end_of_text)
+        config.check_tokens(self.tokenizer.vocab_size, self.tokenizer.marks.stops)
         return config, truncate
 
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
-        """The ids that the model reads for a prompt: end-of-text token, `before`, prompt, `after`.
+        """The ids that the model reads for a prompt: the token that begins a text, `before`, prompt, `after`.
 
-        Raises ConfigError if the prompt is not a string, or there are no ids or more than the context holds.
+        If these are none, the end-of-text token, after which another text begins. Raises ConfigError if the prompt is
+        not a string, or there are no ids or more than the context holds.
         """
         if not isinstance(prompt, str):
             raise ConfigError(f"a prompt must be a string, got {prompt!r}")
-        ids = [*self.before, *self.tokenizer.encode(prompt), *self.after]
-        if self.tokenizer.end_of_text is not None:
-            ids = [self.tokenizer.end_of_text, *ids]  # it precedes every document in training
+        ids = [*self.tokenizer.opening, *self.before, *self.tokenizer.encode(prompt), *self.after]
+        if not ids and self.tokenizer.end_of_text is not None:
+            ids = [self.tokenizer.end_of_text]  # another document follows
         if not ids:
             raise ConfigError("the prompt is empty, and this tokenizer has no end-of-text token; give a prompt")
         context = self.model.config.max_seq_len

@@ -64,14 +64,14 @@ class SamplingConfig:
         penalties = (self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty)
         return any((*penalties, self.logit_bias, self.banned_tokens))
 
-    def check_tokens(self, vocab_size: int, end: int | None) -> None:
+    def check_tokens(self, vocab_size: int, stops: Iterable[int]) -> None:
         """Raises ConfigError for a biased or banned token outside the vocabulary, or if no token is left.
 
-        `end` is the end-of-text token.
+        `stops` are the tokens at which generation ends.
         """
         for token in self.logit_bias or {}:
             check_rule(0 <= token < vocab_size, "logit_bias", f"of ids below {vocab_size}", token)
-        check_banned(self.banned_tokens, vocab_size, end if self.min_new_tokens else None)
+        check_banned(self.banned_tokens, vocab_size, stops if self.min_new_tokens else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,13 @@ def check_ends(most: int, least: int, stop: Sequence[str]) -> None:
     check_rule("" not in stop, "stop", "strings that are not empty", list(stop))
 
 
-def check_banned(banned: Iterable[int], vocab_size: int, end: int | None) -> None:
-    """Raises ConfigError for a token outside the vocabulary, or if all tokens but `end` are banned."""
+def check_banned(banned: Iterable[int], vocab_size: int, stops: Iterable[int]) -> None:
+    """Raises ConfigError for a token outside the vocabulary, or if all tokens but `stops` are banned."""
     for token in banned:
         check_rule(0 <= token < vocab_size, "banned_tokens", f"of ids below {vocab_size}", token)
-    rule = "fewer than all tokens" + " but the end-of-text token, which min_new_tokens excludes" * (end is not None)
-    check_rule(len({*banned, end} - {None}) < vocab_size, "banned_tokens", rule, "all")
+    stops = set(stops)
+    rule = "fewer than all tokens" + " but the end-of-text token, which min_new_tokens excludes" * bool(stops)
+    check_rule(len({*banned, *stops}) < vocab_size, "banned_tokens", rule, "all")
 
 
 def check_rule(condition: bool, name: str, rule: str, value: object) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, parameter_count
-from tinylm.tokenizer import END_OF_TEXT, Tokenizer
+from tinylm.tokenizer import Tokenizer
 
 HEADER = """---
 library_name: transformers
@@ -33,6 +33,9 @@ WITH_END = """
 Every training text was preceded and followed by `{end}`. Put it before a prompt, as above. Within a text, the name of a
 special token is read as that token, unless `split_special_tokens=True`.
 """
+IMPORTED = """
+The tokenizer puts what begins a text before it by itself. Generation ends at {stops}.
+"""
 WITHOUT_END = """
 The tokenizer has no end-of-text token. A prompt must not be empty, and generation stops only at its limit.
 """
@@ -48,9 +51,10 @@ def model_card(
     title = str(info.get("run", folder))
     parts = [HEADER.format(title=title, parameters=parameter_count(config), architecture=family.architecture)]
     if tokenizer is not None:
-        begin = "" if tokenizer.end_of_text is None else "tokenizer.bos_token + "
+        own = tokenizer.marks.begin is not None and not tokenizer.origin
+        begin = "tokenizer.bos_token + " if own else ""
         parts.append(USAGE.format(folder=folder, begin=begin, new_tokens=min(100, max(config.max_seq_len // 2, 1))))
-        parts.append(WITHOUT_END if tokenizer.end_of_text is None else WITH_END.format(end=END_OF_TEXT))
+        parts.append(_ends(tokenizer))
     learned = config.positional_encoding == "learned"
     beyond = "There are no positions beyond it." if learned else "The model was not trained beyond it."
     parts.append(CONTEXT.format(context=config.max_seq_len, beyond=beyond))
@@ -58,6 +62,15 @@ def model_card(
         parts.append(_table("Training run", info))
     parts.append(_table("tinylm's config", config.to_dict()))
     return "".join(parts)
+
+
+def _ends(tokenizer: Tokenizer) -> str:
+    """The paragraph on the tokens around a text."""
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    stops = " or ".join(f"`{names.get(token, token)}`" for token in tokenizer.marks.stops)
+    if tokenizer.end_of_text is None:
+        return WITHOUT_END
+    return IMPORTED.format(stops=stops) if tokenizer.origin else WITH_END.format(end=names[tokenizer.end_of_text])
 
 
 def _table(title: str, values: dict[str, Any]) -> str:

@@ -23,16 +23,23 @@ from tinylm.known import check_known
 from tinylm.model import TransformerLM
 from tinylm.model.quantized import quantized_layers
 from tinylm.targets import HUGGINGFACE_FOLDER, check_target
-from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json
+from tinylm.tokenizer import Tokenizer, write_tokenizer_json
+from tinylm.tokenizer.formats.folder import (
+    BEGINS,
+    CONFIG,
+    GENERATION,
+    IDS,
+    NAMED,
+    SETTINGS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    has_tokenizer,
+    read_folder,
+)
 from tinylm.tokenizer.formats.merges import reading
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-TOKENIZER, TOKENIZER_SETTINGS, CARD = "tokenizer.json", "tokenizer_config.json", "README.md"
+CARD = "README.md"
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # the defaults of our Generator
-TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
-    "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
-    "clean_up_tokenization_spaces": False, "padding_side": "left",
-}  # fmt: skip
 
 
 # --- export
@@ -59,8 +66,8 @@ def export_huggingface(
 
     Raises:
         CannotCreateError: if the folder exists and is not to be replaced, or is something else.
-        ConfigError: if the config or the tokenizer has no counterpart, the vocabulary sizes differ, or the model is not
-            standard.
+        ConfigError: if the config or the tokenizer has no counterpart, the tokenizer has more tokens than the model, or
+            the model is not standard.
     """
     check_target(folder, HUGGINGFACE_FOLDER, overwrite)
     check_known(model, "an export")
@@ -68,24 +75,42 @@ def export_huggingface(
         raise ConfigError(f"an export: {name} is quantized; export the original instead")
     config = model.config
     family = choose_family(config)
-    if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {config.vocab_size}")
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    end = None if tokenizer is None else tokenizer.end_of_text
-    end_tokens = {} if end is None else dict.fromkeys(["bos_token", "eos_token", "pad_token"], END_OF_TEXT)
     fields = {"architectures": [family.architecture], "model_type": family.model_type, **export_config(config, family)}
-    fields |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    ends, generation, settings = token_settings(tokenizer, config.max_seq_len)
+    fields |= ends
     fields["torch_dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
     with atomic_folder(folder) as new:
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, new / TOKENIZER)
-            settings = {**TOKENIZER_CONFIG, "model_max_length": config.max_seq_len, **end_tokens}
-            write_json(new / TOKENIZER_SETTINGS, settings)
+            write_json(new / SETTINGS, settings)
         write_json(new / CONFIG, fields)
-        write_json(new / GENERATION, {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **SAMPLING})
+        write_json(new / GENERATION, generation)
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
         write_text(new / CARD, model_card(config, family, tokenizer, Path(folder).name, info or {}))
     return family.architecture
+
+
+def token_settings(tokenizer: Tokenizer | None, context: int) -> tuple[dict, dict, dict]:
+    """The ids of config.json, the content of generation_config.json, and that of tokenizer_config.json.
+
+    Those of an imported tokenizer are written as they were read (`Tokenizer.origin`).
+    """
+    settings: dict[str, Any] = {**TOKENIZER_CONFIG, "model_max_length": context}
+    if tokenizer is not None and tokenizer.origin:
+        ends = dict.fromkeys(IDS) | tokenizer.origin.get(CONFIG, {})
+        given = {name: value for name, value in ends.items() if value is not None}
+        return ends, tokenizer.origin.get(GENERATION, given), settings | tokenizer.origin.get(SETTINGS, {})
+    begin, end, stops = (None, None, ()) if tokenizer is None else tokenizer.marks
+    names = {} if tokenizer is None else {token: name for name, token in tokenizer.special_tokens.items()}
+    first = end if begin is None else begin
+    tokens = zip(NAMED[:3], (first, end, end), strict=True)
+    settings |= {field: names[token] for field, token in tokens if token in names} | {BEGINS: begin is not None}
+    eos: Any = list(stops) if len(stops) > 1 else end
+    ends = {"bos_token_id": first, "eos_token_id": eos, "pad_token_id": None}
+    return ends, ends | {"pad_token_id": end, **SAMPLING}, settings
 
 
 # --- import
@@ -95,7 +120,7 @@ def load_huggingface(folder: str | Path) -> tuple[TransformerLM, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a Hugging Face folder.
 
     Args:
-        folder: has config.json, tokenizer.json and safetensors, in one file or in shards
+        folder: has config.json, tokenizer.json (or vocab.json and merges.txt) and safetensors, in one file or shards
 
     Raises:
         MissingInputError: if a file is missing.
@@ -103,16 +128,16 @@ def load_huggingface(folder: str | Path) -> tuple[TransformerLM, Tokenizer]:
     """
     folder = Path(folder)
     model = load_huggingface_model(folder)
-    if not (folder / TOKENIZER).is_file():
+    if not has_tokenizer(folder):
         raise MissingInputError(
             f"{folder}: has no {TOKENIZER}; save one with AutoTokenizer, or load the weights alone with "
             "tinylm.interop.load_huggingface_model"
         )
-    tokenizer = read_tokenizer_json(folder / TOKENIZER)
-    if tokenizer.vocab_size != model.config.vocab_size:
+    tokenizer = read_folder(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(
-            f"{folder}: vocab_size is {model.config.vocab_size} in {CONFIG}, but {TOKENIZER} has "
-            f"{tokenizer.vocab_size} tokens; they must be equal"
+            f"{folder}: vocab_size is {model.config.vocab_size} in {CONFIG}, but the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; a model may have more, not fewer"
         )
     return model, tokenizer
 

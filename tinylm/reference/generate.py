@@ -19,6 +19,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     separator: int | None = None,
+    tokens: int | None = None,
 ) -> Array:
     """Continues several prompts of equal length.
 
@@ -32,6 +33,7 @@ def generate(
         seed: of the draws. Default: a different one each time
         separator: the end-of-text token. A network with `document_mask` does not see beyond it, and since the cache
             holds one document, the whole context is then recomputed for each token. Default: a prompt is one document
+        tokens: number of ids to choose from, the first ones; a padded vocabulary has more. Default: all
 
     Returns:
         the new ids, (B, max_new_tokens)
@@ -48,7 +50,7 @@ def generate(
         else:
             x, _ = model.hidden(window[:, cache.length :], cache=cache)  # (B, T, D)
         logits, _ = model.head(x[:, -1])  # (B, V)
-        new = choose(logits, temperature, top_k, top_p, random)[:, None]
+        new = choose(logits[:, :tokens], temperature, top_k, top_p, random)[:, None]
         text, window = (np.concatenate((each, new), axis=1) for each in (text, window))
     return text[:, np.shape(ids)[1] :]
 

@@ -54,7 +54,9 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
+    most_per_byte: ClassVar = 1  # ids for each byte of a text
     _marks: Marks | None = None
+    _origin: dict[str, Any] | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -95,6 +97,16 @@ class Tokenizer(ABC):
         """The id that separates documents, or None if there is none."""
         return self.marks.end
 
+    @property
+    def opening(self) -> list[int]:
+        """The ids before every text that the model reads: `marks.begin`, if there is one."""
+        return [] if self.marks.begin is None else [self.marks.begin]
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
+        return (self._marks is not None and self._marks.begin is not None) or "template" in self.origin
+
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
 
@@ -105,12 +117,24 @@ class Tokenizer(ABC):
         for token in {begin, end, *marks.stops} - {None}:
             if not 0 <= token < self.vocab_size:
                 raise ConfigError(f"marks: {token} is outside the vocabulary of {self.vocab_size}")
-        return self._with(self.options(), marks)
+        return self._with(self.options(), marks, None)
 
-    def _with(self, options: dict[str, Any], marks: Marks | None) -> "Tokenizer":
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Settings of the folder of another program that it was read from, which an export writes again; often empty.
+
+        Its keys are names of files (`config.json`); `with_marks` forgets it.
+        """
+        return self._origin or {}
+
+    def with_origin(self, origin: dict[str, Any]) -> "Tokenizer":
+        """A copy with the settings of another program's folder."""
+        return self._with(self.options(), self._marks, origin)
+
+    def _with(self, options: dict[str, Any], marks: Marks | None, origin: dict[str, Any] | None) -> "Tokenizer":
         """A tokenizer of this class."""
         tokenizer = type(self)(**options)
-        tokenizer._marks = None if marks == tokenizer.marks else marks
+        tokenizer._marks, tokenizer._origin = None if marks == tokenizer.marks else marks, origin or None
         return tokenizer
 
     @cached_property
@@ -127,7 +151,22 @@ class Tokenizer(ABC):
         options["special_tokens"] = [*options["special_tokens"], *new]
         if "ids" in options:
             options["ids"] = [*options["ids"], *range(self.vocab_size, self.vocab_size + len(new))]
-        return self._with(options, self._marks)
+        return self._with(options, self._marks_with(new), self._origin)
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of these special tokens that the tokenizer lacks.
+
+        An end of text under another name, set by `with_marks`, counts as `<|endoftext|>`.
+        """
+        ends = self.ends if self._marks is not None and self._marks.end is not None else ()
+        return [name for name in names if name not in self.special_tokens and name not in ends]
+
+    def _marks_with(self, new: Sequence[str]) -> Marks | None:
+        """The marks set by `with_marks`, after special tokens are added: the first of `ends` becomes a missing end."""
+        if self._marks is None or self._marks.end is not None:
+            return self._marks
+        end = next((self.vocab_size + new.index(name) for name in self.ends if name in new), None)
+        return self._marks if end is None else Marks(self._marks.begin, end, (*self._marks.stops, end))
 
     # --- text -> ids
 
@@ -187,14 +226,19 @@ class Tokenizer(ABC):
             ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` is the text of a token. A token with only some
             of a character's bytes covers the whole character.
         """
-        ids, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        ids, spans, done = (
+            [np.empty(0, dtype=np.int64)],
+            [np.empty((0, 2), dtype=np.int64)],
+            0,
+        )  # spans and done in bytes
         for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
+            size = len(utf8(piece))
             ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))
-            sizes.append(self._sizes(piece, ids[-1]) if special is None else np.array([len(utf8(piece))]))
-        ends = np.cumsum(np.concatenate(sizes))
+            spans.append(done + (self.spans(piece, ids[-1]) if special is None else np.array([[0, size]])))
+            done += size
         character = np.cumsum((np.frombuffer(utf8(text), dtype=np.uint8) & 0xC0) != 0x80) - 1  # index of each byte's
-        begins = character[ends - np.concatenate(sizes)]
-        return np.concatenate(ids), np.stack([begins, character[ends - 1] + 1], axis=1)
+        begins, ends = np.concatenate(spans).T
+        return np.concatenate(ids), np.stack([character[begins], character[ends - 1] + 1], axis=1)
 
     def _split_special(self, text: str) -> Iterator[tuple[str, int | None, int]]:
         """Splits a text at names of special tokens: (part, its id or None, offset)."""
@@ -203,6 +247,12 @@ class Tokenizer(ABC):
         for piece in regex.split("(" + "|".join(map(regex.escape, names)) + ")", text) if names else [text]:
             yield piece, self.special_tokens.get(piece), start
             start += len(piece)
+
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
+        sizes = self._sizes(text, ids)
+        ends = np.cumsum(sizes)
+        return np.stack([ends - sizes, ends], axis=1)
 
     def _sizes(self, text: str, ids: np.ndarray) -> np.ndarray:
         """Bytes of the text that each of its ids covers, int64 (n,)."""
@@ -229,9 +279,8 @@ class Tokenizer(ABC):
             MissingInputError: if the file does not exist.
             DataError: if it is not UTF-8 or cannot be encoded.
         """
-        ids = np.empty(
-            file_size(Path(path)), dtype=self.dtype
-        )  # at most one id per byte; untouched pages cost no memory
+        most = file_size(Path(path)) * self.most_per_byte + 1
+        ids = np.empty(most, dtype=self.dtype)  # untouched pages cost no memory
         count = 0
         for part in map_in_order(self.encode_packed, self._file_blocks(Path(path)), processes):
             ids[count : count + len(part)] = part
@@ -266,12 +315,17 @@ class Tokenizer(ABC):
 
     # --- ids -> text
 
-    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+    def until_stop(self, ids: list[int]) -> list[int]:
+        """The ids before the first of `marks.stops`."""
+        return ids[: next((place for place, token in enumerate(ids) if token in self.marks.stops), len(ids))]
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
         """The text of token ids.
 
         Args:
             ids: token ids; may be an array or a tensor
             errors: treatment of invalid UTF-8, as in `bytes.decode`
+            continues: whether they continue a text, so that nothing is dropped at their beginning
 
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
@@ -315,7 +369,8 @@ class Tokenizer(ABC):
 
     def _values(self) -> dict[str, Any]:
         marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
-        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks}
+        origin = {} if self._origin is None else {"origin": self._origin}
+        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks, **origin}
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
@@ -336,11 +391,14 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        options = {name: value for name, value in values.items() if name not in ("format", "kind", "marks", "sha256")}
+        others = ("format", "kind", "marks", "origin", "sha256")
+        options = {name: value for name, value in values.items() if name not in others}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
             if "marks" in values:
                 tokenizer = tokenizer.with_marks(*values["marks"])
+            if "origin" in values:
+                tokenizer = tokenizer.with_origin(dict(values["origin"]))
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:

@@ -11,7 +11,7 @@ is merged only once. `pretokenize.py` splits text into words, `words.py` recogni
 merges from word counts, and `merging.py` merges. Any text can be encoded, since every byte is a token. Given GPT-2's
 merges, the ids are GPT-2's.
 
-Not supported: BPE dropout, text normalization, tokens that span words.
+Not supported: BPE dropout and tokens that span words. `pipeline.py` normalizes text and finds added tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +54,11 @@ class BPETokenizer(Tokenizer):
         pattern: the pre-tokenizer's pattern, as in `WordSplitter`
         special_tokens: names; their ids follow the merged tokens'
         ids: the id of each token, as in other tools' files: `ids[i]` instead of i. Skipped ids become tokens without
-            bytes, which no text contains. `merges` keeps the default numbering.
+            bytes, which no text contains. -1: a byte without a token, which is left out of any text. `merges` keeps the
+            default numbering.
+
+    Attributes:
+        missing: the bytes without a token
 
     Raises:
         ConfigError: if a merge uses an id that does not exist yet, the pattern is invalid, or ids are not distinct.
@@ -88,9 +92,12 @@ class BPETokenizer(Tokenizer):
             if token == len(token_bytes):
                 token_bytes.append(piece)
         super().__init__(token_bytes, special_tokens)
-        self._ids = None if ids is None else check_ids(ids, len(self.token_bytes))
+        self._ids = None if ids is None else check_ids(ids, len(self.token_bytes), may_miss=256)
+        self.missing: tuple[int, ...] = ()
         if self._ids is not None:
+            self.missing = tuple(BYTES[token] for token in np.flatnonzero(self._ids < 0))
             self._renumber(self._ids)
+        self._left_out = bytes(self.missing)
         self.pattern = pattern
         self._splitter = WordSplitter(pattern)
         self._remembered: dict[str, list[int]] = {}  # word -> ids, for short texts
@@ -114,15 +121,20 @@ class BPETokenizer(Tokenizer):
             return cls(**table.arguments(ids, special))
 
     def names_and_ids(self) -> tuple[list[str], Sequence[int]]:
-        """The printable names of bytes and merged tokens, and the ids of these and of the special tokens."""
+        """The printable names of bytes and merged tokens, and the ids of these and of the special tokens.
+
+        A missing byte has the id -1.
+        """
         ids = self.ids or range(self.vocab_size)
         ordinary = ids[: len(ids) - len(self.special_tokens)]
-        return [printable(self.token_bytes[token]) for token in ordinary], ids
+        named = [self.token_bytes[token] if token >= 0 else bytes([BYTES[i]]) for i, token in enumerate(ordinary)]
+        return [printable(piece) for piece in named], ids
 
     def _renumber(self, ids: np.ndarray) -> None:
         token_bytes = [b""] * (int(ids.max()) + 1)
         for token, piece in zip(ids.tolist(), self.token_bytes, strict=True):
-            token_bytes[token] = piece
+            if token >= 0:
+                token_bytes[token] = piece
         self.token_bytes = token_bytes
         self.special_tokens = {name: int(ids[token]) for name, token in self.special_tokens.items()}
 
@@ -234,9 +246,17 @@ class BPETokenizer(Tokenizer):
                 self._remembered.clear()
             for word in words:
                 if word not in self._remembered:
-                    tokens = merge_word(list(utf8(word).translate(BYTE_IDS)), self._merged)
+                    tokens = merge_word(list(utf8(word).translate(BYTE_IDS, self._left_out)), self._merged)
                     self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
+
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; missing bytes lie in between."""
+        spans = super().spans(text, ids)
+        if not self.missing:
+            return spans
+        kept = np.flatnonzero(~np.isin(np.frombuffer(utf8(text), dtype=np.uint8), self.missing))
+        return np.stack([kept[spans[:, 0]], kept[spans[:, 1] - 1] + 1], axis=1)
 
     def safe_cut(self, text: str) -> int:
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
@@ -273,13 +293,22 @@ class BPETokenizer(Tokenizer):
         if self.end_of_text is not None:
             lists.put(numbers[edge], np.full(edge.sum(), self.end_of_text), np.ones(edge.sum(), dtype=np.int64))
         short = (sizes <= SPELLED) & ~edge
-        ids = _BYTE_IDS[slices(data, starts[short], sizes[short])].astype(np.int32)
-        for done, tokens, counts in self._table.merge_words(ids, sizes[short]):
-            lists.put(numbers[short][done], self._outer(tokens), counts)
+        words, sizes_left = self._without_missing(slices(data, starts[short], sizes[short]), sizes[short])
+        left = sizes_left > 0
+        ids = _BYTE_IDS[words].astype(np.int32)
+        for done, tokens, counts in self._table.merge_words(ids, sizes_left[left]):
+            lists.put(numbers[short][left][done], self._outer(tokens), counts)
         for place in np.flatnonzero(sizes > SPELLED):
-            word = data[starts[place] : starts[place] + sizes[place]]
-            tokens = np.array(merge_word(_BYTE_IDS[word].tolist(), self._merged))
+            word = data[starts[place] : starts[place] + sizes[place]].tobytes().translate(BYTE_IDS, self._left_out)
+            tokens = np.array(merge_word(list(word), self._merged), dtype=np.int64)
             lists.put(numbers[[place]], self._outer(tokens), np.array([len(tokens)]))
+
+    def _without_missing(self, words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes of words, uint8 (bytes,), and their sizes, (words,), without the missing bytes."""
+        if not self.missing:
+            return words, sizes
+        kept = ~np.isin(words, self.missing)
+        return words[kept], np.diff(np.append(0, np.cumsum(kept)[np.cumsum(sizes) - 1]))
 
     def options(self) -> dict[str, Any]:
         """Merges, pattern and special tokens; ids unless numbered in order."""
@@ -291,17 +320,18 @@ class BPETokenizer(Tokenizer):
         return options if self.ids is None else options | {"ids": self.ids}
 
 
-def check_ids(ids: Sequence[int], count: int) -> np.ndarray | None:
+def check_ids(ids: Sequence[int], count: int, may_miss: int = 0) -> np.ndarray | None:
     """The ids of `count` tokens as int64 (count,), or None if they are 0, 1, 2, ...
 
     Raises:
-        ConfigError: unless there are `count` distinct ids in range.
+        ConfigError: unless there are `count` distinct ids in range; of the first `may_miss`, some may be -1.
     """
     array = np.asarray(ids)
     if array.dtype.kind != "i" or array.ndim != 1:
         raise ConfigError("ids must be integers")
-    distinct = len(np.unique(array))
-    if not distinct == len(array) == count or array.min() < 0 or array.max() >= MAX_IDS:
+    given = np.concatenate([array[:may_miss][array[:may_miss] != -1], array[may_miss:]])
+    distinct = len(np.unique(given))
+    if not (distinct == len(given) > 0 and len(array) == count) or given.min() < 0 or given.max() >= MAX_IDS:
         raise ConfigError(
             f"ids must be {count} distinct integers from 0 to {MAX_IDS - 1}, one per token, "
             f"got {len(array)}, {distinct} of them distinct, from {array.min()} to {array.max()}"

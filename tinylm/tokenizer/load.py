@@ -5,7 +5,7 @@ from pathlib import Path
 from tinylm.errors import DataError, MissingInputError, notice
 from tinylm.files import read_json
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.bpe import BPETokenizer
+from tinylm.tokenizer.formats.folder import has_tokenizer, read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import require
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
@@ -15,7 +15,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer from a file or a folder.
 
     A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, or tiktoken's ranks if its name ends in
-    .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else GPT-2's vocab.json and merges.txt.
+    .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and merges.txt.
+
+    Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
+    it the marks of its own model instead.
 
     Raises:
         MissingInputError: if there is no tokenizer.
@@ -34,16 +37,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if numbers and (path.name == "vocab.json" or len(values) >= 256):
         raise DataError(f"{path}: is the vocabulary alone; give the folder that holds vocab.json and merges.txt")
     if is_tokenizer_json(values):
-        return from_tokenizer_json(values, source=str(path))
+        return _for_training(from_tokenizer_json(values, source=str(path)))
     return Tokenizer.from_dict(values, source=str(path))
 
 
+def _for_training(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with its end-of-text token as the only mark, which tinylm's training puts between documents."""
+    end = tokenizer.end_of_text
+    return tokenizer.with_marks(end, end, [] if end is None else [end])
+
+
 def _load_folder(folder: Path) -> Tokenizer:
-    for name in ("tokenizer.tinylm.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            return load_tokenizer(folder / name)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return BPETokenizer.from_gpt2(folder / "vocab.json", folder / "merges.txt")
+    if (folder / "tokenizer.tinylm.json").is_file():
+        return load_tokenizer(folder / "tokenizer.tinylm.json")
+    if has_tokenizer(folder):
+        return _for_training(read_folder(folder))
     if (folder / "tokenizer.model").is_file():
         return load_tokenizer(folder / "tokenizer.model")
     raise MissingInputError(f"{folder}: has no tokenizer.tinylm.json, no tokenizer.json, no vocab.json with merges.txt")

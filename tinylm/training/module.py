@@ -73,10 +73,12 @@ class LitTransformerLM(pl.LightningModule):
             raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
         if lora is not None and freeze is not None:
             raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
+        self.start = None if init_from is None else Start(init_from)
+        if self.start is not None:
+            network = self.start.with_rows(network)
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
-        self.start = None if init_from is None else Start(init_from)
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
         tune_for_training(self.net)
         if freeze is not None:
@@ -121,7 +123,8 @@ class LitTransformerLM(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Checks that tokenizer and network match."""
         size = self.tokenizer.vocab_size
-        require(size == self.network.vocab_size, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
+        fits = size <= self.network.vocab_size if self.start is not None else size == self.network.vocab_size
+        require(fits, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
         if self.start is not None:
             self.start.check_tokenizer(self.tokenizer)
         if self._datamodule.packing:

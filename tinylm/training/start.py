@@ -1,5 +1,6 @@
 """The start of a finetuning run: weights, architecture and tokenizer of a base model."""
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,7 @@ class Start:
     def __init__(self, path: str) -> None:
         self.path = path
         self._known: list[bytes] = []
+        self._tokens: int | None = None  # of the run's tokenizer
 
     @cached_property
     def bundle(self) -> Bundle:
@@ -52,7 +54,8 @@ class Start:
 
     def tokenizer(self, special_tokens: tuple[str, ...]) -> Tokenizer:
         """The base model's tokenizer, extended by missing special tokens."""
-        return self.bundle.tokenizer.with_special_tokens(special_tokens)
+        own = self.bundle.tokenizer
+        return own.with_special_tokens(own.lacking(special_tokens))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Checks that the ids of the base model have the same meaning in `tokenizer`. Call it after `network`.
@@ -62,6 +65,12 @@ class Start:
         """
         if tokenizer.token_bytes[: len(self._known)] != self._known:
             raise ConfigError(f"data.tokenizer: {self.path} {ANOTHER}")
+
+    def with_rows(self, config: ModelConfig) -> ModelConfig:
+        """The config with all rows of a base model whose vocabulary is padded. Call it before `network`."""
+        tokens, rows = self.bundle.tokenizer.vocab_size, self.bundle.model.config.vocab_size
+        self._tokens = config.vocab_size
+        return replace(config, vocab_size=max(rows, self._tokens)) if tokens <= min(rows - 1, self._tokens) else config
 
     def network(self, config: ModelConfig) -> TransformerLM:
         """Builds the network of a config with the base model's weights.
@@ -80,7 +89,8 @@ class Start:
             ours = fields[name]
             require(name in (*FREE, "vocab_size") or ours == value, f"{name}: {self.path} {value}, config {ours}")
         network = TransformerLM(config)
-        network.load_state_dict(grow_vocabulary(model, config.vocab_size).state_dict())
+        known = self.bundle.tokenizer.vocab_size
+        network.load_state_dict(grow_vocabulary(model, self._tokens or config.vocab_size, known).state_dict())
         self._known = self.bundle.tokenizer.token_bytes
         del self.bundle  # frees the second copy of the weights
         return network

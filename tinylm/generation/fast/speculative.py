@@ -124,12 +124,12 @@ class _DraftModel(_Reader):
         super().__init__(generator.draft, generator.draft_decoder, generator.num_draft + 1)
         self.generator, self.config = generator, config
 
-    def draft(self, text: Text, times: RandomTimes, limit: int, end: int | None) -> list[int]:
+    def draft(self, text: Text, times: RandomTimes, limit: int, stops: Sequence[int]) -> list[int]:
         """Drafts at most `limit` tokens, up to the end of the text."""
         ids, tokens = [*text.prompt, *text.ids], []
         room = self.make_room(len(ids))  # the last drafted token is not read
-        while len(tokens) < min(limit, room + 1) and end not in tokens[-1:]:
-            logits = self.read(ids + tokens, 1)
+        while len(tokens) < min(limit, room + 1) and (not tokens or tokens[-1] not in stops):
+            logits = self.read(ids + tokens, 1)[:, : self.generator.tokenizer.vocab_size]
             q = self.generator.probabilities(logits, text, [tokens], self.config)[0]
             tokens.append(draw(q, times[len(tokens)]))
         return tokens
@@ -147,14 +147,14 @@ class _Lookup:
         self.indexed = self.n  # number of tokens in the index
         self.after: dict[tuple[int, ...], int] = {}  # n tokens -> position after their latest occurrence
 
-    def draft(self, text: Text, times: RandomTimes, limit: int, end: int | None) -> list[int]:
+    def draft(self, text: Text, times: RandomTimes, limit: int, stops: Sequence[int]) -> list[int]:
         """Drafts like `_DraftModel.draft`. A draft may extend itself: `abcabc` is continued by `abcabc`."""
         ids = [*text.prompt, *text.ids]
         for position in range(self.indexed, len(ids)):
             self.after[tuple(ids[position - self.n : position])] = position
         self.indexed, length = max(self.indexed, len(ids)), len(ids)
         position = self.after.get(tuple(ids[-self.n :]))
-        while position is not None and len(ids) < length + limit and end not in ids[length:]:
+        while position is not None and len(ids) < length + limit and not any(i in stops for i in ids[length:]):
             ids.append(ids[position])
             position += 1
         return ids[length:]
@@ -197,7 +197,7 @@ class SpeculativeGenerator(Generator):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         own, other = model.config.vocab_size, model.config.vocab_size if draft is None else draft.config.vocab_size
-        if own != other:
+        if own != other and min(own, other) < tokenizer.vocab_size:  # padded vocabularies may differ
             raise ConfigError(
                 f"the draft model must have the model's vocabulary, got {other} tokens for the model's {own}; "
                 "use one that was trained with the same tokenizer"
@@ -238,7 +238,7 @@ class SpeculativeGenerator(Generator):
         for text in texts:
             reader.restart()
             drafter.restart()
-            times = RandomTimes(self.model.config.vocab_size, text.random)
+            times = RandomTimes(self.tokenizer.vocab_size, text.random)
             while not text.finished:
                 check_interrupt()
                 room = reader.make_room(len(text.prompt) + len(text.ids))
@@ -268,8 +268,8 @@ class SpeculativeGenerator(Generator):
     ) -> tuple[list[int], Tensor]:
         """One pass of the model: returns the next tokens, at most limit + 1, and the logits of each, (tokens, V)."""
         ids = [*text.prompt, *text.ids]
-        draft = drafter.draft(text, times, limit, self.tokenizer.end_of_text)
-        logits = reader.read(ids + draft, len(draft) + 1)  # (k + 1, V)
+        draft = drafter.draft(text, times, limit, self.tokenizer.marks.stops)
+        logits = reader.read(ids + draft, len(draft) + 1)[:, : self.tokenizer.vocab_size]  # (k + 1, V)
         p = self.probabilities(logits, text, [draft[:i] for i in range(len(draft) + 1)], config)
         tokens = verify(draft, p, times)
         times.advance(len(tokens))

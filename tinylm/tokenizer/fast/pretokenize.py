@@ -34,6 +34,14 @@ PATTERNS = {
         r"|\s+(?!\S)|\s+"
     ),
 }
+# SmolLM's pattern: digits are split off first, then GPT-2's, so white space before a digit is one word
+DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+# Qwen2's pattern: GPT-4's, but every digit is a word
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CUTTABLE = {*PATTERNS, DIGITS, QWEN2}  # patterns whose words never have a space behind another character
 
 LARGEST = 1e6  # custom pattern, unrolled
 LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ordinary one takes 1e-7 per character
@@ -118,12 +126,12 @@ class WordSplitter:
     def safe_cut(self, text: str) -> int:
         """Returns a late offset where a cut changes no word, whatever text follows; 0 if there is none.
 
-        The cut is before a space that follows a character other than white space: no named pattern matches, or looks,
-        across that boundary. In text without such a space (Chinese), at least four words remain after the cut: what
-        follows can change at most the last three words (white space) or two (a contraction). Nothing is known about
-        custom patterns, so the result is 0 for them.
+        The cut is before a space that follows a character other than white space: no pattern of `CUTTABLE` matches, or
+        looks, across that boundary. In text without such a space (Chinese), at least four words remain after the cut:
+        what follows can change at most the last three words (white space) or two (a contraction). Nothing is known
+        about other patterns, so the result is 0 for them.
         """
-        if not self.named:
+        if self.pattern not in CUTTABLE:
             return 0
         cut = text.rfind(" ")
         while cut > 0 and text[cut - 1].isspace():

@@ -34,6 +34,8 @@ def write_gpt2(tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False
         raise ConfigError(f"tokenizer: GPT-2's files need kind bpe, got {tokenizer.kind}; write tokenizer.json")
     if tokenizer.pattern != "gpt2":
         raise ConfigError(f"pattern: GPT-2's files need gpt2, got {tokenizer.pattern!r}; write tokenizer.json")
+    if tokenizer.missing:
+        raise ConfigError("tokenizer: GPT-2's files need all 256 bytes, which this one lacks; write tokenizer.json")
     names, ids = tokenizer.names_and_ids()
     vocab = vocabulary(names, list(tokenizer.special_tokens), ids)
     merges = [f"{names[left]} {names[right]}\n" for left, right in tokenizer.merges]

@@ -2,98 +2,50 @@
 
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
-Files equivalent to a BPETokenizer are read, and so are files that tinylm wrote from any tokenizer. Everything else is
-refused, with the name of the field that would change ids. Added tokens are tinylm's special tokens. Hugging Face
-matches them in every text, tinylm only if `allow_special` is set. A letter that is too new for the Unicode version of
-one of the two programs may be split differently.
+Files equivalent to a BPETokenizer or a PipelineTokenizer are read, and so are files that tinylm wrote from any
+tokenizer. Everything else is refused, with the name of the field that would change ids. Hugging Face matches special
+tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every text. A letter
+that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: normalizers, tokens added around a text, models other than byte-level BPE, ordinary added tokens.
+Not supported: other normalizers than NFC, tokens added behind a text, models other than BPE.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import regex
 
 from tinylm.errors import ConfigError
 from tinylm.files import read_json, write_json
 from tinylm.targets import FileKind, check_target
+from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
-from tinylm.tokenizer.fast.pretokenize import PATTERNS, WordSplitter
+from tinylm.tokenizer.characters import CharacterBPE
+from tinylm.tokenizer.fast.pretokenize import PATTERNS
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require, vocabulary
+from tinylm.tokenizer.formats.steps import (
+    ALL,
+    CHARACTER,
+    FLAGS,
+    read_added,
+    read_decoder,
+    read_metaspace,
+    read_normalizer,
+    read_pattern,
+    read_template,
+    spelling,
+    type_of,
+    unknown,
+)
+from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
-
-# --- patterns
-
-CHARACTER, ALL = r"[\s\S]", r"[\s\S]+"  # the patterns of CharTokenizer and ByteTokenizer
-# GPT-4's pattern as Llama 3's file spells it: equivalent, without possessive quantifiers
-GPT4 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPELLINGS = PATTERNS | {"gpt4": GPT4}
-# SmolLM's pattern: digits are split off first, then GPT-2's, so white space before a digit is one word
-DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-
-# The syntax that Hugging Face's engine (Oniguruma) and `regex` read alike. Excluded: \w, which matches ² in Oniguruma
-# only; possessive {1,3}+; nested sets; and, under (?i:, pairs that Oniguruma folds to one letter, such as ss and ß.
-ESCAPE = r"\\(?:[rntfsSdD]|[pP]\{(?:[LMNPSZC][a-z]?|Han)\}|u[0-9a-fA-F]{4}|\W)"
-FOLDED = r"'?(?:(?!(?i:\w*(?:ss|st|ff|fi|fl)))[a-zA-Z]+|\[[a-zA-Z]+\])"
-PORTABLE = regex.compile(
-    rf"(?:[^\\\[\](){{}}?*+^$]|{ESCAPE}|\[\^?(?:[^\\\[\]&-]|-(?!-)|{ESCAPE})+\]|\(\?i:{FOLDED}(?:\|{FOLDED})*\)"
-    r"|\(\?:|\(\?!|\)|[?*+][?+]?+|\{\d+(?:,\d*)?\}(?![?+]))++"
-)
-
-
-def spelling(pattern: str) -> str:
-    """The regular expression that is written for a pattern.
-
-    Raises:
-        ConfigError: if Hugging Face's engine might read it differently, or it is invalid.
-    """
-    expression = SPELLINGS.get(pattern, pattern)
-    WordSplitter(expression)
-    try:
-        portable = PORTABLE.fullmatch(expression, timeout=0.5) and not regex.match(expression, "", timeout=0.5)
-    except TimeoutError:
-        portable = False
-    if not portable:
-        raise ConfigError(
-            rf"pattern: {pattern!r} may split text differently in Hugging Face's engine; use only letters, sets, \s, "
-            r"\d, \p{L}, (?:...), (?!...), ?, * and +, and do not match the empty string"
-        )
-    return expression
-
-
-def _pattern(pre_tokenizer: Any) -> str:
-    """The pattern of a pre_tokenizer; its name if it has one."""
-    steps = pre_tokenizer["pretokenizers"] if _type(pre_tokenizer) == "Sequence" else [pre_tokenizer]
-    match steps:
-        case [{"type": "ByteLevel", "add_prefix_space": False, **more}]:
-            return "gpt2" if more.get("use_regex", True) else ALL
-        case [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False, **more},
-        ] if more.get("use_regex", True):
-            return DIGITS
-        case [
-            {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            names = {SPELLINGS[name]: name for name in PATTERNS} | {PATTERNS[name]: name for name in PATTERNS}
-            return names.get(expression) or spelling(expression)
-    raise _unknown("pre_tokenizer", pre_tokenizer)
-
 
 # --- writing
 
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 NO_OPTIONS = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
 NO_OPTIONS |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
@@ -116,34 +68,103 @@ def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path, overwrite: bool
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a tokenizer.json. Errors as in `write_tokenizer_json`."""
+    added = [AddedToken(name, token) for name, token in tokenizer.special_tokens.items()]
     match tokenizer:
+        case PipelineTokenizer():
+            added = tokenizer.added
+            write = _bytes_pipeline if isinstance(tokenizer.core, BPETokenizer) else _characters_pipeline
+            steps = write(tokenizer)
         case BPETokenizer():
             names, ids = tokenizer.names_and_ids()
-            merges = [[names[left], names[right]] for left, right in tokenizer.merges]
-            steps = _byte_level(names, tokenizer, ids, merges, tokenizer.pattern)
+            steps = _byte_level(names, tokenizer.special_tokens, ids, _merges(tokenizer, names), tokenizer.pattern)
         case ByteTokenizer():
             names = [ALPHABET[token] for token in BYTE_IDS]
-            steps = _byte_level(names, tokenizer, range(tokenizer.vocab_size), [], ALL)
+            steps = _byte_level(names, tokenizer.special_tokens, range(tokenizer.vocab_size), [], ALL)
         case CharTokenizer():
             steps = _word_level(list(tokenizer.characters), tokenizer, CHARACTER, UNKNOWN)
         case WordTokenizer():
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
         case _:
             raise ConfigError(f"tokenizer: kind {tokenizer.kind} cannot be written as tokenizer.json")
-    added = [{"id": token, "content": name, **FLAGS} for name, token in tokenizer.special_tokens.items()]
-    nothing = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor"])
-    return {"version": "1.0", **nothing, "added_tokens": added, **steps}
+    listed = [
+        {"id": token.id, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}} for token in added
+    ]
+    nothing = dict.fromkeys(["truncation", "padding", "normalizer"]) | {"post_processor": _template(tokenizer)}
+    return {"version": "1.0", **nothing, "added_tokens": listed, **steps}
 
 
-def _byte_level(names: list[str], tokenizer: Tokenizer, ids: Sequence[int], merges: list, pattern: str) -> dict:
-    """The steps of byte-level BPE. Special tokens are in the vocabulary too; otherwise Hugging Face renumbers them."""
-    _check_special(tokenizer.special_tokens)
-    byte_level = BYTE_LEVEL | {"add_prefix_space": False, "use_regex": pattern == "gpt2"}
+def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The post_processor that puts `marks.begin` before a text, if the file that was read had one."""
+    begin = tokenizer.marks.begin
+    if begin is None or not tokenizer.adds_begin:
+        return None
+    name = next(name for name, token in tokenizer.special_tokens.items() if token == begin)
+    first, text, second = (
+        {"SpecialToken": {"id": name, "type_id": 0}},
+        *({"Sequence": {"id": each, "type_id": kind}} for each, kind in (("A", 0), ("B", 1))),
+    )
+    tokens = {name: {"id": name, "ids": [begin], "tokens": [name]}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, second],
+        "special_tokens": tokens,
+    }
+
+
+def _merges(core: BPETokenizer, names: list[str]) -> list[list[str]]:
+    return [[names[left], names[right]] for left, right in core.merges]
+
+
+def _bytes_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
+    core = tokenizer.core
+    assert isinstance(core, BPETokenizer)
+    names, ids = core.names_and_ids()
+    added = {token.content: token.id for token in tokenizer.added}
+    spaced = tokenizer.prefix == "each"
+    steps = _byte_level(names, added, [*ids, *added.values()], _merges(core, names), core.pattern, spaced)
+    return {"normalizer": {"type": "NFC"} if tokenizer.normalization else None, **steps}
+
+
+def _characters_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
+    core = tokenizer.core
+    assert isinstance(core, CharacterBPE)
+    replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    normalizer = pre_tokenizer = None
+    if tokenizer.spaces == "normalizer":
+        prepend = [{"type": "Prepend", "prepend": "▁"}] if tokenizer.prefix == "always" else []
+        normalizer = {"type": "Sequence", "normalizers": [*prepend, replace]}
+    else:
+        scheme = {"each": "always", "first": "first", "none": "never"}[tokenizer.prefix]
+        pre_tokenizer = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": core.words}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tokenizer.strip else []
+    names = {token: name for name, token in core.vocab.items()}
+    merges = [[names[left], names[right]] for left, right in core.merges]
+    model = {
+        "type": "BPE",
+        **NO_OPTIONS,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": core.vocab,
+        "merges": merges,
+    }
+    decoder = {"type": "Sequence", "decoders": decoders}
+    return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder, "model": model}
+
+
+def _byte_level(
+    names: list[str], added: dict[str, int], ids: Sequence[int], merges: list, pattern: str, spaced: bool = False
+) -> dict[str, Any]:
+    """The steps of byte-level BPE. Added tokens are in the vocabulary too; otherwise Hugging Face renumbers them."""
+    _check_special(added)
+    byte_level = BYTE_LEVEL | {"add_prefix_space": spaced, "use_regex": pattern == "gpt2"}
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     if pattern not in ("gpt2", ALL):
         split["pattern"] = {"Regex": spelling(pattern)}
         byte_level = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    vocab = vocabulary(names, list(tokenizer.special_tokens), ids)
+    vocab = {name: token for name, token in vocabulary(names, list(added), ids).items() if token >= 0}
     model = {"type": "BPE", **NO_OPTIONS, "vocab": vocab, "merges": merges}
     return {"pre_tokenizer": byte_level, "decoder": BYTE_LEVEL, "model": model}
 
@@ -166,19 +187,16 @@ def _check_special(names: Sequence[str] | dict[str, int]) -> None:
 
 # --- reading
 
-# Field values that leave ids unchanged. A byte-level model has no unknown characters, so unk_token has no effect.
+# Field values that leave ids unchanged, besides truncation and padding, which apply only where a caller asks for them.
 HARMLESS = {
     "version": ("1.0",),
-    "truncation": (None,),
-    "padding": (None,),
-    "normalizer": (None,),
     "model.dropout": (None, 0),
     "model.continuing_subword_prefix": (None, ""),
     "model.end_of_word_suffix": (None, ""),
-    "model.byte_fallback": (None, False),
 }
-FIELDS = HARMLESS.keys() | {"added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"}
-FIELDS |= {f"model.{name}" for name in ("type", "vocab", "merges", "unk_token", "fuse_unk", "ignore_merges")}
+FIELDS = HARMLESS.keys() | {"truncation", "padding", "normalizer", "added_tokens", "pre_tokenizer", "post_processor"}
+FIELDS |= {"decoder", "model"} | {f"model.{name}" for name in ("type", "vocab", "merges", "unk_token", "fuse_unk")}
+FIELDS |= {"model.byte_fallback", "model.ignore_merges"}
 
 
 def is_tokenizer_json(values: Any) -> bool:
@@ -187,7 +205,7 @@ def is_tokenizer_json(values: Any) -> bool:
 
 
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
-    """Reads byte-level BPE, or a file of `write_tokenizer_json`. All added tokens must be special.
+    """Reads BPE on bytes, or on characters with byte fallback, or a file of `write_tokenizer_json`.
 
     Raises:
         MissingInputError: if there is no such file.
@@ -203,73 +221,88 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
         if kind == "WordLevel":
             return _from_word_level(values)
         if kind != "BPE":
-            raise ConfigError(f'model.type is "{kind}"; tinylm reads byte-level BPE, and what it has written itself')
-        return _from_byte_level(values)
+            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, and what it has written itself')
+        _check_fields(values)
+        tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
+        begin = read_template(values.get("post_processor"))
+        marks = tokenizer.marks
+        return tokenizer if begin is None else tokenizer.with_marks(begin, marks.end, marks.stops)
 
 
 def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
-    _check_fields(values)
-    model, pattern, table = values["model"], _pattern(values.get("pre_tokenizer")), NamedMerges()
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    model, table = values["model"], NamedMerges()
+    (pattern, spaced), steps = read_pattern(values.get("pre_tokenizer")), read_normalizer(values.get("normalizer"))
+    if "replace" in steps:
+        raise unknown("normalizer", values["normalizer"])
+    if type_of(values.get("decoder")) not in (None, "ByteLevel"):
+        raise unknown("decoder", values["decoder"])
+    for left, right in map(_pair, model["merges"]):
         table.add(left, right)
     table.finish()
-    special = _special_tokens(values.get("added_tokens") or [], model["vocab"])
-    for name in model["vocab"] | special:
-        if (name in table) == (name in special):
-            problem = "an added token and an ordinary one" if name in special else "neither merged nor an added token"
+    added = read_added(values.get("added_tokens") or [], model["vocab"])
+    _check_special([token.content for token in added])
+    names = {token.content: token.id for token in added}
+    for name in model["vocab"] | names:
+        if (name in table and name in model["vocab"]) == (name in names):
+            problem = "an added token and an ordinary one" if name in names else "neither merged nor an added token"
             raise ConfigError(f"model.vocab: {name!r} is {problem}")
     for name in table.names if model.get("ignore_merges") else ():
-        if not table.is_whole(name):
+        if name in model["vocab"] and not table.is_whole(name):
             raise ConfigError(f"model.ignore_merges is true, but the merges do not make {name!r} from its bytes")
-    tokenizer = BPETokenizer(**table.arguments(model["vocab"] | special, list(special)), pattern=pattern)
-    plain = ByteTokenizer(list(special))
+    arguments: dict[str, Any] = table.arguments(model["vocab"] | names, [], may_miss=True)
+    arguments["pattern"] = pattern
+    if model.get("unk_token") is not None and -1 in arguments["ids"]:
+        raise ConfigError(f"model.unk_token is {model['unk_token']!r}, but bytes are missing; tinylm leaves these out")
+    alike = {(token.special, token.normalized, token.lstrip, token.rstrip, token.single_word) for token in added}
+    if steps or spaced or not alike <= {(True, False, False, False, False), (True, True, False, False, False)}:
+        return _pipeline("bpe", arguments, added, normalization="".join(steps), prefix="each" if spaced else "none")
+    if len(alike) > 1:
+        return _pipeline("bpe", arguments, added)
+    arguments |= {"special_tokens": [*names], "ids": [*arguments["ids"], *names.values()]}
+    tokenizer, plain = BPETokenizer(**arguments), ByteTokenizer([*names])
     found = (pattern, tokenizer.token_bytes, tokenizer.special_tokens)
     return plain if found == (ALL, plain.token_bytes, plain.special_tokens) else tokenizer
 
 
-def _special_tokens(added: list[dict[str, Any]], vocab: dict[str, int]) -> dict[str, int]:
-    """Name -> id of the added tokens. Hugging Face numbers those outside the vocabulary, whatever the file says."""
-    following = len(vocab)
-    for token in added:
-        expected = vocab.get(token["content"], following)
-        following = max(following, expected + 1)
-        wrong = [flag for flag in ("single_word", "lstrip", "rstrip", "special") if token[flag] != FLAGS[flag]]
-        if wrong:
-            raise _unknown(f"added_tokens: {token['content']!r}: {wrong[0]}", token[wrong[0]])
-        if token["id"] != expected:
-            raise ConfigError(
-                f"added_tokens: {token['content']!r}: id is {token['id']}, but Hugging Face uses {expected}"
-            )
-        if token["normalized"] != added[0]["normalized"]:
-            raise ConfigError("added_tokens: normalized must be the same for all added tokens")
-    _check_special([token["content"] for token in added])
-    return {token["content"]: token["id"] for token in added}
+def _from_characters(values: dict[str, Any]) -> Tokenizer:
+    """BPE on characters with byte fallback, as SentencePiece writes it."""
+    model, steps = values["model"], read_normalizer(values.get("normalizer"))
+    metaspace = read_metaspace(values.get("pre_tokenizer"))
+    if "nfc" in steps or bool(steps) == bool(metaspace):
+        raise unknown("normalizer", values.get("normalizer"))
+    if model.get("ignore_merges"):
+        raise unknown("model.ignore_merges", True)
+    prefix, words = metaspace or ("always" if "prepend" in steps else "none", False)
+    vocab = model["vocab"]
+    merges = []
+    for pair in map(_pair, model["merges"]):
+        if not {*pair} <= vocab.keys():
+            raise ConfigError(f"merges: {' '.join(pair)[:60]!r} uses a token that the vocabulary lacks")
+        merges.append([vocab[name] for name in pair])
+    added = read_added(values.get("added_tokens") or [], vocab)
+    core = {"vocab": vocab, "merges": merges, "words": words}
+    spaces, strip = "words" if metaspace else "normalizer", read_decoder(values.get("decoder"))
+    return _pipeline("characters", core, added, spaces=spaces, prefix=prefix, strip=strip)
+
+
+def _pipeline(kind: str, core: dict[str, Any], added: Sequence[AddedToken], **options: Any) -> PipelineTokenizer:
+    return PipelineTokenizer({"kind": kind, **core}, [asdict(token) for token in added], **options)
+
+
+def _pair(merge: Any) -> Sequence[str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
 
 
 def _check_fields(values: dict[str, Any]) -> None:
-    """Checks every field but the pre_tokenizer and the added tokens."""
+    """Checks the fields that no step reads."""
     found = values | {f"model.{name}": value for name, value in values["model"].items()}
     for name, harmless in HARMLESS.items():
-        if found.get(name) not in harmless:
-            raise _unknown(name, found.get(name))
+        if found.get(name, harmless[0]) not in harmless:
+            raise unknown(name, found.get(name))
     for name in found:
         if name not in FIELDS:
-            raise _unknown(name, found[name])
-    if not _adds_nothing(values.get("post_processor")):
-        raise _unknown("post_processor", values["post_processor"])
-    if _type(values.get("decoder")) not in (None, "ByteLevel"):
-        raise _unknown("decoder", values["decoder"])
-
-
-def _adds_nothing(post_processor: Any) -> bool:
-    """Whether a post_processor leaves ids unchanged."""
-    match post_processor:
-        case {"type": "Sequence", "processors": list(steps)}:
-            return all(map(_adds_nothing, steps))
-        case {"type": "TemplateProcessing", "single": list(parts)}:
-            return all("Sequence" in part for part in parts)
-    return _type(post_processor) in (None, "ByteLevel")
+            raise unknown(name, found[name])
 
 
 def _from_word_level(values: dict[str, Any]) -> Tokenizer:
@@ -286,13 +319,3 @@ def _from_word_level(values: dict[str, Any]) -> Tokenizer:
         if values.get(field) != value:
             raise ConfigError(f"{field}: a WordLevel model is read only as tinylm writes it, and this differs")
     return tokenizer
-
-
-def _type(step: Any) -> str | None:
-    """The type of a step, or None."""
-    return None if step is None else step["type"]
-
-
-def _unknown(field: str, value: Any) -> ConfigError:
-    shown = regex.sub(r'("(?:[^"\\]|\\.){30})(?:[^"\\]|\\.)+"', r'\1..."', json.dumps(value))  # shortens long patterns
-    return ConfigError(f"{field} is {shown if len(shown) < 400 else shown[:400] + '...'}; tinylm does not support this")

@@ -107,16 +107,24 @@ class NamedMerges:
     def _encode(self, name: str) -> list[int]:
         return merge_word([self._index[character] for character in name], self._merged)
 
-    def arguments(self, vocab: Mapping[str, int], special_tokens: Sequence[str]) -> dict[str, Any]:
+    def arguments(
+        self, vocab: Mapping[str, int], special_tokens: Sequence[str], may_miss: bool = False
+    ) -> dict[str, Any]:
         """Arguments of BPETokenizer, with the ids of a vocabulary.
+
+        Args:
+            vocab: name -> id
+            special_tokens: names of special tokens in it
+            may_miss: whether the vocabulary may lack bytes that no merge uses
 
         Raises:
             ConfigError: if the vocabulary lacks a token.
         """
-        for name in self.names:
-            if name not in vocab:
+        used = {self.names[token] for pair in self.merges for token in pair}
+        for place, name in enumerate(self.names):
+            if name not in vocab and (not may_miss or place >= 256 or name in used):
                 raise ConfigError(f"vocab: lacks {'the byte' if len(name) == 1 else 'the merged token'} {name!r}")
-        ids = [vocab[name] for name in [*self.names, *special_tokens]]
+        ids = [vocab.get(name, -1) for name in [*self.names, *special_tokens]]
         return {"merges": self.merges, "special_tokens": special_tokens, "ids": ids}
 
 

@@ -71,6 +71,8 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | Path, overwrite: bool = Fal
     check_target(path, RANKS, overwrite)
     if not isinstance(tokenizer, BPETokenizer):
         raise ConfigError(f"tokenizer: tiktoken's ranks need kind bpe, got {tokenizer.kind}; write tokenizer.json")
+    if tokenizer.missing:
+        raise ConfigError("tokenizer: tiktoken's ranks need all 256 bytes, which this one lacks; write tokenizer.json")
     names, ids = tokenizer.names_and_ids()
     _check_ranks(tokenizer.merges, names, ids)
     lines = [f"{base64.b64encode(tokenizer.token_bytes[i]).decode('ascii')} {i}\n" for i in sorted(ids[: len(names)])]

@@ -1,0 +1,122 @@
+"""Formats of other programs that hold one kind of network each, with no field for anything else.
+
+A config fits such a format if every field that changes logits has a value that the format's program computes. Fields
+that no format mentions must have their default value, so a new field of ModelConfig is refused until it is understood.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinylm.errors import ConfigError, DataError
+from tinylm.known import check_known
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.model.empty import without_weights
+from tinylm.model.quantized import quantized_layers
+
+SIZES = {"vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len", "tie_embeddings"}
+TRAINING = {"dropout", "document_mask", "zero_init_output", "activation_checkpointing", "attention_kernel"}
+
+
+def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """The fields of a config that a format cannot express.
+
+    Args:
+        config: the config
+        fits: field -> the values that the format's program computes; () stands for any value
+    """
+    values = config.to_dict() | dict.fromkeys(_idle(config))
+    free = SIZES | TRAINING | {name for name, fitting in fits.items() if not fitting}
+    defaults = {field.name: (field.default,) for field in dataclasses.fields(config)}
+    return [name for name in values if name not in free and values[name] not in (defaults | dict(fits))[name]]
+
+
+def _idle(config: ModelConfig) -> list[str]:
+    """The fields that change nothing, since they repeat the default of the other fields."""
+    full = config.sliding_window is None or config.sliding_window >= config.max_seq_len
+    return [
+        name
+        for name, idle in (
+            ("d_head", config.head_dim * config.num_heads == config.d_model),
+            ("qkv_bias", config.qkv_bias == config.bias),
+            ("attention_scale", config.attention_scale == config.head_dim**-0.5),
+            ("sliding_window", full or "S" not in config.layer_kinds),
+            ("layer_pattern", "N" not in config.layer_kinds and (full or "S" not in config.layer_kinds)),
+        )
+        if idle
+    ]
+
+
+def check_plain(model: TransformerLM, purpose: str) -> None:
+    """Refuses a model that is not standard, or whose layers are quantized."""
+    check_known(model, purpose)
+    for name, _ in quantized_layers(model):
+        raise ConfigError(f"{purpose}: {name} is quantized; export the original instead")
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shapes of a config's weights, by name, without a tied head."""
+    with without_weights():
+        shapes = {name: tensor.shape for name, tensor in TransformerLM(config).state_dict().items()}
+    if config.tie_embeddings:
+        del shapes["head.weight"]
+    return shapes
+
+
+def their_names(
+    ours: Iterable[str], outer: Mapping[str, str], block: Mapping[str, str], blocks: str
+) -> dict[str, list]:
+    """The names of weights in another format -> our weights that each consists of, in our order.
+
+    Args:
+        ours: names of our weights
+        outer: our module -> theirs, outside the blocks
+        block: our module -> theirs within a block
+        blocks: their name of a block, with `{}` for its number
+    """
+    groups: dict[str, list[str]] = {}
+    for name in ours:
+        module, kind = name.rsplit(".", 1)
+        if module.startswith("blocks."):
+            _, layer, within = module.split(".", 2)
+            theirs = f"{blocks.format(layer)}.{block[within]}"
+        else:
+            theirs = outer[module]
+        groups.setdefault(f"{theirs}.{kind}", []).append(name)
+    return groups
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raises DataError, naming the weight, unless there are exactly the expected weights, of the expected shapes."""
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    for problem, names in (("missing", missing), ("unknown", unexpected)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise DataError(f"weights {problem}: {', '.join(names[:4])}{more}")
+    for name, shape in expected.items():
+        found = weights[name]
+        if found.shape != shape:
+            raise DataError(f"{name}: has shape {tuple(found.shape)}, the config says {tuple(shape)}")
+        if not found.is_floating_point():
+            raise DataError(f"{name}: has dtype {str(found.dtype).removeprefix('torch.')}, not floating point")
+
+
+def swap_rotary_pairs(tensor: Tensor, head_dim: int, interleaved: bool) -> Tensor:
+    """Reorders the rows of a query or key projection between the two layouts of rotary pairs.
+
+    Within a head, tinylm rotates dimensions (i, i + E/2) together, and the interleaved layout (2i, 2i + 1).
+
+    Args:
+        tensor: weight (heads * E, D) or bias (heads * E,)
+        head_dim: E
+        interleaved: the layout of the result
+
+    Returns:
+        a contiguous tensor of the same shape
+    """
+    halves = (2, head_dim // 2) if interleaved else (head_dim // 2, 2)
+    split = tensor.reshape(-1, *halves, *tensor.shape[1:])
+    return split.transpose(1, 2).reshape(tensor.shape).contiguous()

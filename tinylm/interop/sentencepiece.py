@@ -1,0 +1,113 @@
+"""SentencePiece's BPE as llama.cpp and llama2.c compute it: pieces with scores instead of merges.
+
+Of all neighbours whose pieces join to a piece, the pair with the highest score is joined first. A `CharacterBPE` comes
+to the same if its merges are all those pairs, in the order of the scores of what they make.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tinylm.errors import ConfigError
+from tinylm.tokenizer import Tokenizer
+from tinylm.tokenizer.characters import BYTE_NAMES, CharacterBPE
+from tinylm.tokenizer.pipeline import PipelineTokenizer
+
+UNKNOWN = "<unk>"  # never a token of a text, since bytes stand for unknown characters
+
+
+class Pieces(NamedTuple):
+    """The pieces of a tokenizer.
+
+    Attributes:
+        names: id -> piece, with spaces written ▁ and bytes written <0x0A>
+        scores: id -> score
+        special: ids of special tokens
+        plain: ids of added tokens that are found in every text
+        prefix: whether a space is put before every text
+    """
+
+    names: dict[int, str]
+    scores: dict[int, float]
+    special: set[int]
+    plain: set[int]
+    prefix: bool
+
+
+def to_pieces(tokenizer: Tokenizer, program: str) -> Pieces:
+    """The pieces of a tokenizer with a core of characters.
+
+    Raises:
+        ConfigError: if its ids would differ from those of `program`.
+    """
+    if not isinstance(tokenizer, PipelineTokenizer) or not isinstance(tokenizer.core, CharacterBPE):
+        raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no pieces with scores, which {program} needs")
+    if tokenizer.prefix not in ("always", "none") or tokenizer.core.words or tokenizer.normalization:
+        raise ConfigError(f"tokenizer: its spaces are put or split otherwise than in {program}")
+    check_added(tokenizer, program)
+    core = tokenizer.core
+    names = {token: name for name, token in core.vocab.items()} | {each.id: each.content for each in tokenizer.added}
+    added = {token.id for token in tokenizer.added}
+    scores = _scores(core, added, program)
+    special = {token.id for token in tokenizer.added if token.special}
+    return Pieces(names, scores, special, added - special, tokenizer.prefix == "always")
+
+
+def check_added(tokenizer: PipelineTokenizer, program: str) -> None:
+    """Refuses added tokens that take white space or must stand alone, which other programs do not know."""
+    for token in tokenizer.added:
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if getattr(token, flag):
+                raise ConfigError(f"tokenizer: added token {token.content!r} has {flag}, which {program} does not know")
+
+
+def _scores(core: CharacterBPE, added: set[int], program: str) -> dict[int, float]:
+    """Minus the rank of each piece, by id; 0 for pieces that nothing is joined to."""
+    joined = {name: token for name, token in core.vocab.items() if token not in added}
+    names = {token: name for name, token in core.vocab.items()}
+    ranks: dict[int, int] = {}
+    last = None
+    for left, right in core.merges:
+        token = core.vocab[names[left] + names[right]]
+        if token != last:
+            if token in ranks:
+                raise ConfigError(f"tokenizer: merges of one token are not neighbours, as {program} needs them")
+            ranks[token], last = len(ranks) + 1, token
+    for left, right in {*core.merges} ^ {*all_merges(joined)}:
+        other = f"{program} would join {names[left]!r} and {names[right]!r}, the merges would not, or the reverse"
+        raise ConfigError(f"tokenizer: {other}")
+    return {token: -float(ranks.get(token, 0)) for token in core.vocab.values()}
+
+
+def all_merges(vocab: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The pairs of ids whose names join to a name, grouped by what they make in the order of `vocab`.
+
+    Within a group the longest left part comes first, as transformers orders them.
+    """
+    bytes_ = {*BYTE_NAMES}
+    pairs = []
+    for name in vocab:
+        if name not in bytes_:
+            for cut in range(len(name) - 1, 0, -1):
+                left, right = name[:cut], name[cut:]
+                if left in vocab and right in vocab and left not in bytes_ and right not in bytes_:
+                    pairs.append((vocab[left], vocab[right]))
+    return pairs
+
+
+def from_pieces(names: list[str], scores: list[float], special: set[int]) -> PipelineTokenizer:
+    """The tokenizer of pieces with scores, which puts a space before every text.
+
+    Args:
+        names: piece of each id, with spaces written ▁
+        scores: score of each id
+        special: ids of special tokens
+
+    Raises:
+        ConfigError: if a byte is missing.
+    """
+    added = [{"content": names[token], "id": token} for token in sorted(special)]
+    vocab = {name: token for token, name in enumerate(names) if token not in special}
+    order = sorted(vocab, key=lambda name: -scores[vocab[name]])
+    merges = all_merges({name: vocab[name] for name in order})
+    core = {"kind": CharacterBPE.kind, "vocab": vocab, "merges": merges}
+    return PipelineTokenizer(core, added, spaces="normalizer", prefix="always", strip=True)

@@ -1,0 +1,289 @@
+"""A folder of Hugging Face: tokenizer.json, or vocab.json with merges.txt, and the settings around it.
+
+    tokenizer_config.json     more added tokens, add_prefix_space, and the class that reads vocab.json
+    config.json               the ids that begin and end a text
+    generation_config.json    the same ids, which win, and the ids that end generation
+
+Settings are a list of what is understood: any other field is refused by name, unless it is empty.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinylm.errors import ConfigError, DataError, notice
+from tinylm.files import read_json
+from tinylm.tokenizer.alphabet import ALPHABET, BYTES
+from tinylm.tokenizer.base import END_OF_TEXT, Marks, Tokenizer
+from tinylm.tokenizer.fast.pretokenize import QWEN2, WordSplitter
+from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
+from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
+from tinylm.tokenizer.formats.steps import FLAGS, read_template, unknown
+from tinylm.tokenizer.pipeline import PipelineTokenizer
+
+TOKENIZER, SETTINGS, CONFIG, GENERATION = (
+    "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"
+)  # fmt: skip
+BEGINS = "tinylm_texts_begin_with_bos"  # in tokenizer_config.json: an export of tinylm, and whether texts begin so
+TOKENIZER_CONFIG = {  # add nothing to a text, and clean nothing up
+    "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
+    "clean_up_tokenization_spaces": False, "padding_side": "left",
+}  # fmt: skip
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+LISTED = ("additional_special_tokens", "extra_special_tokens")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# --- fields
+
+KNOWN_SETTINGS = {
+    *NAMED, *LISTED, *TOKENIZER_CONFIG, BEGINS, "add_bos_token", "add_eos_token", "add_prefix_space",
+    "added_tokens_decoder", "backend", "chat_template", "errors", "is_local", "legacy", "local_files_only",
+    "max_length", "model_max_length", "model_specific_special_tokens", "name_or_path", "pad_to_multiple_of",
+    "pad_token_type_id", "processor_class", "return_token_type_ids", "sp_model_kwargs",
+    "spaces_between_special_tokens", "special_tokens_map_file", "split_special_tokens", "stride", "tokenizer_file",
+    "transformers_version", "truncation_side", "truncation_strategy", "unsloth_version", "use_default_system_prompt",
+}  # fmt: skip
+KNOWN_GENERATION = {  # how transformers samples by default, which tinylm is told by its options
+    *IDS, "_from_model_config", "cache_implementation", "do_sample", "max_length", "max_new_tokens", "min_p",
+    "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version", "typical_p", "use_cache",
+    "assistant_confidence_threshold", "assistant_lookbehind", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "target_lookbehind", "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
+}  # fmt: skip
+ONE = ("encoder_repetition_penalty", "guidance_scale", "length_penalty", "num_beam_groups", "num_beams")
+ONE += ("num_return_sequences",)  # fields of which 1 means nothing
+
+
+def _check_known(values: Mapping[str, Any], known: set[str], ones: tuple[str, ...] = ()) -> None:
+    for name, value in values.items():
+        means_nothing = value in (None, False, 0, "", [], {}) or (name in ones and value == 1)
+        if name not in known and not means_nothing:
+            raise unknown(name, value)
+
+
+# --- reading
+
+
+def read_folder(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a folder of Hugging Face, with the marks of its model.
+
+    `marks.begin` is what the folder's own tokenizer puts before a text; in a folder that tinylm exported, the token
+    that preceded every training text.
+
+    Raises:
+        MissingInputError: if there is no tokenizer.
+        DataError: if a file is damaged, or has a field that would change ids and is not supported; names it.
+    """
+    folder = Path(folder)
+    settings, config, generation = (_read(folder / name) for name in (SETTINGS, CONFIG, GENERATION))
+    if (folder / TOKENIZER).is_file():
+        source = folder / TOKENIZER
+        values = read_json(source)
+    else:
+        source = require(folder / "vocab.json")
+        values = _from_vocabulary(folder, settings, config)
+    if not is_tokenizer_json(values):
+        raise DataError(f"{source}: is not a Hugging Face tokenizer.json (it has no model with a vocab)")
+    with reading(folder / SETTINGS, "a tokenizer_config.json"):
+        _check_known(settings, KNOWN_SETTINGS)
+        if settings.get("add_eos_token"):
+            raise unknown("add_eos_token", True)
+        values = _with_settings(values, settings)
+    tokenizer = from_tokenizer_json(values, str(source))
+    with reading(folder / SETTINGS, "a tokenizer_config.json"):
+        _check_prefix(tokenizer, settings)
+        begin = read_template(values.get("post_processor"))
+        if source.name != TOKENIZER:
+            begin = _begin(tokenizer, settings)
+        elif (asked := settings.get("add_bos_token")) is not None and asked != (begin is not None):
+            notice(f"{folder / SETTINGS}: add_bos_token={asked} is overruled by {TOKENIZER}, as in transformers 5")
+    if _is_ours(settings):
+        return tokenizer
+    with reading(folder / GENERATION, "a generation_config.json"):
+        _check_known(generation, KNOWN_GENERATION, ONE)
+    stops = _stops(folder, tokenizer, config, generation, settings)
+    end = _id_of(tokenizer, settings, "eos_token")
+    end = end if end in stops or not stops else stops[0]
+    if (penalty := generation.get("repetition_penalty") or 1) != 1:
+        notice(f"{folder / GENERATION}: transformers generates with repetition_penalty={penalty}; tinylm only if asked")
+    marked = tokenizer.with_marks(*Marks(begin, end, stops or (() if end is None else (end,))))
+    return marked.with_origin(_origin(settings, config, generation, begin))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has files that `read_folder` reads."""
+    return (folder / TOKENIZER).is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file of settings; empty if there is no such file."""
+    values = read_json(path) if path.is_file() else {}
+    with reading(path, "a file of settings"):
+        if not isinstance(values, dict):
+            raise ConfigError("must be an object with fields")
+    return values
+
+
+def _is_ours(settings: Mapping[str, Any]) -> bool:
+    """Whether tinylm wrote the folder from a model of its own; older versions wrote exactly these settings."""
+    plain = {name: value for name, value in settings.items() if name in TOKENIZER_CONFIG}
+    tokens = {name: value for name, value in settings.items() if name not in TOKENIZER_CONFIG}
+    tokens.pop("model_max_length", None)
+    older = plain == TOKENIZER_CONFIG and tokens in ({}, dict.fromkeys(NAMED[:3], END_OF_TEXT))
+    return BEGINS in settings or older
+
+
+def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
+    """The id before every text where there is no tokenizer.json, whose template would say so."""
+    if not settings.get("add_bos_token"):
+        return None
+    begin = _id_of(tokenizer, settings, "bos_token")
+    if begin is None:
+        raise ConfigError("add_bos_token is true, but bos_token is missing")
+    return begin
+
+
+def _stops(folder: Path, tokenizer: Tokenizer, config: dict, generation: dict, settings: dict) -> tuple[int, ...]:
+    """The ids at which generation ends: generation_config.json, else config.json, else the tokenizer decides."""
+    for name, values in ((GENERATION, generation), (CONFIG, config)):
+        found = values.get("eos_token_id")
+        if found is None:
+            continue
+        found = found if isinstance(found, list) else [found]
+        with reading(folder / name, "a file of settings"):
+            for each in found:
+                if type(each) is not int or not 0 <= each < tokenizer.vocab_size:
+                    raise ConfigError(f"eos_token_id is {each!r}, but the tokenizer has {tokenizer.vocab_size} tokens")
+        return tuple(dict.fromkeys(found))
+    with reading(folder / SETTINGS, "a tokenizer_config.json"):
+        end = _id_of(tokenizer, settings, "eos_token")
+    return tokenizer.marks.stops if end is None else (end,)
+
+
+def _id_of(tokenizer: Tokenizer, settings: Mapping[str, Any], field: str) -> int | None:
+    """The id of a token that the settings name."""
+    name = _content(settings.get(field), field)
+    return None if name is None else tokenizer.special_tokens[name]
+
+
+def _content(token: Any, field: str) -> str | None:
+    """The string of a token that is given as such, or with its options."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and (not isinstance(content, str) or not content):
+        raise unknown(field, token)
+    return content
+
+
+def _origin(settings: dict, config: dict, generation: dict, begin: int | None) -> dict[str, Any]:
+    """What an export writes again."""
+    tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
+    names = {name: value for name, value in settings.items() if name in tokens}
+    generation = {name: value for name, value in generation.items() if name != "transformers_version"}
+    found = {CONFIG: {name: config[name] for name in IDS if name in config}, GENERATION: generation, SETTINGS: names}
+    found["template"] = begin is not None
+    return {name: value for name, value in found.items() if value}
+
+
+# --- settings that change a tokenizer.json
+
+
+def _with_settings(values: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the added tokens and the prefix of tokenizer_config.json, which transformers adds to it."""
+    values = dict(values)
+    vocab, listed = values["model"]["vocab"], values.get("added_tokens") or []
+    if not isinstance(vocab, dict) or not all(isinstance(token, dict) and "content" in token for token in listed):
+        return values  # the reader of tokenizer.json says what is wrong
+    added = {token["content"]: token for token in listed}
+    decoder = settings.get("added_tokens_decoder") or {}
+    for token, given in sorted(decoder.items(), key=lambda item: int(item[0])):
+        flags = {flag: given.get(flag, flag in ("special", "normalized")) for flag in FLAGS}
+        added[given["content"]] = {"id": int(token), "content": given["content"], **flags}
+    listed = [(name, each) for name in LISTED for each in settings.get(name) or []]
+    for field, token in [*((name, settings.get(name)) for name in NAMED), *listed]:
+        content = _content(token, field)
+        if content in added:
+            added[content] = added[content] | {"special": True}
+        if content is None or content in added:
+            continue
+        if content not in vocab:
+            raise ConfigError(f"{field} is {content!r}, which the vocabulary lacks")
+        plain = dict.fromkeys(FLAGS, False) | {"special": True}
+        added[content] = {"id": vocab[content], "content": content, **plain}
+    values["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+    level, prefix = values.get("pre_tokenizer"), settings.get("add_prefix_space")
+    if isinstance(level, dict) and level.get("type") == "ByteLevel" and prefix is not None:
+        values["pre_tokenizer"] = level | {"add_prefix_space": prefix}
+    return values
+
+
+def _check_prefix(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Refuses an `add_prefix_space` that the tokenizer does not follow."""
+    given = settings.get("add_prefix_space")
+    prefix = tokenizer.prefix if isinstance(tokenizer, PipelineTokenizer) else "none"
+    if given not in (None, prefix != "none"):
+        raise ConfigError(f"add_prefix_space is {str(given).lower()}, unlike tokenizer.json; make the two agree")
+
+
+# --- vocab.json and merges.txt
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
+GPT2 = {"normalizer": None, "pre_tokenizer": LEVEL | {"use_regex": True}}
+NFC = {"type": "NFC"}
+CLASSES = {  # of transformers, and the steps around their vocab.json and merges.txt
+    "GPT2Tokenizer": GPT2,
+    "CodeGenTokenizer": GPT2,
+    "GPTNeoXTokenizer": GPT2 | {"normalizer": NFC},
+    "Qwen2Tokenizer": {
+        "normalizer": NFC,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, LEVEL | {"use_regex": False}]},
+    },
+}
+MANY = 20_000  # tokens, among which GPT-2's pattern leaves some of several digits
+MODELS = {
+    "codegen": "CodeGenTokenizer", "gpt2": "GPT2Tokenizer", "gpt_neo": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
+    "phi": "CodeGenTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+}  # fmt: skip
+
+
+def _from_vocabulary(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer.json of a folder of vocab.json and merges.txt.
+
+    Entries of the vocabulary that are neither bytes nor merged tokens are special tokens.
+    """
+    vocab, merges = read_json(folder / "vocab.json"), require(folder / "merges.txt")
+    with reading(merges, "a list of merges"):
+        table = NamedMerges.from_merges_txt(merges)
+    with reading(folder / "vocab.json", "a vocabulary"):
+        others = sorted((name for name in vocab if name not in table), key=vocab.__getitem__)
+        plain = dict.fromkeys(FLAGS, False) | {"special": True}
+        added = [{"id": vocab[name], "content": name, **plain} for name in others]
+        steps = CLASSES[_class(settings, config, table.names, vocab)]
+    merged = [[table.names[left], table.names[right]] for left, right in table.merges]
+    model = {"type": "BPE", "vocab": vocab, "merges": merged}
+    return {"version": "1.0", "added_tokens": added, "decoder": LEVEL, "model": model, **steps}
+
+
+def _class(settings: Mapping[str, Any], config: Mapping[str, Any], names: list[str], vocab: dict[str, int]) -> str:
+    """The class that reads a vocab.json: the one named, else that of the model, else GPT-2's if the tokens allow it."""
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    model = config.get("model_type")
+    found = str(named).removesuffix("Fast") if named else MODELS.get(str(model)) if model else "GPT2Tokenizer"
+    if found not in CLASSES:
+        what = f"tokenizer_class is {named!r}" if named else f"tokenizer_class is missing, and model_type is {model!r}"
+        raise ConfigError(f"{what}; tinylm reads vocab.json for {', '.join(CLASSES)}; save a tokenizer.json")
+    if not named and not model and (evidence := _unlike_gpt2(names, vocab)):
+        raise ConfigError(f"{evidence}; give tokenizer.json, or tokenizer_config.json with the tokenizer_class")
+    return found
+
+
+def _unlike_gpt2(names: list[str], vocab: dict[str, int]) -> str | None:
+    """Why a vocabulary of bytes and merged tokens cannot be one for GPT-2's pattern; None if it can."""
+    splitter, numbers = WordSplitter("gpt2"), False
+    if missing := [name for name in ALPHABET if name not in vocab]:
+        return f"vocab: lacks the byte {missing[0]!r}, unlike GPT-2's"
+    for name in names:
+        text = bytes(map(BYTES.__getitem__, map(ALPHABET.index, name))).decode("utf-8", "ignore")
+        if len(splitter.words(text)) > 1 and not text.startswith("'"):
+            return f"{text!r} is a token, which GPT-2's pattern would cut"
+        numbers = numbers or (len(text) > 1 and text.isdigit())
+    return None if numbers or len(names) < MANY else "no token has two digits, which GPT-2's pattern would not cut"

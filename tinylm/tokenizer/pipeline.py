@@ -1,0 +1,279 @@
+"""Tokenizers of other programs that do more than BPETokenizer: text is changed, or cut by added tokens, before BPE.
+
+    text > added tokens > normalization > normalized added tokens > prefix > BPE on bytes or characters > ids
+
+    "Hello <sep>you"   >   "Hello ", 32000, "you"   >   "▁Hello▁", 32000, "▁you"   >   [15043, 29871, 32000, 366]
+
+The order of the steps, and what each does to the parts between added tokens, are those of Hugging Face's `tokenizers`.
+A text can be cut for bulk encoding only where no step looks across the cut (`safe_cut`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from tinylm.errors import ConfigError
+from tinylm.tokenizer.added import AddedToken, AddedTokens
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
+from tinylm.tokenizer.bpe import BPETokenizer
+from tinylm.tokenizer.characters import SPACE, CharacterBPE
+from tinylm.tokenizer.fast.blocks import Block, utf8
+from tinylm.tokenizer.normalize import joining, nfc, nfc_offsets
+
+Prefix = Literal["none", "always", "each", "first"]
+CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer}
+MOST_CUTS = 100  # places tried for a cut
+
+
+class Part(NamedTuple):
+    """A part of a text: an added token, or text for the core.
+
+    Attributes:
+        token: the added token's id, or None
+        text: as the core reads it
+        begins: offset in the original text where each of its characters begins, int64 (n,)
+        ends: offset where it ends, int64 (n,)
+    """
+
+    token: int | None
+    text: str
+    begins: np.ndarray
+    ends: np.ndarray
+
+
+class PipelineTokenizer(Tokenizer):
+    """BPE with added tokens, normalization and a space before the text.
+
+    Args:
+        core: the options of `BPETokenizer` or `CharacterBPE`, and its `kind`; `ids` of tokens are final
+        added: the options of each `AddedToken`
+        normalization: "nfc", or nothing
+        spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
+        prefix: a space is put before every part between added tokens: "always"; "each", unless the part begins with
+            one; "first", likewise, but only at the beginning of the text. "none": nowhere
+        strip: whether decoding drops the first space of a text
+
+    Raises:
+        ConfigError: for options that do not fit together, or ids that repeat.
+    """
+
+    kind = "pipeline"
+    ends = (END_OF_TEXT, "</s>")
+    most_per_byte = 4  # NFC gives at most three bytes for one, and a space may come before each part
+
+    def __init__(
+        self,
+        core: dict[str, Any],
+        added: Sequence[dict[str, Any]] = (),
+        normalization: str = "",
+        spaces: str = "",
+        prefix: Prefix = "none",
+        strip: bool = False,
+    ) -> None:
+        options = dict(core)
+        self.core: BPETokenizer | CharacterBPE = CORES[options.pop("kind")](**options)
+        self.added = [AddedToken(**each) for each in added]
+        self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
+        self._check()
+        self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
+        self.special_tokens = {token.content: token.id for token in self.added if token.special}
+        self.token_bytes = self._all_bytes()
+        self._plain = AddedTokens(token for token in self.added if not token.normalized)
+        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
+        self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
+
+    def _check(self) -> None:
+        characters = isinstance(self.core, CharacterBPE)
+        allowed = {"none", "each"} if not characters else {"none", "always", "each", "first"}
+        if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
+            raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
+        ids, names = [token.id for token in self.added], [token.content for token in self.added]
+        if (
+            len({*ids}) < len(ids)
+            or len({*names}) < len(names)
+            or any(type(each) is not int or each < 0 for each in ids)
+        ):
+            raise ConfigError("added tokens must have distinct names and ids")
+
+    def _all_bytes(self) -> list[bytes]:
+        """The bytes of all ids; of a normalized token those that it stands for in the original text."""
+        found = list(self.core.token_bytes)
+        found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
+        for token in self.added:
+            name = self._normal(token.content) if token.normalized else token.content
+            found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
+        return found
+
+    @property
+    def _finders(self) -> tuple[AddedTokens, AddedTokens]:
+        return self._plain, self._normalized
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `__init__`."""
+        return {
+            "core": {"kind": self.core.kind, **self.core.options()},
+            "added": [asdict(token) for token in self.added],
+            "normalization": self.normalization,
+            "spaces": self.spaces,
+            "prefix": self.prefix,
+            "strip": self.strip,
+        }
+
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """A copy with more special tokens, whose ids follow the existing ones. Existing names are skipped."""
+        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        if taken := {token.content for token in self.added} & {*new}:
+            raise ConfigError(f"special_tokens: {min(taken)!r} is an ordinary added token; use another name")
+        added = [asdict(AddedToken(name, self.vocab_size + place)) for place, name in enumerate(new)]
+        options = self.options()
+        return self._with(options | {"added": [*options["added"], *added]}, self._marks_with(new), self._origin)
+
+    @classmethod
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], **options: Any) -> Self:
+        """Raises ConfigError: only read from other programs' files."""
+        raise ConfigError(f"tokenizer: kind {cls.kind} is not trained, but read from other programs' files; use bpe")
+
+    # --- text -> ids
+
+    def _normal(self, text: str) -> str:
+        """A part between added tokens, normalized."""
+        text = nfc(text) if self.normalization else text
+        if self.spaces == "normalizer":
+            text = text.replace(" ", SPACE)
+        return self._space + text if self.prefix == "always" and text else text
+
+    def _encode(self, text: str, special: bool, continues: bool = False) -> list[np.ndarray]:
+        """The ids of a text, in parts. `continues`: more text stands before it, so that nothing is put before it."""
+        found = [np.empty(0, dtype=np.int64)]
+        for begin, end, token in self._plain.split(text, special):
+            if token is not None:
+                found.append(np.array([token.id]))
+                continue
+            normal = self._normal(text[begin:end])
+            if self.prefix == "always" and continues and not begin:
+                normal = normal[1:]
+            for first, last, inner in self._normalized.split(normal, special):
+                if inner is not None:
+                    found.append(np.array([inner.id]))
+                else:
+                    piece = self._prefixed(normal[first:last], begin + first == 0, continues)
+                    found.append(self._core_ids(piece))
+        return found
+
+    def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
+        """A part as the core reads it; `opens`: at the beginning of the text."""
+        piece = piece.replace(" ", SPACE) if self.spaces == "words" else piece
+        wanted = self.prefix == "each" or (self.prefix == "first" and opens)
+        if wanted and not (opens and continues) and not piece.startswith(self._space):
+            return self._space + piece
+        return piece
+
+    def _core_ids(self, piece: str) -> np.ndarray:
+        if isinstance(self.core, CharacterBPE):
+            return np.array(self.core.encode(piece), dtype=np.int64)
+        return self.core.encode_ordinary(piece)
+
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
+        """The ids of a text, int64 (n,). Names of special tokens are plain text; other added tokens are found.
+
+        Raises:
+            DataError: for a lone surrogate.
+        """
+        return np.concatenate(self._encode(text, special=False))
+
+    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
+        """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
+        return np.concatenate(self._encode(text, special=allow_special))
+
+    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text and the characters each covers, as in `Tokenizer.encode_with_offsets`.
+
+        A space that was put before a part covers no character; a composed letter covers all of its parts.
+        """
+        ids, offsets = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
+        for part in self._parts(text, allow_special):
+            if part.token is not None:
+                ids.append(np.array([part.token]))
+                offsets.append(np.stack([part.begins[:1], part.ends[-1:]], axis=1))
+            else:
+                ids.append(self._core_ids(part.text))
+                offsets.append(self._offsets(part, ids[-1]))
+        return np.concatenate(ids), np.concatenate(offsets)
+
+    def _parts(self, text: str, special: bool) -> Iterator[Part]:
+        """The parts that `_encode` encodes, with offsets."""
+        for begin, end, token in self._plain.split(text, special):
+            begins, ends = np.arange(begin, end), np.arange(begin + 1, end + 1)
+            if token is not None:
+                yield Part(token.id, "", begins, ends)
+                continue
+            if self.normalization:
+                begins, ends = (begin + each for each in nfc_offsets(text[begin:end]))
+            normal = self._normal(text[begin:end])
+            begins, ends = _with_prefix(begins, ends, len(normal))
+            for first, last, inner in self._normalized.split(normal, special):
+                where = begins[first:last], ends[first:last]
+                if inner is not None:
+                    yield Part(inner.id, "", *where)
+                    continue
+                piece = self._prefixed(normal[first:last], begin + first == 0, continues=False)
+                yield Part(None, piece, *_with_prefix(*where, len(piece)))
+
+    def _offsets(self, part: Part, ids: np.ndarray) -> np.ndarray:
+        """The characters of the original text that each id of a part covers, int64 (n, 2)."""
+        data = np.frombuffer(utf8(part.text), dtype=np.uint8)
+        character = np.cumsum((data & 0xC0) != 0x80) - 1
+        begins, ends = self.core.spans(part.text, ids).T
+        return np.stack([part.begins[character[begins]], part.ends[character[ends - 1]]], axis=1)
+
+    def encode_block(self, block: Block) -> np.ndarray:
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], dtype=np.int64)
+        parts = self._encode(block.texts[0], special=False, continues=block.start > 0)
+        for text in block.texts[1:]:
+            parts += [end, *self._encode(text, special=False)]
+        return np.concatenate(parts)
+
+    def safe_cut(self, text: str) -> int:
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
+        cut = self.core.safe_cut(text[: max(len(text) - self._longest, 0)])  # a string may continue beyond the text
+        for _ in range(MOST_CUTS):
+            if cut <= 0 or self._may_cut(text, cut):
+                return max(cut, 0)
+            cut = self.core.safe_cut(text[:cut])
+        return 0
+
+    def _may_cut(self, text: str, cut: int) -> bool:
+        """Whether normalization and added tokens do not look across a cut."""
+        if self.normalization and not text[cut].isascii() and text[cut] in joining():
+            return False
+        begin = max(cut - self._longest, 0)
+        window = text[begin : cut + self._longest]
+        if self.spaces:
+            window = window.replace(" ", SPACE)
+        names = [(window, self._normalized), (text[begin : cut + self._longest], self._plain)]
+        return all(found.may_cut(each, cut - begin) for each, found in names)
+
+    # --- ids -> text
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
+        """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
+        text = super().decode(ids, errors)
+        return text.removeprefix(" ") if self.strip and not continues else text
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
+        first = self.strip
+        for piece in super().decode_stream(ids):
+            yield from filter(None, [piece.removeprefix(" ") if first else piece])
+            first = False
+
+
+def _with_prefix(begins: np.ndarray, ends: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The offsets of a part of `count` characters, whose first one was put there if there is one more."""
+    if count == len(begins):
+        return begins, ends
+    first = begins[:1]
+    return np.concatenate([first, begins]), np.concatenate([first, ends])
