@@ -1,5 +1,6 @@
 """Folders of other models: what begins and ends a text, padded vocabularies, and the settings written again."""
 
+import argparse
 import json
 import random
 import re
@@ -12,8 +13,10 @@ import tokenizers
 import torch
 import transformers
 
+from tests.strategies import random_model
 from tests.tokenizer.test_pipeline import KINDS, random_text
 from tinylm.bundle import load, save_bundle
+from tinylm.commands import generate_numpy
 from tinylm.data.pairs import Turn
 from tinylm.data.template import CHAT, PAIRS, encode_turns
 from tinylm.errors import ConfigError, DataError, TinyLMError
@@ -24,7 +27,8 @@ from tinylm.generation.fast.speculative import SpeculativeGenerator
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.interop import export_huggingface, load_huggingface
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
+from tinylm.reference import files
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
 from tinylm.tokenizer.base import Marks
 from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.training.start import Start
@@ -298,6 +302,23 @@ def test_the_rows_are_kept_in_a_bundle_and_in_an_export(padded, tmp_path):
     assert torch.equal(theirs.get_output_embeddings().weight, model.head.weight)
     with pytest.raises(ConfigError, match="vocab_size: tokenizer"):
         save_bundle(tmp_path / "small", TransformerLM(ModelConfig(vocab_size=9)), tokenizer)
+
+
+def test_the_twin_generates_tokens_alone_and_ends_at_each_stop(padded, tmp_path, monkeypatch):
+    model, tokenizer = padded
+    config = ModelConfig.from_dict(model.config.to_dict() | {"qk_norm": False})
+    save_bundle(tmp_path / "twin", random_model(config), tokenizer)
+    files.save(files.load(tmp_path / "twin"), tmp_path / "twin" / "it.npz")
+    options = argparse.Namespace(model=str(tmp_path / "twin" / "it.npz"), prompt="Tom", max_new_tokens=40, seed=0)
+    vars(options).update(num_samples=3, temperature=2.0, top_k=None, top_p=None)
+    said = []
+    monkeypatch.setattr(Tokenizer, "until_stop", lambda self, ids: said.append(ids) or ids)
+    generate_numpy.run(options)
+    assert len(said) == 3 and max(map(max, said)) < tokenizer.vocab_size
+    monkeypatch.undo()
+    assert tokenizer.with_marks(0, 1, [7, 9]).until_stop([5, 9, 7, 5]) == [5]
+    assert tokenizer.with_marks(0, 1, [7]).until_stop([5, 9, 7, 5]) == [5, 9]
+    assert tokenizer.with_marks(0, 1, []).until_stop([5, 9]) == [5, 9]
 
 
 @pytest.mark.parametrize("new", [2, 200])
