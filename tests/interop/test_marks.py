@@ -149,7 +149,7 @@ def stopping(path, token, after=4):
 
 
 def test_generation_ends_at_each_of_several_tokens_and_prints_none_of_them(folder):
-    """As in transformers, and in every way to decode."""
+    """Every decoder is tried, and transformers."""
     for token in (2, 3):
         path = folder("Qwen2")
         change(path / "generation_config.json", eos_token_id=[2, 3])
@@ -290,6 +290,17 @@ def test_scores_are_those_over_all_rows(padded):
     logits = model(torch.tensor([ids])).double()
     expected = torch.nn.functional.cross_entropy(logits[0, :-1], torch.tensor(ids[1:]))
     assert score_text(model, tokenizer, "Tom and Anna").loss == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("Llama 2", None), ("Llama 2", 0), ("Qwen2", 0)])
+def test_bits_per_byte_count_the_bytes_of_the_text_as_it_was_given(kind, begin, folder):
+    """Neither the space before it nor what NFC makes of it. Without a beginning the first token does not count."""
+    model, tokenizer = load_huggingface(folder(kind))
+    tokenizer, text = tokenizer.with_marks(begin, 1, (1,)), "Tom and Anna e\u0301 \u0958"
+    firsts = [tokenizer.encode_with_offsets(each)[1][0, 1] if begin is None else 0 for each in (text, "Tom")]
+    counts = [len(each[first:].encode()) for each, first in zip((text, "Tom"), firsts, strict=True)]
+    assert score_text(model, tokenizer, text).bytes == counts[0]
+    assert score_text(model, tokenizer, [text, "Tom"]).bytes == sum(counts)
 
 
 def test_the_rows_are_kept_in_a_bundle_and_in_an_export(padded, tmp_path):

@@ -258,6 +258,10 @@ class Tokenizer(ABC):
         """Bytes of the text that each of its ids covers, int64 (n,)."""
         return self.byte_lengths[ids]
 
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        return int(self.byte_lengths[ids[first:]].sum())
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text, as a list. Arguments and errors as in `encode_array`."""
         return self.encode_array(text, allow_special=allow_special).tolist()

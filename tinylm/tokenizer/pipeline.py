@@ -202,6 +202,11 @@ class PipelineTokenizer(Tokenizer):
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text that its ids from index `first` on stand for, without the spaces that are put before it."""
+        begin = self.encode_with_offsets(text)[1][first, 0] if 0 < first < len(ids) else 0
+        return len(utf8(text[begin:])) if first < len(ids) else 0
+
     def _parts(self, text: str, special: bool) -> Iterator[Part]:
         """The parts that `_encode` encodes, with offsets."""
         for begin, end, token in self._plain.split(text, special):

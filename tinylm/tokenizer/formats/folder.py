@@ -174,7 +174,7 @@ def _content(token: Any, field: str) -> str | None:
 
 
 def _origin(settings: dict, config: dict, generation: dict, begin: int | None) -> dict[str, Any]:
-    """What an export writes again."""
+    """The settings that an export writes again."""
     tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
     names = {name: value for name, value in settings.items() if name in tokens}
     generation = {name: value for name, value in generation.items() if name != "transformers_version"}
