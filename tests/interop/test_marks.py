@@ -495,6 +495,13 @@ MALFORMED = {
         JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 1}, "merges": []}},
         "vocab: lacks the byte <0x00>",
     ),
+    "an absurd id": (
+        JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 10**12}, "merges": []}},
+        "ids must be 2 distinct integers",
+    ),
+    "a negative id": (
+        JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": -1}, "merges": []}}, "ids must be"
+    ),
     "a merge of nothing": (
         JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 1}, "merges": [["<s>", "b"]]}},
         "merges: '<s> b'",
