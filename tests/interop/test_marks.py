@@ -237,6 +237,14 @@ def test_texts_of_an_export_of_tinylm_begin_with_its_end_of_text(older, tmp_path
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")("ab")["input_ids"] == tokenizer.encode("ab")
 
 
+@pytest.mark.parametrize("marks", [Marks(None, 256, (256,)), Marks(257, 256, (256, 258)), Marks(256, 256, (256,))])
+def test_marks_that_were_set_by_hand_come_back(marks, tmp_path):
+    tokenizer = BPETokenizer([], special_tokens=[END_OF_TEXT, "<a>", "<b>"]).with_marks(*marks)
+    model = TransformerLM(ModelConfig(vocab_size=259, d_model=32, num_heads=4, max_seq_len=24)).eval()
+    export_huggingface(model, tokenizer, tmp_path / "m")
+    assert load_huggingface(tmp_path / "m")[1] == tokenizer
+
+
 # --- padded vocabularies
 
 

@@ -403,7 +403,7 @@ class Tokenizer(ABC):
                 tokenizer = tokenizer.with_marks(*values["marks"])
             if "origin" in values:
                 tokenizer = tokenizer.with_origin(dict(values["origin"]))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:
             raise DataError(f"{source}: is damaged (SHA-256 differs from the recorded one); save it again")
