@@ -1,5 +1,6 @@
 """Folders of other models: what begins and ends a text, padded vocabularies, and the settings written again."""
 
+import argparse
 import json
 import random
 import re
@@ -12,8 +13,10 @@ import tokenizers
 import torch
 import transformers
 
+from tests.strategies import random_model
 from tests.tokenizer.test_pipeline import KINDS, random_text
 from tinylm.bundle import load, save_bundle
+from tinylm.commands import generate_numpy
 from tinylm.data.pairs import Turn
 from tinylm.data.template import CHAT, PAIRS, encode_turns
 from tinylm.errors import ConfigError, DataError, TinyLMError
@@ -24,7 +27,8 @@ from tinylm.generation.fast.speculative import SpeculativeGenerator
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.interop import export_huggingface, load_huggingface
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
+from tinylm.reference import files
+from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
 from tinylm.tokenizer.base import Marks
 from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.training.start import Start
@@ -145,7 +149,7 @@ def stopping(path, token, after=4):
 
 
 def test_generation_ends_at_each_of_several_tokens_and_prints_none_of_them(folder):
-    """As in transformers, and in every way to decode."""
+    """Every decoder is tried, and transformers."""
     for token in (2, 3):
         path = folder("Qwen2")
         change(path / "generation_config.json", eos_token_id=[2, 3])
@@ -233,6 +237,14 @@ def test_texts_of_an_export_of_tinylm_begin_with_its_end_of_text(older, tmp_path
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m")("ab")["input_ids"] == tokenizer.encode("ab")
 
 
+@pytest.mark.parametrize("marks", [Marks(None, 256, (256,)), Marks(257, 256, (256, 258)), Marks(256, 256, (256,))])
+def test_marks_that_were_set_by_hand_come_back(marks, tmp_path):
+    tokenizer = BPETokenizer([], special_tokens=[END_OF_TEXT, "<a>", "<b>"]).with_marks(*marks)
+    model = TransformerLM(ModelConfig(vocab_size=259, d_model=32, num_heads=4, max_seq_len=24)).eval()
+    export_huggingface(model, tokenizer, tmp_path / "m")
+    assert load_huggingface(tmp_path / "m")[1] == tokenizer
+
+
 # --- padded vocabularies
 
 
@@ -288,6 +300,17 @@ def test_scores_are_those_over_all_rows(padded):
     assert score_text(model, tokenizer, "Tom and Anna").loss == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "begin"), [("Llama 2", None), ("Llama 2", 0), ("Qwen2", 0)])
+def test_bits_per_byte_count_the_bytes_of_the_text_as_it_was_given(kind, begin, folder):
+    """Neither the space before it nor what NFC makes of it. Without a beginning the first token does not count."""
+    model, tokenizer = load_huggingface(folder(kind))
+    tokenizer, text = tokenizer.with_marks(begin, 1, (1,)), "Tom and Anna e\u0301 \u0958"
+    firsts = [tokenizer.encode_with_offsets(each)[1][0, 1] if begin is None else 0 for each in (text, "Tom")]
+    counts = [len(each[first:].encode()) for each, first in zip((text, "Tom"), firsts, strict=True)]
+    assert score_text(model, tokenizer, text).bytes == counts[0]
+    assert score_text(model, tokenizer, [text, "Tom"]).bytes == sum(counts)
+
+
 def test_the_rows_are_kept_in_a_bundle_and_in_an_export(padded, tmp_path):
     model, tokenizer = padded
     save_bundle(tmp_path / "bundle", model, tokenizer)
@@ -298,6 +321,23 @@ def test_the_rows_are_kept_in_a_bundle_and_in_an_export(padded, tmp_path):
     assert torch.equal(theirs.get_output_embeddings().weight, model.head.weight)
     with pytest.raises(ConfigError, match="vocab_size: tokenizer"):
         save_bundle(tmp_path / "small", TransformerLM(ModelConfig(vocab_size=9)), tokenizer)
+
+
+def test_the_twin_generates_tokens_alone_and_ends_at_each_stop(padded, tmp_path, monkeypatch):
+    model, tokenizer = padded
+    config = ModelConfig.from_dict(model.config.to_dict() | {"qk_norm": False})
+    save_bundle(tmp_path / "twin", random_model(config), tokenizer)
+    files.save(files.load(tmp_path / "twin"), tmp_path / "twin" / "it.npz")
+    options = argparse.Namespace(model=str(tmp_path / "twin" / "it.npz"), prompt="Tom", max_new_tokens=40, seed=0)
+    vars(options).update(num_samples=3, temperature=2.0, top_k=None, top_p=None)
+    said = []
+    monkeypatch.setattr(Tokenizer, "until_stop", lambda self, ids: said.append(ids) or ids)
+    generate_numpy.run(options)
+    assert len(said) == 3 and max(map(max, said)) < tokenizer.vocab_size
+    monkeypatch.undo()
+    assert tokenizer.with_marks(0, 1, [7, 9]).until_stop([5, 9, 7, 5]) == [5]
+    assert tokenizer.with_marks(0, 1, [7]).until_stop([5, 9, 7, 5]) == [5, 9]
+    assert tokenizer.with_marks(0, 1, []).until_stop([5, 9]) == [5, 9]
 
 
 @pytest.mark.parametrize("new", [2, 200])
@@ -462,6 +502,13 @@ MALFORMED = {
     "bytes that are missing": (
         JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 1}, "merges": []}},
         "vocab: lacks the byte <0x00>",
+    ),
+    "an absurd id": (
+        JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 10**12}, "merges": []}},
+        "ids must be 2 distinct integers",
+    ),
+    "a negative id": (
+        JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": -1}, "merges": []}}, "ids must be"
     ),
     "a merge of nothing": (
         JSON, {"added_tokens": [], "model": BPE | {"vocab": {"<s>": 0, "</s>": 1}, "merges": [["<s>", "b"]]}},

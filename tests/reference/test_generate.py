@@ -104,3 +104,11 @@ def test_the_same_seed_gives_the_same_text():
     texts = [generate(model, ids, 20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert texts[0].shape == (3, 20)
     assert np.array_equal(texts[0], texts[1]) and not np.array_equal(texts[0], texts[2])
+
+
+def test_rows_of_a_padded_vocabulary_are_never_chosen():
+    model = NumpyTransformerLM(Config(vocab_size=50, d_model=16, num_layers=1, max_seq_len=8))
+    ids = np.array([[1, 2], [3, 4]])
+    assert generate(model, ids, 40, seed=1).max() >= 7
+    assert generate(model, ids, 40, seed=1, tokens=7).max() < 7
+    assert generate(model, ids, 40, temperature=0, tokens=7).max() < 7

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -60,9 +60,12 @@ def score_text(
         ConfigError: for a stride or batch size out of range.
         DataError: for a text without a token to predict, or that the tokenizer cannot encode.
     """
-    rows = [document_ids(tokenizer, each) for each in ([text] if isinstance(text, str) else text)]
+    texts, before = [text] if isinstance(text, str) else text, len(tokenizer.opening)
+    rows = [document_ids(tokenizer, each) for each in texts]
     found = token_log_probs(model, rows, separator=tokenizer.end_of_text, stride=stride, batch_size=batch_size)
-    return total_score(tokenizer, [ids[1:] for ids in rows], [each.log_probs for each in found])
+    score = total_score(tokenizer, [ids[1:] for ids in rows], [each.log_probs for each in found])
+    pairs = zip(texts, rows, strict=True)
+    return replace(score, bytes=sum(tokenizer.bytes_behind(each, ids[before:], 1 - before) for each, ids in pairs))
 
 
 def total_score(tokenizer: Tokenizer, ids: Sequence[np.ndarray], log_probs: Iterable[Tensor]) -> Score:

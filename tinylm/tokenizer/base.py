@@ -258,6 +258,10 @@ class Tokenizer(ABC):
         """Bytes of the text that each of its ids covers, int64 (n,)."""
         return self.byte_lengths[ids]
 
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        return int(self.byte_lengths[ids[first:]].sum())
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text, as a list. Arguments and errors as in `encode_array`."""
         return self.encode_array(text, allow_special=allow_special).tolist()
@@ -399,7 +403,7 @@ class Tokenizer(ABC):
                 tokenizer = tokenizer.with_marks(*values["marks"])
             if "origin" in values:
                 tokenizer = tokenizer.with_origin(dict(values["origin"]))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:
             raise DataError(f"{source}: is damaged (SHA-256 differs from the recorded one); save it again")

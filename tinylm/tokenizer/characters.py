@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError
+from tinylm.tokenizer.bpe import check_ids
 from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.fast.merging import Pair, merge_word
 
@@ -36,12 +37,13 @@ class CharacterBPE:
         token_bytes: the bytes of each id
 
     Raises:
-        ConfigError: if a byte is missing, or a merge has no result in the vocabulary.
+        ConfigError: if a byte is missing, an id repeats or is out of range, or a merge has no result in the vocabulary.
     """
 
     kind = "characters"
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[Sequence[int]], words: bool = False) -> None:
+        check_ids([*vocab.values()], len(vocab))
         self.vocab, self.merges, self.words = vocab, [(left, right) for left, right in merges], words
         for name in BYTE_NAMES:
             if name not in vocab:

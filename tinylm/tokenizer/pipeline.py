@@ -17,7 +17,7 @@ import numpy as np
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.added import AddedToken, AddedTokens
 from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
-from tinylm.tokenizer.bpe import BPETokenizer
+from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.normalize import joining, nfc, nfc_offsets
@@ -90,12 +90,10 @@ class PipelineTokenizer(Tokenizer):
         if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
-        if (
-            len({*ids}) < len(ids)
-            or len({*names}) < len(names)
-            or any(type(each) is not int or each < 0 for each in ids)
-        ):
-            raise ConfigError("added tokens must have distinct names and ids")
+        if len({*names}) < len(names):
+            raise ConfigError("added_tokens must have distinct names")
+        if ids:
+            check_ids(ids, len(ids))
 
     def _all_bytes(self) -> list[bytes]:
         """The bytes of all ids; of a normalized token those that it stands for in the original text."""
@@ -201,6 +199,11 @@ class PipelineTokenizer(Tokenizer):
                 ids.append(self._core_ids(part.text))
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
+
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text that its ids from index `first` on stand for, without the spaces that are put before it."""
+        begin = self.encode_with_offsets(text)[1][first, 0] if 0 < first < len(ids) else 0
+        return len(utf8(text[begin:])) if first < len(ids) else 0
 
     def _parts(self, text: str, special: bool) -> Iterator[Part]:
         """The parts that `_encode` encodes, with offsets."""

@@ -14,7 +14,7 @@ from typing import Any
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import read_json
 from tinylm.tokenizer.alphabet import ALPHABET, BYTES
-from tinylm.tokenizer.base import END_OF_TEXT, Marks, Tokenizer
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.fast.pretokenize import QWEN2, WordSplitter
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
@@ -96,16 +96,28 @@ def read_folder(folder: str | Path) -> Tokenizer:
             begin = _begin(tokenizer, settings)
         elif (asked := settings.get("add_bos_token")) is not None and asked != (begin is not None):
             notice(f"{folder / SETTINGS}: add_bos_token={asked} is overruled by {TOKENIZER}, as in transformers 5")
-    if _is_ours(settings):
+    return _marked(tokenizer, folder, begin, settings, config, generation)
+
+
+def _marked(
+    tokenizer: Tokenizer, folder: Path, begin: int | None, settings: dict, config: dict, generation: dict
+) -> Tokenizer:
+    """The tokenizer with the marks of the folder's model."""
+    if _is_older(settings):
         return tokenizer
     with reading(folder / GENERATION, "a generation_config.json"):
         _check_known(generation, KNOWN_GENERATION, ONE)
     stops = _stops(folder, tokenizer, config, generation, settings)
-    end = _id_of(tokenizer, settings, "eos_token")
+    with reading(folder / SETTINGS, "a tokenizer_config.json"):
+        end = _id_of(tokenizer, settings, "eos_token")
+        if BEGINS in settings:
+            begin = _id_of(tokenizer, settings, "bos_token") if settings[BEGINS] else None
     end = end if end in stops or not stops else stops[0]
+    marked = tokenizer.with_marks(begin, end, stops or (() if end is None else (end,)))
+    if BEGINS in settings:
+        return marked
     if (penalty := generation.get("repetition_penalty") or 1) != 1:
         notice(f"{folder / GENERATION}: transformers generates with repetition_penalty={penalty}; tinylm only if asked")
-    marked = tokenizer.with_marks(*Marks(begin, end, stops or (() if end is None else (end,))))
     return marked.with_origin(_origin(settings, config, generation, begin))
 
 
@@ -123,13 +135,12 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _is_ours(settings: Mapping[str, Any]) -> bool:
-    """Whether tinylm wrote the folder from a model of its own; older versions wrote exactly these settings."""
+def _is_older(settings: Mapping[str, Any]) -> bool:
+    """Whether these are exactly the settings that tinylm wrote for its own models before it wrote `BEGINS`."""
     plain = {name: value for name, value in settings.items() if name in TOKENIZER_CONFIG}
     tokens = {name: value for name, value in settings.items() if name not in TOKENIZER_CONFIG}
     tokens.pop("model_max_length", None)
-    older = plain == TOKENIZER_CONFIG and tokens in ({}, dict.fromkeys(NAMED[:3], END_OF_TEXT))
-    return BEGINS in settings or older
+    return plain == TOKENIZER_CONFIG and tokens in ({}, dict.fromkeys(NAMED[:3], END_OF_TEXT))
 
 
 def _begin(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
@@ -174,7 +185,7 @@ def _content(token: Any, field: str) -> str | None:
 
 
 def _origin(settings: dict, config: dict, generation: dict, begin: int | None) -> dict[str, Any]:
-    """What an export writes again."""
+    """The settings that an export writes again."""
     tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
     names = {name: value for name, value in settings.items() if name in tokens}
     generation = {name: value for name, value in generation.items() if name != "transformers_version"}

@@ -124,6 +124,8 @@ class NamedMerges:
         for place, name in enumerate(self.names):
             if name not in vocab and (not may_miss or place >= 256 or name in used):
                 raise ConfigError(f"vocab: lacks {'the byte' if len(name) == 1 else 'the merged token'} {name!r}")
+        if any(type(token) is int and token < 0 for token in vocab.values()):
+            raise ConfigError(f"ids must be at least 0, got {min(vocab.values())}")
         ids = [vocab.get(name, -1) for name in [*self.names, *special_tokens]]
         return {"merges": self.merges, "special_tokens": special_tokens, "ids": ids}
 
