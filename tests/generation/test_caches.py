@@ -17,7 +17,15 @@ NEW = 20
 
 caches = pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
 windows = pytest.mark.parametrize(
-    "fields", [{}, dict(sliding_window=4), dict(sliding_window=3, num_kv_heads=1)], ids=str
+    "fields",
+    [
+        {},
+        dict(sliding_window=4),
+        dict(sliding_window=3, num_kv_heads=1),
+        dict(sliding_window=3, layer_pattern="SL"),
+        dict(sliding_window=3, layer_pattern="NS", rotary_fraction=0.5, attention_scale=0.5, d_head=12),
+    ],
+    ids=str,
 )
 
 

@@ -67,7 +67,16 @@ def texts_of(generator: Generator, batch_size: int = 1, config: SamplingConfig =
 
 
 @positions
-@pytest.mark.parametrize("fields", [{}, dict(max_seq_len=8), dict(sliding_window=3, max_seq_len=10)], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(max_seq_len=8),
+        dict(sliding_window=3, max_seq_len=10),
+        dict(sliding_window=3, layer_pattern="LS", max_seq_len=10),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
 def test_texts_match_trainings_forward_pass(positions, fields, cache):
     """With prompts of one and of several documents, single texts and batches, within the context and sliding."""

@@ -174,9 +174,11 @@ def test_texts_match_plain_decoding_even_beyond_the_context(both, num_draft, loo
     assert ids_of(generator, prompt, **options) == ids_of(Generator(model, letters(size)), prompt, **options)
 
 
+@pytest.mark.parametrize("pattern", [None, "SN"])
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_rejected_drafts_leave_no_trace_even_after_a_window_moved(window, monkeypatch):
+def test_rejected_drafts_leave_no_trace_even_after_a_window_moved(window, pattern, monkeypatch):
     shape = dict(vocab_size=V, d_model=8, num_layers=2, num_heads=2, max_seq_len=64, sliding_window=window)
+    shape["layer_pattern"] = pattern
     model, small = (random_model(ModelConfig(**shape), seed) for seed in (1, 2))
     prompt, draft = [0, 1, 2, 3, 4, 5, 6], _DraftModel.draft
     options = dict(max_new_tokens=50, frequency_penalty=0.5, **GREEDY)  # prevents a cycle
