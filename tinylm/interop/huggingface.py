@@ -18,10 +18,9 @@ from tinylm.files import atomic_folder, read_json, write_json, write_text
 from tinylm.interop.card import model_card
 from tinylm.interop.configs import export_config, import_config
 from tinylm.interop.families import choose_family
+from tinylm.interop.plain import plain_weights
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
 from tinylm.model import TransformerLM
-from tinylm.model.known import check_known
-from tinylm.model.quantized import quantized_layers
 from tinylm.targets import HUGGINGFACE_FOLDER, check_target
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.formats.merges import reading
@@ -48,7 +47,7 @@ def export_huggingface(
     """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer` atomically.
 
     Args:
-        model: a standard model
+        model: a standard model; quantized layers are exported with the weights that they stand for
         tokenizer: the model's tokenizer. None: export the weights alone
         folder: the folder to write
         info: information on the run, for the model card
@@ -63,14 +62,11 @@ def export_huggingface(
             standard.
     """
     check_target(folder, HUGGINGFACE_FOLDER, overwrite)
-    check_known(model, "an export")
-    for name, _ in quantized_layers(model):
-        raise ConfigError(f"an export: {name} is quantized; export the original instead")
+    weights = plain_weights(model, "an export")
     config = model.config
     family = choose_family(config)
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {config.vocab_size}")
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     end = None if tokenizer is None else tokenizer.end_of_text
     end_tokens = {} if end is None else dict.fromkeys(["bos_token", "eos_token", "pad_token"], END_OF_TEXT)
     fields = {"architectures": [family.architecture], "model_type": family.model_type, **export_config(config, family)}
