@@ -93,9 +93,8 @@ def test_a_fused_matrix_gets_one_adapter_of_blocks(peft, tmp_path):
     again = random_model(GPT2)
     load_adapter(tmp_path / "a", again)
     save_adapter(tmp_path / "b", again)
-    assert all(
-        torch.equal(load_file(tmp_path / "b" / "adapter_model.safetensors")[key], weights[key]) for key in weights
-    )
+    written = load_file(tmp_path / "b" / "adapter_model.safetensors")
+    assert all(torch.equal(written[key], weights[key]) for key in weights)
 
 
 def test_a_model_without_a_counterpart_keeps_our_names(tmp_path):
@@ -171,7 +170,7 @@ def check_equal_to_peft(form, options, peft, tmp_path, dtype=torch.float64) -> N
 
 
 REFUSED = {
-    "PiSSA": (dict(init_lora_weights="pissa"), "init_lora_weights is \"pissa\", which changes the base model's weights"),
+    "PiSSA": (dict(init_lora_weights="pissa"), 'init_lora_weights is "pissa", which changes the base'),
     "PiSSA by iterations": (dict(init_lora_weights="pissa_niter_4"), 'init_lora_weights is "pissa_niter_4", which'),
     "OLoRA": (dict(init_lora_weights="olora"), 'init_lora_weights is "olora", which changes the base'),
     "aLoRA": (dict(alora_invocation_tokens=[3, 4]), r"alora_invocation_tokens is \[3, 4\], which tinylm does not"),
@@ -205,7 +204,7 @@ EDITED = {
     "parameters": ({"target_parameters": ["mlp.experts"]}, "target_parameters is "),
     "Megatron": ({"megatron_config": {"a": 1}}, "megatron_config is "),
     "another kind": ({"peft_type": "IA3"}, "is not the config of a LoRA adapter"),
-    "a layer left out": ({"target_modules": ["q_proj"]}, "target_modules, .* leave out model.layers.0.self_attn.v_proj"),
+    "a layer left out": ({"target_modules": ["q_proj"]}, "target_modules, .* leave out model.layers.0.*v_proj"),
     "a layer excluded": ({"exclude_modules": ["v_proj"]}, "exclude_modules .* leave out .*v_proj"),
     "layers left out": ({"layers_to_transform": [1]}, "layers_to_transform leave out model.layers.0"),
     "another rank": ({"r": 5}, r"lora_A.weight is not \(5, 32\)"),
@@ -265,14 +264,12 @@ def test_a_pickled_adapter_is_never_opened(tmp_path):
 
 def test_quantized_layers_take_no_adapters(tmp_path):
     plain_adapter(tmp_path / "adapter")
-    for change in (
-        lambda model: load_adapter(tmp_path / "adapter", model),
-        lambda model: add_lora(model, LoRAConfig()),
-    ):
-        with pytest.raises(
-            ConfigError, match=r"blocks.0.attention.query is quantized, .* add them to the original model"
-        ):
-            change(quantize(random_model(LLAMA).float()))
+    model = quantize(random_model(LLAMA).float())
+    message = r"blocks.0.attention.query is quantized, .* add them to the original model"
+    with pytest.raises(ConfigError, match=message):
+        load_adapter(tmp_path / "adapter", model)
+    with pytest.raises(ConfigError, match=message):
+        add_lora(model, LoRAConfig())
 
 
 def plain_adapter(folder: Path) -> None:

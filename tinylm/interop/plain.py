@@ -19,12 +19,14 @@ def plain_weights(model: TransformerLM, purpose: str) -> dict[str, Tensor]:
     """
     check_known(model, purpose)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    dtype, count = model.embedding.weight.dtype, 0
-    for count, (name, layer) in enumerate(quantized_layers(model), start=1):
+    dtype, layers = model.embedding.weight.dtype, dict(quantized_layers(model))
+    for name, layer in layers.items():
         del weights[f"{name}.codes"], weights[f"{name}.scales"]
         with torch.no_grad():
             weights[f"{name}.weight"] = layer.weight.to("cpu", dtype)
-    if count:
+    if layers:
         kind = str(dtype).removeprefix("torch.")
-        notice(f"{purpose}: the {count} quantized layers are written as {kind}, with the values that they stand for")
+        notice(
+            f"{purpose}: the {len(layers)} quantized layers are written as {kind}, with the values that they stand for"
+        )
     return weights
