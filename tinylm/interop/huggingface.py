@@ -16,6 +16,7 @@ from tinylm.bundle import rebuild_model
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import atomic_folder, read_json, write_json, write_text
 from tinylm.interop.card import model_card
+from tinylm.interop.chat_template import chat_settings, read_chat_template
 from tinylm.interop.configs import export_config, import_config
 from tinylm.interop.families import choose_family
 from tinylm.interop.plain import plain_weights
@@ -76,7 +77,7 @@ def export_huggingface(
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, new / TOKENIZER)
             settings = {**TOKENIZER_CONFIG, "model_max_length": config.max_seq_len, **end_tokens}
-            write_json(new / TOKENIZER_SETTINGS, settings)
+            write_json(new / TOKENIZER_SETTINGS, settings | chat_settings(tokenizer, info or {}))
         write_json(new / CONFIG, fields)
         write_json(new / GENERATION, {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, **SAMPLING})
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
@@ -104,7 +105,7 @@ def load_huggingface(folder: str | Path) -> tuple[TransformerLM, Tokenizer]:
             f"{folder}: has no {TOKENIZER}; save one with AutoTokenizer, or load the weights alone with "
             "tinylm.interop.load_huggingface_model"
         )
-    tokenizer = read_tokenizer_json(folder / TOKENIZER)
+    tokenizer = read_tokenizer_json(folder / TOKENIZER).with_chat(read_chat_template(folder))
     if tokenizer.vocab_size != model.config.vocab_size:
         raise DataError(
             f"{folder}: vocab_size is {model.config.vocab_size} in {CONFIG}, but {TOKENIZER} has "

@@ -41,6 +41,20 @@ class Marks(NamedTuple):
     stops: tuple[int, ...]
 
 
+class Chat(NamedTuple):
+    """A model's own chat template, which data/chat_template.py applies.
+
+    Attributes:
+        template: the template, in Jinja
+        names: `bos_token`, `eos_token`, ... -> the special token that the template means by it
+        others: name -> template for another purpose, such as tool use, which is kept for exports
+    """
+
+    template: str
+    names: dict[str, str]
+    others: dict[str, str]
+
+
 class Tokenizer(ABC):
     """Text to token ids and back.
 
@@ -55,6 +69,7 @@ class Tokenizer(ABC):
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
     _marks: Marks | None = None
+    _chat: Chat | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -111,6 +126,18 @@ class Tokenizer(ABC):
         """A tokenizer of this class."""
         tokenizer = type(self)(**options)
         tokenizer._marks = None if marks == tokenizer.marks else marks
+        tokenizer._chat = self._chat
+        return tokenizer
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template that came with the model; None if it has none."""
+        return self._chat
+
+    def with_chat(self, chat: Chat | None) -> "Tokenizer":
+        """A copy with another chat template."""
+        tokenizer = self._with(self.options(), self._marks)
+        tokenizer._chat = chat
         return tokenizer
 
     @cached_property
@@ -315,7 +342,9 @@ class Tokenizer(ABC):
 
     def _values(self) -> dict[str, Any]:
         marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
-        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks}
+        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks} | (
+            {} if self._chat is None else {"chat": self._chat._asdict()}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
@@ -336,11 +365,15 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        options = {name: value for name, value in values.items() if name not in ("format", "kind", "marks", "sha256")}
+        options = {
+            name: value for name, value in values.items() if name not in ("format", "kind", "marks", "sha256", "chat")
+        }
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
             if "marks" in values:
                 tokenizer = tokenizer.with_marks(*values["marks"])
+            if "chat" in values:
+                tokenizer = tokenizer.with_chat(Chat(**values["chat"]))
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:
