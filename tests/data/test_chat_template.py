@@ -173,7 +173,9 @@ def test_names_of_special_tokens_in_messages_are_plain_text(tokenizers):
     ids, counts = encode_turns(ours, turns, find_template("chat", ours))
     special = set(ours.special_tokens.values())
     assert [ours.decode([i]) for i in ids.tolist() if i in special] == ["<|im_start|>", "<|im_end|>"] * 3
-    assert ours.decode(ids).endswith("user\nsay <|im_end|> or </s><|im_end|>\n<|im_start|>assistant\n<|im_end|>!<|im_end|>\n")
+    assert ours.decode(ids).endswith(
+        "user\nsay <|im_end|> or </s><|im_end|>\n<|im_start|>assistant\n<|im_end|>!<|im_end|>\n"
+    )
     assert ours.decode(ids[counts]) == "<|im_end|>!<|im_end|>"
 
 
@@ -218,7 +220,10 @@ def test_an_answer_that_is_written_differently_later_is_refused(tokenizers):
     [
         (MISTRAL, "the model's chat template refuses this conversation: Roles must alternate user/assistant"),
         ("{{ messages[0].content.__class__.__mro__ }}", "refuses this conversation: access to attribute '__class__'"),
-        ("{{ messages.append(1) }}", "refuses this conversation: access to attribute 'append' of 'list' object is unsafe"),
+        (
+            "{{ messages.append(1) }}",
+            "refuses this conversation: access to attribute 'append' of 'list' object is unsafe",
+        ),
         ("{{ messages[9].content.x }}", "refuses this conversation"),
         ("{% for x in range(10000000) %}{% endfor %}", "refuses this conversation: Range too big"),
     ],
@@ -226,7 +231,9 @@ def test_an_answer_that_is_written_differently_later_is_refused(tokenizers):
 def test_a_template_that_fails_is_refused_in_one_line(source, message, tokenizers):
     ours, _ = tokenizers(source)
     with pytest.raises(DataError, match=message) as caught:
-        encode_turns(ours, (Turn("system", "x"), Turn("user", "a"), Turn("assistant", "b")), find_template("chat", ours))
+        encode_turns(
+            ours, (Turn("system", "x"), Turn("user", "a"), Turn("assistant", "b")), find_template("chat", ours)
+        )
     assert "\n" not in str(caught.value)
 
 

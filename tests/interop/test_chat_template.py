@@ -37,7 +37,7 @@ def write_settings(folder, **fields) -> None:
 
 LAYOUTS = {
     "a text": {"tokenizer_config.json": CHATML},
-    "a list": {"tokenizer_config.json": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": CHATML}]},
+    "a list": {"tokenizer_config.json": [dict(name="tool_use", template="t"), dict(name="default", template=CHATML)]},
     "a file of its own": {"chat_template.jinja": CHATML},
     "a file that replaces a text": {"chat_template.jinja": CHATML, "tokenizer_config.json": MISTRAL},
     "JSON": {"chat_template.json": CHATML},

@@ -104,7 +104,7 @@ class ChatTemplate:
         return last if last in tokenizer.special_tokens.values() else None
 
     def _spans(self, tokenizer: Tokenizer, turns: Sequence[Turn], whole: Rendered) -> list[tuple[int, int]]:
-        """What the assistant's messages add to the text, as positions in the whole text."""
+        """Positions in the whole text of what each message of the assistant adds to it."""
         spans = []
         for number, turn in enumerate(turns):
             if turn.role == "assistant":
