@@ -92,14 +92,14 @@ class HarnessModel:
             requests: (anything, ids of the context, ids of the continuation)
         """
         rows = []
-        for _, context, continuation in requests:
+        for _request, context, continuation in requests:
             if not context or not continuation:
                 raise DataError("a task has an empty continuation, which has no probability; repair its choices")
             kept = max(self.max_length, len(continuation)) + 1
             rows.append(np.array([*context, *continuation][-kept:], dtype=np.int64))
         found = []
         predictions = self._predictions(rows)
-        for (_, _, continuation), each in zip(requests, predictions, strict=True):
+        for (_request, _context, continuation), each in zip(requests, predictions, strict=True):
             count = len(continuation)
             greedy = each.likeliest[-count:].tolist() == continuation
             found.append((float(each.log_probs[-count:].sum()), greedy))
