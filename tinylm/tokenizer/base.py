@@ -135,7 +135,10 @@ class Tokenizer(ABC):
         return self._chat
 
     def with_chat(self, chat: Chat | None) -> "Tokenizer":
-        """A copy with another chat template."""
+        """A copy with another chat template; raises TypeError for one that is not text."""
+        for text in () if chat is None else (chat.template, *chat.names.values(), *chat.others.values()):
+            if not isinstance(text, str):
+                raise TypeError(f"a chat template and its names must be text, got {text!r}")
         tokenizer = self._with(self.options(), self._marks)
         tokenizer._chat = chat
         return tokenizer
