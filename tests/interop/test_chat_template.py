@@ -93,7 +93,7 @@ def test_a_model_of_our_own_chats_is_exported_with_a_template_of_the_same_ids(fo
     [
         ({"chat_template": 3}, "tokenizer_config.json: chat_template must be a text, or a list of objects"),
         ({"chat_template": [{"name": "default"}]}, "chat_template must be a text, or a list"),
-        ({"chat_template": CHATML, "eos_token": 3}, "eos_token must be the name of a token, got 3"),
+        ({"chat_template": CHATML, "eos_token": 3}, "eos_token .*3"),
     ],
 )
 def test_a_template_of_another_form_is_refused_by_name(fields, message, folder):
