@@ -255,6 +255,17 @@ def test_weights_that_would_be_left_out_are_refused_by_name(change, error, messa
     check_refused(tmp_path / "adapter", message, error)
 
 
+def test_a_head_is_refused_where_peft_or_the_model_has_no_adapter_for_it(tmp_path):
+    """PEFT's `all-linear` leaves the head out; a tied head is the embedding, too."""
+    save_adapter(tmp_path / "adapter", adapted(LLAMA, targets=["head", "blocks.0.attention.query"]))
+    (tmp_path / "adapter" / "adapter_checksums.json").unlink()
+    with pytest.raises(DataError, match="adapts lm_head, which this model ties to the embedding"):
+        load_adapter(tmp_path / "adapter", random_model(ModelConfig(**vars(LLAMA) | {"tie_embeddings": True})))
+    load_adapter(tmp_path / "adapter", random_model(LLAMA))
+    edit(tmp_path / "adapter", {"target_modules": "all-linear"})
+    check_refused(tmp_path / "adapter", "leave out lm_head, for which adapter_model.safetensors has weights")
+
+
 def test_a_pickled_adapter_is_never_opened(tmp_path):
     plain_adapter(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

@@ -261,5 +261,5 @@ def test_a_tokenizer_file_keeps_the_template(plain, tmp_path):
 def test_a_tokenizer_file_with_a_template_of_another_form_is_refused(plain, tmp_path):
     values = plain.to_dict() | {"chat": {"template": ["a"], "names": {}, "others": {}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(DataError, match="is not a tinylm tokenizer .*a chat template and its names must be text"):
+    with pytest.raises(DataError, match=r"is not a tinylm tokenizer .*a chat template and its names must be text"):
         load_tokenizer(tmp_path / "tokenizer.json")

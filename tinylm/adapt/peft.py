@@ -215,7 +215,7 @@ def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default"
              if isinstance(layer, nn.Linear)} | _layout(model).parts  # fmt: skip
     found: dict[str, tuple[int, float, Tensor, Tensor]] = {}  # our layer -> rank, scale, A, B
     for theirs, (a, b) in _pairs(folder, weights, parts, model.config).items():
-        rank, scale = _size(folder, config, theirs)
+        rank, scale = _size(folder, config, theirs, head=parts[theirs][0].path == "head")
         outputs = sum(len(part.rows) for part in parts[theirs])
         layer = model.get_submodule(parts[theirs][0].path)
         for key, matrix, shape in (("A", a, (rank, layer.in_features)), ("B", b, (outputs, rank))):
@@ -234,7 +234,7 @@ def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default"
 
 
 def _pairs(
-    folder: Path, weights: dict[str, Tensor], parts: Iterable[str], model: ModelConfig
+    folder: Path, weights: dict[str, Tensor], parts: dict[str, list[Part]], model: ModelConfig
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B of each adapted layer, under their name for it."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -248,16 +248,16 @@ def _pairs(
     for theirs, matrices in found.items():
         for kind in {"A", "B"} - matrices.keys():
             raise DataError(f"{folder}: {PREFIX}{theirs}.lora_{kind}.weight is missing; save the adapter again")
-        if model.tie_embeddings and theirs in ("head", "lm_head"):
+        if model.tie_embeddings and parts[theirs][0].path == "head":
             raise DataError(f"{folder}: adapts {theirs}, which this model ties to the embedding (tie_embeddings)")
     if not found:
         raise DataError(f"{folder / WEIGHTS}: has no weights of an adapter; save the adapter again")
     return {theirs: (matrices["A"], matrices["B"]) for theirs, matrices in found.items()}
 
 
-def _size(folder: Path, config: dict[str, Any], theirs: str) -> tuple[int, float]:
+def _size(folder: Path, config: dict[str, Any], theirs: str, head: bool) -> tuple[int, float]:
     """Rank and scale of a layer's adapter, which the config must target."""
-    if not _targeted(config, theirs):
+    if not _targeted(config, theirs, head):
         raise DataError(
             f"{folder / CONFIG}: target_modules, exclude_modules and layers_to_transform leave out {theirs}, "
             f"for which {WEIGHTS} has weights; PEFT would ignore them: list it, or remove them"
@@ -273,13 +273,13 @@ def _size(folder: Path, config: dict[str, Any], theirs: str) -> tuple[int, float
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _targeted(config: dict[str, Any], theirs: str) -> bool:
+def _targeted(config: dict[str, Any], theirs: str, head: bool) -> bool:
     """Whether PEFT adapts a layer, by its rules for names."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if excluded and _named(excluded, theirs):
         return False
     if isinstance(targets, str):  # `all-linear` leaves the head out
-        return "head" not in theirs if targets.lower() == "all-linear" else _named(targets, theirs)
+        return not head if targets.lower() == "all-linear" else _named(targets, theirs)
     if not targets or not _named(targets, theirs):
         return False
     layers, containers = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
