@@ -121,6 +121,16 @@ def test_without_lm_eval_the_remedy_is_named(model, monkeypatch, tmp_path, capsy
     assert capsys.readouterr().err.splitlines()[-1] == f"tinylm: error: {INSTALL_LINE}"
 
 
+def test_options_that_mean_nothing_are_refused(tmp_path, capsys):
+    for options, message in (
+        (["--overwrite"], "--overwrite: does not work without --out"),
+        (["--include-path", "nowhere"], "--include-path nowhere: no such folder"),
+        (["--limit", "0"], "limit must be at least 1"),
+    ):
+        assert run_command("evaluate", ["--model", "nowhere", "--tasks", "piqa", *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 INSTALL_LINE = "lm_eval is not installed; install it: pip install 'tinylm[eval]'"
 
 

@@ -8,18 +8,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tinylm.console import Parser, announce_model, check_at_least, pick_device
+from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_device
 from tinylm.errors import ConfigError
 from tinylm.files import write_json
 from tinylm.targets import FileKind, check_target
 
+MODES = (Mode("without --out", ("--overwrite",)),)
 RESULTS = FileKind("results of an evaluation", rb'\{\s*"tinylm_evaluation":')
 RECORDED = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
 
 def run(arguments: list[str]) -> None:
     """Prints a table of the results."""
-    parser = Parser("evaluate", __doc__)
+    parser = Parser("evaluate", __doc__, MODES)
     add = parser.add_argument
     parser.add_model_option()
     add("--tasks", nargs="+", required=True, help="names of tasks or groups")
