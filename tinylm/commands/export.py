@@ -6,10 +6,9 @@ tinylm export --model gpt2 --to tinylm --out runs/gpt2         # from a Hugging 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tinylm.console import Parser, announce_model
-from tinylm.errors import TinyLMError, notice
+from tinylm.errors import notice
 from tinylm.locate import command
 from tinylm.targets import HUGGINGFACE_FOLDER, MODEL_FOLDER, check_target
 
@@ -32,6 +31,7 @@ def to_huggingface(model: str, out: Path, overwrite: bool) -> list[str]:
 
     from tinylm.bundle import load_bundle
     from tinylm.interop import export_huggingface
+    from tinylm.runs.figures import run_figures
 
     bundle = load_bundle(found)
     info = bundle.info | run_figures(Path(model))
@@ -40,37 +40,6 @@ def to_huggingface(model: str, out: Path, overwrite: bool) -> list[str]:
         f"{out}: {architecture}, {bundle.model.num_parameters():,} parameters; how to use it: {out / 'README.md'}",
         f'to load it: AutoModelForCausalLM.from_pretrained("{out}"), AutoTokenizer.from_pretrained("{out}")',
     ]
-
-
-def run_figures(model: Path) -> dict[str, Any]:
-    """Figures and config of the run to which a model belongs, for the model card; empty if there is no run."""
-    run = {"model": model.parent, "checkpoints": model.parent.parent}.get(
-        model.name if model.is_dir() else model.parent.name, model
-    )
-    if not (run / "config.yaml").is_file():
-        return {}
-
-    from tinylm.runs.compare import read_run
-    from tinylm.safe_yaml import read_yaml
-
-    try:
-        row, config = read_run(run), read_yaml(run / "config.yaml")
-    except TinyLMError as error:
-        notice(f"the model card has no figures of the run: {error}")
-        return {}
-    data = config.get("data", {})
-    figures = {
-        "data": data.get("pairs") or data.get("corpus"),
-        "base model": config.get("model", {}).get("init_from"),
-        "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else ""),
-        "training tokens": f"{row.tokens:,.0f}",
-        "training seconds": row.seconds,
-        "lowest validation loss": row.val_loss,
-        "bits per byte": row.bpb,
-        "excess over the loss floor": row.excess,
-    }
-    found = {name: value for name, value in figures.items() if value is not None}
-    return {**found, "config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}
 
 
 def from_huggingface(model: str, out: Path, overwrite: bool) -> list[str]:
