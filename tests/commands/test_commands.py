@@ -359,7 +359,7 @@ def test_printed_commands_run_as_printed(tmp_path):
 def test_scripts_are_the_commands():
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"command"}
     assert names == {
-        "train", "generate", "score", "analyze", "quantize", "export", "compare", "plot", "prepare",
+        "train", "generate", "score", "evaluate", "analyze", "quantize", "export", "compare", "plot", "prepare",
         "train_tokenizer", "train_numpy", "compare_numpy",
     }  # fmt: skip
     for name in names:

@@ -5,16 +5,18 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.interop.tables import SHAPE
-from tests.strategies import random_model
+from tests.strategies import random_ids, random_model
 from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.interop import export_huggingface, load_huggingface, load_huggingface_model
 from tinylm.model import ModelConfig
+from tinylm.model.quantized import unpack
 
 UNTIED = dict(tie_embeddings=False, qk_norm=False)
 
@@ -62,17 +64,35 @@ def test_weights_that_do_not_fit_the_config_are_named(change, message, folder):
     assert "\n" not in str(raised.value)
 
 
-def test_adapted_and_quantized_layers_are_refused_by_name(tmp_path):
+def test_layers_with_adapters_are_refused_by_name(tmp_path):
     adapted = random_model(ModelConfig(**SHAPE), dtype=torch.float32)
     add_lora(adapted, LoRAConfig(targets=("blocks.1.attention.query",)))
-    rounded = quantize(random_model(ModelConfig(**SHAPE), dtype=torch.float32))
-    for model, message in (
-        (adapted, r"^an export: blocks\.1\.attention\.query has LoRA adapters; merge_lora and remove_lora first$"),
-        (rounded, r"^an export: blocks\.0\.attention\.query is quantized; export the original instead$"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            export_huggingface(model, None, tmp_path / "m")
+    message = r"^an export: blocks\.1\.attention\.query has LoRA adapters; merge_lora and remove_lora first$"
+    with pytest.raises(ConfigError, match=message):
+        export_huggingface(adapted, None, tmp_path / "m")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+@torch.no_grad()
+def test_a_quantized_model_is_exported_with_the_weights_that_it_stands_for(bits, dtype, tmp_path, capsys):
+    config = ModelConfig(**SHAPE | {"d_ff": 64}, qk_norm=False, bias=True)
+    model = quantize(random_model(config, dtype=torch.float32), bits=bits, skip=["blocks.1.attention.*"]).to(dtype)
+    assert export_huggingface(model, None, tmp_path / "m") == "LlamaForCausalLM"
+    kind = str(dtype).removeprefix("torch.")
+    assert capsys.readouterr().err == (
+        f"tinylm: an export: the 10 quantized layers are written as {kind}, with the values that they stand for\n"
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert {parameter.dtype for parameter in theirs.parameters()} == {dtype}
+    layer = model.blocks[0].feedforward.gate
+    scales = layer.scales.float()[:, None] if bits == 8 else layer.scales.float().repeat_interleave(32, dim=1)
+    expected = ((layer.codes if bits == 8 else unpack(layer.codes)) * scales).to(dtype)
+    assert torch.equal(theirs.model.layers[0].mlp.gate_proj.weight, expected)
+    ids = random_ids(config, batch_size=3)  # 72 rows, which the kernels for few rows, in bfloat16, do not read
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(theirs(ids).logits.float(), model(ids).float(), rtol=0, atol=tolerance)
 
 
 def test_truncated_files_are_named(folder):

@@ -4,14 +4,13 @@ from tinylm.adapt.freeze import FreezeConfig, freeze, trainable_share
 from tinylm.adapt.lora import (
     LoRAConfig,
     add_lora,
-    load_adapter,
     lora_layers,
     merge_lora,
     remove_lora,
-    save_adapter,
     unmerge_lora,
     use_adapters,
 )
+from tinylm.adapt.peft import load_adapter, save_adapter
 from tinylm.adapt.quantize import quantize
 from tinylm.adapt.vocabulary import grow_vocabulary
 

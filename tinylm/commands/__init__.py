@@ -23,6 +23,7 @@ GROUPS = {  # name: module, summary
     "Use": {
         "generate": ("generate", "continue a prompt; --interactive opens a prompt loop"),
         "score": ("score", "perplexity and bits per byte of a text; exact match of answers"),
+        "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
     "Adapt and export": {
         "prepare": ("prepare", "write data sets: questions, summaries, tinystories"),
@@ -56,7 +57,7 @@ def overview() -> str:
 
 ELSEWHERE = {  # names of commands in other programs
     "train": "fit", "pretrain": "fit", "resume": "fit --resume", "finetune": "fit -c finetune", "sample": "generate",
-    "chat": "generate --interactive", "eval": "validate", "evaluate": "validate", "convert": "export",
+    "chat": "generate --interactive", "eval": "evaluate", "lm_eval": "evaluate", "convert": "export",
 }  # fmt: skip
 
 

@@ -63,9 +63,11 @@ def to_huggingface(options: argparse.Namespace) -> list[str]:
 
     from tinylm.bundle import load_bundle
     from tinylm.interop import export_huggingface
+    from tinylm.runs.figures import run_figures
 
     bundle = load_bundle(found)
-    architecture = export_huggingface(bundle.model, bundle.tokenizer, out, bundle.info, options.overwrite)
+    info = bundle.info | run_figures(Path(options.model))
+    architecture = export_huggingface(bundle.model, bundle.tokenizer, out, info, options.overwrite)
     return [
         f"{out}: {architecture}, {bundle.model.num_parameters():,} parameters; how to use it: {out / 'README.md'}",
         f'to load it: AutoModelForCausalLM.from_pretrained("{out}"), AutoTokenizer.from_pretrained("{out}")',

@@ -183,7 +183,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     import torch
 
     import tinylm
-    from tinylm.data.template import CHAT, question_frame
+    from tinylm.data.template import find_template, use_template
     from tinylm.generation import Generator, SpeculativeGenerator
     from tinylm.generation.fast.compiled import CompiledDecoder
     from tinylm.generation.fast.decoder import fastest_threads
@@ -207,7 +207,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
             notice("compiling: about a minute")
     generator.conversation = "template" in bundle.info
     if options.chat:
-        generator.before, generator.after = question_frame(tokenizer, CHAT)
+        use_template(generator, find_template("chat", tokenizer))
     return generator, threads
 
 
@@ -240,7 +240,6 @@ def complete(generator: "Generator", prompts: list[str], settings: dict[str, Any
 
 def beam_length(generator: "Generator", prompt: str) -> dict[str, Any]:
     """The default of `max_new_tokens` for beam search, which does not go beyond the context."""
-    around = len(generator.before) + len(generator.after) + len(generator.tokenizer.opening)
     context = generator.model.config.max_seq_len
-    room = context - around - len(generator.tokenizer.encode(prompt))
+    room = context - len(generator.whole_prompt(prompt))
     return {"max_new_tokens": min(BeamConfig.max_new_tokens, room if room >= 1 else max(context // 2, 1))}

@@ -15,7 +15,8 @@ import yaml
 
 from tinylm.bundle import TOKENIZER
 from tinylm.console import plural
-from tinylm.data import IGNORE, TextDataModule
+from tinylm.data import IGNORE, TextDataModule, Turn
+from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -401,8 +402,11 @@ class Run:
         """Continues a prompt, on the screen and in samples.txt."""
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
-            before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
-            ids = [*self.tokenizer.opening, *before, *self.tokenizer.encode(prompt), *after]
+            if isinstance(self.template, ChatTemplate):
+                ids = self.template.prompt(self.tokenizer, [Turn("user", prompt)])
+            else:
+                before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
+                ids = [*self.tokenizer.opening, *before, *self.tokenizer.encode(prompt), *after]
         except DataError as error:  # the prompt has characters that the tokenizer lacks
             notice(f"no sample for {prompt!r}: {error}")
             return self.prompts.remove(prompt)

@@ -68,8 +68,10 @@ def print_answers(options: argparse.Namespace) -> None:
     from tinylm.evaluation import exact_match, score_answers
     from tinylm.generation import Generator
 
-    template, pairs = find_template(options.template), read_pairs(options.pairs, options.fields)
+    find_template(options.template)
+    pairs = read_pairs(options.pairs, options.fields)
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
+    template = find_template(options.template, tokenizer)
     examples = encode_pairs(tokenizer, pairs, template, model.config.max_seq_len, name=str(options.pairs))
     score = score_answers(model, tokenizer, examples, batch_size=options.batch_size)
     match = exact_match(

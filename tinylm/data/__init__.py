@@ -6,6 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 from tinylm.data.batches import IGNORE, Batch, TrainingWindows
+from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.pairs import Turn, read_pairs
 from tinylm.data.template import CHAT, PAIRS, Template, encode_pairs, encode_turns, find_template, prompt_ids
@@ -19,6 +20,7 @@ __all__ = [
     "IGNORE",
     "PAIRS",
     "Batch",
+    "ChatTemplate",
     "Corpus",
     "Template",
     "TextDataModule",

@@ -29,6 +29,7 @@ from tinylm.data.batches import (
     too_short,
     window_rows,
 )
+from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.corpora import PARTS, REPAIR, Corpus, check_split, open_corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import (
@@ -41,7 +42,7 @@ from tinylm.data.pair_batches import (
     split_examples,
 )
 from tinylm.data.pairs import read_pairs
-from tinylm.data.template import Example, TooLong, encode_pairs, find_template
+from tinylm.data.template import Example, Template, TooLong, encode_pairs, find_template
 from tinylm.data.tokens import is_tokenizer_file, open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, sha256_file, sha256_json, why_unreadable
@@ -134,7 +135,7 @@ class TextDataModule(pl.LightningDataModule):
             text: predict: the text file
             pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
             pairs_val: File of validation pairs. Default: val.* beside a train.*, else taken from pairs, by split
-            template: Format of a pair: pairs (prompt, response) or chat (with roles)
+            template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
             fields: Names of prompt and response in the file, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
@@ -156,7 +157,7 @@ class TextDataModule(pl.LightningDataModule):
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.text, self.pairs, self.pairs_val = text, pairs, pairs_val
-        self.template, self.fields, self.packing = find_template(template), fields, packing
+        self._template, self.fields, self.packing = find_template(template), fields, packing
         self.too_long: TooLong = too_long
         if fields is not None and pairs is None:
             raise ConfigError("data.fields: is for data.pairs; leave it out")
@@ -197,6 +198,11 @@ class TextDataModule(pl.LightningDataModule):
         """The tokenizer, loaded or learned from the corpus."""
         return resolve_tokenizer(self.tokenizer_spec, self.corpus, self.cache_dir)
 
+    @cached_property
+    def template(self) -> Template | ChatTemplate:
+        """The format of a pair; the tokenizer's own chat template takes the place of `chat`."""
+        return find_template(self._template.name, self.tokenizer)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the text of the splits."""
@@ -204,7 +210,7 @@ class TextDataModule(pl.LightningDataModule):
             return self.corpus.fingerprint
         files = [sha256_file(Path(path).expanduser()) for path in (self.pairs, self.pairs_val) if path is not None]
         fields = [] if self.fields is None else [self.fields]
-        return sha256_json([files, self.template.name, self.split, self.seed, *fields])
+        return sha256_json([files, self._template.name, self.split, self.seed, *fields])
 
     @property
     def vocab_size(self) -> int:

@@ -8,15 +8,16 @@ a prefix of those that training reads. For the same reason every record begins w
 before each prompt (`Marks.begin`; by default `<|endoftext|>`). A response that begins a new word must begin with the
 space.
 
-Left out: templates written in Jinja.
+A public model's own template, which is written in Jinja, takes the place of `chat`: chat_template.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.pairs import Turn, Turns
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer
@@ -64,8 +65,15 @@ CHAT = Template("chat", {"system": "<|system|>", "user": "<|user|>", "assistant"
 TEMPLATES = {template.name: template for template in (PAIRS, CHAT)}
 
 
-def find_template(name: str) -> Template:
-    """The template of a name; raises ConfigError for an unknown one."""
+def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template | ChatTemplate:
+    """The template of a name; raises ConfigError for an unknown one.
+
+    Args:
+        name: the value of `data.template`
+        tokenizer: the model's tokenizer, whose own chat template, if it has one, takes the place of `chat`
+    """
+    if name == CHAT.name and tokenizer is not None and tokenizer.chat is not None:
+        return ChatTemplate(tokenizer.chat)
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES) or f", known are {', '.join(TEMPLATES)}"
         raise ConfigError(f"data.template: no template {name!r}{hint}")
@@ -92,7 +100,7 @@ class Example(NamedTuple):
         return len(self.ids) - 1
 
 
-def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) -> Example:
+def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template | ChatTemplate) -> Example:
     """The tokens of a conversation. The assistant's messages and the end-of-text tokens behind them count.
 
     Special tokens come from the template only: their names within a message are encoded as plain text.
@@ -101,6 +109,8 @@ def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
         ConfigError: if the tokenizer lacks special tokens of the template.
         DataError: for turns that the template does not allow, or text that the tokenizer cannot encode.
     """
+    if isinstance(template, ChatTemplate):
+        return Example(*template.conversation(tokenizer, turns))
     template.check_tokenizer(tokenizer)
     roles = [turn.role for turn in turns]
     if template.single and roles not in (["user"], ["user", "assistant"]):
@@ -119,8 +129,10 @@ def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template
     return Example(np.array([i for ids, _ in parts for i in ids], dtype=np.int64), counts)
 
 
-def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template | ChatTemplate) -> list[int]:
     """The prompt of the last response of a whole record: a prefix of its `encode_turns`."""
+    if isinstance(template, ChatTemplate):
+        return template.prompt(tokenizer, turns[:-1])
     ids = encode_turns(tokenizer, turns[:-1], template).ids.tolist()
     return ids + template.start_of("assistant", tokenizer)
 
@@ -131,10 +143,29 @@ def question_frame(tokenizer: Tokenizer, template: Template) -> tuple[list[int],
     return template.start_of("user", tokenizer), template.start_of("assistant", tokenizer)
 
 
+def use_template(generator: Any, template: Template | ChatTemplate) -> None:
+    """Lets a `Generator` read each prompt as a user's message that the assistant is to answer."""
+    tokenizer: Tokenizer = generator.tokenizer
+    if isinstance(template, ChatTemplate):
+        generator.encode_prompt = lambda prompt: template.prompt(tokenizer, [Turn("user", prompt)])
+    else:
+        generator.before, generator.after = question_frame(tokenizer, template)
+    generator.conversation = True
+
+
+def stop_after_turns(tokenizer: Tokenizer, template: Template | ChatTemplate) -> Tokenizer:
+    """The tokenizer with the token that ends the assistant's turns, if it was not one, among its stops."""
+    end = template.end_of_turn(tokenizer) if isinstance(template, ChatTemplate) else None
+    marks = tokenizer.marks
+    if end is None or end in marks.stops:
+        return tokenizer
+    return tokenizer.with_marks(marks.begin, marks.end, [*marks.stops, end])
+
+
 def encode_pairs(
     tokenizer: Tokenizer,
     pairs: Sequence[Turns],
-    template: Template,
+    template: Template | ChatTemplate,
     context: int,
     too_long: TooLong = "error",
     name: str = "pairs",

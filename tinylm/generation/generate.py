@@ -8,7 +8,7 @@ When the context is full a text slides: its newest half is read again as a new c
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Generator:
         stats: counts and times of all texts so far
         before: ids inserted before every prompt, such as the user token of a chat
         after: ids appended to every prompt
+        encode_prompt: prompt -> all ids that the model reads for it, in place of those around it. None: not used
         conversation: whether a prompt and its completion are one document in training, as pairs and chats are
     """
 
@@ -50,6 +51,7 @@ class Generator:
         self.stats = Stats()
         self.before: Sequence[int] = ()
         self.after: Sequence[int] = ()
+        self.encode_prompt: Callable[[str], list[int]] | None = None
         self.conversation = False
 
     def generate(self, prompt: str, **options: Any) -> str:
@@ -257,9 +259,7 @@ class Generator:
         """
         if not isinstance(prompt, str):
             raise ConfigError(f"a prompt must be a string, got {prompt!r}")
-        ids = [*self.tokenizer.opening, *self.before, *self.tokenizer.encode(prompt), *self.after]
-        if not ids and self.tokenizer.end_of_text is not None:
-            ids = [self.tokenizer.end_of_text]  # another document follows
+        ids = self.whole_prompt(prompt)
         if not ids:
             raise ConfigError("the prompt is empty, and this tokenizer has no end-of-text token; give a prompt")
         context = self.model.config.max_seq_len
@@ -268,6 +268,15 @@ class Generator:
                 raise ConfigError(f"the prompt has {len(ids)} tokens, the context holds {context}; use --truncate left")
             notice(f"the prompt has {len(ids)} tokens: only the last {context} are read")
             ids = ids[-context:]
+        return ids
+
+    def whole_prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt and those around it, however many."""
+        if self.encode_prompt is not None:
+            return self.encode_prompt(prompt)
+        ids = [*self.tokenizer.opening, *self.before, *self.tokenizer.encode(prompt), *self.after]
+        if not ids and self.tokenizer.end_of_text is not None:
+            ids = [self.tokenizer.end_of_text]  # another document follows
         return ids
 
 

@@ -1,4 +1,4 @@
-"""The model card: README.md of an exported folder, with usage, the run's results and the config."""
+"""The model card: README.md of an exported folder, with usage, the run's figures, and how to repeat the run."""
 
 from typing import Any
 
@@ -43,6 +43,20 @@ CONTEXT = """
 The context holds {context} tokens, prompt and completion together. {beyond}
 """
 
+CHAT = """
+The tokenizer has a chat template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
+"""
+AGAIN = """
+## Repeat the run
+
+Save this as `config.yaml`, next to the data that it names, and run `tinylm fit -c config.yaml`:
+
+```yaml
+{config}
+```
+"""
+RUN_CONFIG = "config.yaml"  # the entry of `info` with the text of the run's config
+
 
 def model_card(
     config: ModelConfig, family: Family, tokenizer: Tokenizer | None, folder: str, info: dict[str, Any]
@@ -58,8 +72,13 @@ def model_card(
     learned = config.positional_encoding == "learned"
     beyond = "There are no positions beyond it." if learned else "The model was not trained beyond it."
     parts.append(CONTEXT.format(context=config.max_seq_len, beyond=beyond))
-    if info:
-        parts.append(_table("Training run", info))
+    if tokenizer is not None and (tokenizer.chat is not None or info.get("template") == "chat"):
+        parts.append(CHAT)
+    figures = {name: value for name, value in info.items() if name != RUN_CONFIG}
+    if figures:
+        parts.append(_table("Training run", figures))
+    if RUN_CONFIG in info:
+        parts.append(AGAIN.format(config=str(info[RUN_CONFIG]).strip()))
     parts.append(_table("tinylm's config", config.to_dict()))
     return "".join(parts)
 

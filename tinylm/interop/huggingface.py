@@ -16,12 +16,12 @@ from tinylm.bundle import rebuild_model
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import atomic_folder, read_json, write_json, write_text
 from tinylm.interop.card import model_card
+from tinylm.interop.chat_template import chat_settings, read_chat_template
 from tinylm.interop.configs import check_generation_config, export_config, import_config
 from tinylm.interop.families import choose_family
+from tinylm.interop.plain import plain_weights
 from tinylm.interop.weights import WEIGHTS, export_weights, import_weights, read_weights
-from tinylm.known import check_known
 from tinylm.model import TransformerLM
-from tinylm.model.quantized import quantized_layers
 from tinylm.targets import HUGGINGFACE_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, write_tokenizer_json
 from tinylm.tokenizer.formats.folder import (
@@ -55,7 +55,7 @@ def export_huggingface(
     """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer` atomically.
 
     Args:
-        model: a standard model
+        model: a standard model; quantized layers are exported with the weights that they stand for
         tokenizer: the model's tokenizer. None: export the weights alone
         folder: the folder to write
         info: information on the run, for the model card
@@ -70,14 +70,11 @@ def export_huggingface(
             the model is not standard.
     """
     check_target(folder, HUGGINGFACE_FOLDER, overwrite)
-    check_known(model, "an export")
-    for name, _ in quantized_layers(model):
-        raise ConfigError(f"an export: {name} is quantized; export the original instead")
+    weights = plain_weights(model, "an export")
     config = model.config
     family = choose_family(config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {config.vocab_size}")
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     fields = {"architectures": [family.architecture], "model_type": family.model_type, **export_config(config, family)}
     ends, generation, settings = token_settings(tokenizer, config.max_seq_len)
     fields |= ends
@@ -85,7 +82,7 @@ def export_huggingface(
     with atomic_folder(folder) as new:
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, new / TOKENIZER)
-            write_json(new / SETTINGS, settings)
+            write_json(new / SETTINGS, settings | chat_settings(tokenizer, info or {}))
         write_json(new / CONFIG, fields)
         write_json(new / GENERATION, generation)
         save_file(export_weights(weights, config, family), new / WEIGHTS, metadata={"format": "pt"})
@@ -133,7 +130,7 @@ def load_huggingface(folder: str | Path) -> tuple[TransformerLM, Tokenizer]:
             f"{folder}: has no {TOKENIZER}; save one with AutoTokenizer, or load the weights alone with "
             "tinylm.interop.load_huggingface_model"
         )
-    tokenizer = read_folder(folder)
+    tokenizer = read_folder(folder).with_chat(read_chat_template(folder))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(
             f"{folder}: vocab_size is {model.config.vocab_size} in {CONFIG}, but the tokenizer has "

@@ -1,6 +1,6 @@
 """Tokenizers: text to token ids and back. Needs only NumPy and `regex`."""
 
-from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer, tokenizer_class
+from tinylm.tokenizer.base import END_OF_TEXT, Chat, Tokenizer, tokenizer_class
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "Chat",
     "Tokenizer",
     "WordTokenizer",
     "load_tokenizer",

@@ -41,6 +41,20 @@ class Marks(NamedTuple):
     stops: tuple[int, ...]
 
 
+class Chat(NamedTuple):
+    """A model's own chat template, which data/chat_template.py applies.
+
+    Attributes:
+        template: the template, in Jinja
+        names: `bos_token`, `eos_token`, ... -> the special token that the template means by it
+        others: name -> template for another purpose, such as tool use, which is kept for exports
+    """
+
+    template: str
+    names: dict[str, str]
+    others: dict[str, str]
+
+
 class Tokenizer(ABC):
     """Text to token ids and back.
 
@@ -57,6 +71,7 @@ class Tokenizer(ABC):
     most_per_byte: ClassVar = 1  # ids for each byte of a text
     _marks: Marks | None = None
     _origin: dict[str, Any] | None = None
+    _chat: Chat | None = None
 
     def __init__(self, token_bytes: list[bytes], special_tokens: Sequence[str] = ()) -> None:
         self.special_tokens = {name: len(token_bytes) + i for i, name in enumerate(special_tokens)}
@@ -135,6 +150,21 @@ class Tokenizer(ABC):
         """A tokenizer of this class."""
         tokenizer = type(self)(**options)
         tokenizer._marks, tokenizer._origin = None if marks == tokenizer.marks else marks, origin or None
+        tokenizer._chat = self._chat
+        return tokenizer
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template that came with the model; None if it has none."""
+        return self._chat
+
+    def with_chat(self, chat: Chat | None) -> "Tokenizer":
+        """A copy with another chat template; raises TypeError for one that is not text."""
+        for text in () if chat is None else (chat.template, *chat.names.values(), *chat.others.values()):
+            if not isinstance(text, str):
+                raise TypeError(f"a chat template and its names must be text, got {text!r}")
+        tokenizer = self._with(self.options(), self._marks, self._origin)
+        tokenizer._chat = chat
         return tokenizer
 
     @cached_property
@@ -374,7 +404,8 @@ class Tokenizer(ABC):
     def _values(self) -> dict[str, Any]:
         marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
         origin = {} if self._origin is None else {"origin": self._origin}
-        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks, **origin}
+        chat = {} if self._chat is None else {"chat": self._chat._asdict()}
+        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks, **origin, **chat}
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
@@ -395,7 +426,7 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        others = ("format", "kind", "marks", "origin", "sha256")
+        others = ("format", "kind", "marks", "origin", "chat", "sha256")
         options = {name: value for name, value in values.items() if name not in others}
         try:
             tokenizer = tokenizer_class(values["kind"])(**options)
@@ -403,6 +434,8 @@ class Tokenizer(ABC):
                 tokenizer = tokenizer.with_marks(*values["marks"])
             if "origin" in values:
                 tokenizer = tokenizer.with_origin(dict(values["origin"]))
+            if "chat" in values:
+                tokenizer = tokenizer.with_chat(Chat(**values["chat"]))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: is not a tinylm tokenizer ({error})") from error
         if tokenizer.sha256 != values["sha256"]:

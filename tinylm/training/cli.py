@@ -26,7 +26,7 @@ from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, plural, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.data.template import find_template
+from tinylm.data.template import find_template, stop_after_turns
 from tinylm.errors import (
     ConfigError,
     Interrupted,
@@ -49,6 +49,7 @@ from tinylm.runs.folder import (
     started_from_outside,
 )
 from tinylm.signals import raised
+from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.finish import FinishRun
 from tinylm.training.metrics_csv import MetricsCSV
@@ -193,10 +194,17 @@ class TinyLMCLI(LightningCLI):
                 config.model.network[name] = value
         config.data.max_seq_len = config.model.network.max_seq_len
         if config.data.tokenizer == "char":  # the default
-            special_tokens = find_template(config.data.template).special_tokens if config.data.pairs else ()
             config.data.tokenizer = str(self.folder / TOKENIZER)
             if self.start.path is None:  # a resumed run has it
-                start.tokenizer(special_tokens).save(config.data.tokenizer, overwrite=True)
+                self._tokenizer_of(start, config.data).save(config.data.tokenizer, overwrite=True)
+
+    @staticmethod
+    def _tokenizer_of(start: Start, data: Any) -> Tokenizer:
+        """The base model's tokenizer with what the template of the pairs needs."""
+        if not data.pairs:
+            return start.tokenizer(())
+        template = find_template(data.template, start.bundle.tokenizer)
+        return stop_after_turns(start.tokenizer(template.special_tokens), template)
 
     def instantiate_classes(self) -> None:
         """Creates data, model and trainer. A class of the config that cannot be created is a ConfigError."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tinylm.adapt import add_lora, save_adapter
 from tinylm.bundle import Bundle, load_bundle, network_weights, read_checkpoint, save_bundle
-from tinylm.data import CHAT, Batch, Template
+from tinylm.data import CHAT, Batch, ChatTemplate, Template
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import read_json
 from tinylm.known import unknown_part
@@ -130,9 +130,9 @@ class FinishRun(Callback):
         notice(f"adapter: {self.folder / 'adapter'}")
 
 
-def generate_command(folder: Path, prompt: str, template: Template | None = None) -> str:
+def generate_command(folder: Path, prompt: str, template: Template | ChatTemplate | None = None) -> str:
     """The command line that continues a prompt. A long prompt is left out, since it is recorded with the model."""
-    chat = ["--chat"] if template == CHAT else []
+    chat = ["--chat"] if template is not None and template.name == CHAT.name else []
     words = [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
     return command("generate", "--model", folder, *([*chat, *words] if len(prompt) <= 60 else []))
 

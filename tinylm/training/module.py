@@ -19,7 +19,7 @@ from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
-from tinylm.data import IGNORE, Batch, Template, TextDataModule
+from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
 from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.known import unknown_part
@@ -109,7 +109,7 @@ class LitTransformerLM(pl.LightningModule):
         return self._datamodule.tokenizer
 
     @property
-    def template(self) -> Template | None:
+    def template(self) -> Template | ChatTemplate | None:
         """The template of the data module's pairs; None for a text."""
         return self._datamodule.template if self._datamodule.pairs is not None else None
 

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
 
-from tinylm.data.template import question_frame
+from tinylm.data.template import use_template
 from tinylm.errors import DataError, notice
 from tinylm.files import append_text, atomic_write, sync_file
 from tinylm.generation import Generator
@@ -29,8 +29,7 @@ class SampleText(Callback):
             return
         generator = Generator(pl_module.net, pl_module.tokenizer)
         if pl_module.template is not None:
-            generator.before, generator.after = question_frame(pl_module.tokenizer, pl_module.template)
-            generator.conversation = True
+            use_template(generator, pl_module.template)
         samples = []
         for seed, prompt in enumerate(self.prompts, start=1):  # a repeated prompt gives different texts
             try:
@@ -50,8 +49,7 @@ class SampleText(Callback):
 
     def _length(self, generator: Generator, prompt: str) -> int:
         """Number of tokens to generate: `num_tokens`, or fewer if the context cannot hold them after the prompt."""
-        prefix = [*generator.before, *generator.tokenizer.encode(prompt), *generator.after]
-        room = generator.model.config.max_seq_len - 1 - len(prefix)
+        room = generator.model.config.max_seq_len - len(generator.whole_prompt(prompt))
         return min(self.num_tokens, max(1, room))
 
 
