@@ -457,6 +457,15 @@ def test_qwens_published_vocabulary_equals_transformers_own(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["phi-2", "smollm", "gpt-neox"])
+@pytest.mark.slow
+def test_published_folders_are_read_with_their_settings(name):
+    if not PUBLISHED.is_dir():
+        pytest.skip(f"{PUBLISHED} is not there")
+    tokenizer = read_folder(PUBLISHED / name)
+    assert tokenizer.marks.begin is None and tokenizer.end_of_text == tokenizer.special_tokens[END_OF_TEXT]
+
+
 # --- malformed and foreign files
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

@@ -41,7 +41,8 @@ KNOWN_SETTINGS = {
     "max_length", "model_max_length", "model_specific_special_tokens", "name_or_path", "pad_to_multiple_of",
     "pad_token_type_id", "processor_class", "return_token_type_ids", "sp_model_kwargs",
     "spaces_between_special_tokens", "special_tokens_map_file", "split_special_tokens", "stride", "tokenizer_file",
-    "transformers_version", "truncation_side", "truncation_strategy", "unsloth_version", "use_default_system_prompt",
+    "transformers_version", "truncation", "truncation_side", "truncation_strategy", "trust_remote_code",
+    "unsloth_version", "use_default_system_prompt", "use_fast", "vocab_size", "padding", "max_len",
 }  # fmt: skip
 KNOWN_GENERATION = {  # how transformers samples by default, which tinylm is told by its options
     *IDS, "_from_model_config", "cache_implementation", "do_sample", "max_length", "max_new_tokens", "min_p",
