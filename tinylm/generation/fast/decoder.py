@@ -55,6 +55,7 @@ class Decoder(CachedDecoder):
     def __init__(self, model: TransformerLM) -> None:
         super().__init__(model)
         config, device = model.config, model.embedding.weight.device
+        self.device, self.dtype = device, model.embedding.weight.dtype
         parts = torch.get_num_threads() if device.type == "cpu" else 1
         self.embedding = model.embedding
         self.positions = position_rows(model)
@@ -93,16 +94,15 @@ class Decoder(CachedDecoder):
 
     def _mask(self, window: int | None, positions: slice | Tensor, keys: Tensor | None) -> Tensor | None:
         """Zero or -inf, to be added to the scores of the keys, (B, 1, 1, S) or (1, 1, 1, S); None for all zeros."""
-        weight = self.embedding.weight
         if isinstance(positions, slice):
-            visible = visible_keys(1, positions.stop, window, device=weight.device)  # (1, S)
+            visible = visible_keys(1, positions.stop, window, None, self.device)  # (1, S)
             visible = None if visible is None else visible[None, None]
         else:
             assert keys is not None
             visible = visible_positions(positions, keys, window)  # (B, 1, 1, S)
         if visible is None:
             return None
-        mask = torch.zeros(visible.shape, dtype=weight.dtype, device=weight.device)
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~visible, float("-inf"))
 
 
