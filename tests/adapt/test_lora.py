@@ -62,7 +62,8 @@ def test_merging_changes_no_logits_and_unmerging_restores_the_base(config, dtype
     base = {name: weight.clone() for name, weight in model.state_dict().items()}
     unmerged = model(ids)
     merge_lora(model)
-    torch.testing.assert_close(model(ids), unmerged, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
+    # a norm of a sublayer's output divides small outputs by as little as √eps, their rounding errors with them
+    torch.testing.assert_close(model(ids), unmerged, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-4)
     merge_lora(model)  # has no further effect
     unmerge_lora(model)
     assert all(torch.equal(weight, base[name]) for name, weight in model.state_dict().items())

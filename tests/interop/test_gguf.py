@@ -313,10 +313,14 @@ def test_weights_too_large_for_half_precision_are_named(dtype, tmp_path):
         export_gguf(model, TOKENIZER, tmp_path / "m.gguf", dtype)
 
 
-def test_models_with_quantized_layers_or_adapters_are_refused(tmp_path):
+def test_quantized_layers_are_written_as_what_they_stand_for_and_adapters_are_refused(tmp_path):
     model = new_model()
-    with pytest.raises(ConfigError, match="is quantized; export the original instead"):
-        export_gguf(quantize(model), TOKENIZER, tmp_path / "m.gguf")
+    quantized = quantize(model)
+    export_gguf(quantized, TOKENIZER, tmp_path / "q.gguf")
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors}
+    expected = quantized.blocks[1].feedforward.gate.weight
+    assert torch.equal(torch.tensor(found["blk.1.ffn_gate.weight"]), expected)
+    assert not torch.equal(expected, model.blocks[1].feedforward.gate.weight)
     add_lora(model, LoRAConfig(rank=2))
     with pytest.raises(ConfigError, match="has LoRA adapters; merge_lora"):
         export_gguf(model, TOKENIZER, tmp_path / "m.gguf")

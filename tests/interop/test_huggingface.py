@@ -347,7 +347,7 @@ def test_an_imported_folder_generates_the_same_text(name, tmp_path):
     model, tokenizer = load(tmp_path / "ours")
     text = "Once upon a time, naïve 日本"
     assert tokenizer.encode(text) == other(text)["input_ids"]
-    inputs = other(END_OF_TEXT + "Once", return_tensors="pt")
+    inputs = other("Once", return_tensors="pt")  # which begins with no other token, so neither does ours
     found = before.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=0)
     completion = Generator(model, tokenizer).generate("Once", max_new_tokens=12, temperature=0)
     assert other.decode(found[0], skip_special_tokens=True) == "Once" + completion

@@ -11,7 +11,7 @@ tinylm export --model stories15M.bin --to tinylm --out runs/stories            #
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinylm.console import Parser, announce_model
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
@@ -83,12 +83,12 @@ def to_gguf(options: argparse.Namespace) -> list[str]:
     _, found = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
+    from tinylm.interop.chat_template import chat_settings
 
     bundle, dtype = load_bundle(found), options.dtype or "f32"
-    name = str(bundle.info.get("run", options.out.stem))
-    architecture = export_gguf(
-        bundle.model, bundle.tokenizer, options.out, dtype, name=name, overwrite=options.overwrite
-    )
+    names: dict[str, Any] = {"name": str(bundle.info.get("run", options.out.stem))}
+    names["chat_template"] = chat_settings(bundle.tokenizer, bundle.info).get("chat_template")
+    architecture = export_gguf(bundle.model, bundle.tokenizer, options.out, dtype, **names, overwrite=options.overwrite)
     parameters = bundle.model.num_parameters()
     return [
         f"{options.out}: {architecture}, {parameters:,} parameters in {dtype}",

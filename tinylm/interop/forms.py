@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, DataError
-from tinylm.known import check_known
+from tinylm.errors import DataError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
-from tinylm.model.quantized import quantized_layers
 
 SIZES = {"vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len", "tie_embeddings"}
 TRAINING = {"dropout", "document_mask", "zero_init_output", "activation_checkpointing", "attention_kernel"}
@@ -48,13 +46,6 @@ def _idle(config: ModelConfig) -> list[str]:
         )
         if idle
     ]
-
-
-def check_plain(model: TransformerLM, purpose: str) -> None:
-    """Refuses a model that is not standard, or whose layers are quantized."""
-    check_known(model, purpose)
-    for name, _ in quantized_layers(model):
-        raise ConfigError(f"{purpose}: {name} is quantized; export the original instead")
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:

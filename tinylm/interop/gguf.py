@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tinylm.errors import ConfigError
 from tinylm.files import atomic_write
-from tinylm.interop.forms import check_plain, misfits, swap_rotary_pairs, their_names, weight_shapes
+from tinylm.interop.forms import misfits, swap_rotary_pairs, their_names, weight_shapes
 from tinylm.interop.gguf_vocabulary import add_tokenizer, gguf_vocabulary
+from tinylm.interop.plain import plain_weights
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.positional import rotary_table
 from tinylm.targets import FileKind, check_target
@@ -111,7 +112,7 @@ def export_gguf(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     gguf = require_gguf()
-    check_plain(model, "an export")
+    state = plain_weights(model, "an export")
     kind = choose_architecture(model.config)
     writer = gguf.GGUFWriter(None, kind)
     writer.add_description(SIGN)
@@ -122,7 +123,7 @@ def export_gguf(
     add_tokenizer(writer, gguf, tokenizer, gguf_vocabulary(tokenizer, model.config.vocab_size))
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    _add_weights(writer, gguf, model, kind, dtype)
+    _add_weights(writer, gguf, state, model.config, kind, dtype)
     with atomic_write(path) as file:
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
@@ -187,9 +188,9 @@ def _add_config(writer: Any, config: ModelConfig, kind: str) -> None:
         writer.add_rope_scaling_attn_factors(_rotary_scale(config))
 
 
-def _add_weights(writer: Any, gguf: Any, model: TransformerLM, kind: str, dtype: str) -> None:
-    state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    for name, tensor in _weights(state, model.config, ARCHITECTURES[kind]).items():
+def _add_weights(writer: Any, gguf: Any, state: dict[str, Tensor], config: ModelConfig, kind: str, dtype: str) -> None:
+    state = {name: tensor.float() for name, tensor in state.items()}
+    for name, tensor in _weights(state, config, ARCHITECTURES[kind]).items():
         data, stored = _stored(name, tensor.numpy(), dtype, gguf)
         writer.add_tensor(name, data, raw_dtype=stored)
 

@@ -23,7 +23,8 @@ from tinylm.bundle import rebuild_model
 from tinylm.checks import require
 from tinylm.errors import ConfigError
 from tinylm.files import atomic_folder, file_size, open_input, write_text
-from tinylm.interop.forms import check_plain, misfits, swap_rotary_pairs, weight_shapes
+from tinylm.interop.forms import misfits, swap_rotary_pairs, weight_shapes
+from tinylm.interop.plain import plain_weights
 from tinylm.interop.sentencepiece import from_pieces, to_pieces
 from tinylm.locate import LLAMA2C_MAGIC, is_llama2c
 from tinylm.model import ModelConfig, TransformerLM, parameter_count
@@ -143,13 +144,12 @@ def export_llama2c(model: TransformerLM, tokenizer: Tokenizer, folder: str | Pat
             names the field.
     """
     check_target(folder, LLAMA2C_FOLDER, overwrite)
-    check_plain(model, "an export")
+    state = {name: tensor.float() for name, tensor in plain_weights(model, "an export").items()}
     config = model.config
     for name in misfits(config, FITS):
         value, default = config.to_dict()[name], ModelConfig(vocab_size=1).to_dict()[name]
         raise ConfigError(f"{name}={value}: llama2.c computes only {name}={FORM.get(name, default)}")
     entries = _entries(tokenizer, config.vocab_size)
-    state = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     with atomic_folder(folder) as new:
         with (new / MODEL).open("wb") as file:
             _write_model(file, state, config)
