@@ -59,7 +59,7 @@ def find_model(path: str | Path) -> Path:
         return path
     if (found := next(_models_of_run(path), None)) is not None:
         return found
-    if os.path.isfile(path / "config.json"):  # noqa: PTH113
+    if is_huggingface(path):
         raise MissingInputError(f"{path}: is a Hugging Face folder; convert it first: {conversion(path)}")
     if os.path.isdir(path):  # noqa: PTH112
         raise MissingInputError(f"{path}: has no model/ and no checkpoint; wait for the run to write its first one")
@@ -67,6 +67,11 @@ def find_model(path: str | Path) -> Path:
     config = path.name if any((folder / f"{path.name}.yaml").is_file() for folder in CONFIG_FOLDERS) else "tiny"
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', config)}"
     raise MissingInputError(f"{path}: no such model{hint}")
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a path is a model folder of Hugging Face."""
+    return os.path.isfile(path / "config.json") and not os.path.isfile(path / MANIFEST)  # noqa: PTH113
 
 
 def conversion(path: Path) -> str:

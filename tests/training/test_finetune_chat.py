@@ -15,7 +15,7 @@ from tinylm.bundle import load_bundle
 from tinylm.commands import run_command
 from tinylm.data import Turn
 from tinylm.data.grammar.stories import stories
-from tinylm.interop import export_huggingface
+from tinylm.interop import export_huggingface, load_huggingface
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import BPETokenizer, Chat
 
@@ -43,14 +43,13 @@ def public(tmp_path) -> Path:
 
 def test_a_public_model_is_finetuned_with_its_own_template(public, cli, capfd, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
-    assert run_command("export", ["--model", "public", "--to", "tinylm", "--out", "base"]) == 0
-    start = ("fit", "-c", "finetune", "--model.init_from", "base", "--data.pairs", "chats.jsonl", "--run.name", "tuned")
+    start = ("fit", "-c", "finetune", "--model.init_from", "public", "--data.pairs", "chats.jsonl", "--run.name", "tuned")
     assert cli(*start, *CHATS, "--trainer.max_steps", "10").code == 0
     result = cli(*start, *CHATS, "--resume")
     assert result.code == 0, result.err
     assert "--chat" in result.err.splitlines()[-1]  # the command to try it
 
-    base, (model, tokenizer) = tinylm.load("base"), tinylm.load("runs/tuned")
+    base, (model, tokenizer) = load_huggingface("public"), tinylm.load("runs/tuned")
     assert model.config.vocab_size == base[0].config.vocab_size  # no token of ours
     assert tokenizer.chat == base[1].chat
     assert tokenizer.special_tokens["<|im_end|>"] in tokenizer.marks.stops

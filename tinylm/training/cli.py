@@ -37,7 +37,6 @@ from tinylm.errors import (
     silence_notices,
 )
 from tinylm.files import write_text
-from tinylm.locate import find_model
 from tinylm.model import ModelConfig
 from tinylm.runs.folder import (
     Claim,
@@ -52,6 +51,7 @@ from tinylm.signals import raised
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.finish import FinishRun
+from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
@@ -187,7 +187,7 @@ class TinyLMCLI(LightningCLI):
     def _use_base_model(self, config: Any) -> None:
         """Takes architecture and tokenizer of the model of `model.init_from`."""
         assert self.folder is not None
-        config.model.init_from = str(find_model(config.model.init_from))
+        config.model.init_from = str(find_base(config.model.init_from))
         start = Start(config.model.init_from)
         for name, value in start.architecture(config.model.network.as_dict()).items():
             if name != "vocab_size":

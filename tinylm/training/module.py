@@ -64,7 +64,7 @@ class LitTransformerLM(pl.LightningModule):
             optimizer: The optimizer and its settings
             schedule: The learning rate over the run
             compile: Train by torch.compile, which takes a minute at the start
-            init_from: Start from a trained model: a run folder, model folder or checkpoint
+            init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
         """

@@ -5,13 +5,14 @@ from functools import cached_property
 from typing import Any
 
 from tinylm.adapt import grow_vocabulary
-from tinylm.bundle import Bundle, load_bundle
+from tinylm.bundle import Bundle
 from tinylm.checks import require
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 from tinylm.tokenizer import Tokenizer
+from tinylm.training.foreign import load_base
 
 ANOTHER = "was trained with another; leave data.tokenizer out, as -c finetune does"
 FREE = (*WITHOUT_WEIGHTS, "document_mask")  # fields that finetuning may change
@@ -21,7 +22,7 @@ class Start:
     """The base model of a finetuning run.
 
     Args:
-        path: run folder, model folder or checkpoint
+        path: run folder, model folder, checkpoint or Hugging Face folder
     """
 
     def __init__(self, path: str) -> None:
@@ -31,8 +32,8 @@ class Start:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """The loaded model; errors are those of `load_bundle`."""
-        return load_bundle(self.path)
+        """The loaded model; errors are those of `load_base`."""
+        return load_base(self.path)
 
     def architecture(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The fields of the run's ModelConfig: the base model's, except for those in `FREE`.
