@@ -43,7 +43,17 @@ def public(tmp_path) -> Path:
 
 def test_a_public_model_is_finetuned_with_its_own_template(public, cli, capfd, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
-    start = ("fit", "-c", "finetune", "--model.init_from", "public", "--data.pairs", "chats.jsonl", "--run.name", "tuned")
+    start = (
+        "fit",
+        "-c",
+        "finetune",
+        "--model.init_from",
+        "public",
+        "--data.pairs",
+        "chats.jsonl",
+        "--run.name",
+        "tuned",
+    )
     assert cli(*start, *CHATS, "--trainer.max_steps", "10").code == 0
     result = cli(*start, *CHATS, "--resume")
     assert result.code == 0, result.err
