@@ -9,7 +9,8 @@ in float64 after all that transformers computes in float32 even then (RMSNorm, r
 to compute in it; whether 30 greedy tokens are the same, each through its own cache; and whether the folder that tinylm
 exports is of the same class, with the same weights and logits, bit for bit.
 
---tokenizers DIR adds a published tokenizer to the families of TOKENIZERS, and compares ids on random texts.
+--tokenizers DIR adds a published tokenizer to the families of TOKENIZERS, and compares ids on random texts and where a
+text ends.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tinylm.errors import TinyLMError
+from tinylm.generation import Generator
 from tinylm.interop import export_huggingface, load_huggingface, load_huggingface_model
 from tinylm.model import TransformerLM
 
@@ -258,15 +260,43 @@ def random_texts(count: int) -> Iterator[str]:
         yield "".join(source.choice(parts) + source.choice(["", " ", ""]) for _ in range(source.randrange(12)))
 
 
+def their_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, as tokenizer.json says: some classes of transformers 5 replace its pre_tokenizer."""
+    if (folder / "tokenizer.json").is_file():
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
 def compare_ids(folder: Path) -> str:
-    """The share of random texts that both tokenizers cut into the same ids, without special tokens."""
+    """The share of random texts that both tokenizers cut into the same ids; every second one has an added token."""
     try:
-        theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_huggingface(folder)[1]
+        theirs, ours = their_tokenizer(folder), load_huggingface(folder)[1]
     except TinyLMError as error:
         return str(error).removeprefix(f"{folder}/")
-    texts = [*random_texts(TEXTS)]
-    equal = sum(ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"] for text in texts)
+    texts, names, source = [*random_texts(TEXTS)], [*theirs.get_added_vocab()], random.Random(1)
+    for i in range(0, len(texts), 2):
+        cut = source.randrange(len(texts[i]) + 1)
+        texts[i] = texts[i][:cut] + source.choice(names) + texts[i][cut:]
+    expected = [theirs(text, add_special_tokens=False)["input_ids"] for text in texts]
+    equal = sum(ours.encode(text, allow_special=True) == ids for text, ids in zip(texts, expected, strict=True))
     return f"{equal}/{len(texts)}"
+
+
+def same_end(model: torch.nn.Module, folder: Path) -> bool:
+    """Whether both end a greedy text at the second of two ids in `eos_token_id`, tinylm without printing it."""
+    theirs, prompt = their_tokenizer(folder), "Once upon a time"
+    inputs = theirs(prompt, return_tensors="pt", return_token_type_ids=False)
+    options = dict(do_sample=False, max_new_tokens=GREEDY, pad_token_id=0)
+    length = inputs["input_ids"].shape[1]
+    endless = model.generate(**inputs, **options, eos_token_id=-1)[0, length:].tolist()
+    ends = [next(i for i in range(len(theirs)) if i not in endless), endless[GREEDY // 2]]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    found = model.generate(**inputs, **options, eos_token_id=ends)[0, length:].tolist()
+    ours = Generator(*load_huggingface(folder))
+    text = ours.generate(prompt, temperature=0, max_new_tokens=GREEDY)
+    return found[-1] == ends[1] and text == ours.tokenizer.decode(found[:-1], continues=True)
 
 
 def compare(name: str, work: Path, tokenizers: Path | None = None) -> dict[str, Any]:
@@ -284,7 +314,7 @@ def compare(name: str, work: Path, tokenizers: Path | None = None) -> dict[str, 
     row["float32"], row["float64"], row["all float64"] = differences(model, folder, vocabulary)
     if source is not None:
         shutil.copytree(work / "tokenizer", folder, dirs_exist_ok=True)
-        row["ids"] = compare_ids(folder)
+        row |= {"ids": compare_ids(folder), "end": same_end(model.float(), folder)}
     return row | {"kind": MODELS[name].get("model_type", "gpt2")}
 
 
@@ -301,14 +331,15 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print("| model | model_type | float32 | float64 | all in float64 | greedy text | exported again | ids |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | model_type | float32 | float64 | all in float64 | greedy text | exported again | ids | end |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in options.models:
         with tempfile.TemporaryDirectory() as work:
             row = compare(name, Path(work), options.tokenizers)
         numbers = " | ".join(f"{row[column]:.0e}" for column in ("float32", "float64", "all float64"))
         answers = " | ".join("equal" if row[column] else "DIFFERENT" for column in ("text", "export"))
-        print(f"| {name} | `{row['kind']}` | {numbers} | {answers} | {row.get('ids', '')} |", flush=True)
+        end = {None: "", True: "equal", False: "DIFFERENT"}[row.get("end")]
+        print(f"| {name} | `{row['kind']}` | {numbers} | {answers} | {row.get('ids', '')} | {end} |", flush=True)
 
 
 if __name__ == "__main__":
