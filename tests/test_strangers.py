@@ -105,9 +105,9 @@ def model(tmp_path_factory) -> Path:
 
 HUGGINGFACE = {
     "num_hidden_layers": (10**9, "num_hidden_layers is 1,000,000,000; tinylm supports at most 10,000"),
-    "max_position_embeddings": (10**12, "max_seq_len=1000000000000: its positions would need"),
+    "max_position_embeddings": (10**12, "max_position_embeddings=1000000000000: its positions would need"),
     "vocab_size": (10**15, "the config has 1 layers and"),
-    "hidden_size": (2 * 10**12, "its positions would need"),
+    "hidden_size": (2 * 10**12, "the config has 1 layers and"),
 }
 
 

@@ -1,5 +1,6 @@
 """Checks of values from configs and arguments."""
 
+from importlib.util import find_spec
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinylm.errors import ConfigError, did_you_mean
@@ -34,6 +35,11 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError(message) unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_package(name: str) -> None:
+    """Raises ConfigError unless an optional package is installed."""
+    require(find_spec(name) is not None, f"{name} is not installed; install it: pip install {name}")
 
 
 def check_types(config: Any, prefix: str = "") -> None:

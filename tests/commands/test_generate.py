@@ -248,7 +248,7 @@ def test_probabilities_follow_tokens_and_statistics_go_to_stderr(model, run):
     assert code == 0
     assert re.sub(r"\[\d+%\]", "", out.splitlines()[1]) == plain[:-1].replace("\n", "\\n")
     assert out.count("%]") == 4
-    assert re.search(r"prompts: 1 tokens, [\d,]+ tokens/s; text: 4 tokens, [\d,]+ tokens/s; cache 0.0 MB; 1 CPU", err)
+    assert re.search(r"prompts: 1 token, [\d,]+ tokens/s; text: 4 tokens, [\d,]+ tokens/s; cache 0.0 MB; 1 CPU", err)
 
 
 @pytest.mark.parametrize("stop", ["a", "b", "fg", "gc", "é", "zzz"])

@@ -1,6 +1,6 @@
 """Evaluates a model on tasks of lm_eval: tinylm evaluate --model runs/small --tasks hellaswag arc_easy
 
-lm_eval is EleutherAI's evaluation harness (pip install 'tinylm[eval]'), which downloads the data of its tasks. Tasks of
+lm_eval is EleutherAI's evaluation harness (pip install lm_eval), which downloads the data of its tasks. Tasks of
 your own are YAML files in the folder --include-path.
 """
 
@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tinylm.checks import require_package
 from tinylm.console import Mode, Parser, announce_model, check_at_least, pick_device
 from tinylm.errors import ConfigError
 from tinylm.files import write_json
@@ -39,6 +40,7 @@ def run(arguments: list[str]) -> None:
         check_target(options.out, RESULTS, options.overwrite)
     if options.include_path is not None and not options.include_path.is_dir():
         raise ConfigError(f"--include-path {options.include_path}: no such folder; give one with YAML files of tasks")
+    require_package("lm_eval")
     print_results(options)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinylm.checks import require_package
 from tinylm.errors import ConfigError, DataError
 from tinylm.evaluation.log_probs import Predictions, token_log_probs
 from tinylm.generation.generate import Generator
@@ -20,7 +21,6 @@ from tinylm.generation.options import SamplingConfig
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
 
-INSTALL = "lm_eval is not installed; install it: pip install 'tinylm[eval]'"
 LONGEST_ANSWER = 256  # tokens, the harness's default
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one option
 
@@ -36,10 +36,9 @@ def make_harness_model(model: TransformerLM, tokenizer: Tokenizer, **options: An
     Raises:
         ConfigError: if lm_eval is not installed, or the tokenizer has no token to begin a text with.
     """
-    try:
-        from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(INSTALL) from error
+    require_package("lm_eval")
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+
     kind = type("TinyLM", (HarnessModel, TemplateLM), {})
     found = kind(model, tokenizer, **options)
     TemplateLM.__init__(found)
