@@ -181,7 +181,7 @@ def test_what_only_the_data_tell_is_refused_before_the_first_step(module, tmp_pa
         read(module(max_seq_len=6), "train_dataloader")
     few = write(tmp_path / "few.jsonl", range(3))
     with pytest.raises(
-        DataError, match=r"few\.jsonl: has too few pairs \(3\) for a val part of 0\.1; give more, or data"
+        DataError, match=r"few\.jsonl: has too few prompts in its 3 pairs for a val part of 0\.1; give more, or data"
     ):
         read(module(pairs=few, pairs_val=None), "train_dataloader")
     with pytest.raises(ConfigError, match=r"data\.pairs_val leaves no test part; give that file as data\.pairs_val"):

@@ -244,7 +244,7 @@ class TextDataModule(pl.LightningDataModule):
         parts = split_examples(train, self.split, self.seed)
         for part, fraction, pairs in zip(PARTS, self.split, parts, strict=False):
             if not pairs:
-                few = f"{self.pairs}: has too few pairs ({len(train)}) for a {part} part of {fraction}"
+                few = f"{self.pairs}: has too few prompts in its {len(train)} pairs for a {part} part of {fraction}"
                 raise DataError(f"{few}; give more, or data.pairs_val")
         return dict(zip(PARTS, parts, strict=False))
 
