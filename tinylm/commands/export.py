@@ -11,12 +11,15 @@ tinylm export --model stories15M.bin --to tinylm --out runs/stories            #
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinylm.console import Parser, announce_model
 from tinylm.errors import ConfigError, notice
 from tinylm.locate import command
-from tinylm.targets import HUGGINGFACE_FOLDER, MODEL_FOLDER, check_target
+from tinylm.targets import HUGGINGFACE_FOLDER, MODEL_FOLDER, FileKind, FolderKind, check_target
+
+if TYPE_CHECKING:
+    from tinylm.bundle import Bundle
 
 ONLY = {"dtype": "gguf", "tokenizer": "tinylm"}  # option -> the format that it belongs to
 
@@ -49,17 +52,23 @@ def run(arguments: list[str]) -> None:
 # --- out
 
 
-def to_huggingface(options: argparse.Namespace) -> list[str]:
-    """Writes a folder for transformers, and returns the lines to print."""
-    out = options.out
-    check_target(out, HUGGINGFACE_FOLDER, options.overwrite)
+def open_model(options: argparse.Namespace, kind: FileKind | FolderKind) -> "Bundle":
+    """The model to export, loaded after `--out` has been checked for an output of this kind."""
+    check_target(options.out, kind, options.overwrite)
     _, found = announce_model(options.model)
 
     from tinylm.bundle import load_bundle
+
+    return load_bundle(found)
+
+
+def to_huggingface(options: argparse.Namespace) -> list[str]:
+    """Writes a folder for transformers, and returns the lines to print."""
+    out, bundle = options.out, open_model(options, HUGGINGFACE_FOLDER)
+
     from tinylm.interop import export_huggingface
     from tinylm.runs.figures import run_figures
 
-    bundle = load_bundle(found)
     info = bundle.info | run_figures(Path(options.model))
     architecture = export_huggingface(bundle.model, bundle.tokenizer, out, info, options.overwrite)
     return [
@@ -70,16 +79,11 @@ def to_huggingface(options: argparse.Namespace) -> list[str]:
 
 def to_gguf(options: argparse.Namespace) -> list[str]:
     """Writes a GGUF file, and returns the lines to print."""
+    from tinylm.interop.chat_template import chat_settings
     from tinylm.interop.gguf import GGUF, export_gguf, require_gguf
 
-    check_target(options.out, GGUF, options.overwrite)
     require_gguf()
-    _, found = announce_model(options.model)
-
-    from tinylm.bundle import load_bundle
-    from tinylm.interop.chat_template import chat_settings
-
-    bundle, dtype = load_bundle(found), options.dtype or "f32"
+    bundle, dtype = open_model(options, GGUF), options.dtype or "f32"
     names: dict[str, Any] = {"name": str(bundle.info.get("run", options.out.stem))}
     names["chat_template"] = chat_settings(bundle.tokenizer, bundle.info).get("chat_template")
     architecture = export_gguf(bundle.model, bundle.tokenizer, options.out, dtype, **names, overwrite=options.overwrite)
@@ -94,13 +98,7 @@ def to_llama2c(options: argparse.Namespace) -> list[str]:
     """Writes a folder for llama2.c, and returns the lines to print."""
     from tinylm.interop.llama2c import LLAMA2C_FOLDER, export_llama2c
 
-    out = options.out
-    check_target(out, LLAMA2C_FOLDER, options.overwrite)
-    _, found = announce_model(options.model)
-
-    from tinylm.bundle import load_bundle
-
-    bundle = load_bundle(found)
+    out, bundle = options.out, open_model(options, LLAMA2C_FOLDER)
     export_llama2c(bundle.model, bundle.tokenizer, out, options.overwrite)
     return [
         f"{out}: a model of llama2.c, {bundle.model.num_parameters():,} parameters",

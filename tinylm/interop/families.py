@@ -23,6 +23,7 @@ from tinylm.interop.fields import (
     head_dim,
     rope,
 )
+from tinylm.interop.forms import modules
 from tinylm.model import ModelConfig
 
 # --- names of fields: ours -> theirs; several names are fields that must be equal
@@ -64,11 +65,6 @@ NEO_NAMES = {
 # --- names of modules: ours -> theirs; several of ours with one name are concatenated, in our order
 
 
-def _modules(blocks: str, block: Mapping[str, str], **others: str) -> dict[str, str]:
-    """A table of names. `block` has those within a block, relative to `blocks`."""
-    return {f"blocks.{{}}.{ours}": f"{blocks}.{{}}.{theirs}" for ours, theirs in block.items()} | others
-
-
 LLAMA_BLOCK = {
     "attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm",
     "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
@@ -108,20 +104,20 @@ OLMO2_BLOCK = LLAMA_BLOCK | {
     "attention_norm": "post_attention_layernorm", "feedforward_norm": "post_feedforward_layernorm",
 }  # fmt: skip
 OUTER = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
-LLAMA_MODULES = _modules("model.layers", LLAMA_BLOCK, **OUTER)
-STARCODER2_MODULES = _modules("model.layers", STARCODER2_BLOCK, **OUTER)
-OLMO2_MODULES = _modules("model.layers", OLMO2_BLOCK, **OUTER)
-PHI_MODULES = _modules("model.layers", PHI_BLOCK, **OUTER | {"final_norm": "model.final_layernorm"})
+LLAMA_MODULES = modules("model.layers", LLAMA_BLOCK, **OUTER)
+STARCODER2_MODULES = modules("model.layers", STARCODER2_BLOCK, **OUTER)
+OLMO2_MODULES = modules("model.layers", OLMO2_BLOCK, **OUTER)
+PHI_MODULES = modules("model.layers", PHI_BLOCK, **OUTER | {"final_norm": "model.final_layernorm"})
 GPT2_OUTER = {
     "embedding": "transformer.wte", "positions": "transformer.wpe", "final_norm": "transformer.ln_f", "head": "lm_head",
 }  # fmt: skip
-GPT2_MODULES = _modules("transformer.h", GPT2_BLOCK, **GPT2_OUTER)
-NEO_MODULES = _modules("transformer.h", NEO_BLOCK, **GPT2_OUTER)
-NEOX_MODULES = _modules(
+GPT2_MODULES = modules("transformer.h", GPT2_BLOCK, **GPT2_OUTER)
+NEO_MODULES = modules("transformer.h", NEO_BLOCK, **GPT2_OUTER)
+NEOX_MODULES = modules(
     "gpt_neox.layers", NEOX_BLOCK, embedding="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
     head="embed_out",
 )  # fmt: skip
-OPT_MODULES = _modules(
+OPT_MODULES = modules(
     "model.decoder.layers", OPT_BLOCK, embedding="model.decoder.embed_tokens",
     positions="model.decoder.embed_positions", final_norm="model.decoder.final_layer_norm", head="lm_head",
 )  # fmt: skip

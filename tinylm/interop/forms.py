@@ -5,6 +5,8 @@ that no format mentions must have their default value, so a new field of ModelCo
 """
 
 import dataclasses
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,36 +59,34 @@ def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return shapes
 
 
-def their_names(
-    ours: Iterable[str], outer: Mapping[str, str], block: Mapping[str, str], blocks: str
-) -> dict[str, list]:
-    """The names of weights in another format -> our weights that each consists of, in our order.
+def modules(blocks: str, block: Mapping[str, str], **others: str) -> dict[str, str]:
+    """A table of module names, ours -> theirs. `block` has those within a block, relative to `blocks`."""
+    return {f"blocks.{{}}.{ours}": f"{blocks}.{{}}.{theirs}" for ours, theirs in block.items()} | others
 
-    Args:
-        ours: names of our weights
-        outer: our module -> theirs, outside the blocks
-        block: our module -> theirs within a block
-        blocks: their name of a block, with `{}` for its number
-    """
-    groups: dict[str, list[str]] = {}
-    for name in ours:
-        module, kind = name.rsplit(".", 1)
-        if module.startswith("blocks."):
-            _, layer, within = module.split(".", 2)
-            theirs = f"{blocks.format(layer)}.{block[within]}"
-        else:
-            theirs = outer[module]
-        groups.setdefault(f"{theirs}.{kind}", []).append(name)
+
+def grouped(names: Iterable[str], table: Mapping[str, str]) -> dict[str, list[str]]:
+    """The name of each of their weights -> the names of ours that it consists of, in order, by a table of `modules`."""
+    groups = defaultdict(list)
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        layer = re.search(r"\d+", module)
+        template = table[re.sub(r"\d+", "{}", module, count=1)]
+        groups[f"{template.format(layer and layer[0])}.{kind}"].append(name)
     return groups
+
+
+def check_names(weights: Iterable[str], expected: Iterable[str], unexpected: str) -> None:
+    """Raises DataError, naming the weights, if some are missing or there are others, which `unexpected` describes."""
+    found, wanted = {*weights}, {*expected}
+    for problem, names in (("missing", sorted(wanted - found)), (unexpected, sorted(found - wanted))):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise DataError(f"weights {problem}: {', '.join(names[:4])}{more}")
 
 
 def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
     """Raises DataError, naming the weight, unless there are exactly the expected weights, of the expected shapes."""
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    for problem, names in (("missing", missing), ("unknown", unexpected)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise DataError(f"weights {problem}: {', '.join(names[:4])}{more}")
+    check_names(weights, expected, "unknown")
     for name, shape in expected.items():
         found = weights[name]
         if found.shape != shape:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tinylm.errors import ConfigError
 from tinylm.files import atomic_write
-from tinylm.interop.forms import misfits, swap_rotary_pairs, their_names, weight_shapes
+from tinylm.interop.forms import grouped, misfits, modules, swap_rotary_pairs, weight_shapes
 from tinylm.interop.gguf_vocabulary import add_tokenizer, gguf_vocabulary
 from tinylm.interop.plain import plain_weights
 from tinylm.model import ModelConfig, TransformerLM
@@ -199,7 +199,7 @@ def _weights(state: dict[str, Tensor], config: ModelConfig, architecture: Archit
     """llama.cpp's weights, by name, in float32."""
     shapes = weight_shapes(dataclasses.replace(config, bias=True, qkv_bias=None) if architecture.biased else config)
     weights = {}
-    for theirs, ours in their_names(shapes, OUTER, architecture.block, "blk.{}").items():
+    for theirs, ours in grouped(shapes, modules("blk", architecture.block, **OUTER)).items():
         parts = [state[name] if name in state else torch.zeros(shapes[name]) for name in ours]
         if architecture.interleaved and theirs.split(".")[-2] in ("attn_q", "attn_k"):
             parts = [swap_rotary_pairs(part, config.head_dim, interleaved=True) for part in parts]

@@ -22,7 +22,8 @@ from tinylm.bundle import rebuild_model
 from tinylm.checks import require
 from tinylm.errors import DataError
 from tinylm.files import check_seal, file_size, open_input
-from tinylm.interop.forms import check_weights, their_names, weight_shapes
+from tinylm.interop.families import GPT2_MODULES
+from tinylm.interop.forms import check_weights, grouped, weight_shapes
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import check_size
 from tinylm.tokenizer import CharTokenizer
@@ -36,12 +37,6 @@ FIELDS = {
 FORM = {"positional_encoding": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False}
 FORM |= {"norm_eps": 1e-5, "tie_embeddings": True}
 DEFAULTS = {"dropout": 0.0, "bias": True}  # of older checkpoints
-OUTER = {"embedding": "transformer.wte", "positions": "transformer.wpe", "final_norm": "transformer.ln_f"}
-BLOCK = {
-    "attention_norm": "ln_1", "attention.query": "attn.c_attn", "attention.key": "attn.c_attn",
-    "attention.value": "attn.c_attn", "attention.output": "attn.c_proj", "feedforward_norm": "ln_2",
-    "feedforward.input": "mlp.c_fc", "feedforward.output": "mlp.c_proj",
-}  # fmt: skip
 MASK = re.compile(r"transformer\.h\.\d+\.attn\.bias")  # a buffer of nanoGPT without flash attention
 LARGEST_META = 64 << 20  # bytes
 
@@ -103,7 +98,7 @@ def _weights(stored: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor
     if head is not None and embedding is not None:
         require(torch.equal(head, embedding), "lm_head.weight differs from transformer.wte.weight; nanoGPT ties them")
     shapes = weight_shapes(config)
-    groups = their_names(shapes, OUTER, BLOCK, "transformer.h.{}")
+    groups = grouped(shapes, GPT2_MODULES)
     rows = {theirs: sum(shapes[name][0] for name in ours) for theirs, ours in groups.items()}
     check_weights(stored, {name: torch.Size((rows[name], *shapes[ours[0]][1:])) for name, ours in groups.items()})
     found = {}

@@ -6,7 +6,6 @@ head; OPT's first position is row 2.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from tinylm.bundle import read_safetensors
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import read_json
 from tinylm.interop.families import Family
-from tinylm.model import ModelConfig, TransformerLM
+from tinylm.interop.forms import check_names, grouped, weight_shapes
+from tinylm.model import ModelConfig
 from tinylm.model.config import check_size
-from tinylm.model.empty import without_weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")
@@ -33,13 +32,13 @@ BUFFERS = re.compile(
 
 def export_weights(weights: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """The family's weights, by name, from the `state_dict()` of a standard model that the family fits."""
-    shapes = _our_shapes(config, family)
+    shapes = weight_shapes(family.with_biases(config))
     zeros = weights["embedding.weight"].new_zeros  # for the biases that a family always has
     return {
         theirs: _join(
             theirs, [weights[name] if name in weights else zeros(shapes[name]) for name in ours], config, family
         )
-        for theirs, ours in _grouped(shapes, family).items()
+        for theirs, ours in grouped(shapes, family.modules).items()
     }
 
 
@@ -53,8 +52,8 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
         check_size(config, sum(each.numel() for each in weights.values()), len(weights))
     except ConfigError as error:
         raise DataError(f"config.json: {error}") from error
-    shapes = _our_shapes(config, family)
-    groups = _grouped(shapes, family)
+    shapes = weight_shapes(family.with_biases(config))
+    groups = grouped(shapes, family.modules)
     _normalize(weights, config, family)
     expected = {
         theirs: _join(theirs, [torch.empty(shapes[name], device="meta") for name in ours], config, family).shape
@@ -69,27 +68,6 @@ def import_weights(weights: dict[str, Tensor], config: ModelConfig, family: Fami
         for name, part in zip(ours, _split(whole, [shapes[name][0] for name in ours], config, family), strict=True):
             found[name] = part.contiguous() if len(ours) == 1 else part.clone(memory_format=torch.contiguous_format)
     return found
-
-
-def _our_shapes(config: ModelConfig, family: Family) -> dict[str, torch.Size]:
-    """The shapes of our weights, without a tied head, and with biases if the family has them."""
-    with without_weights():
-        model = TransformerLM(family.with_biases(config))
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_embeddings:
-        del shapes["head.weight"]
-    return shapes
-
-
-def _grouped(names: Mapping[str, object], family: Family) -> dict[str, list[str]]:
-    """The name of each of the family's weights -> the names of ours that it consists of, in order."""
-    groups = defaultdict(list)
-    for name in names:
-        module, _, kind = name.rpartition(".")
-        layer = re.search(r"\d+", module)
-        template = family.modules[re.sub(r"\d+", "{}", module, count=1)]
-        groups[f"{template.format(layer and layer[0])}.{kind}"].append(name)
-    return groups
 
 
 def _join(theirs: str, parts: list[Tensor], config: ModelConfig, family: Family) -> Tensor:
@@ -138,11 +116,7 @@ def _normalize(weights: dict[str, Tensor], config: ModelConfig, family: Family) 
 
 
 def _check(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    for problem, names in (("missing", missing), ("not of this architecture", unexpected)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise DataError(f"weights {problem}: {', '.join(names[:4])}{more}")
+    check_names(weights, expected, "not of this architecture")
     for name, shape in expected.items():
         if weights[name].shape != shape:
             raise DataError(f"{name}: has shape {tuple(weights[name].shape)}, config.json says {tuple(shape)}")
