@@ -29,6 +29,7 @@ class Corpus(ABC):
         short_documents: whether documents are short and complete. Training windows then begin at a document, and
             evaluation reads each document from its start
         has_floor: whether `log_prob` is known, and with it the best possible loss
+        num_groups: number of groups, runs of documents that are read independently of each other
     """
 
     name: str
@@ -37,13 +38,14 @@ class Corpus(ABC):
     separated: bool
     short_documents = False
     has_floor = False
+    num_groups: int = 1
 
     @abstractmethod
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The documents of a part, in order, as chunks. Read each document before asking for the next."""
 
-    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """(part, document) of all documents, those of one part in order."""
+    def items(self, group: int | None = None) -> Iterator[tuple[str, Iterable[str]]]:
+        """(part, document) of the documents of a group, or of all groups in order; those of one part in order."""
         for part in self.parts:
             for document in self.documents(part):
                 yield part, document
@@ -72,7 +74,7 @@ class HashSplitCorpus(Corpus):
     def all_documents(self) -> Iterator[str]:
         """The documents of all parts."""
 
-    def items(self) -> Iterator[tuple[str, Iterable[str]]]:
+    def items(self, group: int | None = None) -> Iterator[tuple[str, Iterable[str]]]:
         """(part, document) of all documents, in one pass; parts alternate."""
         return ((self._part_of(text), [text]) for text in self.all_documents())
 
