@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, Corpus
 from tinylm.data.corpora.documents import Documents
-from tinylm.data.records import DEFAULT, END, FORMATS, Reading
+from tinylm.data.records import DEFAULT, FORMATS, Reading
 from tinylm.data.sources import Source
 from tinylm.data.sources.globs import TEXT_SUFFIXES
 from tinylm.errors import DataError
@@ -45,12 +45,9 @@ class PartsCorpus(Corpus):
         self.parts = PARTS[: max(len(split), len(files))]  # the fractions do not matter
         sources = [source for part in files.values() for source in part]
         self._part_of = [part for part, found in files.items() for _ in found]
-        plain = reading.separator is None
-        if plain:
-            reading = Reading(reading.field, END, deduplicate=reading.deduplicate)
-        self.contents = Documents(name, sources, reading, errors, cache_dir, blanks=plain)
+        self.contents = Documents(name, sources, reading, errors, cache_dir, stories=True)
         self.num_groups = len(self.contents.groups)
-        if self.contents.plain and plain and not reading.deduplicate:
+        if self.contents.plain and reading.separator is None and not reading.deduplicate:
             content = ["tinystories", self.contents.text_digests()]
         else:
             content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]

@@ -73,7 +73,7 @@ def _parts(name: str, splits: Parts, spelled: Callable[[str], str]) -> Parts:
 # --- the Hub
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HubSplit(Source):
     """A split of a data set that the package `datasets` streams.
 
@@ -120,11 +120,13 @@ def hub_dataset(source: str) -> Parts:
     with _reached(source):
         builder = datasets.load_dataset_builder(path, config)
         names = list(builder.info.splits or datasets.get_dataset_split_names(path, config))
-    version = [path, config, builder.config_id, builder.hash]
-    splits: Parts = {
-        name: [HubSplit(f"hf:{found['name']}:{name}", path, config, name, sha256_json(["hub", *version, name]))]
-        for name in names
-    }
+    version = ["hub", path, config, builder.config_id, builder.hash]
+
+    def split(name: str) -> HubSplit:
+        url = f"hf:{found['name']}:{name}"
+        return HubSplit(url=url, path=path, config=config, split=name, version=sha256_json([*version, name]))
+
+    splits: Parts = {name: [split(name)] for name in names}
     if (wanted := found["split"]) is None:
         return _parts(source, splits, lambda name: f"{source}:{name}")
     if wanted not in splits:
