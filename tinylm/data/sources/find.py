@@ -67,6 +67,7 @@ class Choice:
         include, exclude: as in `find_sources`
         left_out: number of files by reason
         others: number of files of unknown kinds by suffix
+        folders: number of folders that were not entered by name
     """
 
     pattern: str
@@ -74,6 +75,7 @@ class Choice:
     exclude: tuple[str, ...]
     left_out: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
 
     def refuse_patterns(self) -> None:
         """Raises ConfigError for patterns where a single file is named."""
@@ -87,7 +89,8 @@ class Choice:
         if name.startswith("."):
             self.left_out["hidden"] += 1
         elif name in SKIPPED or _matches(relative, self.exclude):
-            self.left_out[f"in {name}"] += 1
+            self.left_out["folders"] += 1
+            self.folders[name] += 1
         else:
             return True
         return False
@@ -129,7 +132,7 @@ class Choice:
         return found
 
     def _left_out(self) -> str:
-        kinds = {"of other kinds": f" ({_by_count(self.others)})"}
+        kinds = {"of other kinds": f" ({_by_count(self.others)})", "folders": f" ({_by_count(self.folders)})"}
         return ", ".join(f"{count:,} {why}{kinds.get(why, '')}" for why, count in self.left_out.most_common())
 
 

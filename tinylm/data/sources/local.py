@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tinylm.data.sources.remembered import remembered
+from tinylm.data.sources.memory import remembered
 from tinylm.data.web import ChangedError, State
 from tinylm.errors import MissingInputError
 from tinylm.files import open_input, why_unreadable
