@@ -108,6 +108,21 @@ def resumed(
         time.sleep(wait)
 
 
+def patient(name: str, call: Callable[[], State]) -> State:
+    """The result of a call that is repeated after an error that may be over in a moment."""
+    waits = iter(WAITS)
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            wait = next(waits, None)
+            if wait is None or not transient(error) or unreachable(error):
+                raise
+            release(error)
+            notice(f"{name}: {reason(error)}; trying again in {wait:g} s")
+        time.sleep(wait)
+
+
 def transient(error: BaseException) -> bool:
     """Whether a network error may be over in a moment."""
     status = http_status(error)

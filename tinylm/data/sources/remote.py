@@ -16,6 +16,7 @@ from tinylm.data.web import (
     http_connect,
     http_status,
     look_up,
+    patient,
     reason,
     release,
     resumed,
@@ -47,7 +48,7 @@ class RemoteFile:
     def state(self) -> State:
         """Size and version, by one request."""
         with _network_errors(self.url):
-            return look_up(self.url) if _is_http(self.url) else _look_up(self.url)
+            return patient(self.url, lambda: look_up(self.url) if _is_http(self.url) else _look_up(self.url))
 
     def fingerprint(self, state: State) -> str:
         """The SHA-256 of its URL, size and version."""
