@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, check_split
-from tinylm.data.corpora.files import find_files
 from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.corpora.lines import FIRST_NAMES, LineCorpus
 from tinylm.data.corpora.text import TINYSHAKESPEARE, TextCorpus
@@ -13,7 +12,8 @@ from tinylm.data.corpora.tinystories import SAMPLE, TEST, TINYSTORIES, TinyStori
 from tinylm.data.download import Download, download
 from tinylm.data.grammar.parse import load_grammar
 from tinylm.data.grammar.stories import COUNT, story_grammar
-from tinylm.errors import MissingInputError, did_you_mean, notice
+from tinylm.data.sources import find_sources
+from tinylm.errors import MissingInputError, did_you_mean
 
 __all__ = ["NAMES", "PARTS", "REPAIR", "Corpus", "check_split", "open_corpus"]
 
@@ -63,9 +63,7 @@ def open_corpus(
 
 def _find_files(source: str) -> list[Path]:
     """The files of a path or glob; raises MissingInputError if there are none."""
-    paths = find_files(source)
-    if len(paths) > 1:
-        notice(f"{source}: {len(paths):,} files")
+    paths = [Path(each.url) for each in find_sources(source)]
     if not paths:
         hint = did_you_mean(source, NAMES) or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"
         raise MissingInputError(f"data.corpus: {source}: no such corpus or file{hint}")
