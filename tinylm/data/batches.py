@@ -35,6 +35,7 @@ class Batch(NamedTuple):
         log_prob: in evaluation, the exact log probability of all targets, in nats; None if unknown
         documents: document number of each token, int64 (B, T), for models with `document_mask`; None if separators
             among the inputs determine it
+        source: in the evaluation of a mixture, the name of the source
     """
 
     inputs: Tensor
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     num_targets: int
     log_prob: float | None = None
     documents: Tensor | None = None
+    source: str | None = None
 
 
 # --- training
@@ -150,8 +152,18 @@ def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tup
 
 def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
     """The batch of the windows that begin at `starts`, each of `context` tokens."""
-    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))  # (B, T + 1)
-    return Batch(windows[:, :-1], windows[:, 1:], num_targets)
+    return windows_batch(windows_at(tokens, starts, context), num_targets)
+
+
+def windows_at(tokens: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
+    """The windows that begin at `starts`, each with the token after it, int64 (B, T + 1)."""
+    return tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+
+
+def windows_batch(windows: np.ndarray, num_targets: int) -> Batch:
+    """The batch of windows (B, T + 1), of which each token predicts the next."""
+    ids = torch.from_numpy(windows)
+    return Batch(ids[:, :-1], ids[:, 1:], num_targets)
 
 
 # --- evaluation: every token is a target exactly once

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
 
 import numpy as np
 
@@ -55,11 +54,14 @@ class MixtureOrder:
         batch_size: windows in an optimizer step, over all devices
     """
 
-    version: ClassVar[int] = 1
-
     orders: Mapping[str, TrainingWindows]
     weights: Mapping[str, float]
     batch_size: int
+
+    @property
+    def version(self) -> int:
+        """Version of the order, that of its sources'."""
+        return max(order.version for order in self.orders.values())
 
     @property
     def names(self) -> list[str]:
