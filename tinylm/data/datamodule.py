@@ -134,7 +134,7 @@ class TextDataModule(pl.LightningDataModule):
         if fields is not None and pairs is None:
             raise ConfigError("data.fields: is for data.pairs; leave it out")
         if weights is not None and (pairs is not None or isinstance(corpus, str)):
-            raise ConfigError("data.weights: are for a mixture; leave them out, or set data.corpus={web: ..., books: ...}")
+            raise ConfigError(f"data.weights: are for a mixture, not for {pairs or corpus}; leave them out (null)")
         self.content: Content
         if pairs is not None:
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)

@@ -34,6 +34,8 @@ class MixtureContent(Content):
     """
 
     def __init__(self, sources: Mapping[str, str], weights: Mapping[str, float] | None, settings: Settings) -> None:
+        sources = {str(name): source for name, source in sources.items()}  # YAML may read 1 as a number
+        weights = None if weights is None else {str(name): weight for name, weight in weights.items()}
         check_sources(sources, weights)
         if settings.train_tokens is not None:
             raise ConfigError("data.train_tokens: is for one corpus; of a mixture, make the sources shorter")
