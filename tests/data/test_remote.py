@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
