@@ -8,8 +8,7 @@ from pathlib import Path
 from tinylm.data.corpora.base import PARTS, Corpus
 from tinylm.data.corpora.documents import Documents
 from tinylm.data.records import DEFAULT, FORMATS, Reading
-from tinylm.data.sources import Source
-from tinylm.data.sources.globs import TEXT_SUFFIXES
+from tinylm.data.sources import TEXTS, Source
 from tinylm.errors import DataError
 from tinylm.files import sha256_json
 
@@ -88,7 +87,7 @@ def own_parts(folder: str, reading: Reading) -> dict[str, list[Source]] | None:
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         found = OWN_PARTS.fullmatch(name)
         source = Source(os.path.join(folder, name))  # noqa: PTH118
-        if found and (source.suffix in FORMATS or source.suffix in TEXT_SUFFIXES):
+        if found and (source.suffix in FORMATS or source.suffix in TEXTS):
             parts.setdefault(NAMES[found[1].lower()], []).append(source)
     if "train" not in parts or "val" not in parts:
         return None
