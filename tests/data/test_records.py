@@ -182,8 +182,6 @@ def test_every_format_gives_the_same_ids_and_the_same_first_batches(folder):
 @pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "a.csv", "separated.txt"])
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
 def test_compressed_files_give_the_same(name, suffix, compress, folder):
-    if not hasattr(sys.modules["tinylm.data.sources"], "suffix_of"):
-        pytest.skip("sources are not decompressed yet")
     WRITERS[name](folder / name, texts())
     (folder / f"{name}{suffix}").write_bytes(compress((folder / name).read_bytes()))
     assert joined(opened(f"{name}{suffix}")) == texts()
