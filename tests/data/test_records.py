@@ -179,7 +179,7 @@ def test_every_format_gives_the_same_ids_and_the_same_first_batches(folder):
         assert np.array_equal(first, other_first), name
 
 
-@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "a.csv", "separated.txt"])
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "a.csv", "separated.txt", "a.parquet", "stream.arrow"])
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
 def test_compressed_files_give_the_same(name, suffix, compress, folder):
     WRITERS[name](folder / name, texts())
