@@ -592,6 +592,22 @@ def test_a_folder_with_files_of_parts_has_these(suffix, val, folder):
         opened("own")
 
 
+def test_source_code_and_compressed_files_in_a_folder_of_parts(folder):
+    Path("code").mkdir()
+    for name in ("train.py", "val.py", "model.py"):
+        Path(f"code/{name}").write_text(f"# {name}\n")
+    assert "model.py" in "".join(joined(opened("code")))
+    Path("own").mkdir()
+    for name, documents in {"train": texts(20), "val": texts(3)}.items():
+        write_lines(folder / "lines", documents)
+        Path(f"own/{name}.jsonl.gz").write_bytes(gzip.compress(Path("lines").read_bytes()))
+    corpus = opened("own")
+    assert [joined(corpus, part) for part in corpus.parts] == [texts(20), texts(3)]
+    Path("own/val.jsonl.gz").write_bytes(gzip.compress(b"\n"))
+    with pytest.raises(DataError, match=r"data\.corpus: own: its val part is empty"):
+        opened("own")
+
+
 def test_numbered_files_of_a_part_are_read_in_order(folder):
     Path("own").mkdir()
     for number in range(3):
