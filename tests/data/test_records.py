@@ -524,6 +524,14 @@ def test_the_groups_are_the_corpus_and_are_read_in_any_order(count, deduplicate,
     assert found == "".join(texts(count // 2) if deduplicate else documents)
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl", "separated.txt", "a.parquet"])
+@pytest.mark.parametrize("count", [20, 200])
+def test_a_corpus_may_have_a_training_part_alone(name, count, folder):
+    WRITERS[name](folder / name, texts(count))
+    corpus = opened(name, (1.0,))
+    assert corpus.parts == ("train",) and joined(corpus, "train") == texts(count)
+
+
 def test_opening_a_large_corpus_reads_100_documents(folder):
     write_lines(folder / "a.jsonl", texts(100))
     with Path("a.jsonl").open("a") as file:
