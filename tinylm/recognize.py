@@ -209,7 +209,7 @@ def pairs_advice(path: Path, names: Iterable[str]) -> str | None:
 
 
 def record_list(head: str, field: str) -> tuple[bool, str | None]:
-    """Whether JSON holds records, in a list or on lines; and the field of a single object that has a list of objects.
+    """Whether JSON holds records: in a list, on lines, or one with the field; and a field with a list of objects.
 
     Args:
         head: the beginning of the text, which may end within its first record
@@ -223,6 +223,8 @@ def record_list(head: str, field: str) -> tuple[bool, str | None]:
         found = re.match(r'\{\s*"([^"\\]+)"\s*:\s*\[\s*\{', head)
         return found is None and f'"{field}"' in head, found and found[1]
     lists = (name for name, value in record.items() if isinstance(value, list) and value) if record else ()
+    if isinstance((record or {}).get(field), str):
+        return True, None
     return many, next((name for name in lists if isinstance(record[name][0], dict)), None) if not many else None
 
 

@@ -218,6 +218,12 @@ def test_a_list_within_an_object_is_read_if_the_field_names_it(folder):
     assert joined(opened("b.json", field="x.y.text")) == texts(120)
 
 
+def test_a_file_may_hold_a_single_record(folder):
+    for number, text in enumerate(texts(120)):
+        Path(f"{number:03}.json").write_text(json.dumps({"id": number, "text": text}, indent=number % 2 or None))
+    assert joined(opened("*.json")) == texts(120)
+
+
 def test_json_that_holds_no_records_is_a_text(folder):
     for content in ('{"name": "x", "version": "1"}', "[[1, 2], [3]]", '{\n "files": ["a", "b"]\n}\n'):
         Path("package.json").write_text(content)
