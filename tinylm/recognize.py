@@ -222,10 +222,12 @@ def record_list(head: str, field: str) -> tuple[bool, str | None]:
     if record is None:
         found = re.match(r'\{\s*"([^"\\]+)"\s*:\s*\[\s*\{', head)
         return found is None and f'"{field}"' in head, found and found[1]
-    lists = (name for name, value in record.items() if isinstance(value, list) and value) if record else ()
-    if isinstance((record or {}).get(field), str):
+    if not isinstance(record, dict):
+        return False, None
+    if many or isinstance(record.get(field), str):
         return True, None
-    return many, next((name for name in lists if isinstance(record[name][0], dict)), None) if not many else None
+    lists = (name for name, value in record.items() if isinstance(value, list) and isinstance((value or [0])[0], dict))
+    return False, next(lists, None)
 
 
 def _first_record(text: str) -> tuple[Any, bool]:
