@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from hypothesis import strategies as st
 
 from tinylm.data.corpora import check_split, open_corpus
 from tinylm.data.corpora.base import FileCorpus, split_documents
-from tinylm.data.sources import find_sources
 from tinylm.data.corpora.text import TextCorpus
 from tinylm.data.corpora.tinystories import TinyStoriesCorpus
+from tinylm.data.sources import find_sources
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
@@ -212,7 +211,11 @@ def test_the_number_of_files_is_said_for_several(notes, capsys):
 )
 def test_a_glob_matches_what_python_matches(pattern, notes):
     expected = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    assert [Path(each.url).as_posix() for each in find_sources(pattern)] == [Path(path).as_posix() for path in expected] != []
+    assert (
+        [Path(each.url).as_posix() for each in find_sources(pattern)]
+        == [Path(path).as_posix() for path in expected]
+        != []
+    )
 
 
 @posix
