@@ -47,7 +47,7 @@ class Page:
     reset: bool = False  # break the connection after the body instead of closing it
     ranges: bool = False  # answer requests for a range of bytes
     version: str | None = None  # the ETag
-    cuts: list[int] = field(default_factory=list)  # by request: break the connection after so many bytes
+    cuts: list[int] = field(default_factory=list)  # by request: close the connection after so many bytes
 
 
 @dataclass
@@ -91,7 +91,7 @@ def server(monkeypatch):
             if page.version:
                 self.send_header("ETag", f'"{page.version}"')
             self.end_headers()
-            self.broken = page.reset or bool(page.cuts)
+            self.broken = page.reset
             self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
 
         def finish(self):

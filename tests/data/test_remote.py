@@ -48,14 +48,11 @@ def test_a_stream_goes_on_where_the_connection_broke(ranges, server, capfd):
     counts = []
     assert b"".join(Source(url).blocks(counts.append)) == BODY
     assert sum(counts) == len(BODY)
-    asked = server.ranges[1:]
-    assert len(asked) == 4 and asked[0] is None
-    begins = [int(each.removeprefix("bytes=").removesuffix("-")) for each in asked[1:]]
-    if ranges:  # the system may drop bytes that were sent before a reset
-        assert 0 <= begins[0] <= 100_000 and begins[0] <= begins[1] <= 170_000 and begins[2] <= 1_170_000
+    begins = [100_000, 170_000, 1_170_000] if ranges else cuts
+    assert server.ranges[1:] == [None, *(f"bytes={begin}-" for begin in begins)]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith(f"tinylm: {url}: interrupted at byte ") and "; going on in 0.01 s" in lines[0]
+    assert lines[0].startswith(f"tinylm: {url}: interrupted at byte 100,000 (") and lines[0].endswith("on in 0.01 s")
 
 
 def test_a_compressed_stream_is_decompressed_as_it_comes(server):
@@ -92,7 +89,7 @@ def test_the_first_block_comes_before_the_rest_is_sent(server):
 
 
 def test_a_file_that_changes_on_its_server_is_refused(server):
-    url = server.serve("/a.txt", BODY, ranges=True, version="1", cuts=[0, 100_000])
+    url = server.serve("/a.txt", BODY, ranges=True, version="1", cuts=[0, 600_000])
     source = Source(url)
     blocks = source.blocks()
     next(blocks)
@@ -165,8 +162,8 @@ def test_a_download_that_was_given_up_is_continued_by_the_next_start(server, tmp
     with pytest.raises(MissingInputError, match=r"cannot download"):
         download(Download(url), tmp_path)
     (part,) = tmp_path.rglob(".part-a.txt")
-    kept = part.stat().st_size
-    assert kept and part.read_bytes() == BODY[:kept]
+    kept = 2_000_000
+    assert part.read_bytes() == BODY[:kept]
     server.ranges.clear()
     assert download(Download(url), tmp_path).read_bytes() == BODY
     assert server.ranges == [f"bytes={kept}-"]
