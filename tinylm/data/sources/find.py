@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from tinylm.data.download import Download, download
-from tinylm.data.sources.globs import RECORD_SUFFIXES, TEXT_SUFFIXES, check_readable, each_once, glob_files, walk
+from tinylm.data.sources.globs import RECORDS, TEXTS, check_readable, each_once, glob_files, walk
 from tinylm.data.sources.remote import list_folder, list_glob
 from tinylm.data.sources.source import Source, suffix_of
 from tinylm.errors import ConfigError, MissingInputError, notice
@@ -43,7 +43,7 @@ def find_sources(
     """
     choice = Choice(pattern, tuple(include), tuple(exclude))
     scheme = pattern.partition("://")[0] if re.match(r"[a-z][a-z0-9+.-]*://", pattern) else None
-    if scheme in ("http", "https") and "*" not in pattern and not urlsplit(pattern).path.endswith("/"):
+    if scheme in ("http", "https") and "*" not in pattern and not pattern.endswith("/"):
         choice.refuse_patterns()
         return [Source(str(download(Download(pattern), cache_dir or default_cache_dir())), cache_dir=cache_dir)]
     if scheme not in (None, "file"):
@@ -103,7 +103,7 @@ class Choice:
             self.left_out["excluded"] += 1
         elif self.include and not _matches(relative, self.include):
             self.left_out["not included"] += 1
-        elif not self.include and by_suffix and suffix not in (*TEXT_SUFFIXES, *RECORD_SUFFIXES):
+        elif not self.include and by_suffix and suffix not in (*TEXTS, *RECORDS):
             self.left_out["of other kinds"] += 1
             self.others[suffix or "no suffix"] += 1
         else:

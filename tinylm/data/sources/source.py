@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from tinylm.data.sources.compression import SUFFIXES, decompressed
 from tinylm.data.sources.local import LocalFile
+from tinylm.data.sources.memory import remembered
 from tinylm.data.sources.remote import RemoteFile
 from tinylm.data.web import State
 
@@ -67,6 +68,17 @@ class Source:
             MissingInputError: if it does not exist or cannot be read.
         """
         return self._file.fingerprint(self._state)
+
+    def remembered(self, kind: str, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, or the one that it had for this content of a local file.
+
+        Args:
+            kind: what the value is, and all else that it depends on
+            compute: reads the file; its value can be written as JSON
+        """
+        if not isinstance(self._file, LocalFile):
+            return compute()
+        return remembered(self.url, kind, compute, self.cache_dir)
 
     def open(self) -> BinaryIO:
         """Opens the file as it is stored, to be read in any order.
