@@ -1,5 +1,6 @@
 """Fixtures: a web server that can fail in every way, and processes that start in half a second."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -91,7 +92,8 @@ def server(monkeypatch):
                 body, status = body[int(first) : int(last) + 1 if last else None], 206
             self.answer(page, body, status, first if status == 206 else None)
             self.broken = page.reset
-            self.wfile.write(body[:sent])
+            with contextlib.suppress(ConnectionError):  # the client has left
+                self.wfile.write(body[:sent])
 
         def answer(self, page, body, status, first=None):
             self.send_response(status)

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+import zstandard
 from moto.server import ThreadedMotoServer
 
+from tinylm.data import open_corpus
 from tinylm.data.download import Download, download
 from tinylm.data.sources import Source, find_sources, remote
 from tinylm.errors import ConfigError, DataError, MissingInputError
@@ -328,6 +331,51 @@ def test_faults_of_s3_are_one_line(case, bucket, monkeypatch):
         if case == "wrong key":
             requests.post(f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth", data=b"Infinity", timeout=10)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+# --- corpora
+
+
+def documents(corpus) -> list[str]:
+    return ["".join(document) for _, document in corpus.items()]
+
+
+def test_a_corpus_is_the_same_wherever_it_lies(bucket, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "REQUEST", 10_000)
+    records = b"".join(b'{"text": "Document %d says %d."}\n' % (i, i * i) for i in range(5_000))
+    Path("a.jsonl").write_bytes(records)
+    stored = zstandard.ZstdCompressor().compress(records)
+    found = [
+        open_corpus(url, split=(0.9, 0.1), cache_dir=tmp_path)
+        for url in (
+            "a.jsonl",
+            bucket("d/a.jsonl.zst", stored),
+            "s3://texts/d",
+            server.serve("/a.jsonl.zst", stored, ranges=True, version="1", cuts=[10_000, 20_000]),
+        )
+    ]
+    expected = documents(found[0])
+    assert len(expected) == 5_000
+    for corpus in found[1:]:
+        assert documents(corpus) == expected
+        assert [len(list(corpus.documents(part))) for part in corpus.parts] == [
+            len(list(found[0].documents(part))) for part in corpus.parts
+        ]
+    assert found[1].fingerprint != found[0].fingerprint  # of a remote file it is that of its version
+    again = open_corpus("s3://texts/d/a.jsonl.zst", split=(0.9, 0.1), cache_dir=tmp_path)
+    assert again.fingerprint == found[1].fingerprint
+
+
+@pytest.mark.slow  # starts tinylm
+def test_a_program_names_a_missing_bucket_on_one_line(bucket, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "tinylm", "fit", "--config", "small", "--data.corpus", "s3://nobucket/a.txt"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 66
+    (line,) = [each for each in done.stderr.splitlines() if "error" in each]
+    assert line == "tinylm: error: s3://nobucket/a.txt: no such file (The specified bucket does not exist); " + (
+        "check the address"
+    )
 
 
 # --- other stores
