@@ -68,9 +68,7 @@ class TextMetrics(TokenMetrics):
         for name in ("num_bytes", "best"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(
-        self, logits: Tensor, targets: Tensor, log_prob: float | None = None, source: str | None = None
-    ) -> None:
+    def update(self, logits: Tensor, targets: Tensor, log_prob: float | None = None, source: str | None = None) -> None:
         """Adds a batch.
 
         Args:

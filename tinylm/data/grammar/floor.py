@@ -47,7 +47,9 @@ class Floor:
         """The floor of several texts together. Their errors are independent, and `begins` counts in each text."""
         num_tokens = sum(floor.num_tokens for floor in floors)
         error = math.hypot(*(floor.standard_error * floor.num_tokens for floor in floors)) / num_tokens
-        log_probs, begins = (np.concatenate([getattr(floor, name) for floor in floors]) for name in ("log_probs", "begins"))
+        log_probs, begins = (
+            np.concatenate([getattr(floor, name) for floor in floors]) for name in ("log_probs", "begins")
+        )
         return cls(log_probs, begins, num_tokens, sum(floor.num_bytes for floor in floors), error)
 
     @property
