@@ -211,7 +211,7 @@ def gather_rows(tokens: Tokens, rows: Rows, part: slice) -> Batch:
     begins, ends = rows.begins[part, None], rows.ends[part, None]
     width = int((rows.ends - rows.begins).max())
     positions = begins + np.arange(width + 1)
-    windows = tokens[np.minimum(positions, ends)].astype(np.int64)
+    windows = np.asarray(tokens[np.minimum(positions, ends)]).astype(np.int64)
     targets = torch.from_numpy(np.where(positions <= ends, windows, IGNORE)[:, 1:])
     log_prob = None if rows.log_probs is None else float(rows.log_probs[part].sum())
     return Batch(torch.from_numpy(windows[:, :-1]), targets, int((ends - begins).sum()), log_prob)

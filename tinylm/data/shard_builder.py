@@ -8,7 +8,7 @@ all recorded are not read again; in others, what precedes a missing shard is rea
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
@@ -152,7 +152,7 @@ class _Wanted:
 
 def _blocks(
     corpus: Corpus, tokenizer: Tokenizer, group: int, takes: Callable[[ShardKey], bool], numbers: dict[str, int]
-) -> Iterator[tuple[ShardKey, Block, list[float]]]:
+) -> Generator[tuple[ShardKey, Block, list[float]]]:
     """Yields (shard, block, log probabilities of the documents added since that part's last block) of a group.
 
     Args:

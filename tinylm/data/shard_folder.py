@@ -24,8 +24,8 @@ def examine(folder: Path, whole: ShardIndex, full: bool | None = None) -> tuple[
     Returns:
         the index; and `missing`, `unfinished`, `damaged: ...` or None if all is well
     """
-    if not folder.is_dir() or not index_files(folder):
-        return whole, "missing"
+    if not index_files(folder):
+        return whole, "damaged: encoding again" if any(folder.glob("*.bin")) else "missing"
     try:
         index = read_folder(folder)
     except DataError:
@@ -40,6 +40,15 @@ def examine(folder: Path, whole: ShardIndex, full: bool | None = None) -> tuple[
             del index.shards[key]
         return index, f"damaged: encoding again {len(damaged):,} of {count:,} shards ({first})"
     return index, None if complete else "unfinished"
+
+
+def say_problem(corpus: Corpus, index: ShardIndex, problem: str | None, place: str = "the token cache") -> None:
+    """Says what is wrong with a folder, unless it is new."""
+    if problem == "unfinished":
+        size = f"{index.num_bytes / 1e6:,.0f} MB of tokens in {len(index.shards):,} shards"
+        notice(f"{corpus.name}: {size} already encoded: continuing")
+    elif problem not in (None, "missing"):
+        notice(f"{place} of {corpus.name} is {problem}")
 
 
 def complete_folder(
@@ -60,9 +69,6 @@ def complete_folder(
     started = time.monotonic()
     make_folder(folder)
     sweep(folder, 0 if share.count == 1 else 3600)
-    if index.shards:
-        size = f"{index.num_bytes / 1e6:,.0f} MB of tokens in {len(index.shards):,} shards"
-        notice(f"{corpus.name}: {size} already encoded: continuing")
     build_shards(folder, corpus, tokenizer, index, share)
     index.save(folder / share.index)
     whole = _join(folder)

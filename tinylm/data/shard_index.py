@@ -179,8 +179,10 @@ class ShardIndex:
             if values["format"] != FORMAT or sha256_json(values) != digest:
                 raise DataError(f"{path}: is damaged, or of another version of tinylm; build the shards again")
             records = [each for part in values["parts"].values() for each in part]
-            names = [values[name] for name in ("corpus", "fingerprint", "tokenizer", "dtype")]
-            return cls(*names, tuple(values["parts"]), values["groups"], dict(map(_parse, records)))
+            return cls(
+                values["corpus"], values["fingerprint"], values["tokenizer"], values["dtype"], tuple(values["parts"]),
+                values["groups"], dict(map(_parse, records)),
+            )  # fmt: skip
         except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise

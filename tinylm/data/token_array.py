@@ -69,7 +69,6 @@ class TokenArray:
         return tokens
 
 
-
 Tokens = np.ndarray | TokenArray  # ids in one array or in several
 
 
