@@ -89,20 +89,21 @@ def test_a_good_cache_is_opened_and_not_built_again(corpus, tmp_path, monkeypatc
     assert capfd.readouterr().err == ""
 
 
+TRAIN, VAL, INDEX = "train-00000-00000.bin", "val-00000-00000.bin", "index.json"
 DAMAGES = {
-    "flipped byte": ("train-00000-00000.bin", lambda path, data: path.write_bytes(bytes([data[0] ^ 1]) + data[1:])),
+    "flipped byte": (TRAIN, lambda path, data: path.write_bytes(bytes([data[0] ^ 1]) + data[1:])),
     "flipped last byte": (
         "val-00000-00000.bin",
         lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 128])),
     ),
-    "truncated": ("val-00000-00000.bin", lambda path, data: path.write_bytes(data[:-2])),
-    "emptied": ("train-00000-00000.bin", lambda path, data: path.write_bytes(b"")),
-    "longer": ("train-00000-00000.bin", lambda path, data: path.write_bytes(data + b"\0\0")),
-    "part deleted": ("val-00000-00000.bin", lambda path, data: path.unlink()),
-    "index deleted": ("index.json", lambda path, data: path.unlink()),
-    "index truncated": ("index.json", lambda path, data: path.write_bytes(data[:-10])),
-    "index of something else": ("index.json", lambda path, data: path.write_text('{"sha256": 3}')),
-    "index not an object": ("index.json", lambda path, data: path.write_text("[1]")),
+    "truncated": (VAL, lambda path, data: path.write_bytes(data[:-2])),
+    "emptied": (TRAIN, lambda path, data: path.write_bytes(b"")),
+    "longer": (TRAIN, lambda path, data: path.write_bytes(data + b"\0\0")),
+    "part deleted": (VAL, lambda path, data: path.unlink()),
+    "index deleted": (INDEX, lambda path, data: path.unlink()),
+    "index truncated": (INDEX, lambda path, data: path.write_bytes(data[:-10])),
+    "index of something else": (INDEX, lambda path, data: path.write_text('{"sha256": 3}')),
+    "index not an object": (INDEX, lambda path, data: path.write_text("[1]")),
 }
 
 
@@ -309,7 +310,7 @@ def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python
     assert len(finished[0]) >= 2 and not finished[0] & finished[1]  # whole shards are not encoded again
     again = {None: set(), "index": finished[0] | finished[1], "file": {"train-00000-00001.bin"}}[harm]
     assert finished[2] & (finished[0] | finished[1]) == again
-    assert ("already encoded: continuing" in err) == (harm is None)
+    assert (" shards are there: continuing" in err) == (harm is None)
     assert ("damaged: encoding again" in err) == (harm is not None)
     found = open_tokens(corpus, tokenizer, tmp_path / "cache")
     assert all((np.asarray(found[part]) == np.asarray(expected[part])).all() for part in expected)

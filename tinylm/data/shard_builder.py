@@ -55,6 +55,9 @@ class Share:
         return INDEX if self.count == 1 else f"index-{self.number:05}-of-{self.count:05}.json"
 
 
+WHOLE = Share()
+
+
 def parts_with_log_probs(corpus: Corpus) -> tuple[str, ...]:
     """The parts whose documents' log probabilities are stored: those for evaluation, if the corpus knows them."""
     return corpus.parts[1:] if corpus.has_floor else ()
@@ -67,7 +70,14 @@ def new_index(corpus: Corpus, tokenizer: Tokenizer) -> ShardIndex:
     return ShardIndex(*described, corpus.parts, groups)
 
 
-def build_shards(folder: Path, corpus: Corpus, tokenizer: Tokenizer, index: ShardIndex, share: Share = Share()) -> None:
+def build_shards(
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    index: ShardIndex,
+    share: Share = WHOLE,
+    processes: int | None = None,
+) -> None:
     """Builds the shards that the index lacks, and saves the index after each.
 
     Args:
@@ -76,6 +86,7 @@ def build_shards(folder: Path, corpus: Corpus, tokenizer: Tokenizer, index: Shar
         tokenizer: encodes it
         index: what is there; it is updated
         share: the shards to build
+        processes: processes that encode; None for one per core
 
     Raises:
         DataError: if the tokenizer cannot encode the text, or the corpus has fewer shards than the index says.
@@ -99,7 +110,7 @@ def build_shards(folder: Path, corpus: Corpus, tokenizer: Tokenizer, index: Shar
                 waiting.popleft()()  # pyright: ignore[reportCallIssue]
 
         blocks = _missing_blocks(corpus, tokenizer, index, share, waiting, end_group)
-        for ids in map_in_order(tokenizer.encode_packed, blocks, processes=None, alone=8):
+        for ids in map_in_order(tokenizer.encode_packed, blocks, processes, alone=8):
             key, log_probs = waiting.popleft()  # pyright: ignore[reportGeneralTypeIssues]
             if key not in writing:
                 writing[key] = _ShardWriter(folder, key, files)

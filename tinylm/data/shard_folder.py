@@ -5,21 +5,24 @@ import time
 from pathlib import Path
 
 from tinylm.data.corpora import Corpus
-from tinylm.data.shard_builder import Share, build_shards, new_index
+from tinylm.data.shard_builder import WHOLE, Share, build_shards, new_index
 from tinylm.data.shard_index import INDEX, ShardIndex, Tokens, index_files, open_parts, read_folder
 from tinylm.errors import CannotCreateError, DataError, notice
-from tinylm.files import TEMPORARY, make_folder, sweep
+from tinylm.files import TEMPORARY, make_folder
 from tinylm.locate import TOKENIZER, command
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 
-def examine(folder: Path, whole: ShardIndex, full: bool | None = None) -> tuple[ShardIndex, str | None]:
+def examine(
+    folder: Path, whole: ShardIndex, full: bool | None = None, share: Share = WHOLE
+) -> tuple[ShardIndex, str | None]:
     """The index of a folder without its damaged shards, and what is wrong with the folder.
 
     Args:
         folder: the folder, which need not exist
         whole: an index of the expected source without shards, returned if there is no other
         full: whether to compare every shard's SHA-256, as in `ShardIndex.damaged`; always done if shards are missing
+        share: the shards to look at
 
     Returns:
         the index; and `missing`, `unfinished`, `damaged: ...` or None if all is well
@@ -32,50 +35,86 @@ def examine(folder: Path, whole: ShardIndex, full: bool | None = None) -> tuple[
         return whole, "damaged: encoding again"
     if index.source != whole.source:
         return whole, "damaged: encoding again"
+    ours = [key for key in index.shards if share.takes(key, len(index.groups))]
     complete = index.complete
-    damaged = index.damaged(folder, full if complete else True)
+    damaged = index.damaged(folder, full if complete else True, ours)
+    for key in damaged:
+        del index.shards[key]
     if damaged:
-        count, first = len(index.shards), damaged[0].file
-        for key in damaged:
-            del index.shards[key]
-        return index, f"damaged: encoding again {len(damaged):,} of {count:,} shards ({first})"
-    return index, None if complete else "unfinished"
-
-
-def say_problem(corpus: Corpus, index: ShardIndex, problem: str | None, place: str = "the token cache") -> None:
-    """Says what is wrong with a folder, unless it is new."""
-    if problem == "unfinished":
-        size = f"{index.num_bytes / 1e6:,.0f} MB of tokens in {len(index.shards):,} shards"
-        notice(f"{corpus.name}: {size} already encoded: continuing")
-    elif problem not in (None, "missing"):
-        notice(f"{place} of {corpus.name} is {problem}")
+        return index, f"damaged: encoding again {len(damaged):,} of {len(ours):,} shards ({damaged[0].file})"
+    if complete:
+        return index, None
+    return index, f"unfinished, {len(ours):,} shards are there: continuing" if ours else "missing"
 
 
 def complete_folder(
-    folder: Path, corpus: Corpus, tokenizer: Tokenizer, index: ShardIndex, share: Share = Share()
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    index: ShardIndex,
+    share: Share = WHOLE,
+    processes: int | None = None,
 ) -> ShardIndex:
     """Builds the shards of a share that an index lacks, and joins the indexes of all processes.
 
     Args:
-        folder: the folder; one process alone writes it, or each its share
+        folder: the folder
         corpus: the text
         tokenizer: encodes it
         index: the shards that are there
         share: those to build
+        processes: processes that encode; None for one per core
 
     Returns:
         all shards of the folder; `complete` if no other process has any left to build
     """
     started = time.monotonic()
-    make_folder(folder)
-    sweep(folder, 0 if share.count == 1 else 3600)
-    build_shards(folder, corpus, tokenizer, index, share)
+    build_shards(make_folder(folder), corpus, tokenizer, index, share, processes)
     index.save(folder / share.index)
     whole = _join(folder)
-    sizes = ", ".join(f"{whole.num_tokens(part):,} {part}" for part in whole.parts)
     if whole.complete:
+        sizes = ", ".join(f"{whole.num_tokens(part):,} {part}" for part in whole.parts)
         notice(f"encoded {corpus.name} into tokens: {sizes} ({time.monotonic() - started:.1f} s)")
     return whole
+
+
+def write_shards(
+    folder: str | Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    share: Share = WHOLE,
+    *,
+    full: bool | None = None,
+    processes: int | None = None,
+) -> ShardIndex:
+    """Writes a corpus to a folder of token shards, or the share of one of several processes.
+
+    The shards do not depend on the number of processes, their order, or kills; what is there already is kept.
+
+    Args:
+        folder: the folder, the same for all processes
+        corpus: the text
+        tokenizer: encodes it; it is saved in the folder, for `open_shards`
+        share: the shards to write
+        full: whether to compare the SHA-256 of the shards that are there, as in `ShardIndex.damaged`
+        processes: processes that encode; None for one per core
+
+    Returns:
+        all shards of the folder; `complete` if no other process has any left to build
+
+    Raises:
+        CannotCreateError: if the folder has anything else, or cannot be created.
+        DataError: if the tokenizer cannot encode the text.
+    """
+    folder, whole = Path(folder), new_index(corpus, tokenizer)
+    check_folder(folder, whole)
+    index, problem = examine(folder, whole, full, share)
+    if problem is None and index_files(folder) == [folder / INDEX]:
+        return index
+    if problem not in (None, "missing"):
+        notice(f"{folder}: is {problem}")
+    write_tokenizer(make_folder(folder), tokenizer)
+    return complete_folder(folder, corpus, tokenizer, index, share, processes)
 
 
 def _join(folder: Path) -> ShardIndex:

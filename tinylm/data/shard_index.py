@@ -129,15 +129,17 @@ class ShardIndex:
         self.shards |= other.shards
         self.groups = [mine or theirs for mine, theirs in zip(self.groups, other.groups, strict=True)]
 
-    def damaged(self, folder: Path, full: bool | None = None) -> list[ShardKey]:
+    def damaged(self, folder: Path, full: bool | None = None, keys: Iterable[ShardKey] | None = None) -> list[ShardKey]:
         """The shards whose files are missing or differ from their records.
 
         Args:
             folder: the folder
             full: whether to compare the SHA-256 too. Default: up to `VERIFIED` bytes in all
+            keys: the shards to check. Default: all
         """
         full = self.num_bytes <= VERIFIED if full is None else full
-        return [key for key, shard in sorted(self.shards.items()) if not self._intact(folder, key, shard, full)]
+        chosen = sorted(self.shards if keys is None else keys)
+        return [key for key in chosen if not self._intact(folder, key, self.shards[key], full)]
 
     def _intact(self, folder: Path, key: ShardKey, shard: Shard, full: bool) -> bool:
         files = [(key.file, shard.tokens * np.dtype(self.dtype).itemsize, shard.sha256)]

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from tinylm.data.corpora import NAMES, Corpus
 from tinylm.data.pretrained import OTHER_NAMES, VOCABULARIES, pretrained_tokenizer
 from tinylm.data.shard_builder import new_index, parts_with_log_probs
-from tinylm.data.shard_folder import complete_folder, examine, say_problem
+from tinylm.data.shard_folder import complete_folder, examine
 from tinylm.data.shard_index import FORMAT, ShardIndex, Tokens, open_parts, read_log_probs
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
-from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, write_json
+from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
 
@@ -168,7 +168,9 @@ def open_cache(
         stale = [other for other in folder.parent.glob(f"{family}-*") if other.is_dir() and other != folder]
         if problem == "missing" and stale:
             problem = "from an earlier text, split or tokenizer: encoding again"
-        say_problem(corpus, index, problem)
+        if problem != "missing":
+            notice(f"the token cache of {corpus.name} is {problem}")
+        sweep(make_folder(folder), older_than=0)  # of a killed process
         try:
             return folder, complete_folder(folder, corpus, tokenizer, index)
         except DataError:  # the text cannot be encoded
