@@ -111,12 +111,12 @@ def build_shards(
 
         blocks = _missing_blocks(corpus, tokenizer, index, share, waiting, end_group)
         for ids in map_in_order(tokenizer.encode_packed, blocks, processes, alone=8):
+            run_ends()
             key, log_probs = waiting.popleft()  # pyright: ignore[reportGeneralTypeIssues]
             if key not in writing:
                 writing[key] = _ShardWriter(folder, key, files)
             if writing[key].add(ids, log_probs) == BLOCKS:
                 finish([key])
-            run_ends()
             bar.update(len(ids))
         run_ends()
 

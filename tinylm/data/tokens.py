@@ -146,12 +146,18 @@ def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dic
 
 
 def open_cache(
-    corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, full: bool | None = None
+    corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, full: bool | None = None, processes: int | None = None
 ) -> tuple[Path, ShardIndex]:
     """The folder of a valid cache and its index, built if necessary.
 
-    Arguments and errors are those of `open_tokens`; `full` says whether to compare every shard's SHA-256, as in
-    `ShardIndex.damaged`.
+    Arguments and errors are those of `open_tokens`, and two more.
+
+    Args:
+        corpus: the text
+        tokenizer: encodes it
+        cache_dir: as in `open_tokens`
+        full: whether to compare every shard's SHA-256, as in `ShardIndex.damaged`
+        processes: processes that encode; None for one per core
     """
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
     family = f"{_slug(corpus.name)}-{tokenizer.kind}"
@@ -172,7 +178,7 @@ def open_cache(
             notice(f"the token cache of {corpus.name} is {problem}")
         sweep(make_folder(folder), older_than=0)  # of a killed process
         try:
-            return folder, complete_folder(folder, corpus, tokenizer, index)
+            return folder, complete_folder(folder, corpus, tokenizer, index, processes=processes)
         except DataError:  # the text cannot be encoded
             if not index.shards:
                 shutil.rmtree(folder, ignore_errors=True)
