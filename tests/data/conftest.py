@@ -12,13 +12,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+
 @pytest.fixture
 def python():
     """python(code, *arguments) starts a process, killed after the test."""
     processes = []
 
     def start(code: str, *arguments: object, **options) -> subprocess.Popen:
-        command = [sys.executable, "-c", "import sys\nfrom pathlib import Path\n" + textwrap.dedent(code), *map(str, arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys\nfrom pathlib import Path\n" + textwrap.dedent(code),
+            *map(str, arguments),
+        ]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         processes.append(subprocess.Popen(command, **pipes, **options))
         return processes[-1]
