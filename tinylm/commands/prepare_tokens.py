@@ -95,9 +95,9 @@ def write(options: argparse.Namespace, spec: str, numbers: tuple[int, int]) -> N
 
     from tinylm.data.token_files import write_ids
 
-    target: Path = options.out
     for part, tokens in open_parts(folder, index).items():
-        path = target / f"{part}.{options.format}"
+        assert options.out is not None
+        path = options.out / f"{part}.{options.format}"
         write_ids(path, options.format, tokens, tokenizer, tokenizer.end_of_text if corpus.separated else None)
         print(f"{path}: {plural(len(tokens), 'token')}")
 
