@@ -104,6 +104,31 @@ def test_arrays_of_ids(form, run):
     assert code == (0 if form == "npy" else 73)  # bare numbers cannot be recognized
 
 
+def test_options_of_reading_determine_the_documents(run):
+    texts = ["one é", "two", "one é", "three 😀"]
+    Path("d").mkdir()
+    Path("d/a.jsonl").write_text("".join(json.dumps({"x": {"y": text}}) + "\n" for text in texts), encoding="utf-8")
+    Path("d/b.md").write_text("no document")
+    options = ["--tokenizer", "tok.json", "--format", "jsonl", "--split", "0.5", "0.5"]
+    code, _, err = run("d", *options, "--out", "o", "--field", "x.y", "--deduplicate", "--include", "*.jsonl")
+    assert code == 0, err
+    assert "".join(piece for part in ("train", "val") for piece in decoded(f"o/{part}.jsonl")) == "one étwothree 😀"
+    Path("s.txt").write_text("one--two--three", encoding="utf-8")
+    run("s.txt", *options, "--out", "p", "--separator=--")
+    assert decoded("p/train.jsonl") + decoded("p/val.jsonl") == [
+        "one",
+        "tw",
+        "o",
+        "three",
+    ]  # 11 characters, cut after 5
+
+
+def decoded(path):
+    """The texts of the records of ids in a file."""
+    records = map(json.loads, Path(path).read_text(encoding="utf-8").split("\n")[:-1])
+    return [load_tokenizer("tok.json").decode(record["ids"]) for record in records]
+
+
 def test_json_lines_have_a_document_each_with_the_pieces_that_join_to_its_text(run):
     for _ in range(2):
         code, _, _ = run("?.txt", "--tokenizer", "tok.json", "--out", "ids", "--format", "jsonl", "--overwrite")
