@@ -1,5 +1,6 @@
 """`tinylm prepare tokens`: shards by one process or several, files of ids, verification, and refused options."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_shards, open_tokens, shard_builder
+from tinylm.data.corpora import documents
 from tinylm.locate import command
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
 from tinylm.tokenizer.fast import blocks
@@ -66,6 +68,25 @@ def test_shares_in_any_order_equal_one_run(run):
     code, out, err = run("?.txt", "--tokenizer", "tok.json", "--out", "four", "--shard", "1/4")
     assert code == 0 and "to train on them" in out and "encoded ?.txt into tokens" in err
     assert content("four") == content("one")
+
+
+@pytest.mark.parametrize("source", ["?.txt", "r/*.jsonl.gz"])
+def test_groups_of_files_do_not_change_the_tokens_and_are_shared_out(source, run, monkeypatch):
+    """Four documents, which are split by characters, and 200 in four files, split by documents."""
+    Path("r").mkdir()
+    for number in range(4):
+        lines = "".join(json.dumps({"text": line}) + "\n" for line in LINES[number * 50 : number * 50 + 50])
+        Path(f"r/{number}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    run(source, "--tokenizer", "tok.json", "--out", "together")
+    monkeypatch.setattr(documents, "GROUP", 1)
+    for number in (1, 2, 0):
+        assert run(source, "--tokenizer", "tok.json", "--out", "shared", "--shard", f"{number}/3")[0] == 0
+    run(source, "--tokenizer", "tok.json", "--out", "apart")
+    assert content("shared") == content("apart") != content("together")
+    assert Path("apart/train-00003-00000.bin").exists() and not Path("together/train-00001-00000.bin").exists()
+    one, other = open_shards("together")[0], open_shards("apart")[0]
+    for part in ("train", "val"):
+        assert np.asarray(one[part]).tolist() == np.asarray(other[part]).tolist() != []
 
 
 def test_verify_finds_a_flipped_bit_and_builds_that_shard_again(run):
