@@ -29,6 +29,7 @@ from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
+from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
@@ -197,10 +198,10 @@ class TextDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
         assert isinstance(self.content, TextContent | PairContent)
-        return self.content.tokens
+        return dict(self.content.tokens)
 
     @property
     def floors(self) -> dict[str, Floor]:
