@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from tinylm.data.token_array import TokenArray
 from tinylm.errors import DataError
 
 IGNORE = -100  # a target left out of the loss, as in torch.nn.functional.cross_entropy
@@ -138,7 +139,7 @@ def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tup
     return generator.permutation(epoch_size), offset
 
 
-def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
+def gather(tokens: np.ndarray | TokenArray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
     """The batch of the windows that begin at `starts`, each of `context` tokens."""
     windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))  # (B, T + 1)
     return Batch(windows[:, :-1], windows[:, 1:], num_targets)
@@ -205,7 +206,7 @@ def document_lengths(begins: np.ndarray, num_tokens: int) -> np.ndarray:
     return np.diff(np.append(begins, num_tokens - 1))
 
 
-def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
+def gather_rows(tokens: np.ndarray | TokenArray, rows: Rows, part: slice) -> Batch:
     """The batch of some rows, each padded with IGNORE to the longest of all rows."""
     begins, ends = rows.begins[part, None], rows.ends[part, None]
     width = int((rows.ends - rows.begins).max())
@@ -243,7 +244,7 @@ class MicroSteps(Sampler[int]):
 class TrainingBatches(Dataset[Batch]):
     """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray | TokenArray
     windows: TrainingWindows
     accumulate: int
     world_size: int
@@ -264,7 +265,7 @@ class EvaluationBatches(Dataset[Batch]):
     rows have run out gets a batch without targets.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | TokenArray
     rows: Rows
     batch_size: int
     world_size: int

@@ -6,6 +6,7 @@ results do not depend on the hardware.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from tinylm.data.corpora import REPAIR, Corpus, check_split
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
+from tinylm.data.pretokenized import find_pretokenized
+from tinylm.data.shard_content import ShardContent
 from tinylm.data.template import Template, TooLong
+from tinylm.data.token_array import TokenArray
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
@@ -86,7 +90,7 @@ class TextDataModule(pl.LightningDataModule):
 
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, a glob, a URL,
-                lines:FILE (one document per line), or a *.grammar.yaml
+                lines:FILE (one document per line), a *.grammar.yaml, or token ids (nanoGPT, llm.c, Megatron)
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
@@ -130,7 +134,11 @@ class TextDataModule(pl.LightningDataModule):
         if fields is not None and pairs is None:
             raise ConfigError("data.fields: is for data.pairs; leave it out")
         self.content: Content
-        if pairs is None:
+        if pairs is None and (found := find_pretokenized(corpus)) is not None:
+            if errors != "strict" and text is None:
+                raise ConfigError(f"data.errors: is for texts, and {corpus} holds token ids; leave it out")
+            self.content = ShardContent(found, settings)
+        elif pairs is None:
             self.content = TextContent(corpus, settings)
         else:
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
@@ -151,7 +159,7 @@ class TextDataModule(pl.LightningDataModule):
     def corpus(self) -> Corpus:
         """The corpus; raises ConfigError with `pairs`."""
         if not isinstance(self.content, TextContent):
-            raise ConfigError("data.pairs has no corpus")
+            raise ConfigError(f"{self.source} has no corpus of text")
         return self.content.corpus
 
     @property
@@ -184,9 +192,9 @@ class TextDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> Mapping[str, np.ndarray | TokenArray]:
         """Token ids of each split."""
-        assert isinstance(self.content, TextContent | PairContent)
+        assert isinstance(self.content, TextContent | PairContent | ShardContent)
         return self.content.tokens
 
     @property
