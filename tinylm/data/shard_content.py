@@ -81,9 +81,7 @@ class ShardContent(Content):
     def _part(self, name: str) -> TokenArray:
         if name not in self.tokens:
             cut = "val" not in self._found.parts
-            remedy = (
-                "give data.split three fractions, such as [0.8, 0.1, 0.1]" if cut else "it has no file of that name"
-            )
+            remedy = "give data.split three fractions, such as [0.8, 0.1, 0.1]" if cut else "no file has that name"
             raise ConfigError(f"data.corpus: {self.source}: has no {name} part; {remedy}")
         if name != "train" and len(self.tokens[name]) < 2:
             raise DataError(f"data.corpus: {self.source}: {name} has {len(self.tokens[name])} tokens, needs at least 2")

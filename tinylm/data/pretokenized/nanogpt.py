@@ -1,6 +1,8 @@
 """nanoGPT's folders: train.bin and val.bin, ids without a header, and perhaps meta.pkl with the characters."""
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +44,13 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
+def _check_memo(data: bytes) -> None:
+    """Refuses a pickle that numbers a value beyond its length: the table of numbers could exceed all memory."""
+    for opcode, number, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and int(number or 0) > len(data):
+            raise pickle.UnpicklingError("it is damaged")
+
+
 def read_meta(path: Path) -> tuple[Tokenizer | None, int | None]:
     """The tokenizer and the size of the vocabulary that a meta.pkl records, None where it does not.
 
@@ -51,10 +60,12 @@ def read_meta(path: Path) -> tuple[Tokenizer | None, int | None]:
     if path.stat().st_size > LARGEST_META:
         raise DataError(f"{path}: is larger than any vocabulary; remove it, and name data.tokenizer")
     with open_input(path) as file:
-        try:
-            meta = _PlainUnpickler(file).load()
-        except Exception as error:  # damaged pickles raise errors of many types
-            raise DataError(f"{path}: is not read ({error}); remove it, and name data.tokenizer") from error
+        data = file.read()
+    try:
+        _check_memo(data)
+        meta = _PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # damaged pickles raise errors of many types
+        raise DataError(f"{path}: is not read ({error}); remove it, and name data.tokenizer") from error
     if not isinstance(meta, dict):
         raise DataError(f"{path}: is not nanoGPT's; it holds no dict")
     size = meta.get("vocab_size")
