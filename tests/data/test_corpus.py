@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,16 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.data.corpora import check_split, open_corpus
-from tinylm.data.corpora.base import FileCorpus, split_documents
-from tinylm.data.corpora.files import find_files
+from tinylm.data.corpora.lines import LineCorpus
+from tinylm.data.corpora.parts import PartsCorpus
 from tinylm.data.corpora.text import TextCorpus
-from tinylm.data.corpora.tinystories import TinyStoriesCorpus
+from tinylm.data.records import split_documents
+from tinylm.data.sources import Source, find_sources
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
 MEBIBYTE = 1 << 20
 posix = pytest.mark.skipif(os.name != "posix", reason="making links needs rights elsewhere")
-ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff<|endoftext|>"
+ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff`<|endoftext|>`"
 
 
 def open_files(source, split=(0.9, 0.1), **options):
@@ -145,7 +145,7 @@ def test_invalid_utf8_is_replaced_with_errors_replace(tmp_path):
 def test_fingerprints_differ_where_the_parts_do(tmp_path):
     for name, text in {"a": "text", "b": "tex", "c": "t"}.items():
         (tmp_path / name).write_text(text)
-    a, b, c = (tmp_path / name for name in "abc")
+    a, b, c = (Source(str(tmp_path / name)) for name in "abc")
     different = [
         TextCorpus("x", [a], (0.9, 0.1)), TextCorpus("x", [b], (0.9, 0.1)), TextCorpus("x", [a], (0.8, 0.2)),
         TextCorpus("x", [a], (0.9, 0.1), "replace"), TextCorpus("x", [b, c], (0.9, 0.1)),
@@ -187,18 +187,15 @@ def notes(tmp_path, monkeypatch):
 def opened(source):
     """The documents of a corpus, and its files."""
     corpus = open_corpus(source, split=(0.5, 0.5), cache_dir=Path("cache"))
-    assert isinstance(corpus, FileCorpus)
-    return "".join(corpus.texts()), [path.as_posix() for path in corpus.paths]
+    assert isinstance(corpus, TextCorpus | LineCorpus)
+    return "".join(corpus.texts()), [Path(source.url).as_posix() for source in corpus.sources]
 
 
 @pytest.mark.parametrize("source", ["notes", "notes/", "./notes", "lines:notes"])
-def test_a_folder_is_answered_with_the_glob_to_write(source, notes):
-    written = Path(source.removeprefix("lines:")).as_posix() + "/**/*.md"
-    with pytest.raises(MissingInputError, match=rf"is a folder; name its files, in quotes: '{re.escape(written)}'$"):
-        opened(source)
-    assert opened(written)[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
+def test_a_folder_is_read_with_all_below(source, notes):
+    assert opened(source)[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
     (notes / "pictures").mkdir()
-    with pytest.raises(MissingInputError, match=r"'notes/pictures/\*\*/\*\.txt'"):
+    with pytest.raises(MissingInputError, match=r"notes/pictures: has no files of text or records \(it is empty\)"):
         opened("notes/pictures")
 
 
@@ -215,7 +212,11 @@ def test_the_number_of_files_is_said_for_several(notes, capsys):
 )
 def test_a_glob_matches_what_python_matches(pattern, notes):
     expected = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    assert [path.as_posix() for path in find_files(pattern)] == [Path(path).as_posix() for path in expected] != []
+    assert (
+        [Path(each.url).as_posix() for each in find_sources(pattern)]
+        == [Path(path).as_posix() for path in expected]
+        != []
+    )
 
 
 @posix
@@ -235,9 +236,8 @@ def test_links_are_followed_but_a_file_is_read_once(notes, capsys, tmp_path):
     (notes / "1.md").symlink_to("b.md")
     text, files = opened("notes/**/*.md")
     assert files == ["notes/a.md", "notes/b.md", "notes/deep/c.md", "notes/linked/e.md"] and "Elsewhere" in text
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "tinylm: notes/**/*.md: 1 links to files that are there already are left out"
-    assert second == "tinylm: notes/**/*.md: 4 files"
+    left_out = "left out: 1 links to files that are there already"
+    assert capsys.readouterr().err == f"tinylm: notes/**/*.md: 4 files; {left_out}\n"
 
 
 @posix
@@ -310,8 +310,9 @@ def test_tinystories_keeps_its_own_split_and_divides_validation_for_test(tmp_pat
     train, validation = tmp_path / "train.txt", tmp_path / "valid.txt"
     train.write_bytes(b"one\n<|endoftext|>\ntwo\n<|endoftext|>")
     validation.write_text("a<|endoftext|>b<|endoftext|>c")
-    two = TinyStoriesCorpus("t", [train, validation], (0.9, 0.1))
-    three = TinyStoriesCorpus("t", [train, validation], (0.8, 0.1, 0.1))
+    files = {"train": [Source(str(train))], "val": [Source(str(validation))]}
+    two = PartsCorpus("t", files, (0.9, 0.1))
+    three = PartsCorpus("t", files, (0.8, 0.1, 0.1))
     assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
     assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
     assert two.fingerprint != three.fingerprint

@@ -4,6 +4,7 @@ The files that are read are built here from the formats' descriptions; those tha
 few lines (nanoGPT's memmap and pickle, modded-nanogpt's shard loader, Megatron's index).
 """
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -292,16 +293,15 @@ def test_an_id_beyond_the_vocabulary_is_named_with_its_position(tmp_path):
 
 
 def test_ids_are_checked_once_for_each_state_of_a_file(tmp_path, monkeypatch):
-    folder = write_nanogpt(tmp_path / "chars")
+    folder = write_nanogpt(tmp_path / "chars", np.tile(IDS, 200), 172_000)
+    for path in folder.iterdir():
+        os.utime(path, (1e9, 1e9))  # files of this second are not remembered: they could still change
     first = shards(folder, tmp_path).fingerprint
-    monkeypatch.setattr("tinylm.data.pretokenized.base.Shard.map", lambda shard: pytest.fail("read again"))
-    monkeypatch.setattr(nanogpt, "SAMPLE", 0)
-    monkeypatch.setattr(nanogpt, "read_headerless", lambda path, dtype: nanogpt.Shard(
-        path, dtype, 0, path.stat().st_size // 2))  # fmt: skip
+    monkeypatch.setattr("tinylm.data.pretokenized.scan._read", lambda shard, bar: pytest.fail("read again"))
     assert shards(folder, tmp_path).fingerprint == first
     monkeypatch.undo()
-    changed = IDS[:1548].astype(np.uint16)
-    changed[0] += 1
+    changed = np.fromfile(folder / "train.bin", np.uint16)
+    changed[100_000] += 1
     changed.tofile(folder / "train.bin")
     assert shards(folder, tmp_path).fingerprint != first
 

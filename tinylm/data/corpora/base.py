@@ -8,14 +8,13 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from tinylm.errors import ConfigError, notice
-from tinylm.files import read_chunks, sha256_json
-from tinylm.recognize import HEAD, foreign, markup
+from tinylm.data.records import REPAIR, Reading
+from tinylm.errors import ConfigError
+
+__all__ = ["PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Reading", "check_split", "part_of"]
 
 PARTS = ("train", "val", "test")
-REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
 
 
 class Corpus(ABC):
@@ -83,58 +82,14 @@ class HashSplitCorpus(Corpus):
         return (document for found, document in self.items() if found == part)
 
     def _part_of(self, text: str) -> str:
-        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        fraction = int.from_bytes(digest[:7], "big") / 256**7
-        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
-        return self.parts[sum(fraction >= bound for bound in bounds)]
+        return part_of(hashlib.sha256(text.encode(errors="surrogateescape")).digest(), self.split, self.parts)
 
 
-class FileCorpus(Corpus):
-    """UTF-8 files. Opening reads them once, to check them, to count characters and for the fingerprint.
-
-    Attributes:
-        kind: part of the fingerprint
-        paths: the files
-        lengths: characters in each file
-    """
-
-    kind: str
-
-    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
-        """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
-        self.name, self.paths, self.split, self.errors = name, paths, split, errors
-        self.parts = PARTS[: len(split)]
-        scans = [_scan(path, errors) for path in paths]
-        self.lengths = [length for _, length, _ in scans]
-        self.fingerprint = sha256_json([self.kind, [digest for digest, _, _ in scans], self._split_key(), errors])
-        remarks = [f"{path}: {remark}" for path, (_, _, remark) in zip(paths, scans, strict=True) if remark]
-        for remark in remarks[:1]:
-            notice(remark + (f" ({len(remarks) - 1:,} more files are alike)" if len(remarks) > 1 else ""))
-
-    def _split_key(self) -> tuple:
-        return self.split
-
-
-def _scan(path: Path, errors: str) -> tuple[str, int, str | None]:
-    """The SHA-256 of a file's text, its number of characters, and a remark on its format if it needs one."""
-    digest, length, remark = hashlib.sha256(), 0, None
-    for text in read_chunks(path, errors, digest, remedy=REPAIR):
-        if not length:
-            remark = markup(path, text)
-            if errors == "surrogateescape":  # any other refuses it
-                remark = remark or foreign(path, text[:HEAD].encode("utf-8", errors))
-        length += len(text)
-    return digest.hexdigest(), length, remark
-
-
-def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """The nonempty texts between separators, which may straddle chunks."""
-    tail = ""
-    for chunk in chunks:
-        *complete, tail = (tail + chunk).split(separator)
-        yield from filter(None, complete)
-    if tail:
-        yield tail
+def part_of(digest: bytes, split: tuple[float, ...], parts: tuple[str, ...]) -> str:
+    """The part of the document with this SHA-256."""
+    fraction = int.from_bytes(digest[:7], "big") / 256**7
+    bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
+    return parts[sum(fraction >= bound for bound in bounds)]
 
 
 def check_split(split: Iterable[float]) -> tuple[float, ...]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tinylm.data.corpora.files import find_files
 from tinylm.data.pretokenized import llmc, megatron, nanogpt
 from tinylm.data.pretokenized.base import Pretokenized, Shard
+from tinylm.data.sources.globs import glob_files
 from tinylm.errors import DataError
 from tinylm.files import open_input
 
@@ -38,7 +38,7 @@ def find_pretokenized(source: str, vocab_size: int | None = None) -> Pretokenize
     elif os.path.isfile(f"{name}.idx"):  # noqa: PTH113
         names, folder, whole = [Path(f"{name}.idx")], path.parent, False
     else:
-        names = find_files(source) if source.endswith((".bin", ".idx")) else []
+        names = [Path(each) for each in glob_files(name)[0]] if source.endswith((".bin", ".idx")) else []
         folder, whole = names[0].parent if names else path.parent, False
     found = [each for each in map(_reader(whole, vocab_size), _heads(names)) if each is not None]
     if not found:

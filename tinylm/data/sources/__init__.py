@@ -1,0 +1,7 @@
+"""Sources: the files of a corpus, local or behind a URL, compressed or not, as bytes."""
+
+from tinylm.data.sources.find import RECORDS, TEXTS, find_sources
+from tinylm.data.sources.memory import remembered
+from tinylm.data.sources.source import Source, suffix_of
+
+__all__ = ["RECORDS", "TEXTS", "Source", "find_sources", "remembered", "suffix_of"]
