@@ -16,7 +16,7 @@ from tinylm.commands import prepare_shards
 from tinylm.data.content import Settings, TextContent
 from tinylm.data.datamodule import TextDataModule
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
-from tinylm.data.pretokenized.write import write_shards
+from tinylm.data.pretokenized.write import write_pretokenized
 from tinylm.data.shard_content import ShardContent
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -332,7 +332,7 @@ def test_the_first_100_batches_are_those_of_the_text(tmp_path):
     text = TextContent(str(tmp_path / "t.txt"), settings(tmp_path))
     expected = text.training(accumulate=1, world_size=1, rank=0)
     for form in prepare_shards.FORMATS:
-        write_shards(form, text.tokens, text.tokenizer, tmp_path / form, shard_tokens=100)
+        write_pretokenized(form, text.tokens, text.tokenizer, tmp_path / form, shard_tokens=100)
         content = shards(tmp_path / form, tmp_path)
         assert content.tokenizer == text.tokenizer
         found = content.training(accumulate=1, world_size=1, rank=0)
@@ -349,7 +349,7 @@ def test_the_first_100_batches_are_those_of_the_text(tmp_path):
 
 
 def test_nanogpt_reads_what_we_write(tmp_path):
-    write_shards("nanogpt", {"train": IDS[:1000], "val": IDS[1000:]}, CHARS, tmp_path / "out")
+    write_pretokenized("nanogpt", {"train": IDS[:1000], "val": IDS[1000:]}, CHARS, tmp_path / "out")
     data = np.memmap(tmp_path / "out" / "train.bin", dtype=np.uint16, mode="r")
     meta = pickle.loads((tmp_path / "out" / "meta.pkl").read_bytes())
     assert "".join(meta["itos"][int(i)] for i in data) == TEXT[:1000]
@@ -364,7 +364,7 @@ def test_nanogpt_reads_what_we_write(tmp_path):
 )
 def test_the_loaders_of_llmc_read_what_we_write(tokenizer, magic, version, dtype, tmp_path):
     ids = np.arange(250)
-    counts = write_shards("llmc", {"train": ids, "val": ids[:30]}, tokenizer, tmp_path / "my", shard_tokens=100)
+    counts = write_pretokenized("llmc", {"train": ids, "val": ids[:30]}, tokenizer, tmp_path / "my", shard_tokens=100)
     assert counts == {f"my_train_{n:06}.bin": c for n, c in enumerate([100, 100, 50])} | {"my_val_000000.bin": 30}
     read = []
     for path in sorted((tmp_path / "my").glob("my_train_*.bin")):
@@ -379,7 +379,7 @@ def test_the_loaders_of_llmc_read_what_we_write(tokenizer, magic, version, dtype
 def test_megatrons_index_lists_the_documents_that_we_write(tmp_path):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     ids = np.array([0, 1, 3, 2, 3, 3, 1, 1])  # "ab", "c", "", and "bb", which is cut
-    write_shards("megatron", {"train": ids, "val": ids[:3]}, tokenizer, tmp_path / "out")
+    write_pretokenized("megatron", {"train": ids, "val": ids[:3]}, tokenizer, tmp_path / "out")
     index = (tmp_path / "out" / "train.idx").read_bytes()
     assert struct.unpack_from("<9sQBQQ", index) == (b"MMIDIDX\x00\x00", 1, 8, 4, 5)
     assert np.frombuffer(index, np.int32, 4, 34).tolist() == [3, 2, 1, 2]
@@ -392,18 +392,18 @@ def test_megatrons_index_lists_the_documents_that_we_write(tmp_path):
 
 def test_a_vocabulary_beyond_16_bits_is_refused_for_nanogpt(tmp_path):
     with pytest.raises(ConfigError, match="--to nanogpt: the ids of 70,000 tokens do not fit into its 16 bits"):
-        write_shards("nanogpt", {"train": IDS}, WIDE, tmp_path / "out")
+        write_pretokenized("nanogpt", {"train": IDS}, WIDE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_only_shards_of_ours_are_replaced(tmp_path):
     theirs = write_nanogpt(tmp_path / "theirs")
     with pytest.raises(CannotCreateError, match="exists and is not a folder of shards of tinylm"):
-        write_shards("nanogpt", {"train": IDS}, CHARS, theirs, overwrite=True)
-    write_shards("llmc", {"train": IDS}, CHARS, tmp_path / "ours", shard_tokens=500)
+        write_pretokenized("nanogpt", {"train": IDS}, CHARS, theirs, overwrite=True)
+    write_pretokenized("llmc", {"train": IDS}, CHARS, tmp_path / "ours", shard_tokens=500)
     with pytest.raises(CannotCreateError, match="replace it with --overwrite"):
-        write_shards("nanogpt", {"train": IDS}, CHARS, tmp_path / "ours")
-    write_shards("nanogpt", {"train": IDS}, CHARS, tmp_path / "ours", overwrite=True)
+        write_pretokenized("nanogpt", {"train": IDS}, CHARS, tmp_path / "ours")
+    write_pretokenized("nanogpt", {"train": IDS}, CHARS, tmp_path / "ours", overwrite=True)
     names = {path.name for path in (tmp_path / "ours").iterdir()}
     assert names == {"train.bin", "meta.pkl", "shards.json", "tokenizer.tinylm.json"}
 
@@ -412,9 +412,9 @@ def test_prepare_shards_encodes_a_text_and_converts_shards(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text(TEXT)
     options = ["--cache-dir", "cache"]
-    prepare_shards.write(["t.txt", "--to", "nanogpt", "--tokenizer", "char", "--out", "a", *options])
-    prepare_shards.write(["a", "--to", "megatron", "--out", "b", *options])
-    prepare_shards.write(["b", "--to", "llmc", "--out", "c", "--shard-tokens", "1000", *options])
+    prepare_shards.write_shards(["t.txt", "--to", "nanogpt", "--tokenizer", "char", "--out", "a", *options])
+    prepare_shards.write_shards(["a", "--to", "megatron", "--out", "b", *options])
+    prepare_shards.write_shards(["b", "--to", "llmc", "--out", "c", "--shard-tokens", "1000", *options])
     assert parts(shards("c", tmp_path)) == {"train": IDS[:1548].tolist(), "val": IDS[1548:].tolist()}
     assert f"{Path('c/c_train_000001.bin')}: 548 token ids" in capsys.readouterr().out
 
@@ -435,4 +435,4 @@ def test_options_that_do_not_fit_are_refused(words, message, tmp_path, monkeypat
     Path("t.txt").write_text(TEXT)
     write_nanogpt(Path("ids"))
     with pytest.raises(ConfigError, match=message):
-        prepare_shards.write([*words.split(), "--cache-dir", "cache"])
+        prepare_shards.write_shards([*words.split(), "--cache-dir", "cache"])

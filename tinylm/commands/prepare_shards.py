@@ -17,7 +17,7 @@ FORMATS = ("nanogpt", "llmc", "megatron")
 SHARD_TOKENS = 100_000_000
 
 
-def write(arguments: list[str]) -> None:
+def write_shards(arguments: list[str]) -> None:
     """Encodes a corpus, unless it holds token ids already, and writes its shards."""
     parser = Parser("prepare shards", __doc__)
     add = parser.add_argument
@@ -47,7 +47,8 @@ def write(arguments: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from tinylm.data.pretokenized.write import check_shard_target, check_vocabulary, write_shards
+    from tinylm.data.pretokenized.write import check_shard_target, check_vocabulary
+    from tinylm.data.pretokenized.write import write_pretokenized
 
     check_shard_target(options.out, options.overwrite)
     content = _content(options)
@@ -55,7 +56,7 @@ def write(arguments: list[str]) -> None:
     tokens, size = content.tokens, options.shard_tokens or SHARD_TOKENS
     total, hidden = sum(map(len, tokens.values())), not sys.stderr.isatty()
     with tqdm(total=total, desc="writing", unit=" ids", unit_scale=True, delay=2, leave=False, disable=hidden) as bar:
-        counts = write_shards(
+        counts = write_pretokenized(
             options.to, tokens, content.tokenizer, options.out, shard_tokens=size, overwrite=options.overwrite,
             progress=bar.update,
         )  # fmt: skip

@@ -6,7 +6,6 @@ results do not depend on the hardware.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tinylm.data.pair_content import PairContent
 from tinylm.data.pretokenized import find_pretokenized
 from tinylm.data.shard_content import ShardContent
 from tinylm.data.template import Template, TooLong
-from tinylm.data.token_array import TokenArray
+from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
@@ -206,10 +205,10 @@ class TextDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def tokens(self) -> Mapping[str, np.ndarray | TokenArray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
         assert isinstance(self.content, TextContent | PairContent | ShardContent)
-        return self.content.tokens
+        return dict(self.content.tokens)
 
     @property
     def floors(self) -> dict[str, Floor]:

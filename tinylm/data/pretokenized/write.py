@@ -38,7 +38,7 @@ def check_vocabulary(form: str, vocab_size: int) -> None:
         )
 
 
-def write_shards(
+def write_pretokenized(
     form: str,
     parts: Mapping[str, np.ndarray | TokenArray],
     tokenizer: Tokenizer,
