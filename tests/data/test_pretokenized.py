@@ -18,6 +18,7 @@ from tinylm.data.datamodule import TextDataModule
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
 from tinylm.data.pretokenized.write import write_pretokenized
 from tinylm.data.shard_content import ShardContent
+from tinylm.data.shard_folder import write_shards
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -436,3 +437,20 @@ def test_options_that_do_not_fit_are_refused(words, message, tmp_path, monkeypat
     write_nanogpt(Path("ids"))
     with pytest.raises(ConfigError, match=message):
         prepare_shards.write_shards([*words.split(), "--cache-dir", "cache"])
+
+
+# --- our own token shards
+
+
+def test_a_folder_of_prepare_tokens_has_the_batches_of_its_text(tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    text = TextContent(str(tmp_path / "t.txt"), settings(tmp_path))
+    index = write_shards(tmp_path / "own", text.corpus, text.tokenizer)
+    content = shards(tmp_path / "own", tmp_path)
+    expected, found = (each.training(accumulate=1, world_size=1, rank=0) for each in (text, content))
+    assert all(found[step].inputs.tolist() == expected[step].inputs.tolist() for step in range(100))
+    assert content.tokenizer == text.tokenizer
+    index.groups = [None]
+    index.save(tmp_path / "own" / "index.json")
+    with pytest.raises(DataError, match=r"is not complete; wait for prepare tokens, or .* data\.streaming=true"):
+        find_pretokenized(str(tmp_path / "own"))

@@ -19,7 +19,14 @@ from tinylm.data.batches import (
 )
 from tinylm.data.content import Content, Settings, first_words
 from tinylm.data.corpora import PARTS
-from tinylm.data.pretokenized import Pretokenized, check_ids, check_recorded, find_pretokenized, shard_tokenizer
+from tinylm.data.pretokenized import (
+    Pretokenized,
+    check_ids,
+    check_recorded,
+    find_pretokenized,
+    own,
+    shard_tokenizer,
+)
 from tinylm.data.token_array import TokenArray
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import sha256_json
@@ -44,19 +51,24 @@ class ShardContent(Content):
         return shard_tokenizer(self._found, self.settings.tokenizer, self.settings.cache_dir)
 
     @cached_property
-    def _checked(self) -> tuple[Pretokenized, list[str]]:
-        """The shards as the vocabulary says how wide ids are, and their checksums; all ids are of the vocabulary."""
+    def _checked(self) -> tuple[Pretokenized, str]:
+        """The shards, as wide as the vocabulary says where nothing else does, and the fingerprint of the parts.
+
+        All ids are of the vocabulary: of our own shards, the index says so.
+        """
         found = find_pretokenized(self.source, self.tokenizer.vocab_size)
         assert found is not None
         check_recorded(found, self.tokenizer)
-        return found, check_ids(found, self.tokenizer.vocab_size, self.settings.cache_dir)
+        if found.kind == own.KIND:
+            return found, own.check_own(found.folder)
+        digests = check_ids(found, self.tokenizer.vocab_size, self.settings.cache_dir)
+        counts = {part: len(shards) for part, shards in found.parts.items()}
+        return found, sha256_json(["shards", digests, counts, None if "val" in counts else self.settings.split])
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the ids of each part."""
-        found, digests = self._checked
-        counts = {part: len(shards) for part, shards in found.parts.items()}
-        return sha256_json(["shards", digests, counts, self.settings.split if "val" not in found.parts else None])
+        return self._checked[1]
 
     @cached_property
     def tokens(self) -> dict[str, TokenArray]:

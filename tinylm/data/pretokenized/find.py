@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tinylm.data.pretokenized import llmc, megatron, nanogpt
 from tinylm.data.pretokenized.base import Pretokenized, Shard
+from tinylm.data.pretokenized.own import read_own
 from tinylm.data.sources.globs import glob_files
 from tinylm.errors import DataError
 from tinylm.files import open_input
@@ -32,6 +33,8 @@ def find_pretokenized(source: str, vocab_size: int | None = None) -> Pretokenize
     name = os.path.expanduser(source)  # noqa: PTH111 (Path would change `~` within a glob)
     path = Path(name)
     if os.path.isdir(name):  # noqa: PTH112 (Path raises for an overlong name)
+        if (ours := read_own(source, path)) is not None:
+            return ours
         names = sorted(each for each in path.iterdir() if not each.name.startswith("."))
         names = [each for each in names if each.suffix in (".bin", ".idx") and each.is_file()]
         folder, whole = path, True
