@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,45 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.token_folders import LENGTHS, publish, write_folder
 from tinylm.data.content import Settings
 from tinylm.data.datamodule import TextDataModule
 from tinylm.data.shard_cache import ShardCache
-from tinylm.data.shard_index import Shard, ShardIndex, ShardKey
+from tinylm.data.shard_index import ShardKey
 from tinylm.data.shard_stream import LocalFolder, available
 from tinylm.data.stream_content import StreamContent
 from tinylm.errors import ConfigError, DataError, MissingInputError
-from tinylm.tokenizer import ByteTokenizer
 
 CONTEXT, BATCH = 8, 4
-LENGTHS = [100, 40, 130, 5, 77]
-VAL = np.arange(50, dtype=np.uint16)
-
-
-def write_folder(folder: Path, lengths=LENGTHS) -> ShardIndex:
-    """A folder of `prepare tokens`: every group of the corpus has one shard of train, the first one also one of val."""
-    folder.mkdir()
-    tokenizer, random = ByteTokenizer(), np.random.default_rng(0)
-    tokenizer.save(folder / "tokenizer.tinylm.json")
-    index = ShardIndex("text", "fingerprint", tokenizer.sha256, "uint16", ("train", "val"), [])
-    pieces = {ShardKey("train", g, 0): random.integers(0, 256, n, np.uint16) for g, n in enumerate(lengths)}
-    for key, ids in (pieces | {ShardKey("val", 0, 0): VAL}).items():
-        ids.tofile(folder / key.file)
-        index.shards[key] = Shard(len(ids), hashlib.sha256(ids.tobytes()).hexdigest())
-    index.groups = [{"train": 1, "val": int(g == 0)} for g in range(len(lengths))]
-    index.save(folder / "index.json")
-    return index
-
-
-def publish(whole: ShardIndex, source: Path, target: Path, groups: int) -> None:
-    """The first groups of a folder in another one, as if it had been built so far."""
-    target.mkdir(exist_ok=True)
-    shutil.copy(source / "tokenizer.tinylm.json", target)
-    found = {key: shard for key, shard in whole.shards.items() if key.group < groups}
-    for key in found:
-        if not (target / key.file).exists():
-            shutil.copy(source / key.file, target)
-    known = [counts if g < groups else None for g, counts in enumerate(whole.groups)]
-    ShardIndex("text", "fingerprint", whole.tokenizer, "uint16", whole.parts, known, found).save(target / "index.json")
 
 
 def content_of(source, tmp_path: Path, patience=20.0, max_cache=1 << 30, **changes) -> StreamContent:
