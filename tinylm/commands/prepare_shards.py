@@ -47,8 +47,7 @@ def write_shards(arguments: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from tinylm.data.pretokenized.write import check_shard_target, check_vocabulary
-    from tinylm.data.pretokenized.write import write_pretokenized
+    from tinylm.data.pretokenized.write import check_shard_target, check_vocabulary, write_pretokenized
 
     check_shard_target(options.out, options.overwrite)
     content = _content(options)

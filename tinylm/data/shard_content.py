@@ -27,7 +27,7 @@ from tinylm.data.pretokenized import (
     own,
     shard_tokenizer,
 )
-from tinylm.data.token_array import TokenArray
+from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import sha256_json
 from tinylm.tokenizer import Tokenizer
@@ -138,12 +138,16 @@ class ShardContent(Content):
 
     def example_prompt(self) -> str:
         """The first words of a document; empty if they would be all of it."""
-        ids, end = self.tokens.get("val", self.tokens["train"])[:200], self.tokenizer.end_of_text
-        listed = np.asarray(ids).tolist()
-        begin = listed.index(end) + 1 if end in listed else 0  # the split may begin within a document
-        stop = listed.index(end, begin) if end in listed[begin:] else len(listed)
-        text = self.tokenizer.decode(listed[begin:stop])
-        if not begin:
-            text = text.partition("\n")[2] or text  # nor with a line
-        words = first_words(text)
-        return "" if stop < len(listed) and words == text.strip() else words
+        return prompt_from(self.tokens.get("val", self.tokens["train"])[:200], self.tokenizer)
+
+
+def prompt_from(tokens: Tokens, tokenizer: Tokenizer) -> str:
+    """The first words of the first document, or line, that begins among some tokens."""
+    ids, end = np.asarray(tokens).tolist(), tokenizer.end_of_text
+    begin = ids.index(end) + 1 if end in ids[:-1] else 0
+    stop = ids.index(end, begin) if end in ids[begin:] else len(ids)
+    text = tokenizer.decode(ids[begin:stop])
+    if not begin:  # the tokens may begin within a line
+        text = text.partition("\n")[2] or text
+    words = first_words(text)
+    return "" if stop < len(ids) and words == text.strip() else words

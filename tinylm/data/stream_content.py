@@ -15,10 +15,11 @@ from tinylm.data.batches import (
     windows_at,
     windows_batch,
 )
-from tinylm.data.content import Content, Settings, first_words
+from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import NAMES
 from tinylm.data.pretokenized.own import own_fingerprint
 from tinylm.data.shard_cache import ShardCache
+from tinylm.data.shard_content import prompt_from
 from tinylm.data.shard_order import ShardOrder
 from tinylm.data.shard_stream import LocalFolder, RemoteFolder, ShardStream, available
 from tinylm.errors import ConfigError, DataError, notice
@@ -122,9 +123,8 @@ class StreamContent(Content):
         return EvaluationBatches(tokens, Rows(rows.begins[chosen], rows.ends[chosen]), batch_size, world_size, rank)
 
     def example_prompt(self) -> str:
-        """The first words of the first document."""
-        ids, end = self._evaluated("val")[:200].tolist(), self.tokenizer.end_of_text
-        return first_words(self.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids))
+        """The first words of a document."""
+        return prompt_from(self._evaluated("val")[:200], self.tokenizer)
 
 
 class StreamBatches(Dataset[Batch]):
