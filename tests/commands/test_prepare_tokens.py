@@ -1,5 +1,6 @@
 """`tinylm prepare tokens`: shards by one process or several, files of ids, verification, and refused options."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tinylm.data import open_corpus, open_shards, open_tokens, shard_builder
+from tinylm.data.corpora import documents
 from tinylm.locate import command
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
 from tinylm.tokenizer.fast import blocks
@@ -68,6 +70,25 @@ def test_shares_in_any_order_equal_one_run(run):
     assert content("four") == content("one")
 
 
+@pytest.mark.parametrize("source", ["?.txt", "r/*.jsonl.gz"])
+def test_groups_of_files_do_not_change_the_tokens_and_are_shared_out(source, run, monkeypatch):
+    """Four documents, which are split by characters, and 200 in four files, split by documents."""
+    Path("r").mkdir()
+    for number in range(4):
+        lines = "".join(json.dumps({"text": line}) + "\n" for line in LINES[number * 50 : number * 50 + 50])
+        Path(f"r/{number}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    run(source, "--tokenizer", "tok.json", "--out", "together")
+    monkeypatch.setattr(documents, "GROUP", 1)
+    for number in (1, 2, 0):
+        assert run(source, "--tokenizer", "tok.json", "--out", "shared", "--shard", f"{number}/3")[0] == 0
+    run(source, "--tokenizer", "tok.json", "--out", "apart")
+    assert content("shared") == content("apart") != content("together")
+    assert Path("apart/train-00003-00000.bin").exists() and not Path("together/train-00001-00000.bin").exists()
+    one, other = open_shards("together")[0], open_shards("apart")[0]
+    for part in ("train", "val"):
+        assert np.asarray(one[part]).tolist() == np.asarray(other[part]).tolist() != []
+
+
 def test_verify_finds_a_flipped_bit_and_builds_that_shard_again(run):
     run("?.txt", "--tokenizer", "tok.json", "--out", "s")
     assert run("s", "--verify")[1].startswith("s: all shards are intact: ")
@@ -102,6 +123,31 @@ def test_arrays_of_ids(form, run):
     assert code == 73 and "deep/ids/train" in err
     code, _, err = run("?.txt", "--tokenizer", "tok.json", "--out", "deep/ids", "--format", form, "--overwrite")
     assert code == (0 if form == "npy" else 73)  # bare numbers cannot be recognized
+
+
+def test_options_of_reading_determine_the_documents(run):
+    texts = ["one é", "two", "one é", "three 😀"]
+    Path("d").mkdir()
+    Path("d/a.jsonl").write_text("".join(json.dumps({"x": {"y": text}}) + "\n" for text in texts), encoding="utf-8")
+    Path("d/b.md").write_text("no document")
+    options = ["--tokenizer", "tok.json", "--format", "jsonl", "--split", "0.5", "0.5"]
+    code, _, err = run("d", *options, "--out", "o", "--field", "x.y", "--deduplicate", "--include", "*.jsonl")
+    assert code == 0, err
+    assert "".join(piece for part in ("train", "val") for piece in decoded(f"o/{part}.jsonl")) == "one étwothree 😀"
+    Path("s.txt").write_text("one--two--three", encoding="utf-8")
+    run("s.txt", *options, "--out", "p", "--separator=--")
+    assert decoded("p/train.jsonl") + decoded("p/val.jsonl") == [
+        "one",
+        "tw",
+        "o",
+        "three",
+    ]  # 11 characters, cut after 5
+
+
+def decoded(path):
+    """The texts of the records of ids in a file."""
+    records = map(json.loads, Path(path).read_text(encoding="utf-8").split("\n")[:-1])
+    return [load_tokenizer("tok.json").decode(record["ids"]) for record in records]
 
 
 def test_json_lines_have_a_document_each_with_the_pieces_that_join_to_its_text(run):

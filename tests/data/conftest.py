@@ -1,5 +1,6 @@
 """Fixtures: a web server that can fail in every way, and processes that start in half a second."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -42,8 +43,9 @@ class Page:
     length: int | None = None  # what Content-Length claims
     reset: bool = False  # break the connection after the body instead of closing it
     ranges: bool = False  # answer requests for a range of bytes
+    head: bool = True  # answer HEAD
     version: str | None = None  # the ETag
-    cuts: list[int] = field(default_factory=list)  # by request: break the connection after so many bytes
+    cuts: list[int] = field(default_factory=list)  # by request: close the connection after so many bytes
 
 
 @dataclass
@@ -70,25 +72,33 @@ def server(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         broken = False
 
+        def do_HEAD(self):
+            page = served.pages.get(self.path, Page(status=404))
+            self.answer(page, page.body, page.status if page.head else 405)
+
         def do_GET(self):
             asked = self.headers.get("Range")
             served.requests.append(self.path)
             served.ranges.append(asked)
             page = served.pages.get(self.path, Page(b"not here", status=404))
             body, status = page.body, page.status
+            sent = page.cuts.pop(0) if page.cuts else None
             if page.ranges and asked:
                 first, last = asked.removeprefix("bytes=").split("-")
                 body, status = body[int(first) : int(last) + 1 if last else None], 206
+            self.answer(page, body, status, first if status == 206 else None)
+            self.broken = page.reset
+            with contextlib.suppress(ConnectionError):  # the client has left
+                self.wfile.write(body[:sent])
+
+        def answer(self, page, body, status, first=None):
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) if page.length is None else page.length))
-            if status == 206:
-                whole = len(page.body)
-                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{whole}")
+            if first is not None:
+                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{len(page.body)}")
             if page.version:
                 self.send_header("ETag", f'"{page.version}"')
             self.end_headers()
-            self.broken = page.reset or bool(page.cuts)
-            self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
 
         def finish(self):
             super().finish()

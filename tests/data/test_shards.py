@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from tinylm.data import open_shards, shard_builder, shard_folder, shard_index, write_shards
+from tinylm.data import TextDataModule, open_shards, shard_builder, shard_folder, shard_index, write_shards
 from tinylm.data.corpora.base import Corpus
 from tinylm.data.shard_builder import Share
+from tinylm.data.token_array import TokenArray
 from tinylm.errors import CannotCreateError, DataError
 from tinylm.files import sha256_file, sha256_json
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
@@ -235,3 +238,65 @@ def test_more_shards_than_files_may_be_open(tokenizer, tmp_path, python):
     """
     out, err = python(code, tmp_path / "s").communicate(timeout=60)
     assert int(out or pytest.fail(err)) >= 45
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rlimits are POSIX's")
+def test_a_full_disk_is_named_and_costs_the_shards_being_written_only(tokenizer, tmp_path, python):
+    """The limit of file sizes stands for the disk: the fifth block is longer than it allows."""
+    corpus, tests = GroupedCorpus(), os.path.dirname(__file__)  # noqa: PTH120
+    write_shards(tmp_path / "one", corpus, tokenizer, processes=1)
+    tokenizer.save(tmp_path / "t.json")
+    code = f"""
+    import resource, signal
+    sys.path.insert(0, {tests!r})
+    from test_shards import GroupedCorpus, blocks, shard_builder
+    from tinylm.console import exit_code
+    from tinylm.data.shard_folder import write_shards
+    from tinylm.tokenizer import load_tokenizer
+    blocks.BLOCK, shard_builder.BLOCKS, count = 150, 2, 0
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    add = shard_builder._ShardWriter.add
+    def limited(*arguments):
+        global count
+        count += 1
+        if count == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        return add(*arguments)
+    shard_builder._ShardWriter.add = limited
+    folder, tokenizer = sys.argv[1:]
+    sys.exit(exit_code(lambda _: write_shards(folder, GroupedCorpus(), load_tokenizer(tokenizer), processes=1), []))
+    """
+    process = python(code, tmp_path / "full", tmp_path / "t.json")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 74, err
+    assert err.startswith("tinylm: error: ") and "could not be written (File too large" in err and err.count("\n") == 1
+    kept = {path.name for path in (tmp_path / "full").glob("*.bin")}
+    assert kept and not list((tmp_path / "full").glob(".tmp-*"))
+    write_shards(tmp_path / "full", corpus, tokenizer, processes=1)
+    assert content(tmp_path / "full") == content(tmp_path / "one")
+
+
+@pytest.mark.parametrize("options", [{}, {"train_tokens": 700}, {"tokenizer": "byte", "split": (0.5, 0.3, 0.2)}])
+def test_a_data_module_gives_the_same_batches_from_many_shards_as_from_one(options, tmp_path, monkeypatch):
+    options = {"corpus": "stories:80", "max_seq_len": 24, "batch_size": 4} | options
+    many = TextDataModule(**options, cache_dir=str(tmp_path / "many"))
+    assert isinstance(many.tokens["train"], TokenArray) and isinstance(many.tokens["val"], TokenArray)
+    monkeypatch.undo()
+    one = TextDataModule(**options, cache_dir=str(tmp_path / "one"))
+    assert isinstance(one.tokens["train"], np.ndarray)
+    assert many.floors.keys() == one.floors.keys()
+    for found, expected in zip(many.floors.values(), one.floors.values(), strict=True):
+        assert found.num_bytes == expected.num_bytes and found.log_probs.tolist() == expected.log_probs.tolist()
+    assert many.example_prompt() == one.example_prompt() != ""
+    for module in (many, one):
+        module.trainer = SimpleNamespace(
+            world_size=1, global_rank=0, accumulate_grad_batches=1, val_check_interval=1.0, limit_train_batches=1.0,
+            max_steps=9, max_epochs=-1, state=SimpleNamespace(fn="fit"), global_step=0,
+        )  # fmt: skip
+        module.setup("fit")
+    for loader in ("train_dataloader", "val_dataloader"):
+        pairs = list(zip(getattr(many, loader)(), getattr(one, loader)(), strict=True))
+        assert pairs
+        for left, right in pairs:
+            assert torch.equal(left.inputs, right.inputs) and torch.equal(left.targets, right.targets)
+            assert left.log_prob == right.log_prob

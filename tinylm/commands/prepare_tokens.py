@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinylm.commands.corpus_options import add_corpus_options, cache_dir_of, open_from
 from tinylm.console import Mode, Parser, check_at_least, plural
 from tinylm.errors import ConfigError
-from tinylm.files import default_cache_dir
 from tinylm.locate import command
 from tinylm.targets import FileKind, check_target
 
@@ -48,11 +48,8 @@ def tokens_parser() -> Parser:
     add("--verify", action="store_true", help="read all shards, compare their SHA-256, and build damaged ones again")
     add("--format", choices=["shards", *FORMATS], default="shards", help="bin: ids as in memory, uint16 or uint32")
     parser.add_overwrite_option()
-    add("--split", type=float, nargs="+", default=[0.9, 0.1], metavar="FRACTION", help="as data.split (0.9 0.1)")
-    add("--seed", type=int, default=0, help="seed of generated texts")
-    add("--errors", choices=["strict", "replace"], default="strict", help="invalid UTF-8: an error, or replaced")
     add("--processes", type=int, help="processes that encode (default: one per core)")
-    add("--cache-dir", type=Path, help="cache of downloads and tokens (default: $TINYLM_CACHE or ~/.cache/tinylm)")
+    add_corpus_options(parser)
     return parser
 
 
@@ -113,16 +110,11 @@ def verify(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace, spec: str) -> "tuple[Corpus, Tokenizer, Path]":
     """The corpus, the tokenizer and the cache folder."""
-    from tinylm.data.corpora import check_split, open_corpus
     from tinylm.data.tokens import is_tokenizer_file, resolve_tokenizer
     from tinylm.tokenizer import load_tokenizer
 
-    cache_dir = (options.cache_dir or default_cache_dir()).expanduser()
-    saved = load_tokenizer(spec) if is_tokenizer_file(spec) else None
-    takes_bytes = "byte" in (spec, saved and saved.kind)  # it accepts any bytes, as in training
-    errors = "surrogateescape" if takes_bytes and options.errors == "strict" else options.errors
-    split = check_split(options.split)
-    corpus = open_corpus(options.corpus, split=split, cache_dir=cache_dir, seed=options.seed, errors=errors)
+    saved, cache_dir = load_tokenizer(spec) if is_tokenizer_file(spec) else None, cache_dir_of(options)
+    corpus = open_from(options, options.corpus, takes_bytes="byte" in (spec, saved and saved.kind))
     return corpus, saved or resolve_tokenizer(spec, corpus, cache_dir), cache_dir
 
 

@@ -131,7 +131,7 @@ class DocumentWindows(TrainingWindows):
 
 
 def shuffled(samples: np.ndarray, seed: int, epoch_size: int, num_offsets: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The items of samples of the endless sequence, and the offset of the epoch that each belongs to, int64 (n,) each."""
+    """The items of samples of the endless sequence, and the offset of each one's epoch, int64 (n,) each."""
     epochs, positions = np.divmod(samples, epoch_size)
     items, offsets = np.empty_like(samples), np.empty_like(samples)
     for epoch in np.unique(epochs):

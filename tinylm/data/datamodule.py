@@ -96,15 +96,14 @@ class TextDataModule(pl.LightningDataModule):
         """Creates the data module.
 
         Args:
-            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, a glob, a URL,
-                lines:FILE (one document per line), a *.grammar.yaml, or token ids (nanoGPT, llm.c, Megatron); a mixture
-                as {web: FILE, books: FILE}
+            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, glob or URL,
+                lines:FILE (a document per line), *.grammar.yaml, token ids, or {a: FILE, ...}
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
-            split: Fractions of train and val, or of train, val and test
-            weights: Shares of a mixture's training tokens, as {web: 0.7, books: 0.3}. Default: by size
+            split: Fractions of train, val and perhaps test
+            weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
             seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one

@@ -59,7 +59,7 @@ class TextCorpus(Corpus):
         self.few = counted is not None
         whole = self.few and self.contents.plain and not divided
         if whole and reading.separator:
-            raise ConfigError(f"data.separator: {name}: has no {reading.separator!r}; leave it out")
+            raise ConfigError(f"data.separator: {name}: does not contain {reading.separator!r}; leave it out")
         self.separated = not whole or len(sources) > 1
         if reading.deduplicate and not self.separated:
             raise ConfigError(f"data.deduplicate: {name}: is a single document; leave it out")
