@@ -8,11 +8,13 @@ import os
 import pickle
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tinylm.commands import prepare_shards
+from tinylm.data.batches import EvaluationBatches
 from tinylm.data.content import Settings, TextContent
 from tinylm.data.datamodule import TextDataModule
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
@@ -49,7 +51,7 @@ def llmc_bytes(ids, magic=20240520, version=1, dtype=np.uint16, count=None) -> b
     return header.tobytes() + np.array(ids, dtype=dtype).tobytes()
 
 
-def write_megatron(prefix: Path, documents, code=8, dtype=np.uint16) -> str:
+def write_megatron(prefix: Path, documents, code=8, dtype: Any = np.uint16) -> str:
     prefix.parent.mkdir(exist_ok=True)
     lengths = np.array([len(each) for each in documents])
     prefix.with_name(prefix.name + ".bin").write_bytes(np.concatenate(documents).astype(dtype).tobytes())
@@ -62,7 +64,7 @@ def write_megatron(prefix: Path, documents, code=8, dtype=np.uint16) -> str:
 
 
 def settings(tmp_path: Path, tokenizer="char", **changes) -> Settings:
-    plain = dict(context=16, batch_size=4, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None)
+    plain: dict[str, Any] = dict(context=16, batch_size=4, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None)
     return Settings(tokenizer=tokenizer, cache_dir=tmp_path / "cache", **(plain | changes))
 
 
@@ -340,7 +342,7 @@ def test_the_first_100_batches_are_those_of_the_text(tmp_path):
         for step in range(100):
             assert found[step].inputs.tolist() == expected[step].inputs.tolist()
             assert found[step].targets.tolist() == expected[step].targets.tolist()
-        rows = [each.evaluation("val", None, 2, 1, 0) for each in (text, content)]
+        rows = [cast(EvaluationBatches, each.evaluation("val", None, 2, 1, 0)) for each in (text, content)]
         assert len(rows[0]) == len(rows[1]) == 6  # 172 tokens in rows of 16 targets, by twos
         for number in range(6):
             assert rows[0][number].targets.tolist() == rows[1][number].targets.tolist()

@@ -6,11 +6,13 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.token_folders import LENGTHS, publish, write_folder
+from tinylm.data.batches import EvaluationBatches
 from tinylm.data.content import Settings
 from tinylm.data.datamodule import TextDataModule
 from tinylm.data.shard_cache import ShardCache
@@ -23,7 +25,9 @@ CONTEXT, BATCH = 8, 4
 
 
 def content_of(source, tmp_path: Path, patience=20.0, max_cache=1 << 30, **changes) -> StreamContent:
-    plain = dict(context=CONTEXT, batch_size=BATCH, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None)
+    plain: dict[str, Any] = dict(
+        context=CONTEXT, batch_size=BATCH, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None
+    )
     settings = Settings(tokenizer="char", cache_dir=tmp_path / "cache", **(plain | changes))
     return StreamContent(str(source), settings, patience, max_cache)
 
@@ -106,7 +110,7 @@ def test_shards_count_up_to_the_first_that_is_missing(folder, tmp_path):
 
 def test_the_first_shard_of_val_is_evaluated(folder, tmp_path):
     content = content_of(folder, tmp_path)
-    rows = content.evaluation("val", None, 3, 1, 0)
+    rows = cast(EvaluationBatches, content.evaluation("val", None, 3, 1, 0))
     targets = [rows[number].targets.flatten() for number in range(len(rows))]
     assert sorted(int(each) for row in targets for each in row if each >= 0) == list(range(1, 50))
     with pytest.raises(ConfigError, match="has no tokens of a test part"):
