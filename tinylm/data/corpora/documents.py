@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinylm.data.records import TEXT, FileText, Format, Reading, decoded, find_format, find_separator
+from tinylm.data.records import END, TEXT, FileText, Format, Reading, decoded, find_format, find_separator
 from tinylm.data.sources import Source
 from tinylm.errors import ConfigError, notice
 from tinylm.files import atomic_write, locked, sha256_json
@@ -38,7 +38,7 @@ class Documents:
     key: str
 
     def __init__(
-        self, name: str, sources: list[Source], reading: Reading, errors: str, cache_dir: Path, blanks: bool = False
+        self, name: str, sources: list[Source], reading: Reading, errors: str, cache_dir: Path, stories: bool = False
     ) -> None:
         """Finds the formats of the files.
 
@@ -48,13 +48,14 @@ class Documents:
             reading: options
             errors: treatment of bytes that are not UTF-8
             cache_dir: the cache
-            blanks: whether texts of white space between separators are kept
+            stories: whether text files always have `<|endoftext|>` between documents, of which blank ones are kept,
+                unless `reading.separator` is another
 
         Raises:
             ConfigError: for an option that none of the formats has.
         """
         self.name, self.sources, self.reading, self.errors = name, sources, reading, errors
-        self.cache_dir, self.blanks = cache_dir, blanks
+        self.cache_dir, self._stories = cache_dir, stories and reading.separator is None
         self.formats: list[Format] = [find_format(source, reading, errors) for source in sources]
         self.groups = _groups(sources)
         self._separators: dict[int, str | None] = {}
@@ -79,7 +80,8 @@ class Documents:
         if self.formats[file] is not TEXT:
             return None
         if file not in self._separators:
-            self._separators[file] = find_separator(self.sources[file], self.reading)
+            reading = Reading(separator=END) if self._stories else self.reading
+            self._separators[file] = find_separator(self.sources[file], reading)
         return self._separators[file]
 
     def read(self, group: int, duplicates: bool = False) -> Iterator[tuple[int, Document]]:
@@ -93,7 +95,8 @@ class Documents:
         records = empty = 0
         for file in self.groups[group]:
             for document in self._read_file(file):
-                blank = isinstance(document, list) and not (document[0] and (self.blanks or not document[0].isspace()))
+                text = document[0] if isinstance(document, list) else None
+                blank = text == "" or (text is not None and text.isspace() and not self._stories)
                 if self.formats[file].records:
                     records, empty = records + 1, empty + blank
                 if not blank:

@@ -65,9 +65,10 @@ class Buffer:
         begin = 0 if self.hold else self.at
         pieces, size = [self.text[begin:]], 0
         while size <= len(pieces[0]) and not self.done:
-            pieces.append(next(self.chunks, ""))
+            chunk = next(self.chunks, None)
+            self.done = chunk is None
+            pieces.append(chunk or "")
             size += len(pieces[-1])
-            self.done = not pieces[-1]
         self.text, self.at = "".join(pieces), self.at - begin
 
 
@@ -109,7 +110,8 @@ def _lines(chunks: Iterable[str], name: str) -> Records:
         except json.JSONDecodeError as error:
             if line.strip() == "{":
                 fail(name, "", "must be a list of records, or have one on each line; write [...] around it")
-            problem = f"is not valid JSON ({error.msg} at column {error.colno}); repair or remove it"
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            problem = f"is not valid JSON ({reason}); repair or remove it"
             raise DataError(f"{name}: line {number}: {problem}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}: line {number}: is not valid JSON ({error}); repair or remove it") from error
