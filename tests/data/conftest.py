@@ -13,23 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-# Makes tinylm.data's submodules importable without its __init__, whose imports take a second in each process.
-LIGHT = """
-import sys, types
-from pathlib import Path
-import tinylm
-sys.modules["tinylm.data"] = types.ModuleType("tinylm.data")
-sys.modules["tinylm.data"].__path__ = [str(Path(tinylm.__file__).parent / "data")]
-"""
-
 
 @pytest.fixture
 def python():
-    """python(code, *arguments) starts a process with tinylm.data's submodules, killed after the test."""
+    """python(code, *arguments) starts a process, killed after the test."""
     processes = []
 
     def start(code: str, *arguments: object, **options) -> subprocess.Popen:
-        command = [sys.executable, "-c", LIGHT + textwrap.dedent(code), *map(str, arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys\nfrom pathlib import Path\n" + textwrap.dedent(code),
+            *map(str, arguments),
+        ]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         processes.append(subprocess.Popen(command, **pipes, **options))
         return processes[-1]

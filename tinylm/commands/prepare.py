@@ -3,6 +3,7 @@
 tinylm prepare questions --out questions/
 tinylm prepare summaries --out summaries/ --train 20000
 tinylm prepare tinystories --sample 10000
+tinylm prepare tokens my.txt --tokenizer tok.json --out shards
 """
 
 import json
@@ -18,7 +19,7 @@ PAIRS = {
     "questions": "Writes questions about short stories, with their answers.",
     "summaries": "Writes short stories, each with a one-sentence summary.",
 }
-KINDS = (*PAIRS, "tinystories")
+KINDS = (*PAIRS, "tinystories", "tokens")
 PAIRS_FILE = FileKind("a file of pairs", rb'\{"prompt": "[^\n]*", "response": ".*')
 STORIES = FileKind("a sample of TinyStories", rb".*<\|endoftext\|>")
 
@@ -32,6 +33,10 @@ def run(arguments: list[str]) -> None:
         write_pairs(kind, arguments[1:])
     elif kind == "tinystories":
         write_tinystories(arguments[1:])
+    elif kind == "tokens":
+        from tinylm.commands.prepare_tokens import write_tokens
+
+        write_tokens(arguments[1:])
     else:
         raise ConfigError(f"{kind}: no such data set{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
 

@@ -55,7 +55,7 @@ def find_sources(
 
 @dataclass
 class Choice:
-    """What to take of the files of a folder or glob, and counts of what was taken and left out.
+    """The files to take of a folder or glob, and counts of those left out.
 
     Attributes:
         pattern: what `data.corpus` names, for messages
