@@ -143,6 +143,12 @@ def test_a_folder_that_becomes_that_of_another_text_is_refused(folder, tmp_path)
         batches(content, 20)
 
 
+def test_a_first_shard_without_an_index_yet_is_waited_for(folder, tmp_path):
+    (folder / "index.json").unlink()
+    with pytest.raises(MissingInputError, match=r"no new shard for 0\.1 s .* index\.json is missing"):
+        _ = content_of(folder, tmp_path, patience=0.1).order
+
+
 def test_what_holds_no_shards_is_refused_at_once(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a text")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 MAPPED = 4  # shards kept open
 TRIES = 3  # at an index that is being replaced
+BEING_WRITTEN = re.compile(  # names in a folder that may get its index yet
+    rf"{re.escape(TOKENIZER)}|{re.escape(TEMPORARY)}.*|index.*\.json|\w+-\d+-\d+\.(bin|log_probs)"
+)
 
 
 class ShardFolder(ABC):
@@ -71,7 +75,7 @@ class LocalFolder(ShardFolder):
 
     def _refuse_others(self) -> None:
         names = {path.name for path in self._path.iterdir()} if self._path.is_dir() else set()
-        others = [name for name in names if name != TOKENIZER and not name.startswith(TEMPORARY)]
+        others = [name for name in names if not BEING_WRITTEN.fullmatch(name)]
         if others or self._path.is_file():
             raise DataError(f"data.corpus: {self.url}: holds no token shards, which data.streaming needs; leave it out")
 
@@ -207,5 +211,5 @@ def available(index: ShardIndex, part: str) -> list[tuple[ShardKey, Shard]]:
 
 
 def _state(index: ShardIndex) -> tuple[int, int]:
-    """What changes while a folder is built."""
+    """The number of shards and of unread groups, which change while a folder is built."""
     return len(index.shards), index.groups.count(None)

@@ -16,7 +16,7 @@ BLOCK = 1 << 20  # ids
 
 
 class Seen(NamedTuple):
-    """What was found in a shard.
+    """Checksum and range of the ids of a shard.
 
     Attributes:
         sha256: of the ids as they are stored
