@@ -96,3 +96,8 @@ def silence_notices() -> None:
     """Turns off the notices of this process, for all ranks of a job but one."""
     global _silenced
     _silenced = True
+
+
+def notices_silenced() -> bool:
+    """Whether `silence_notices` was called in this process."""
+    return _silenced

@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -431,6 +431,7 @@ def read_chunks(
     *,
     records: bool = False,
     remedy: str = "repair the file",
+    report: Callable[[int], object] | None = None,
 ) -> Iterator[str]:
     """Yields the text of a UTF-8 file in chunks of about a megabyte, without newline translation.
 
@@ -442,6 +443,7 @@ def read_chunks(
         digest: a hash object to update with the bytes of the text
         records: whether JSON is expected, which is refused otherwise
         remedy: what the error for invalid UTF-8 advises
+        report: called with the number of bytes of the file read since the last call
 
     Raises:
         MissingInputError: if the file does not exist or cannot be read.
@@ -453,6 +455,8 @@ def read_chunks(
     with open_input(path) as file:
         while True:
             data = file.read(1 << 20)
+            if report is not None:
+                report(len(data))
             if not offset and data:
                 if not records:
                     refuse_records(path, data)

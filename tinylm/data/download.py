@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import http.client
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
+from tinylm.progress import ProgressBar
 
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes per read
@@ -109,7 +107,7 @@ def _copy(response: http.client.HTTPResponse, file) -> str:
     """Copies a response to a file with a progress bar, and returns its SHA-256."""
     size = int(response.headers.get("Content-Length") or 0)
     digest = hashlib.sha256()
-    with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with ProgressBar("downloading", size) as bar:
         for block in _blocks(response):
             digest.update(block)
             bar.update(file.write(block))

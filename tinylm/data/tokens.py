@@ -8,7 +8,6 @@ A damaged cache is detected by its checksums and rebuilt. The text is streamed, 
 
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tinylm.data.corpora import NAMES, Corpus
 from tinylm.data.journal import JournaledFiles
@@ -35,8 +33,10 @@ from tinylm.files import (
     sweep,
     write_json,
 )
+from tinylm.progress import merging
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
+from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import Block, Packer
 from tinylm.workers import map_in_order
 
@@ -102,29 +102,19 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     """Trains on the training part only, except for a CharTokenizer, which needs the characters of all parts."""
     started = time.monotonic()
     if kind is CharTokenizer:
-        tokenizer = kind.train_from_texts(corpus.texts(), **options)
-    elif kind is BPETokenizer:
-        with _bar("counting words", "B") as counting, _bar("merging", " merges") as merging:
-            bars = {"counting": counting, "merging": merging}
-            tokenizer = kind.train_from_streams(
-                corpus.documents("train"),
-                processes=None,
-                progress=lambda stage, done: bars[stage].update(done - bars[stage].n),
-                **options,
-            )
+        with corpus.reading("characters of"):
+            tokenizer = kind.train_from_texts(corpus.texts(), **options)
     else:
-        tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
+        merges = options.get("vocab_size", VOCAB_SIZE) - 256 - len(options.get("special_tokens", ()))
+        with corpus.reading("counting words of", "train") as counting, merging(counting, merges) as progress:
+            more = {"processes": None, "progress": progress} if kind is BPETokenizer else {}
+            tokenizer = kind.train_from_streams(corpus.documents("train"), **options, **more)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)
     fewer = f": it has no more of the {asked:,} asked for" if tokenizer.vocab_size < asked else ""
     if seconds > 1 or fewer:
         notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s){fewer}")
     return tokenizer
-
-
-def _bar(description: str, unit: str) -> tqdm:
-    """Makes a progress bar that appears after 2 seconds, on a terminal only."""
-    return tqdm(desc=description, unit=unit, unit_scale=True, delay=2, leave=False, disable=not sys.stderr.isatty())
 
 
 def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
@@ -225,12 +215,11 @@ def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
                 being_encoded.append((part, log_probs))
                 yield block
 
-        with _bar(f"encoding {corpus.name}", " tokens") as bar:
+        with corpus.reading("encoding"):
             for ids in map_in_order(tokenizer.encode_packed, blocks(), processes=None, alone=8):
                 part, log_probs = being_encoded.popleft()
                 known = {f"{part}.log_probs": np.array(log_probs).tobytes()} if log_probs else {}
                 files.add({f"{part}.bin": ids.tobytes()} | known)
-                bar.update(len(ids))
         files.finish()
         counts = {part: files.sizes[f"{part}.bin"] // tokenizer.dtype.itemsize for part in corpus.parts}
         checksums = {name: sha256_file(new / name) for name in files.sizes}

@@ -8,10 +8,12 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinylm.errors import ConfigError, notice
-from tinylm.files import read_chunks, sha256_json
+from tinylm.files import file_size, read_chunks, sha256_json
+from tinylm.progress import ProgressBar
 from tinylm.recognize import HEAD, foreign, markup
 
 PARTS = ("train", "val", "test")
@@ -30,6 +32,7 @@ class Corpus(ABC):
             evaluation reads each document from its start
         has_floor: whether `log_prob` is known, and with it the best possible loss
         num_groups: number of groups, runs of documents that are read independently of each other
+        unit: of the amounts that `report` gets: bytes of files as they are stored, or `texts`
     """
 
     name: str
@@ -39,6 +42,8 @@ class Corpus(ABC):
     short_documents = False
     has_floor = False
     num_groups: int = 1
+    unit = "B"
+    _bar: ProgressBar | None = None
 
     @abstractmethod
     def documents(self, part: str) -> Iterator[Iterable[str]]:
@@ -54,6 +59,24 @@ class Corpus(ABC):
         """All chunks of all parts, for a vocabulary of characters."""
         for _, document in self.items():
             yield from document
+
+    def size(self, part: str | None = None) -> int | None:
+        """The amount that is read for a part, or for all, in `unit`; None if unknown."""
+        return None
+
+    @contextmanager
+    def reading(self, description: str, part: str | None = None) -> Iterator[ProgressBar]:
+        """Shows how much of a part, or of all, has been read while the block runs."""
+        with ProgressBar(f"{description} {self.name}", self.size(part), self.unit) as self._bar:
+            try:
+                yield self._bar
+            finally:
+                self._bar = None
+
+    def report(self, amount: int) -> None:
+        """Notes that so much has been read, in `unit`."""
+        if self._bar is not None:
+            self._bar.update(amount)
 
     def more(self, part: str) -> str:
         """The remedy for a part that is too short."""
@@ -104,7 +127,8 @@ class FileCorpus(Corpus):
         """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
         self.name, self.paths, self.split, self.errors = name, paths, split, errors
         self.parts = PARTS[: len(split)]
-        scans = [_scan(path, errors) for path in paths]
+        with ProgressBar(f"checking {name}", self.size()) as bar:
+            scans = [_scan(path, errors, bar) for path in paths]
         self.lengths = [length for _, length, _ in scans]
         self.fingerprint = sha256_json([self.kind, [digest for digest, _, _ in scans], self._split_key(), errors])
         remarks = [f"{path}: {remark}" for path, (_, _, remark) in zip(paths, scans, strict=True) if remark]
@@ -114,11 +138,15 @@ class FileCorpus(Corpus):
     def _split_key(self) -> tuple:
         return self.split
 
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files that are read for a part, or for all."""
+        return sum(file_size(path) for path in self.paths)
 
-def _scan(path: Path, errors: str) -> tuple[str, int, str | None]:
+
+def _scan(path: Path, errors: str, bar: ProgressBar) -> tuple[str, int, str | None]:
     """The SHA-256 of a file's text, its number of characters, and a remark on its format if it needs one."""
     digest, length, remark = hashlib.sha256(), 0, None
-    for text in read_chunks(path, errors, digest, remedy=REPAIR):
+    for text in read_chunks(path, errors, digest, remedy=REPAIR, report=bar.update):
         if not length:
             remark = markup(path, text)
             if errors == "surrogateescape":  # any other refuses it

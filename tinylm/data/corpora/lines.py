@@ -27,5 +27,5 @@ class LineCorpus(HashSplitCorpus, FileCorpus):
     def all_documents(self) -> Iterator[str]:
         """The nonempty lines of all files."""
         for path in self.paths:
-            lines = split_documents(read_chunks(path, self.errors), "\n")
+            lines = split_documents(read_chunks(path, self.errors, report=self.report), "\n")
             yield from filter(None, (line.removesuffix("\r") for line in lines))

@@ -32,7 +32,7 @@ class TextCorpus(FileCorpus):
         begin, end = self._range(part)
         for path, length in zip(self.paths, self.lengths, strict=True):
             if begin < length and end > 0:
-                yield _read_characters(path, max(begin, 0), end, self.errors)
+                yield self._read_characters(path, max(begin, 0), end)
             begin, end = begin - length, end - length
 
     def _range(self, part: str) -> tuple[int, int]:
@@ -41,12 +41,19 @@ class TextCorpus(FileCorpus):
         bounds = [int(sum(self.lengths) * share) for share in accumulate(fractions)]
         return list(pairwise([0, *bounds, sum(self.lengths)]))[self.parts.index(part)]
 
+    def _read_characters(self, path: Path, begin: int, end: int) -> Iterator[str]:
+        """Characters `begin` to `end` of a file, in chunks; reports their share of the bytes read."""
+        blocks: list[int] = []  # bytes read since the last chunk
+        for text in read_chunks(path, self.errors, report=blocks.append):
+            if piece := text[max(begin, 0) : max(end, 0)]:
+                self.report(sum(blocks) * len(piece) // len(text))
+                yield piece
+            blocks.clear()
+            begin, end = begin - len(text), end - len(text)
+            if end <= 0:
+                return
 
-def _read_characters(path: Path, begin: int, end: int, errors: str) -> Iterator[str]:
-    """Characters `begin` to `end` of a file, in chunks."""
-    for text in read_chunks(path, errors):
-        if piece := text[max(begin, 0) : max(end, 0)]:
-            yield piece
-        begin, end = begin - len(text), end - len(text)
-        if end <= 0:
-            return
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files that are read for a part, about as many as its characters, or for all."""
+        whole, (begin, end) = super().size() or 0, (0, 1) if part is None else self._range(part)
+        return whole if part is None else whole * (end - begin) // sum(self.lengths)

@@ -5,18 +5,16 @@ with the beginning of each, byte for byte, up to the end of the last story asked
 """
 
 import codecs
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tinylm.data.corpora.base import PARTS, FileCorpus, split_documents
 from tinylm.data.download import Download, stream
 from tinylm.errors import DataError
-from tinylm.files import atomic_write, read_chunks
+from tinylm.files import atomic_write, file_size, read_chunks
+from tinylm.progress import ProgressBar
 
 _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 NAMES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
@@ -40,11 +38,15 @@ class TinyStoriesCorpus(FileCorpus):
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The stories of a part."""
-        chunks = read_chunks(self._path(part), self.errors)
+        chunks = read_chunks(self._path(part), self.errors, report=self.report)
         shared = len(self.paths) < len(self.parts) and part != "train"
         for number, text in enumerate(split_documents(chunks, SEPARATOR)):
             if not shared or number % 2 == (part == "test"):
                 yield [text]
+
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files that are read for a part, or for all."""
+        return sum(file_size(self._path(each)) for each in (self.parts if part is None else [part]))
 
     def more(self, part: str) -> str:
         """The remedy for a part that is too short."""
@@ -100,9 +102,9 @@ def _stories(source: Download, cache_dir: Path) -> Generator[str, None, None]:
 
 def _write(path: Path, texts: Iterable[str], count: int, url: str) -> None:
     with atomic_write(path) as file:
-        written = 0
-        for text in tqdm(texts, total=count, unit=" stories", leave=False, disable=not sys.stderr.isatty()):
-            file.write((text + SEPARATOR).encode())
-            written += 1
-        if written < count:
-            raise DataError(f"{url}: has {written:,} stories for {path.name}, not {count:,}; ask for fewer")
+        with ProgressBar(f"writing {path.name}", count, "stories") as bar:
+            for text in texts:
+                file.write((text + SEPARATOR).encode())
+                bar.update(1)
+        if bar.done < count:
+            raise DataError(f"{url}: has {bar.done:,} stories for {path.name}, not {count:,}; ask for fewer")
