@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tinylm.errors import ConfigError, notice
 from tinylm.files import file_size, read_chunks, sha256_json
@@ -18,6 +19,17 @@ from tinylm.recognize import HEAD, foreign, markup
 
 PARTS = ("train", "val", "test")
 REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
+
+
+class Place(NamedTuple):
+    """Where a document comes from: a file, or a record of a file, such as `line 12`."""
+
+    file: str
+    kind: str = ""
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.kind} {self.number:,}" if self.kind else self.file
 
 
 class Corpus(ABC):
@@ -33,6 +45,8 @@ class Corpus(ABC):
         has_floor: whether `log_prob` is known, and with it the best possible loss
         num_groups: number of groups, runs of documents that are read independently of each other
         unit: of the amounts that `report` gets: bytes of files as they are stored, or `texts`
+        place: the place of the document that was read last; None if unknown
+        num_empty: number of records without text that were left out so far
     """
 
     name: str
@@ -43,6 +57,8 @@ class Corpus(ABC):
     has_floor = False
     num_groups: int = 1
     unit = "B"
+    place: Place | None = None
+    num_empty = 0
     _bar: ProgressBar | None = None
 
     @abstractmethod

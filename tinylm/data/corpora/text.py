@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from tinylm.data.corpora.base import FileCorpus
+from tinylm.data.corpora.base import FileCorpus, Place
 from tinylm.data.download import Download
 from tinylm.errors import DataError
 from tinylm.files import read_chunks
@@ -32,6 +32,7 @@ class TextCorpus(FileCorpus):
         begin, end = self._range(part)
         for path, length in zip(self.paths, self.lengths, strict=True):
             if begin < length and end > 0:
+                self.place = Place(str(path))
                 yield self._read_characters(path, max(begin, 0), end)
             begin, end = begin - length, end - length
 
