@@ -103,7 +103,7 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("text", help="the text, or - to read it from standard input")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="colour the tokens")
     options = parser.parse(arguments)
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if options.text == "-" else options.text
+    text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape") if options.text == "-" else options.text
     if not text:
         raise DataError("text: is empty; give some text")
     print(show_pieces(load_tokenizer(options.tokenizer), text, use_color(options.color)))

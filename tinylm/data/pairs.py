@@ -21,7 +21,8 @@ from tinylm.recognize import CHATS, PROMPTS, RESPONSES
 ROLES = ("system", "user", "assistant")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "developer": "system"}
 ALPACA = ("instruction", "output")
-FIELDS = (("prompt", "response"), ALPACA, ("input", "output"))  # the names of prompt and response
+OURS = ("prompt", "text")  # of a .jsonl file that `tinylm generate --out` has written
+FIELDS = (("prompt", "response"), ALPACA, ("input", "output"), OURS)  # the names of prompt and response
 MESSAGE = (("role", "content"), ("from", "value"))  # of a message
 
 
@@ -41,9 +42,10 @@ Turns = tuple[Turn, ...]
 def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Turns]:
     """The records of a file, in order: JSON (a list, or an object per line), CSV or TSV (with a header line).
 
-    A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, or chats:
-    `messages` with `role` and `content`, or ShareGPT's `conversations` with `from` and `value`. A `system` message
-    comes first; other fields are ignored, as are blank lines and the case of the fields' names.
+    A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, the
+    `prompt` and `text` of `tinylm generate --out`, or chats: `messages` with `role` and `content`, or ShareGPT's
+    `conversations` with `from` and `value`. A `system` message comes first; other fields are ignored, as are blank
+    lines and the case of the fields' names.
 
     Args:
         path: the file; its name ends in .json, .jsonl, .ndjson, .csv or .tsv
