@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.data import IGNORE, TextDataModule, TrainingWindows
-from tinylm.data.batches import gather, window_rows
-from tinylm.data.datamodule import EvaluationBatches, MicroSteps, TrainingBatches
+from tinylm.data.batches import EvaluationBatches, MicroSteps, TrainingBatches, gather, window_rows
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer
@@ -131,7 +130,7 @@ def test_the_cache_is_where_the_environment_says(environment, folder, monkeypatc
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert default_cache_dir() == TextDataModule().cache_dir == Path(folder)
+    assert default_cache_dir() == TextDataModule().content.settings.cache_dir == Path(folder)
 
 
 # --- loaders, without a Trainer

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import tinylm.data.datamodule
+import tinylm.data.content
 from tinylm.data import CHAT, IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -29,7 +29,7 @@ def write(path: Path, numbers: range) -> str:
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """module(**options) is a data module of forty sums for training and ten to validate; opening a text is an error."""
-    monkeypatch.setattr(tinylm.data.datamodule, "open_corpus", lambda *_, **__: pytest.fail("a corpus was opened"))
+    monkeypatch.setattr(tinylm.data.content, "open_corpus", lambda *_, **__: pytest.fail("a corpus was opened"))
     train, val = write(tmp_path / "train.jsonl", range(40)), write(tmp_path / "val.jsonl", range(40, 50))
 
     def make(**options) -> TextDataModule:
@@ -59,7 +59,7 @@ def test_what_the_command_line_asks_of_it(module):
     assert (data.vocab_size, data.floors, Path(data.source).name) == (13, {}, "train.jsonl")
     characters = sum(len(f"{n}+{n}={2 * n}") for n in range(40))
     assert len(data.tokens["train"]) == characters + 40 * 2  # an end before and after each
-    assert {part: len(pairs) for part, pairs in data.examples.items()} == {"train": 40, "val": 10}
+    assert {part: len(pairs) for part, pairs in data.content.examples.items()} == {"train": 40, "val": 10}
 
 
 def test_an_epoch_has_every_pair_once_and_the_next_another_order(module):
@@ -106,25 +106,28 @@ def test_packed_batches_are_as_wide_as_the_context_and_padded_ones_as_their_long
 def test_without_a_validation_file_a_part_of_the_pairs_is_kept_for_it(module, tmp_path):
     sums = write(tmp_path / "sums.jsonl", range(40))
     data = module(pairs=sums, pairs_val=None, split=(0.7, 0.2, 0.1))
-    sizes = {part: len(pairs) for part, pairs in data.examples.items()}
+    sizes = {part: len(pairs) for part, pairs in data.content.examples.items()}
     assert sizes == {"train": 28, "val": 8, "test": 4}
     loaded = [
         answer for loader in ("val_dataloader", "test_dataloader") for answer in answers(data, read(data, loader))
     ]
-    kept = {data.tokenizer.decode(each.ids[each.counts]) for each in data.examples["train"]}
+    kept = {data.tokenizer.decode(each.ids[each.counts]) for each in data.content.examples["train"]}
     assert len(set(loaded)) == 12 and not kept & {answer + END_OF_TEXT for answer in loaded}
 
 
 def test_the_val_file_beside_a_train_file_is_for_validation_and_is_named(module, tmp_path, capsys):
     data = module(pairs_val=None)
-    assert data.pairs_val == str(tmp_path / "val.jsonl")
+    assert data.content.val == str(tmp_path / "val.jsonl")
     assert capsys.readouterr().err == f"tinylm: data.pairs_val: {tmp_path / 'val.jsonl'}\n"
-    assert {part: len(pairs) for part, pairs in data.examples.items()} == {"train": 40, "val": 10}
+    assert {part: len(pairs) for part, pairs in data.content.examples.items()} == {"train": 40, "val": 10}
     assert data.fingerprint == module().fingerprint
     other = write(tmp_path / "other.jsonl", range(40))
-    assert module(pairs=other, pairs_val=None).pairs_val is None
+    assert module(pairs=other, pairs_val=None).content.val is None
     (tmp_path / "val.jsonl").unlink()
-    assert {part: len(pairs) for part, pairs in module(pairs_val=None).examples.items()} == {"train": 36, "val": 4}
+    assert {part: len(pairs) for part, pairs in module(pairs_val=None).content.examples.items()} == {
+        "train": 36,
+        "val": 4,
+    }
     assert capsys.readouterr().err == ""
 
 
@@ -133,7 +136,7 @@ def test_fields_and_the_home_folder_reach_the_pairs(module, tmp_path, monkeypatc
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "mine.csv").write_text("q;a;id\n" + "".join(f"{n}+{n}=;{2 * n};{n}\n" for n in range(40)))
     data = module(pairs="~/mine.csv", pairs_val=None, fields=("q", "a"))
-    assert {part: len(pairs) for part, pairs in data.examples.items()} == {"train": 36, "val": 4}
+    assert {part: len(pairs) for part, pairs in data.content.examples.items()} == {"train": 36, "val": 4}
     assert data.example_prompt() == "0+0="
     other = module(pairs="~/mine.csv", pairs_val=None, fields=("q", "id"))
     assert data.fingerprint != other.fingerprint
@@ -145,7 +148,7 @@ def test_a_saved_tokenizer_can_be_named(module, tmp_path):
         pairs=str(tmp_path / "train.jsonl"), tokenizer=str(tmp_path / "tokenizer.json"), template="chat"
     )
     assert data.template.special_tokens[1] == "<|system|>"
-    assert data.vocab_size == 260 and data.examples["train"][0].ids[0] == 256
+    assert data.vocab_size == 260 and data.content.examples["train"][0].ids[0] == 256
 
 
 # --- refusals

@@ -214,11 +214,12 @@ def test_ids_and_settings_are_written_as_they_were_read(folder, tmp_path):
     assert load_huggingface(tmp_path / "again")[1] == tokenizer
 
 
-def test_a_repetition_penalty_of_the_folder_is_announced(folder, capsys):
+def test_options_of_generation_in_the_folder_are_announced_once(folder, capsys):
     path = folder("Qwen2")
-    change(path / "generation_config.json", repetition_penalty=1.05)
+    change(path / "generation_config.json", repetition_penalty=1.05, num_beams=4)
     load_huggingface(path)
-    assert "repetition_penalty=1.05; tinylm only if asked" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "repetition_penalty 1.05, num_beams 4: not used, tinylm generates by its own options" in line
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -147,11 +147,12 @@ def text_calls(path: Path) -> Iterator[ast.Call]:
         modes = [*call.args[place : place + 1], *(each.value for each in call.keywords if each.arg == "mode")]
         binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
         whole = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
-        opens = whole or (name == "open" and owner != "os" and not binary)
+        opens = whole or (name == "open" and owner not in BINARY and not binary)
         if opens and not any(each.arg == "encoding" for each in call.keywords):
             yield call
 
 
+BINARY = ("os", "fsspec", "self", "source")  # whose `open` is binary: the last two are a data.sources.Source
 SOURCES = [*(processes.ROOT / "tinylm").rglob("*.py"), *(processes.ROOT / "scripts").glob("*.py")]
 
 

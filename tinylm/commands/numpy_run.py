@@ -152,7 +152,7 @@ class Run:
         self.best, self.stopped_by, self.validating = math.inf, 0, False
         prompts = [self.data.example_prompt()] if self.options.prompts is None else list(self.options.prompts)
         self.prompt, self.prompts = next(iter(prompts), ""), prompts if self.options.sample_tokens else []
-        self.template = self.data.template if self.data.pairs is not None else None
+        self.template = self.data.template
         self._open_folder(config)
         if not config.resume or not self._resume():
             torch.manual_seed(self.seed)  # then the initial weights are those of `tinylm fit`

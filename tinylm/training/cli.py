@@ -309,7 +309,7 @@ class TinyLMCLI(LightningCLI):
         check_monitors(self.trainer, self.model, self.datamodule)
         data = self.datamodule
         share = data.batch_size // self.trainer.world_size
-        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.row_length)
+        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.content.sequence_length)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")
@@ -360,7 +360,7 @@ class TinyLMCLI(LightningCLI):
         )
         check_warmup(data, self.model.schedule, self.model.optimizer.lr)
         if data.validation_tokens is not None:
-            every = f"{data.validation_tokens:,} of {len(data.tokens['val']):,} tokens, evenly spaced"
+            every = f"{data.validation_tokens:,} of {data.content.num_tokens('val'):,} tokens, evenly spaced"
             notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")
 
     def _announce_checkpoint(self) -> None:

@@ -111,7 +111,7 @@ class LitTransformerLM(pl.LightningModule):
     @property
     def template(self) -> Template | ChatTemplate | None:
         """The template of the data module's pairs; None for a text."""
-        return self._datamodule.template if self._datamodule.pairs is not None else None
+        return self._datamodule.template
 
     @property
     def _datamodule(self) -> TextDataModule:

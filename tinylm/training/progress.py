@@ -18,7 +18,7 @@ SILENCE = 30.0  # seconds between two lines without a terminal, at least
 
 def _validation_tokens(trainer: pl.Trainer) -> int:
     data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    return data.validation_tokens or len(data.tokens["val"])
+    return data.validation_tokens or data.content.num_tokens("val")
 
 
 class Progress(ProgressBar):

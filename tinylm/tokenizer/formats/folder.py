@@ -44,20 +44,11 @@ KNOWN_SETTINGS = {
     "transformers_version", "truncation", "truncation_side", "truncation_strategy", "trust_remote_code",
     "unsloth_version", "use_default_system_prompt", "use_fast", "vocab_size", "padding", "max_len",
 }  # fmt: skip
-KNOWN_GENERATION = {  # how transformers samples by default, which tinylm is told by its options
-    *IDS, "_from_model_config", "cache_implementation", "do_sample", "max_length", "max_new_tokens", "min_p",
-    "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version", "typical_p", "use_cache",
-    "assistant_confidence_threshold", "assistant_lookbehind", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "target_lookbehind", "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
-}  # fmt: skip
-ONE = ("encoder_repetition_penalty", "guidance_scale", "length_penalty", "num_beam_groups", "num_beams")
-ONE += ("num_return_sequences",)  # fields of which 1 means nothing
 
 
-def _check_known(values: Mapping[str, Any], known: set[str], ones: tuple[str, ...] = ()) -> None:
+def _check_known(values: Mapping[str, Any], known: set[str]) -> None:
     for name, value in values.items():
-        means_nothing = value in (None, False, 0, "", [], {}) or (name in ones and value == 1)
-        if name not in known and not means_nothing:
+        if name not in known and value not in (None, False, 0, "", [], {}):
             raise unknown(name, value)
 
 
@@ -106,8 +97,6 @@ def _marked(
     """The tokenizer with the marks of the folder's model."""
     if _is_older(settings):
         return tokenizer
-    with reading(folder / GENERATION, "a generation_config.json"):
-        _check_known(generation, KNOWN_GENERATION, ONE)
     stops = _stops(folder, tokenizer, config, generation, settings)
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         end = _id_of(tokenizer, settings, "eos_token")
@@ -117,8 +106,6 @@ def _marked(
     marked = tokenizer.with_marks(begin, end, stops or (() if end is None else (end,)))
     if BEGINS in settings:
         return marked
-    if (penalty := generation.get("repetition_penalty") or 1) != 1:
-        notice(f"{folder / GENERATION}: transformers generates with repetition_penalty={penalty}; tinylm only if asked")
     return marked.with_origin(_origin(settings, config, generation, begin))
 
 
