@@ -188,18 +188,15 @@ def bar(share: float, width: int) -> str:
 
 def parts(figures: "Inspection", split: tuple[float, ...]) -> str:
     """The size of each part."""
-    rows = [("", "documents", "bytes", "characters", "tokens")]
+    counted = figures.total.tokens is not None
+    rows = [["", "documents", "bytes", "characters", *(["tokens"] if counted else [])]]
     for name, part in figures.parts.items():
-        rows.append((name, *(f"{n:,}" for n in (part.documents, part.bytes, part.characters)), shown(part.tokens)))
+        sizes = [part.documents, part.bytes, part.characters, *([part.tokens] if counted else [])]
+        rows.append([name, *(f"{each:,}" for each in sizes)])
     pieces = sum(part.documents for part in figures.parts.values()) - figures.total.documents
     remark = f"; {plural(pieces, 'document')} cut in two" if pieces else ""
-    lines = table([row if figures.total.tokens is not None else row[:-1] for row in rows]).split("\n")
-    return "\n".join([f"Parts, by the split {' '.join(map(str, split))}{remark}", *(f"  {line}" for line in lines)])
-
-
-def shown(count: int | None) -> str:
-    """A count, or a dash."""
-    return "-" if count is None else f"{count:,}"
+    lines = [f"  {line}" for line in table(rows).split("\n")]
+    return "\n".join([f"Parts, by the split {' '.join(map(str, split))}{remark}", *lines])
 
 
 def training(figures: "Inspection", options: argparse.Namespace) -> dict[str, Any] | None:
