@@ -39,8 +39,8 @@ def converse(generator: Generator, settings: dict[str, Any]) -> None:
     generator.check_options(settings)
     settings = dict(settings)
     if isinstance(sys.stdin, io.TextIOWrapper):  # in a pipe lines end with LF or CRLF, as in a prompts file
-        form = {"encoding": "utf-8"} if _at_terminal() else {"encoding": "utf-8-sig", "newline": "\n"}
-        sys.stdin.reconfigure(errors="replace", **form)
+        encoding, newline = ("utf-8", None) if _at_terminal() else ("utf-8-sig", "\n")
+        sys.stdin.reconfigure(encoding=encoding, errors="replace", newline=newline)
     if not _at_terminal():
         return _loop(generator, settings)
     with _history():
