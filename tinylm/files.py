@@ -15,7 +15,8 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -435,42 +436,63 @@ def read_chunks(
 ) -> Iterator[str]:
     """Yields the text of a UTF-8 file in chunks of about a megabyte, without newline translation.
 
-    A byte order mark before the text is left out.
+    `report` is called with the number of bytes read since the last call. The other arguments, and the errors, are those
+    of `decode_blocks`.
+
+    Raises:
+        MissingInputError: if the file does not exist or cannot be read.
+    """
+    with open_input(path) as file:
+
+        def blocks() -> Iterator[bytes]:
+            while data := file.read(1 << 20):
+                if report is not None:
+                    report(len(data))
+                yield data
+
+        yield from decode_blocks(blocks(), path, errors, digest, records=records, remedy=remedy)
+
+
+def decode_blocks(
+    blocks: Iterable[bytes],
+    path: Path,
+    errors: str = "strict",
+    digest: "hashlib._Hash | None" = None,
+    *,
+    records: bool = False,
+    remedy: str = "repair the file",
+) -> Iterator[str]:
+    """Yields the UTF-8 text of blocks of bytes, without a byte order mark before it.
 
     Args:
-        path: the file
+        blocks: the content; the first block has at least `recognize.HEAD` bytes unless the content is shorter
+        path: the file that they come from, for messages
         errors: that of `bytes.decode`
         digest: a hash object to update with the bytes of the text
         records: whether JSON is expected, which is refused otherwise
         remedy: what the error for invalid UTF-8 advises
-        report: called with the number of bytes of the file read since the last call
 
     Raises:
-        MissingInputError: if the file does not exist or cannot be read.
-        DataError: if the file is in another format, or not valid UTF-8 and `errors="strict"`; the message gives the
+        DataError: if the content is in another format, or not valid UTF-8 and `errors="strict"`; the message gives the
             format or the offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0  # of the first byte not decoded yet
-    with open_input(path) as file:
-        while True:
-            data = file.read(1 << 20)
-            if report is not None:
-                report(len(data))
-            if not offset and data:
-                if not records:
-                    refuse_records(path, data)
-                offset = text_begin(path, data, errors)
-                data = data[offset:]
-            if digest is not None:
-                digest.update(data)
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                raise utf8_problem(path, error, offset + error.start, remedy) from error
-            if text:
-                yield text
+    for data in chain(blocks, [b""]):
+        if not offset and data:
+            if not records:
+                refuse_records(path, data)
+            offset = text_begin(path, data, errors)
+            data = data[offset:]
             if not data:
-                return
-            offset += pending + len(data) - len(decoder.getstate()[0])
+                continue
+        if digest is not None:
+            digest.update(data)
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise utf8_problem(path, error, offset + error.start, remedy) from error
+        if text:
+            yield text
+        offset += pending + len(data) - len(decoder.getstate()[0])

@@ -37,7 +37,9 @@ class ProgressBar:
         self.done = 0
 
     def update(self, amount: int) -> None:
-        """Adds an amount of finished work."""
+        """Adds an amount of finished work. What goes beyond the total, as of a file that grows, does not count."""
+        if self._total is not None:
+            amount = min(amount, self._total - self.done)
         self.done += amount
         if self._shown is None:
             kind = _Bar if sys.stderr.isatty() and not notices_silenced() else _Lines
@@ -114,7 +116,7 @@ class _Lines:
         now, (before, done) = time.monotonic(), self._last
         if now - before >= EVERY:
             state = show_state(self._done, self._total, self._unit, (self._done - done) / (now - before))
-            share = f"{self._done / self._total:.0%}, " if self._total and self._done <= self._total else ""
+            share = f"{self._done / self._total:.0%}, " if self._total else ""
             notice(f"{self._description}: {share}{state}")
             self._last = now, self._done
 
@@ -130,8 +132,6 @@ def show_state(done: float, total: float | None, unit: str, rate: float) -> str:
     >>> show_state(900, 1791, "merges", 60)
     '900 of 1,791 merges, 60 merges/s, 00:14 left'
     """
-    if total is not None and done > total:  # a file has grown
-        total = None
     amounts = [done] if total is None else [done, total]
     if unit == "B":
         size, unit = next((each for each in SIZES if amounts[-1] >= each[0]), SIZES[-1])

@@ -10,6 +10,7 @@ import re
 import shlex
 import unicodedata
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,8 @@ def refuse_records(path: Path, head: bytes) -> None:
     record, many = _first_record(head.removeprefix(BOM).decode("utf-8", "ignore").lstrip())
     if not isinstance(record, dict) or (path.suffix.lower() == ".json" and not many):
         return
-    names = {name.lower() for name in record}
-    if names & {*CHATS} or (names & {*PROMPTS} and names & {*RESPONSES}):
-        finetune = command("fit", "-c", "finetune", "--data.pairs", path)
-        raise DataError(f"{path}: holds prompts and responses, not plain text; give it as pairs, as in: {finetune}")
+    if advice := pairs_advice(path, record):
+        raise DataError(f"{path}: {advice}")
     texts = {name: len(value) for name, value in record.items() if isinstance(value, str)}
     field = "text" if "text" in texts else max(texts, key=texts.__getitem__, default="text")
     query = f"{'.[]' if head.lstrip().startswith(b'[') else ''}.{field}"
@@ -198,6 +197,33 @@ def refuse_records(path: Path, head: bytes) -> None:
         "holds JSON records, not plain text; name it .txt to train on the JSON itself, or write the texts to a file"
     )
     raise DataError(f"{path}: {problem}: {extract}")
+
+
+def pairs_advice(path: Path, names: Iterable[str]) -> str | None:
+    """The remedy for a record of these names where a text is expected, if it has a prompt and a response; else None."""
+    found = {name.lower() for name in names}
+    if not (found & {*CHATS} or (found & {*PROMPTS} and found & {*RESPONSES})):
+        return None
+    finetune = command("fit", "-c", "finetune", "--data.pairs", path)
+    return f"holds prompts and responses, not plain text; give it as pairs, as in: {finetune}"
+
+
+def record_list(head: str, field: str) -> tuple[bool, str | None]:
+    """Whether JSON holds records, in a list or on lines; and the field of a single object that has a list of objects.
+
+    Args:
+        head: the beginning of the text, which may end within its first record
+        field: a field of the records
+    """
+    head = head.lstrip()
+    record, many = _first_record(head)
+    if head.startswith("["):
+        return isinstance(record, dict | str) or head[1:].lstrip()[:1] in ("{", '"'), None
+    if record is None:
+        found = re.match(r'\{\s*"([^"\\]+)"\s*:\s*\[\s*\{', head)
+        return found is None and f'"{field}"' in head, found and found[1]
+    lists = (name for name, value in record.items() if isinstance(value, list) and value) if record else ()
+    return many, next((name for name in lists if isinstance(record[name][0], dict)), None) if not many else None
 
 
 def _first_record(text: str) -> tuple[Any, bool]:

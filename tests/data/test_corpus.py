@@ -12,16 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.data.corpora import check_split, open_corpus
-from tinylm.data.corpora.base import FileCorpus, split_documents
-from tinylm.data.corpora.files import find_files
+from tinylm.data.corpora.lines import LineCorpus
+from tinylm.data.corpora.parts import PartsCorpus
 from tinylm.data.corpora.text import TextCorpus
-from tinylm.data.corpora.tinystories import TinyStoriesCorpus
+from tinylm.data.records import split_documents
+from tinylm.data.sources import Source
+from tinylm.data.sources.globs import find_files
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
 MEBIBYTE = 1 << 20
 posix = pytest.mark.skipif(os.name != "posix", reason="making links needs rights elsewhere")
-ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff<|endoftext|>"
+ODD = "a\0b\r\nc\rd\n e\u0301 👩\u200d👩\u200d👧 \U0001d518 \ufeff\u2028\x85\U0010ffff`<|endoftext|>`"
 
 
 def open_files(source, split=(0.9, 0.1), **options):
@@ -145,7 +147,7 @@ def test_invalid_utf8_is_replaced_with_errors_replace(tmp_path):
 def test_fingerprints_differ_where_the_parts_do(tmp_path):
     for name, text in {"a": "text", "b": "tex", "c": "t"}.items():
         (tmp_path / name).write_text(text)
-    a, b, c = (tmp_path / name for name in "abc")
+    a, b, c = (Source(str(tmp_path / name)) for name in "abc")
     different = [
         TextCorpus("x", [a], (0.9, 0.1)), TextCorpus("x", [b], (0.9, 0.1)), TextCorpus("x", [a], (0.8, 0.2)),
         TextCorpus("x", [a], (0.9, 0.1), "replace"), TextCorpus("x", [b, c], (0.9, 0.1)),
@@ -187,8 +189,8 @@ def notes(tmp_path, monkeypatch):
 def opened(source):
     """The documents of a corpus, and its files."""
     corpus = open_corpus(source, split=(0.5, 0.5), cache_dir=Path("cache"))
-    assert isinstance(corpus, FileCorpus)
-    return "".join(corpus.texts()), [path.as_posix() for path in corpus.paths]
+    assert isinstance(corpus, TextCorpus | LineCorpus)
+    return "".join(corpus.texts()), [Path(source.url).as_posix() for source in corpus.sources]
 
 
 @pytest.mark.parametrize("source", ["notes", "notes/", "./notes", "lines:notes"])
@@ -310,8 +312,9 @@ def test_tinystories_keeps_its_own_split_and_divides_validation_for_test(tmp_pat
     train, validation = tmp_path / "train.txt", tmp_path / "valid.txt"
     train.write_bytes(b"one\n<|endoftext|>\ntwo\n<|endoftext|>")
     validation.write_text("a<|endoftext|>b<|endoftext|>c")
-    two = TinyStoriesCorpus("t", [train, validation], (0.9, 0.1))
-    three = TinyStoriesCorpus("t", [train, validation], (0.8, 0.1, 0.1))
+    files = {"train": [Source(str(train))], "val": [Source(str(validation))]}
+    two = PartsCorpus("t", files, (0.9, 0.1))
+    three = PartsCorpus("t", files, (0.8, 0.1, 0.1))
     assert [documents(two, part) for part in two.parts] == [["one\n", "\ntwo\n"], ["a", "b", "c"]]
     assert [documents(three, part) for part in three.parts] == [["one\n", "\ntwo\n"], ["a", "c"], ["b"]]
     assert two.fingerprint != three.fingerprint

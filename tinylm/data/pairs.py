@@ -6,14 +6,13 @@ prompt with its response is a conversation of two turns. template.py turns conve
 Left out: function calls and images in conversations.
 """
 
-import csv
-import io
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from tinylm.data.records import json_records, shown, table_records
 from tinylm.errors import DataError, MissingInputError, did_you_mean
 from tinylm.files import read_chunks
 from tinylm.recognize import CHATS, PROMPTS, RESPONSES
@@ -58,67 +57,25 @@ def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Tu
     path = Path(path).expanduser()
     if not os.path.lexists(path):
         raise MissingInputError(f"{path}: no such file of pairs")
-    text = "".join(read_chunks(path, records=True, remedy="save it as UTF-8"))
+    chunks = read_chunks(path, records=True, remedy="save it as UTF-8")
+    begin = next(chunks, "")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: is not a known format; give a file whose name ends in {', '.join(READERS)}")
-    pairs = [_turns(record, where, fields) for record, where in reader(text, str(path))]
+    records = reader(chain([begin], chunks), str(path))
+    pairs = [_turns(record, f"{path}: {place}", fields) for record, place in records]
     if not pairs:
         raise DataError(f"{path}: has no records; write at least one prompt with its response")
     return pairs
 
 
-Records = Iterator[tuple[Any, str]]  # (record, its file and line for errors)
-
-
-def _json_records(text: str, name: str) -> Records:
-    """The records of a JSON list or of JSON lines, whatever the file's name says."""
-    if text.lstrip().startswith("["):
-        records = _parse(text, name)
-        yield from ((record, f"{name}: record {number}") for number, record in enumerate(records, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 too
-        if line.strip():
-            if line.strip() == "{":
-                raise DataError(f"{name}: must be a list of records, or have one on each line; write [...] around it")
-            where = f"{name}: line {number}"
-            yield _parse(line, where), where
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not valid JSON ({error}); repair or remove it") from error
-
-
-def _csv_records(text: str, name: str) -> Records:
-    """The records of a table whose columns are divided by commas, semicolons or tabs, as its header line is."""
-    csv.field_size_limit(1 << 30)  # 128 KB by default
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        for record in reader:
-            where = f"{name}: line {reader.line_num}"
-            if None in record or None in record.values():
-                columns = len(reader.fieldnames or ())
-                quote = f"put text with {DELIMITERS[delimiter]} in quotes"
-                raise DataError(f"{where}: must have {columns} columns as in line 1; {quote}")
-            yield record, where
-    except csv.Error as error:
-        raise DataError(f"{name}: line {reader.line_num + 1}: is not valid CSV ({error}); repair it") from error
-
-
-Reader = Callable[[str, str], Records]
-READERS: dict[str, Reader] = {
-    ".json": _json_records,
-    ".jsonl": _json_records,
-    ".ndjson": _json_records,
-    ".csv": _csv_records,
-    ".tsv": _csv_records,
+READERS: dict[str, Callable[[Iterable[str], str], Iterator[tuple[Any, str]]]] = {  # by the suffix of the file's name
+    ".json": json_records,
+    ".jsonl": json_records,
+    ".ndjson": json_records,
+    ".csv": table_records,
+    ".tsv": table_records,
 }
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 # --- checking
@@ -127,7 +84,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 def _turns(record: Any, where: str, fields: Sequence[str] | None) -> Turns:
     """The turns of a record, checked."""
     if not isinstance(record, dict):
-        _fail(where, f'must be an object such as {{"prompt": "2+2=", "response": "4"}}, got {_shown(record)}')
+        _fail(where, f'must be an object such as {{"prompt": "2+2=", "response": "4"}}, got {shown(record)}')
     record = {name if name in (fields or ()) else name.strip().lower(): value for name, value in record.items()}
     chat = None if fields else next((name for name in CHATS if name in record), None)
     turns = _pair(record, where, fields) if chat is None else _messages(record[chat], chat, where)
@@ -161,17 +118,17 @@ def _pair(record: dict[str, Any], where: str, fields: Sequence[str] | None) -> T
 
 def _messages(messages: Any, name: str, where: str) -> Turns:
     if not isinstance(messages, list) or not messages:
-        _fail(where, f'{name} must be a list of {{"role": ..., "content": ...}}, got {_shown(messages)}')
+        _fail(where, f'{name} must be a list of {{"role": ..., "content": ...}}, got {shown(messages)}')
     turns = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}: message {number}"
         keys = next((keys for keys in MESSAGE if isinstance(message, dict) and {*keys} <= {*message}), None)
         if keys is None:
-            _fail(place, f"must be an object with role and content, got {_shown(message)}")
+            _fail(place, f"must be an object with role and content, got {shown(message)}")
         role = OTHER_ROLES.get(str(message[keys[0]]), message[keys[0]])
         if role not in ROLES:
             hint = did_you_mean(str(role), ROLES) or "; roles are " + ", ".join(ROLES)
-            _fail(place, f"has an unknown role {_shown(role)}{hint}")
+            _fail(place, f"has an unknown role {shown(role)}{hint}")
         turns.append(Turn(role, _text(message[keys[1]], keys[1], place)))
     return tuple(turns)
 
@@ -181,7 +138,7 @@ def _text(value: Any, name: str, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        _fail(where, f"{name} must be a string, got {_shown(value)}; put it in quotes")
+        _fail(where, f"{name} must be a string, got {shown(value)}; put it in quotes")
     return value
 
 
@@ -192,11 +149,6 @@ def _naming(record: dict[str, Any]) -> str:
     prompt, response = (next((n for n in names if n in record), n) for names, n in ((PROMPTS, "A"), (RESPONSES, "B")))
     fields = f"data.fields=[{prompt},{response}], in score with --fields {prompt} {response}"
     return f"it has {', '.join(record)}: say which two with {fields}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _fail(where: str, problem: str) -> NoReturn:

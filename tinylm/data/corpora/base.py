@@ -8,31 +8,17 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
-from tinylm.errors import ConfigError, notice
-from tinylm.files import file_size, read_chunks, sha256_json
-from tinylm.progress import ProgressBar
-from tinylm.recognize import HEAD, foreign, markup
+from tinylm.data.corpora.metered import Metered, Place
+from tinylm.data.records import REPAIR, Reading
+from tinylm.errors import ConfigError
+
+__all__ = ["PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Place", "Reading", "check_split", "part_of"]
 
 PARTS = ("train", "val", "test")
-REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
 
 
-class Place(NamedTuple):
-    """Where a document comes from: a file, or a record of a file, such as `line 12`."""
-
-    file: str
-    kind: str = ""
-    number: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.kind} {self.number:,}" if self.kind else self.file
-
-
-class Corpus(ABC):
+class Corpus(Metered, ABC):
     """A text in parts.
 
     Attributes:
@@ -44,9 +30,6 @@ class Corpus(ABC):
             evaluation reads each document from its start
         has_floor: whether `log_prob` is known, and with it the best possible loss
         num_groups: number of groups, runs of documents that are read independently of each other
-        unit: of the amounts that `report` gets: bytes of files as they are stored, or `texts`
-        place: the place of the document that was read last; None if unknown
-        num_empty: number of records without text that were left out so far
     """
 
     name: str
@@ -56,10 +39,6 @@ class Corpus(ABC):
     short_documents = False
     has_floor = False
     num_groups: int = 1
-    unit = "B"
-    place: Place | None = None
-    num_empty = 0
-    _bar: ProgressBar | None = None
 
     @abstractmethod
     def documents(self, part: str) -> Iterator[Iterable[str]]:
@@ -75,24 +54,6 @@ class Corpus(ABC):
         """All chunks of all parts, for a vocabulary of characters."""
         for _, document in self.items():
             yield from document
-
-    def size(self, part: str | None = None) -> int | None:
-        """The amount that is read for a part, or for all, in `unit`; None if unknown."""
-        return None
-
-    @contextmanager
-    def reading(self, description: str, part: str | None = None) -> Iterator[ProgressBar]:
-        """Shows how much of a part, or of all, has been read while the block runs."""
-        with ProgressBar(f"{description} {self.name}", self.size(part), self.unit) as self._bar:
-            try:
-                yield self._bar
-            finally:
-                self._bar = None
-
-    def report(self, amount: int) -> None:
-        """Notes that so much has been read, in `unit`."""
-        if self._bar is not None:
-            self._bar.update(amount)
 
     def more(self, part: str) -> str:
         """The remedy for a part that is too short."""
@@ -122,63 +83,14 @@ class HashSplitCorpus(Corpus):
         return (document for found, document in self.items() if found == part)
 
     def _part_of(self, text: str) -> str:
-        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        fraction = int.from_bytes(digest[:7], "big") / 256**7
-        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
-        return self.parts[sum(fraction >= bound for bound in bounds)]
+        return part_of(hashlib.sha256(text.encode(errors="surrogateescape")).digest(), self.split, self.parts)
 
 
-class FileCorpus(Corpus):
-    """UTF-8 files. Opening reads them once, to check them, to count characters and for the fingerprint.
-
-    Attributes:
-        kind: part of the fingerprint
-        paths: the files
-        lengths: characters in each file
-    """
-
-    kind: str
-
-    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
-        """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
-        self.name, self.paths, self.split, self.errors = name, paths, split, errors
-        self.parts = PARTS[: len(split)]
-        with ProgressBar(f"checking {name}", self.size()) as bar:
-            scans = [_scan(path, errors, bar) for path in paths]
-        self.lengths = [length for _, length, _ in scans]
-        self.fingerprint = sha256_json([self.kind, [digest for digest, _, _ in scans], self._split_key(), errors])
-        remarks = [f"{path}: {remark}" for path, (_, _, remark) in zip(paths, scans, strict=True) if remark]
-        for remark in remarks[:1]:
-            notice(remark + (f" ({len(remarks) - 1:,} more files are alike)" if len(remarks) > 1 else ""))
-
-    def _split_key(self) -> tuple:
-        return self.split
-
-    def size(self, part: str | None = None) -> int | None:
-        """Bytes of the files that are read for a part, or for all."""
-        return sum(file_size(path) for path in self.paths)
-
-
-def _scan(path: Path, errors: str, bar: ProgressBar) -> tuple[str, int, str | None]:
-    """The SHA-256 of a file's text, its number of characters, and a remark on its format if it needs one."""
-    digest, length, remark = hashlib.sha256(), 0, None
-    for text in read_chunks(path, errors, digest, remedy=REPAIR, report=bar.update):
-        if not length:
-            remark = markup(path, text)
-            if errors == "surrogateescape":  # any other refuses it
-                remark = remark or foreign(path, text[:HEAD].encode("utf-8", errors))
-        length += len(text)
-    return digest.hexdigest(), length, remark
-
-
-def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """The nonempty texts between separators, which may straddle chunks."""
-    tail = ""
-    for chunk in chunks:
-        *complete, tail = (tail + chunk).split(separator)
-        yield from filter(None, complete)
-    if tail:
-        yield tail
+def part_of(digest: bytes, split: tuple[float, ...], parts: tuple[str, ...]) -> str:
+    """The part of the document with this SHA-256."""
+    fraction = int.from_bytes(digest[:7], "big") / 256**7
+    bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
+    return parts[sum(fraction >= bound for bound in bounds)]
 
 
 def check_split(split: Iterable[float]) -> tuple[float, ...]:

@@ -1,12 +1,17 @@
 """LineCorpus: files in which each line is a document, such as names, titles or games."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinylm.data.corpora.base import FileCorpus, HashSplitCorpus, split_documents
+from tinylm.data.corpora.base import PARTS, HashSplitCorpus
+from tinylm.data.corpora.documents import remark, tell
+from tinylm.data.corpora.metered import Place, total_size
 from tinylm.data.download import Download
+from tinylm.data.records import REPAIR, TEXT, split_text
+from tinylm.data.sources import Source
 from tinylm.errors import DataError
-from tinylm.files import read_chunks
+from tinylm.files import decode_blocks, sha256_json
 
 FIRST_NAMES = Download(  # makemore's: the 32,033 most common first names given in the USA in 2018
     "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt",
@@ -14,18 +19,46 @@ FIRST_NAMES = Download(  # makemore's: the 32,033 most common first names given 
 )
 
 
-class LineCorpus(HashSplitCorpus, FileCorpus):
-    """Each line is a document, without its line ending; empty lines are skipped."""
+class LineCorpus(HashSplitCorpus):
+    """Each line is a document, without its line ending; empty lines are skipped.
 
-    kind = "lines"
+    Opening reads the files once, to check them and for the fingerprint.
+    """
 
-    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
-        super().__init__(name, paths, split, errors)
+    def __init__(self, name: str, sources: list[Source], split: tuple[float, ...], errors: str = "strict") -> None:
+        """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
+        self.name, self.sources, self.split, self.errors = name, self.metered(sources), split, errors
+        self.parts = PARTS[: len(split)]
+        digests, remarks = [], []
+        with self.reading("checking"):
+            for source in self.sources:
+                digest, first = hashlib.sha256(), None
+                for text in self._chunks(source, digest):
+                    if first is None:
+                        first = remark(source, TEXT, text, errors)
+                        remarks += [f"{source.url}: {first}"] if first else []
+                        first = ""
+                digests.append(digest.hexdigest())
+        self.fingerprint = sha256_json(["lines", digests, split, errors])
+        tell(remarks, "more files are alike")
         if next(self.all_documents(), None) is None:
             raise DataError(f"data.corpus: {name}: is empty")
 
     def all_documents(self) -> Iterator[str]:
         """The nonempty lines of all files."""
-        for path in self.paths:
-            lines = split_documents(read_chunks(path, self.errors, report=self.report), "\n")
-            yield from filter(None, (line.removesuffix("\r") for line in lines))
+        for source in self.sources:
+            last = ""
+            for number, line in enumerate(split_text(self._chunks(source), "\n"), start=1):
+                if last := line.removesuffix("\r"):
+                    self.place = Place(source.url, "line", number)
+                    yield last
+                else:
+                    self.num_empty += 1
+            self.num_empty -= not last  # what follows the last line ending is no line
+
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files, all of which are read for any part."""
+        return total_size(self.sources)
+
+    def _chunks(self, source: Source, digest: "hashlib._Hash | None" = None) -> Iterator[str]:
+        return decode_blocks(source.blocks(), Path(source.url), self.errors, digest, remedy=REPAIR)

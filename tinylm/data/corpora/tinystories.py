@@ -5,58 +5,22 @@ with the beginning of each, byte for byte, up to the end of the last story asked
 """
 
 import codecs
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
-from tinylm.data.corpora.base import PARTS, FileCorpus, split_documents
 from tinylm.data.download import Download, stream
+from tinylm.data.records import END as SEPARATOR
+from tinylm.data.records import split_documents
 from tinylm.errors import DataError
-from tinylm.files import atomic_write, file_size, read_chunks
+from tinylm.files import atomic_write
 from tinylm.progress import ProgressBar
 
 _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 NAMES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 TINYSTORIES = tuple(Download(f"{_HUB}/resolve/main/{name}", pointer=f"{_HUB}/raw/main/{name}") for name in NAMES)
-SEPARATOR = "<|endoftext|>"  # between the stories of a file
-SAMPLE, TEST = ("train.txt", "val.txt"), "test.txt"  # in the folder of a sample; the last one may be missing
-
-
-class TinyStoriesCorpus(FileCorpus):
-    """A training and a validation file, and perhaps one for `test`.
-
-    Without that one, and with three parts, every other validation story goes to `test`.
-    """
-
-    kind = "tinystories"
-    separated = True
-
-    def __init__(self, name: str, paths: list[Path], split: tuple[float, ...], errors: str = "strict") -> None:
-        super().__init__(name, paths, split, errors)
-        self.parts = self._split_key()
-
-    def documents(self, part: str) -> Iterator[Iterable[str]]:
-        """The stories of a part."""
-        chunks = read_chunks(self._path(part), self.errors, report=self.report)
-        shared = len(self.paths) < len(self.parts) and part != "train"
-        for number, text in enumerate(split_documents(chunks, SEPARATOR)):
-            if not shared or number % 2 == (part == "test"):
-                yield [text]
-
-    def size(self, part: str | None = None) -> int | None:
-        """Bytes of the files that are read for a part, or for all."""
-        return sum(file_size(self._path(each)) for each in (self.parts if part is None else [part]))
-
-    def more(self, part: str) -> str:
-        """The remedy for a part that is too short."""
-        return f"put more text into {self._path(part)}"
-
-    def _path(self, part: str) -> Path:
-        return self.paths[min(PARTS.index(part), len(self.paths) - 1)]
-
-    def _split_key(self) -> tuple:
-        return PARTS[: max(len(self.split), len(self.paths))]  # the fractions do not matter
+SAMPLE = ("train.txt", "val.txt")  # in the folder of a sample
 
 
 # --- samples

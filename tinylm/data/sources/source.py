@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from tinylm.data.corpora.files import find_files
+from tinylm.data.sources.globs import find_files
 from tinylm.files import open_input, sha256_file
 
 BLOCK = 1 << 20  # bytes
