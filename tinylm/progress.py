@@ -27,23 +27,27 @@ class ProgressBar:
         description: what is done, such as `encoding my.txt`
         total: amount in all; None if unknown
         unit: `B` for bytes, or the plural of what is counted, such as `merges`
+
+    Attributes:
+        done: the amount of finished work
+        total: as above; it may be set until the first `update`
     """
 
     def __init__(self, description: str, total: int | None = None, unit: str = "B") -> None:
         cut = len(description) - LONGEST
         self._description = description if cut <= 0 else f"...{description[cut + 3 :]}"
-        self._total, self._unit = total or None, unit
+        self.total, self._unit = total, unit
         self._shown: _Bar | _Lines | None = None
         self.done = 0
 
     def update(self, amount: int) -> None:
         """Adds an amount of finished work. What goes beyond the total, as of a file that grows, does not count."""
-        if self._total is not None:
-            amount = min(amount, self._total - self.done)
+        if self.total is not None:
+            amount = min(amount, self.total - self.done)
         self.done += amount
         if self._shown is None:
             kind = _Bar if sys.stderr.isatty() and not notices_silenced() else _Lines
-            self._shown = kind(self._description, self._total, self._unit, self.done)
+            self._shown = kind(self._description, self.total or None, self._unit, self.done)
         else:
             self._shown.update(amount)
 

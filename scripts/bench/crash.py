@@ -87,6 +87,10 @@ VARIANTS = {
         "{data: {train_tokens: 600, micro_batch_size: 1}, trainer: {max_steps: -1, max_epochs: 3, "
         "val_check_interval: 0.3, check_val_every_n_epoch: 1}}"
     ),
+    "mixture": Variant(
+        "data: {corpus: {fox: INPUTS/fox.txt, tales: 'stories:40'}, weights: {fox: 0.7, tales: 0.3}, "
+        "micro_batch_size: 2}"
+    ),
     "workers": Variant("data: {num_workers: 2}"),
     "lora": Variant(f"{PAIRS}}}\nmodel: {{init_from: INPUTS/base, lora: {{rank: 4, dropout: 0.1}}}}"),
     "packing": Variant(

@@ -81,12 +81,14 @@ AXES = [f"--model.network.{name}={value}" for name, value in NETWORK.items()]
         [],
         ["--model.optimizer.name", "adamw", "--model.network.document_mask", "true", "--trainer.precision", "64-true"],
         AXES,
+        ["--data.corpus={fox: FOX, tales: 'stories:40'}", "--data.weights={fox: 0.7, tales: 0.3}"],
         pytest.param(EPOCHS, marks=pytest.mark.slow),
     ],
-    ids=["muon", "adamw-float64", "axes", "epochs"],
+    ids=["muon", "adamw-float64", "axes", "mixture", "epochs"],
 )
 def test_the_run_matches_pytorchs(options, run, mini, monkeypatch, tmp_path):
     """Columns, logged and validated steps, losses and greedy text are equal."""
+    options = [each.replace("FOX", str(mini.with_name("fox.txt"))) for each in options]
     code, _, err = run("-c", mini, *options)
     assert code == 0, err
     ours, theirs = Path("runs/mini-numpy"), fit_by_pytorch(monkeypatch, "-c", mini, *options)

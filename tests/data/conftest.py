@@ -45,6 +45,9 @@ class Page:
     status: int = 200
     length: int | None = None  # what Content-Length claims
     reset: bool = False  # break the connection after the body instead of closing it
+    ranges: bool = False  # answer requests for a range of bytes
+    version: str | None = None  # the ETag
+    cuts: list[int] = field(default_factory=list)  # by request: break the connection after so many bytes
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Server:
     url: str = ""
     pages: dict[str, Page] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)  # of each request
 
     def serve(self, path: str, body: bytes = b"", **options) -> str:
         """Adds a page and returns its URL."""
@@ -65,18 +69,34 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     served = Server()
 
+    monkeypatch.setattr("tinylm.data.web.WAITS", (0.01,) * 3)
+
     class Handler(BaseHTTPRequestHandler):
+        broken = False
+
         def do_GET(self):
+            asked = self.headers.get("Range")
             served.requests.append(self.path)
+            served.ranges.append(asked)
             page = served.pages.get(self.path, Page(b"not here", status=404))
-            self.send_response(page.status)
-            self.send_header("Content-Length", str(len(page.body) if page.length is None else page.length))
+            body, status = page.body, page.status
+            if page.ranges and asked:
+                first, last = asked.removeprefix("bytes=").split("-")
+                body, status = body[int(first) : int(last) + 1 if last else None], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if page.length is None else page.length))
+            if status == 206:
+                whole = len(page.body)
+                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{whole}")
+            if page.version:
+                self.send_header("ETag", f'"{page.version}"')
             self.end_headers()
-            self.wfile.write(page.body)
+            self.broken = page.reset or bool(page.cuts)
+            self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
 
         def finish(self):
             super().finish()
-            if served.pages.get(self.path, Page()).reset:
+            if self.broken:
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
                 )

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from tinylm.data.corpora.lines import LineCorpus
 from tinylm.data.corpora.parts import PartsCorpus
 from tinylm.data.corpora.text import TextCorpus
 from tinylm.data.records import split_documents
-from tinylm.data.sources import Source
-from tinylm.data.sources.globs import find_files
+from tinylm.data.sources import Source, find_sources
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
 few = settings(max_examples=40, deadline=None)
@@ -194,13 +192,10 @@ def opened(source):
 
 
 @pytest.mark.parametrize("source", ["notes", "notes/", "./notes", "lines:notes"])
-def test_a_folder_is_answered_with_the_glob_to_write(source, notes):
-    written = Path(source.removeprefix("lines:")).as_posix() + "/**/*.md"
-    with pytest.raises(MissingInputError, match=rf"is a folder; name its files, in quotes: '{re.escape(written)}'$"):
-        opened(source)
-    assert opened(written)[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
+def test_a_folder_is_read_with_all_below(source, notes):
+    assert opened(source)[1] == ["notes/a.md", "notes/b.md", "notes/deep/c.md"]
     (notes / "pictures").mkdir()
-    with pytest.raises(MissingInputError, match=r"'notes/pictures/\*\*/\*\.txt'"):
+    with pytest.raises(MissingInputError, match=r"notes/pictures: has no files of text or records \(it is empty\)"):
         opened("notes/pictures")
 
 
@@ -217,7 +212,11 @@ def test_the_number_of_files_is_said_for_several(notes, capsys):
 )
 def test_a_glob_matches_what_python_matches(pattern, notes):
     expected = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-    assert [path.as_posix() for path in find_files(pattern)] == [Path(path).as_posix() for path in expected] != []
+    assert (
+        [Path(each.url).as_posix() for each in find_sources(pattern)]
+        == [Path(path).as_posix() for path in expected]
+        != []
+    )
 
 
 @posix
@@ -237,9 +236,8 @@ def test_links_are_followed_but_a_file_is_read_once(notes, capsys, tmp_path):
     (notes / "1.md").symlink_to("b.md")
     text, files = opened("notes/**/*.md")
     assert files == ["notes/a.md", "notes/b.md", "notes/deep/c.md", "notes/linked/e.md"] and "Elsewhere" in text
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "tinylm: notes/**/*.md: 1 links to files that are there already are left out"
-    assert second == "tinylm: notes/**/*.md: 4 files"
+    left_out = "left out: 1 links to files that are there already"
+    assert capsys.readouterr().err == f"tinylm: notes/**/*.md: 4 files; {left_out}\n"
 
 
 @posix

@@ -71,7 +71,7 @@ def test_a_failed_download_names_the_path_for_the_file_and_leaves_nothing(page, 
     with pytest.raises(MissingInputError, match=rf"cannot download .*/a\.txt .*({reason}).*{by_hand}") as raised:
         download(source, tmp_path)
     assert raised.value.exit_code == 66
-    assert leftover_files(tmp_path) == []
+    assert set(leftover_files(tmp_path)) <= {".part-a.txt", ".part-a.txt.json"}  # which the next call continues
     del raised  # frees the response, which would otherwise cause a ResourceWarning in a later test
 
 

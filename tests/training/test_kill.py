@@ -13,7 +13,15 @@ from tests.failpoints import run_and_kill
 from tests.states import compared, snapshot
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
-VARIANTS = ["epochs-steps", "workers", "packing", "early-stopping", "numpy"]
+VARIANTS = ["epochs-steps", "mixture", "workers", "packing", "early-stopping", "numpy"]
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mixture_killed_inside_it_ends_as_one_that_never_was(tmp_path):
+    cases = crash.torture(["mixture"], kills=4, seed=2, work=tmp_path, jobs=1)
+    text, good = crash.report(cases)
+    assert good, text
+    assert sum(len(case.killed) for case in cases) >= 4, text
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save
 from tinylm.reference.fast import FastTransformerLM
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate
-from tinylm.reference.train import Batch, Step, evaluate, train
+from tinylm.reference.train import Batch, Score, Step, evaluate, train
 from tinylm.reference.transformer import NumpyTransformerLM
 from tinylm.runs.folder import (
     RUN_FOLDER,
@@ -49,6 +50,7 @@ from tinylm.signals import SIGNALS, quit_at_next, raised, stopped_by
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
+from tinylm.training.module import OTHER_ORDER, changed_text
 from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
@@ -217,13 +219,17 @@ class Run:
             notice(f"warning: {problem}; resuming from step {found.step:,}")
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
         pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
-        text = self.data.fingerprint
-        pairs.append(("text", found.notes.get("text", text)[:12], text[:12]))
+        text, changed = self.data.fingerprint, changed_text(self.data, found.notes.get("sources", {}))
+        pairs.append(
+            (f"text of {changed}" if self.data.fingerprints else "text", found.notes.get("text", text)[:12], text[:12])
+        )
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
         pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
         for name, before, now in pairs:
             if before != now:
                 raise ConfigError(f"{name}: checkpoint {before}, config {now}")
+        if found.notes.get("order", 1) != self.data.order.version:
+            notice(OTHER_ORDER)
         if changes := self.record.differences(found.notes["config"]):
             notice(f"changed since the checkpoint: {'; '.join(changes)}")
         self._make_model(found.model.parameters)
@@ -275,7 +281,7 @@ class Run:
         notice(
             f"model: {sum(each.size for each in self.model.parameters.values()):,} parameters; text: "
             f"{self.data.source}, {self.tokenizer.kind} tokenizer, {self.data.vocab_size:,} tokens in the vocabulary, "
-            f"{len(self.data.tokens['train']):,} to train on"
+            f"{self.data.content.num_tokens('train'):,} to train on"
         )
         notice(
             f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens "
@@ -342,6 +348,7 @@ class Run:
     def _save(self, name: str) -> None:
         notes = {"best": self.best, "tokenizer": self.tokenizer.sha256, "optimizer": self.settings.name}
         notes |= {"config": self.record.config, "text": self.data.fingerprint, "validating": self.validating}
+        notes |= {"sources": self.data.fingerprints, "order": self.data.order.version}
         with full_disk(self.checkpoints[name]):
             save_checkpoint(self.checkpoints[name], self.model, self.optimizer, self.state.global_step, notes)
 
@@ -379,7 +386,7 @@ class Run:
         """`val/loss`, `val/perplexity`, ... of a model."""
         lengths, num_bytes, floor = self.tokenizer.byte_lengths, 0, 0.0
 
-        def each() -> Iterator[Batch]:
+        def each(batches: Iterable[Any]) -> Iterator[Batch]:
             nonlocal num_bytes, floor
             for batch in batches:
                 if self.stopped_by:
@@ -391,11 +398,13 @@ class Run:
                 if self.validating:
                     self.progress.on_validation_batch_end(self.state, self, None, batch, 0)
 
-        score = evaluate(model, each())
+        by_source = {name: evaluate(model, each(some)) for name, some in groupby(batches, lambda batch: batch.source)}
+        score = Score(*map(sum, zip(*by_source.values(), strict=True)))
         found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
         found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
         if math.isfinite(floor):
             found |= {"val/floor": floor / score.tokens, "val/excess": score.nats / floor - 1}
+        found |= {f"val/loss_{name}": part.loss for name, part in by_source.items() if name is not None}
         return found
 
     def _show_sample(self, prompt: str, seed: int) -> None:
@@ -430,7 +439,7 @@ class Run:
         info |= {"template": self.template.name} if self.template is not None else {}
         if self.data.validation_tokens is not None:
             info |= (whole := self._evaluate(found.model, self.data.whole_validation()))
-            notice(f"on all {len(self.data.tokens['val']):,} validation tokens: {loss_and_floor(whole)}")
+            notice(f"on all {self.data.content.num_tokens('val'):,} validation tokens: {loss_and_floor(whole)}")
         with atomic_folder(self.folder / "model") as new:
             self.tokenizer.save(new / TOKENIZER)
             files.save(found.model, new, info)

@@ -1,9 +1,11 @@
 """The tokens of step s: a pure function of (seed, s).
 
 The training tokens are cut into windows of one context each. An epoch is a seeded permutation of the windows, whose
-grid is shifted by a seeded offset that differs from epoch to epoch, so tokens do not keep their positions. The samples
-of all epochs form one endless sequence, of which step s takes samples s * batch_size to (s + 1) * batch_size. No state
-is kept between steps, so a resumed run sees the same tokens in the same order on any number of processes.
+grid is shifted by a seeded offset that differs from epoch to epoch, so tokens do not keep their positions. The grid
+extends beyond both ends of the text; its first and last windows are moved inwards, where they overlap their neighbors,
+so every token but the first is a target in every epoch. The samples of all epochs form one endless sequence, of which
+step s takes samples s * batch_size to (s + 1) * batch_size. No state is kept between steps, so a resumed run sees the
+same tokens in the same order on any number of processes.
 
 Where documents are short, each begins a window, so no target depends on text cut off before the window.
 """
@@ -11,7 +13,7 @@ Where documents are short, each begins a window, so no target depends on text cu
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ class Batch(NamedTuple):
         log_prob: in evaluation, the exact log probability of all targets, in nats; None if unknown
         documents: document number of each token, int64 (B, T), for models with `document_mask`; None if separators
             among the inputs determine it
+        source: in the evaluation of a mixture, the name of the source
     """
 
     inputs: Tensor
@@ -40,6 +43,7 @@ class Batch(NamedTuple):
     num_targets: int
     log_prob: float | None = None
     documents: Tensor | None = None
+    source: str | None = None
 
 
 # --- training
@@ -66,6 +70,8 @@ class TrainingWindows:
         DataError: if the tokens do not fill one window.
     """
 
+    version: ClassVar[int] = 2  # of the order; 1 never reached the last num_tokens % context tokens
+
     num_tokens: int
     context: int
     batch_size: int
@@ -77,8 +83,9 @@ class TrainingWindows:
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch: as many as fit at any offset, and at least one."""
-        return max(1, (self.num_tokens - self.context) // self.context)
+        """Windows in an epoch: they cover all targets, and half a window or more is left to shift the grid by."""
+        needed = -(-(self.num_tokens - 1 + self.context // 2) // self.context)
+        return min(needed, self.num_tokens - self.context)  # different windows that there are
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,10 +94,14 @@ class TrainingWindows:
 
     def starts(self, step: int) -> np.ndarray:
         """Positions of the windows of a step in the training tokens, int64 (batch_size,)."""
-        slack = self.num_tokens - 1 - self.num_windows * self.context
-        num_offsets = min(slack, self.context - 1) + 1
-        windows, offsets = shuffled(step, self.batch_size, self.seed, self.num_windows, num_offsets)
-        return offsets + windows * self.context
+        return self.sample_starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def sample_starts(self, samples: np.ndarray) -> np.ndarray:
+        """Positions of samples of the endless sequence, by their numbers, int64 (n,) -> (n,)."""
+        surplus = self.num_windows * self.context - (self.num_tokens - 1)
+        least, most = max(0, surplus - self.context + 1), min(surplus, self.context - 1)  # before the first target
+        windows, shifts = shuffled(samples, self.seed, self.num_windows, most - least + 1)
+        return np.clip(windows * self.context - (least + shifts), 0, self.num_tokens - 1 - self.context)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class DocumentWindows(TrainingWindows):
         begins: positions of the windows, int64 (windows,), from `document_rows`; -1 is the last token, a separator
     """
 
+    version: ClassVar[int] = 1
+
     begins: np.ndarray = field(kw_only=True, compare=False)
 
     @property
@@ -110,17 +123,14 @@ class DocumentWindows(TrainingWindows):
         """Windows in an epoch."""
         return len(self.begins)
 
-    def starts(self, step: int) -> np.ndarray:
-        """Positions of the windows of a step, int64 (batch_size,). The last windows begin early enough to be full."""
-        windows, _ = shuffled(step, self.batch_size, self.seed, self.num_windows)
+    def sample_starts(self, samples: np.ndarray) -> np.ndarray:
+        """Positions of samples, int64 (n,) -> (n,). The last windows begin early enough to be full."""
+        windows, _ = shuffled(samples, self.seed, self.num_windows)
         return np.minimum(self.begins[windows], self.num_tokens - 1 - self.context)
 
 
-def shuffled(
-    step: int, batch_size: int, seed: int, epoch_size: int, num_offsets: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """The items of a step, and the offset of the epoch that each belongs to, int64 (batch_size,) each."""
-    samples = np.arange(step * batch_size, (step + 1) * batch_size)
+def shuffled(samples: np.ndarray, seed: int, epoch_size: int, num_offsets: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The items of samples of the endless sequence, and the offset of the epoch that each belongs to, int64 (n,) each."""
     epochs, positions = np.divmod(samples, epoch_size)
     items, offsets = np.empty_like(samples), np.empty_like(samples)
     for epoch in np.unique(epochs):
@@ -130,7 +140,7 @@ def shuffled(
     return items, offsets
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # of a mixture's sources, two epochs each
 def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tuple[np.ndarray, int]:
     """The permutation of an epoch's items, and the epoch's offset."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
@@ -140,8 +150,18 @@ def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tup
 
 def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
     """The batch of the windows that begin at `starts`, each of `context` tokens."""
-    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))  # (B, T + 1)
-    return Batch(windows[:, :-1], windows[:, 1:], num_targets)
+    return windows_batch(windows_at(tokens, starts, context), num_targets)
+
+
+def windows_at(tokens: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
+    """The windows that begin at `starts`, each with the token after it, int64 (B, T + 1)."""
+    return tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+
+
+def windows_batch(windows: np.ndarray, num_targets: int) -> Batch:
+    """The batch of windows (B, T + 1), of which each token predicts the next."""
+    ids = torch.from_numpy(windows)
+    return Batch(ids[:, :-1], ids[:, 1:], num_targets)
 
 
 # --- evaluation: every token is a target exactly once

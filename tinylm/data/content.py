@@ -26,6 +26,7 @@ from tinylm.data.batches import (
 )
 from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.grammar.floor import Floor
+from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError
@@ -95,8 +96,13 @@ class Content(ABC):
         """SHA-256 of everything that determines the text of the splits."""
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each source of a mixture; empty for anything else."""
+        return {}
+
+    @property
     @abstractmethod
-    def order(self) -> TrainingWindows | RowOrder:
+    def order(self) -> TrainingWindows | RowOrder | MixtureOrder:
         """The order of the training sequences."""
 
     @property

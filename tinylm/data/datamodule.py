@@ -24,6 +24,8 @@ from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.content import Content, Settings, TextContent
 from tinylm.data.corpora import REPAIR, Corpus, check_split
 from tinylm.data.grammar.floor import Floor
+from tinylm.data.mixture import MixtureOrder
+from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
@@ -62,12 +64,13 @@ class TextDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        corpus: str = "stories",
+        corpus: dict[str, str] | str = "stories",
         tokenizer: str = "char",
         max_seq_len: int = 256,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         split: tuple[float, ...] = (0.9, 0.1),
+        weights: dict[str, float] | None = None,
         seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
@@ -86,12 +89,13 @@ class TextDataModule(pl.LightningDataModule):
 
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, a glob, a URL,
-                lines:FILE (one document per line), or a *.grammar.yaml
+                lines:FILE (one document per line), or a *.grammar.yaml; a mixture as {web: FILE, books: FILE}
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
             split: Fractions of train and val, or of train, val and test
+            weights: Shares of a mixture's training tokens, as {web: 0.7, books: 0.3}. Default: by size
             seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
@@ -129,11 +133,15 @@ class TextDataModule(pl.LightningDataModule):
         )
         if fields is not None and pairs is None:
             raise ConfigError("data.fields: is for data.pairs; leave it out")
+        if weights is not None and (pairs is not None or isinstance(corpus, str)):
+            raise ConfigError(f"data.weights: are for a mixture, not for {pairs or corpus}; leave them out (null)")
         self.content: Content
-        if pairs is None:
+        if pairs is not None:
+            self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
+        elif isinstance(corpus, str):
             self.content = TextContent(corpus, settings)
         else:
-            self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
+            self.content = MixtureContent(corpus, weights, settings)
         if saved is not None:
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
@@ -149,9 +157,9 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus; raises ConfigError with `pairs`."""
+        """The corpus; raises ConfigError with `pairs` and for a mixture."""
         if not isinstance(self.content, TextContent):
-            raise ConfigError("data.pairs has no corpus")
+            raise ConfigError(f"{self.source}: is no single corpus")
         return self.content.corpus
 
     @property
@@ -179,6 +187,11 @@ class TextDataModule(pl.LightningDataModule):
         return self.content.fingerprint
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each source of a mixture; empty for anything else."""
+        return self.content.fingerprints
+
+    @property
     def vocab_size(self) -> int:
         """Size of the vocabulary, which the model's config takes over."""
         return self.tokenizer.vocab_size
@@ -199,7 +212,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.content.example_prompt()
 
     @property
-    def order(self) -> TrainingWindows | RowOrder:
+    def order(self) -> TrainingWindows | RowOrder | MixtureOrder:
         """The order of the training sequences."""
         return self.content.order
 

@@ -1,8 +1,10 @@
 """Downloads: fetched once, with a progress bar and a checksum, or an error that says where to put the file by hand."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
@@ -10,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tinylm.data.web import BLOCK, TIMEOUT, ChangedError, Connection, State, http_connect, reason, release, resumed
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError, notice
-from tinylm.files import atomic_write, locked, sha256_bytes, sha256_file
+from tinylm.files import full_disk, locked, read_json, sha256_bytes, sha256_file, write_json
 from tinylm.progress import ProgressBar
-
-TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 18  # bytes per read
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,27 @@ def stream(source: Download, cache_dir: Path) -> Generator[bytes, None, None]:
                 yield block
         return
     notice(f"reading {source.url}")
-    with _network_errors(source, path), urllib.request.urlopen(source.url, timeout=TIMEOUT) as response:
-        yield from _blocks(response)
+    with _network_errors(source, path):
+        yield from resumed(source.url, http_connect(source.url))
 
 
 def _fetch(source: Download, path: Path) -> None:
+    """Downloads a file. The beginning of one that breaks off is kept beside it, and continued by the next call."""
     notice(f"downloading {source.url}")
+    part, record = (path.with_name(f".part-{path.name}{suffix}") for suffix in ("", ".json"))
     with _network_errors(source, path):
         expected = source.sha256 or (source.pointer and _pointed_sha256(source.pointer))
-        with urllib.request.urlopen(source.url, timeout=TIMEOUT) as response, atomic_write(path) as file:
-            found = _copy(response, file)
-            if expected and found != expected:
-                raise DataError(f"{source.url}: is not the expected file (SHA-256 {found[:16]}...); try again later")
+        try:
+            found = _copy(source.url, part, record)
+        except ChangedError:  # since the call that began it
+            part.unlink()
+            found = _copy(source.url, part, record)
+    if expected and found != expected:
+        part.unlink()
+        record.unlink()
+        raise DataError(f"{source.url}: is not the expected file (SHA-256 {found[:16]}...); try again later")
+    os.replace(part, path)
+    record.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -95,33 +104,55 @@ def _network_errors(source: Download, path: Path) -> Iterator[None]:
     except TinyLMError:
         raise
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+        release(error)
         raise MissingInputError(
-            f"cannot download {source.url} ({reason}); without a network, put the file at {path} by hand"
+            f"cannot download {source.url} ({reason(error)}); without a network, put the file at {path} by hand"
         ) from error
 
 
-def _copy(response: http.client.HTTPResponse, file) -> str:
-    """Copies a response to a file with a progress bar, and returns its SHA-256."""
-    size = int(response.headers.get("Content-Length") or 0)
-    digest = hashlib.sha256()
-    with ProgressBar("downloading", size) as bar:
-        for block in _blocks(response):
+def _copy(url: str, part: Path, record: Path) -> str:
+    """Downloads what is missing of a part, with a progress bar, and returns the SHA-256 of the whole file.
+
+    Args:
+        url: the address
+        part: the file to write
+        record: a JSON file with the size and the version of the whole file
+    """
+    known = _begun(part, record)
+
+    bar = ProgressBar(f"downloading {url}", known and known.size)
+
+    def connect(begin: int, end: int | None) -> Connection:
+        connection = http_connect(url)(begin, end)
+        bar.total = connection.state.size
+        if known is None:
+            write_json(record, dataclasses.asdict(connection.state))
+        return connection
+
+    with full_disk(part), part.open("r+b" if known else "w+b") as file:
+        digest, begin = hashlib.sha256(), 0
+        while block := file.read(BLOCK):
             digest.update(block)
-            bar.update(file.write(block))
+            begin += len(block)
+        if known is None or begin != known.size:
+            with bar:
+                bar.update(begin)
+                for block in resumed(url, connect, known, begin):
+                    digest.update(block)
+                    bar.update(file.write(block))
+        file.flush()
+        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body of a response, checked against its Content-Length."""
-    size, received = int(response.headers.get("Content-Length") or 0), 0
-    while block := response.read1(BLOCK):  # returns the bytes available, without waiting for a whole block
-        received += len(block)
-        yield block
-    if size and received != size:
-        raise http.client.IncompleteRead(b"", size - received)
+def _begun(part: Path, record: Path) -> State | None:
+    """The state of the file that a part is the beginning of; None if there is no part to continue."""
+    try:
+        state = State(**read_json(record))
+        continues = state.version is not None and 0 < part.stat().st_size <= (state.size or 0)
+    except (OSError, ValueError, TypeError):
+        return None
+    return state if continues else None
 
 
 def _pointed_sha256(url: str) -> str:

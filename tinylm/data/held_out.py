@@ -10,15 +10,20 @@ from tinylm.safe_yaml import read_yaml
 
 
 def held_out_stories(model: Path, count: int) -> list[str]:
-    """Up to `count` validation stories for a run, its model folder or checkpoint; none unless it trained on stories."""
+    """Up to `count` validation stories for a run, its model folder or checkpoint; none unless it trained on stories.
+
+    Of a mixture, those of the first source that is stories.
+    """
     configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
     config = next((path for path in configs if path.is_file()), None)
     try:
         data = {} if config is None else read_yaml(config)["data"]
-        on_stories = data.get("pairs") is None and data.get("corpus", "").partition(":")[0] == "stories"
+        corpora = data.get("corpus", "") if data.get("pairs") is None else {}
+        sources = corpora.values() if isinstance(corpora, dict) else [corpora]
+        stories = next((source for source in sources if source.partition(":")[0] == "stories"), None)
     except (DataError, LookupError, TypeError, AttributeError):
         return []  # a config.yaml of another program
-    if not on_stories:
+    if not stories:
         return []
-    corpus = open_corpus(data["corpus"], split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
+    corpus = open_corpus(stories, split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
     return ["".join(story) for story in itertools.islice(corpus.documents("val"), count)]

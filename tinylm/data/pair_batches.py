@@ -14,6 +14,7 @@ With document masks it does not matter which pairs share a row, so rows are pack
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -103,6 +104,8 @@ class RowOrder:
         seed: seed of the order
     """
 
+    version: ClassVar[int] = 1  # of the order
+
     num_rows: int
     batch_size: int
     seed: int = 0
@@ -114,7 +117,8 @@ class RowOrder:
 
     def rows(self, step: int) -> np.ndarray:
         """Indices of the rows of a step, int64 (batch_size,)."""
-        return shuffled(step, self.batch_size, self.seed, self.num_rows)[0]
+        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return shuffled(samples, self.seed, self.num_rows)[0]
 
 
 def split_examples(examples: Sequence[Example], split: Sequence[float], seed: int) -> list[list[Example]]:

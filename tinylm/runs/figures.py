@@ -21,8 +21,11 @@ def run_figures(model: Path) -> dict[str, Any]:
         notice(f"the model card has no figures of the run: {error}")
         return {}
     data = config.get("data", {})
+    corpus = data.get("corpus")
+    if isinstance(corpus, dict):  # a mixture
+        corpus = ", ".join(f"{name}: {source}" for name, source in corpus.items())
     figures = {
-        "data": data.get("pairs") or data.get("corpus"),
+        "data": data.get("pairs") or corpus,
         "base model": config.get("model", {}).get("init_from"),
         "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else ""),
         "training tokens": f"{row.tokens:,.0f}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -167,6 +168,11 @@ def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
             points = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
             axes.plot(x, y, style, color=color, label=_label(each.label or panel.validation, y), **points)
             _band(axes, x, y, each.spread.get(panel.validation), color)
+        if not each.label and panel.validation:  # of a run alone: its curve for each source of a mixture
+            sources = sorted(name for name in each.columns if name.startswith(f"{panel.validation}_"))
+            for name, color in zip(sources, cycle(COLORS[2:])):
+                x, y = each.columns[name]
+                axes.plot(x, y, ":", color=color, label=_label(name, y), marker=".")
     if panel.floor:
         floors = {round(each.columns[panel.floor][1][-1], 6) for each in curves if panel.floor in each.columns}
         for floor in sorted(floors):

@@ -332,7 +332,7 @@ class TinyLMCLI(LightningCLI):
     def _introduce(self) -> None:
         """Prints what is trained, on which data and devices."""
         data, net, trainer = self.datamodule, self.model.net, self.trainer
-        tokens = len(data.tokens["train"])
+        tokens = data.content.num_tokens("train")
         kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
         devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
         if devices == "CPU":

@@ -24,7 +24,6 @@ from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.runs.plots import draw_curves
 from tinylm.training.checkpoint import BestCheckpoint
-from tinylm.training.metrics import TextMetrics
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.tracking import trackers
 
@@ -110,7 +109,7 @@ class FinishRun(Callback):
         found = evaluate_split(best.model, pl_module, data.whole_validation())
         save = {**read_json(self.folder / "model" / MANIFEST)["info"], **found}
         save_bundle(self.folder / "model", best.model, pl_module.tokenizer, save, overwrite=True)
-        notice(f"on all {len(data.tokens['val']):,} validation tokens: {loss_and_floor(found)}")
+        notice(f"on all {data.content.num_tokens('val'):,} validation tokens: {loss_and_floor(found)}")
 
     def _best_loss(self, trainer: pl.Trainer) -> dict[str, float]:
         """The value of the monitored metric at the best checkpoint."""
@@ -138,8 +137,13 @@ def generate_command(folder: Path, prompt: str, template: Template | ChatTemplat
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:
-    """`validation loss 0.412, floor 0.387, 6% above the best possible`; without a floor if it is unknown."""
+    """`validation loss 0.412, floor 0.387, 6% above the best possible`; without a floor if it is unknown.
+
+    The losses of the sources of a mixture follow in brackets.
+    """
     text = f"validation loss {metrics['val/loss']:.4f}"
+    sources = [f"{name[9:]} {value:.4f}" for name, value in metrics.items() if name.startswith("val/loss_")]
+    text += f" ({', '.join(sources)})" if sources else ""
     if "val/floor" not in metrics:
         return text
     excess = metrics["val/excess"]
@@ -149,12 +153,12 @@ def loss_and_floor(metrics: dict[str, float]) -> str:
 
 def evaluate_split(model: TransformerLM, module: LitTransformerLM, batches: Iterable[Batch]) -> dict[str, float]:
     """`val/loss`, `val/perplexity`, ... of a model on the batches of a split, with the module's settings."""
-    metric = TextMetrics(torch.from_numpy(module.tokenizer.byte_lengths), sync_on_compute=False)  # this process alone
+    metric = module.new_metrics(sync_on_compute=False)  # this process alone
     model, device = model.to(module.device).eval(), module.device
     with torch.inference_mode():
         for batch in tqdm(batches, desc="validating", leave=False, delay=2, disable=not sys.stderr.isatty()):
             ids, documents = batch.inputs.to(device), batch.documents
             documents = documents_apart(model.config, ids, module.tokenizer.end_of_text, documents)
             logits = model(ids, documents=None if documents is None else documents.to(device))
-            metric.update(logits.cpu(), batch.targets, batch.log_prob)
+            metric.update(logits.cpu(), batch.targets, batch.log_prob, batch.source)
     return {f"val/{name}": value for name, value in metric.compute().items()}

@@ -33,6 +33,11 @@ from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
 from tinylm.training.start import Start
 
+OTHER_ORDER = (
+    "the order of training windows has changed since this run began (docs/faults.md): from here on it reads other "
+    "windows than the version that wrote the checkpoint would have"
+)
+
 
 class LitTransformerLM(pl.LightningModule):
     """A transformer trained to predict the next token.
@@ -241,11 +246,15 @@ class LitTransformerLM(pl.LightningModule):
         """Resets the metrics."""
         # on the CPU where the device has no float64
         device = "cpu" if self.device.type == "mps" else self.device
-        self._metrics = [TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths)).to(device)]
+        self._metrics = [self.new_metrics().to(device)]
+
+    def new_metrics(self, **options: Any) -> TextMetrics:
+        """The metrics of an evaluation, in which nothing has been counted yet."""
+        return TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths), self._datamodule.fingerprints, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the metrics."""
-        self._metrics[0].update(self(batch.inputs, batch.documents), batch.targets, batch.log_prob)
+        self._metrics[0].update(self(batch.inputs, batch.documents), batch.targets, batch.log_prob, batch.source)
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
@@ -284,6 +293,8 @@ class LitTransformerLM(pl.LightningModule):
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
+            "sources": self._datamodule.fingerprints,
+            "order": self._datamodule.order.version,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
 
@@ -325,12 +336,28 @@ class LitTransformerLM(pl.LightningModule):
 
     def _check_text(self, data: dict[str, Any]) -> None:
         """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
-        if data.get("fingerprint") in (None, self._datamodule.fingerprint):
+        ours = self._datamodule
+        if data.get("fingerprint") in (None, ours.fingerprint):
+            if self.resumes and data.get("order", 1) != ours.order.version:
+                notice(OTHER_ORDER)
             return
-        problem = f"{self._datamodule.source} is not the text that the checkpoint was trained on"
+        problem = f"{changed_text(ours, data.get('sources', {}))} is not the text that the checkpoint was trained on"
         if self.resumes:
             raise ConfigError(f"data: {problem}; restore it, or start a new run from the checkpoint with --ckpt_path")
         notice(problem)
+
+
+def changed_text(data: TextDataModule, sources: dict[str, str]) -> str:
+    """The name of what has changed in the data; of a mixture, those of the sources.
+
+    Args:
+        data: the data module
+        sources: the fingerprints of the sources of a mixture as they were
+    """
+    ours = data.fingerprints
+    if not ours or not sources:
+        return data.source
+    return ", ".join(name for name in {**ours, **sources} if ours.get(name) != sources.get(name))
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -1,6 +1,7 @@
 """Remarks on a run: at its start, and once its model overfits."""
 
 from tinylm.data import TextDataModule
+from tinylm.data.mixture_content import MixtureContent
 from tinylm.errors import notice
 from tinylm.training.schedule import ScheduleConfig
 
@@ -8,8 +9,14 @@ RISES = 3  # validations in a row whose loss rises
 
 
 def epochs(data: TextDataModule) -> str:
-    """The passes over the training data, such as `3.1 epochs`."""
-    count = data.total_steps / data.order.steps_per_epoch
+    """The passes over the training data, such as `3.1 epochs`; of a mixture, those of each source with its share."""
+    if not isinstance(data.content, MixtureContent):
+        return _epochs(data.total_steps / data.order.steps_per_epoch)
+    counts, weights = data.content.order.epochs(data.total_steps), data.content.weights
+    return ", ".join(f"{name} {weights[name]:.1%}: {_epochs(count)}" for name, count in counts.items())
+
+
+def _epochs(count: float) -> str:
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
 

@@ -16,7 +16,7 @@ from tinylm.data.grammar.parse import load_grammar
 from tinylm.data.grammar.stories import COUNT, story_grammar
 from tinylm.data.records import DEFAULT, hub_dataset, saved_dataset
 from tinylm.data.sources import Source, find_sources
-from tinylm.errors import ConfigError, MissingInputError, did_you_mean, notice
+from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 
 __all__ = ["NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "open_corpus"]
 
@@ -108,11 +108,7 @@ def _downloaded(file: Download, cache_dir: Path) -> Source:
 
 def _find(source: str, reading: Reading, cache_dir: Path) -> list[Source]:
     """The files of a path, glob or URL; raises MissingInputError if there are none."""
-    if "://" in source:
-        return [_downloaded(Download(source), cache_dir)]
-    sources = find_sources(source, reading.include, reading.exclude)
-    if len(sources) > 1:
-        notice(f"{source}: {len(sources):,} files")
+    sources = find_sources(source, reading.include, reading.exclude, cache_dir)
     if not sources:
         hint = did_you_mean(source, [*NAMES, *_neighbours(source)])
         hint = hint or f"; give a text file, a glob, a URL, or one of {', '.join(NAMES)}"

@@ -70,7 +70,10 @@ class Metered:
 
     def metered(self, sources: Iterable[Source]) -> list[Source]:
         """Sources whose reading is reported."""
-        return [MeteredSource(each.url, reach=self.reach) if type(each) is Source else each for each in sources]
+        return [
+            MeteredSource(each.url, each.cache_dir, reach=self.reach) if type(each) is Source else each
+            for each in sources
+        ]
 
 
 def total_size(sources: Iterable[Source]) -> int | None:
@@ -85,30 +88,40 @@ class MeteredSource(Source):
 
     reach: Callable[[str, int], None] = field(kw_only=True, compare=False, repr=False)
 
-    def blocks(self, *others: object) -> Iterator[bytes]:
+    def blocks(self, report: Callable[[int], None] | None = None) -> Iterator[bytes]:
         """The content, as in `Source`."""
+        return super().blocks(report or self._counter())
+
+    def fingerprint(self, report: Callable[[int], None] | None = None) -> str:
+        """The fingerprint, as in `Source`."""
+        return super().fingerprint(report or self._counter())
+
+    def _counter(self) -> Callable[[int], None]:
+        """A function that adds up the bytes read, from the beginning of the file."""
         position = 0
-        for block in super().blocks():
-            position += len(block)
+
+        def count(amount: int) -> None:
+            nonlocal position
+            position += amount
             self.reach(self.url, position)
-            yield block
+
+        return count
 
     def open(self) -> BinaryIO:
         """The file as it is stored, as in `Source`; the bytes read from it are added up, wherever they are."""
-        return _CountingFile(super().open(), lambda count: self.reach(self.url, count))  # pyright: ignore[reportReturnType]
+        return _CountingFile(super().open(), self._counter())  # pyright: ignore[reportReturnType]
 
 
 class _CountingFile(io.RawIOBase):
-    """A file that reports the number of bytes read so far."""
+    """A file that reports the bytes read from it."""
 
     def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
-        self._file, self._report, self._count = file, report, 0
+        self._file, self._report = file, report
 
     def read(self, size: int = -1) -> bytes:
         """Reads bytes."""
         data = self._file.read(size)
-        self._count += len(data)
-        self._report(self._count)
+        self._report(len(data))
         return data
 
     def readable(self) -> bool:

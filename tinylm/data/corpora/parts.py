@@ -9,8 +9,7 @@ from tinylm.data.corpora.base import PARTS, Corpus
 from tinylm.data.corpora.documents import Documents
 from tinylm.data.corpora.metered import total_size
 from tinylm.data.records import DEFAULT, FORMATS, Reading
-from tinylm.data.sources import Source
-from tinylm.data.sources.globs import TEXT_SUFFIXES
+from tinylm.data.sources import TEXTS, Source
 from tinylm.errors import DataError
 from tinylm.files import sha256_json
 
@@ -49,10 +48,11 @@ class PartsCorpus(Corpus):
         self._part_of = [part for part, found in files.items() for _ in found]
         self.contents = Documents(self, sources, reading, errors, cache_dir, stories=True)
         self.num_groups = len(self.contents.groups)
-        if self.contents.plain and reading.separator is None and not reading.deduplicate:
-            content = ["tinystories", self.contents.text_digests()]
-        else:
-            content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]
+        with self.reading("checking"):
+            if self.contents.plain and reading.separator is None and not reading.deduplicate:
+                content = ["tinystories", self.contents.text_digests()]
+            else:
+                content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]
         self.fingerprint = self.contents.key = sha256_json([*content, self.parts, errors])
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
@@ -95,7 +95,7 @@ def own_parts(folder: str, reading: Reading) -> dict[str, list[Source]] | None:
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         found = OWN_PARTS.fullmatch(name)
         source = Source(os.path.join(folder, name))  # noqa: PTH118
-        if found and (source.suffix in FORMATS or source.suffix in TEXT_SUFFIXES):
+        if found and (source.suffix in FORMATS or source.suffix in TEXTS):
             parts.setdefault(NAMES[found[1].lower()], []).append(source)
     if "train" not in parts or "val" not in parts:
         return None

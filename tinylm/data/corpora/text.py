@@ -65,10 +65,11 @@ class TextCorpus(Corpus):
         self.separated = not whole or len(sources) > 1
         if reading.deduplicate and not self.separated:
             raise ConfigError(f"data.deduplicate: {name}: is a single document; leave it out")
-        if whole and not reading.deduplicate:
-            content = ["files", self.contents.text_digests()]
-        else:
-            content = ["documents", self.contents.fingerprints(), self.contents.options()]
+        with self.reading("checking"):
+            if whole and not reading.deduplicate:
+                content = ["files", self.contents.text_digests()]
+            else:
+                content = ["documents", self.contents.fingerprints(), self.contents.options()]
         self.fingerprint = self.contents.key = sha256_json([*content, split, errors])
         self._counted = None if reading.deduplicate else counted
         if counted is not None and not any(map(any, counted)):

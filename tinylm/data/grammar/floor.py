@@ -6,6 +6,7 @@ documents a model may fall below the floor by luck; the standard error measures 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,16 @@ class Floor:
         residuals = -log_probs + log_probs.sum() / len(tokens) * counts
         error = math.sqrt(float((residuals**2).sum())) / len(tokens)
         return cls(log_probs, begins, len(tokens), int(byte_lengths[tokens].sum()), error)
+
+    @classmethod
+    def joined(cls, floors: Sequence["Floor"]) -> "Floor":
+        """The floor of several texts together. Their errors are independent, and `begins` counts in each text."""
+        num_tokens = sum(floor.num_tokens for floor in floors)
+        error = math.hypot(*(floor.standard_error * floor.num_tokens for floor in floors)) / num_tokens
+        log_probs, begins = (
+            np.concatenate([getattr(floor, name) for floor in floors]) for name in ("log_probs", "begins")
+        )
+        return cls(log_probs, begins, num_tokens, sum(floor.num_bytes for floor in floors), error)
 
     @property
     def nats_per_token(self) -> float:

@@ -22,8 +22,7 @@ from tinylm.data.records.text import (
     split_documents,
     split_text,
 )
-from tinylm.data.sources import Source
-from tinylm.data.sources.globs import TEXT_SUFFIXES
+from tinylm.data.sources import TEXTS, Source
 
 __all__ = [
     "DEFAULT",
@@ -87,7 +86,7 @@ def find_format(source: Source, reading: Reading, errors: str) -> Format:
     found = FORMATS.get(source.suffix)
     if source.suffix == ".json":
         return JSON if is_records(source, reading, errors) else TEXT
-    if found is not None or source.suffix in TEXT_SUFFIXES:
+    if found is not None or source.suffix in TEXTS:
         return found or TEXT
     with source.open() as file:
         head = file.read(8)

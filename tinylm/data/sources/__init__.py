@@ -1,5 +1,7 @@
 """Sources: the files of a corpus, local or behind a URL, compressed or not, as bytes."""
 
-from tinylm.data.sources.source import Source, find_sources
+from tinylm.data.sources.find import RECORDS, TEXTS, find_sources
+from tinylm.data.sources.memory import remembered
+from tinylm.data.sources.source import Source, suffix_of
 
-__all__ = ["Source", "find_sources"]
+__all__ = ["RECORDS", "TEXTS", "Source", "find_sources", "remembered", "suffix_of"]

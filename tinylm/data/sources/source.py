@@ -1,69 +1,98 @@
-"""Sources: the files of a corpus, local or behind a URL, compressed or not, as bytes.
+"""Source: a file of a corpus, local or behind a URL, compressed or not, as bytes.
 
-What a file holds (a text, JSON records, a table) is not known here.
+The contents of a file (a text, JSON records, a table) are not known here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from tinylm.data.sources.globs import find_files
-from tinylm.files import open_input, sha256_file
+from tinylm.data.sources.compression import SUFFIXES, decompressed
+from tinylm.data.sources.local import LocalFile
+from tinylm.data.sources.remote import RemoteFile
+from tinylm.data.web import State
 
-BLOCK = 1 << 20  # bytes
+
+def suffix_of(url: str) -> str:
+    """The suffix of a path or URL in lower case, without that of a compression: `.jsonl` of `a.jsonl.zst`."""
+    path = PurePosixPath(urlsplit(url).path if re.match(r"https?://", url) else url)
+    return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).suffix.lower()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read.
+    """A file to read. It must not change from its first use on: if it does, reading it raises DataError.
 
     Attributes:
         url: a path, or a URL
+        cache_dir: the cache folder, which remembers fingerprints; by default that of `TINYLM_CACHE`
     """
 
     url: str
+    cache_dir: Path | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def _file(self) -> LocalFile | RemoteFile:
+        return RemoteFile(self.url) if "://" in self.url else LocalFile(self.url, self.cache_dir)
+
+    @cached_property
+    def _state(self) -> State:
+        return self._file.state()
 
     @property
     def suffix(self) -> str:
         """The suffix of the name in lower case, without that of a compression: `.jsonl` of `a.jsonl.zst`."""
-        return PurePosixPath(self.url).suffix.lower()
+        return suffix_of(self.url)
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file as it is stored; None if unknown."""
-        return Path(self.url).stat().st_size
+        """Bytes of the file as it is stored; None if unknown.
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the content, or of what stands for it: of a remote file its URL, size and version."""
-        return sha256_file(self.url)
+        Raises:
+            MissingInputError: if it does not exist or cannot be read.
+        """
+        return self._state.size
+
+    def fingerprint(self, report: Callable[[int], None] | None = None) -> str:
+        """SHA-256 of the bytes as stored; of a remote file that of its URL, size and version.
+
+        Args:
+            report: as in `blocks`, if the file has to be read
+
+        Raises:
+            MissingInputError: if it does not exist or cannot be read.
+        """
+        return self._file.fingerprint(self._state, report)
 
     def open(self) -> BinaryIO:
         """Opens the file as it is stored, to be read in any order.
 
         Raises:
             MissingInputError: if it does not exist or cannot be read.
+            DataError: if it has changed.
         """
-        return open_input(Path(self.url))
+        return self._file.open(self._state)
 
-    def blocks(self) -> Iterator[bytes]:
-        """The decompressed content in blocks of about a megabyte.
+    def blocks(self, report: Callable[[int], None] | None = None) -> Iterator[bytes]:
+        """The decompressed content in blocks of at most about a megabyte.
+
+        Args:
+            report: receives the number of stored bytes read since its last call
 
         Raises:
             MissingInputError: if it does not exist or cannot be read.
-            DataError: if the compressed file is truncated or damaged.
+            DataError: if the compressed file is truncated or damaged, or if it changes while it is read.
         """
-        with self.open() as file:
-            while block := file.read(BLOCK):
-                yield block
+        with closing(self._file.stored(self._state)) as stored:
+            yield from decompressed(stored if report is None else _reported(stored, report), self.url)
 
 
-def find_sources(pattern: str, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> list[Source]:
-    """The files of a path, glob, folder or URL, sorted by name; an empty list if there are none.
-
-    Args:
-        pattern: what `data.corpus` names
-        include: patterns of the names to take from a folder, such as `*.md`
-        exclude: patterns of the names to leave out
-    """
-    return [Source(str(path)) for path in find_files(pattern)]
+def _reported(blocks: Iterator[bytes], report: Callable[[int], None]) -> Iterator[bytes]:
+    for block in blocks:
+        report(len(block))
+        yield block
