@@ -1,5 +1,6 @@
 """`tinylm prepare inspect`: figures by hand, and the same as those of the token cache and of the training windows."""
 
+import gzip
 import json
 from collections import Counter
 from itertools import pairwise
@@ -176,6 +177,43 @@ def test_invalid_utf8_is_reported_and_tokens_are_those_of_replaced_bytes(run):
     code, out, err = run("bad.txt", "--tokenizer", "char")
     assert (code, err) == (0, "") and "bad.txt: at byte 3\n" in out
     assert ["tokens", "1,000"] in [line.split()[:2] for line in out.splitlines()]
+
+
+def test_every_format_gives_the_same_figures_and_the_places_of_its_records(run, tmp_path):
+    texts = [f"text {i % 110} é" * (i % 7 + 1) for i in range(120)]
+    records = [json.dumps({"id": i, "a": {"b": text}}) for i, text in enumerate(texts)]
+    records.insert(5, json.dumps({"id": -1, "a": {"b": ""}}))
+    with gzip.open("f.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(records))
+    Path("f.csv").write_text("a.b\n" + "".join(f'"{text}"\n' for text in texts), encoding="utf-8")
+    Path("f.txt").write_text("\n--\n".join(texts), encoding="utf-8")
+    Path("notes").mkdir()
+    for i, text in enumerate(texts):
+        Path(f"notes/{i:03}.md").write_text(text, encoding="utf-8")
+    Path("notes/other.txt").write_text("to be left out")
+    found = {}
+    for words, place in (
+        (["f.jsonl.gz", "--field", "a.b"], "f.jsonl.gz: record"), (["f.csv", "--field", "a.b"], "f.csv: record"),
+        (["f.txt", "--separator", "\n--\n"], "f.txt: document"), (["notes", "--include", "*.md"], "notes/"),
+    ):  # fmt: skip
+        code, _, err = run(*words, "--json", "f.json", "--overwrite", "--tokenizer", "bpe:300")
+        assert code == 0, err
+        figures = json.loads(Path("f.json").read_text(encoding="utf-8"))
+        assert all(each["place"].startswith(place) for each in figures["longest"] + figures["samples"])
+        assert figures["num_empty"] == (words[0] == "f.jsonl.gz")
+        assert figures["stored_bytes"] == sum(path.stat().st_size for path in Path().glob(
+            "notes/*.md" if words[0] == "notes" else words[0]))  # fmt: skip
+        found[words[0]] = [figures[name] for name in ("total", "parts", "num_duplicates", "lengths")]
+    assert all(each == found["f.csv"] for each in found.values())
+    assert found["f.csv"][0]["documents"] == 120 and found["f.csv"][2] == len(texts) - len(set(texts))
+
+
+def test_invalid_bytes_late_in_a_corpus_are_found_in_their_record(run):
+    lines = [b'{"text": "%d"}' % i for i in range(300)]
+    lines[250] = b'{"text": "ab\xff"}'
+    Path("late.jsonl").write_bytes(b"\n".join(lines))
+    code, out, err = run("late.jsonl", "--tokenizer", "bpe:300")
+    assert code == 0 and "late.jsonl: record 251: at byte 2 of its text\n" in out, err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Prints figures of a corpus before hours are spent on it: sizes, lengths, duplicates, invalid text, samples.
 
 tinylm prepare inspect my.txt
-tinylm prepare inspect my.txt --tokenizer tiktoken:gpt2 --json figures.json
+tinylm prepare inspect web.jsonl.zst --field content --tokenizer tiktoken:gpt2 --json figures.json
 tinylm prepare inspect my.txt -c small --max-steps 5000
 
 Without a tokenizer lengths are in characters. A config brings its tokenizer, split, batch and steps. Every document is
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylm.console import Mode, Parser, check_at_least, plural, table
-from tinylm.errors import ConfigError, DataError, InvalidTextError
+from tinylm.errors import ConfigError, InvalidTextError
 from tinylm.files import default_cache_dir, write_json
 from tinylm.locate import find_config
 from tinylm.safe_yaml import read_yaml
@@ -41,6 +41,10 @@ def make_parser() -> Parser:
     add("corpus", nargs="?", help="as data.corpus takes it (default: that of the config)")
     add("-c", "--config", help="config whose data.*, max_seq_len and max_steps are the defaults below")
     add("--tokenizer", help="count tokens, as data.tokenizer takes it: bpe:2048, a file, tiktoken:gpt2 (default: none)")
+    add("--field", help="field or column of a record that is its text (default: text)")
+    add("--separator", help="text between documents of a plain text file (default: <|endoftext|> if the file has it)")
+    add("--include", nargs="+", metavar="PATTERN", help="names of the files to take from a folder, such as '*.md'")
+    add("--exclude", nargs="+", metavar="PATTERN", help="names of the files to leave out")
     add("--split", type=float, nargs="+", help="fractions of the parts (default: 0.9 0.1)")
     add("--max-steps", type=int, help="print the epochs of this many optimizer steps")
     add("--batch-size", type=int, help="sequences in a step (default: 32)")
@@ -63,18 +67,10 @@ def run(arguments: list[str]) -> None:
     if options.json is not None:
         check_target(options.json, FIGURES, options.overwrite)
 
-    from tinylm.data.inspection import inspect_corpus
-    from tinylm.data.tokens import resolve_tokenizer
-
-    corpus, problem = open_any(options)
-    tokenizer = None
-    if options.tokenizer is not None:
-        learned_from = corpus if problem is None else opened(options, "replace")
-        tokenizer = resolve_tokenizer(options.tokenizer, learned_from, options.cache_dir)
-    figures = inspect_corpus(
-        corpus, tokenizer, context=options.max_seq_len, num_longest=options.longest, num_samples=options.samples,
-        seed=options.seed,
-    )  # fmt: skip
+    try:
+        figures = measure(options, "strict")
+    except InvalidTextError:  # is reported as well, with all else
+        figures = measure(options, "surrogateescape")
     print("\n\n".join(filter(None, sections(figures, options))))
     if options.json is not None:
         write_json(
@@ -92,6 +88,10 @@ def take_config(options: argparse.Namespace) -> None:
         if options.config is None:
             raise ConfigError("which corpus? Give a file, a folder or a name, or a config with --config")
     given = {
+        "field": data.get("field", "text"),
+        "separator": data.get("separator"),
+        "include": data.get("include", ()),
+        "exclude": data.get("exclude", ()),
         "corpus": data.get("corpus", "stories"),
         "tokenizer": data.get("tokenizer", "char") if options.config else None,
         "split": data.get("split", (0.9, 0.1)),
@@ -106,20 +106,33 @@ def take_config(options: argparse.Namespace) -> None:
             setattr(options, name, value)
 
 
+def measure(options: argparse.Namespace, errors: str) -> "Inspection":
+    """The figures of the corpus; `errors` is the treatment of bytes that are not UTF-8."""
+    from tinylm.data.inspection import inspect_corpus
+    from tinylm.data.tokens import resolve_tokenizer
+
+    corpus, tokenizer = opened(options, errors), None
+    if options.tokenizer is not None:
+        learned_from = corpus if errors == "strict" else opened(options, "replace")
+        tokenizer = resolve_tokenizer(options.tokenizer, learned_from, options.cache_dir)
+    return inspect_corpus(
+        corpus, tokenizer, context=options.max_seq_len, num_longest=options.longest, num_samples=options.samples,
+        seed=options.seed,
+    )  # fmt: skip
+
+
 def opened(options: argparse.Namespace, errors: str) -> "Corpus":
     """The corpus that the options name."""
-    from tinylm.data.corpora import check_split, open_corpus
+    from tinylm.data.corpora import Reading, check_split, open_corpus
 
-    split = check_split(options.split)
-    return open_corpus(options.corpus, split=split, cache_dir=options.cache_dir, seed=options.seed, errors=errors)
-
-
-def open_any(options: argparse.Namespace) -> "tuple[Corpus, DataError | None]":
-    """The corpus; if it is not UTF-8, with its invalid bytes, and the error that training would end with."""
-    try:
-        return opened(options, "strict"), None
-    except InvalidTextError as problem:
-        return opened(options, "surrogateescape"), problem
+    return open_corpus(
+        options.corpus,
+        split=check_split(options.split),
+        cache_dir=options.cache_dir,
+        seed=options.seed,
+        errors=errors,
+        reading=Reading(options.field, options.separator, tuple(options.include), tuple(options.exclude)),
+    )
 
 
 # --- printing

@@ -8,7 +8,7 @@ from typing import Any
 from tinylm.data.records.reading import Reading, fail, missing_field, no_text
 from tinylm.data.records.text import REPAIR
 from tinylm.data.sources import Source
-from tinylm.errors import DataError, MissingInputError, TinyLMError
+from tinylm.errors import DataError, InvalidTextError, MissingInputError, TinyLMError
 
 ROWS, BATCH = 1024, 16 << 20  # rows and bytes of a batch, at most
 ARROW_FILE, FEATHER_1 = b"ARROW1", b"FEA1"
@@ -144,5 +144,5 @@ def _decode(array: Any, number: int, source: Source, errors: str) -> list[str | 
             texts.append(None if data is None else data.decode("utf-8", errors))
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 at byte {error.start} ({error.reason}); {REPAIR}"
-            raise DataError(f"{source.url}: record {row}: {problem}") from error
+            raise InvalidTextError(f"{source.url}: record {row}: {problem}") from error
     return texts
