@@ -3,6 +3,8 @@
 Python's `splitlines` also splits at U+2028, NEL, form feed and others, and files opened as text at a lone CR.
 """
 
+import bz2
+import gzip
 import io
 import json
 import sys
@@ -34,6 +36,13 @@ def test_a_prompts_file_keeps_all_other_separators(tmp_path):
     assert read_prompts(tmp_path / "p.txt") == LINES
     (tmp_path / "p.jsonl").write_bytes(file_of([json.dumps({"prompt": line}, ensure_ascii=False) for line in LINES]))
     assert read_prompts(tmp_path / "p.jsonl") == LINES
+
+
+def test_compressed_prompts_are_those_of_the_file(tmp_path):
+    (tmp_path / "p.txt.gz").write_bytes(gzip.compress(file_of(LINES)))
+    (tmp_path / "p.jsonl.bz2").write_bytes(bz2.compress(b'{"prompt": "a\\u2028b"}\n'))
+    assert read_prompts(tmp_path / "p.txt.gz") == LINES
+    assert read_prompts(tmp_path / "p.jsonl.bz2") == ["a\u2028b"]
 
 
 @pytest.mark.parametrize(

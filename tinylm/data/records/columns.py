@@ -48,6 +48,23 @@ def read_parquet(source: Source, reading: Reading, errors: str) -> Iterator[list
             yield from _texts(batch, path, number, reading, source, errors)
 
 
+def column_records(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
+    """The records of a Parquet or Arrow file, with all columns, and the place of each."""
+    with source.open() as file:
+        parquet = file.read(4) == b"PAR1"
+    with source.open() as file, _damage(source, "Parquet" if parquet else "Arrow"):
+        if parquet:
+            batches = library("pyarrow.parquet", source).ParquetFile(file).iter_batches(ROWS, use_threads=False)
+        else:
+            is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+            file.seek(0)
+            batches = _batches(library("pyarrow.ipc", source), file, is_file, None)
+        number = 0
+        for batch in batches:
+            for number, record in enumerate(batch.to_pylist(), start=number + 1):
+                yield record, f"record {number}"
+
+
 def _rows(table: Any, field: str) -> Iterator[tuple[Any, int]]:
     """Batches of a Parquet file's column, each with the number of rows before it."""
     number = 0
