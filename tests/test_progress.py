@@ -37,7 +37,7 @@ def test_a_state_is_shown_as_calculated_by_hand(state, shown):
 
 
 def at_terminal(code: str, folder: Path, columns: int = 80) -> list[str]:
-    """What a program shows at a pseudo-terminal, line by line, redrawn lines included."""
+    """The lines that a program shows at a pseudo-terminal, redrawn ones included."""
     import fcntl
     import struct
     import termios

@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 class Metered:
-    """What every corpus tells of its reading.
+    """The part of every corpus that tells how far it has been read.
 
     Attributes:
         name: the value of `data.corpus`
