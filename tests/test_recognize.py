@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from tests.commands.conftest import save_model
 from tinylm.commands import run_command
@@ -68,10 +69,10 @@ def iconv(encoding: str) -> str:
 
 FORMATS = {  # name of the file -> its bytes, a part of the answer
     "a.txt.gz": (gzip.compress(TEXT.encode()), "is a gzip file, not text; gunzip -k a.txt.gz"),
-    "a.tar.gz": (gzip.compress(TEXT.encode()), "is a gzip file, not text; tar -xf a.tar.gz"),
+    "a.tar.gz": (gzip.compress(tarred()), "is a gzip file, not text; tar -xf a.tar.gz"),
     "a.bz2": (bz2.compress(TEXT.encode()), "is a bzip2 file, not text; bunzip2 -k a.bz2"),
     "a.xz": (lzma.compress(TEXT.encode()), "is an xz file, not text; unxz -k a.xz"),
-    "a.zst": (bytes.fromhex("28b52ffd0458f90000"), "is a Zstandard file, not text; unzstd a.zst"),
+    "a.zst": (zstandard.ZstdCompressor().compress(TEXT.encode()), "is a Zstandard file, not text; unzstd a.zst"),
     "a.tar": (tarred(), "is a tar archive, not text; tar -xf a.tar"),
     "a.zip": (zipped("a.txt"), "is a zip archive, not text; unzip a.zip"),
     "cut.zip": (zipped("a.txt")[:200], "is a zip archive, not text; unzip cut.zip"),
@@ -119,6 +120,9 @@ FORMATS = {  # name of the file -> its bytes, a part of the answer
 }  # fmt: skip
 
 
+COMPRESSED = ("a.txt.gz", "a.bz2", "a.xz", "a.zst")
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty current folder."""
@@ -133,6 +137,11 @@ def test_a_file_that_is_no_utf8_text_is_named_with_the_remedy(name, folder):
     for read in (read_chunks, lambda path: [open_corpus(str(path), split=(0.9, 0.1), cache_dir=folder)]):
         if name == "a.parquet" and read is not read_chunks:
             problem = "is no Parquet file, or truncated or damaged"
+        if name == "a.tar.gz" and read is not read_chunks:
+            problem = "is a tar archive, not text; tar -xf a.tar.gz"
+        elif name in COMPRESSED and read is not read_chunks:
+            assert "".join(chunk for corpus in read(Path(name)) for chunk in corpus.texts()) == TEXT
+            continue
         with pytest.raises(DataError) as caught:
             list(read(Path(name)))
         assert str(caught.value).startswith(f"{name}: ") and problem in str(caught.value)
@@ -152,22 +161,22 @@ def test_the_conversion_named_gives_the_text(name, folder):
 
 
 def test_errors_replace_is_no_way_around_a_format(folder):
-    Path("a.gz").write_bytes(gzip.compress(TEXT.encode()))
-    with pytest.raises(DataError, match="is a gzip file"):
-        open_corpus("a.gz", split=(0.9, 0.1), cache_dir=folder, errors="replace")
+    Path("a.zip").write_bytes(zipped("a.txt"))
+    with pytest.raises(DataError, match="is a zip archive"):
+        open_corpus("a.zip", split=(0.9, 0.1), cache_dir=folder, errors="replace")
 
 
 def test_the_byte_tokenizer_takes_any_bytes_with_a_remark(folder, capsys):
     """`surrogateescape` is how the data module opens a text for it."""
-    for name in ("a.gz", "b.gz"):
-        Path(name).write_bytes(gzip.compress(TEXT.encode()))
-    corpus = open_corpus("*.gz", split=(0.5, 0.5), cache_dir=folder, errors="surrogateescape")
+    for name in ("a.zip", "b.zip"):
+        Path(name).write_bytes(zipped("a.txt"))
+    corpus = open_corpus("*.zip", split=(0.5, 0.5), cache_dir=folder, errors="surrogateescape")
     said = capsys.readouterr().err.splitlines()
     tokens = open_tokens(corpus, ByteTokenizer(), folder)
     read = np.concatenate(list(tokens.values())).astype(np.uint8).tobytes()
-    assert read == Path("a.gz").read_bytes() + Path("b.gz").read_bytes()
-    assert said[0] == "tinylm: *.gz: 2 files"
-    assert said[1:] == ["tinylm: a.gz: is a gzip file, not text; gunzip -k a.gz (1 more files are alike)"]
+    assert read == Path("a.zip").read_bytes() + Path("b.zip").read_bytes()
+    assert said[0] == "tinylm: *.zip: 2 files"
+    assert said[1:] == ["tinylm: a.zip: is a zip archive, not text; unzip a.zip (1 more files are alike)"]
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff", "a\0b", "\0" * 8, "\x1b[1mbold\x1b[0m" * 50, "P\bPA\bAG\bG" * 50,

@@ -26,9 +26,7 @@ from tinylm.errors import (
     CannotCreateError,
     ConfigError,
     DataError,
-    Interrupted,
     MissingInputError,
-    Preempted,
     StorageError,
     TinyLMError,
     disk_problem,
@@ -209,26 +207,20 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, resumable: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Creates a temporary folder that replaces `path` when the block ends, and is deleted if the block raises.
 
     Replacing an existing folder takes two renames. A kill between them leaves the old folder as `.old-<name>`, never a
     mixture, and the next call restores it first.
-
-    Args:
-        path: the folder
-        resumable: keep the temporary folder of a killed or interrupted call, so that the next call continues in it
     """
     path = Path(path)
-    temporary = path.with_name(f".part-{path.name}") if resumable else _temporary(path)
+    temporary = _temporary(path)
     old = path.with_name(f".old-{path.name}")
-    leftovers = [temporary, old]
     with _storage_errors(path):
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-        temporary.mkdir(parents=True, exist_ok=resumable)
-        sweep(temporary, older_than=0)  # of the killed call
+        temporary.mkdir(parents=True)
     try:
         with full_disk(path, temporary):
             yield temporary
@@ -238,14 +230,10 @@ def atomic_folder(path: str | Path, resumable: bool = False) -> Iterator[Path]:
                 os.replace(path, old)
             os.replace(temporary, path)
             _sync_folder(path.parent)
-    except (KeyboardInterrupt, Interrupted, Preempted):
-        if resumable:
-            leftovers.remove(temporary)
-        raise
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        for leftover in leftovers:
+        for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

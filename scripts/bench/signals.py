@@ -21,7 +21,7 @@ SIGNALS = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75}
 PHASES = {  # phase: module, object and method before which the child waits for the signal, and from which call on
     "imports": ("torch", "", "", 1),
     "tokenizer": ("tinylm.tokenizer.char", "CharTokenizer", "train_from_texts", 1),
-    "token cache": ("tinylm.data.journal", "JournaledFiles", "add", 1),
+    "token cache": ("tinylm.data.shard_builder", "_ShardWriter", "add", 1),
     "network": ("tinylm.model.transformer", "TransformerLM", "__init__", 1),
     "peak": ("tinylm.training.throughput", "", "measure_peak_flops", 1),
     "step": ("tinylm.training.module", "LitTransformerLM", "training_step", 6),

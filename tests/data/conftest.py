@@ -1,5 +1,6 @@
 """Fixtures: a web server that can fail in every way, and processes that start in half a second."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -12,23 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-# Makes tinylm.data's submodules importable without its __init__, whose imports take a second in each process.
-LIGHT = """
-import sys, types
-from pathlib import Path
-import tinylm
-sys.modules["tinylm.data"] = types.ModuleType("tinylm.data")
-sys.modules["tinylm.data"].__path__ = [str(Path(tinylm.__file__).parent / "data")]
-"""
-
 
 @pytest.fixture
 def python():
-    """python(code, *arguments) starts a process with tinylm.data's submodules, killed after the test."""
+    """python(code, *arguments) starts a process, killed after the test."""
     processes = []
 
     def start(code: str, *arguments: object, **options) -> subprocess.Popen:
-        command = [sys.executable, "-c", LIGHT + textwrap.dedent(code), *map(str, arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys\nfrom pathlib import Path\n" + textwrap.dedent(code),
+            *map(str, arguments),
+        ]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         processes.append(subprocess.Popen(command, **pipes, **options))
         return processes[-1]
@@ -46,8 +43,9 @@ class Page:
     length: int | None = None  # what Content-Length claims
     reset: bool = False  # break the connection after the body instead of closing it
     ranges: bool = False  # answer requests for a range of bytes
+    head: bool = True  # answer HEAD
     version: str | None = None  # the ETag
-    cuts: list[int] = field(default_factory=list)  # by request: break the connection after so many bytes
+    cuts: list[int] = field(default_factory=list)  # by request: close the connection after so many bytes
 
 
 @dataclass
@@ -74,25 +72,33 @@ def server(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         broken = False
 
+        def do_HEAD(self):
+            page = served.pages.get(self.path, Page(status=404))
+            self.answer(page, page.body, page.status if page.head else 405)
+
         def do_GET(self):
             asked = self.headers.get("Range")
             served.requests.append(self.path)
             served.ranges.append(asked)
             page = served.pages.get(self.path, Page(b"not here", status=404))
             body, status = page.body, page.status
+            sent = page.cuts.pop(0) if page.cuts else None
             if page.ranges and asked:
                 first, last = asked.removeprefix("bytes=").split("-")
                 body, status = body[int(first) : int(last) + 1 if last else None], 206
+            self.answer(page, body, status, first if status == 206 else None)
+            self.broken = page.reset
+            with contextlib.suppress(ConnectionError):  # the client has left
+                self.wfile.write(body[:sent])
+
+        def answer(self, page, body, status, first=None):
             self.send_response(status)
             self.send_header("Content-Length", str(len(body) if page.length is None else page.length))
-            if status == 206:
-                whole = len(page.body)
-                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{whole}")
+            if first is not None:
+                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{len(page.body)}")
             if page.version:
                 self.send_header("ETag", f'"{page.version}"')
             self.end_headers()
-            self.broken = page.reset or bool(page.cuts)
-            self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
 
         def finish(self):
             super().finish()

@@ -137,7 +137,7 @@ def test_in_evaluation_every_token_but_the_first_is_a_target_once(num_tokens, co
     rows = window_rows(num_tokens, context)
     seen = []
     for first in range(0, len(rows.begins), batch_size):
-        inputs, targets, num_targets, log_prob, _ = gather_rows(tokens, rows, slice(first, first + batch_size))
+        inputs, targets, num_targets, log_prob, *_ = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
         assert (
             inputs.shape
@@ -183,7 +183,7 @@ def test_evaluation_reads_each_document_from_the_separator_before_it(documents, 
     assert len(rows.begins) == len(expected)
     for first in range(0, len(expected), batch_size):
         part = expected[first : first + batch_size]
-        inputs, targets, num_targets, log_prob, _ = gather_rows(tokens, rows, slice(first, first + batch_size))
+        inputs, targets, num_targets, log_prob, *_ = gather_rows(tokens, rows, slice(first, first + batch_size))
         counts = targets != IGNORE
         assert [row[keep].tolist() for row, keep in zip(inputs, counts, strict=True)] == [piece for piece, _, _ in part]
         assert [row[keep].tolist() for row, keep in zip(targets, counts, strict=True)] == [

@@ -65,14 +65,12 @@ def test_errors_in_columns_name_the_record_and_damage_the_file(tmp_path):
 
     rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": None}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
-    with pytest.raises(
-        DataError, match=r"q\.parquet: record 1: has no prompt and no response; it has "
-    ):
+    with pytest.raises(DataError, match=r"q\.parquet: record 1: has no prompt and no response; it has "):
         read_pairs(tmp_path / "q.parquet")
     with pytest.raises(DataError, match=r"q\.parquet: record 2: answer must be a string, got null"):
         read_pairs(tmp_path / "q.parquet", ("question", "answer"))
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "q.parquet").read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"cut\.parquet: is no Parquet file, or truncated or damaged"):
+    with pytest.raises(DataError, match=r"cut\.parquet: is no Parquet or Arrow file, or truncated or damaged"):
         read_pairs(tmp_path / "cut.parquet")
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tinylm.data import sources
 from tinylm.data.sources import Source, find_sources
 from tinylm.errors import ConfigError, DataError, MissingInputError
 
@@ -78,6 +77,16 @@ def test_streams_that_follow_each_other_are_read_as_one(kind):
     assert read("a") == TEXT
     write("b", COMPRESS[kind](b""))
     assert read("b") == b""
+
+
+@kinds
+def test_many_small_streams_come_in_large_blocks(kind):
+    write("a", b"".join(COMPRESS[kind](b"%d\n" % i) for i in range(2000)))
+    expected = b"".join(b"%d\n" % i for i in range(2000))
+    assert list(Source("a").blocks()) == [expected]
+    write("b", TEXT)
+    *blocks, _ = Source("b").blocks()
+    assert blocks and all(256_000 < len(block) < 1_100_000 for block in blocks)
 
 
 def test_padding_and_skippable_frames_are_no_content():
@@ -273,16 +282,15 @@ def test_a_folder_without_texts_says_what_it_holds(notes):
 
 @posix
 def test_a_loop_of_links_and_links_to_a_file_are_read_once(notes, capsys):
-    os.symlink("..", "notes/deep/up")
-    os.symlink(".", "notes/here")
-    os.symlink("a.md", "notes/0.md")
+    Path("notes/deep/up").symlink_to("..")
+    Path("notes/here").symlink_to(".")
+    Path("notes/0.md").symlink_to("a.md")
     assert found("notes") == ALL
     assert "1 links to files that are there already" in capsys.readouterr().err
-    os.symlink("gone.md", "notes/broken.md")
+    Path("notes/broken.md").symlink_to("gone.md")
     with pytest.raises(MissingInputError, match=r"notes/broken\.md: is a link to gone\.md, which does not exist"):
         find_sources("notes")
 
 
 def test_nothing_is_found_where_nothing_is(notes):
     assert found("nosuch") == found("nosuch/*.md") == []
-    assert sources.TEXTS and sources.RECORDS

@@ -7,12 +7,13 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, tokens
+from tinylm.data import open_corpus, open_tokens, resolve_tokenizer, shard_builder, tokens
 from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.grammar.stories import story_grammar
 from tinylm.data.tokens import open_log_probs
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer
+from tinylm.tokenizer.fast import blocks
 
 
 @pytest.fixture
@@ -82,23 +83,27 @@ def test_an_empty_part_is_an_empty_array(tmp_path):
 def test_a_good_cache_is_opened_and_not_built_again(corpus, tmp_path, monkeypatch, capfd):
     first = open_tokens(corpus, ByteTokenizer(), tmp_path)
     assert len(re.findall(r"encoded .*t\.txt into tokens: [\d,]+ train, [\d,]+ val", capfd.readouterr().err)) == 1
-    monkeypatch.setattr(tokens, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(tokens, "complete_folder", lambda *_: pytest.fail("built again"))
     again = open_tokens(files(tmp_path / "t.txt"), ByteTokenizer(), tmp_path)
     assert all((first[part] == again[part]).all() for part in first)
     assert capfd.readouterr().err == ""
 
 
+TRAIN, VAL, INDEX = "train-00000-00000.bin", "val-00000-00000.bin", "index.json"
 DAMAGES = {
-    "flipped byte": ("train.bin", lambda path, data: path.write_bytes(bytes([data[0] ^ 1]) + data[1:])),
-    "flipped last byte": ("val.bin", lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))),
-    "truncated": ("val.bin", lambda path, data: path.write_bytes(data[:-2])),
-    "emptied": ("train.bin", lambda path, data: path.write_bytes(b"")),
-    "longer": ("train.bin", lambda path, data: path.write_bytes(data + b"\0\0")),
-    "part deleted": ("val.bin", lambda path, data: path.unlink()),
-    "meta deleted": ("meta.json", lambda path, data: path.unlink()),
-    "meta truncated": ("meta.json", lambda path, data: path.write_bytes(data[:-10])),
-    "meta of something else": ("meta.json", lambda path, data: path.write_text('{"sha256": 3}')),
-    "meta not an object": ("meta.json", lambda path, data: path.write_text("[1]")),
+    "flipped byte": (TRAIN, lambda path, data: path.write_bytes(bytes([data[0] ^ 1]) + data[1:])),
+    "flipped last byte": (
+        "val-00000-00000.bin",
+        lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 128])),
+    ),
+    "truncated": (VAL, lambda path, data: path.write_bytes(data[:-2])),
+    "emptied": (TRAIN, lambda path, data: path.write_bytes(b"")),
+    "longer": (TRAIN, lambda path, data: path.write_bytes(data + b"\0\0")),
+    "part deleted": (VAL, lambda path, data: path.unlink()),
+    "index deleted": (INDEX, lambda path, data: path.unlink()),
+    "index truncated": (INDEX, lambda path, data: path.write_bytes(data[:-10])),
+    "index of something else": (INDEX, lambda path, data: path.write_text('{"sha256": 3}')),
+    "index not an object": (INDEX, lambda path, data: path.write_text("[1]")),
 }
 
 
@@ -170,7 +175,7 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(corpus, tmp_path,
     def refuse(*_, **__):
         pytest.fail("something was written")
 
-    for name in ("locked", "make_folder", "atomic_folder", "write_json", "sweep"):
+    for name in ("locked", "make_folder", "write_json", "complete_folder"):
         monkeypatch.setattr(tokens, name, refuse)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     assert resolve_tokenizer("bpe:300", corpus, tmp_path / "cache") == tokenizer
@@ -195,15 +200,17 @@ BUILD = """
 import time
 from tinylm.data import tokens
 from tinylm.data.corpora import open_corpus
+from tinylm.data.shard_builder import _ShardWriter
 from tinylm.tokenizer import ByteTokenizer
 
 source, cache, ready, other = map(Path, sys.argv[1:])
-add = tokens.JournaledFiles.add
+add = _ShardWriter.add
 def slow(*arguments):
-    add(*arguments)
+    number = add(*arguments)
     (cache / "building").touch()
     time.sleep(PAUSE)
-tokens.JournaledFiles.add = slow
+    return number
+_ShardWriter.add = slow
 corpus = open_corpus(str(source), split=(0.9, 0.1), cache_dir=cache)
 ready.touch()
 while not other.exists():
@@ -240,7 +247,7 @@ def test_a_killed_builder_blocks_nobody_and_leaves_no_partial_cache(corpus, tmp_
     wait_for(cache / "building", builder)
     builder.kill()
     builder.wait()
-    assert all(folder.name.startswith(".part-") for folder in folders(cache))
+    assert not any(cache.rglob("*.bin"))
     found = open_tokens(corpus, ByteTokenizer(), cache)
     assert np.concatenate([found["train"], found["val"]]).tolist() == list("".join(corpus.texts()).encode())
 
@@ -248,29 +255,36 @@ def test_a_killed_builder_blocks_nobody_and_leaves_no_partial_cache(corpus, tmp_
 RESUME = """
 import os
 import signal
-from tinylm.data import journal, tokens
+from tinylm.data import shard_builder, tokens
 from tinylm.data.corpora import open_corpus
 from tinylm.tokenizer import load_tokenizer
 from tinylm.tokenizer.fast import blocks
 
 source, cache, tokenizer, until = sys.argv[1:]
-blocks.BLOCK = 1000
-journal.JOURNAL_EVERY = 2500
-add = tokens.JournaledFiles.add
-def dying(files, entry):
-    add(files, entry)
-    print(files.entries)
-    if files.entries == int(until):
+blocks.BLOCK, shard_builder.BLOCKS = 1000, 3
+add, count = shard_builder._ShardWriter.add, 0
+def dying(*arguments):
+    global count
+    count += 1
+    if count == int(until):
         os.kill(os.getpid(), signal.SIGKILL)
-tokens.JournaledFiles.add = dying
+    print(arguments[0]._key.file, arguments[0]._blocks, flush=True)
+    return add(*arguments)
+shard_builder._ShardWriter.add = dying
 tokens.open_tokens(
     open_corpus(source, split=(0.8, 0.1, 0.1), cache_dir=Path(cache)), load_tokenizer(tokenizer), Path(cache)
 )
 """
 
 
-@pytest.mark.parametrize("harm", [None, "journal", "file"])
-def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python, capfd):
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    monkeypatch.setattr(shard_builder, "BLOCKS", 3)
+
+
+@pytest.mark.parametrize("harm", [None, "index", "file"])
+def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python, small_shards):
     source = "stories:120" if harm is None else str(tmp_path / "*.txt")
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"It's {number} o'clock, said the clock.\n" * 300)
@@ -279,29 +293,32 @@ def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python
     tokenizer.save(tmp_path / "t.json")
     expected = open_tokens(corpus, tokenizer, tmp_path / "whole")
     added = []
-    for until in (12, 20, 0):
+    for until in (12, 9, 0):
         builder = python(RESUME, source, tmp_path / "cache", tmp_path / "t.json", until)
         out, err = builder.communicate(timeout=60)
         assert builder.returncode == (-9 if until else 0), err
-        added.append([int(line) for line in out.split()])
-        if until == 20 and harm:
-            [part] = (path for path in folders(tmp_path / "cache") if path.name.startswith(".part-"))
-            name = "journal.json" if harm == "journal" else "train.bin"
-            (part / name).write_bytes((part / name).read_bytes()[3:])
-    assert added[0] == list(range(1, 13))
-    assert 1 < added[1][0] <= 13 and added[1][-1] == 20  # did not start over
-    assert 1 < added[2][0] <= 21 if harm is None else added[2][0] == 1
-    assert ("already encoded: continuing" in err) == (harm is None)
+        added.append(out.splitlines())
+        if until == 9 and harm:
+            [folder] = folders(tmp_path / "cache")
+            name = "index.json" if harm == "index" else "train-00000-00001.bin"
+            (folder / name).write_bytes((folder / name).read_bytes()[3:])
     [folder] = folders(tmp_path / "cache")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        path.name for path in folders(tmp_path / "whole")[0].iterdir()
-    )
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in folders(tmp_path / "whole")[0].iterdir()}
+    assert len(files) > 8
+    finished = [{line.split()[0] for line in lines if line.endswith(" 2")} for lines in added]
+    assert len(finished[0]) >= 2 and not finished[0] & finished[1]  # whole shards are not encoded again
+    again = {None: set(), "index": finished[0] | finished[1], "file": {"train-00000-00001.bin"}}[harm]
+    assert finished[2] & (finished[0] | finished[1]) == again
+    assert (" shards are there: continuing" in err) == (harm is None)
+    assert ("damaged: encoding again" in err) == (harm is not None)
     found = open_tokens(corpus, tokenizer, tmp_path / "cache")
-    assert all((found[part] == expected[part]).all() and len(found[part]) for part in expected)
+    assert all((np.asarray(found[part]) == np.asarray(expected[part])).all() for part in expected)
     known = open_log_probs(corpus, tokenizer, tmp_path / "cache")
-    assert all(
-        (known[part] == ids).all() for part, ids in open_log_probs(corpus, tokenizer, tmp_path / "whole").items()
-    )
+    assert sorted(known) == ([] if harm else ["test", "val"])
+    for part, nats in known.items():
+        texts = ["".join(text) for text in corpus.documents(part)]
+        assert nats.tolist() == [corpus.log_prob(text) for text in texts]
 
 
 @pytest.mark.slow

@@ -461,7 +461,7 @@ def test_a_run_without_anything_remarkable_gets_no_remark(cli, tiny_yaml):
     lines = result.err.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("tinylm: training: "))
     assert lines[first + 1].startswith("step 1/6 ")
-    # 3 of 4 runs of 29 or 30 characters fit twice 32: 4,829 training tokens make 150 windows, 18 steps of 8
+    # 3 of 4 runs of 29 or 30 characters fit twice 32: 4,829 training tokens make 152 windows, 19 steps of 8
     assert "6 steps of 8 x 32 tokens (0.3 epochs), muon" in lines[first]
 
 

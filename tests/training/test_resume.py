@@ -312,11 +312,11 @@ def test_overfit_batches_is_refused_by_name(cli, tiny_yaml):
     [
         (["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "2", "--trainer.max_steps", "-1"], 6),
         (["--trainer.limit_train_batches", "0.3", "--trainer.max_epochs", "2", "--trainer.max_steps", "-1"], 10),
-        (["--trainer.max_epochs", "1", "--trainer.max_steps", "1500"], 18),
+        (["--trainer.max_epochs", "1", "--trainer.max_steps", "1500"], 19),
     ],
 )
 def test_limits_count_whole_optimizer_steps(cli, tiny_yaml, tmp_path, arguments, updates):
-    """4,829 tokens in windows of 32, 8 a step, in two micro-batches: 18 steps an epoch, 30% of which are 5."""
+    """4,829 tokens in windows of 32, 8 a step, in two micro-batches: 19 steps an epoch, 30% of which are 5."""
     epochs = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"]
     result = cli("fit", "-c", tiny_yaml, *epochs, *arguments)
     assert result.code == 0, result.err
@@ -351,7 +351,7 @@ def test_a_run_that_stops_within_a_step_repeats_the_step(cli, tiny_yaml, tmp_pat
 
 def test_an_interval_longer_than_an_epoch_is_refused_in_steps(cli, tiny_yaml):
     result = cli("fit", "-c", tiny_yaml, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=50")
-    assert result.code == 2 and "must be at most the 18 steps of an epoch, got 50; set check_val" in result.error
+    assert result.code == 2 and "must be at most the 19 steps of an epoch, got 50; set check_val" in result.error
 
 
 # --- validation

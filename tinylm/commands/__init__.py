@@ -26,7 +26,7 @@ GROUPS = {  # name: module, summary
         "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
     "Adapt and export": {
-        "prepare": ("prepare", "write data sets: questions, summaries, tinystories"),
+        "prepare": ("prepare", "write data sets: questions, summaries, tinystories, token shards"),
         "quantize": ("quantize", "quantize a model to 8 or 4 bits"),
         "export": ("export", "convert to and from Hugging Face transformers"),
     },

@@ -219,10 +219,9 @@ class Run:
             notice(f"warning: {problem}; resuming from step {found.step:,}")
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
         pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
-        text, changed = self.data.fingerprint, changed_text(self.data, found.notes.get("sources", {}))
-        pairs.append(
-            (f"text of {changed}" if self.data.fingerprints else "text", found.notes.get("text", text)[:12], text[:12])
-        )
+        text = self.data.fingerprint
+        name = changed_text(self.data, found.notes.get("sources", {})) if self.data.fingerprints else ""
+        pairs.append((f"text {name}".strip(), found.notes.get("text", text)[:12], text[:12]))
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
         pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
         for name, before, now in pairs:

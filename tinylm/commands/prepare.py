@@ -4,6 +4,7 @@ tinylm prepare inspect my.txt --tokenizer bpe:2048
 tinylm prepare questions --out questions/
 tinylm prepare summaries --out summaries/ --train 20000
 tinylm prepare tinystories --sample 10000
+tinylm prepare tokens my.txt --tokenizer tok.json --out shards
 """
 
 import json
@@ -20,7 +21,7 @@ PAIRS = {
     "questions": "Writes questions about short stories, with their answers.",
     "summaries": "Writes short stories, each with a one-sentence summary.",
 }
-KINDS = ("inspect", *PAIRS, "tinystories")
+KINDS = ("inspect", *PAIRS, "tinystories", "tokens")
 PAIRS_FILE = FileKind("a file of pairs", rb'\{"prompt": "[^\n]*", "response": ".*')
 STORIES = FileKind("a sample of TinyStories", rb".*<\|endoftext\|>")
 
@@ -36,6 +37,10 @@ def run(arguments: list[str]) -> None:
         prepare_inspect.run(arguments[1:])
     elif kind == "tinystories":
         write_tinystories(arguments[1:])
+    elif kind == "tokens":
+        from tinylm.commands.prepare_tokens import write_tokens
+
+        write_tokens(arguments[1:])
     else:
         raise ConfigError(f"{kind}: no such subcommand{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
 

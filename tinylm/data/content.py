@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from tinylm.data.batches import (
@@ -28,6 +27,7 @@ from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
+from tinylm.data.token_array import Tokens, first_position
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import Tokenizer
@@ -164,20 +164,20 @@ class TextContent(Content):
         return self.corpus.fingerprint
 
     @cached_property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
         tokens = open_tokens(self.corpus, self.tokenizer, self.settings.cache_dir)
         return tokens | {"train": self._first(tokens["train"])}
 
-    def _first(self, tokens: np.ndarray) -> np.ndarray:
+    def _first(self, tokens: Tokens) -> Tokens:
         """The first `train_tokens` of the training tokens; if documents are short, the last one is completed."""
         end, count = self.tokenizer.end_of_text, self.settings.train_tokens
         if count is None or count >= len(tokens) or end is None or not self.corpus.short_documents:
             return tokens[:count]
-        following = np.flatnonzero(tokens[count - 1 :] == end)
-        return tokens[: count + following[0]] if len(following) else tokens
+        last = first_position(tokens, end, count - 1)
+        return tokens if last is None else tokens[: last + 1]
 
-    def _part(self, name: str) -> np.ndarray:
+    def _part(self, name: str) -> Tokens:
         if name not in self.tokens:
             raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
         if name != "train" and len(self.tokens[name]) < 2:
@@ -250,7 +250,7 @@ class TextContent(Content):
     def example_prompt(self) -> str:
         """The first words of the text; empty if they would be a whole document."""
         ids, end = self.tokens.get("val", self.tokens["train"])[:200].tolist(), self.tokenizer.end_of_text
-        document = ids[: ids.index(end)] if end in ids else ids
+        document = ids[: ids.index(end)] if end is not None and end in ids else ids
         text = self.tokenizer.decode(document)
         if not self.corpus.separated:
             text = text.partition("\n")[2] or text  # the split may begin within a line

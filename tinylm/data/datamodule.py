@@ -29,6 +29,7 @@ from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
+from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
@@ -88,14 +89,14 @@ class TextDataModule(pl.LightningDataModule):
         """Creates the data module.
 
         Args:
-            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, a glob, a URL,
-                lines:FILE (one document per line), or a *.grammar.yaml; a mixture as {web: FILE, books: FILE}
+            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, glob or URL,
+                lines:FILE (a document per line), *.grammar.yaml, or {a: FILE, ...}
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
-            split: Fractions of train and val, or of train, val and test
-            weights: Shares of a mixture's training tokens, as {web: 0.7, books: 0.3}. Default: by size
+            split: Fractions of train, val and perhaps test
+            weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
             seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
@@ -197,10 +198,10 @@ class TextDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
         assert isinstance(self.content, TextContent | PairContent)
-        return self.content.tokens
+        return dict(self.content.tokens)
 
     @property
     def floors(self) -> dict[str, Floor]:

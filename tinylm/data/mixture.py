@@ -24,7 +24,7 @@ def source_seed(seed: int, name: str) -> int:
 
 
 def samples_before(samples: np.ndarray, weights: Sequence[Fraction]) -> np.ndarray:
-    """How many samples of each source precede samples of the mixture, int64 (n,) -> (n, sources).
+    """Counts the samples of each source that precede samples of the mixture, int64 (n,) -> (n, sources).
 
     The sources are halved, each half gets its share of the samples, rounded, and the halves are divided likewise. Each
     count is within ceil(log2(sources)) / 2 of its exact share and never decreases, and their sum is exact.
@@ -102,6 +102,6 @@ class MixtureOrder:
         return sources, starts
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """How often a run of `steps` steps reads each source."""
+        """Epochs of each source in a run of `steps` steps."""
         counts = self._before(np.array([steps * self.batch_size]))[0].tolist()
         return {name: count / self.orders[name].num_windows for name, count in zip(self.names, counts, strict=True)}

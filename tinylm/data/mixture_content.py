@@ -14,6 +14,7 @@ from tinylm.data.content import Content, Settings, TextContent
 from tinylm.data.corpora import Corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder, source_seed
+from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import resolve_tokenizer
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.files import sha256_json
@@ -192,7 +193,7 @@ class JoinedCorpus(Corpus):
 class MixtureBatches(Dataset[Batch]):
     """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
 
-    tokens: Mapping[str, np.ndarray]
+    tokens: Mapping[str, Tokens]
     order: MixtureOrder
     accumulate: int
     world_size: int

@@ -1,46 +1,33 @@
 """The token cache: a corpus encoded once, as memory-mapped arrays of ids that are verified each time they are opened.
 
-A cache is a folder with one file of ids per part (`train.bin`, ...), the log probabilities of the evaluation documents
-if the corpus knows them (`val.log_probs`), and `meta.json`. The folder's name contains a key: the SHA-256 of the text,
-the tokenizer and the format, which together determine the ids. A changed text or tokenizer therefore gets a new cache.
-A damaged cache is detected by its checksums and rebuilt. The text is streamed, so memory does not grow with the corpus.
+A cache is a folder of shards with an index (`shard_index.py`). The folder's name contains a key: the SHA-256 of the
+text, the tokenizer and the format, which together determine the ids. A changed text or tokenizer therefore gets a new
+cache. Damaged shards are detected and built again. The text is streamed, so memory does not grow with the corpus.
 """
 
 import os
 import re
+import shutil
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinylm.data.corpora import NAMES, Corpus
-from tinylm.data.journal import JournaledFiles
 from tinylm.data.pretrained import OTHER_NAMES, VOCABULARIES, pretrained_tokenizer
+from tinylm.data.shard_builder import new_index, parts_with_log_probs
+from tinylm.data.shard_folder import complete_folder, examine
+from tinylm.data.shard_index import FORMAT, ShardIndex, Tokens, open_parts, read_log_probs
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
-from tinylm.files import (
-    atomic_folder,
-    locked,
-    make_folder,
-    read_json,
-    sha256_bytes,
-    sha256_file,
-    sha256_json,
-    sweep,
-    write_json,
-)
+from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
 from tinylm.progress import merging
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
 from tinylm.tokenizer.bpe import VOCAB_SIZE
-from tinylm.tokenizer.fast.blocks import Block, Packer
-from tinylm.workers import map_in_order
 
-FORMAT = 2
+TOKENIZER_FORMAT = 2
 
 
 def is_tokenizer_file(spec: str) -> bool:
@@ -76,7 +63,7 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
         options = {}  # it has its own special tokens, one of them for unknown words
     if size:
         options["vocab_size"] = int(size)
-    key = sha256_json(["tokenizer", FORMAT, name, corpus.fingerprint, options])
+    key = sha256_json(["tokenizer", TOKENIZER_FORMAT, name, corpus.fingerprint, options])
     path = cache_dir / "tokenizers" / f"{name}-{key[:16]}.json"
     with suppress(TinyLMError):  # missing or damaged
         return load_tokenizer(path)  # without the lock, for the cache may be read-only
@@ -117,7 +104,7 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     return tokenizer
 
 
-def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
+def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, Tokens]:
     """Opens the token ids of all parts of a corpus, encoding it first if there is no valid cache.
 
     Args:
@@ -126,14 +113,13 @@ def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[s
         cache_dir: the cache is kept in its `tokens` folder
 
     Returns:
-        part -> memory-mapped ids, uint16 or uint32, (tokens,)
+        part -> memory-mapped ids, uint16 or uint32, (tokens,); a TokenArray where they fill several shards
 
     Raises:
         DataError: if the tokenizer cannot encode the text.
         CannotCreateError: if the cache folder cannot be created.
     """
-    folder = _open_folder(corpus, tokenizer, cache_dir)
-    return {part: _memmap(folder / f"{part}.bin", tokenizer.dtype) for part in corpus.parts}
+    return open_parts(*open_cache(corpus, tokenizer, cache_dir))
 
 
 def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, np.ndarray]:
@@ -144,38 +130,49 @@ def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dic
     Returns:
         part -> nats, float64 (documents,), for all parts except training; an empty dict if the corpus knows none
     """
-    folder = _open_folder(corpus, tokenizer, cache_dir)
-    return {part: np.fromfile(folder / f"{part}.log_probs") for part in _known_parts(corpus)}
+    known = parts_with_log_probs(corpus)
+    found = read_log_probs(*open_cache(corpus, tokenizer, cache_dir)) if known else {}
+    return {part: found.get(part, np.empty(0)) for part in known}
 
 
-def _known_parts(corpus: Corpus) -> tuple[str, ...]:
-    return corpus.parts[1:] if corpus.has_floor else ()
+def open_cache(
+    corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, full: bool | None = None, processes: int | None = None
+) -> tuple[Path, ShardIndex]:
+    """The folder of a valid cache and its index, built if necessary.
 
+    Arguments and errors are those of `open_tokens`, and two more.
 
-def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Returns the folder of a valid cache, building it if necessary."""
+    Args:
+        corpus: the text
+        tokenizer: encodes it
+        cache_dir: as in `open_tokens`
+        full: whether to compare every shard's SHA-256, as in `ShardIndex.damaged`
+        processes: processes that encode; None for one per core
+    """
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
     family = f"{_slug(corpus.name)}-{tokenizer.kind}"
     folder = cache_dir / "tokens" / f"{family}-{key[:16]}"
-    if _problem(folder, corpus) is None:
-        return folder  # without the lock, for the cache may be read-only
+    whole = new_index(corpus, tokenizer)
+    index, problem = examine(folder, whole, full)
+    if problem is None:
+        return folder, index  # without the lock, for the cache may be read-only
     make_folder(folder.parent)
     with locked(folder.with_name(folder.name + ".lock")):
-        problem = _problem(folder, corpus)
-        if problem:
-            stale = [other for other in folder.parent.glob(f"{family}-*") if other.is_dir() and other != folder]
-            if problem == "missing" and stale:
-                problem = "from an earlier text, split or tokenizer"
-            if problem != "missing":
-                notice(f"the token cache of {corpus.name} is {problem}: encoding again")
-            sweep(folder.parent)
-            _build(folder, corpus, tokenizer)
-    return folder
-
-
-def _memmap(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Memory-maps a file. (An empty file cannot be mapped.)"""
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+        index, problem = examine(folder, whole, full)
+        if problem is None:
+            return folder, index
+        stale = [other for other in folder.parent.glob(f"{family}-*") if other.is_dir() and other != folder]
+        if problem == "missing" and stale:
+            problem = "from an earlier text, split or tokenizer: encoding again"
+        if problem != "missing":
+            notice(f"the token cache of {corpus.name} is {problem}")
+        sweep(make_folder(folder), older_than=0)  # of a killed process
+        try:
+            return folder, complete_folder(folder, corpus, tokenizer, index, processes=processes)
+        except DataError:  # the text cannot be encoded
+            if not index.shards:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _slug(name: str) -> str:
@@ -184,68 +181,3 @@ def _slug(name: str) -> str:
         return name
     whole = name if "://" in name else str(Path(name).absolute())
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', Path(name).stem)[:40]}-{sha256_bytes(whole.encode('utf-8', 'replace'))[:8]}"
-
-
-def _problem(folder: Path, corpus: Corpus) -> str | None:
-    """Returns `missing`, `damaged`, or None if the cache is valid."""
-    if not folder.is_dir():
-        return "missing"
-    try:
-        recorded = read_json(folder / "meta.json")["sha256"]
-        good = all(recorded[name] == sha256_file(folder / name) for name in _file_names(corpus))
-    except (OSError, DataError, KeyError, TypeError):
-        good = False
-    return None if good else "damaged"
-
-
-def _file_names(corpus: Corpus) -> list[str]:
-    return [f"{part}.bin" for part in corpus.parts] + [f"{part}.log_probs" for part in _known_parts(corpus)]
-
-
-def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Encodes all parts into a new cache folder, atomically; continues where a killed process stopped."""
-    started = time.monotonic()
-    with atomic_folder(folder, resumable=True) as new, closing(JournaledFiles(new, _file_names(corpus))) as files:
-        if files.entries:
-            notice(f"{corpus.name}: {sum(files.sizes.values()) / 1e6:,.0f} MB of tokens already encoded: continuing")
-        being_encoded: deque[tuple[str, list[float]]] = deque()
-
-        def blocks() -> Iterator[Block]:
-            for part, block, log_probs in islice(_blocks(corpus, tokenizer), files.entries, None):
-                being_encoded.append((part, log_probs))
-                yield block
-
-        with corpus.reading("encoding"):
-            for ids in map_in_order(tokenizer.encode_packed, blocks(), processes=None, alone=8):
-                part, log_probs = being_encoded.popleft()
-                known = {f"{part}.log_probs": np.array(log_probs).tobytes()} if log_probs else {}
-                files.add({f"{part}.bin": ids.tobytes()} | known)
-        files.finish()
-        counts = {part: files.sizes[f"{part}.bin"] // tokenizer.dtype.itemsize for part in corpus.parts}
-        checksums = {name: sha256_file(new / name) for name in files.sizes}
-        write_json(new / "meta.json", {"format": FORMAT, "corpus": corpus.name, "tokens": counts, "sha256": checksums})
-    seconds = time.monotonic() - started
-    sizes = ", ".join(f"{count:,} {part}" for part, count in counts.items())
-    notice(f"encoded {corpus.name} into tokens: {sizes} ({seconds:.1f} s)")
-
-
-def _blocks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[str, Block, list[float]]]:
-    """Yields (part, block, log probabilities of the documents added since that part's last block).
-
-    The order is always the same, so that an interrupted build can be continued.
-    """
-    packers = {part: Packer(tokenizer.safe_cut) for part in corpus.parts}
-    log_probs: dict[str, list[float]] = {part: [] for part in corpus.parts}
-
-    def packed(part: str, blocks: Iterable[Block]) -> Iterator[tuple[str, Block, list[float]]]:
-        for block in blocks:
-            yield part, block, log_probs[part]
-            log_probs[part] = []
-
-    for part, document in corpus.items():
-        if part in _known_parts(corpus):
-            document = ["".join(document)]
-            log_probs[part].append(corpus.log_prob(document[0]))
-        yield from packed(part, packers[part].add(document))
-    for part in corpus.parts:
-        yield from packed(part, packers[part].rest(end=corpus.separated))

@@ -126,7 +126,7 @@ def patient(name: str, call: Callable[[], State]) -> State:
 def transient(error: BaseException) -> bool:
     """Whether a network error may be over in a moment."""
     status = http_status(error)
-    if isinstance(error, TinyLMError) or "Credentials" in type(error).__name__:
+    if isinstance(error, TinyLMError) or any(each in type(error).__name__ for each in ("Credentials", "Profile")):
         return False
     if status is not None:
         return status in PASSING

@@ -34,7 +34,7 @@ from tinylm.training.schedule import ScheduleConfig, learning_rate
 from tinylm.training.start import Start
 
 OTHER_ORDER = (
-    "the order of training windows has changed since this run began (docs/faults.md): from here on it reads other "
+    "the order of training windows has changed since this run began: from here on it reads other "
     "windows than the version that wrote the checkpoint would have"
 )
 

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, Reading, check_split
 from tinylm.data.corpora.generated import GrammarCorpus
@@ -75,24 +76,25 @@ def open_corpus(
     if source.startswith("lines:"):
         _refuse(reading, source, ("include", "exclude"))
         return LineCorpus(source, _find(source.removeprefix("lines:"), reading, cache_dir), split, errors)
-    files = _own_parts(source, reading)
+    files = _own_parts(source, reading, cache_dir)
     if "all" not in files:
         return PartsCorpus(source, files, split, errors, reading, cache_dir)
     found = files["all"] or _find(source, reading, cache_dir)
     return TextCorpus(source, found, split, errors, reading, cache_dir)
 
 
-def _own_parts(source: str, reading: Reading) -> dict[str, list[Source]]:
+def _own_parts(source: str, reading: Reading, cache_dir: Path) -> dict[str, list[Source]]:
     """part -> files of a data set or a folder; one part, `all`, for a source without a split, empty if it is neither.
 
     Raises:
         ConfigError: for patterns of names where files are not chosen by them.
     """
-    found = hub_dataset(source) if re.match("hf:(?!//)", source) else saved_dataset(os.path.expanduser(source))  # noqa: PTH111
+    folder = os.path.expanduser(source)  # noqa: PTH111 (as in globs.py)
+    found = hub_dataset(source) if re.match("hf:(?!//)", source) else saved_dataset(folder, cache_dir)
     if found is not None:
         _refuse(reading, source, ("field", "deduplicate"))
         return found
-    return own_parts(source, reading) or {"all": []}
+    return own_parts(source, reading, cache_dir) or {"all": []}
 
 
 def _refuse(reading: Reading, source: str, used: tuple[str, ...] = ()) -> None:
@@ -103,11 +105,16 @@ def _refuse(reading: Reading, source: str, used: tuple[str, ...] = ()) -> None:
 
 
 def _downloaded(file: Download, cache_dir: Path) -> Source:
-    return Source(str(download(file, cache_dir)))
+    return Source(str(download(file, cache_dir)), cache_dir=cache_dir)
 
 
 def _find(source: str, reading: Reading, cache_dir: Path) -> list[Source]:
     """The files of a path, glob or URL; raises MissingInputError if there are none."""
+    if "://" in source:
+        try:
+            urlsplit(source)
+        except ValueError as error:
+            raise ConfigError(f"data.corpus: {source}: is not a URL ({error})") from error
     sources = find_sources(source, reading.include, reading.exclude, cache_dir)
     if not sources:
         hint = did_you_mean(source, [*NAMES, *_neighbours(source)])

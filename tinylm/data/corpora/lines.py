@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, HashSplitCorpus
@@ -22,23 +23,17 @@ FIRST_NAMES = Download(  # makemore's: the 32,033 most common first names given 
 class LineCorpus(HashSplitCorpus):
     """Each line is a document, without its line ending; empty lines are skipped.
 
-    Opening reads the files once, to check them and for the fingerprint.
+    The first opening of files reads them, to check them and for the fingerprint.
     """
 
     def __init__(self, name: str, sources: list[Source], split: tuple[float, ...], errors: str = "strict") -> None:
         """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
         self.name, self.sources, self.split, self.errors = name, self.metered(sources), split, errors
         self.parts = PARTS[: len(split)]
-        digests, remarks = [], []
         with self.reading("checking"):
-            for source in self.sources:
-                digest, first = hashlib.sha256(), None
-                for text in self._chunks(source, digest):
-                    if first is None:
-                        first = remark(source, TEXT, text, errors)
-                        remarks += [f"{source.url}: {first}"] if first else []
-                        first = ""
-                digests.append(digest.hexdigest())
+            digests = [each.remembered(f"lines {errors}", partial(self._digest, each)) for each in self.sources]
+        heads = [(source, next(self._chunks(source), "")) for source in self.sources]
+        remarks = [f"{source.url}: {found}" for source, head in heads if (found := remark(source, TEXT, head, errors))]
         self.fingerprint = sha256_json(["lines", digests, split, errors])
         tell(remarks, "more files are alike")
         if next(self.all_documents(), None) is None:
@@ -59,6 +54,13 @@ class LineCorpus(HashSplitCorpus):
     def size(self, part: str | None = None) -> int | None:
         """Bytes of the files, all of which are read for any part."""
         return total_size(self.sources)
+
+    def _digest(self, source: Source) -> str:
+        """The SHA-256 of the text."""
+        digest = hashlib.sha256()
+        for _ in self._chunks(source, digest):
+            pass
+        return digest.hexdigest()
 
     def _chunks(self, source: Source, digest: "hashlib._Hash | None" = None) -> Iterator[str]:
         return decode_blocks(source.blocks(), Path(source.url), self.errors, digest, remedy=REPAIR)

@@ -71,7 +71,7 @@ class Metered:
     def metered(self, sources: Iterable[Source]) -> list[Source]:
         """Sources whose reading is reported."""
         return [
-            MeteredSource(each.url, each.cache_dir, reach=self.reach) if type(each) is Source else each
+            MeteredSource(each.url, cache_dir=each.cache_dir, reach=self.reach) if type(each) is Source else each
             for each in sources
         ]
 

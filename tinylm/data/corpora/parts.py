@@ -54,23 +54,32 @@ class PartsCorpus(Corpus):
             else:
                 content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]
         self.fingerprint = self.contents.key = sha256_json([*content, self.parts, errors])
+        for part in files:
+            if next(self._documents(part, duplicates=True), None) is None:
+                raise DataError(f"data.corpus: {name}: its {part} part is empty")
 
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The documents of a part."""
+        return self._documents(part, duplicates=False)
+
+    def _documents(self, part: str, duplicates: bool) -> Iterator[Iterable[str]]:
         home = part if part in self.files else "val"
         for number, files in enumerate(self.contents.groups):
             if any(self._part_of[file] == home for file in files):
-                yield from (document for found, document in self.items(number) if found == part)
+                yield from (document for found, document in self._group(number, duplicates) if found == part)
 
     def items(self, group: int | None = None) -> Iterator[tuple[str, Iterable[str]]]:
         """(part, document) of the documents of a group, or of all."""
-        shared = len(self.files) < len(self.parts)
         for number in range(self.num_groups) if group is None else [group]:
-            last, count = -1, 0
-            for file, document in self.contents.read(number):
-                count = count + 1 if file == last else 0
-                last, part = file, self._part_of[file]
-                yield "test" if shared and part == "val" and count % 2 else part, document
+            yield from self._group(number, duplicates=False)
+
+    def _group(self, number: int, duplicates: bool) -> Iterator[tuple[str, Iterable[str]]]:
+        shared = len(self.files) < len(self.parts)
+        last, count = -1, 0
+        for file, document in self.contents.read(number, duplicates):
+            count = count + 1 if file == last else 0
+            last, part = file, self._part_of[file]
+            yield "test" if shared and part == "val" and count % 2 else part, document
 
     def size(self, part: str | None = None) -> int | None:
         """Bytes of the files that are read for a part, or for all."""
@@ -82,7 +91,7 @@ class PartsCorpus(Corpus):
         return f"put more text into {self.files[part if part in self.files else 'val'][-1].url}"
 
 
-def own_parts(folder: str, reading: Reading) -> dict[str, list[Source]] | None:
+def own_parts(folder: str, reading: Reading, cache_dir: Path) -> dict[str, list[Source]] | None:
     """The files of the parts of a folder that has `train.*` and `val.*` in one format; None for any other folder.
 
     Raises:
@@ -94,7 +103,7 @@ def own_parts(folder: str, reading: Reading) -> dict[str, list[Source]] | None:
     parts: dict[str, list[Source]] = {}
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         found = OWN_PARTS.fullmatch(name)
-        source = Source(os.path.join(folder, name))  # noqa: PTH118
+        source = Source(os.path.join(folder, name), cache_dir=cache_dir)  # noqa: PTH118
         if found and (source.suffix in FORMATS or source.suffix in TEXTS):
             parts.setdefault(NAMES[found[1].lower()], []).append(source)
     if "train" not in parts or "val" not in parts:

@@ -2,12 +2,15 @@
 
 import contextlib
 import importlib
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
+from typing import Any, BinaryIO
 
 from tinylm.data.records.reading import Reading, fail, missing_field, no_text
 from tinylm.data.records.text import REPAIR
 from tinylm.data.sources import Source
+from tinylm.data.sources.compression import MAGIC_LENGTH, compression
 from tinylm.errors import DataError, InvalidTextError, MissingInputError, TinyLMError
 
 ROWS, BATCH = 1024, 16 << 20  # rows and bytes of a batch, at most
@@ -38,10 +41,25 @@ def _damage(source: Source, kind: str) -> Iterator[None]:
         raise DataError(f"{source.url}: is no {kind} file, or truncated or damaged ({reason}); get it again") from error
 
 
+@contextlib.contextmanager
+def _seekable(source: Source) -> Iterator[BinaryIO]:
+    """The content of a source, to be read in any order: a compressed one is decompressed to a temporary file."""
+    with source.open() as file:
+        if compression(file.read(MAGIC_LENGTH)) is None:
+            file.seek(0)
+            yield file
+            return
+    with tempfile.TemporaryFile() as file:
+        for block in source.blocks():
+            file.write(block)
+        file.seek(0)
+        yield file
+
+
 def read_parquet(source: Source, reading: Reading, errors: str) -> Iterator[list[str]]:
     """The texts of a column of a Parquet file; no other column is read."""
     parquet = library("pyarrow.parquet", source)
-    with source.open() as file, _damage(source, "Parquet"):
+    with _seekable(source) as file, _damage(source, "Parquet"):
         table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         path = _column(table.schema_arrow, reading, source)
         for batch, number in _rows(table, reading.field):
@@ -50,19 +68,15 @@ def read_parquet(source: Source, reading: Reading, errors: str) -> Iterator[list
 
 def column_records(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
     """The records of a Parquet or Arrow file, with all columns, and the place of each."""
-    with source.open() as file:
-        parquet = file.read(4) == b"PAR1"
-    with source.open() as file, _damage(source, "Parquet" if parquet else "Arrow"):
-        if parquet:
+    with _seekable(source) as file, _damage(source, "Parquet or Arrow"):
+        head = file.read(len(ARROW_FILE))
+        file.seek(0)
+        if head.startswith(b"PAR1"):
             batches = library("pyarrow.parquet", source).ParquetFile(file).iter_batches(ROWS, use_threads=False)
         else:
-            is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
-            file.seek(0)
-            batches = _batches(library("pyarrow.ipc", source), file, is_file, None)
-        number = 0
-        for batch in batches:
-            for number, record in enumerate(batch.to_pylist(), start=number + 1):
-                yield record, f"record {number}"
+            batches = _batches(library("pyarrow.ipc", source), file, head == ARROW_FILE, None)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((record, f"record {number}") for number, record in enumerate(rows, start=1))
 
 
 def _rows(table: Any, field: str) -> Iterator[tuple[Any, int]]:
@@ -84,7 +98,7 @@ def _rows(table: Any, field: str) -> Iterator[tuple[Any, int]]:
 def read_arrow(source: Source, reading: Reading, errors: str) -> Iterator[list[str]]:
     """The texts of a column of an Arrow file, in the file format (Feather, version 2) or the stream format."""
     ipc = library("pyarrow.ipc", source)
-    with source.open() as file, _damage(source, "Arrow"):
+    with _seekable(source) as file, _damage(source, "Arrow"):
         head = file.read(len(ARROW_FILE))
         if head.startswith(FEATHER_1):
             fail(source.url, "", "is Feather, version 1; write it again with pyarrow.feather")

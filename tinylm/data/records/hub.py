@@ -21,24 +21,26 @@ SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "
 Parts = dict[str, list[Source]]  # part -> its files; one part, `all`, for data without a split of its own
 
 
-def saved_dataset(folder: str) -> Parts | None:
+def saved_dataset(folder: str, cache_dir: Path) -> Parts | None:
     """The Arrow files of a folder that `save_to_disk` wrote, in order; None for any other folder.
 
     Raises:
         DataError: if files are missing or the folder is not understood.
     """
     if os.path.isfile(os.path.join(folder, "state.json")):  # noqa: PTH113, PTH118 (as in globs.py)
-        return {"all": _shards(Path(folder))}
+        return {"all": _shards(Path(folder), cache_dir)}
     if not os.path.isfile(os.path.join(folder, "dataset_dict.json")):  # noqa: PTH113, PTH118
         return None
     try:
         names = list(read_json(Path(folder) / "dataset_dict.json")["splits"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder}/dataset_dict.json: has no splits; save the data set again") from error
-    return _parts(folder, {name: _shards(Path(folder) / name) for name in names}, lambda name: f"{folder}/{name}")
+    return _parts(
+        folder, {name: _shards(Path(folder) / name, cache_dir) for name in names}, lambda name: f"{folder}/{name}"
+    )
 
 
-def _shards(folder: Path) -> list[Source]:
+def _shards(folder: Path, cache_dir: Path) -> list[Source]:
     state = folder / "state.json"
     if not state.is_file():
         raise DataError(f"{state}: no such file; save the data set again")
@@ -52,7 +54,7 @@ def _shards(folder: Path) -> list[Source]:
     for name in names:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: lacks {name}, which state.json names; copy the whole folder")
-    return [Source(str(folder / name)) for name in names]
+    return [Source(str(folder / name), cache_dir=cache_dir) for name in names]
 
 
 def _parts(name: str, splits: Parts, spelled: Callable[[str], str]) -> Parts:

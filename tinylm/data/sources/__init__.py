@@ -1,6 +1,7 @@
 """Sources: the files of a corpus, local or behind a URL, compressed or not, as bytes."""
 
-from tinylm.data.sources.find import RECORDS, TEXTS, find_sources
+from tinylm.data.sources.find import find_sources
+from tinylm.data.sources.globs import RECORDS, TEXTS
 from tinylm.data.sources.memory import remembered
 from tinylm.data.sources.source import Source, suffix_of
 

@@ -11,18 +11,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from tinylm.data.download import Download, download
-from tinylm.data.sources.globs import check_readable, each_once, glob_files, walk
+from tinylm.data.sources.globs import RECORDS, TEXTS, check_readable, each_once, glob_files, walk
 from tinylm.data.sources.remote import list_folder, list_glob
 from tinylm.data.sources.source import Source, suffix_of
 from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.files import default_cache_dir
 
-TEXTS = (
-    ".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".py", ".js", ".ts", ".jsx", ".tsx", ".c",
-    ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".kt", ".scala", ".go", ".rs", ".rb", ".php", ".pl", ".lua", ".r", ".jl",
-    ".swift", ".cs", ".hs", ".ml", ".ex", ".clj", ".el", ".lisp", ".sh", ".sql", ".css", ".yaml", ".yml", ".toml",
-)  # fmt: skip
-RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SKIPPED = ("node_modules", "__pycache__")  # folders; hidden ones, such as .git, are skipped too
 
 
@@ -49,13 +43,13 @@ def find_sources(
     """
     choice = Choice(pattern, tuple(include), tuple(exclude))
     scheme = pattern.partition("://")[0] if re.match(r"[a-z][a-z0-9+.-]*://", pattern) else None
-    if scheme in ("http", "https") and "*" not in pattern and not urlsplit(pattern).path.endswith("/"):
+    if scheme in ("http", "https") and "*" not in pattern and not pattern.endswith("/"):
         choice.refuse_patterns()
-        return [Source(str(download(Download(pattern), cache_dir or default_cache_dir())), cache_dir)]
+        return [Source(str(download(Download(pattern), cache_dir or default_cache_dir())), cache_dir=cache_dir)]
     if scheme not in (None, "file"):
-        return [Source(url, cache_dir) for url in _remote(pattern, choice)]
+        return [Source(url, cache_dir=cache_dir) for url in _remote(pattern, choice)]
     path = pattern if scheme is None else url2pathname(urlsplit(pattern).path)
-    return [Source(path, cache_dir) for path in _local(os.path.expanduser(path), choice)]  # noqa: PTH111
+    return [Source(path, cache_dir=cache_dir) for path in _local(os.path.expanduser(path), choice)]  # noqa: PTH111
 
 
 @dataclass

@@ -11,6 +11,13 @@ from tinylm.errors import MissingInputError
 from tinylm.files import why_unreadable
 
 SEPARATOR = r"[/\\]" if os.sep == "\\" else "/"
+TEXTS = (
+    ".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".py", ".js", ".ts", ".jsx", ".tsx", ".c",
+    ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".kt", ".scala", ".go", ".rs", ".rb", ".php", ".pl", ".lua", ".r",
+    ".jl", ".swift", ".cs", ".hs", ".ml", ".ex", ".clj", ".el", ".lisp", ".sh", ".sql", ".css",
+    ".yaml", ".yml", ".toml",
+)  # fmt: skip
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 ANY_FOLDERS = re.compile(rf"(?:^|(?<={SEPARATOR}))\*\*(?:{SEPARATOR}|$)")
 
 

@@ -207,8 +207,8 @@ def _problem(url: str, error: Exception) -> str:
     keys = KEYS.get(package, "the access rights of the file")
     if isinstance(error, FileNotFoundError) or http_status(error) in (404, 410):
         return f"no such file ({reason(error)}); check the address"
-    if "NoCredentials" in type(error).__name__ or "CredentialsError" in type(error).__name__:
-        return f"no key is set; set {keys}"
+    if "Credentials" in type(error).__name__ or "Profile" in type(error).__name__:
+        return f"no key was found ({reason(error)}); set {keys}"
     if isinstance(error, PermissionError) or http_status(error) in (401, 403):
         return f"access was denied ({reason(error)}); check {keys}"
     if unreachable(error):

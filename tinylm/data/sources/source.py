@@ -4,18 +4,21 @@ The contents of a file (a text, JSON records, a table) are not known here.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from tinylm.data.sources.compression import SUFFIXES, decompressed
 from tinylm.data.sources.local import LocalFile
+from tinylm.data.sources.memory import remembered
 from tinylm.data.sources.remote import RemoteFile
 from tinylm.data.web import State
+
+BLOCK = 1 << 18  # bytes; smaller blocks are joined
 
 
 def suffix_of(url: str) -> str:
@@ -34,7 +37,7 @@ class Source:
     """
 
     url: str
-    cache_dir: Path | None = field(default=None, compare=False, repr=False)
+    cache_dir: Path | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     @cached_property
     def _file(self) -> LocalFile | RemoteFile:
@@ -69,6 +72,17 @@ class Source:
         """
         return self._file.fingerprint(self._state, report)
 
+    def remembered(self, kind: str, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, or the one that it had for this content of a local file.
+
+        Args:
+            kind: what the value is, and all else that it depends on
+            compute: reads the file; its value can be written as JSON
+        """
+        if not isinstance(self._file, LocalFile):
+            return compute()
+        return remembered(self.url, kind, compute, self.cache_dir)
+
     def open(self) -> BinaryIO:
         """Opens the file as it is stored, to be read in any order.
 
@@ -79,7 +93,7 @@ class Source:
         return self._file.open(self._state)
 
     def blocks(self, report: Callable[[int], None] | None = None) -> Iterator[bytes]:
-        """The decompressed content in blocks of at most about a megabyte.
+        """The decompressed content in blocks of 256 kB to about a megabyte; the last may be smaller.
 
         Args:
             report: receives the number of stored bytes read since its last call
@@ -89,10 +103,24 @@ class Source:
             DataError: if the compressed file is truncated or damaged, or if it changes while it is read.
         """
         with closing(self._file.stored(self._state)) as stored:
-            yield from decompressed(stored if report is None else _reported(stored, report), self.url)
+            yield from _joined(decompressed(stored if report is None else _reported(stored, report), self.url))
 
 
 def _reported(blocks: Iterator[bytes], report: Callable[[int], None]) -> Iterator[bytes]:
     for block in blocks:
         report(len(block))
         yield block
+
+
+def _joined(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The blocks, small ones joined."""
+    small: list[bytes] = []
+    length = 0
+    for block in blocks:
+        small.append(block)
+        length += len(block)
+        if length >= BLOCK:
+            yield b"".join(small) if len(small) > 1 else block
+            small, length = [], 0
+    if small:
+        yield b"".join(small)
