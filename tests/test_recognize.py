@@ -279,12 +279,12 @@ PROGRAMS = {
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("a.gz", "is a gzip file, not text; gunzip -k a.gz"),
+        ("a.rtf", "is an RTF document, not text; pandoc a.rtf -t plain -o a.txt"),
         ("u16.jsonl", "is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
     ],
 )
 def test_every_program_names_the_format_before_it_loads_a_model(program, name, problem, folder, capfd):
-    data = gzip.compress(TEXT.encode()) if name == "a.gz" else lines(PAIRS).encode("utf-16")
+    data = b"{\\rtf1 " + TEXT.encode() if name == "a.rtf" else lines(PAIRS).encode("utf-16")
     Path(name).write_bytes(data)
     save_model(folder / "m") if program in ("score pairs", "generate") else None  # which look for it first
     assert run_command(program.split()[0], [*PROGRAMS[program], name]) == 65

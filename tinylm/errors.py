@@ -30,6 +30,10 @@ class DataError(TinyLMError, ValueError, exit_code=65):
     """Invalid input: empty, not UTF-8, corrupt."""
 
 
+class InvalidTextError(DataError, exit_code=65):
+    """Text that is not UTF-8."""
+
+
 class MissingInputError(TinyLMError, FileNotFoundError, exit_code=66):
     """A missing corpus, config file or model, or a download that failed."""
 
@@ -96,3 +100,8 @@ def silence_notices() -> None:
     """Turns off the notices of this process, for all ranks of a job but one."""
     global _silenced
     _silenced = True
+
+
+def notices_silenced() -> bool:
+    """Whether `silence_notices` was called in this process."""
+    return _silenced

@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -420,18 +420,25 @@ def read_chunks(
     *,
     records: bool = False,
     remedy: str = "repair the file",
+    report: Callable[[int], object] | None = None,
 ) -> Iterator[str]:
     """Yields the text of a UTF-8 file in chunks of about a megabyte, without newline translation.
 
-    The other arguments, and the errors, are those of `decode_blocks`.
+    `report` is called with the number of bytes read since the last call. The other arguments, and the errors, are those
+    of `decode_blocks`.
 
     Raises:
         MissingInputError: if the file does not exist or cannot be read.
     """
     with open_input(path) as file:
-        yield from decode_blocks(
-            iter(lambda: file.read(1 << 20), b""), path, errors, digest, records=records, remedy=remedy
-        )
+
+        def blocks() -> Iterator[bytes]:
+            while data := file.read(1 << 20):
+                if report is not None:
+                    report(len(data))
+                yield data
+
+        yield from decode_blocks(blocks(), path, errors, digest, records=records, remedy=remedy)
 
 
 def decode_blocks(

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tinylm.errors import DataError
+from tinylm.errors import DataError, InvalidTextError
 from tinylm.locate import command
 
 BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8; no character of the text
@@ -138,7 +138,7 @@ def _unmarked(data: bytes) -> str | None:
     return None
 
 
-def utf8_problem(path: Path, error: UnicodeDecodeError, offset: int, otherwise: str) -> DataError:
+def utf8_problem(path: Path, error: UnicodeDecodeError, offset: int, otherwise: str) -> InvalidTextError:
     """The error for bytes that are not UTF-8, with the encoding that they look like.
 
     Args:
@@ -155,7 +155,7 @@ def utf8_problem(path: Path, error: UnicodeDecodeError, offset: int, otherwise: 
         remedy = f"it looks like an older encoding; if you know which: {_remedy(ICONV, path, encoding)}"
     else:
         remedy = f"it looks like {encoding}; convert it: {_remedy(ICONV, path, encoding)}"
-    return DataError(f"{path}: is not UTF-8 at byte {offset} ({error.reason}); {remedy}")
+    return InvalidTextError(f"{path}: is not UTF-8 at byte {offset} ({error.reason}); {remedy}")
 
 
 def _legacy_encoding(data: bytes) -> str | None:

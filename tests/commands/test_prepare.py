@@ -40,8 +40,8 @@ def test_three_files_hold_the_pairs_of_a_seed(kind, run):
     ("arguments", "code", "message"),
     [
         ([], 2, "kind"),
-        (["question"], 2, "question: no such data set, did you mean 'questions'?"),
-        (["xyz"], 2, "xyz: no such data set; there are questions, summaries, tinystories, tokens"),
+        (["question"], 2, "question: no such subcommand, did you mean 'questions'?"),
+        (["xyz"], 2, "xyz: no such subcommand; there are inspect, questions, summaries, tinystories, tokens"),
         (["tinystories", "--sample", "0"], 2, "--sample must be at least 1, got 0"),
         (["tinystories", "--stories", "9"], 2, "--stories: no such option"),
         (["questions"], 2, "--out"),

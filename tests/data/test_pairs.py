@@ -1,7 +1,9 @@
 """Reading pairs: three formats give equal records, and errors name the line or record."""
 
 import csv
+import gzip
 import json
+import lzma
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +39,39 @@ def test_all_formats_give_the_records_written(tmp_path, written):
         writer.writerows(records)
     for name in ("a.json", "a.jsonl", "b.jsonl", "a.csv"):
         assert read_pairs(tmp_path / name) == [conversation(*pair) for pair in written], name
+
+
+@few
+@given(written=st.lists(st.tuples(texts, responses), min_size=1, max_size=5))
+def test_compressed_and_columnar_files_give_the_records_written(tmp_path, written):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install tinylm[data]")
+    from pyarrow import feather, parquet
+
+    records = [{"prompt": prompt, "response": response, "id": 7} for prompt, response in written]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    chats = [{"messages": [dict(role="user", content=p), dict(role="assistant", content=r)]} for p, r in written]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "a.json.xz").write_bytes(lzma.compress(json.dumps(records).encode()))
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(chats), tmp_path / "chats.parquet")
+    feather.write_feather(pyarrow.Table.from_pylist(records), tmp_path / "a.arrow")
+    for name in ("a.jsonl.gz", "a.json.xz", "a.parquet", "chats.parquet", "a.arrow"):
+        assert read_pairs(tmp_path / name) == [conversation(*pair) for pair in written], name
+
+
+def test_errors_in_columns_name_the_record_and_damage_the_file(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install tinylm[data]")
+    from pyarrow import parquet
+
+    rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
+    with pytest.raises(DataError, match=r"q\.parquet: record 1: has no prompt and no response; it has "):
+        read_pairs(tmp_path / "q.parquet")
+    with pytest.raises(DataError, match=r"q\.parquet: record 2: answer must be a string, got null"):
+        read_pairs(tmp_path / "q.parquet", ("question", "answer"))
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "q.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"cut\.parquet: is no Parquet or Arrow file, or truncated or damaged"):
+        read_pairs(tmp_path / "cut.parquet")
 
 
 def test_other_fields_and_a_byte_order_mark_are_ignored(tmp_path):

@@ -38,8 +38,9 @@ def converse(generator: Generator, settings: dict[str, Any]) -> None:
     """
     generator.check_options(settings)
     settings = dict(settings)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # in a pipe lines end with LF or CRLF, as in a prompts file
+        encoding, newline = ("utf-8", None) if _at_terminal() else ("utf-8-sig", "\n")
+        sys.stdin.reconfigure(encoding=encoding, errors="replace", newline=newline)
     if not _at_terminal():
         return _loop(generator, settings)
     with _history():
@@ -50,7 +51,7 @@ def converse(generator: Generator, settings: dict[str, Any]) -> None:
 def _loop(generator: Generator, settings: dict[str, Any]) -> None:
     while True:
         try:
-            line = input("> " if _at_terminal() else "")
+            line = input("> ") if _at_terminal() else input().removesuffix("\r")
             if line.strip() == "/quit":
                 return
             if line.startswith("/"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tinylm.console import Scale, plural
 from tinylm.errors import DataError
-from tinylm.files import parse_json, read_chunks, write_text
+from tinylm.files import decode_blocks, parse_json, write_text
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
@@ -24,15 +24,20 @@ BETWEEN = "---"  # the line between two texts
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file: its lines without blank ones; in JSON lines the field `prompt` of each line.
 
-    Lines end with LF or CRLF. Other separators of Unicode, such as U+2028, are part of a prompt.
+    Lines end with LF or CRLF. Other separators of Unicode, such as U+2028, are part of a prompt. A compressed file is
+    read as what it holds.
     """
-    if path.suffix.lower() in (".json", ".csv"):
+    from tinylm.data.sources import Source  # imported here: it takes long
+
+    source = Source(str(path))
+    if source.suffix in (".json", ".csv"):
         raise DataError(f"{path}: prompts are read from lines of text, or from a .jsonl file; convert it")
-    whole = "".join(read_chunks(path, records=is_jsonl(path)))
+    jsonl = is_jsonl(Path(f"prompts{source.suffix}"))
+    whole = "".join(decode_blocks(source.blocks(), path, records=jsonl))
     lines = [(n, line.removesuffix("\r")) for n, line in enumerate(whole.split("\n"), start=1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: has no prompt; write one on each line")
-    if not is_jsonl(path):
+    if not jsonl:
         return [line for _, line in lines]
     return [_prompt(line, f"{path}: line {n}") for n, line in lines]
 

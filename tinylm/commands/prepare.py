@@ -1,5 +1,6 @@
-"""Writes data sets to train on.
+"""Inspects a corpus, and writes data sets to train on.
 
+tinylm prepare inspect my.txt --tokenizer bpe:2048
 tinylm prepare questions --out questions/
 tinylm prepare summaries --out summaries/ --train 20000
 tinylm prepare tinystories --sample 10000
@@ -10,6 +11,7 @@ tinylm prepare shards my.txt --to nanogpt --tokenizer char --out my-chars
 import json
 from pathlib import Path
 
+from tinylm.commands import prepare_inspect
 from tinylm.console import Parser, check_at_least
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.files import default_cache_dir, write_text
@@ -20,18 +22,20 @@ PAIRS = {
     "questions": "Writes questions about short stories, with their answers.",
     "summaries": "Writes short stories, each with a one-sentence summary.",
 }
-KINDS = (*PAIRS, "tinystories", "tokens", "shards")
+KINDS = ("inspect", *PAIRS, "tinystories", "tokens", "shards")
 PAIRS_FILE = FileKind("a file of pairs", rb'\{"prompt": "[^\n]*", "response": ".*')
 STORIES = FileKind("a sample of TinyStories", rb".*<\|endoftext\|>")
 
 
 def run(arguments: list[str]) -> None:
-    """Writes the data set that the first argument names."""
+    """Runs the subcommand that the first argument names."""
     parser = Parser("prepare", __doc__)
     parser.add_argument("kind", help=f"one of {', '.join(KINDS)}; --help after it lists its options")
     kind = parser.parse(arguments[:1]).kind
     if kind in PAIRS:
         write_pairs(kind, arguments[1:])
+    elif kind == "inspect":
+        prepare_inspect.run(arguments[1:])
     elif kind == "tinystories":
         write_tinystories(arguments[1:])
     elif kind == "tokens":
@@ -43,7 +47,7 @@ def run(arguments: list[str]) -> None:
 
         write_shards(arguments[1:])
     else:
-        raise ConfigError(f"{kind}: no such data set{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
+        raise ConfigError(f"{kind}: no such subcommand{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
 
 
 def write_pairs(kind: str, arguments: list[str]) -> None:

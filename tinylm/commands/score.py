@@ -26,7 +26,9 @@ def run(arguments: list[str]) -> None:
     parser.add_model_option()
     add("--text", type=Path, help="UTF-8 text file, read as one document")
     add("--stride", type=int, help="with --text: tokens between window starts (default: half the context)")
-    add("--pairs", type=Path, help="file of prompt/response pairs: .jsonl, .json or .csv")
+    add(
+        "--pairs", type=Path, help="file of prompt/response pairs: .jsonl, .json, .csv or .parquet, or a compressed one"
+    )
     add("--template", default="pairs", help="with --pairs: pairs or chat, as in training")
     add("--fields", nargs=2, metavar=("PROMPT", "RESPONSE"), help="with --pairs: names of the two fields in the file")
     add("--max-new-tokens", type=int, default=64, help="with --pairs: longest answer, in tokens")

@@ -7,18 +7,17 @@ tinylm tokenizer export tok.json --to huggingface --out tokenizer.json
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from tinylm.console import Mode, Parser, use_color
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
-from tinylm.files import file_size
+from tinylm.files import file_size, read_chunks
+from tinylm.progress import ProgressBar, merging
 from tinylm.targets import check_target
 from tinylm.tokenizer import (
     END_OF_TEXT,
+    BPETokenizer,
     Tokenizer,
     load_tokenizer,
     tokenizer_class,
@@ -27,6 +26,7 @@ from tinylm.tokenizer import (
     write_tokenizer_json,
 )
 from tinylm.tokenizer.base import TOKENIZER_FILE
+from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
 from tinylm.tokenizer.pieces import show_pieces, statistics
 
@@ -79,8 +79,13 @@ def train(arguments: list[str]) -> None:
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
         raise DataError(f"{options.corpus[0]}: is empty; give a file with text")
-    with progress_bars(size) if options.kind == "bpe" else nullcontext({}) as bars:
-        tokenizer = tokenizer_class(options.kind).train(options.corpus, **settings, **bars)
+    merges = settings.get("vocab_size", VOCAB_SIZE) - 256 - len(settings.get("special_tokens", ()))
+    with ProgressBar("counting words", size) as bar, merging(bar, merges, follow=True) as progress:
+        if options.kind == "bpe":
+            tokenizer = BPETokenizer.train(options.corpus, **settings, progress=progress)
+        else:
+            streams = (read_chunks(path, report=bar.update) for path in options.corpus)
+            tokenizer = tokenizer_class(options.kind).train_from_streams(streams, **settings)
     seconds = time.monotonic() - started
     tokenizer.save(options.out, options.overwrite)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")
@@ -91,18 +96,6 @@ def train(arguments: list[str]) -> None:
     print(f"first megabyte of {largest}: {statistics(tokenizer, sample, len(tokenizer.encode_array(sample)))}")
 
 
-@contextmanager
-def progress_bars(size: int) -> Iterator[dict]:
-    """Yields the `progress` option of BPE training: two bars on a terminal, for bytes counted and for merges."""
-    quiet = not sys.stderr.isatty()
-    with (
-        tqdm(desc="counting words", total=size, unit="B", unit_scale=True, disable=quiet, delay=1) as counting,
-        tqdm(desc="merging", unit=" merges", disable=quiet, delay=1) as merging,
-    ):
-        bars = {"counting": counting, "merging": merging}
-        yield {"progress": lambda stage, done: bars[stage].update(done - bars[stage].n)}
-
-
 def inspect(arguments: list[str]) -> None:
     """Prints the tokens of a text."""
     parser = Parser("tokenizer inspect", "Shows the tokens of a text, their ids and the bytes per token.")
@@ -110,7 +103,7 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("text", help="the text, or - to read it from standard input")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="colour the tokens")
     options = parser.parse(arguments)
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if options.text == "-" else options.text
+    text = sys.stdin.buffer.read().decode("utf-8-sig", "surrogateescape") if options.text == "-" else options.text
     if not text:
         raise DataError("text: is empty; give some text")
     print(show_pieces(load_tokenizer(options.tokenizer), text, use_color(options.color)))

@@ -265,5 +265,5 @@ def first_words(text: str, words: int = 4, characters: int = 40) -> str:
     >>> first_words("\\nOnce upon a time there was Ella.")
     'Once upon a time'
     """
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
     return " ".join(line[:characters].split(" ")[:words]).strip()

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from tinylm.data.web import BLOCK, TIMEOUT, ChangedError, Connection, State, http_connect, reason, release, resumed
 from tinylm.errors import ConfigError, DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import full_disk, locked, read_json, sha256_bytes, sha256_file, write_json
+from tinylm.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,11 @@ def _copy(url: str, part: Path, record: Path) -> str:
     """
     known = _begun(part, record)
 
+    bar = ProgressBar(f"downloading {url}", known and known.size)
+
     def connect(begin: int, end: int | None) -> Connection:
         connection = http_connect(url)(begin, end)
+        bar.total = connection.state.size
         if known is None:
             write_json(record, dataclasses.asdict(connection.state))
         return connection
@@ -134,8 +135,8 @@ def _copy(url: str, part: Path, record: Path) -> str:
             digest.update(block)
             begin += len(block)
         if known is None or begin != known.size:
-            size = known.size if known else None
-            with tqdm(total=size, initial=begin, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            with bar:
+                bar.update(begin)
                 for block in resumed(url, connect, known, begin):
                     digest.update(block)
                     bar.update(file.write(block))

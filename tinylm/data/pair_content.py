@@ -59,8 +59,9 @@ class PairContent(Content):
         self.source, self.val, self.settings = pairs, val, settings
         self._template, self.fields, self.packing = find_template(template), fields, packing
         self.too_long: TooLong = too_long
-        beside = Path(pairs).parent / f"val{Path(pairs).suffix}"
-        if val is None and Path(pairs).stem == "train" and beside.expanduser().is_file():
+        first, _, suffixes = Path(pairs).name.partition(".")
+        beside = Path(pairs).parent / f"val.{suffixes}"
+        if val is None and first == "train" and beside.expanduser().is_file():
             self.val = str(beside)
             notice(f"data.pairs_val: {beside}")
         for name, path in (("pairs", pairs), ("pairs_val", self.val)):

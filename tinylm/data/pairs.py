@@ -12,15 +12,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from tinylm.data.records import json_records, shown, table_records
+from tinylm.data.records import column_records, json_records, shown, table_records
+from tinylm.data.sources import Source
 from tinylm.errors import DataError, MissingInputError, did_you_mean
-from tinylm.files import read_chunks
+from tinylm.files import decode_blocks
+from tinylm.progress import ProgressBar
 from tinylm.recognize import CHATS, PROMPTS, RESPONSES
 
 ROLES = ("system", "user", "assistant")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "developer": "system"}
 ALPACA = ("instruction", "output")
-FIELDS = (("prompt", "response"), ALPACA, ("input", "output"))  # the names of prompt and response
+OURS = ("prompt", "text")  # of a .jsonl file that `tinylm generate --out` has written
+FIELDS = (("prompt", "response"), ALPACA, ("input", "output"), OURS)  # the names of prompt and response
 MESSAGE = (("role", "content"), ("from", "value"))  # of a message
 
 
@@ -38,35 +41,48 @@ Turns = tuple[Turn, ...]
 
 
 def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Turns]:
-    """The records of a file, in order: JSON (a list, or an object per line), CSV or TSV (with a header line).
+    """The records of a file, in order: JSON (a list, or an object per line), CSV or TSV (with a header line), Parquet,
+    Arrow; all but the last two also compressed.
 
-    A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, or chats:
-    `messages` with `role` and `content`, or ShareGPT's `conversations` with `from` and `value`. A `system` message
-    comes first; other fields are ignored, as are blank lines and the case of the fields' names.
+    A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, the
+    `prompt` and `text` of `tinylm generate --out`, or chats: `messages` with `role` and `content`, or ShareGPT's
+    `conversations` with `from` and `value`. A `system` message comes first; other fields are ignored, as are blank
+    lines and the case of the fields' names.
 
     Args:
-        path: the file; its name ends in .json, .jsonl, .ndjson, .csv or .tsv
+        path: the file, or its URL; its name ends in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow or .feather
         fields: the names of prompt and response, if they are others
 
     Raises:
         MissingInputError: if there is no such file, or it cannot be read.
         DataError: if the file is empty, not UTF-8 or damaged, or a record is malformed; names the line or record.
     """
-    path = Path(path).expanduser()
-    if not os.path.lexists(path):
+    path = str(path) if "://" in str(path) else os.path.expanduser(path)  # noqa: PTH111 (a Path would change a URL)
+    if "://" not in path and not os.path.lexists(path):
         raise MissingInputError(f"{path}: no such file of pairs")
-    chunks = read_chunks(path, records=True, remedy="save it as UTF-8")
-    begin = next(chunks, "")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: is not a known format; give a file whose name ends in {', '.join(READERS)}")
-    records = reader(chain([begin], chunks), str(path))
-    pairs = [_turns(record, f"{path}: {place}", fields) for record, place in records]
+    source = Source(path)
+    with ProgressBar(f"reading {path}", source.size) as bar:
+        pairs = [_turns(record, f"{path}: {place}", fields) for record, place in _records(source, bar.update)]
     if not pairs:
         raise DataError(f"{path}: has no records; write at least one prompt with its response")
     return pairs
 
 
+def _records(source: Source, report: Callable[[int], None]) -> Iterator[tuple[Any, str]]:
+    """The records of a file, and the place of each in it."""
+    if source.suffix in COLUMNS:
+        return column_records(source)
+    blocks = source.blocks(report)
+    chunks = decode_blocks(blocks, Path(source.url), records=True, remedy="save it as UTF-8")
+    begin = next(chunks, "")  # a file that is no text is named by its format
+    reader = READERS.get(source.suffix)
+    if reader is None:
+        known = ", ".join((*READERS, *COLUMNS))
+        raise DataError(f"{source.url}: is not a known format; give a file whose name ends in {known}")
+    return reader(chain([begin], chunks), source.url)
+
+
+COLUMNS = (".parquet", ".arrow", ".feather")
 READERS: dict[str, Callable[[Iterable[str], str], Iterator[tuple[Any, str]]]] = {  # by the suffix of the file's name
     ".json": json_records,
     ".jsonl": json_records,

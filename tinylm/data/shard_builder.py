@@ -6,7 +6,6 @@ all recorded are not read again; in others, what precedes a missing shard is rea
 """
 
 import hashlib
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tinylm.data.corpora import Corpus
 from tinylm.data.shard_index import INDEX, Shard, ShardIndex, ShardKey
@@ -93,12 +91,11 @@ def build_shards(
         DataError: if the tokenizer cannot encode the text, or the corpus has fewer shards than the index says.
         StorageError: if the disk is full or fails.
     """
-    with ExitStack() as files, _bar(f"encoding {corpus.name}") as bar:
+    with ExitStack() as files, corpus.reading("encoding"):
         recorder = _Recorder(folder, index, share, files)
         blocks = _missing_blocks(corpus, tokenizer, index, share, recorder.coming)
         for ids in map_in_order(tokenizer.encode_packed, blocks, processes, alone=8):
             recorder.add(ids)
-            bar.update(len(ids))
         recorder.end_groups()
 
 
@@ -260,9 +257,3 @@ class _ShardWriter:
         with atomic_write(self._folder / self._key.log_probs_file) as file:
             file.write(data)
         return Shard(shard.tokens, shard.sha256, len(self._log_probs), sha256_bytes(data))
-
-
-def _bar(description: str) -> tqdm:
-    """Makes a progress bar that appears after 2 seconds, on a terminal only."""
-    quiet = not sys.stderr.isatty()
-    return tqdm(desc=description, unit=" tokens", unit_scale=True, delay=2, leave=False, disable=quiet)

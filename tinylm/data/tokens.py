@@ -8,14 +8,12 @@ cache. Damaged shards are detected and built again. The text is streamed, so mem
 import os
 import re
 import shutil
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tinylm.data.corpora import NAMES, Corpus
 from tinylm.data.pretrained import OTHER_NAMES, VOCABULARIES, pretrained_tokenizer
@@ -24,8 +22,10 @@ from tinylm.data.shard_folder import complete_folder, examine
 from tinylm.data.shard_index import FORMAT, ShardIndex, Tokens, open_parts, read_log_probs
 from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
+from tinylm.progress import merging
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
+from tinylm.tokenizer.bpe import VOCAB_SIZE
 
 TOKENIZER_FORMAT = 2
 
@@ -89,29 +89,19 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     """Trains on the training part only, except for a CharTokenizer, which needs the characters of all parts."""
     started = time.monotonic()
     if kind is CharTokenizer:
-        tokenizer = kind.train_from_texts(corpus.texts(), **options)
-    elif kind is BPETokenizer:
-        with _bar("counting words", "B") as counting, _bar("merging", " merges") as merging:
-            bars = {"counting": counting, "merging": merging}
-            tokenizer = kind.train_from_streams(
-                corpus.documents("train"),
-                processes=None,
-                progress=lambda stage, done: bars[stage].update(done - bars[stage].n),
-                **options,
-            )
+        with corpus.reading("characters of"):
+            tokenizer = kind.train_from_texts(corpus.texts(), **options)
     else:
-        tokenizer = kind.train_from_streams(corpus.documents("train"), **options)
+        merges = options.get("vocab_size", VOCAB_SIZE) - 256 - len(options.get("special_tokens", ()))
+        with corpus.reading("counting words of", "train") as counting, merging(counting, merges) as progress:
+            more = {"processes": None, "progress": progress} if kind is BPETokenizer else {}
+            tokenizer = kind.train_from_streams(corpus.documents("train"), **options, **more)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)
     fewer = f": it has no more of the {asked:,} asked for" if tokenizer.vocab_size < asked else ""
     if seconds > 1 or fewer:
         notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s){fewer}")
     return tokenizer
-
-
-def _bar(description: str, unit: str) -> tqdm:
-    """Makes a progress bar that appears after 2 seconds, on a terminal only."""
-    return tqdm(desc=description, unit=unit, unit_scale=True, delay=2, leave=False, disable=not sys.stderr.isatty())
 
 
 def open_tokens(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dict[str, Tokens]:

@@ -17,6 +17,7 @@ from tinylm.generation.generate import Generator
 from tinylm.generation.options import SamplingConfig
 from tinylm.generation.text import Text
 from tinylm.model import TransformerLM
+from tinylm.progress import ProgressBar
 from tinylm.tokenizer import Tokenizer
 
 
@@ -67,8 +68,9 @@ def exact_match(
     texts = [Text(list(prompt)) for prompt in prompts]
     earlier, generator.conversation = generator.conversation, True  # each record is one document
     try:
-        for _ in generator.decode(texts, config, batch_size):
-            pass
+        with ProgressBar("answering", len(texts), "prompts") as bar:
+            for text in generator.decode(texts, config, batch_size):
+                bar.update(bool(text.finished))
     finally:
         generator.conversation = earlier
     answers = [generator.tokenizer.decode(text.ids).strip() for text in texts]

@@ -20,6 +20,7 @@ from tinylm.checks import require
 from tinylm.errors import DataError, NumericError
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
+from tinylm.progress import ProgressBar
 from tinylm.tokenizer import Tokenizer
 
 
@@ -65,12 +66,14 @@ def token_log_probs(
         last = max(len(ids) - 1 - context, 0)
         windows += [(row, begin) for begin in (*range(0, last, stride), last)]
     windows.reverse()  # so that each token keeps the prediction of the first window that contains it
-    for i in range(0, len(windows), batch_size):
-        batch = windows[i : i + batch_size]
-        parts = [rows[row][begin : begin + context + 1] for row, begin in batch]
-        for (row, begin), part, *columns in zip(batch, parts, *_predict(model, parts, separator), strict=True):
-            for whole, column in zip(found[row], columns, strict=True):
-                whole[begin : begin + len(part) - 1] = column[: len(part) - 1]
+    with ProgressBar("predicting", len(windows), "windows") as bar:
+        for i in range(0, len(windows), batch_size):
+            batch = windows[i : i + batch_size]
+            parts = [rows[row][begin : begin + context + 1] for row, begin in batch]
+            for (row, begin), part, *columns in zip(batch, parts, *_predict(model, parts, separator), strict=True):
+                for whole, column in zip(found[row], columns, strict=True):
+                    whole[begin : begin + len(part) - 1] = column[: len(part) - 1]
+            bar.update(len(batch))
     return found
 
 

@@ -37,6 +37,7 @@ from tinylm.workers import map_in_order
 
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
+VOCAB_SIZE = 4096  # by default
 MAX_REMEMBERED = 1 << 18  # cached words of short texts
 MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
 MAX_BYTES = 1 << 26  # of all tokens, which thirty merges of a stranger's file could double to gigabytes
@@ -165,7 +166,7 @@ class BPETokenizer(Tokenizer):
         cls,
         found: Iterable[Block],
         *,
-        vocab_size: int = 4096,
+        vocab_size: int = VOCAB_SIZE,
         pattern: str = "gpt2",
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,

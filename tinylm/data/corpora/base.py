@@ -9,15 +9,16 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
+from tinylm.data.corpora.metered import Metered, Place
 from tinylm.data.records import REPAIR, Reading
 from tinylm.errors import ConfigError
 
-__all__ = ["PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Reading", "check_split", "part_of"]
+__all__ = ["PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Place", "Reading", "check_split", "part_of"]
 
 PARTS = ("train", "val", "test")
 
 
-class Corpus(ABC):
+class Corpus(Metered, ABC):
     """A text in parts.
 
     Attributes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinylm.data.corpora.metered import Metered, Place
 from tinylm.data.records import END, TEXT, FileText, Format, Reading, decoded, find_format, find_separator
 from tinylm.data.sources import Source
 from tinylm.errors import ConfigError, notice
@@ -38,12 +39,18 @@ class Documents:
     key: str
 
     def __init__(
-        self, name: str, sources: list[Source], reading: Reading, errors: str, cache_dir: Path, stories: bool = False
+        self,
+        corpus: Metered,
+        sources: list[Source],
+        reading: Reading,
+        errors: str,
+        cache_dir: Path,
+        stories: bool = False,
     ) -> None:
         """Finds the formats of the files.
 
         Args:
-            name: the value of `data.corpus`
+            corpus: is told how far the files are read, and the place of each document
             sources: the files
             reading: options
             errors: treatment of bytes that are not UTF-8
@@ -54,7 +61,8 @@ class Documents:
         Raises:
             ConfigError: for an option that none of the formats has.
         """
-        self.name, self.sources, self.reading, self.errors = name, sources, reading, errors
+        self.corpus, self.name = corpus, corpus.name
+        self.sources, self.reading, self.errors = sources, reading, errors
         self.cache_dir, self._stories = cache_dir, stories and reading.separator is None
         self.formats: list[Format] = [find_format(source, reading, errors) for source in sources]
         self.groups = _groups(sources)
@@ -94,12 +102,15 @@ class Documents:
     def _all(self, group: int) -> Iterator[tuple[int, Document]]:
         records = empty = 0
         for file in self.groups[group]:
-            for document in self._read_file(file):
+            url, kind = self.sources[file].url, "record" if self.formats[file].records else "document"
+            for number, document in enumerate(self._read_file(file), start=1):
                 text = document[0] if isinstance(document, list) else None
                 blank = text == "" or (text is not None and text.isspace() and not self._stories)
                 if self.formats[file].records:
                     records, empty = records + 1, empty + blank
+                    self.corpus.num_empty += blank
                 if not blank:
+                    self.corpus.place = Place(url, kind, number) if isinstance(document, list) else Place(url)
                     yield file, document
         if empty and not self._told:
             self._told = True
@@ -147,11 +158,12 @@ class Documents:
     def _find_duplicates(self) -> np.ndarray:
         """(group, number) of each document that is equal to an earlier one, (duplicates, 2)."""
         digests, counts = io.BytesIO(), []
-        for group in range(len(self.groups)):
-            before = digests.tell()
-            for _, document in self.read(group, duplicates=True):
-                digests.write(digest(document)[:16])
-            counts.append((digests.tell() - before) // 16)
+        with self.corpus.reading("finding duplicates in"):
+            for group in range(len(self.groups)):
+                before = digests.tell()
+                for _, document in self.read(group, duplicates=True):
+                    digests.write(digest(document)[:16])
+                counts.append((digests.tell() - before) // 16)
         halves = np.frombuffer(digests.getbuffer(), dtype=np.uint64).reshape(-1, 2)
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal ones comes first
         halves = halves[order]

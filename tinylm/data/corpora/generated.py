@@ -12,6 +12,7 @@ class GrammarCorpus(HashSplitCorpus):
     """The first `count` texts of a grammar and a seed."""
 
     has_floor = True
+    unit = "texts"
 
     def __init__(self, name: str, grammar: Grammar, split: tuple[float, ...], seed: int, count: int) -> None:
         self.name, self.grammar, self.parts = name, grammar, PARTS[: len(split)]
@@ -20,7 +21,13 @@ class GrammarCorpus(HashSplitCorpus):
 
     def all_documents(self) -> Iterator[str]:
         """The generated texts."""
-        return (write_text(self.grammar, self.seed, number)[0] for number in range(self.count))
+        for number in range(self.count):
+            yield write_text(self.grammar, self.seed, number)[0]
+            self.report(1)
+
+    def size(self, part: str | None = None) -> int | None:
+        """The number of texts, all of which are generated for any part."""
+        return self.count
 
     def log_prob(self, document: str) -> float:
         """The exact log probability of a text under the grammar, in nats."""

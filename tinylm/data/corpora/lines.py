@@ -6,8 +6,9 @@ from functools import partial
 
 from tinylm.data.corpora.base import PARTS, HashSplitCorpus
 from tinylm.data.corpora.documents import remark, tell
+from tinylm.data.corpora.metered import Place, total_size
 from tinylm.data.download import Download
-from tinylm.data.records import TEXT, decoded, split_documents
+from tinylm.data.records import TEXT, decoded, split_text
 from tinylm.data.sources import Source
 from tinylm.errors import DataError
 from tinylm.files import sha256_json
@@ -26,10 +27,11 @@ class LineCorpus(HashSplitCorpus):
 
     def __init__(self, name: str, sources: list[Source], split: tuple[float, ...], errors: str = "strict") -> None:
         """Raises DataError at the first byte that is not UTF-8, unless `errors` allows it."""
-        self.name, self.sources, self.split, self.errors = name, sources, split, errors
+        self.name, self.sources, self.split, self.errors = name, self.metered(sources), split, errors
         self.parts = PARTS[: len(split)]
-        digests = [source.remembered(f"lines {errors}", partial(self._digest, source)) for source in sources]
-        heads = [(source, next(self._chunks(source), "")) for source in sources]
+        with self.reading("checking"):
+            digests = [each.remembered(f"lines {errors}", partial(self._digest, each)) for each in self.sources]
+        heads = [(source, next(self._chunks(source), "")) for source in self.sources]
         remarks = [f"{source.url}: {found}" for source, head in heads if (found := remark(source, TEXT, head, errors))]
         self.fingerprint = sha256_json(["lines", digests, split, errors])
         tell(remarks, "more files are alike")
@@ -39,8 +41,18 @@ class LineCorpus(HashSplitCorpus):
     def all_documents(self) -> Iterator[str]:
         """The nonempty lines of all files."""
         for source in self.sources:
-            lines = split_documents(self._chunks(source), "\n")
-            yield from filter(None, (line.removesuffix("\r") for line in lines))
+            last = ""
+            for number, line in enumerate(split_text(self._chunks(source), "\n"), start=1):
+                if last := line.removesuffix("\r"):
+                    self.place = Place(source.url, "line", number)
+                    yield last
+                else:
+                    self.num_empty += 1
+            self.num_empty -= not last  # what follows the last line ending is no line
+
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files, all of which are read for any part."""
+        return total_size(self.sources)
 
     def _digest(self, source: Source) -> str:
         """The SHA-256 of the text."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, Corpus
 from tinylm.data.corpora.documents import Documents
+from tinylm.data.corpora.metered import total_size
 from tinylm.data.records import DEFAULT, FORMATS, Reading
 from tinylm.data.sources import Source
 from tinylm.errors import DataError
@@ -41,16 +42,18 @@ class PartsCorpus(Corpus):
             ConfigError: for an option that does nothing with these files.
             DataError: if a part is empty or malformed.
         """
-        self.name, self.files = name, files
+        self.name = name
         self.parts = PARTS[: max(len(split), len(files))]  # the fractions do not matter
+        self.files = files = {part: self.metered(found) for part, found in files.items()}
         sources = [source for part in files.values() for source in part]
         self._part_of = [part for part, found in files.items() for _ in found]
-        self.contents = Documents(name, sources, reading, errors, cache_dir, stories=True)
+        self.contents = Documents(self, sources, reading, errors, cache_dir, stories=True)
         self.num_groups = len(self.contents.groups)
-        if self.contents.plain and reading.separator is None and not reading.deduplicate:
-            content = ["tinystories", self.contents.text_digests()]
-        else:
-            content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]
+        with self.reading("checking"):
+            if self.contents.plain and reading.separator is None and not reading.deduplicate:
+                content = ["tinystories", self.contents.text_digests()]
+            else:
+                content = ["parts", self._part_of, self.contents.fingerprints(), self.contents.options()]
         self.fingerprint = self.contents.key = sha256_json([*content, self.parts, errors])
         for part in files:
             if next(self._documents(part, duplicates=True), None) is None:
@@ -78,6 +81,11 @@ class PartsCorpus(Corpus):
             count = count + 1 if file == last else 0
             last, part = file, self._part_of[file]
             yield "test" if shared and part == "val" and count % 2 else part, document
+
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files that are read for a part, or for all."""
+        homes = self.files if part is None else [part if part in self.files else "val"]
+        return total_size(source for home in homes for source in self.files[home])
 
     def more(self, part: str) -> str:
         """The remedy for a part that is too short."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, Corpus, part_of
 from tinylm.data.corpora.documents import Document, Documents, digest, held, remark, tell
+from tinylm.data.corpora.metered import total_size
 from tinylm.data.download import Download
 from tinylm.data.records import DEFAULT, END, Reading
 from tinylm.data.sources import Source
@@ -47,7 +48,8 @@ class TextCorpus(Corpus):
             DataError: if the files are empty, or one of those read is malformed.
         """
         self.name, self.split, self.parts = name, split, PARTS[: len(split)]
-        self.contents = Documents(name, sources, reading, errors, cache_dir)
+        sources = self.metered(sources)
+        self.contents = Documents(self, sources, reading, errors, cache_dir)
         self.sources, self.num_groups = sources, len(self.contents.groups)
         self._remarks: list[str] = []
         counted = self._peek()
@@ -63,10 +65,11 @@ class TextCorpus(Corpus):
         self.separated = not whole or len(sources) > 1
         if reading.deduplicate and not self.separated:
             raise ConfigError(f"data.deduplicate: {name}: is a single document; leave it out")
-        if whole and not reading.deduplicate:
-            content = ["files", self.contents.text_digests()]
-        else:
-            content = ["documents", self.contents.fingerprints(), self.contents.options()]
+        with self.reading("checking"):
+            if whole and not reading.deduplicate:
+                content = ["files", self.contents.text_digests()]
+            else:
+                content = ["documents", self.contents.fingerprints(), self.contents.options()]
         self.fingerprint = self.contents.key = sha256_json([*content, split, errors])
         self._counted = None if reading.deduplicate else counted
         if counted is not None and not any(map(any, counted)):
@@ -86,6 +89,13 @@ class TextCorpus(Corpus):
             document = held(document)
             if not isinstance(document, list) or not (document[0] == "" or document[0].isspace()):
                 yield part_of(digest(document), self.split, self.parts), document
+
+    def size(self, part: str | None = None) -> int | None:
+        """Bytes of the files that are read for a part, or for all: of documents split by characters, up to its end."""
+        whole = total_size(self.sources)
+        if whole is None or part is None or not self.few:
+            return whole
+        return whole * self._bounds[self.parts.index(part)][1] // max(self._bounds[-1][1], 1)
 
     # --- few documents, split by characters
 
@@ -109,9 +119,9 @@ class TextCorpus(Corpus):
         """The characters of each document of each group."""
         if self._counted is not None and all(length >= 0 for group in self._counted for length in group):
             return self._counted
-        return [
-            [self._length(file, found) for file, found in self.contents.read(group)] for group in range(self.num_groups)
-        ]
+        with self.reading("measuring"):
+            groups = range(self.num_groups)
+            return [[self._length(file, found) for file, found in self.contents.read(group)] for group in groups]
 
     def _length(self, file: int, document: Document) -> int:
         """The characters of a document. Those of a whole file are remembered."""

@@ -5,19 +5,17 @@ with the beginning of each, byte for byte, up to the end of the last story asked
 """
 
 import codecs
-import sys
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
-
-from tqdm import tqdm
 
 from tinylm.data.download import Download, stream
 from tinylm.data.records import END as SEPARATOR
 from tinylm.data.records import split_documents
 from tinylm.errors import DataError
 from tinylm.files import atomic_write
+from tinylm.progress import ProgressBar
 
 _HUB = "https://huggingface.co/datasets/roneneldan/TinyStories"
 NAMES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
@@ -68,9 +66,9 @@ def _stories(source: Download, cache_dir: Path) -> Generator[str, None, None]:
 
 def _write(path: Path, texts: Iterable[str], count: int, url: str) -> None:
     with atomic_write(path) as file:
-        written = 0
-        for text in tqdm(texts, total=count, unit=" stories", leave=False, disable=not sys.stderr.isatty()):
-            file.write((text + SEPARATOR).encode())
-            written += 1
-        if written < count:
-            raise DataError(f"{url}: has {written:,} stories for {path.name}, not {count:,}; ask for fewer")
+        with ProgressBar(f"writing {path.name}", count, "stories") as bar:
+            for text in texts:
+                file.write((text + SEPARATOR).encode())
+                bar.update(1)
+        if bar.done < count:
+            raise DataError(f"{url}: has {bar.done:,} stories for {path.name}, not {count:,}; ask for fewer")

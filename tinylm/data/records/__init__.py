@@ -7,7 +7,7 @@ be read again. It never has more in memory than a document or a few megabytes.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from tinylm.data.records.columns import ARROW_FILE, read_arrow, read_parquet
+from tinylm.data.records.columns import ARROW_FILE, column_records, read_arrow, read_parquet
 from tinylm.data.records.hub import HubSplit, hub_dataset, read_hub, saved_dataset
 from tinylm.data.records.json_records import is_records, json_records, read_json
 from tinylm.data.records.reading import DEFAULT, Reading, shown
@@ -35,6 +35,7 @@ __all__ = [
     "Format",
     "HubSplit",
     "Reading",
+    "column_records",
     "decoded",
     "find_format",
     "find_separator",

@@ -4,13 +4,14 @@ import contextlib
 import importlib
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from tinylm.data.records.reading import Reading, fail, missing_field, no_text
 from tinylm.data.records.text import REPAIR
 from tinylm.data.sources import Source
 from tinylm.data.sources.compression import MAGIC_LENGTH, compression
-from tinylm.errors import DataError, MissingInputError, TinyLMError
+from tinylm.errors import DataError, InvalidTextError, MissingInputError, TinyLMError
 
 ROWS, BATCH = 1024, 16 << 20  # rows and bytes of a batch, at most
 ARROW_FILE, FEATHER_1 = b"ARROW1", b"FEA1"
@@ -63,6 +64,19 @@ def read_parquet(source: Source, reading: Reading, errors: str) -> Iterator[list
         path = _column(table.schema_arrow, reading, source)
         for batch, number in _rows(table, reading.field):
             yield from _texts(batch, path, number, reading, source, errors)
+
+
+def column_records(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
+    """The records of a Parquet or Arrow file, with all columns, and the place of each."""
+    with _seekable(source) as file, _damage(source, "Parquet or Arrow"):
+        head = file.read(len(ARROW_FILE))
+        file.seek(0)
+        if head.startswith(b"PAR1"):
+            batches = library("pyarrow.parquet", source).ParquetFile(file).iter_batches(ROWS, use_threads=False)
+        else:
+            batches = _batches(library("pyarrow.ipc", source), file, head == ARROW_FILE, None)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((record, f"record {number}") for number, record in enumerate(rows, start=1))
 
 
 def _rows(table: Any, field: str) -> Iterator[tuple[Any, int]]:
@@ -161,5 +175,5 @@ def _decode(array: Any, number: int, source: Source, errors: str) -> list[str | 
             texts.append(None if data is None else data.decode("utf-8", errors))
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 at byte {error.start} ({error.reason}); {REPAIR}"
-            raise DataError(f"{source.url}: record {row}: {problem}") from error
+            raise InvalidTextError(f"{source.url}: record {row}: {problem}") from error
     return texts

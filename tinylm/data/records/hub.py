@@ -101,7 +101,7 @@ class HubSplit(Source):
         """Unknown."""
         return None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, report: object = None) -> str:
         """SHA-256 of name, configuration, split and revision."""
         return self.version
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -33,14 +33,16 @@ class LocalFile:
             raise MissingInputError(f"{self.path}: {problem}")
         return _state(os.stat(self.path))  # noqa: PTH116
 
-    def fingerprint(self, state: State) -> str:
-        """The SHA-256 of its bytes."""
-        return remembered(self.path, "sha256", lambda: self._sha256(state), self.cache_dir)
+    def fingerprint(self, state: State, report: Callable[[int], None] | None = None) -> str:
+        """The SHA-256 of its bytes; `report` receives the number of bytes read since its last call."""
+        return remembered(self.path, "sha256", lambda: self._sha256(state, report), self.cache_dir)
 
-    def _sha256(self, state: State) -> str:
+    def _sha256(self, state: State, report: Callable[[int], None] | None) -> str:
         digest = hashlib.sha256()
         for block in self.stored(state):
             digest.update(block)
+            if report is not None:
+                report(len(block))
         return digest.hexdigest()
 
     def open(self, state: State) -> BinaryIO:

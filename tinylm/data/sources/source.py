@@ -63,13 +63,16 @@ class Source:
         """
         return self._state.size
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, report: Callable[[int], None] | None = None) -> str:
         """SHA-256 of the bytes as stored; of a remote file that of its URL, size and version.
+
+        Args:
+            report: as in `blocks`, if the file has to be read
 
         Raises:
             MissingInputError: if it does not exist or cannot be read.
         """
-        return self._file.fingerprint(self._state)
+        return self._file.fingerprint(self._state, report)
 
     def remembered(self, kind: str, compute: Callable[[], Any]) -> Any:
         """The value of `compute`, or the one that it had for this content of a local file.
