@@ -225,7 +225,8 @@ def test_a_file_may_hold_a_single_record(folder):
 
 
 def test_json_that_holds_no_records_is_a_text(folder):
-    for content in ('{"name": "x", "version": "1"}', '"text"', "7", "null", "{}", "[[1, 2], [3]]", '{\n "files": ["a", "b"]\n}\n'):
+    bare = ('"text"', "7", "null", "{}", "[[1, 2], [3]]")
+    for content in (*bare, '{"name": "x", "version": "1"}', '{\n "files": ["a", "b"]\n}\n'):
         Path("package.json").write_text(content)
         assert "".join(joined(opened("package.json"))) == content
 

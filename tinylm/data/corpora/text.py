@@ -109,7 +109,19 @@ class TextCorpus(Corpus):
         """The characters of each document of each group."""
         if self._counted is not None and all(length >= 0 for group in self._counted for length in group):
             return self._counted
-        return [[sum(map(len, found)) for _, found in self.contents.read(group)] for group in range(self.num_groups)]
+        return [
+            [self._length(file, found) for file, found in self.contents.read(group)] for group in range(self.num_groups)
+        ]
+
+    def _length(self, file: int, document: Document) -> int:
+        """The characters of a document. Those of a whole file are remembered."""
+
+        def count() -> int:
+            return sum(map(len, document))
+
+        if isinstance(document, list):
+            return count()
+        return self.sources[file].remembered(f"characters {self.contents.errors}", count)
 
     def _peek(self) -> list[list[int]] | None:
         """The characters of each document of each group, -1 if a text is long; None if there are many documents."""
