@@ -17,6 +17,7 @@ from tinylm.commands import prepare_shards
 from tinylm.data.batches import EvaluationBatches
 from tinylm.data.content import Settings, TextContent
 from tinylm.data.datamodule import TextDataModule
+from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
 from tinylm.data.pretokenized.write import write_pretokenized
 from tinylm.data.shard_content import ShardContent
@@ -346,6 +347,19 @@ def test_the_first_100_batches_are_those_of_the_text(tmp_path):
         assert len(rows[0]) == len(rows[1]) == 6  # 172 tokens in rows of 16 targets, by twos
         for number in range(6):
             assert rows[0][number].targets.tolist() == rows[1][number].targets.tolist()
+
+
+def test_a_mixture_takes_token_ids_beside_texts(tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    (tmp_path / "u.txt").write_text(TEXT[::-1])
+    sources = {"t": str(tmp_path / "t.txt"), "u": str(tmp_path / "u.txt")}
+    expected = MixtureContent(sources, {"t": 3, "u": 1}, settings(tmp_path))
+    text = TextContent(sources["t"], settings(tmp_path))
+    write_pretokenized("llmc", text.tokens, text.tokenizer, tmp_path / "ids")
+    found = MixtureContent(sources | {"t": str(tmp_path / "ids")}, {"t": 3, "u": 1}, settings(tmp_path))
+    data = [each.training(accumulate=1, world_size=1, rank=0) for each in (found, expected)]
+    for step in range(30):
+        assert data[0][step].inputs.tolist() == data[1][step].inputs.tolist()
 
 
 # --- writing

@@ -117,9 +117,9 @@ class TextDataModule(pl.LightningDataModule):
             fields: Names of prompt and response in the file, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
-            streaming: Train on token shards one after the other, while they are written or from a URL
-            shard_timeout: Streaming: seconds to wait without any new shard. Default: 600
-            max_cache_gb: Streaming from a URL: size of the cache of shards. Default: 50
+            streaming: Shards one by one, as they appear, or by URL
+            shard_timeout: Seconds to wait for a shard. Default: 600
+            max_cache_gb: Size of the cache of a URL. Default: 50
         """
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)

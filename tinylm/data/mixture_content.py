@@ -14,11 +14,19 @@ from tinylm.data.content import Content, Settings, TextContent
 from tinylm.data.corpora import Corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder, source_seed
+from tinylm.data.pretokenized import find_pretokenized
+from tinylm.data.shard_content import ShardContent
 from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import resolve_tokenizer
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.files import sha256_json
 from tinylm.tokenizer import Tokenizer
+
+
+def _content(source: str, settings: Settings) -> TextContent | ShardContent:
+    """A source of a mixture: a text, or token ids."""
+    found = find_pretokenized(source)
+    return TextContent(source, settings) if found is None else ShardContent(found, settings)
 
 
 class MixtureContent(Content):
@@ -44,10 +52,14 @@ class MixtureContent(Content):
         self.source = " + ".join(self.names)
         self.unit = f"sequences of {settings.context:,} tokens"
         self.settings, self._weights = settings, weights
-        self.contents = {name: TextContent(sources[name], settings) for name in self.names}
+        self.contents = {name: _content(sources[name], settings) for name in self.names}
 
     def _find_tokenizer(self) -> Tokenizer:
-        corpora = JoinedCorpus(self.source, [content.corpus for content in self.contents.values()])
+        for content in self.contents.values():
+            if isinstance(content, ShardContent):  # the others are encoded as its ids were, or checked against it
+                return content.tokenizer
+        texts = [content for content in self.contents.values() if isinstance(content, TextContent)]
+        corpora = JoinedCorpus(self.source, [text.corpus for text in texts])
         return resolve_tokenizer(self.settings.tokenizer, corpora, self.settings.cache_dir)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -57,7 +69,7 @@ class MixtureContent(Content):
             content.use_tokenizer(tokenizer)
 
     @cached_property
-    def _texts(self) -> dict[str, TextContent]:
+    def _texts(self) -> dict[str, TextContent | ShardContent]:
         """The sources, with the common tokenizer."""
         self.use_tokenizer(self.tokenizer)
         return self.contents
