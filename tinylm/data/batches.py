@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from tinylm.data.token_array import Tokens, positions_of, read_windows
 from tinylm.errors import DataError
 
 IGNORE = -100  # a target left out of the loss, as in torch.nn.functional.cross_entropy
@@ -138,9 +139,9 @@ def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tup
     return generator.permutation(epoch_size), offset
 
 
-def gather(tokens: np.ndarray, starts: np.ndarray, context: int, num_targets: int) -> Batch:
+def gather(tokens: Tokens, starts: np.ndarray, context: int, num_targets: int) -> Batch:
     """The batch of the windows that begin at `starts`, each of `context` tokens."""
-    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))  # (B, T + 1)
+    windows = torch.from_numpy(read_windows(tokens, starts, context + 1))  # (B, T + 1)
     return Batch(windows[:, :-1], windows[:, 1:], num_targets)
 
 
@@ -195,9 +196,9 @@ def evenly_spaced(count: int, num_tokens: int, max_tokens: int) -> np.ndarray | 
     return np.linspace(0, count - 1, max(1, count * max_tokens // num_tokens)).round().astype(np.int64)
 
 
-def document_begins(tokens: np.ndarray, separator: int) -> np.ndarray:
+def document_begins(tokens: Tokens, separator: int) -> np.ndarray:
     """Positions of the separators before the documents, int64 (documents,); -1 for the first document."""
-    return np.append(-1, np.flatnonzero(tokens == separator)[:-1])
+    return np.append(-1, positions_of(tokens, separator)[:-1])
 
 
 def document_lengths(begins: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -205,12 +206,12 @@ def document_lengths(begins: np.ndarray, num_tokens: int) -> np.ndarray:
     return np.diff(np.append(begins, num_tokens - 1))
 
 
-def gather_rows(tokens: np.ndarray, rows: Rows, part: slice) -> Batch:
+def gather_rows(tokens: Tokens, rows: Rows, part: slice) -> Batch:
     """The batch of some rows, each padded with IGNORE to the longest of all rows."""
     begins, ends = rows.begins[part, None], rows.ends[part, None]
     width = int((rows.ends - rows.begins).max())
     positions = begins + np.arange(width + 1)
-    windows = tokens[np.minimum(positions, ends)].astype(np.int64)
+    windows = np.asarray(tokens[np.minimum(positions, ends)]).astype(np.int64)
     targets = torch.from_numpy(np.where(positions <= ends, windows, IGNORE)[:, 1:])
     log_prob = None if rows.log_probs is None else float(rows.log_probs[part].sum())
     return Batch(torch.from_numpy(windows[:, :-1]), targets, int((ends - begins).sum()), log_prob)
@@ -243,7 +244,7 @@ class MicroSteps(Sampler[int]):
 class TrainingBatches(Dataset[Batch]):
     """Item i is this process's share of micro-batch i % accumulate of step i // accumulate."""
 
-    tokens: np.ndarray
+    tokens: Tokens
     windows: TrainingWindows
     accumulate: int
     world_size: int
@@ -264,7 +265,7 @@ class EvaluationBatches(Dataset[Batch]):
     rows have run out gets a batch without targets.
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     rows: Rows
     batch_size: int
     world_size: int

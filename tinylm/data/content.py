@@ -1,6 +1,7 @@
 """Content: what a run trains on and is evaluated on, as data sets of batches. Here its interface, and a text.
 
-pair_content.py has pairs. The data module (datamodule.py) divides the batches among devices and counts the steps.
+token_content.py has token ids, pair_content.py pairs. The data module (datamodule.py) divides the batches among devices
+and counts the steps.
 """
 
 from abc import ABC, abstractmethod
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from tinylm.data.batches import (
@@ -21,14 +21,14 @@ from tinylm.data.batches import (
     document_begins,
     document_rows,
     evenly_spaced,
-    too_short,
     window_rows,
 )
 from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import RowOrder
+from tinylm.data.token_array import Tokens, first_position
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer
-from tinylm.errors import ConfigError, DataError
+from tinylm.errors import ConfigError, DataError, notice
 from tinylm.tokenizer import Tokenizer
 
 
@@ -61,12 +61,10 @@ class Content(ABC):
     Attributes:
         source: its name, for messages
         settings: options of the data module
-        unit: what a training sequence is called in messages
     """
 
     source: str
     settings: Settings
-    unit: str
     _tokenizer: Tokenizer | None = None
 
     @property
@@ -106,6 +104,11 @@ class Content(ABC):
 
     @property
     @abstractmethod
+    def unit(self) -> str:
+        """Training sequences, for messages."""
+
+    @property
+    @abstractmethod
     def sequence_length(self) -> int:
         """Tokens in the longest training sequence."""
 
@@ -136,18 +139,117 @@ class Content(ABC):
         """A prompt that suits the data; empty if there is none."""
 
 
-class TextContent(Content):
-    """A corpus in windows of one context; they begin with a document if documents are short."""
+class WindowContent(Content):
+    """Token ids in windows of one context; they begin with a document if documents are short.
+
+    A training text shorter than the context is trained on in windows as long as it is.
+
+    Attributes:
+        short_documents: whether windows begin with a document, as `Corpus.short_documents` says
+    """
+
+    short_documents = False
+
+    @property
+    def unit(self) -> str:
+        """Training sequences, for messages."""
+        return f"sequences of {self.sequence_length:,} tokens"
+
+    @cached_property
+    @abstractmethod
+    def tokens(self) -> dict[str, Tokens]:
+        """Token ids of each split."""
+
+    @property
+    def _separator(self) -> int | None:
+        """The token that separates documents which windows begin with; None if they may begin anywhere."""
+        return self.tokenizer.end_of_text if self.short_documents else None
+
+    def _more(self, part: str) -> str:
+        """The remedy for a part that is too short."""
+        return "give a longer text" if part == "train" else "give it more of data.split"
+
+    def _part(self, name: str) -> Tokens:
+        if name not in self.tokens:
+            raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
+        if len(self.tokens[name]) < 2:
+            problem = f"{name} has {len(self.tokens[name])} tokens, needs at least 2"
+            if name == "train" and self.settings.train_tokens == len(self.tokens[name]):
+                raise DataError(f"data.train_tokens: {problem}; raise it")
+            raise DataError(f"data.corpus: {self.source}: {problem}; {self._more(name)}")
+        return self.tokens[name]
+
+    def num_tokens(self, part: str) -> int:
+        """Tokens in a split."""
+        return len(self._part(part))
+
+    @cached_property
+    def sequence_length(self) -> int:
+        """Tokens in a training window: the context, or as many as a shorter text has targets."""
+        count, context = len(self._part("train")), self.settings.context
+        if count <= context:
+            cut = count == self.settings.train_tokens
+            name = "data.train_tokens" if cut else f"data.corpus: {self.source}"
+            windows = f"training on windows of {count - 1:,} of the {context:,} of max_seq_len"
+            notice(f"{name}: has {count:,} tokens: {windows}")
+        return min(context, count - 1)
+
+    @cached_property
+    def order(self) -> TrainingWindows:
+        """The order of the windows."""
+        tokens, width, end = self._part("train"), self.sequence_length, self._separator
+        sizes = (len(tokens), width, self.settings.batch_size, self.settings.seed)
+        if end is not None:
+            rows = document_rows(document_begins(tokens, end), len(tokens), width)
+            return DocumentWindows(*sizes, begins=rows.begins)
+        return TrainingWindows(*sizes)
+
+    @property
+    def num_sequences(self) -> int:
+        """Windows in an epoch."""
+        return self.order.num_windows
+
+    def training(self, accumulate: int, world_size: int, rank: int) -> Dataset[Batch]:
+        """A process's micro-batches of windows."""
+        return TrainingBatches(self._part("train"), self.order, accumulate, world_size, rank)
+
+    def evaluation(
+        self, part: str, max_tokens: int | None, batch_size: int, world_size: int, rank: int
+    ) -> Dataset[Batch]:
+        """A process's batches of adjacent windows, or of documents from their start if they are short."""
+        tokens, end = self._part(part), self._separator
+        limit = len(tokens) if max_tokens is None else max_tokens
+        if end is not None:
+            floor, begins = self.floors.get(part), document_begins(tokens, end)
+            chosen = evenly_spaced(len(begins), len(tokens), limit)
+            log_probs = None if floor is None else floor.log_probs
+            rows = document_rows(begins, len(tokens), self.settings.context, log_probs, chosen)
+        else:
+            rows = window_rows(len(tokens), self.settings.context)
+            chosen = evenly_spaced(len(rows.begins), len(tokens), limit)
+            rows = Rows(rows.begins[chosen], rows.ends[chosen])
+        return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
+
+
+class TextContent(WindowContent):
+    """A corpus, encoded by its tokenizer."""
 
     def __init__(self, source: str, settings: Settings) -> None:
         self.source, self.settings = source, settings
-        self.unit = f"sequences of {settings.context:,} tokens"
 
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus."""
         each = self.settings
         return open_corpus(self.source, split=each.split, cache_dir=each.cache_dir, seed=each.seed, errors=each.errors)
+
+    @property
+    def short_documents(self) -> bool:
+        """Whether windows begin with a document."""
+        return self.corpus.short_documents
+
+    def _more(self, part: str) -> str:
+        return super()._more(part) if part == "train" else self.corpus.more(part)
 
     def _find_tokenizer(self) -> Tokenizer:
         return resolve_tokenizer(self.settings.tokenizer, self.corpus, self.settings.cache_dir)
@@ -158,30 +260,18 @@ class TextContent(Content):
         return self.corpus.fingerprint
 
     @cached_property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
-        tokens = open_tokens(self.corpus, self.tokenizer, self.settings.cache_dir)
+        tokens: dict[str, Tokens] = {**open_tokens(self.corpus, self.tokenizer, self.settings.cache_dir)}
         return tokens | {"train": self._first(tokens["train"])}
 
-    def _first(self, tokens: np.ndarray) -> np.ndarray:
+    def _first(self, tokens: Tokens) -> Tokens:
         """The first `train_tokens` of the training tokens; if documents are short, the last one is completed."""
-        end, count = self.tokenizer.end_of_text, self.settings.train_tokens
-        if count is None or count >= len(tokens) or end is None or not self.corpus.short_documents:
+        end, count = self._separator, self.settings.train_tokens
+        if count is None or count >= len(tokens) or end is None:
             return tokens[:count]
-        following = np.flatnonzero(tokens[count - 1 :] == end)
-        return tokens[: count + following[0]] if len(following) else tokens
-
-    def _part(self, name: str) -> np.ndarray:
-        if name not in self.tokens:
-            raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
-        if name != "train" and len(self.tokens[name]) < 2:
-            problem = f"{name} has {len(self.tokens[name])} tokens, needs at least 2; {self.corpus.more(name)}"
-            raise DataError(f"data.corpus: {self.source}: {problem}")
-        return self.tokens[name]
-
-    def num_tokens(self, part: str) -> int:
-        """Tokens in a split."""
-        return len(self._part(part))
+        last = first_position(tokens, end, count - 1)
+        return tokens if last is None else tokens[: last + 1]
 
     @cached_property
     def floors(self) -> dict[str, Floor]:
@@ -196,55 +286,10 @@ class TextContent(Content):
         lengths = self.tokenizer.byte_lengths
         return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in log_probs.items()}
 
-    @cached_property
-    def order(self) -> TrainingWindows:
-        """The order of the windows."""
-        tokens, end, settings = self._part("train"), self.tokenizer.end_of_text, self.settings
-        if len(tokens) <= settings.context:
-            if len(tokens) == settings.train_tokens:
-                raise DataError(f"data.train_tokens: {too_short(len(tokens), settings.context, 'raise it')}")
-            raise DataError(f"data.corpus: {self.source}: {too_short(len(tokens), settings.context)}")
-        sizes = (len(tokens), settings.context, settings.batch_size, settings.seed)
-        if self.corpus.short_documents and end is not None:
-            rows = document_rows(document_begins(tokens, end), len(tokens), settings.context)
-            return DocumentWindows(*sizes, begins=rows.begins)
-        return TrainingWindows(*sizes)
-
-    @property
-    def num_sequences(self) -> int:
-        """Windows in an epoch."""
-        return self.order.num_windows
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens in a window."""
-        return self.settings.context
-
-    def training(self, accumulate: int, world_size: int, rank: int) -> Dataset[Batch]:
-        """A process's micro-batches of windows."""
-        return TrainingBatches(self._part("train"), self.order, accumulate, world_size, rank)
-
-    def evaluation(
-        self, part: str, max_tokens: int | None, batch_size: int, world_size: int, rank: int
-    ) -> Dataset[Batch]:
-        """A process's batches of adjacent windows, or of documents from their start if they are short."""
-        tokens, end = self._part(part), self.tokenizer.end_of_text
-        limit = len(tokens) if max_tokens is None else max_tokens
-        if self.corpus.short_documents and end is not None:
-            floor, begins = self.floors.get(part), document_begins(tokens, end)
-            chosen = evenly_spaced(len(begins), len(tokens), limit)
-            log_probs = None if floor is None else floor.log_probs
-            rows = document_rows(begins, len(tokens), self.settings.context, log_probs, chosen)
-        else:
-            rows = window_rows(len(tokens), self.settings.context)
-            chosen = evenly_spaced(len(rows.begins), len(tokens), limit)
-            rows = Rows(rows.begins[chosen], rows.ends[chosen])
-        return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
-
     def example_prompt(self) -> str:
         """The first words of the text; empty if they would be a whole document."""
         ids, end = self.tokens.get("val", self.tokens["train"])[:200].tolist(), self.tokenizer.end_of_text
-        document = ids[: ids.index(end)] if end in ids else ids
+        document = ids[: ids.index(end)] if end is not None and end in ids else ids
         text = self.tokenizer.decode(document)
         if not self.corpus.separated:
             text = text.partition("\n")[2] or text  # the split may begin within a line

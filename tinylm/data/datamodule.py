@@ -21,12 +21,13 @@ from tinylm.data.batches import (
     window_rows,
 )
 from tinylm.data.chat_template import ChatTemplate
-from tinylm.data.content import Content, Settings, TextContent
+from tinylm.data.content import Content, Settings, TextContent, WindowContent
 from tinylm.data.corpora import REPAIR, Corpus, check_split
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
+from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
@@ -184,10 +185,10 @@ class TextDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def tokens(self) -> dict[str, np.ndarray]:
+    def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
-        assert isinstance(self.content, TextContent | PairContent)
-        return self.content.tokens
+        assert isinstance(self.content, WindowContent | PairContent)
+        return dict(self.content.tokens)
 
     @property
     def floors(self) -> dict[str, Floor]:
@@ -284,7 +285,7 @@ class TextDataModule(pl.LightningDataModule):
         if limit is None:
             every = trainer.val_check_interval
             steps = every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch
-            trained = min(steps, self.total_steps) * self.batch_size * self.context
+            trained = min(steps, self.total_steps) * self.batch_size * self.content.sequence_length
             limit = max(trained // 8, VALIDATION_TOKENS)
         return limit if limit < self.content.num_tokens("val") else None
 

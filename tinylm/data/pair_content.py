@@ -44,8 +44,6 @@ class PairContent(Content):
         ConfigError: if an option is invalid.
     """
 
-    unit = "rows of pairs"
-
     def __init__(
         self,
         pairs: str,
@@ -141,6 +139,11 @@ class PairContent(Content):
     def num_sequences(self) -> int:
         """Rows in an epoch."""
         return self.order.num_rows
+
+    @property
+    def unit(self) -> str:
+        """Training sequences, for messages."""
+        return "rows of pairs"
 
     @property
     def sequence_length(self) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CHUNK = 1 << 20  # tokens that are compared at once
+
 
 class TokenArray:
     """Consecutive pieces of token ids, usually memory-mapped, indexed as one read-only array.
@@ -41,6 +43,19 @@ class TokenArray:
         whole = np.concatenate(self.pieces) if self.pieces else np.empty(0, self.dtype)
         return whole.astype(self.dtype if dtype is None else dtype, copy=False)
 
+    def tolist(self) -> list[int]:
+        """All tokens as Python's integers."""
+        return np.asarray(self).tolist()
+
+    def read(self, start: int, target: np.ndarray) -> None:
+        """Copies the tokens from `start`, at least 0, into an array of one dimension, which they must fill."""
+        number = int(np.searchsorted(self._bounds, start, side="right")) - 1
+        offset, done = start - int(self._bounds[number]), 0
+        while done < len(target):
+            found = self.pieces[number][offset : offset + len(target) - done]
+            target[done : done + len(found)] = found
+            number, offset, done = number + 1, 0, done + len(found)
+
     def _take(self, positions: np.ndarray) -> np.ndarray:
         """The tokens at positions, of which negative ones count from the end."""
         positions = np.where(positions < 0, positions + len(self), positions)
@@ -53,9 +68,48 @@ class TokenArray:
             tokens[there] = self.pieces[piece][positions[there] - self._bounds[piece]]
         return tokens
 
-    def where(self, token: int) -> np.ndarray:
-        """The positions of a token, int64 (n,). Reads all pieces."""
-        found = [
-            np.flatnonzero(piece == token) + first for piece, first in zip(self.pieces, self._bounds, strict=False)
-        ]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+Tokens = np.ndarray | TokenArray  # ids in one array or in several
+
+
+def pieces_of(tokens: Tokens) -> list[np.ndarray]:
+    """The arrays that tokens consist of."""
+    return tokens.pieces if isinstance(tokens, TokenArray) else [tokens]
+
+
+def positions_of(tokens: Tokens, token: int) -> np.ndarray:
+    """The positions of a token, int64 (n,). Reads all tokens."""
+    found, first = [np.empty(0, np.int64)], 0
+    for piece in pieces_of(tokens):
+        for begin in range(0, len(piece), CHUNK):
+            found.append(np.flatnonzero(piece[begin : begin + CHUNK] == token) + first + begin)
+        first += len(piece)
+    return np.concatenate(found)
+
+
+def first_position(tokens: Tokens, token: int, start: int) -> int | None:
+    """The first position of a token from `start` on; None if there is none. Reads no further than a chunk after it."""
+    for begin in range(start, len(tokens), CHUNK):
+        found = positions_of(tokens[begin : begin + CHUNK], token)
+        if len(found):
+            return begin + int(found[0])
+    return None
+
+
+def read_windows(tokens: Tokens, starts: np.ndarray, length: int) -> np.ndarray:
+    """The windows of `length` tokens that begin at `starts`, int64 (starts, length).
+
+    A window that begins at -1 begins with the last token and goes on with the first.
+
+    Raises:
+        IndexError: if a window reaches beyond the tokens.
+    """
+    if len(starts) and not (starts.min() >= -1 and starts.max() + length <= len(tokens)):
+        raise IndexError(f"windows of {length:,} tokens must be within the {len(tokens):,} tokens")
+    whole = tokens if isinstance(tokens, TokenArray) else TokenArray([tokens])
+    windows = np.empty((len(starts), length), np.int64)
+    for start, window in zip(starts.tolist(), windows, strict=True):
+        if start < 0:
+            whole.read(len(tokens) - 1, window[:1])
+        whole.read(max(start, 0), window[max(-start, 0) :])
+    return windows

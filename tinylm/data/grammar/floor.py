@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinylm.data.batches import document_begins, document_lengths
+from tinylm.data.token_array import Tokens, pieces_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Floor:
     standard_error: float
 
     @classmethod
-    def of(cls, tokens: np.ndarray, separator: int, byte_lengths: np.ndarray, log_probs: np.ndarray) -> "Floor":
+    def of(cls, tokens: Tokens, separator: int, byte_lengths: np.ndarray, log_probs: np.ndarray) -> "Floor":
         """The floor of documents that each end with `separator`; `byte_lengths` are the bytes of each id, (V,)."""
         begins = document_begins(tokens, separator)
         counts = document_lengths(begins, len(tokens))
         # Ratio estimator: the error of sum(nats) / sum(tokens) comes from the residuals around that ratio.
         residuals = -log_probs + log_probs.sum() / len(tokens) * counts
         error = math.sqrt(float((residuals**2).sum())) / len(tokens)
-        return cls(log_probs, begins, len(tokens), int(byte_lengths[tokens].sum()), error)
+        num_bytes = sum(int(byte_lengths[piece].sum()) for piece in pieces_of(tokens))
+        return cls(log_probs, begins, len(tokens), num_bytes, error)
 
     @property
     def nats_per_token(self) -> float:
