@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -23,13 +24,18 @@ from tinylm.data.batches import (
     evenly_spaced,
     window_rows,
 )
-from tinylm.data.corpora import Corpus, open_corpus
+from tinylm.data.corpora import DEFAULT, Corpus, Reading, open_corpus
+from tinylm.data.corpora.items import Items
+from tinylm.data.corpora.memory import MemoryCorpus, ValidatedCorpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.token_array import Tokens, first_position
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer
-from tinylm.errors import ConfigError, DataError, notice
+from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.tokenizer import Tokenizer
+
+DEFAULT_SPLIT = (0.9, 0.1)
+WHOLE = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Settings:
         context: tokens in a sequence
         batch_size: sequences in an optimizer step
         errors: treatment of bytes that are not UTF-8
+        reading: options of reading documents
     """
 
     tokenizer: str
@@ -51,6 +58,7 @@ class Settings:
     errors: str
     train_tokens: int | None
     cache_dir: Path
+    reading: Reading = DEFAULT
 
 
 class Content(ABC):
@@ -112,6 +120,11 @@ class Content(ABC):
     def sequence_length(self) -> int:
         """Tokens in the longest training sequence."""
 
+    @property
+    @abstractmethod
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+
     @abstractmethod
     def num_tokens(self, part: str) -> int:
         """Tokens in a split; raises ConfigError or DataError if there is no such split, or it is too short."""
@@ -165,13 +178,23 @@ class WindowContent(Content):
         """The token that separates documents which windows begin with; None if they may begin anywhere."""
         return self.tokenizer.end_of_text if self.short_documents else None
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+        return "val" in self.tokens
+
+    def _missing(self, part: str) -> str:
+        """The problem of a part that there is none of."""
+        fractions = "two fractions, such as [0.9, 0.1]" if part == "val" else "three fractions, such as [0.8, 0.1, 0.1]"
+        return f"data.split has no {part} part: give {fractions}" + (", or data.val" if part == "val" else "")
+
     def _more(self, part: str) -> str:
         """The remedy for a part that is too short."""
         return "give a longer text" if part == "train" else "give it more of data.split"
 
     def _part(self, name: str) -> Tokens:
         if name not in self.tokens:
-            raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
+            raise ConfigError(self._missing(name))
         if len(self.tokens[name]) < 2:
             problem = f"{name} has {len(self.tokens[name])} tokens, needs at least 2"
             if name == "train" and self.settings.train_tokens == len(self.tokens[name]):
@@ -231,17 +254,47 @@ class WindowContent(Content):
         return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
 
 
-class TextContent(WindowContent):
-    """A corpus, encoded by its tokenizer."""
+Text = str | Items | Corpus  # a name or path, texts of a Python object, or a corpus of one's own
 
-    def __init__(self, source: str, settings: Settings) -> None:
-        self.source, self.settings = source, settings
+
+def open_text(given: Text, settings: Settings, split: tuple[float, ...]) -> Corpus:
+    """Opens a text in parts; of a corpus that has parts of its own, the fractions do not matter."""
+    if isinstance(given, Items):
+        return MemoryCorpus(given, split, settings.reading)
+    if isinstance(given, Corpus):
+        return given
+    options: dict[str, Any] = dict(seed=settings.seed, errors=settings.errors, reading=settings.reading)
+    return open_corpus(given, split=split, cache_dir=settings.cache_dir, **options)
+
+
+class TextContent(WindowContent):
+    """A corpus, encoded by its tokenizer.
+
+    A text of which the default split leaves fewer than two tokens to validate on is trained on as a whole.
+
+    Args:
+        source: the text
+        settings: options of the data module
+        val: the validation text. Default: taken from `source` by `settings.split`
+    """
+
+    def __init__(self, source: Text, settings: Settings, val: Text | None = None) -> None:
+        self.settings, self._given, self._val = settings, source, val
+        self.source = source if isinstance(source, str) else source.name
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The corpus."""
-        each = self.settings
-        return open_corpus(self.source, split=each.split, cache_dir=each.cache_dir, seed=each.seed, errors=each.errors)
+        """The corpus, with the validation text if that is another."""
+        return self._open(self.settings.split if self._val is None else WHOLE)
+
+    def _open(self, split: tuple[float, ...]) -> Corpus:
+        corpus = open_text(self._given, self.settings, split)
+        if self._val is None:
+            return corpus
+        try:
+            return ValidatedCorpus(corpus, open_text(self._val, self.settings, WHOLE))
+        except TinyLMError as error:
+            raise type(error)(str(error).replace("data.corpus:", "data.val:", 1)) from error
 
     @property
     def short_documents(self) -> bool:
@@ -262,8 +315,20 @@ class TextContent(WindowContent):
     @cached_property
     def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
-        tokens: dict[str, Tokens] = {**open_tokens(self.corpus, self.tokenizer, self.settings.cache_dir)}
+        tokens = self._encoded(self.corpus)
+        if self._val is None and lacks_validation(tokens, self.settings.split, self.source):
+            tokens = self._encoded(self._open(WHOLE))
         return tokens | {"train": self._first(tokens["train"])}
+
+    def _encoded(self, corpus: Corpus) -> dict[str, Tokens]:
+        tokens = open_tokens(corpus, self.tokenizer, self.settings.cache_dir)
+        wanted = ("train",) if self._val is None and self.settings.split == WHOLE else corpus.parts
+        return {part: tokens[part] for part in wanted}
+
+    def _missing(self, part: str) -> str:
+        if self._val is not None:
+            return f"data.val leaves no {part} part; give that text as data.val instead"
+        return super()._missing(part)
 
     def _first(self, tokens: Tokens) -> Tokens:
         """The first `train_tokens` of the training tokens; if documents are short, the last one is completed."""
@@ -295,6 +360,14 @@ class TextContent(WindowContent):
             text = text.partition("\n")[2] or text  # the split may begin within a line
         words = first_words(text)
         return "" if len(document) < len(ids) and words == text.strip() else words
+
+
+def lacks_validation(tokens: dict[str, Tokens], split: tuple[float, ...], source: str) -> bool:
+    """Whether the default split leaves too little to validate on, which is then trained on; remarked on."""
+    few = split == DEFAULT_SPLIT and len(tokens["val"]) < 2 <= sum(map(len, tokens.values()))
+    if few:
+        notice(f"data.corpus: {source}: too short for a validation part; data.val or data.split would give it one")
+    return few
 
 
 def first_words(text: str, words: int = 4, characters: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""TextDataModule: a text, or pairs of prompts and responses, as Lightning's data loaders.
+"""TextDataModule: a text, token ids, or pairs of prompts and responses, as Lightning's data loaders.
 
 `batch_size` is the global batch: the sequences of one optimizer step, over all devices and micro-batches.
 `micro_batch_size` is what one device computes at once. Accumulation follows from the two, so steps, schedule and
@@ -6,8 +6,9 @@ results do not depend on the hardware.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,17 +22,25 @@ from tinylm.data.batches import (
     window_rows,
 )
 from tinylm.data.chat_template import ChatTemplate
-from tinylm.data.content import Content, Settings, TextContent, WindowContent
-from tinylm.data.corpora import REPAIR, Corpus, check_split
+from tinylm.data.content import DEFAULT_SPLIT, Content, Settings, TextContent, WindowContent
+from tinylm.data.corpora import REPAIR, Corpus, Reading, check_split
 from tinylm.data.grammar.floor import Floor
+from tinylm.data.open_content import open_content, refuse_options
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
-from tinylm.data.token_array import Tokens
+from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
 from tinylm.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    # From Python: a name or path, texts, records or token ids, or an object of a subclass of Corpus.
+    CorpusLike = str | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
+    TokenizerLike = str | Tokenizer
+else:  # on a command line and in YAML; the parser reads this
+    CorpusLike = TokenizerLike = str
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
@@ -51,6 +60,14 @@ def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None
             raise ConfigError(f"data.{name} must not be negative, got {value}")
 
 
+def _loaded(tokenizer: str | Tokenizer) -> tuple[Tokenizer | None, str]:
+    """The tokenizer if it is an object or a file, and the name of the file or kind."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer, tokenizer.kind
+    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
+    return load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None, tokenizer
+
+
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
     """An interval of the trainer in micro-batches, from one in optimizer steps or a fraction of `steps`."""
     if isinstance(interval, float) and interval != 1.0:
@@ -59,16 +76,32 @@ def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Batches of tokens from a text, or from prompts and responses."""
+    """Batches of tokens from a text, or from prompts and responses.
+
+    From Python, `corpus` and `val` may also be
+
+    - texts: a list, any iterable or a generator of strings, a column of pandas or polars;
+    - records with a text in `field`: an iterable of dicts, a table, a `Dataset` of the package datasets;
+    - an object of a subclass of `tinylm.data.Corpus`;
+    - token ids of `tokenizer`: an array, or a PyTorch `Dataset` or an iterable whose items are the ids of a document;
+
+    and `tokenizer` may be a `Tokenizer`.
+    """
 
     def __init__(
         self,
-        corpus: str = "stories",
-        tokenizer: str = "char",
+        corpus: CorpusLike = "stories",
+        tokenizer: TokenizerLike = "char",
         max_seq_len: int = 256,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
-        split: tuple[float, ...] = (0.9, 0.1),
+        split: tuple[float, ...] = DEFAULT_SPLIT,
+        val: CorpusLike | None = None,
+        field: str = "text",
+        separator: str | None = None,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        deduplicate: bool = False,
         seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
@@ -92,7 +125,13 @@ class TextDataModule(pl.LightningDataModule):
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
-            split: Fractions of train and val, or of train, val and test
+            split: Fractions of train, val and perhaps test; [1.0] trains without a validation
+            val: Validation text, given as a corpus is, which is then not split
+            field: Field or column of a record that is its text; a.b for nested ones
+            separator: Text between the documents of a file. Default: <|endoftext|> if it is there
+            include: Files to take from a folder, as ['*.md']
+            exclude: Files to leave out, as ['drafts/*']
+            deduplicate: Keep only the first of equal documents
             seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
@@ -111,8 +150,7 @@ class TextDataModule(pl.LightningDataModule):
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
         _check_options(errors, seed, num_workers, **sizes)
-        tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
-        saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
+        saved, tokenizer = _loaded(tokenizer)
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
@@ -127,13 +165,19 @@ class TextDataModule(pl.LightningDataModule):
             errors=self.errors,
             train_tokens=train_tokens,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache_dir(),
+            reading=Reading(field, separator, tuple(include), tuple(exclude), deduplicate),
         )
         if fields is not None and pairs is None:
             raise ConfigError("data.fields: is for data.pairs; leave it out")
         self.content: Content
         if pairs is None:
-            self.content = TextContent(corpus, settings)
+            self.content = open_content(corpus, val, settings, saved)
+            if errors != "strict" and text is None and not isinstance(corpus, str | os.PathLike):
+                raise ConfigError(f"data.errors: is for files, and the corpus is {self.source}; leave it out")
         else:
+            if val is not None:
+                raise ConfigError("data.val: is for data.corpus; give the validation pairs as data.pairs_val")
+            refuse_options(settings.reading, "data.pairs")
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
         if saved is not None:
             self.use_tokenizer(saved)

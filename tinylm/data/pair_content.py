@@ -106,6 +106,8 @@ class PairContent(Content):
     def _part(self, name: str) -> list[Example]:
         if name not in self.examples and self.val is not None:
             raise ConfigError(f"data.pairs_val leaves no {name} part; give that file as data.pairs_val instead")
+        if name not in self.examples and name == "val":
+            raise ConfigError("data.split has no val part: give two fractions, such as [0.9, 0.1], or data.pairs_val")
         if name not in self.examples:
             raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
         return self.examples[name]
@@ -114,6 +116,11 @@ class PairContent(Content):
     def tokens(self) -> dict[str, np.ndarray]:
         """Token ids of each split, one pair after the other."""
         return {part: np.concatenate([each.ids for each in pairs]) for part, pairs in self.examples.items()}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+        return self.val is not None or len(self.settings.split) > 1
 
     def num_tokens(self, part: str) -> int:
         """Tokens in a split."""

@@ -165,7 +165,7 @@ def _known_parts(corpus: Corpus) -> tuple[str, ...]:
 def _open_folder(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> Path:
     """Returns the folder of a valid cache, building it if necessary."""
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
-    family = f"{_slug(corpus.name)}-{tokenizer.kind}"
+    family = f"{_slug(corpus.cache_name)}-{tokenizer.kind}"
     folder = cache_dir / "tokens" / f"{family}-{key[:16]}"
     if _problem(folder, corpus) is None:
         return folder  # without the lock, for the cache may be read-only

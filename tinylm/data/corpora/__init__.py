@@ -2,9 +2,10 @@
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 
-from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, check_split
+from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, Reading, check_split
 from tinylm.data.corpora.files import find_files
 from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.corpora.lines import FIRST_NAMES, LineCorpus
@@ -13,15 +14,22 @@ from tinylm.data.corpora.tinystories import SAMPLE, TEST, TINYSTORIES, TinyStori
 from tinylm.data.download import Download, download
 from tinylm.data.grammar.parse import load_grammar
 from tinylm.data.grammar.stories import COUNT, story_grammar
-from tinylm.errors import MissingInputError, did_you_mean, notice
+from tinylm.errors import ConfigError, MissingInputError, did_you_mean, notice
 
-__all__ = ["NAMES", "PARTS", "REPAIR", "Corpus", "check_split", "open_corpus"]
+__all__ = ["DEFAULT", "NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "open_corpus"]
 
+DEFAULT = Reading()
 NAMES = ("stories", "names", "tinyshakespeare", "tinystories")
 
 
 def open_corpus(
-    source: str, *, split: tuple[float, ...], cache_dir: Path, seed: int = 0, errors: str = "strict"
+    source: str,
+    *,
+    split: tuple[float, ...],
+    cache_dir: Path,
+    seed: int = 0,
+    errors: str = "strict",
+    reading: Reading = DEFAULT,
 ) -> Corpus:
     """Opens a corpus by name, path, glob or URL.
 
@@ -34,11 +42,14 @@ def open_corpus(
         cache_dir: the cache of downloads
         seed: seed of generated texts
         errors: treatment of bytes that are not UTF-8: `strict`, `replace`, or `surrogateescape` to keep them
+        reading: options of reading documents out of files
 
     Raises:
+        ConfigError: for an option of `reading` that does nothing with this source.
         MissingInputError: if there is no such file, or a download fails.
         DataError: if the text is empty or not UTF-8.
     """
+    _refuse(reading, source)
     generated = re.fullmatch(r"(stories|.*\.grammar\.ya?ml)(?::(\d+))?", source)
     if generated:
         name, count = generated.groups()
@@ -59,6 +70,13 @@ def open_corpus(
     if source.startswith("lines:"):
         return LineCorpus(source, _find_files(source.removeprefix("lines:")), split, errors)
     return TextCorpus(source, _find_files(source), split, errors)
+
+
+def _refuse(reading: Reading, source: str) -> None:
+    """Raises ConfigError for an option that the source does not use."""
+    for field in fields(reading):
+        if getattr(reading, field.name) != field.default:
+            raise ConfigError(f"data.{field.name}: does not work with {source}; leave it out")
 
 
 def _find_files(source: str) -> list[Path]:

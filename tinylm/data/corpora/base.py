@@ -8,6 +8,7 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinylm.errors import ConfigError, notice
@@ -18,13 +19,34 @@ PARTS = ("train", "val", "test")
 REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
 
 
-class Corpus(ABC):
-    """A text in parts.
+@dataclass(frozen=True)
+class Reading:
+    """Options of reading documents out of files.
 
     Attributes:
-        name: the value of `data.corpus`
-        parts: `("train", "val")` or `("train", "val", "test")`
-        fingerprint: SHA-256 of everything that determines the text of the parts
+        field: the field or column of a record that is the document; `a.b` is field b of the object in field a
+        separator: the text between the documents of a plain text file; None: `<|endoftext|>` if the file has it; an
+            empty string: the file is one document
+        include: patterns of the files to take from a folder
+        exclude: patterns of the files to leave out
+        deduplicate: whether only the first of equal documents is kept
+    """
+
+    field: str = "text"
+    separator: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    deduplicate: bool = False
+
+
+class Corpus(ABC):
+    """A text in parts; the base class of a corpus of one's own, which defines `documents` and may set the attributes.
+
+    Attributes:
+        name: the value of `data.corpus`. Default: the name of the class
+        parts: `("train",)`, `("train", "val")` or `("train", "val", "test")`
+        fingerprint: SHA-256 of everything that determines the text of the parts. Default: that of the texts, which
+            are read for it
         separated: whether there are several documents, which a special token should separate
         short_documents: whether documents are short and complete. Training windows then begin at a document, and
             evaluation reads each document from its start
@@ -32,10 +54,10 @@ class Corpus(ABC):
         num_groups: number of groups, runs of documents that are read independently of each other
     """
 
-    name: str
-    parts: tuple[str, ...]
-    fingerprint: str
-    separated: bool
+    name: str = ""
+    parts: tuple[str, ...] = ("train", "val")
+    fingerprint: str = ""
+    separated: bool = True
     short_documents = False
     has_floor = False
     num_groups: int = 1
@@ -49,6 +71,11 @@ class Corpus(ABC):
         for part in self.parts:
             for document in self.documents(part):
                 yield part, document
+
+    @property
+    def cache_name(self) -> str:
+        """Names its caches. Those of an earlier text by this name are remarked on as outdated."""
+        return self.name
 
     def texts(self) -> Iterator[str]:
         """All chunks of all parts, for a vocabulary of characters."""
@@ -83,10 +110,14 @@ class HashSplitCorpus(Corpus):
         return (document for found, document in self.items() if found == part)
 
     def _part_of(self, text: str) -> str:
-        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        fraction = int.from_bytes(digest[:7], "big") / 256**7
-        bounds = [sum(self.split[: i + 1]) for i in range(len(self.split) - 1)]
-        return self.parts[sum(fraction >= bound for bound in bounds)]
+        return part_of(hashlib.sha256(text.encode(errors="surrogateescape")).digest(), self.split, self.parts)
+
+
+def part_of(digest: bytes, split: tuple[float, ...], parts: tuple[str, ...]) -> str:
+    """The part of the document with this SHA-256."""
+    fraction = int.from_bytes(digest[:7], "big") / 256**7
+    bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
+    return parts[sum(fraction >= bound for bound in bounds)]
 
 
 class FileCorpus(Corpus):
@@ -138,8 +169,8 @@ def split_documents(chunks: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def check_split(split: Iterable[float]) -> tuple[float, ...]:
-    """Returns a split as a tuple; raises ConfigError unless it is two or three positive fractions that sum to 1."""
+    """Returns a split as a tuple; raises ConfigError unless it is one to three positive fractions that sum to 1."""
     split = tuple(split)
-    if len(split) not in (2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
-        raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")
+    if len(split) not in (1, 2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
+        raise ConfigError(f"data.split must be one to three positive fractions that sum to 1, got {list(split)}")
     return split
