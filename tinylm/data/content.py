@@ -349,7 +349,8 @@ class TextContent(WindowContent):
             return {}
         log_probs = open_log_probs(self.corpus, self.tokenizer, self.settings.cache_dir)
         lengths = self.tokenizer.byte_lengths
-        return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in log_probs.items()}
+        known = {part: nats for part, nats in log_probs.items() if part in self.tokens}
+        return {part: Floor.of(self.tokens[part], end, lengths, nats) for part, nats in known.items()}
 
     def example_prompt(self) -> str:
         """The first words of the text; empty if they would be a whole document."""

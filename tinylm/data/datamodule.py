@@ -31,7 +31,7 @@ from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
 from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
-from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
@@ -46,6 +46,7 @@ NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
     "(trainer.max_time may end the run earlier)"
 )
+BATCH_SIZE = 32
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
@@ -93,7 +94,7 @@ class TextDataModule(pl.LightningDataModule):
         corpus: CorpusLike = "stories",
         tokenizer: TokenizerLike = "char",
         max_seq_len: int = 256,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         micro_batch_size: int | None = None,
         split: tuple[float, ...] = DEFAULT_SPLIT,
         val: CorpusLike | None = None,
@@ -183,6 +184,8 @@ class TextDataModule(pl.LightningDataModule):
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
+        self.validates = True  # in a run of the trainer
+        self._limit: float | int | None = None  # the trainer's limit_val_batches, while it is 0
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
 
     @property
@@ -251,11 +254,48 @@ class TextDataModule(pl.LightningDataModule):
     # --- the global batch over devices and micro-batches
 
     def setup(self, stage: str) -> None:
-        """Checks data and batch size against the trainer, and sets accumulation."""
+        """Checks data and batch size against the trainer, and sets accumulation.
+
+        Raises:
+            ConfigError: if the two do not fit together, or there is nothing to evaluate.
+            DataError: if the text is too short.
+        """
         if stage == "fit":
-            _ = self.order  # a text too short for a context is too short for a split, too
-            self.content.num_tokens("val")
+            _ = self.order  # a text too short to train on is too short for a split, too
+            self._set_validation()
             self._set_steps()
+            return
+        if stage in ("validate", "test"):
+            self.content.num_tokens({"validate": "val", "test": "test"}[stage])
+            option = {"validate": "limit_val_batches", "test": "limit_test_batches"}[stage]
+            if getattr(self.trainer, option, 1.0) == 0:
+                raise ConfigError(f"trainer.{option}: is 0, which evaluates nothing; set it to 1.0")
+
+    def teardown(self, stage: str) -> None:
+        """Gives the trainer its validations back, for other data."""
+        if self._limit is not None and self.trainer is not None:
+            self.trainer.limit_val_batches, self._limit = self._limit, None
+
+    def _set_validation(self) -> None:
+        """Switches the validations of the trainer off if there is nothing to validate on, and says so."""
+        trainer = self.trainer
+        assert trainer is not None
+        validates = getattr(trainer, "limit_val_batches", 1.0) != 0
+        if self.content.has_validation:
+            if validates:
+                self.content.num_tokens("val")
+            reason = "trainer.limit_val_batches is 0"
+        else:
+            if self.max_val_tokens is not None:
+                raise ConfigError(
+                    "data.max_val_tokens: there is no validation; leave it out, or set data.split or data.val"
+                )
+            if validates:
+                self._limit, trainer.limit_val_batches = getattr(trainer, "limit_val_batches", None), 0
+            reason = "all is trained on"
+        self.validates = validates and self.content.has_validation
+        if not self.validates and self._counted is not trainer:
+            notice(f"no validation ({reason}): the last checkpoint is the model")
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
@@ -282,7 +322,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer.accumulate_grad_batches = share // micro
         if self._counted is not trainer:  # Lightning counts micro-batches
             trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
+            interval, epoch = trainer.val_check_interval if self.validates else 1.0, self.steps_per_epoch
             whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
             if isinstance(interval, int) and interval > epoch and not whole_run:
                 raise ConfigError(
@@ -295,13 +335,19 @@ class TextDataModule(pl.LightningDataModule):
         self.validation_tokens = self._choose_validation_tokens()
 
     def _check_batch_size(self) -> None:
-        """Refuses a batch that would repeat sequences, unless the text was cut short on purpose."""
-        sequences = self.content.num_sequences
-        if self.batch_size > sequences and self.content.settings.train_tokens is None:
-            raise ConfigError(
-                f"data.batch_size: {self.batch_size:,} is more than the {sequences:,} {self.content.unit} to train on; "
-                "lower it, or give more data"
-            )
+        """Refuses a batch that repeats sequences, unless it is of the default size or there is only one.
+
+        A text that was cut short on purpose may be repeated.
+        """
+        sequences, settings = self.content.num_sequences, self.content.settings
+        if self.batch_size <= sequences or settings.train_tokens is not None:
+            return
+        unit = self.content.unit if sequences != 1 else self.content.unit.replace("s of", " of", 1)
+        repeats = f"data.batch_size: {self.batch_size:,} is more than the {sequences:,} {unit} to train on"
+        if self.batch_size > BATCH_SIZE and sequences > 1:
+            raise ConfigError(f"{repeats}; lower it, or give more data")
+        if self._counted is not self.trainer:
+            notice(f"{repeats}: a step repeats {'it' if sequences == 1 else 'them'}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -323,9 +369,11 @@ class TextDataModule(pl.LightningDataModule):
         return min(end for end in ends if end >= 0)
 
     def _choose_validation_tokens(self) -> int | None:
-        """The most tokens of a validation during training; None if it reads the whole split."""
+        """The most tokens of a validation during training; None if it reads the whole split, or there is none."""
         trainer, limit = self.trainer, self.max_val_tokens
         assert trainer is not None
+        if not self.validates:
+            return None
         if limit is None:
             every = trainer.val_check_interval
             steps = every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch

@@ -15,10 +15,12 @@ def held_out_stories(model: Path, count: int) -> list[str]:
     config = next((path for path in configs if path.is_file()), None)
     try:
         data = {} if config is None else read_yaml(config)["data"]
-        on_stories = data.get("pairs") is None and data.get("corpus", "").partition(":")[0] == "stories"
+        name, split = (data["corpus"], tuple(data["split"])) if data.get("val") is None else (data["val"], (1.0,))
+        on_stories = data.get("pairs") is None and name.partition(":")[0] == "stories"
     except (DataError, LookupError, TypeError, AttributeError):
         return []  # a config.yaml of another program
     if not on_stories:
         return []
-    corpus = open_corpus(data["corpus"], split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
-    return ["".join(story) for story in itertools.islice(corpus.documents("val"), count)]
+    corpus = open_corpus(name, split=split, cache_dir=default_cache_dir(), seed=data["seed"])
+    part = "val" if data.get("val") is None else "train"
+    return ["".join(story) for story in itertools.islice(corpus.documents(part), count)]

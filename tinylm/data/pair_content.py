@@ -58,7 +58,12 @@ class PairContent(Content):
         self._template, self.fields, self.packing = find_template(template), fields, packing
         self.too_long: TooLong = too_long
         beside = Path(pairs).parent / f"val{Path(pairs).suffix}"
-        if val is None and Path(pairs).stem == "train" and beside.expanduser().is_file():
+        if len(settings.split) == 1 and val is not None:
+            raise ConfigError(
+                "data.pairs_val: is what is validated on, and data.split is [1.0]; leave out one of the two"
+            )
+        beside_train = Path(pairs).stem == "train" and beside.expanduser().is_file()
+        if val is None and beside_train and len(settings.split) > 1:
             self.val = str(beside)
             notice(f"data.pairs_val: {beside}")
         for name, path in (("pairs", pairs), ("pairs_val", self.val)):
