@@ -94,9 +94,9 @@ class TextDataModule(pl.LightningDataModule):
         corpus: CorpusLike = "stories",
         tokenizer: TokenizerLike = "char",
         max_seq_len: int = 256,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = 32,
         micro_batch_size: int | None = None,
-        split: tuple[float, ...] = DEFAULT_SPLIT,
+        split: tuple[float, ...] = (0.9, 0.1),
         val: CorpusLike | None = None,
         field: str = "text",
         separator: str | None = None,
@@ -127,7 +127,7 @@ class TextDataModule(pl.LightningDataModule):
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
             split: Fractions of train, val and perhaps test; [1.0] trains without a validation
-            val: Validation text, given as a corpus is, which is then not split
+            val: Validation text, given as a corpus is
             field: Field or column of a record that is its text; a.b for nested ones
             separator: Text between the documents of a file. Default: <|endoftext|> if it is there
             include: Files to take from a folder, as ['*.md']
@@ -137,13 +137,13 @@ class TextDataModule(pl.LightningDataModule):
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
-            cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
+            cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
-            pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
-            pairs_val: File of validation pairs. Default: val.* beside a train.*, else taken from pairs, by split
+            pairs: Prompts and responses: a .jsonl, .json or .csv file
+            pairs_val: Validation pairs. Default: val.* beside train.*, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
-            fields: Names of prompt and response in the file, as [question,answer]
+            fields: Names of prompt and response, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
         """

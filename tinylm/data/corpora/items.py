@@ -105,7 +105,9 @@ def _iterable(given: Any, name: str, option: str) -> Callable[[], Iterator[Any]]
     if isinstance(given, Mapping):
         parts = f"corpus={name}[...] and val={name}[...]"
         raise ConfigError(f"{option}: {name} has {', '.join(map(str, given))}; give one of them, or two, as {parts}")
-    if isinstance(given, Iterable) and not isinstance(given, bytes):
+    if isinstance(given, bytes):
+        raise ConfigError(f"{option}: bytes are no texts; decode them, as in [given.decode()]")
+    if isinstance(given, Iterable):
         return lambda: iter(given)
     if isinstance(given, Sized) and hasattr(given, "__getitem__"):
         read: Any = given

@@ -241,6 +241,12 @@ class ValidatedCorpus(Corpus):
         self.num_groups = train.num_groups + val.num_groups
         self._val_part = "val" if "val" in val.parts else "train"
 
+    @property
+    def cache_name(self) -> str:
+        """That of the corpus to train on, unless it is from Python."""
+        name = self.train.cache_name
+        return f"python://{self.fingerprint[:8]}" if name.startswith("python://") else name
+
     def documents(self, part: str) -> Iterator[Iterable[str]]:
         """The documents of a part, as chunks."""
         return iter(self.train.documents("train") if part == "train" else self.val.documents(self._val_part))
