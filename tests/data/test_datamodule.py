@@ -231,10 +231,10 @@ def test_options_without_meaning_are_refused(options, problem, tmp_path):
 @pytest.mark.parametrize(
     ("size", "options", "width", "told"),
     [
-        (100, dict(max_seq_len=128), 89, r"data\.corpus: .*t\.txt: has 90 tokens: training on windows of 89 of the 128 of"),
+        (100, dict(max_seq_len=128), 89, r"data\.corpus: .*t\.txt: has 90 tokens: training on windows of 89 of the 128"),
         (100, dict(max_seq_len=90), 89, r"has 90 tokens: training on windows of 89 of the 90 of max_seq_len"),
         (100, dict(max_seq_len=89), 89, None),
-        (100, dict(max_seq_len=32, train_tokens=20), 19, r"data\.train_tokens: has 20 tokens: training on windows of 19"),
+        (100, dict(max_seq_len=32, train_tokens=20), 19, r"data\.train_tokens: has 20 tokens: training on windows"),
         (20, dict(max_seq_len=200_000), 17, r"has 18 tokens: training on windows of 17 of the 200,000 of max_seq_len"),
         (2, dict(max_seq_len=4, split=(1.0,)), 1, r"has 2 tokens: training on windows of 1 of the 4 of max_seq_len"),
     ],
@@ -259,7 +259,10 @@ def test_short_documents_train_in_shorter_windows_too(tmp_path):
     batch = next(iter(data.train_dataloader()))
     assert batch.inputs.shape == (32, 12) and batch.num_targets == 32 * 12
     texts = {data.tokenizer.decode([*row, targets[-1]]) for row, targets in zip(*batch[:2], strict=True)}
-    assert texts <= {"<|endoftext|>anna<|endoftext|>bo<|endoftext|>cleo", "anna<|endoftext|>bo<|endoftext|>cleo<|endoftext|>"}
+    assert texts <= {
+        "<|endoftext|>anna<|endoftext|>bo<|endoftext|>cleo",
+        "anna<|endoftext|>bo<|endoftext|>cleo<|endoftext|>",
+    }
 
 
 def test_texts_without_two_tokens_are_refused_with_counts(module):

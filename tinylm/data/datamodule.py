@@ -22,13 +22,14 @@ from tinylm.data.batches import (
     window_rows,
 )
 from tinylm.data.chat_template import ChatTemplate
-from tinylm.data.content import DEFAULT_SPLIT, Content, Settings, TextContent, WindowContent
+from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import REPAIR, Corpus, Reading, check_split
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.open_content import open_content, refuse_options
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.template import Template, TooLong
+from tinylm.data.text_content import TextContent, WindowContent
 from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice

@@ -4,9 +4,10 @@ import os
 from dataclasses import fields
 from typing import Any
 
-from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings, Text, TextContent, lacks_validation
+from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
 from tinylm.data.corpora import Reading
 from tinylm.data.corpora.memory import own_corpus
+from tinylm.data.text_content import Text, TextContent, lacks_validation
 from tinylm.data.token_content import TokenContent, TokenSource, split_ids, token_source, tokenizer_of_ids
 from tinylm.errors import ConfigError
 from tinylm.tokenizer import Tokenizer

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinylm.data.content import Settings, WindowContent, first_words
+from tinylm.data.content import Settings
 from tinylm.data.corpora import PARTS
 from tinylm.data.corpora.base import part_of
 from tinylm.data.corpora.items import Items
 from tinylm.data.corpora.memory import MANY
 from tinylm.data.pretrained import pretrained_tokenizer
+from tinylm.data.text_content import WindowContent, first_words
 from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError
