@@ -42,7 +42,7 @@ def open_content(corpus: Any, val: Any, settings: Settings, tokenizer: Tokenizer
 
 
 def _recognized(given: Any, settings: Settings, option: str) -> Text | TokenSource:
-    """What was given: a name, texts or token ids of a Python object, or a corpus of one's own."""
+    """A name, texts or token ids of a Python object, or a corpus of the user's own class."""
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
     corpus = own_corpus(given, option)
