@@ -15,6 +15,7 @@ from tinylm.data.batches import EvaluationBatches, MicroSteps, TrainingBatches, 
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer
+from tinylm.training.remarks import epochs
 
 few = settings(max_examples=40, deadline=None)
 
@@ -282,6 +283,7 @@ def test_a_batch_of_the_default_size_may_repeat_a_short_text(module, capfd):
     told = capfd.readouterr().err
     assert re.findall(r"data\.batch_size: 32 is more than the 1\d sequences of 8 tokens .*: a step repeats them", told)
     assert told.count("data.batch_size") == 1
+    assert epochs(data) == f"{100 * 32 / data.order.num_windows:,.1f} epochs"  # of 100 steps
     data = module("ab" * 50, max_seq_len=8, batch_size=33)
     data.trainer = trainer()
     with pytest.raises(ConfigError, match=r"data\.batch_size: 33 is more than the 1\d sequences of 8 tokens"):

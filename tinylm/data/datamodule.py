@@ -198,9 +198,9 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus; raises ConfigError with `pairs`."""
+        """The corpus; raises ConfigError for pairs and token ids."""
         if not isinstance(self.content, TextContent):
-            raise ConfigError("data.pairs has no corpus")
+            raise ConfigError(f"{self.source} has no corpus of text")
         return self.content.corpus
 
     @property

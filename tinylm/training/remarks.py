@@ -9,7 +9,7 @@ RISES = 3  # validations in a row whose loss rises
 
 def epochs(data: TextDataModule) -> str:
     """The passes over the training data, such as `3.1 epochs`."""
-    count = data.total_steps / data.order.steps_per_epoch
+    count = data.total_steps * data.batch_size / data.content.num_sequences
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
 
