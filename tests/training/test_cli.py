@@ -127,7 +127,7 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls (trainer.max_time may end the run earlier)"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
-        (["--model.network.max_seq_len", "100000"], 65, None),
+        (["--data.train_tokens", "1"], 65, "data.train_tokens: train has 1 tokens, needs at least 2; raise it"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_with_an_exit_code_and_leave_nothing(cli, tiny_yaml, tmp_path, arguments, code, message):
