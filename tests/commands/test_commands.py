@@ -12,7 +12,7 @@ import pytest
 from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
-from tinylm.commands.fit_help import IMPORTED, SECTIONS, help_text, read_options
+from tinylm.commands.fit_help import IMPORTED, READING, SECTIONS, help_text, read_options
 from tinylm.console import exit_code
 from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
@@ -178,6 +178,12 @@ def test_fields_that_the_help_only_names_are_settable_and_explained_in_the_archi
         assert f"model.network.{name}" in options
         assert f"| `{name}` |" in page
         assert name in help_text("fit")
+
+
+def test_options_of_reading_that_the_help_only_names_are_settable():
+    options = parsers_options()
+    for name in READING:
+        assert f"data.{name}" in options and name in help_text("fit")
 
 
 def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):

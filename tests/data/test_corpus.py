@@ -96,11 +96,11 @@ def test_valid_splits_are_accepted(split):
 
 @pytest.mark.parametrize(
     "split",
-    [(1.0,), (0.9,), (0.9, 0.2), (0.5, 0.4), (1.0, 0.0), (1.5, -0.5), (0.25,) * 4, (),
+    [(0.9,), (1.1,), (0.9, 0.2), (0.5, 0.4), (1.0, 0.0), (1.5, -0.5), (0.25,) * 4, (),
      (float("nan"), 0.5), (0.5, float("nan")), (float("inf"), 0.1)],
 )  # fmt: skip
 def test_invalid_splits_are_refused(split):
-    with pytest.raises(ConfigError, match=r"data\.split must be two or three positive fractions that sum to 1, got"):
+    with pytest.raises(ConfigError, match=r"data\.split must be one to three positive fractions that sum to 1, got"):
         check_split(split)
 
 

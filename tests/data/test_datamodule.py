@@ -1,5 +1,6 @@
 """TextDataModule: a text becomes batches, shared out over ranks and micro-steps without changing the global batch."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from tinylm.data.batches import EvaluationBatches, MicroSteps, TrainingBatches, 
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer
+from tinylm.training.remarks import epochs
 
 few = settings(max_examples=40, deadline=None)
 
@@ -215,7 +217,7 @@ REFUSED = {
     "negative batch": (dict(batch_size=-4), "data.batch_size must be at least 1, got -4"),
     "no micro-batch": (dict(micro_batch_size=0), "data.micro_batch_size must be at least 1, got 0"),
     "negative micro-batch": (dict(micro_batch_size=-1), "data.micro_batch_size must be at least 1, got -1"),
-    "split": (dict(split=(0.9, 0.2)), "data.split must be two or three positive fractions"),
+    "split": (dict(split=(0.9, 0.2)), "data.split must be one to three positive fractions"),
     "negative seed": (dict(seed=-1), "data.seed"),
     "no context": (dict(max_seq_len=0), "max_seq_len must be at least 1"),
 }
@@ -227,20 +229,65 @@ def test_options_without_meaning_are_refused(options, problem, tmp_path):
         TextDataModule(cache_dir=str(tmp_path), **options)
 
 
-def test_texts_that_are_too_short_are_refused_with_counts(module):
-    problem = r"^data\.corpus: .*: train has 90 tokens, max_seq_len 128 needs at least 129; give a longer text, or set"
-    with pytest.raises(DataError, match=problem + r" max_seq_len to at most 89$"):
-        module("a" * 100, max_seq_len=128).setup("fit")
-    with pytest.raises(DataError, match=r"train has 9 tokens, max_seq_len 200,000 needs at least 200,001"):
-        module("a" * 10, max_seq_len=200_000).setup("fit")  # the validation split is too short as well
-    with pytest.raises(DataError, match=r"train has 1 tokens, max_seq_len 4 needs at least 5; give a longer text$"):
-        module("aa", max_seq_len=4).setup("fit")
-    with pytest.raises(
-        DataError, match=r"^data\.train_tokens: train has 20 tokens, max_seq_len 32 needs at least 33; raise"
-    ):
-        module("a" * 100, max_seq_len=32, train_tokens=20).setup("fit")
+@pytest.mark.parametrize(
+    ("size", "options", "width", "told"),
+    [
+        (100, dict(max_seq_len=128), 89, r"data\.corpus: .*t\.txt: has 90 tokens: training on windows of 89 of"),
+        (100, dict(max_seq_len=90), 89, r"has 90 tokens: training on windows of 89 of the 90 of max_seq_len"),
+        (100, dict(max_seq_len=89), 89, None),
+        (100, dict(max_seq_len=32, train_tokens=20), 19, r"data\.train_tokens: has 20 tokens: training on windows"),
+        (20, dict(max_seq_len=200_000), 17, r"has 18 tokens: training on windows of 17 of the 200,000 of max_seq_len"),
+        (2, dict(max_seq_len=4, split=(1.0,)), 1, r"has 2 tokens: training on windows of 1 of the 4 of max_seq_len"),
+    ],
+)  # fmt: skip
+def test_a_text_shorter_than_the_context_trains_in_shorter_windows(module, capfd, size, options, width, told):
+    data = module("ab" * (size // 2), batch_size=1, **options)
+    data.trainer = trainer(global_step=0)
+    data.setup("fit")
+    said = capfd.readouterr().err
+    assert said.count("training on windows") == (told is not None)
+    assert told is None or re.search(told, said)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.inputs.shape == (1, width) and batch.num_targets == width
+    assert data.content.sequence_length == width
+
+
+def test_short_documents_train_in_shorter_windows_too(tmp_path):
+    (tmp_path / "names.txt").write_text("anna\nbo\ncleo\n")
+    data = TextDataModule(f"lines:{tmp_path / 'names.txt'}", cache_dir=str(tmp_path), split=(1.0,), max_seq_len=256)
+    data.trainer = trainer(global_step=0)
+    data.setup("fit")  # 4 + 2 + 4 characters and 3 separators
+    batch = next(iter(data.train_dataloader()))
+    assert batch.inputs.shape == (32, 12) and batch.num_targets == 32 * 12
+    texts = {data.tokenizer.decode([*row, targets[-1]]) for row, targets in zip(*batch[:2], strict=True)}
+    assert texts <= {
+        "<|endoftext|>anna<|endoftext|>bo<|endoftext|>cleo",
+        "anna<|endoftext|>bo<|endoftext|>cleo<|endoftext|>",
+    }
+
+
+def test_texts_without_two_tokens_are_refused_with_counts(module):
+    with pytest.raises(DataError, match=r"data\.corpus: .*t\.txt: train has 1 tokens, needs at least 2; give a longer"):
+        module("a", split=(1.0,)).setup("fit")
+    with pytest.raises(DataError, match=r"^data\.train_tokens: train has 1 tokens, needs at least 2; raise it"):
+        module("a" * 100, train_tokens=1).setup("fit")
     with pytest.raises(DataError, match=r"val has 1 tokens, needs at least 2; give it more of data\.split"):
-        module("a" * 10, max_seq_len=4).setup("fit")
+        module("a" * 10, split=(0.95, 0.05)).content.num_tokens("val")
+
+
+def test_a_batch_of_the_default_size_may_repeat_a_short_text(module, capfd):
+    data = module("ab" * 50, max_seq_len=8)
+    data.trainer = trainer()
+    data.setup("fit")
+    data.setup("fit")  # by the command line, and by Lightning
+    told = capfd.readouterr().err
+    assert re.findall(r"data\.batch_size: 32 is more than the 1\d sequences of 8 tokens .*: a step repeats them", told)
+    assert told.count("data.batch_size") == 1
+    assert epochs(data) == f"{100 * 32 / data.order.num_windows:,.1f} epochs"  # of 100 steps
+    data = module("ab" * 50, max_seq_len=8, batch_size=33)
+    data.trainer = trainer()
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 33 is more than the 1\d sequences of 8 tokens"):
+        data.setup("fit")
 
 
 def test_a_missing_test_part_is_refused(module):

@@ -19,6 +19,14 @@ def test_held_out_stories_are_the_first_validation_stories(tmp_path, monkeypatch
     assert held_out_stories(run, 100) == expected
 
 
+def test_a_validation_corpus_of_its_own_is_held_out(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {corpus: my.txt, val: 'stories:5', split: [0.9, 0.1], seed: 3}\n")
+    corpus = open_corpus("stories:5", split=(1.0,), cache_dir=tmp_path, seed=3)
+    assert held_out_stories(tmp_path, 9) == ["".join(story) for story in corpus.documents("train")]
+    (tmp_path / "config.yaml").write_text("data: {corpus: stories, val: my.txt, split: [0.9, 0.1], seed: 3}\n")
+    assert held_out_stories(tmp_path, 9) == []
+
+
 @pytest.mark.parametrize("config", [None, "data: {corpus: my.txt, split: [0.9, 0.1], seed: 0}\n"])
 def test_models_of_other_corpora_have_none(config, tmp_path):
     if config is not None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import tinylm.data.content
+import tinylm.data.text_content
 from tinylm.data import CHAT, IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -29,7 +29,7 @@ def write(path: Path, numbers: range) -> str:
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """module(**options) is a data module of forty sums for training and ten to validate; opening a text is an error."""
-    monkeypatch.setattr(tinylm.data.content, "open_corpus", lambda *_, **__: pytest.fail("a corpus was opened"))
+    monkeypatch.setattr(tinylm.data.text_content, "open_corpus", lambda *_, **__: pytest.fail("a corpus was opened"))
     train, val = write(tmp_path / "train.jsonl", range(40)), write(tmp_path / "val.jsonl", range(40, 50))
 
     def make(**options) -> TextDataModule:
@@ -165,6 +165,17 @@ REFUSED = {
         r"data\.pairs: questions/train\.jsonl: no such file; to write it: .* prepare questions --out questions$",
     ),
     "a folder": (dict(pairs="."), MissingInputError, r"data\.pairs: \.: is a folder; give a file"),
+    "val": (
+        dict(val="val.txt"),
+        ConfigError,
+        r"data\.val: is for data\.corpus; give the validation pairs as data\.pai",
+    ),
+    "both": (dict(split=(1.0,)), ConfigError, r"data\.pairs_val: .* data\.split is \[1\.0\]; leave out one of the two"),
+    "field": (dict(field="body"), ConfigError, r"data\.field: does not work with data\.pairs; leave it out"),
+    "separator": (dict(separator="#"), ConfigError, r"data\.separator: does not work with data\.pairs; leave it out"),
+    "include": (dict(include=("*.md",)), ConfigError, r"data\.include: does not work with data\.pairs; leave it out"),
+    "exclude": (dict(exclude=("*.md",)), ConfigError, r"data\.exclude: does not work with data\.pairs; leave it out"),
+    "deduplicate": (dict(deduplicate=True), ConfigError, r"data\.deduplicate: does not work with data\.pairs; leave"),
     "fields": (
         dict(pairs=None, pairs_val=None, fields=("a", "b")),
         ConfigError,
@@ -177,6 +188,16 @@ REFUSED = {
 def test_options_without_meaning_are_refused_at_once(options, kind, problem, module):
     with pytest.raises(kind, match=problem):
         module(**options)
+
+
+def test_all_pairs_are_trained_on_without_a_validation(module, capfd, tmp_path):
+    data = module(pairs_val=None, split=(1.0,))  # of the 40 pairs, and not val.jsonl beside them
+    assert {part: len(pairs) for part, pairs in data.content.examples.items()} == {"train": 40}
+    read(data, "train_dataloader")
+    assert not data.validates
+    assert "no validation (all is trained on): the last checkpoint is the model" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match=r"data\.split has no val part: give two fractions, .* or data\.pairs_val"):
+        data.setup("validate")
 
 
 def test_what_only_the_data_tell_is_refused_before_the_first_step(module, tmp_path):

@@ -121,13 +121,13 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
         (["--model.network.d_model", "100", "--model.network.num_heads", "3"], 2, "d_model must be divisible by num_heads, got d_model=100 and num_heads=3"),
         (["--trainer.max_steps", "1e5"], 2, "trainer.max_steps must be int, got 100000.0"),
         (["--data.corpus", "nosuch.txt"], 66, "data.corpus: nosuch.txt: no such corpus or file; give a text file, a glob, a URL, or one of stories, names, tinyshakespeare, tinystories"),
-        (["--data.split", "[0.5, 0.2]"], 2, "data.split must be two or three positive fractions that sum to 1, got [0.5, 0.2]"),
+        (["--data.split", "[0.5, 0.2]"], 2, "data.split must be one to three positive fractions that sum to 1, got [0.5, 0.2]"),
         (["--data.tokenizer", "chars"], 2, "tokenizer: no kind 'chars', did you mean 'char'?"),
         (["--run.name", "a/b"], 2, "run.name must be a plain folder name, got 'a/b'; set the parent with run.dir"),
         (["--trainer.max_steps", "-1"], 2, "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls (trainer.max_time may end the run earlier)"),
         (["-c", "nosuch"], 66, None),
         (["-c", "tiney"], 66, "tiney: no such config file, did you mean 'tiny'?"),
-        (["--model.network.max_seq_len", "100000"], 65, None),
+        (["--data.train_tokens", "1"], 65, "data.train_tokens: train has 1 tokens, needs at least 2; raise it"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_with_an_exit_code_and_leave_nothing(cli, tiny_yaml, tmp_path, arguments, code, message):

@@ -193,7 +193,7 @@ def test_documents_are_numbered_by_their_separators(fit, corpus):
     [
         ({"batch_size": 8, "micro_batch_size": 3}, {}, "divisible by data.micro_batch_size, got 8 and 3"),
         ({"micro_batch_size": 4}, {"accumulate_grad_batches": 3}, "accumulate_grad_batches follows from"),
-        ({"max_seq_len": 100_000}, {}, r"train has .* tokens, max_seq_len 100,000 needs at least 100,001"),
+        ({"train_tokens": 1}, {}, r"data\.train_tokens: train has 1 tokens, needs at least 2; raise it"),
         ({"split": (0.9999, 0.0001)}, {}, "val has . tokens, needs at least 2"),
     ],
 )

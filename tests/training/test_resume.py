@@ -58,6 +58,12 @@ VARIANTS = {
     "a last step between validations": {"trainer": {"max_steps": 10, "log_every_n_steps": 3}},
     "no validation before the end": {"trainer": {"max_steps": 7, "val_check_interval": 600}},
     "a part of the validation split": {"data": {"max_val_tokens": 200}},
+    "no validation part": {"data": {"split": [1.0]}},
+    "no validation part, in epochs": {
+        "data": {"batch_size": 32, "split": [1.0]},
+        "trainer": {**EPOCHS, "max_epochs": 2},
+    },
+    "no validations": {"trainer": {"limit_val_batches": 0}},
 }
 
 

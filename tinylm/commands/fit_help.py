@@ -63,6 +63,11 @@ IMPORTED = (
     "d_head", "residual", "qk_norm_width", "qkv_bias", "head_bias", "rope_scaling", "rotary_fraction", "layer_pattern",
     "attention_scale",
 )  # fmt: skip
+READING = ("field", "separator", "include", "exclude", "deduplicate")  # explained in docs/data.md
+NAMED = {  # class -> options that are only named, and by which words
+    "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
+    "TextDataModule": (READING, "For records, folders and duplicates (docs/data.md): "),
+}
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
     "--resume [RUN]": "fit: resume a run from its newest checkpoint",
@@ -94,9 +99,10 @@ def help_text(command: str) -> str:
     lines = [INTRODUCTION.format(command=command, purpose=PURPOSES[command]), *_rows(COMMON.items())]
     for section in SECTIONS:
         rows = [(each.name.rpartition(".")[2], _sentence(each)) for each in read_options(section)]
-        if section.kind == "ModelConfig":
-            rows = [row for row in rows if row[0] not in IMPORTED]
-            rows.append(("others", f"For models of other projects (docs/architecture.md): {', '.join(IMPORTED)}"))
+        if section.kind in NAMED:
+            names, words = NAMED[section.kind]
+            rows = [row for row in rows if row[0] not in names]
+            rows.append(("others", words + ", ".join(names)))
         lines += ["", f"{section.title}: --{section.prefix}.NAME", *_rows(rows)]
     lines += ["", "Lightning's Trainer, common options: --trainer.NAME", *_rows(TRAINER.items())]
     return "\n".join(lines)

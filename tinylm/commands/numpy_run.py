@@ -59,7 +59,7 @@ from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, prepare_files
-from tinylm.training.samples import append_sample
+from tinylm.training.samples import append_sample, has_samples
 from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.throughput import measure_peak_flops
 
@@ -92,7 +92,8 @@ def check(config: Any, defaults: Any) -> None:
         raise ConfigError(f"trainer.precision must be 32-true or 64-true in NumPy, got {trainer.precision}")
     given = [name for name in vars(trainer) if trainer[name] != defaults.trainer[name]]
     for name in given:
-        if name in REFUSED and not (name == "devices" and str(trainer.devices) == "1"):
+        allowed = {"devices": ("1",), "limit_val_batches": ("0", "0.0")}.get(name, ())
+        if name in REFUSED and str(trainer[name]) not in allowed:
             raise ConfigError(f"trainer.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
     unused = [f"trainer.{name}" for name in given if name not in (*HONOURED, *REFUSED)]
     unused = [name for name in unused if name != "trainer.accelerator" or trainer.accelerator != "cpu"]
@@ -170,7 +171,8 @@ class Run:
         self.state: Any = SimpleNamespace(  # the attributes of a Trainer that the data module and Progress read
             global_step=0, world_size=1, global_rank=0, accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             val_check_interval=1.0 if self.trainer.val_check_interval is None else self.trainer.val_check_interval,
-            limit_train_batches=1.0, max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs or -1,
+            limit_train_batches=1.0, limit_val_batches=0 if self.trainer.limit_val_batches == 0 else 1.0,
+            max_steps=self.trainer.max_steps, max_epochs=self.trainer.max_epochs or -1,
             check_val_every_n_epoch=self.trainer.check_val_every_n_epoch, sanity_checking=False,
             state=SimpleNamespace(fn="fit"), callback_metrics={},
         )  # fmt: skip
@@ -262,6 +264,8 @@ class Run:
             if self.validating:  # when it was stopped
                 self._validate()
             self._take_steps()
+            if not self.data.validates and not has_samples(self.folder / "samples.txt", self.total):
+                self._show_samples()
         except FloatingPointError as error:
             raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
         finally:
@@ -286,7 +290,7 @@ class Run:
             f"{self.data.content.num_tokens('train'):,} to train on"
         )
         notice(
-            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.context} tokens "
+            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.content.sequence_length} tokens "
             f"({epochs(self.data)}), {self.settings.name}, "
             f"NumPy {np.__version__} ({plural(self.threads, 'thread')}), {np.dtype(self.dtype).name}"
         )
@@ -305,7 +309,7 @@ class Run:
                 self._log(step, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)
-            due = step.number == self.total or self._validation_is_due(step.number)
+            due = self.data.validates and (step.number == self.total or self._validation_is_due(step.number))
             if due:
                 self._validate()
             saved = self.save_every > 0 and step.number % self.save_every == 0 and not due
@@ -385,8 +389,7 @@ class Run:
         self.progress.on_validation_end(self.state, self)
         if self._figures:
             self._overfitting.add(found["val/loss"], self._figures["train/loss"])
-        for seed, prompt in enumerate(list(self.prompts), start=1):
-            self._show_sample(prompt, seed)
+        self._show_samples()
         if found["val/loss"] < self.best:
             self.best = found["val/loss"]
             self._save("best")
@@ -416,6 +419,10 @@ class Run:
         found |= {f"val/loss_{name}": part.loss for name, part in by_source.items() if name is not None}
         return found
 
+    def _show_samples(self) -> None:
+        for seed, prompt in enumerate(list(self.prompts), start=1):
+            self._show_sample(prompt, seed)
+
     def _show_sample(self, prompt: str, seed: int) -> None:
         """Continues a prompt, on the screen and in samples.txt."""
         end, context = self.tokenizer.end_of_text, self.network.max_seq_len
@@ -438,12 +445,14 @@ class Run:
 
     def _write_model(self) -> None:
         """Writes the best model as a folder and the curves as a picture."""
+        found, info = None, {}
         try:
-            found = read_checkpoint(self.checkpoints["best"])
-            info = {"val/loss": found.notes["best"]}
+            if self.data.validates:  # else a best one is from before the run was resumed
+                found = read_checkpoint(self.checkpoints["best"])
+                info = {"val/loss": found.notes["best"]}
         except (FileNotFoundError, ValueError) as error:
             notice(f"warning: {error}; the model folder is written from the last checkpoint")
-            found, info = read_checkpoint(self.checkpoints["last"]), {}
+        found = found or read_checkpoint(self.checkpoints["last"])
         info |= {"step": found.step, "run": self.folder.name, "prompt": self.prompt}
         info |= {"template": self.template.name} if self.template is not None else {}
         if self.data.validation_tokens is not None:

@@ -66,10 +66,11 @@ def write_shards(arguments: list[str]) -> None:
 
 def _content(options):
     """The corpus as `tinylm fit` would read it."""
-    from tinylm.data.content import Settings, TextContent
+    from tinylm.data.content import Settings
     from tinylm.data.corpora import check_split
     from tinylm.data.pretokenized import find_pretokenized
     from tinylm.data.shard_content import ShardContent
+    from tinylm.data.text_content import TextContent
 
     try:
         split = check_split(float(each) for each in options.split.split(","))

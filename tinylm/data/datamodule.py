@@ -1,4 +1,4 @@
-"""TextDataModule: a text, or pairs of prompts and responses, as Lightning's data loaders.
+"""TextDataModule: a text, token ids, or pairs of prompts and responses, as Lightning's data loaders.
 
 `batch_size` is the global batch: the sequences of one optimizer step, over all devices and micro-batches.
 `micro_batch_size` is what one device computes at once. Accumulation follows from the two, so steps, schedule and
@@ -6,8 +6,9 @@ results do not depend on the hardware.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,28 +22,35 @@ from tinylm.data.batches import (
     window_rows,
 )
 from tinylm.data.chat_template import ChatTemplate
-from tinylm.data.content import Content, Settings, TextContent
-from tinylm.data.corpora import REPAIR, Corpus, check_split
+from tinylm.data.content import Content, Settings
+from tinylm.data.corpora import REPAIR, Corpus, Reading, check_split
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
-from tinylm.data.mixture_content import MixtureContent
+from tinylm.data.open_content import Streaming, open_content, refuse_options
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
-from tinylm.data.pretokenized import find_pretokenized
-from tinylm.data.shard_content import ShardContent
 from tinylm.data.shard_order import ShardOrder
-from tinylm.data.stream_content import StreamContent
 from tinylm.data.template import Template, TooLong
-from tinylm.data.token_array import Tokens
+from tinylm.data.text_content import TextContent, WindowContent
+from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
-from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
 from tinylm.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    # From Python: a name or path, texts, records or token ids, or an object of a subclass of Corpus.
+    CorpusLike = str | dict[str, str] | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
+    Text = Any  # as `corpus`, but no mixture
+    TokenizerLike = str | Tokenizer
+else:  # on a command line and in YAML; the parser reads this
+    CorpusLike, Text, TokenizerLike = dict[str, str] | str, str, str
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
     "(trainer.max_time may end the run earlier)"
 )
+BATCH_SIZE = 32
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
@@ -57,6 +65,21 @@ def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None
             raise ConfigError(f"data.{name} must not be negative, got {value}")
 
 
+def _loaded(tokenizer: str | Tokenizer) -> tuple[Tokenizer | None, str]:
+    """The tokenizer if it is an object or a file, and the name of the file or kind."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer, tokenizer.kind
+    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
+    return load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None, tokenizer
+
+
+def _refuse(content: str, **options: Any) -> None:
+    """Raises ConfigError for an option that is set and does nothing with this content."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"data.{name}: does not work with {content}; leave it out")
+
+
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
     """An interval of the trainer in micro-batches, from one in optimizer steps or a fraction of `steps`."""
     if isinstance(interval, float) and interval != 1.0:
@@ -65,17 +88,33 @@ def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Batches of tokens from a text, or from prompts and responses."""
+    """Batches of tokens from a text, or from prompts and responses.
+
+    From Python, `corpus` and `val` may also be
+
+    - texts: a list, any iterable or a generator of strings, a column of pandas or polars;
+    - records with a text in `field`: an iterable of dicts, a table, a `Dataset` of the package datasets;
+    - an object of a subclass of `tinylm.data.Corpus`;
+    - token ids of `tokenizer`: an array, or a PyTorch `Dataset` or an iterable whose items are the ids of a document;
+
+    and `tokenizer` may be a `Tokenizer`.
+    """
 
     def __init__(
         self,
-        corpus: dict[str, str] | str = "stories",
-        tokenizer: str = "char",
+        corpus: CorpusLike = "stories",
+        tokenizer: TokenizerLike = "char",
         max_seq_len: int = 256,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         split: tuple[float, ...] = (0.9, 0.1),
+        val: Text | None = None,
         weights: dict[str, float] | None = None,
+        field: str = "text",
+        separator: str | None = None,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        deduplicate: bool = False,
         seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
@@ -102,19 +141,25 @@ class TextDataModule(pl.LightningDataModule):
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
-            split: Fractions of train, val and perhaps test
+            split: Fractions of train, val and perhaps test; [1.0]: no validation
+            val: Validation text, given as a corpus is
             weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
+            field: Field or column of a record that is its text; a.b for nested ones
+            separator: Text between the documents of a file. Default: <|endoftext|> if it is there
+            include: Files to take from a folder, as ['*.md']
+            exclude: Files to leave out, as ['drafts/*']
+            deduplicate: Keep only the first of equal documents
             seed: Seed of the order of data and of generated stories
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
-            cache_dir: Cache of encoded texts and downloads. Default: $TINYLM_CACHE or ~/.cache/tinylm
+            cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
-            pairs: File of prompts and responses instead of a corpus: .jsonl, .json, .csv
-            pairs_val: File of validation pairs. Default: val.* beside a train.*, else taken from pairs, by split
+            pairs: Prompts and responses: a .jsonl, .json or .csv file
+            pairs_val: Validation pairs. Default: val.* beside train.*, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
-            fields: Names of prompt and response in the file, as [question,answer]
+            fields: Names of prompt and response, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
             streaming: Shards one by one, as they appear, or by URL
@@ -125,8 +170,7 @@ class TextDataModule(pl.LightningDataModule):
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
         _check_options(errors, seed, num_workers, **sizes)
-        tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
-        saved = load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None
+        saved, tokenizer = _loaded(tokenizer)
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
@@ -141,52 +185,30 @@ class TextDataModule(pl.LightningDataModule):
             errors=self.errors,
             train_tokens=train_tokens,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache_dir(),
+            reading=Reading(field, separator, tuple(include), tuple(exclude), deduplicate),
         )
-        if fields is not None and pairs is None:
-            raise ConfigError("data.fields: is for data.pairs; leave it out")
-        if weights is not None and (pairs is not None or isinstance(corpus, str)):
-            raise ConfigError(f"data.weights: are for a mixture, not for {pairs or corpus}; leave them out (null)")
+        stream = Streaming.of(streaming, shard_timeout, max_cache_gb)
         self.content: Content
-        if streaming:
-            self.content = self._stream(corpus, pairs, settings, shard_timeout, max_cache_gb)
-        elif shard_timeout is not None or max_cache_gb is not None:
-            name = "max_cache_gb" if shard_timeout is None else "shard_timeout"
-            raise ConfigError(f"data.{name}: is for data.streaming; leave it out")
-        elif pairs is not None:
+        if pairs is not None:
+            refuse_options(settings.reading, "data.pairs")
+            _refuse("data.pairs", weights=weights, streaming=stream)
+            if val is not None:
+                raise ConfigError("data.val: is for data.corpus; give the validation pairs as data.pairs_val")
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
-        elif isinstance(corpus, str) and (found := find_pretokenized(corpus)) is not None:
-            if errors != "strict" and text is None:
-                raise ConfigError(f"data.errors: is for texts, and {corpus} holds token ids; leave it out")
-            self.content = ShardContent(found, settings)
-        elif isinstance(corpus, str):
-            self.content = TextContent(corpus, settings)
         else:
-            self.content = MixtureContent(corpus, weights, settings)
+            _refuse("a corpus, only with data.pairs", fields=fields)
+            if stream is not None and num_workers:
+                raise ConfigError("data.num_workers: with data.streaming this process reads the batches; leave it out")
+            self.content = open_content(corpus, val, settings, saved, weights, stream)
+            if errors != "strict" and text is None and not self.content.reads_files:
+                raise ConfigError(f"data.errors: is for files of text, not for {self.source}; leave it out")
         if saved is not None:
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
+        self.validates = True  # in a run of the trainer
+        self._limit: float | int | None = None  # the trainer's limit_val_batches, while it is 0
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
-
-    def _stream(
-        self,
-        corpus: dict[str, str] | str,
-        pairs: str | None,
-        settings: Settings,
-        timeout: float | None,
-        max_cache_gb: float | None,
-    ) -> StreamContent:
-        """The content of `streaming`."""
-        if pairs is not None or not isinstance(corpus, str):
-            raise ConfigError(f"data.streaming: is for one folder of token shards, not for {pairs or 'a mixture'}")
-        if self.num_workers:
-            raise ConfigError("data.num_workers: with data.streaming this process reads the batches; leave it out")
-        if max_cache_gb is not None and "://" not in corpus:
-            raise ConfigError(f"data.max_cache_gb: is for shards behind a URL, not for {corpus}; leave it out")
-        if max_cache_gb is not None and max_cache_gb <= 0:
-            raise ConfigError(f"data.max_cache_gb must be above 0, got {max_cache_gb:g}")
-        cache = 50.0 if max_cache_gb is None else max_cache_gb
-        return StreamContent(corpus, settings, 600.0 if timeout is None else timeout, int(cache * 1e9))
 
     @property
     def source(self) -> str:
@@ -197,9 +219,9 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus; raises ConfigError with `pairs` and for a mixture."""
+        """The corpus; raises ConfigError for pairs and token ids."""
         if not isinstance(self.content, TextContent):
-            raise ConfigError(f"{self.source}: is no single corpus")
+            raise ConfigError(f"{self.source} has no corpus of text")
         return self.content.corpus
 
     @property
@@ -239,7 +261,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
-        assert isinstance(self.content, TextContent | PairContent | ShardContent)
+        assert isinstance(self.content, WindowContent | PairContent)
         return dict(self.content.tokens)
 
     @property
@@ -259,11 +281,48 @@ class TextDataModule(pl.LightningDataModule):
     # --- the global batch over devices and micro-batches
 
     def setup(self, stage: str) -> None:
-        """Checks data and batch size against the trainer, and sets accumulation."""
+        """Checks data and batch size against the trainer, and sets accumulation.
+
+        Raises:
+            ConfigError: if the two do not fit together, or there is nothing to evaluate.
+            DataError: if the text is too short.
+        """
         if stage == "fit":
-            _ = self.order  # a text too short for a context is too short for a split, too
-            self.content.num_tokens("val")
+            _ = self.order  # a text too short to train on is too short for a split, too
+            self._set_validation()
             self._set_steps()
+            return
+        if stage in ("validate", "test"):
+            self.content.num_tokens({"validate": "val", "test": "test"}[stage])
+            option = {"validate": "limit_val_batches", "test": "limit_test_batches"}[stage]
+            if getattr(self.trainer, option, 1.0) == 0:
+                raise ConfigError(f"trainer.{option}: is 0, which evaluates nothing; set it to 1.0")
+
+    def teardown(self, stage: str) -> None:
+        """Gives the trainer its validations back, for other data."""
+        if self._limit is not None and self.trainer is not None:
+            self.trainer.limit_val_batches, self._limit = self._limit, None
+
+    def _set_validation(self) -> None:
+        """Switches the validations of the trainer off if there is nothing to validate on, and says so."""
+        trainer = self.trainer
+        assert trainer is not None
+        validates = getattr(trainer, "limit_val_batches", 1.0) != 0
+        if self.content.has_validation:
+            if validates:
+                self.content.num_tokens("val")
+            reason = "trainer.limit_val_batches is 0"
+        else:
+            if self.max_val_tokens is not None:
+                raise ConfigError(
+                    "data.max_val_tokens: there is no validation; leave it out, or set data.split or data.val"
+                )
+            if validates:
+                self._limit, trainer.limit_val_batches = getattr(trainer, "limit_val_batches", None), 0
+            reason = "all is trained on"
+        self.validates = validates and self.content.has_validation
+        if not self.validates and self._counted is not trainer:
+            notice(f"no validation ({reason}): the last checkpoint is the model")
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
@@ -290,7 +349,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer.accumulate_grad_batches = share // micro
         if self._counted is not trainer:  # Lightning counts micro-batches
             trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
+            interval, epoch = trainer.val_check_interval if self.validates else 1.0, self.steps_per_epoch
             whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
             if isinstance(interval, int) and interval > epoch and not whole_run:
                 raise ConfigError(
@@ -303,13 +362,19 @@ class TextDataModule(pl.LightningDataModule):
         self.validation_tokens = self._choose_validation_tokens()
 
     def _check_batch_size(self) -> None:
-        """Refuses a batch that would repeat sequences, unless the text was cut short on purpose."""
-        sequences = self.content.num_sequences
-        if self.batch_size > sequences and self.content.settings.train_tokens is None:
-            raise ConfigError(
-                f"data.batch_size: {self.batch_size:,} is more than the {sequences:,} {self.content.unit} to train on; "
-                "lower it, or give more data"
-            )
+        """Refuses a batch that repeats sequences, unless it is of the default size or there is only one.
+
+        A text that was cut short on purpose may be repeated.
+        """
+        sequences, settings = self.content.num_sequences, self.content.settings
+        if self.batch_size <= sequences or settings.train_tokens is not None:
+            return
+        unit = self.content.unit if sequences != 1 else self.content.unit.replace("s of", " of", 1)
+        repeats = f"data.batch_size: {self.batch_size:,} is more than the {sequences:,} {unit} to train on"
+        if self.batch_size > BATCH_SIZE and sequences > 1:
+            raise ConfigError(f"{repeats}; lower it, or give more data")
+        if self._counted is not self.trainer:
+            notice(f"{repeats}: a step repeats {'it' if sequences == 1 else 'them'}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -344,13 +409,15 @@ class TextDataModule(pl.LightningDataModule):
         return min(end for end in ends if end >= 0)
 
     def _choose_validation_tokens(self) -> int | None:
-        """The most tokens of a validation during training; None if it reads the whole split."""
+        """The most tokens of a validation during training; None if it reads the whole split, or there is none."""
         trainer, limit = self.trainer, self.max_val_tokens
         assert trainer is not None
+        if not self.validates:
+            return None
         if limit is None:
             every = trainer.val_check_interval
             steps = every // trainer.accumulate_grad_batches if isinstance(every, int) else self.steps_per_epoch
-            trained = min(steps, self.total_steps) * self.batch_size * self.context
+            trained = min(steps, self.total_steps) * self.batch_size * self.content.sequence_length
             limit = max(trained // 8, VALIDATION_TOKENS)
         return limit if limit < self.content.num_tokens("val") else None
 

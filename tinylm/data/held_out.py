@@ -18,12 +18,15 @@ def held_out_stories(model: Path, count: int) -> list[str]:
     config = next((path for path in configs if path.is_file()), None)
     try:
         data = {} if config is None else read_yaml(config)["data"]
-        corpora = data.get("corpus", "") if data.get("pairs") is None else {}
+        separate = data.get("val") is not None
+        given = data["val"] if separate else data.get("corpus", "")
+        corpora = given if data.get("pairs") is None else {}
         sources = corpora.values() if isinstance(corpora, dict) else [corpora]
         stories = next((source for source in sources if source.partition(":")[0] == "stories"), None)
+        part, split = ("train", (1.0,)) if separate else ("val", tuple(data["split"]))
     except (DataError, LookupError, TypeError, AttributeError):
         return []  # a config.yaml of another program
     if not stories:
         return []
-    corpus = open_corpus(stories, split=tuple(data["split"]), cache_dir=default_cache_dir(), seed=data["seed"])
-    return ["".join(story) for story in itertools.islice(corpus.documents("val"), count)]
+    corpus = open_corpus(stories, split=split, cache_dir=default_cache_dir(), seed=data["seed"])
+    return ["".join(story) for story in itertools.islice(corpus.documents(part), count)]

@@ -9,16 +9,17 @@ from functools import cached_property
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
-from tinylm.data.batches import Batch, windows_at, windows_batch
-from tinylm.data.content import Content, Settings, TextContent
+from tinylm.data.batches import Batch, too_short, windows_at, windows_batch
+from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import Corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder, source_seed
 from tinylm.data.pretokenized import find_pretokenized
 from tinylm.data.shard_content import ShardContent
+from tinylm.data.text_content import TextContent
 from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import resolve_tokenizer
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import sha256_json
 from tinylm.tokenizer import Tokenizer
 
@@ -50,9 +51,9 @@ class MixtureContent(Content):
             raise ConfigError("data.train_tokens: is for one corpus; of a mixture, make the sources shorter")
         self.names = sorted(sources)
         self.source = " + ".join(self.names)
-        self.unit = f"sequences of {settings.context:,} tokens"
         self.settings, self._weights = settings, weights
         self.contents = {name: _content(sources[name], settings) for name in self.names}
+        self.reads_files = any(content.reads_files for content in self.contents.values())
 
     def _find_tokenizer(self) -> Tokenizer:
         for content in self.contents.values():
@@ -95,6 +96,9 @@ class MixtureContent(Content):
     def order(self) -> MixtureOrder:
         """The order of the windows of all sources."""
         settings = self.settings
+        for name, text in self._texts.items():
+            if (count := text.num_tokens("train")) <= settings.context:
+                raise DataError(f"data.corpus.{name}: {text.source}: {too_short(count, settings.context)}")
         orders = {
             name: replace(text.order, seed=source_seed(settings.seed, name)) for name, text in self._texts.items()
         }
@@ -117,9 +121,18 @@ class MixtureContent(Content):
         """Tokens in a window."""
         return self.settings.context
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether a source has a validation split."""
+        return any(text.has_validation for text in self._texts.values())
+
+    def _with(self, part: str) -> dict[str, TextContent | ShardContent]:
+        """The sources that have a split, or all if none has."""
+        return {name: text for name, text in self._texts.items() if part in text.tokens} or self._texts
+
     def num_tokens(self, part: str) -> int:
-        """Tokens in a split of all sources."""
-        return sum(text.num_tokens(part) for text in self._texts.values())
+        """Tokens in a split of all sources that have it."""
+        return sum(text.num_tokens(part) for text in self._with(part).values())
 
     @cached_property
     def floors(self) -> dict[str, Floor]:
@@ -138,7 +151,7 @@ class MixtureContent(Content):
     ) -> Dataset[Batch]:
         """A process's batches of one source after the other. Of a limited evaluation, each has its share of tokens."""
         total, batches = self.num_tokens(part), []
-        for name, text in self._texts.items():
+        for name, text in self._with(part).items():
             limit = None if max_tokens is None else max(1, max_tokens * text.num_tokens(part) // total)
             batches.append(SourceBatches(text.evaluation(part, limit, batch_size, world_size, rank), name))
         return ConcatDataset(batches)

@@ -44,8 +44,6 @@ class PairContent(Content):
         ConfigError: if an option is invalid.
     """
 
-    unit = "rows of pairs"
-
     def __init__(
         self,
         pairs: str,
@@ -59,9 +57,14 @@ class PairContent(Content):
         self.source, self.val, self.settings = pairs, val, settings
         self._template, self.fields, self.packing = find_template(template), fields, packing
         self.too_long: TooLong = too_long
+        if len(settings.split) == 1 and val is not None:
+            raise ConfigError(
+                "data.pairs_val: is what is validated on, and data.split is [1.0]; leave out one of the two"
+            )
         first, _, suffixes = Path(pairs).name.partition(".")
         beside = Path(pairs).parent / f"val.{suffixes}"
-        if val is None and first == "train" and beside.expanduser().is_file():
+        beside_train = first == "train" and beside.expanduser().is_file()
+        if val is None and beside_train and len(settings.split) > 1:
             self.val = str(beside)
             notice(f"data.pairs_val: {beside}")
         for name, path in (("pairs", pairs), ("pairs_val", self.val)):
@@ -109,6 +112,8 @@ class PairContent(Content):
     def _part(self, name: str) -> list[Example]:
         if name not in self.examples and self.val is not None:
             raise ConfigError(f"data.pairs_val leaves no {name} part; give that file as data.pairs_val instead")
+        if name not in self.examples and name == "val":
+            raise ConfigError("data.split has no val part: give two fractions, such as [0.9, 0.1], or data.pairs_val")
         if name not in self.examples:
             raise ConfigError(f"data.split has no {name} part: give three fractions, such as [0.8, 0.1, 0.1]")
         return self.examples[name]
@@ -117,6 +122,11 @@ class PairContent(Content):
     def tokens(self) -> dict[str, np.ndarray]:
         """Token ids of each split, one pair after the other."""
         return {part: np.concatenate([each.ids for each in pairs]) for part, pairs in self.examples.items()}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+        return self.val is not None or len(self.settings.split) > 1
 
     def num_tokens(self, part: str) -> int:
         """Tokens in a split."""
@@ -142,6 +152,11 @@ class PairContent(Content):
     def num_sequences(self) -> int:
         """Rows in an epoch."""
         return self.order.num_rows
+
+    @property
+    def unit(self) -> str:
+        """Training sequences, for messages."""
+        return "rows of pairs"
 
     @property
     def sequence_length(self) -> int:

@@ -45,7 +45,6 @@ class StreamContent(Content):
 
     def __init__(self, source: str, settings: Settings, patience: float, max_cache: int) -> None:
         self.source, self.settings = source, settings
-        self.unit = f"sequences of {settings.context:,} tokens"
         if source in NAMES or re.match(r"stories:|lines:|hf:(?!//)|.*\.grammar\.ya?ml", source):
             raise ConfigError(f"data.streaming: is for token shards, not for {source}; write them by prepare tokens")
         if settings.train_tokens is not None:
@@ -88,6 +87,11 @@ class StreamContent(Content):
     def num_sequences(self) -> int:
         """Windows in the shards known so far, at least those of a step if there are as many."""
         return self.order.known(self.settings.batch_size)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation split."""
+        return "val" in self._checked.index.parts
 
     @property
     def sequence_length(self) -> int:

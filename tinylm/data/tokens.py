@@ -150,7 +150,7 @@ def open_cache(
         processes: processes that encode; None for one per core
     """
     key = sha256_json(["tokens", FORMAT, corpus.fingerprint, tokenizer.sha256])
-    family = f"{_slug(corpus.name)}-{tokenizer.kind}"
+    family = f"{_slug(corpus.cache_name)}-{tokenizer.kind}"
     folder = cache_dir / "tokens" / f"{family}-{key[:16]}"
     whole = new_index(corpus, tokenizer)
     index, problem = examine(folder, whole, full)

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tinylm.bundle import read_checkpoint
+from tinylm.errors import ConfigError
 from tinylm.files import atomic_write, seal_zip
 from tinylm.shards import KEY, remove_shards
 from tinylm.training.metrics_csv import MetricsCSV
@@ -32,6 +33,23 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     """Whether a validation follows this micro-batch."""
     fit_loop: Any = trainer.fit_loop
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+
+
+def check_validated(trainer: pl.Trainer) -> None:
+    """Refuses a callback that monitors the validation of a run that has none.
+
+    Raises:
+        ConfigError: naming the callback.
+    """
+    if trainer.limit_val_batches != 0:
+        return
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        monitor = str(getattr(callback, "monitor", None))
+        if monitor.startswith("val/") and not isinstance(callback, BestCheckpoint):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, and the run has no validation; "
+                "leave it out, or validate (data.split, data.val, trainer.limit_val_batches)"
+            )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -59,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the checkpoint with the lowest validation loss."""
+    """Keeps `best.ckpt`, the checkpoint with the lowest validation loss; a run without a validation has none."""
 
     def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
         """Creates the callback.
@@ -75,6 +93,11 @@ class BestCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves if that is due at the end of an epoch."""
+        if trainer.limit_val_batches != 0 or not str(self.monitor).startswith("val/"):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state, with the score of the last validation, which Lightning leaves out."""

@@ -170,8 +170,9 @@ class TinyLMCLI(LightningCLI):
             config.ckpt_path = self.origin if self.start.path is None else str(self.start.path)
         elif self.subcommand != "fit":
             best = self.folder / "checkpoints" / "best.ckpt"
+            validated = config.trainer.limit_val_batches != 0  # else the best is from before the run was resumed
             if not config.ckpt_path or _is_run_config(config):
-                config.ckpt_path = str(best if best.is_file() else self._newest_checkpoint())
+                config.ckpt_path = str(best if best.is_file() and validated else self._newest_checkpoint())
             if "verbose" in config:
                 config.verbose = False
         if config.ckpt_path and not Path(config.ckpt_path).is_file():
@@ -353,7 +354,7 @@ class TinyLMCLI(LightningCLI):
         trainable, weights = trainable_share(net)
         if trainable < weights:
             notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
-        row = "pairs" if data.pairs and not data.packing else f"x {data.context} tokens"
+        row = "pairs" if data.pairs and not data.packing else f"x {data.content.sequence_length} tokens"
         notice(
             f"training: {data.total_steps:,} steps of {data.batch_size} {row} ({epochs(data)}), "
             f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"

@@ -73,8 +73,11 @@ class FinishRun(Callback):
         notice(f"to try it: {generate_command(self.folder, self.prompt, pl_module.template)}")
 
     def _best(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> Bundle:
-        """The model of the best checkpoint that can be read, or of the last step if there are no checkpoints."""
-        for name in ("best.ckpt", "last.ckpt"):
+        """The model of the best checkpoint that can be read, or of the last step if there are no checkpoints.
+
+        Without a validation that is the last one; a `best.ckpt` is then from before the run was resumed.
+        """
+        for name in ("best.ckpt", "last.ckpt") if trainer.limit_val_batches != 0 else ("last.ckpt",):
             try:
                 self._checkpoint = self.folder / "checkpoints" / name
                 bundle = load_bundle(self._checkpoint)

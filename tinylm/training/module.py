@@ -28,6 +28,7 @@ from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
+from tinylm.training.checkpoint import check_validated
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -126,12 +127,14 @@ class LitTransformerLM(pl.LightningModule):
         return datamodule
 
     def setup(self, stage: str) -> None:
-        """Checks that tokenizer and network match."""
+        """Checks that tokenizer and network match, and that what callbacks monitor is measured."""
         size = self.tokenizer.vocab_size
         fits = size <= self.network.vocab_size if self.start is not None else size == self.network.vocab_size
         require(fits, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
         if self.start is not None:
             self.start.check_tokenizer(self.tokenizer)
+        if stage == "fit":
+            check_validated(self.trainer)
         if self._datamodule.packing:
             require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 

@@ -17,6 +17,7 @@ from tinylm.data import TextDataModule
 from tinylm.data.datamodule import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
+from tinylm.training.checkpoint import check_validated
 from tinylm.training.module import LitTransformerLM
 
 OVERHEAD = 1.25  # memory of a step over what autograd keeps, for gradients of activations; measured, CPU
@@ -121,8 +122,10 @@ def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
     """Refuses a callback that monitors a metric which no validation measures, such as a column of metrics.csv.
 
     Raises:
-        ConfigError: naming the callback and the metrics. Not if a class of someone else's may log more.
+        ConfigError: naming the callback and the metrics. Not if a class of someone else's may log more, unless there is
+            no validation at all.
     """
+    check_validated(trainer)
     known = [f"val/{name}" for name in ("loss", "perplexity", "bpb", "accuracy")]
     known += ["val/floor", "val/excess"] if "val" in data.floors else []
     known += [f"val/loss_{name}" for name in data.fingerprints]

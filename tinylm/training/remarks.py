@@ -17,7 +17,7 @@ def epochs(data: TextDataModule) -> str:
     if isinstance(data.order, ShardOrder):
         return "order: by shard"
     if not isinstance(data.content, MixtureContent):
-        return _epochs(data.total_steps / data.order.steps_per_epoch)
+        return _epochs(data.total_steps * data.batch_size / data.content.num_sequences)
     counts, weights = data.content.order.epochs(data.total_steps), data.content.weights
     return ", ".join(f"{name} {weights[name]:.1%}: {_epochs(count)}" for name, count in counts.items())
 

@@ -1,4 +1,4 @@
-"""SampleText: generated text after each validation."""
+"""SampleText: generated text after each validation, or at the end of a run without one."""
 
 import re
 from pathlib import Path
@@ -16,14 +16,29 @@ from tinylm.training.tracking import trackers
 
 
 class SampleText(Callback):
-    """Continues each prompt after every validation, on the screen and in `samples.txt`."""
+    """Continues each prompt after every validation, on the screen and in `samples.txt`.
+
+    Without a validation it does so at the end of the run.
+    """
 
     def __init__(self, folder: Path, prompts: tuple[str, ...], num_tokens: int, temperature: float = 0.8) -> None:
         self.folder, self.prompts, self.num_tokens, self.temperature = folder, prompts, num_tokens, temperature
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Generates."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._sample(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Generates if no validation did; not again where a run that had ended is resumed."""
+        if trainer.limit_val_batches == 0 and not has_samples(self.folder / "samples.txt", trainer.global_step):
+            pl_module.eval()
+            self._sample(trainer, pl_module)
+            pl_module.train()
+
+    def _sample(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Generates with fixed seeds, so that samples of different steps differ only through the model."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.num_tokens:
+        if not trainer.is_global_zero or not self.num_tokens:
             return
         if isinstance(pl_module.net, FSDPModule):  # no process has all the weights
             return
@@ -57,6 +72,11 @@ def append_sample(path: Path, step: int, text: str) -> None:
     """Appends a sample to samples.txt."""
     append_text(path, f"=== step {step}\n{text}\n\n")
     sync_file(path)
+
+
+def has_samples(path: Path, step: int) -> bool:
+    """Whether samples.txt has samples of a step."""
+    return path.is_file() and f"=== step {step}\n".encode() in path.read_bytes()
 
 
 def truncate_samples(path: Path, step: int, validating: bool = False) -> None:

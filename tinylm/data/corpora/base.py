@@ -8,23 +8,27 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import accumulate, pairwise
 
 from tinylm.data.corpora.metered import Metered, Place
 from tinylm.data.records import REPAIR, Reading
 from tinylm.errors import ConfigError
 
-__all__ = ["PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Place", "Reading", "check_split", "part_of"]
+__all__ = ["MANY", "PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Place", "Reading", "check_split", "cut", "part_of"]
 
 PARTS = ("train", "val", "test")
+MANY = 100  # documents, from which on none is divided
 
 
 class Corpus(Metered, ABC):
-    """A text in parts.
+    """A text in parts; the base class of a corpus of one's own, which defines `documents` and may set the attributes.
 
     Attributes:
-        name: the value of `data.corpus`
-        parts: `("train", "val")` or `("train", "val", "test")`
-        fingerprint: SHA-256 of everything that determines the text of the parts
+        name: the value of `data.corpus`. Default: the name of the class
+        parts: `("train",)`, `("train", "val")` or `("train", "val", "test")`
+        fingerprint: SHA-256 of everything that determines the text of the parts. Default: that of the texts, which
+            are read for it
         separated: whether there are several documents, which a special token should separate
         short_documents: whether documents are short and complete. Training windows then begin at a document, and
             evaluation reads each document from its start
@@ -32,10 +36,10 @@ class Corpus(Metered, ABC):
         num_groups: number of groups, runs of documents that are read independently of each other
     """
 
-    name: str
-    parts: tuple[str, ...]
-    fingerprint: str
-    separated: bool
+    name: str = ""
+    parts: tuple[str, ...] = ("train", "val")
+    fingerprint: str = ""
+    separated: bool = True
     short_documents = False
     has_floor = False
     num_groups: int = 1
@@ -49,6 +53,11 @@ class Corpus(Metered, ABC):
         for part in self.parts:
             for document in self.documents(part):
                 yield part, document
+
+    @property
+    def cache_name(self) -> str:
+        """Names its caches. Those of an earlier text by this name are remarked on as outdated."""
+        return self.name
 
     def texts(self) -> Iterator[str]:
         """All chunks of all parts, for a vocabulary of characters."""
@@ -93,9 +102,19 @@ def part_of(digest: bytes, split: tuple[float, ...], parts: tuple[str, ...]) -> 
     return parts[sum(fraction >= bound for bound in bounds)]
 
 
+def cut(total: int, split: tuple[float, ...]) -> list[tuple[int, int]]:
+    """The first element of each part and the one after its last, where `total` elements are split in order.
+
+    >>> cut(10, (0.6, 0.3, 0.1))
+    [(0, 6), (6, 9), (9, 10)]
+    """
+    shares = accumulate(Fraction(str(fraction)) for fraction in split[:-1])  # exact: 0.6 + 0.3 is 0.9
+    return list(pairwise([0, *(int(total * share) for share in shares), total]))
+
+
 def check_split(split: Iterable[float]) -> tuple[float, ...]:
-    """Returns a split as a tuple; raises ConfigError unless it is two or three positive fractions that sum to 1."""
+    """Returns a split as a tuple; raises ConfigError unless it is one to three positive fractions that sum to 1."""
     split = tuple(split)
-    if len(split) not in (2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
-        raise ConfigError(f"data.split must be two or three positive fractions that sum to 1, got {list(split)}")
+    if len(split) not in (1, 2, 3) or not all(part > 0 for part in split) or not abs(sum(split) - 1) < 1e-9:
+        raise ConfigError(f"data.split must be one to three positive fractions that sum to 1, got {list(split)}")
     return split

@@ -1,12 +1,10 @@
 """TextCorpus: documents of files of any format, split by characters if they are few, else by documents."""
 
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 
-from tinylm.data.corpora.base import PARTS, Corpus, part_of
+from tinylm.data.corpora.base import MANY, PARTS, Corpus, cut, part_of
 from tinylm.data.corpora.documents import Document, Documents, digest, held, remark, tell
 from tinylm.data.corpora.metered import total_size
 from tinylm.data.download import Download
@@ -19,7 +17,6 @@ TINYSHAKESPEARE = Download(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
-MANY = 100  # documents, from which on none is divided
 PEEK = 64 << 20  # characters of text files that are read to open a corpus
 
 
@@ -110,9 +107,7 @@ class TextCorpus(Corpus):
     @cached_property
     def _bounds(self) -> list[tuple[int, int]]:
         """The first character of each part and the one after its last."""
-        total = sum(map(sum, self._lengths))
-        fractions = [Fraction(str(fraction)) for fraction in self.split[:-1]]  # exact: 0.6 + 0.3 is 0.9
-        return list(pairwise([0, *(int(total * share) for share in accumulate(fractions)), total]))
+        return cut(sum(map(sum, self._lengths)), self.split)
 
     @cached_property
     def _lengths(self) -> list[list[int]]:
