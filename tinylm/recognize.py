@@ -209,7 +209,7 @@ def pairs_advice(path: Path, names: Iterable[str]) -> str | None:
 
 
 def record_list(head: str, field: str) -> tuple[bool, str | None]:
-    """Whether JSON holds records, in a list or on lines; and the field of a single object that has a list of objects.
+    """Whether JSON holds records: in a list, on lines, or one with the field; and a field with a list of objects.
 
     Args:
         head: the beginning of the text, which may end within its first record
@@ -222,8 +222,12 @@ def record_list(head: str, field: str) -> tuple[bool, str | None]:
     if record is None:
         found = re.match(r'\{\s*"([^"\\]+)"\s*:\s*\[\s*\{', head)
         return found is None and f'"{field}"' in head, found and found[1]
-    lists = (name for name, value in record.items() if isinstance(value, list) and value) if record else ()
-    return many, next((name for name in lists if isinstance(record[name][0], dict)), None) if not many else None
+    if not isinstance(record, dict):
+        return False, None
+    if many or isinstance(record.get(field), str):
+        return True, None
+    lists = (name for name, value in record.items() if isinstance(value, list) and isinstance((value or [0])[0], dict))
+    return False, next(lists, None)
 
 
 def _first_record(text: str) -> tuple[Any, bool]:

@@ -218,8 +218,15 @@ def test_a_list_within_an_object_is_read_if_the_field_names_it(folder):
     assert joined(opened("b.json", field="x.y.text")) == texts(120)
 
 
+def test_a_file_may_hold_a_single_record(folder):
+    for number, text in enumerate(texts(120)):
+        Path(f"{number:03}.json").write_text(json.dumps({"id": number, "text": text}, indent=number % 2 or None))
+    assert joined(opened("*.json")) == texts(120)
+
+
 def test_json_that_holds_no_records_is_a_text(folder):
-    for content in ('{"name": "x", "version": "1"}', "[[1, 2], [3]]", '{\n "files": ["a", "b"]\n}\n'):
+    bare = ('"text"', "7", "null", "{}", "[[1, 2], [3]]")
+    for content in (*bare, '{"name": "x", "version": "1"}', '{\n "files": ["a", "b"]\n}\n'):
         Path("package.json").write_text(content)
         assert "".join(joined(opened("package.json"))) == content
 
@@ -524,6 +531,14 @@ def test_the_groups_are_the_corpus_and_are_read_in_any_order(count, deduplicate,
     assert found == "".join(texts(count // 2) if deduplicate else documents)
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl", "separated.txt", "a.parquet"])
+@pytest.mark.parametrize("count", [20, 200])
+def test_a_corpus_may_have_a_training_part_alone(name, count, folder):
+    WRITERS[name](folder / name, texts(count))
+    corpus = opened(name, (1.0,))
+    assert corpus.parts == ("train",) and joined(corpus, "train") == texts(count)
+
+
 def test_opening_a_large_corpus_reads_100_documents(folder):
     write_lines(folder / "a.jsonl", texts(100))
     with Path("a.jsonl").open("a") as file:
@@ -589,6 +604,22 @@ def test_a_folder_with_files_of_parts_has_these(suffix, val, folder):
     }  # fmt: skip
     Path("own/train.txt").write_text("Which one?")
     with pytest.raises(DataError, match=rf"data\.corpus: own: has train{suffix}, train\.txt for one part; keep one of"):
+        opened("own")
+
+
+def test_source_code_and_compressed_files_in_a_folder_of_parts(folder):
+    Path("code").mkdir()
+    for name in ("train.py", "val.py", "model.py"):
+        Path(f"code/{name}").write_text(f"# {name}\n")
+    assert "model.py" in "".join(joined(opened("code")))
+    Path("own").mkdir()
+    for name, documents in {"train": texts(20), "val": texts(3)}.items():
+        write_lines(folder / "lines", documents)
+        Path(f"own/{name}.jsonl.gz").write_bytes(gzip.compress(Path("lines").read_bytes()))
+    corpus = opened("own")
+    assert [joined(corpus, part) for part in corpus.parts] == [texts(20), texts(3)]
+    Path("own/val.jsonl.gz").write_bytes(gzip.compress(b"\n"))
+    with pytest.raises(DataError, match=r"data\.corpus: own: its val part is empty"):
         opened("own")
 
 

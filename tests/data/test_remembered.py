@@ -1,4 +1,4 @@
-"""What was found out about files is remembered until they change; the memory is never necessary."""
+"""Facts about files are remembered until the files change; the memory is never necessary."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def write(content: bytes, mtime_ns: int = OLD, name: str = "a.txt") -> Path:
 
 
 def calls(path: str = "a.txt", kind: str = "length", cache_dir: Path | None = None) -> int:
-    """How often a file is read to ask for its length twice."""
+    """The number of times a file is read to ask for its length twice."""
     count = 0
 
     def compute() -> list[int]:

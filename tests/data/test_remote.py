@@ -265,6 +265,17 @@ def test_globs_and_folders_of_s3_are_listed(bucket):
         find_sources("s3://texts/other.txt", include=("*",))
 
 
+def test_a_folder_is_listed_without_a_request_for_each_file(bucket, monkeypatch, capfd):
+    for key in ("d/a.txt", "d/node_modules/b.js", "d/node_modules/c.js"):
+        bucket(key, b"text")
+    (listed,) = find_sources("s3://texts/d")
+    assert capfd.readouterr().err == "tinylm: s3://texts/d: 1 file; left out: 1 folders (node_modules 1)\n"
+    alone = Source("s3://texts/d/a.txt")
+    fingerprint = alone.fingerprint()
+    monkeypatch.setattr(remote, "_look_up", None)
+    assert listed.size == 4 and listed.fingerprint() == fingerprint
+
+
 def test_a_file_of_s3_that_changes_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(remote, "REQUEST", 1_000_000)
     source = Source(bucket("a.txt", BODY))
@@ -364,6 +375,13 @@ def test_a_corpus_is_the_same_wherever_it_lies(bucket, server, tmp_path, monkeyp
     assert found[1].fingerprint != found[0].fingerprint  # of a remote file it is that of its version
     again = open_corpus("s3://texts/d/a.jsonl.zst", split=(0.9, 0.1), cache_dir=tmp_path)
     assert again.fingerprint == found[1].fingerprint
+
+
+def test_an_invalid_text_is_named_by_its_url(bucket, tmp_path):
+    bucket("latin.txt", "Où est né".encode("latin-1"))
+    for source in ("s3://texts/latin.txt", "lines:s3://texts/latin.txt"):
+        with pytest.raises(DataError, match=r"^s3://texts/latin\.txt: is not UTF-8 at byte 1"):
+            open_corpus(source, split=(0.9, 0.1), cache_dir=tmp_path)
 
 
 @pytest.mark.slow  # starts tinylm

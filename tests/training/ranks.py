@@ -109,9 +109,9 @@ def measure(path: Path) -> None:
     rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    metric = TextMetrics(LENGTHS)
-    for batch in batches()[rank::world_size]:
-        metric.update(*batch, log_prob=-2.0)
+    metric = TextMetrics(LENGTHS, sources=["web", "books"])
+    for batch, source in [*zip(batches(), ["web", "books", "books", "web"], strict=True)][rank::world_size]:
+        metric.update(*batch, log_prob=-2.0, source=source)
     path.write_text(json.dumps(metric.compute()))
     if world_size > 1:
         torch.distributed.destroy_process_group()

@@ -47,13 +47,24 @@ def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
-def test_a_run_resumed_on_two_one_and_two_ranks_reads_the_windows_of_one_rank(tiny_yaml, tmp_path, overlay):
+@pytest.mark.parametrize(
+    ("overlay", "ranks_of_parts", "corpus_of"),
+    [
+        ("ddp", [2, 1, 2], "FOX"),
+        ("fsdp", [2, 1, 2], "FOX"),
+        ("ddp", [4, 1, 2], "{fox: FOX, tales: 'stories:60'}"),
+    ],
+    ids=["ddp", "fsdp", "mixture"],
+)
+def test_a_run_resumed_on_other_numbers_of_ranks_reads_the_windows_of_one_rank(
+    tiny_yaml, corpus, tmp_path, overlay, ranks_of_parts, corpus_of
+):
     """In the same global order, with the same losses: whole weights (DDP), or sharded ones (FSDP)."""
     common = ["fit", "-c", str(tiny_yaml), "--model.network.dropout", "0", "--model.schedule.name", "constant"]
     common += ["--model.optimizer.name", "adamw", "--data.micro_batch_size", "2"]
+    common += ["--data.corpus", corpus_of.replace("FOX", str(corpus))]
     windows, losses = {}, {}
-    for name, sizes in {"alone": [1], "changing": [2, 1, 2]}.items():
+    for name, sizes in {"alone": [1], "changing": ranks_of_parts}.items():
         windows[name], losses[name] = [], []
         for start, size in enumerate(sizes, start=1):
             arguments = [*common, "--run.name", name, "--trainer.max_steps", str(12 * start // len(sizes))]

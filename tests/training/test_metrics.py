@@ -36,6 +36,19 @@ def test_sums_match_one_pass_over_all_tokens():
     assert found["floor"] == 8.0 / counts.sum().item()
 
 
+def test_the_loss_of_each_source_is_that_of_its_batches_alone():
+    metric, web = TextMetrics(LENGTHS, sources=["web", "books"]), TextMetrics(LENGTHS)
+    for batch, source in zip(batches(), ["web", "books", "books", "web"], strict=True):
+        metric.update(*batch, source=source)
+        if source == "web":
+            web.update(*batch)
+    found, nats, tokens = metric.compute(), web.nats.item(), web.tokens.item()
+    assert found["loss_web"] == pytest.approx(web.compute()["loss"], rel=1e-12)
+    rest = (metric.nats.item() - nats) / (metric.tokens.item() - tokens)
+    assert found["loss_books"] == pytest.approx(rest, rel=1e-12)
+    assert found["loss"] == pytest.approx(metric.nats.item() / metric.tokens.item())
+
+
 def test_floor_is_left_out_if_one_batch_has_none():
     metric = TextMetrics(LENGTHS)
     (first, second, *_) = batches()

@@ -26,7 +26,7 @@ GROUPS = {  # name: module, summary
         "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
     "Adapt and export": {
-        "prepare": ("prepare", "write data sets: questions, summaries, tinystories, token shards"),
+        "prepare": ("prepare", "write data sets: questions, summaries, tinystories, token ids"),
         "quantize": ("quantize", "quantize a model to 8 or 4 bits"),
         "export": ("export", "convert to and from Hugging Face transformers"),
     },

@@ -18,6 +18,7 @@ from tinylm.bundle import TOKENIZER
 from tinylm.console import plural
 from tinylm.data import IGNORE, TextDataModule, Turn
 from tinylm.data.chat_template import ChatTemplate
+from tinylm.data.stream_content import StreamContent
 from tinylm.data.template import question_frame
 from tinylm.errors import (
     ConfigError,
@@ -253,6 +254,8 @@ class Run:
         kind = getattr(torch, np.dtype(self.dtype).name)
         self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
         started, first = time.perf_counter(), self.state.global_step
+        if isinstance(self.data.content, StreamContent):
+            self.data.content.stream.while_waiting = lambda: self._check_stop(waiting=True)
         handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             self.progress.on_train_start(self.state, self)
@@ -308,10 +311,17 @@ class Run:
             saved = self.save_every > 0 and step.number % self.save_every == 0 and not due
             if saved or step.number == self.total or self.stopped_by:
                 self._save("last")
-            if self.stopped_by:
-                done = f"stopped after step {step.number:,}, which is saved; to resume: {self.resume_command}"
-                raise stopped_by(self.stopped_by, done)
+            self._check_stop()
             clock = time.perf_counter()  # validating and saving do not count
+
+    def _check_stop(self, waiting: bool = False) -> None:
+        """Ends a run that was asked to stop, after a step or while it waits for a shard."""
+        if not self.stopped_by:
+            return
+        if waiting:
+            self._save("last")
+        done = f"stopped after step {self.state.global_step:,}, which is saved{', waiting for a shard' * waiting}"
+        raise stopped_by(self.stopped_by, f"{done}; to resume: {self.resume_command}")
 
     def _rate(self, step: int) -> float:
         return learning_rate(step, self.total, lr=self.settings.lr, **vars(self.schedule))

@@ -5,6 +5,7 @@ tinylm prepare questions --out questions/
 tinylm prepare summaries --out summaries/ --train 20000
 tinylm prepare tinystories --sample 10000
 tinylm prepare tokens my.txt --tokenizer tok.json --out shards
+tinylm prepare shards my.txt --to nanogpt --tokenizer char --out my-chars
 """
 
 import json
@@ -21,7 +22,7 @@ PAIRS = {
     "questions": "Writes questions about short stories, with their answers.",
     "summaries": "Writes short stories, each with a one-sentence summary.",
 }
-KINDS = ("inspect", *PAIRS, "tinystories", "tokens")
+KINDS = ("inspect", *PAIRS, "tinystories", "tokens", "shards")
 PAIRS_FILE = FileKind("a file of pairs", rb'\{"prompt": "[^\n]*", "response": ".*')
 STORIES = FileKind("a sample of TinyStories", rb".*<\|endoftext\|>")
 
@@ -41,6 +42,10 @@ def run(arguments: list[str]) -> None:
         from tinylm.commands.prepare_tokens import write_tokens
 
         write_tokens(arguments[1:])
+    elif kind == "shards":
+        from tinylm.commands.prepare_shards import write_shards
+
+        write_shards(arguments[1:])
     else:
         raise ConfigError(f"{kind}: no such subcommand{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}")
 

@@ -27,6 +27,7 @@ from tinylm.data.corpora import Corpus, open_corpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
+from tinylm.data.shard_order import ShardOrder
 from tinylm.data.token_array import Tokens, first_position
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer
 from tinylm.errors import ConfigError, DataError
@@ -102,7 +103,7 @@ class Content(ABC):
 
     @property
     @abstractmethod
-    def order(self) -> TrainingWindows | RowOrder | MixtureOrder:
+    def order(self) -> TrainingWindows | RowOrder | MixtureOrder | ShardOrder:
         """The order of the training sequences."""
 
     @property

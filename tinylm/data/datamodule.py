@@ -28,6 +28,10 @@ from tinylm.data.mixture import MixtureOrder
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
+from tinylm.data.pretokenized import find_pretokenized
+from tinylm.data.shard_content import ShardContent
+from tinylm.data.shard_order import ShardOrder
+from tinylm.data.stream_content import StreamContent
 from tinylm.data.template import Template, TooLong
 from tinylm.data.token_array import Tokens
 from tinylm.data.tokens import is_tokenizer_file
@@ -85,12 +89,15 @@ class TextDataModule(pl.LightningDataModule):
         fields: tuple[str, str] | None = None,
         packing: bool = False,
         too_long: TooLong = "error",
+        streaming: bool = False,
+        shard_timeout: float | None = None,
+        max_cache_gb: float | None = None,
     ) -> None:
         """Creates the data module.
 
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, glob or URL,
-                lines:FILE (a document per line), *.grammar.yaml, or {a: FILE, ...}
+                lines:FILE (a document per line), *.grammar.yaml, token ids, or {a: FILE, ...}
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
@@ -110,6 +117,9 @@ class TextDataModule(pl.LightningDataModule):
             fields: Names of prompt and response in the file, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
             too_long: Pairs beyond the context: error, drop, truncate
+            streaming: Train on token shards one after the other, while they are written or from a URL
+            shard_timeout: Streaming: seconds to wait without any new shard. Default: 600
+            max_cache_gb: Streaming from a URL: size of the cache of shards. Default: 50
         """
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
@@ -137,8 +147,17 @@ class TextDataModule(pl.LightningDataModule):
         if weights is not None and (pairs is not None or isinstance(corpus, str)):
             raise ConfigError(f"data.weights: are for a mixture, not for {pairs or corpus}; leave them out (null)")
         self.content: Content
-        if pairs is not None:
+        if streaming:
+            self.content = self._stream(corpus, pairs, settings, shard_timeout, max_cache_gb)
+        elif shard_timeout is not None or max_cache_gb is not None:
+            name = "max_cache_gb" if shard_timeout is None else "shard_timeout"
+            raise ConfigError(f"data.{name}: is for data.streaming; leave it out")
+        elif pairs is not None:
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
+        elif isinstance(corpus, str) and (found := find_pretokenized(corpus)) is not None:
+            if errors != "strict" and text is None:
+                raise ConfigError(f"data.errors: is for texts, and {corpus} holds token ids; leave it out")
+            self.content = ShardContent(found, settings)
         elif isinstance(corpus, str):
             self.content = TextContent(corpus, settings)
         else:
@@ -148,6 +167,26 @@ class TextDataModule(pl.LightningDataModule):
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
+
+    def _stream(
+        self,
+        corpus: dict[str, str] | str,
+        pairs: str | None,
+        settings: Settings,
+        timeout: float | None,
+        max_cache_gb: float | None,
+    ) -> StreamContent:
+        """The content of `streaming`."""
+        if pairs is not None or not isinstance(corpus, str):
+            raise ConfigError(f"data.streaming: is for one folder of token shards, not for {pairs or 'a mixture'}")
+        if self.num_workers:
+            raise ConfigError("data.num_workers: with data.streaming this process reads the batches; leave it out")
+        if max_cache_gb is not None and "://" not in corpus:
+            raise ConfigError(f"data.max_cache_gb: is for shards behind a URL, not for {corpus}; leave it out")
+        if max_cache_gb is not None and max_cache_gb <= 0:
+            raise ConfigError(f"data.max_cache_gb must be above 0, got {max_cache_gb:g}")
+        cache = 50.0 if max_cache_gb is None else max_cache_gb
+        return StreamContent(corpus, settings, 600.0 if timeout is None else timeout, int(cache * 1e9))
 
     @property
     def source(self) -> str:
@@ -200,7 +239,7 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def tokens(self) -> dict[str, Tokens]:
         """Token ids of each split."""
-        assert isinstance(self.content, TextContent | PairContent)
+        assert isinstance(self.content, TextContent | PairContent | ShardContent)
         return dict(self.content.tokens)
 
     @property
@@ -213,7 +252,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.content.example_prompt()
 
     @property
-    def order(self) -> TrainingWindows | RowOrder | MixtureOrder:
+    def order(self) -> TrainingWindows | RowOrder | MixtureOrder | ShardOrder:
         """The order of the training sequences."""
         return self.content.order
 
@@ -228,7 +267,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
-        trainer, steps = self.trainer, self.order.steps_per_epoch
+        trainer, steps = self.trainer, self._steps_of_order
         assert trainer is not None
         share, remainder = divmod(self.batch_size, trainer.world_size)
         if remainder:
@@ -276,8 +315,21 @@ class TextDataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch of the trainer, after `setup`."""
         assert self.trainer is not None
-        steps, limit = self.order.steps_per_epoch, self.trainer.limit_train_batches
+        steps, limit = self._steps_of_order, self.trainer.limit_train_batches
         return min(steps, limit // self.trainer.accumulate_grad_batches) if isinstance(limit, int) else steps
+
+    @property
+    def _steps_of_order(self) -> int:
+        """Optimizer steps in an epoch; with `streaming`, whose epochs have no known end, those of the whole run."""
+        trainer = self.trainer
+        assert trainer is not None
+        if not isinstance(self.order, ShardOrder):
+            return self.order.steps_per_epoch
+        if trainer.max_steps < 0:
+            raise ConfigError("trainer.max_steps: missing; with data.streaming the length of an epoch is not known")
+        if trainer.max_epochs not in (None, -1):
+            raise ConfigError("trainer.max_epochs: does not work with data.streaming; set trainer.max_steps alone")
+        return trainer.max_steps
 
     def _count_steps(self) -> int:
         """Optimizer steps of the whole run.
@@ -314,7 +366,7 @@ class TextDataModule(pl.LightningDataModule):
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
 
-        sampler = MicroSteps(self.order.steps_per_epoch * accumulate, position)
+        sampler = MicroSteps(self._steps_of_order * accumulate, position)
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,62 +91,88 @@ def build_shards(
         DataError: if the tokenizer cannot encode the text, or the corpus has fewer shards than the index says.
         StorageError: if the disk is full or fails.
     """
-    waiting: deque[tuple[ShardKey, list[float]] | Callable[[], None]] = deque()
     with ExitStack() as files, corpus.reading("encoding"):
-        writing: dict[ShardKey, _ShardWriter] = {}
-
-        def finish(keys: Iterable[ShardKey]) -> None:
-            for key in list(keys):
-                index.shards[key] = writing.pop(key).close()
-            index.save(folder / share.index)
-
-        def end_group(group: int, counts: dict[str, int]) -> None:
-            index.groups[group] = counts
-            finish(key for key in writing if key.group == group)
-
-        def run_ends() -> None:
-            while waiting and callable(waiting[0]):
-                waiting.popleft()()  # pyright: ignore[reportCallIssue]
-
-        blocks = _missing_blocks(corpus, tokenizer, index, share, waiting, end_group)
+        recorder = _Recorder(folder, index, share, files)
+        blocks = _missing_blocks(corpus, tokenizer, index, share, recorder.coming)
         for ids in map_in_order(tokenizer.encode_packed, blocks, processes, alone=8):
-            run_ends()
-            key, log_probs = waiting.popleft()  # pyright: ignore[reportGeneralTypeIssues]
-            if key not in writing:
-                writing[key] = _ShardWriter(folder, key, files)
-            if writing[key].add(ids, log_probs) == BLOCKS:
-                finish([key])
-        run_ends()
+            recorder.add(ids)
+        recorder.end_groups()
+
+
+class _OfBlock(NamedTuple):
+    """The shard of a block that is being encoded, and the log probabilities of its documents."""
+
+    key: ShardKey
+    log_probs: list[float]
+
+
+class _EndOfGroup(NamedTuple):
+    """All blocks of a group precede; `counts` are its shards of each part."""
+
+    group: int
+    counts: dict[str, int]
+
+
+class _Recorder:
+    """Writes encoded blocks to their shards, and records each shard that is complete.
+
+    Attributes:
+        coming: what the next blocks belong to, in order
+    """
+
+    def __init__(self, folder: Path, index: ShardIndex, share: Share, files: ExitStack) -> None:
+        self._folder, self._index, self._path, self._files = folder, index, folder / share.index, files
+        self._writing: dict[ShardKey, _ShardWriter] = {}
+        self.coming: deque[_OfBlock | _EndOfGroup] = deque()
+
+    def add(self, ids: np.ndarray) -> None:
+        """Appends the ids of the next block to its shard."""
+        self.end_groups()
+        block = self.coming.popleft()
+        assert isinstance(block, _OfBlock)
+        if block.key not in self._writing:
+            self._writing[block.key] = _ShardWriter(self._folder, block.key, self._files)
+        if self._writing[block.key].add(ids, block.log_probs) == BLOCKS:
+            self._complete([block.key])
+
+    def end_groups(self) -> None:
+        """Completes the last shards of groups that end before the next block."""
+        while self.coming and isinstance(end := self.coming[0], _EndOfGroup):
+            self.coming.popleft()
+            self._index.groups[end.group] = end.counts
+            self._complete([key for key in self._writing if key.group == end.group])
+
+    def _complete(self, keys: list[ShardKey]) -> None:
+        for key in keys:
+            self._index.shards[key] = self._writing.pop(key).close()
+        self._index.save(self._path)
 
 
 def _missing_blocks(
-    corpus: Corpus, tokenizer: Tokenizer, index: ShardIndex, share: Share, waiting: deque, end_group: Callable
+    corpus: Corpus, tokenizer: Tokenizer, index: ShardIndex, share: Share, coming: deque[_OfBlock | _EndOfGroup]
 ) -> Iterator[Block]:
-    """Yields the blocks to encode, and queues what they belong to, and what follows at the end of each group."""
+    """Yields the blocks to encode, and appends to `coming` what they belong to."""
     for group in range(corpus.num_groups):
-        counts = index.groups[group]
-        takes = _Wanted(index, share)
-        if counts is None:
-            if not share.reads(group, corpus.num_groups):
-                continue
-            limit = None
-        else:
+        counts, takes, limit = index.groups[group], _Wanted(index, share), None
+        if counts is None and not share.reads(group, corpus.num_groups):
+            continue
+        if counts is not None:
             missing = [key for key in index.keys(group) if takes(key)]
             if not missing:
                 continue
-            ends = any(key.number == counts[key.part] - 1 for key in missing)
-            limit = None if ends else BLOCKS * len(missing)  # then the group need not be read to its end
+            if all(key.number < counts[key.part] - 1 for key in missing):
+                limit = BLOCKS * len(missing)  # the group need not be read to its end
         numbers = dict.fromkeys(corpus.parts, 0)
         with closing(_blocks(corpus, tokenizer, group, takes, numbers)) as found:
             for key, block, log_probs in islice(found, limit):
-                waiting.append((key, log_probs))
+                coming.append(_OfBlock(key, log_probs))
                 yield block
-        if limit is None:
+        if counts is None or limit is None:
             read = {part: -(-number // BLOCKS) for part, number in numbers.items()}
             if counts not in (None, read):
                 raise DataError(f"{corpus.name}: has changed since its shards were built; build them in a new folder")
             counts = read
-        waiting.append(lambda group=group, counts=counts: end_group(group, counts))
+        coming.append(_EndOfGroup(group, counts))
 
 
 class _Wanted:

@@ -1,6 +1,7 @@
 """TokenArray: token ids in several files, read as one array."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -27,6 +28,12 @@ class TokenArray:
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
+
+    @overload
+    def __getitem__(self, index: slice) -> "TokenArray": ...
+
+    @overload
+    def __getitem__(self, index: np.ndarray) -> np.ndarray: ...
 
     def __getitem__(self, index: slice | np.ndarray) -> "TokenArray | np.ndarray":
         if not isinstance(index, slice):

@@ -24,7 +24,7 @@ LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "httpx", "httpcore", "urllib3
 
 @dataclass(frozen=True)
 class State:
-    """What tells one content of a file from another.
+    """Size and version, which tell one content of a file from another.
 
     Attributes:
         size: bytes as stored; None if unknown
@@ -155,7 +155,7 @@ def release(error: BaseException) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What a network error says, on one line."""
+    """The message of a network error, on one line."""
     text = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
     return " ".join(text.split()).rstrip(".")
 

@@ -2,6 +2,7 @@
 
 from tinylm.data import TextDataModule
 from tinylm.data.mixture_content import MixtureContent
+from tinylm.data.shard_order import ShardOrder
 from tinylm.errors import notice
 from tinylm.training.schedule import ScheduleConfig
 
@@ -9,7 +10,12 @@ RISES = 3  # validations in a row whose loss rises
 
 
 def epochs(data: TextDataModule) -> str:
-    """The passes over the training data, such as `3.1 epochs`; of a mixture, those of each source with its share."""
+    """The passes over the training data, such as `3.1 epochs`; of a mixture, those of each source with its share.
+
+    Those of a stream are not known.
+    """
+    if isinstance(data.order, ShardOrder):
+        return "order: by shard"
     if not isinstance(data.content, MixtureContent):
         return _epochs(data.total_steps / data.order.steps_per_epoch)
     counts, weights = data.content.order.epochs(data.total_steps), data.content.weights

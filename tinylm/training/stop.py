@@ -7,8 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from tinylm.data.stream_content import StreamContent
 from tinylm.errors import Interrupted, Preempted
 from tinylm.signals import SIGNALS, quit_at_next
+from tinylm.training.checkpoint import LastCheckpoint
 from tinylm.training.module import LitTransformerLM
 
 
@@ -45,6 +47,21 @@ class GracefulStop(Callback):
 
         for number in SIGNALS:
             signal.signal(number, receive)
+        content = getattr(getattr(trainer, "datamodule", None), "content", None)
+        if isinstance(content, StreamContent):
+            content.stream.while_waiting = lambda: self._leave_waiting(trainer, pl_module)
+
+    def _leave_waiting(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Ends a run that waits for a shard and was asked to stop. One process saves; several cannot agree to."""
+        if not any(pl_module.stop_wanted):
+            return
+        pl_module.stop_agreed, saved = pl_module.stop_wanted, ""
+        if trainer.world_size == 1:
+            saved = ", which is saved"
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.save_now(trainer)
+        raise self._stopped(pl_module, f"stopped after step {trainer.global_step:,}{saved}, waiting for a shard")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, batch: Any, batch_idx: int

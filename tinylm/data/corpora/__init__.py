@@ -19,7 +19,7 @@ from tinylm.data.records import DEFAULT, hub_dataset, saved_dataset
 from tinylm.data.sources import Source, find_sources
 from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 
-__all__ = ["NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "open_corpus"]
+__all__ = ["DEFAULT", "NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "open_corpus"]
 
 NAMES = ("stories", "names", "tinyshakespeare", "tinystories")
 

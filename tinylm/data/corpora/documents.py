@@ -145,13 +145,14 @@ class Documents:
     def _dropped(self) -> list[frozenset[int]]:
         """The numbers of the documents of each group that occurred before."""
         path = self.cache_dir / "duplicates" / f"{sha256_json(['duplicates', self.key])[:32]}.npy"
-        with locked(path.with_suffix(".lock")):
-            try:
-                found = np.load(path)
-            except (OSError, ValueError, EOFError):  # missing or damaged
-                found = self._find_duplicates()
-                with atomic_write(path) as file:
-                    np.save(file, found)
+        found = _load(path)
+        if found is None:
+            with locked(path.with_suffix(".lock")):
+                found = _load(path)  # another process may have found them meanwhile
+                if found is None:
+                    found = self._find_duplicates()
+                    with atomic_write(path) as file:
+                        np.save(file, found)
         return [frozenset(found[found[:, 0] == group, 1].tolist()) for group in range(len(self.groups))]
 
     def _find_duplicates(self) -> np.ndarray:
@@ -171,6 +172,14 @@ class Documents:
         begins = np.cumsum([0, *counts])
         groups = np.searchsorted(begins, later, side="right") - 1
         return np.stack([groups, later - begins[groups]], axis=1).astype(np.int64)
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """The array in a file; None if it is missing or damaged."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _groups(sources: list[Source]) -> list[list[int]]:

@@ -3,16 +3,15 @@
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from tinylm.data.corpora.base import PARTS, HashSplitCorpus
 from tinylm.data.corpora.documents import remark, tell
 from tinylm.data.corpora.metered import Place, total_size
 from tinylm.data.download import Download
-from tinylm.data.records import REPAIR, TEXT, split_text
+from tinylm.data.records import TEXT, decoded, split_text
 from tinylm.data.sources import Source
 from tinylm.errors import DataError
-from tinylm.files import decode_blocks, sha256_json
+from tinylm.files import sha256_json
 
 FIRST_NAMES = Download(  # makemore's: the 32,033 most common first names given in the USA in 2018
     "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt",
@@ -63,4 +62,4 @@ class LineCorpus(HashSplitCorpus):
         return digest.hexdigest()
 
     def _chunks(self, source: Source, digest: "hashlib._Hash | None" = None) -> Iterator[str]:
-        return decode_blocks(source.blocks(), Path(source.url), self.errors, digest, remedy=REPAIR)
+        return decoded(source, self.errors, digest=digest, records=False)

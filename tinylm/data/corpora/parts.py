@@ -9,11 +9,12 @@ from tinylm.data.corpora.base import PARTS, Corpus
 from tinylm.data.corpora.documents import Documents
 from tinylm.data.corpora.metered import total_size
 from tinylm.data.records import DEFAULT, FORMATS, Reading
-from tinylm.data.sources import TEXTS, Source
+from tinylm.data.sources import Source
 from tinylm.errors import DataError
 from tinylm.files import sha256_json
 
 OWN_PARTS = re.compile(r"(train|val|valid|validation|test)(-\d+-of-\d+)?\.[a-z0-9.]+", re.IGNORECASE)
+PROSE = (".txt", ".text", ".md")  # not .py: a folder of source code may have train.py and val.py
 NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -104,7 +105,7 @@ def own_parts(folder: str, reading: Reading, cache_dir: Path) -> dict[str, list[
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         found = OWN_PARTS.fullmatch(name)
         source = Source(os.path.join(folder, name), cache_dir=cache_dir)  # noqa: PTH118
-        if found and (source.suffix in FORMATS or source.suffix in TEXTS):
+        if found and (source.suffix in FORMATS or source.suffix in PROSE):
             parts.setdefault(NAMES[found[1].lower()], []).append(source)
     if "train" not in parts or "val" not in parts:
         return None

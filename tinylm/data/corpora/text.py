@@ -121,7 +121,17 @@ class TextCorpus(Corpus):
             return self._counted
         with self.reading("measuring"):
             groups = range(self.num_groups)
-            return [[sum(map(len, found)) for _, found in self.contents.read(group)] for group in groups]
+            return [[self._length(file, found) for file, found in self.contents.read(group)] for group in groups]
+
+    def _length(self, file: int, document: Document) -> int:
+        """The characters of a document. Those of a whole file are remembered."""
+
+        def count() -> int:
+            return sum(map(len, document))
+
+        if isinstance(document, list):
+            return count()
+        return self.sources[file].remembered(f"characters {self.contents.errors}", count)
 
     def _peek(self) -> list[list[int]] | None:
         """The characters of each document of each group, -1 if a text is long; None if there are many documents."""

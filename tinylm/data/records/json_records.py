@@ -1,5 +1,6 @@
 """Records in JSON: an object on each line, or a list, of which one record at a time is in memory."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -78,6 +79,9 @@ def read_json(source: Source, reading: Reading, errors: str) -> Iterator[list[st
     within = _enter_list(buffer, reading.field) if "." in reading.field else None
     if within is not None:
         reading = replace(reading, field=within)
+    elif source.suffix == ".json" and (single := _single(buffer)):
+        yield [text_of(single, reading, source.url, "", errors)]
+        return
     for record, place in json_records(buffer, source.url) if within is None else _elements(buffer, source.url):
         yield [text_of(record, reading, source.url, place, errors)]
 
@@ -140,6 +144,18 @@ def _elements(buffer: Buffer, name: str) -> Records:
             fail(name, "", f"is not valid JSON (no comma or ] after record {number}); repair it")
 
 
+def _single(buffer: Buffer) -> dict | None:
+    """The object that is all there is; None, and the position is the beginning again, if there is anything else."""
+    buffer.hold = True
+    record = None
+    with contextlib.suppress(ValueError, RecursionError):  # the reader of the lines names it
+        record = buffer.value() if buffer.peek() == "{" else None
+    alone = record is not None and not buffer.peek()
+    buffer.hold = False
+    buffer.at = 0
+    return record if alone else None
+
+
 def _enter_list(buffer: Buffer, field: str) -> str | None:
     """Moves into the list that the field names in a JSON object, and returns the rest of the field; else None.
 
@@ -183,7 +199,8 @@ def _enter_field(buffer: Buffer, name: str) -> bool:
 def is_records(source: Source, reading: Reading, errors: str) -> bool:
     """Whether a file whose name ends in .json has records. Any other is a text, such as package.json among source code.
 
-    Records are objects or strings in a list, objects on lines, or a list in an object that the field names.
+    Records are objects or strings in a list, objects on lines, an object with the field, or a list in an object that
+    the field names.
 
     Raises:
         DataError: for an object with a list of objects that the field does not name.

@@ -1,5 +1,6 @@
 """Plain text: a file is a document, or has several between separators."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from tinylm.data.records.reading import Reading
 from tinylm.data.sources import Source
+from tinylm.errors import DataError
 from tinylm.files import decode_blocks
 
 REPAIR = "repair the file, set data.errors=replace, or use the byte tokenizer"
@@ -26,14 +28,28 @@ class FileText:
         return decoded(self.source, self.errors)
 
 
-def decoded(source: Source, errors: str, remedy: str = REPAIR) -> Iterator[str]:
+def decoded(
+    source: Source,
+    errors: str,
+    remedy: str = REPAIR,
+    digest: "hashlib._Hash | None" = None,
+    records: bool = True,
+) -> Iterator[str]:
     """The text of a source in chunks of about a megabyte, without a byte order mark.
+
+    The arguments are those of `decode_blocks`.
 
     Raises:
         MissingInputError: if it does not exist or cannot be read.
         DataError: if it is in another format or encoding.
     """
-    return decode_blocks(source.blocks(), Path(source.url), errors, records=True, remedy=remedy)
+    path = Path(source.url)
+    try:
+        yield from decode_blocks(source.blocks(), path, errors, digest, records=records, remedy=remedy)
+    except DataError as error:
+        if str(path) == source.url or str(path) not in str(error):
+            raise
+        raise DataError(str(error).replace(str(path), source.url)) from error  # a URL loses a slash as a path
 
 
 def read_text(source: Source, reading: Reading, errors: str) -> Iterator[Iterable[str]]:

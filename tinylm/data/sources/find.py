@@ -14,6 +14,7 @@ from tinylm.data.download import Download, download
 from tinylm.data.sources.globs import RECORDS, TEXTS, check_readable, each_once, glob_files, walk
 from tinylm.data.sources.remote import list_folder, list_glob
 from tinylm.data.sources.source import Source, suffix_of
+from tinylm.data.web import State
 from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.files import default_cache_dir
 
@@ -47,14 +48,14 @@ def find_sources(
         choice.refuse_patterns()
         return [Source(str(download(Download(pattern), cache_dir or default_cache_dir())), cache_dir=cache_dir)]
     if scheme not in (None, "file"):
-        return [Source(url, cache_dir=cache_dir) for url in _remote(pattern, choice)]
+        return [Source(url, cache_dir=cache_dir, listed=state) for url, state in _remote(pattern, choice)]
     path = pattern if scheme is None else url2pathname(urlsplit(pattern).path)
     return [Source(path, cache_dir=cache_dir) for path in _local(os.path.expanduser(path), choice)]  # noqa: PTH111
 
 
 @dataclass
 class Choice:
-    """What to take of the files of a folder or glob, and counts of what was taken and left out.
+    """The files to take of a folder or glob, and counts of those left out.
 
     Attributes:
         pattern: what `data.corpus` names, for messages
@@ -62,6 +63,7 @@ class Choice:
         left_out: number of files by reason
         others: number of files of unknown kinds by suffix
         folders: number of folders that were not entered by name
+        entered: whether a folder of a remote file system is entered
     """
 
     pattern: str
@@ -70,6 +72,7 @@ class Choice:
     left_out: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     folders: Counter[str] = field(default_factory=Counter)
+    entered: dict[str, bool] = field(default_factory=dict)
 
     def refuse_patterns(self) -> None:
         """Raises ConfigError for patterns where a single file is named."""
@@ -88,6 +91,16 @@ class Choice:
         else:
             return True
         return False
+
+    def enters_all(self, relative: str) -> bool:
+        """Whether all folders of a file are entered; each is counted once."""
+        *folders, _ = relative.split("/")
+        for folder in ("/".join(folders[: i + 1]) for i in range(len(folders))):
+            if folder not in self.entered:
+                self.entered[folder] = self.enters(folder)
+            if not self.entered[folder]:
+                return False
+        return True
 
     def takes(self, relative: str, by_suffix: bool = True) -> bool:
         """Whether a file is taken; counts it as left out otherwise.
@@ -172,19 +185,17 @@ def _in_folder(folder: str, choice: Choice) -> list[str]:
     return files
 
 
-def _remote(url: str, choice: Choice) -> list[str]:
-    """The URLs of a file, glob or folder of a file system that can list."""
+def _remote(url: str, choice: Choice) -> list[tuple[str, State | None]]:
+    """The URLs of a file, glob or folder of a file system that can list, and their states where these are listed."""
     if "*" in url:
-        found = list_glob(url)
-        chosen = [each for each in found if choice.takes(each.partition("://")[2], by_suffix=False)]
-        return choice.check(chosen) if found else []
-    files = list_folder(url)
-    if files is None:
-        choice.refuse_patterns()
-        return [url]
-    chosen = []
-    for each, relative in files:
-        *folders, _ = relative.split("/")
-        if all(choice.enters("/".join(folders[: i + 1])) for i in range(len(folders))) and choice.takes(relative):
-            chosen.append(each)
-    return choice.check(chosen)
+        files = list_glob(url)
+        chosen = [(each, state) for each, path, state in files if choice.takes(path, by_suffix=False)]
+    else:
+        files = list_folder(url)
+        if files is None:
+            choice.refuse_patterns()
+            return [(url, None)]
+        chosen = [(each, state) for each, path, state in files if choice.enters_all(path) and choice.takes(path)]
+    if files or "*" not in url:
+        choice.check([each for each, _ in chosen])
+    return chosen

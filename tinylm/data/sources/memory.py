@@ -1,4 +1,4 @@
-"""What was found out about local files, remembered for as long as they do not change.
+"""Facts about local files, remembered for as long as the files do not change.
 
 One SQLite database in the cache folder. A file is known by its absolute path, size, time of modification and inode, as
 in git's index. As there, a file written to within the last two seconds is not remembered: it could change once more

@@ -33,10 +33,8 @@ KEYS = {
     "gcsfs": "GOOGLE_APPLICATION_CREDENTIALS (FSSPEC_GS_TOKEN=anon for a public bucket)",
     "huggingface_hub": "HF_TOKEN, or run hf auth login",
 }
-VERSIONS = (
-    "ETag", "etag", "xet_hash", "blob_id", "generation", "md5Hash", "content_md5",
-    "LastModified", "last_modified", "mtime", "updated", "modified", "created",
-)  # fmt: skip
+DIGESTS = ("ETag", "etag", "xet_hash", "blob_id", "generation", "md5Hash", "content_md5")  # as stores call a version
+TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")  # which a listing may round
 
 
 @dataclass(frozen=True)
@@ -108,23 +106,40 @@ class _Ranges(io.RawIOBase):
 # --- listing
 
 
-def list_folder(url: str) -> list[tuple[str, str]] | None:
-    """(URL, path below the folder) of all files in a folder and below it, sorted; None if the URL is a file."""
+Listed = tuple[str, str, State | None]  # URL, path below the folder, and the state where the listing tells it
+
+
+def list_folder(url: str) -> list[Listed] | None:
+    """All files in a folder and below it, sorted; None if the URL is a file."""
     with _network_errors(url):
         system, path = _file_system(url)
         if not _is_http(url) and system.info(path)["type"] != "directory":
             return None
-        root = path.rstrip("/")
-        found = sorted(system.find(path))
-        return [(system.unstrip_protocol(each), each.removeprefix(root).lstrip("/")) for each in found]
+        return _listed(system, system.find(path, detail=True), path.rstrip("/"))
 
 
-def list_glob(url: str) -> list[str]:
-    """The URLs of the files that a glob matches, sorted."""
+def list_glob(url: str) -> list[Listed]:
+    """The files that a glob matches, sorted. Their paths are those below the file system."""
     with _network_errors(url):
         system, path = _file_system(url)
-        found: dict[str, dict] = system.glob(path, detail=True)
-        return [system.unstrip_protocol(each) for each in sorted(found) if found[each]["type"] == "file"]
+        return _listed(system, system.glob(path, detail=True), "")
+
+
+def _listed(system: Any, found: dict[str, dict], folder: str) -> list[Listed]:
+    files = [(name, info) for name, info in sorted(found.items()) if info["type"] == "file"]
+    return [
+        (system.unstrip_protocol(name), name.removeprefix(folder).lstrip("/"), _state(info)) for name, info in files
+    ]
+
+
+def _state(info: dict) -> State | None:
+    """Size and version of a file in a listing; None unless it tells both."""
+    version = _version(info, DIGESTS)
+    return None if version is None or info.get("size") is None else State(info["size"], version)
+
+
+def _version(info: dict, keys: tuple[str, ...]) -> str | None:
+    return next((str(info[key]) for key in keys if info.get(key)), None)
 
 
 # --- object stores
@@ -172,8 +187,7 @@ def _look_up(url: str) -> State:
     info = system.info(path)
     if info["type"] == "directory":
         raise MissingInputError(f"{url}: is a folder; give a file")
-    version = next((str(info[key]) for key in VERSIONS if info.get(key)), None)
-    return State(info.get("size"), version)
+    return State(info.get("size"), _version(info, (*DIGESTS, *TIMES)))
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -34,10 +34,12 @@ class Source:
     Attributes:
         url: a path, or a URL
         cache_dir: the cache folder, which remembers fingerprints; by default that of `TINYLM_CACHE`
+        listed: size and version, if the listing of a remote folder told them
     """
 
     url: str
     cache_dir: Path | None = field(default=None, compare=False, repr=False, kw_only=True)
+    listed: State | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     @cached_property
     def _file(self) -> LocalFile | RemoteFile:
@@ -45,7 +47,7 @@ class Source:
 
     @cached_property
     def _state(self) -> State:
-        return self._file.state()
+        return self.listed or self._file.state()
 
     @property
     def suffix(self) -> str:

@@ -1,0 +1,46 @@
+"""Folders of `tinylm prepare tokens`: index.json, the shards that it lists, and the tokenizer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tinylm.data.pretokenized.base import Pretokenized, Shard
+from tinylm.data.shard_folder import open_shards
+from tinylm.data.shard_index import ShardIndex, index_files, read_folder
+from tinylm.errors import DataError
+from tinylm.files import sha256_json
+
+KIND = "token shards"
+
+
+def read_own(source: str, folder: Path) -> Pretokenized | None:
+    """The shards of a folder; None if it has no index.
+
+    Raises:
+        DataError: if the folder is incomplete or damaged, as far as sizes and the index show.
+    """
+    if not index_files(folder):
+        return None
+    index = read_folder(folder)
+    if not index.complete:
+        lacks = f"has {len(index.shards):,} shards and is not complete"
+        raise DataError(
+            f"data.corpus: {source}: {lacks}; wait for prepare tokens, or train meanwhile with data.streaming=true"
+        )
+    dtype = np.dtype(index.dtype)
+    parts = {
+        part: [Shard(folder / key.file, dtype, 0, shard.tokens) for key, shard in index.of_part(part)]
+        for part in index.parts
+    }
+    return Pretokenized(source, KIND, parts, folder)
+
+
+def check_own(folder: Path) -> str:
+    """Verifies the shards as `open_shards` does, and returns the fingerprint of their text and tokenizer."""
+    open_shards(folder)
+    return own_fingerprint(read_folder(folder))
+
+
+def own_fingerprint(index: ShardIndex) -> str:
+    """The fingerprint of shards, complete or not: that of the text, and the SHA-256 of the tokenizer."""
+    return sha256_json(["token shards", index.fingerprint, index.tokenizer])
