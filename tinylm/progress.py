@@ -100,7 +100,7 @@ class _Bar(tqdm):
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:
-        """What `bar_format` may name."""
+        """The values that `bar_format` may name."""
         found = super().format_dict
         average = (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
         found["state"] = show_state(found["n"], found["total"], found["unit"], found["rate"] or average)

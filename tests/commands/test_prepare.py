@@ -41,7 +41,7 @@ def test_three_files_hold_the_pairs_of_a_seed(kind, run):
     [
         ([], 2, "kind"),
         (["question"], 2, "question: no such subcommand, did you mean 'questions'?"),
-        (["xyz"], 2, "xyz: no such subcommand; there are inspect, questions, summaries, tinystories, tokens"),
+        (["xyz"], 2, "xyz: no such subcommand; there are inspect, questions, summaries, tinystories, tokens, shards"),
         (["tinystories", "--sample", "0"], 2, "--sample must be at least 1, got 0"),
         (["tinystories", "--stories", "9"], 2, "--stories: no such option"),
         (["questions"], 2, "--out"),

@@ -228,7 +228,7 @@ def training(figures: "Inspection", options: argparse.Namespace) -> dict[str, An
 
 
 def epochs(figures: "Inspection", options: argparse.Namespace) -> str:
-    """How often a run reads the training part."""
+    """The epochs of a run: its readings of the training part."""
     found = training(figures, options)
     if found is None or (options.config is None and options.max_steps is None):
         return ""

@@ -1,4 +1,4 @@
-"""How far a corpus has been read: its progress, and the places that its documents come from.
+"""The progress of reading a corpus, and the places that its documents come from.
 
 A file may be read several times, as for a hash and then for its text, or in parallel parts. What counts is how far it
 was ever read, in bytes as they are stored, so no byte counts twice.
