@@ -191,7 +191,7 @@ REFUSED = {
     "patterns of names": (LINES, {"include": ("*.md",)}, ConfigError, r"data\.include: is for folders, and the corpus"),
     "a separator of records": ([{"text": "a"}], {"separator": "#"}, ConfigError, r"data\.separator: is for plain text"),
     "a separator that is nowhere": (LINES, {"separator": "#"}, ConfigError, r"data\.separator: no text has '#'; leave"),
-    "errors of strings": (LINES, {"errors": "replace"}, ConfigError, r"data\.errors: is for files, and the corpus is"),
+    "errors of strings": (LINES, {"errors": "replace"}, ConfigError, r"data\.errors: is for files of text, not for"),
     "a class": (Again, {}, ConfigError, r"Again is a class; give an object of it, as Again\(\.\.\.\)"),
 }  # fmt: skip
 

@@ -226,7 +226,7 @@ def test_invalid_bytes_late_in_a_corpus_are_found_in_their_record(run):
         (["a.txt", "--max-steps", "9"], 2, "--max-steps: does not work without --tokenizer or --config; leave it out"),
         (["a.txt", "--overwrite"], 2, "--overwrite: does not work without --json; leave it out"),
         (["a.txt", "--samples", "-1"], 2, "--samples must be at least 0, got -1"),
-        (["a.txt", "--split", "0.5"], 2, "data.split must be two or three positive fractions"),
+        (["a.txt", "--split", "0.5"], 2, "data.split must be one to three positive fractions"),
         (["a.txt", "--tokenizer", "gpt2"], 2, "did you mean 'tiktoken:gpt2'?"),
         (["-c", "pairs.yaml"], 2, "pairs.yaml: trains on pairs; inspect reads a corpus"),
         (["a.txt", "--json", "a.txt"], 73, "a.txt: exists"),

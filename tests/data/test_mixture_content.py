@@ -200,5 +200,5 @@ def test_a_missing_source_and_a_short_one_are_named(module, tmp_path):
     with pytest.raises(MissingInputError, match=r"nothing\.txt: no such corpus or file"):
         module(corpus={"web": str(tmp_path / "nothing.txt")}).setup("fit")
     (tmp_path / "short.txt").write_text("A few.")
-    with pytest.raises(DataError, match=r"short\.txt: train has 5 tokens, max_seq_len 7 needs at least 8"):
+    with pytest.raises(DataError, match=r"short\.txt: train has 6 tokens, max_seq_len 7 needs at least 8"):
         module(corpus={"web": str(tmp_path / "web.txt"), "short": str(tmp_path / "short.txt")}).setup("fit")

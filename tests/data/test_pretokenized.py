@@ -15,13 +15,14 @@ import pytest
 
 from tinylm.commands import prepare_shards
 from tinylm.data.batches import EvaluationBatches
-from tinylm.data.content import Settings, TextContent
+from tinylm.data.content import Settings
 from tinylm.data.datamodule import TextDataModule
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
 from tinylm.data.pretokenized.write import write_pretokenized
 from tinylm.data.shard_content import ShardContent
 from tinylm.data.shard_folder import write_shards
+from tinylm.data.text_content import TextContent
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, TinyLMError
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
@@ -312,7 +313,7 @@ def test_ids_are_checked_once_for_each_state_of_a_file(tmp_path, monkeypatch):
 
 def test_parts_that_are_missing_or_too_short_are_named(tmp_path, saved):
     content = shards(write_nanogpt(tmp_path / "chars"), tmp_path)
-    with pytest.raises(ConfigError, match="has no test part; no file has that name"):
+    with pytest.raises(ConfigError, match="no file is its test part; name one so"):
         content.num_tokens("test")
     (tmp_path / "x.bin").write_bytes(llmc_bytes(IDS[:10]))
     short = shards(tmp_path / "x.bin", tmp_path, saved)
@@ -324,7 +325,7 @@ def test_parts_that_are_missing_or_too_short_are_named(tmp_path, saved):
 
 def test_options_of_texts_are_refused_for_token_ids(tmp_path):
     folder = str(write_nanogpt(tmp_path / "chars"))
-    with pytest.raises(ConfigError, match=r"data\.errors: is for texts"):
+    with pytest.raises(ConfigError, match=r"data\.errors: is for files of text"):
         TextDataModule(corpus=folder, errors="replace")
 
 
@@ -443,7 +444,7 @@ def test_prepare_shards_encodes_a_text_and_converts_shards(tmp_path, monkeypatch
         ("t.txt --to nanogpt --out x", "--tokenizer: missing"),
         ("t.txt --to nanogpt --tokenizer char --out x --shard-tokens 9", "has one file for each part"),
         ("t.txt --to llmc --tokenizer char --out x --shard-tokens 0", "--shard-tokens must be at least 1"),
-        ("t.txt --to llmc --tokenizer char --out x --split 0.9", "--split must be two or three fractions"),
+        ("t.txt --to llmc --tokenizer char --out x --split 0.9", "--split must be one to three fractions"),
         ("ids --to llmc --out x --errors replace", "--errors: is for texts"),
     ],
 )

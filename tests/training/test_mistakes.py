@@ -142,17 +142,18 @@ def text_calls(path: Path) -> Iterator[ast.Call]:
         if not isinstance(call, ast.Call):
             continue
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        owner = getattr(getattr(call.func, "value", None), "id", "")
+        owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
         place = 1 if isinstance(call.func, ast.Name) else 0  # of the mode
         modes = [*call.args[place : place + 1], *(each.value for each in call.keywords if each.arg == "mode")]
-        binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
+        constants = [each for mode in modes for each in ast.walk(mode) if isinstance(each, ast.Constant)]
+        binary = any("b" in str(constant.value) for constant in constants)
         whole = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
-        opens = whole or (name == "open" and owner not in BINARY and not binary)
+        opens = whole or (name == "open" and not owner.startswith(BINARY) and not binary)
         if opens and not any(each.arg == "encoding" for each in call.keywords):
             yield call
 
 
-BINARY = ("os", "fsspec", "self", "source")  # whose `open` is binary: the last two are a data.sources.Source
+BINARY = ("os", "fsspec", "self", "source", "Source(", "super()")  # whose `open` is binary: the last four are sources
 SOURCES = [*(processes.ROOT / "tinylm").rglob("*.py"), *(processes.ROOT / "scripts").glob("*.py")]
 
 

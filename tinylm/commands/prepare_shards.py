@@ -76,7 +76,7 @@ def _content(options):
         split = check_split(float(each) for each in options.split.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"--split must be two or three fractions that sum to 1, as 0.9,0.1; got {options.split}"
+            f"--split must be one to three fractions that sum to 1, as 0.9,0.1; got {options.split}"
         ) from error
     found = find_pretokenized(options.corpus)
     if found is None and options.tokenizer is None:

@@ -196,7 +196,8 @@ class TextDataModule(pl.LightningDataModule):
                 raise ConfigError("data.val: is for data.corpus; give the validation pairs as data.pairs_val")
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
         else:
-            _refuse("a corpus, only with data.pairs", fields=fields)
+            if fields is not None:
+                raise ConfigError("data.fields: is for data.pairs; leave it out")
             if stream is not None and num_workers:
                 raise ConfigError("data.num_workers: with data.streaming this process reads the batches; leave it out")
             self.content = open_content(corpus, val, settings, saved, weights, stream)

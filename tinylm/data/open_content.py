@@ -67,7 +67,7 @@ def open_content(
     if val is not None and settings.split != DEFAULT_SPLIT:
         problem = f"data.val: with it data.corpus is not split, and data.split is {list(settings.split)}"
         raise ConfigError(f"{problem}; leave out one of the two")
-    mixture = isinstance(corpus, Mapping)
+    mixture = isinstance(corpus, Mapping) and (not corpus or any(isinstance(each, str) for each in corpus.values()))
     if weights is not None and not mixture:
         raise ConfigError(f"data.weights: are for a mixture, not for {corpus}; leave them out (null)")
     if val is not None and (mixture or streaming):

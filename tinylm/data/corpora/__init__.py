@@ -48,7 +48,7 @@ def open_corpus(
 
     Args:
         source: any of these
-        split: fractions of two or three parts; fewer than 100 documents are split by characters, more by documents
+        split: fractions of one to three parts; fewer than 100 documents are split by characters, more by documents
         cache_dir: the cache of downloads
         seed: seed of generated texts
         errors: treatment of bytes that are not UTF-8: `strict`, `replace`, or `surrogateescape` to keep them
