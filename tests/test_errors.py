@@ -10,6 +10,7 @@ PROMISED = {
     "TinyLMError": (70, Exception),
     "ConfigError": (2, ValueError),
     "DataError": (65, ValueError),
+    "InvalidTextError": (65, ValueError),
     "MissingInputError": (66, FileNotFoundError),
     "NumericError": (70, ArithmeticError),
     "CannotCreateError": (73, OSError),

@@ -46,7 +46,8 @@ def folder(tmp_path_factory) -> Path:
         Path("latin1.txt").write_text("Él está aquí. " * 99, encoding="latin-1")
         Path("my.txt.gz").write_bytes(b"\x1f\x8b\x08" + bytes(99))
         Path("my.pdf").write_bytes(b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\n" * 99)
-        Path("train.bin").write_bytes(struct.pack("<2000H", *(7 * number % 500 for number in range(2000))))
+        Path("ids").mkdir()
+        Path("ids/train.bin").write_bytes(struct.pack("<2000H", *(7 * number % 500 for number in range(2000))))
         with zipfile.ZipFile("my.docx", "w") as file:
             file.writestr("[Content_Types].xml", "<Types/>")
             file.writestr("word/document.xml", "<w:document/>")

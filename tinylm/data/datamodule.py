@@ -208,7 +208,7 @@ class TextDataModule(pl.LightningDataModule):
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
         self.validates = True  # in a run of the trainer
-        self._limit: float | int | None = None  # the trainer's limit_val_batches, while it is 0
+        self._set_aside: dict[str, Any] = {}  # the trainer's settings of validations, while there are none
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
 
     @property
@@ -301,8 +301,9 @@ class TextDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Gives the trainer its validations back, for other data."""
-        if self._limit is not None and self.trainer is not None:
-            self.trainer.limit_val_batches, self._limit = self._limit, None
+        for name, value in self._set_aside.items():
+            setattr(self.trainer, name, value)
+        self._set_aside = {}
 
     def _set_validation(self) -> None:
         """Switches the validations of the trainer off if there is nothing to validate on, and says so."""
@@ -318,12 +319,16 @@ class TextDataModule(pl.LightningDataModule):
                 raise ConfigError(
                     "data.max_val_tokens: there is no validation; leave it out, or set data.split or data.val"
                 )
-            if validates:
-                self._limit, trainer.limit_val_batches = getattr(trainer, "limit_val_batches", None), 0
             reason = "all is trained on"
         self.validates = validates and self.content.has_validation
-        if not self.validates and self._counted is not trainer:
+        if self.validates:
+            return
+        if self._counted is not trainer:
             notice(f"no validation ({reason}): the last checkpoint is the model")
+        for name, value in (("limit_val_batches", 0), ("val_check_interval", 1.0)):
+            if hasattr(trainer, name):
+                self._set_aside.setdefault(name, getattr(trainer, name))
+            setattr(trainer, name, value)
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
@@ -350,7 +355,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer.accumulate_grad_batches = share // micro
         if self._counted is not trainer:  # Lightning counts micro-batches
             trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval, epoch = trainer.val_check_interval if self.validates else 1.0, self.steps_per_epoch
+            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
             whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
             if isinstance(interval, int) and interval > epoch and not whole_run:
                 raise ConfigError(

@@ -253,7 +253,9 @@ class LitTransformerLM(pl.LightningModule):
 
     def new_metrics(self, **options: Any) -> TextMetrics:
         """The metrics of an evaluation, in which nothing has been counted yet."""
-        return TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths), self._datamodule.fingerprints, **options)
+        data = self._datamodule if self._trainer is not None else None
+        sources = {} if data is None else data.fingerprints
+        return TextMetrics(torch.from_numpy(self.tokenizer.byte_lengths), sources, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the metrics."""

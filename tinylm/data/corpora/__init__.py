@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import fields
+from difflib import SequenceMatcher
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -124,10 +125,12 @@ def _find(source: str, reading: Reading, cache_dir: Path) -> list[Source]:
 
 
 def _neighbours(source: str) -> list[str]:
-    """The files beside a missing one, spelled as it is."""
+    """The files beside a missing one whose names are like its own, suffixes apart; spelled as it is."""
     folder = os.path.dirname(source)  # noqa: PTH120 (a Path would change the spelling)
     try:
         names = os.listdir(os.path.expanduser(folder) or ".")  # noqa: PTH111, PTH208
     except (OSError, ValueError):
         return []
+    stem = Path(source).stem
+    names = [name for name in names if SequenceMatcher(None, stem, Path(name).stem).ratio() >= 0.6]
     return [os.path.join(folder, name) for name in names]  # noqa: PTH118
