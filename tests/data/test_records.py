@@ -239,6 +239,7 @@ def test_json_that_holds_no_records_is_a_text(folder):
                              lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(), each, max_size=3)),
                 max_size=6), st.lists(st.integers(0, 300), max_size=9), st.sampled_from([None, 1]))  # fmt: skip
 @example([-12.5e-7, True], [6, 7], None)
+@example([0, [], 0.0], [10], None)
 def test_a_list_is_read_alike_wherever_the_chunks_end(records, cuts, indent):
     text = json.dumps(records, indent=indent)
     bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]

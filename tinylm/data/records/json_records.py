@@ -15,6 +15,7 @@ from tinylm.errors import DataError
 from tinylm.recognize import record_list
 
 DECODER = json.JSONDecoder(strict=False)  # which takes control characters, such as NUL, in strings
+NUMBER = re.compile(r"[-+.eE0-9]*")  # what may follow the beginning of a number, such as the rest of 1.5e-3
 SPACES = re.compile(r"[ \t\n\r]*")
 CUT = 16  # characters: more than a literal, a number's exponent or an escape that the end of the buffer may divide
 
@@ -52,7 +53,7 @@ class Buffer:
                 if self.done or not cut:
                     raise
             else:
-                if end < len(self.text) or self.done:  # else a number may go on
+                if self.done or not NUMBER.fullmatch(self.text, end):  # else a number may go on
                     self.at = end
                     return value
             self._read()
