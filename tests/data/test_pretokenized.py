@@ -470,3 +470,10 @@ def test_a_folder_of_prepare_tokens_has_the_batches_of_its_text(tmp_path):
     index.save(tmp_path / "own" / "index.json")
     with pytest.raises(DataError, match=r"is not complete; wait for prepare tokens, or .* data\.streaming=true"):
         find_pretokenized(str(tmp_path / "own"))
+
+
+def test_a_folder_of_notes_with_an_index_of_anyone_is_a_text(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "index.json").write_text('{"text": "a list of notes"}')
+    assert find_pretokenized(str(folder)) is None

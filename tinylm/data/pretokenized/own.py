@@ -9,18 +9,20 @@ from tinylm.data.shard_folder import open_shards
 from tinylm.data.shard_index import ShardIndex, index_files, read_folder
 from tinylm.errors import DataError
 from tinylm.files import sha256_json
+from tinylm.locate import TOKENIZER as TOKENIZER_FILE
 
 KIND = "token shards"
 
 
 def read_own(source: str, folder: Path) -> Pretokenized | None:
-    """The shards of a folder; None if it has no index.
+    """The shards of a folder; None if it has neither an index of shards nor shards.
 
     Raises:
         DataError: if the folder is incomplete or damaged, as far as sizes and the index show.
     """
-    if not index_files(folder):
-        return None
+    shards = next(folder.glob("*-[0-9][0-9][0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9].bin"), None)
+    if not index_files(folder) or (shards is None and not (folder / TOKENIZER_FILE).is_file()):
+        return None  # an index.json may be anyone's
     index = read_folder(folder)
     if not index.complete:
         lacks = f"has {len(index.shards):,} shards and is not complete"
