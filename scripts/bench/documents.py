@@ -51,9 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = make_texts(options.megabytes)
     size = sum(map(len, texts))
-    print(
-        f"{len(texts):,} documents, {size / 1e6:.0f} MB\n{'':16} {'opened, s':>10} {'MB/s':>6} {'MB per CPU second':>18}"
-    )
+    print(f"{len(texts):,} documents, {size / 1e6:.0f} MB")
+    print(f"{'':16} {'opened, s':>10} {'MB/s':>6} {'MB per CPU second':>18}")
     with tempfile.TemporaryDirectory() as name:
         files = Path(name) / "files"
         files.mkdir()
