@@ -1,6 +1,6 @@
 """Measures encoding of a large corpus into token shards beside tiktoken and Hugging Face datasets.
 
-    python scripts/bench/encode_shards.py --work /tmp/encode --megabytes 10000 --sample 200 --turns 3
+    python scripts/bench/encode_shards.py --data data --work /tmp/encode --megabytes 10000 --sample 200 --turns 3
 
 The corpus is generated once: JSON lines, compressed with Zstandard, of shuffled sentences of real texts (--texts), in
 which one word of forty is new, about as often as in web pages. First all sides encode a sample of it with GPT-2's
@@ -224,7 +224,7 @@ def main() -> None:
     """Runs the comparison, or one of its sides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and all outputs")
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"), help="has GPT-2's files and texts")
+    parser.add_argument("--data", type=Path, required=True, help="has gpt2_vocab.json, gpt2_merges.txt and the texts")
     parser.add_argument("--texts", nargs="+", default=["prose.txt", "tinyshakespeare.txt"], help="in --data")
     parser.add_argument("--megabytes", type=float, default=10_000, help="of the whole corpus; 0: the sample only")
     parser.add_argument("--sample", type=float, default=200, help="megabytes of the sample; 0: the whole only")

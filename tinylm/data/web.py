@@ -132,6 +132,8 @@ def transient(error: BaseException) -> bool:
         return status in PASSING
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return False
+    if isinstance(error, http.client.InvalidURL):
+        return False
     return isinstance(error, OSError | http.client.HTTPException) or type(error).__module__.split(".")[0] in LIBRARIES
 
 
