@@ -193,11 +193,11 @@ def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):
     assert helps["run.sample_tokens"].startswith("Length of each sample")
 
 
-def test_fit_help_shows_tinylm_options_within_140_lines_at_80_columns(monkeypatch):
+def test_fit_help_shows_tinylm_options_within_130_lines_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = help_text("fit").splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("Lightning's Trainer"))
-    assert first < 140
+    assert first < 130
     assert max(map(len, lines)) <= 86
 
 

@@ -63,10 +63,10 @@ IMPORTED = (
     "d_head", "residual", "qk_norm_width", "qkv_bias", "head_bias", "rope_scaling", "rotary_fraction", "layer_pattern",
     "attention_scale",
 )  # fmt: skip
-READING = ("field", "separator", "include", "exclude", "deduplicate")  # explained in docs/data.md
+READING = ("field", "separator", "include", "exclude", "deduplicate", "streaming", "shard_timeout", "max_cache_gb")
 NAMED = {  # class -> options that are only named, and by which words
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
-    "TextDataModule": (READING, "For records, folders and duplicates (docs/data.md): "),
+    "TextDataModule": (READING, "In docs/data.md: "),
 }
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",

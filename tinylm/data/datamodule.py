@@ -135,8 +135,8 @@ class TextDataModule(pl.LightningDataModule):
         """Creates the data module.
 
         Args:
-            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, glob or URL,
-                lines:FILE (a document per line), *.grammar.yaml, token ids, or {a: FILE, ...}
+            corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, folder, glob or URL,
+                lines:FILE, *.grammar.yaml, {a: FILE, ...}
             tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
