@@ -224,7 +224,7 @@ def main() -> None:
     """Runs the comparison, or one of its sides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and all outputs")
-    parser.add_argument("--data", type=Path, required=True, help="has gpt2_vocab.json, gpt2_merges.txt and the texts")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of GPT-2's two files and of the texts")
     parser.add_argument("--texts", nargs="+", default=["prose.txt", "tinyshakespeare.txt"], help="in --data")
     parser.add_argument("--megabytes", type=float, default=10_000, help="of the whole corpus; 0: the sample only")
     parser.add_argument("--sample", type=float, default=200, help="megabytes of the sample; 0: the whole only")
