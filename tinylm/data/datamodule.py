@@ -24,9 +24,10 @@ from tinylm.data.batches import (
 from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import REPAIR, Corpus, Reading, check_split
+from tinylm.data.corpora.base import refuse_options
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
-from tinylm.data.open_content import Streaming, open_content, refuse_options
+from tinylm.data.open_content import Streaming, open_content
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.shard_order import ShardOrder

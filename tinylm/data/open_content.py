@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
-from tinylm.data.corpora import Reading
+from tinylm.data.corpora.base import refuse_options
 from tinylm.data.corpora.memory import own_corpus
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pretokenized import Pretokenized, find_pretokenized
@@ -127,13 +127,6 @@ def _recognized(given: Any, settings: Settings, option: str) -> Text | TokenSour
         return ids
     refuse_options(settings.reading, ids.name, ("field",) if ids.uses_field else ())
     return ids
-
-
-def refuse_options(reading: Reading, name: str, used: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError for an option that does nothing with a corpus."""
-    for field in fields(reading):
-        if field.name not in used and getattr(reading, field.name) != field.default:
-            raise ConfigError(f"data.{field.name}: does not work with {name}; leave it out")
 
 
 def _token_content(

@@ -2,12 +2,11 @@
 
 import os
 import re
-from dataclasses import fields
 from difflib import SequenceMatcher
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, Reading, check_split
+from tinylm.data.corpora.base import PARTS, REPAIR, Corpus, Reading, check_split, refuse_options
 from tinylm.data.corpora.generated import GrammarCorpus
 from tinylm.data.corpora.lines import FIRST_NAMES, LineCorpus
 from tinylm.data.corpora.parts import PartsCorpus, own_parts
@@ -62,7 +61,7 @@ def open_corpus(
     """
     generated = re.fullmatch(r"(stories|.*\.grammar\.ya?ml)(?::(\d+))?", source)
     if generated or source in NAMES:
-        _refuse(reading, source)
+        refuse_options(reading, source)
     if generated:
         name, count = generated.groups()
         grammar = story_grammar() if name == "stories" else load_grammar(name)
@@ -75,7 +74,7 @@ def open_corpus(
         train, val = (_downloaded(file, cache_dir) for file in TINYSTORIES)
         return PartsCorpus(source, {"train": [train], "val": [val]}, split, errors)
     if source.startswith("lines:"):
-        _refuse(reading, source, ("include", "exclude"))
+        refuse_options(reading, source, ("include", "exclude"))
         return LineCorpus(source, _find(source.removeprefix("lines:"), reading, cache_dir), split, errors)
     files = _own_parts(source, reading, cache_dir)
     if "all" not in files:
@@ -93,16 +92,9 @@ def _own_parts(source: str, reading: Reading, cache_dir: Path) -> dict[str, list
     folder = os.path.expanduser(source)  # noqa: PTH111 (as in globs.py)
     found = hub_dataset(source) if re.match("hf:(?!//)", source) else saved_dataset(folder, cache_dir)
     if found is not None:
-        _refuse(reading, source, ("field", "deduplicate"))
+        refuse_options(reading, source, ("field", "deduplicate"))
         return found
     return own_parts(source, reading, cache_dir) or {"all": []}
-
-
-def _refuse(reading: Reading, source: str, used: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError for an option that the source does not use."""
-    for field in fields(reading):
-        if field.name not in used and getattr(reading, field.name) != field.default:
-            raise ConfigError(f"data.{field.name}: does not work with {source}; leave it out")
 
 
 def _downloaded(file: Download, cache_dir: Path) -> Source:

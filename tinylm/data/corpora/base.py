@@ -8,6 +8,7 @@ chunks are the file, character for character.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
@@ -15,7 +16,19 @@ from tinylm.data.corpora.metered import Metered, Place
 from tinylm.data.records import REPAIR, Reading
 from tinylm.errors import ConfigError
 
-__all__ = ["MANY", "PARTS", "REPAIR", "Corpus", "HashSplitCorpus", "Place", "Reading", "check_split", "cut", "part_of"]
+__all__ = [
+    "MANY",
+    "PARTS",
+    "REPAIR",
+    "Corpus",
+    "HashSplitCorpus",
+    "Place",
+    "Reading",
+    "check_split",
+    "cut",
+    "part_of",
+    "refuse_options",
+]
 
 PARTS = ("train", "val", "test")
 MANY = 100  # documents, from which on none is divided
@@ -100,6 +113,13 @@ def part_of(digest: bytes, split: tuple[float, ...], parts: tuple[str, ...]) -> 
     fraction = int.from_bytes(digest[:7], "big") / 256**7
     bounds = [sum(split[: i + 1]) for i in range(len(split) - 1)]
     return parts[sum(fraction >= bound for bound in bounds)]
+
+
+def refuse_options(reading: Reading, name: str, used: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for an option that does nothing with a corpus."""
+    for field in fields(reading):
+        if field.name not in used and getattr(reading, field.name) != field.default:
+            raise ConfigError(f"data.{field.name}: does not work with {name}; leave it out")
 
 
 def cut(total: int, split: tuple[float, ...]) -> list[tuple[int, int]]:
