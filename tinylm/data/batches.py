@@ -188,6 +188,13 @@ def window_rows(num_tokens: int, context: int) -> Rows:
     return Rows(begins, np.minimum(begins + context, num_tokens - 1))
 
 
+def spaced_window_rows(num_tokens: int, context: int, max_tokens: int | None) -> Rows:
+    """Adjacent windows, or evenly spaced ones with about `max_tokens` in all."""
+    rows = window_rows(num_tokens, context)
+    chosen = evenly_spaced(len(rows.begins), num_tokens, num_tokens if max_tokens is None else max_tokens)
+    return Rows(rows.begins[chosen], rows.ends[chosen])
+
+
 def document_rows(
     begins: np.ndarray,
     num_tokens: int,

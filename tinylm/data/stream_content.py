@@ -9,9 +9,7 @@ from torch.utils.data import Dataset
 from tinylm.data.batches import (
     Batch,
     EvaluationBatches,
-    Rows,
-    evenly_spaced,
-    window_rows,
+    spaced_window_rows,
     windows_at,
     windows_batch,
 )
@@ -122,9 +120,8 @@ class StreamContent(Content):
     ) -> Dataset[Batch]:
         """A process's batches of adjacent windows."""
         tokens = self._evaluated(part)
-        rows = window_rows(len(tokens), self.settings.context)
-        chosen = evenly_spaced(len(rows.begins), len(tokens), len(tokens) if max_tokens is None else max_tokens)
-        return EvaluationBatches(tokens, Rows(rows.begins[chosen], rows.ends[chosen]), batch_size, world_size, rank)
+        rows = spaced_window_rows(len(tokens), self.settings.context, max_tokens)
+        return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
 
     def example_prompt(self) -> str:
         """The first words of a document."""

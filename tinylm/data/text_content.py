@@ -10,13 +10,12 @@ from tinylm.data.batches import (
     Batch,
     DocumentWindows,
     EvaluationBatches,
-    Rows,
     TrainingBatches,
     TrainingWindows,
     document_begins,
     document_rows,
     evenly_spaced,
-    window_rows,
+    spaced_window_rows,
 )
 from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
 from tinylm.data.corpora import Corpus, open_corpus
@@ -113,16 +112,14 @@ class WindowContent(Content):
     ) -> Dataset[Batch]:
         """A process's batches of adjacent windows, or of documents from their start if they are short."""
         tokens, end = self._part(part), self._separator
-        limit = len(tokens) if max_tokens is None else max_tokens
         if end is not None:
+            limit = len(tokens) if max_tokens is None else max_tokens
             floor, begins = self.floors.get(part), document_begins(tokens, end)
             chosen = evenly_spaced(len(begins), len(tokens), limit)
             log_probs = None if floor is None else floor.log_probs
             rows = document_rows(begins, len(tokens), self.settings.context, log_probs, chosen)
         else:
-            rows = window_rows(len(tokens), self.settings.context)
-            chosen = evenly_spaced(len(rows.begins), len(tokens), limit)
-            rows = Rows(rows.begins[chosen], rows.ends[chosen])
+            rows = spaced_window_rows(len(tokens), self.settings.context, max_tokens)
         return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
 
 
