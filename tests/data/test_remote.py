@@ -451,7 +451,7 @@ def test_a_program_that_streams_ends_quietly_and_by_ctrl_c(bucket, python, tmp_p
     """
     url = bucket("a.txt", BODY)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "default"}
-    for mode in ("once", "always"):
+    for mode in ("once", *["always"] * 4):
         process = python(code, url, mode, env=environment)
         assert process.stdout.readline().strip() == str(remote.BLOCK)
         if mode == "always":

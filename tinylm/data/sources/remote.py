@@ -1,10 +1,12 @@
 """A file behind a URL: HTTP by the standard library, object stores by fsspec's file systems."""
 
+import asyncio
+import atexit
 import http.client
 import importlib
 import io
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -195,6 +197,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     try:
         fsspec = importlib.import_module("fsspec.core")
+        atexit.unregister(_cancel_requests)
+        atexit.register(_cancel_requests)
         return fsspec.url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
@@ -202,6 +206,21 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise MissingInputError(f"{url}: needs the package {package}: {install}") from error
     except ValueError as error:
         raise MissingInputError(f"{url}: cannot be read: {reason(error)}; known are s3, gs, hf, https, file") from error
+
+
+def _cancel_requests() -> None:
+    """Cancels the requests that fsspec's thread awaits when the program ends, which asyncio would complain about."""
+    loop = importlib.import_module("fsspec.asyn").loop[0]
+
+    async def cancel() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    if loop is not None and loop.is_running():
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=5)
 
 
 @contextmanager
