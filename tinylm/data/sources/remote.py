@@ -197,8 +197,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     try:
         fsspec = importlib.import_module("fsspec.core")
-        atexit.unregister(_cancel_requests)
-        atexit.register(_cancel_requests)
+        atexit.unregister(_end_requests)
+        atexit.register(_end_requests)
         return fsspec.url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(scheme, "fsspec")
@@ -208,9 +208,10 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise MissingInputError(f"{url}: cannot be read: {reason(error)}; known are s3, gs, hf, https, file") from error
 
 
-def _cancel_requests() -> None:
-    """Cancels the requests that fsspec's thread awaits when the program ends, which asyncio would complain about."""
-    loop = importlib.import_module("fsspec.asyn").loop[0]
+def _end_requests() -> None:
+    """Ends fsspec's thread with the program. Requests that it still awaits are cancelled, without a complaint."""
+    fsspec = importlib.import_module("fsspec.asyn")
+    loop, thread = fsspec.loop[0], fsspec.iothread[0]
 
     async def cancel() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -218,9 +219,14 @@ def _cancel_requests() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    if loop is not None and loop.is_running():
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=5)
+    if loop is None or not loop.is_running():
+        return
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=5)
+    loop.call_soon_threadsafe(loop.stop)  # the file systems then close their sockets themselves
+    thread.join(timeout=5)
+    if not loop.is_running():
+        loop.close()
 
 
 @contextmanager
