@@ -22,8 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tinylm.data.token_array import Tokens, positions_of, read_windows
 from tinylm.errors import DataError
-
-IGNORE = -100  # a target left out of the loss, as in torch.nn.functional.cross_entropy
+from tinylm.model.loss import IGNORE
 
 
 class Batch(NamedTuple):

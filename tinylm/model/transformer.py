@@ -18,6 +18,7 @@ from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig
 from tinylm.model.count import count_parameters
 from tinylm.model.feedforward import make_feedforward
+from tinylm.model.loss import summed_loss
 from tinylm.model.normalization import make_norm, widened
 from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
 from tinylm.model.ring_cache import RingKVCache
@@ -103,31 +104,37 @@ class TransformerLM(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, ids: Tensor, *, documents: Tensor | None = None, cache: KVCache | None = None, skip: int = 0
+        self,
+        ids: Tensor,
+        *,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+        skip: int = 0,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Computes the logits of the next token after each token.
+        """Computes the logits of the next token after each token, or with targets their loss.
 
         Args:
             ids: token ids, (B, T)
             documents: document number of each token, (B, T), for `document_mask`. None: each row is one document
             cache: keys and values of the preceding tokens, to which those of `ids` are appended
             skip: number of leading tokens whose logits are not computed
+            targets: the next tokens, (B, T - skip), or IGNORE; for training, where logits are not kept (loss.py)
 
         Returns:
-            logits, (B, T - skip, V), in at least float32
+            logits, (B, T - skip, V), in at least float32; with targets their summed loss in nats, a scalar
 
         Raises:
             ConfigError: if the context cannot hold the tokens, or documents are given without `document_mask`.
         """
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
-        visible: dict[int | None, Tensor | None] = dict.fromkeys(self.windows)  # a mask; with layer_pattern two
-        for window in visible:
-            if isinstance(positions, slice):
-                visible[window] = visible_keys(ids.shape[1], positions.stop, window, documents, ids.device)
-            else:
-                assert keys is not None
-                visible[window] = visible_positions(positions, keys, window)
+        if isinstance(positions, slice):
+            mask = partial(visible_keys, ids.shape[1], positions.stop, documents=documents, device=ids.device)
+        else:
+            assert keys is not None
+            mask = partial(visible_positions, positions, keys)
+        visible = {window: mask(window=window) for window in dict.fromkeys(self.windows)}  # with layer_pattern two
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
@@ -141,7 +148,8 @@ class TransformerLM(nn.Module):
             if self.config.activation_checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
             x = block(x, visible[window], rotary, cache)
-        return widened(self.head(self.final_norm(x)[:, skip:]))
+        x = self.final_norm(x)[:, skip:]
+        return widened(self.head(x)) if targets is None else summed_loss(self.head, x, targets)
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
         read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)

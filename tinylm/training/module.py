@@ -165,12 +165,19 @@ class LitTransformerLM(pl.LightningModule):
         """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
         if self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
             self._reseed(batch_idx)
-        logits = self(batch.inputs, batch.documents)
-        nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        share = nll / batch.num_targets
+        share = self.summed_loss(batch) / batch.num_targets
         self._step_nll = self._step_nll + share.detach()
         # undoes Lightning's division by micro-batches and its average over devices
         return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def summed_loss(self, batch: Batch) -> Tensor:
+        """Sum of -log p(target) in nats over the targets of a batch, by the compiled network if there is one."""
+        if type(self).forward is not LitTransformerLM.forward:  # a subclass: its logits
+            logits = self(batch.inputs, batch.documents).flatten(0, 1)
+            return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
+        network = self.net if self._compiled is None else self._compiled
+        return network(batch.inputs, documents=documents, targets=batch.targets)
 
     def _reseed(self, batch_idx: int) -> None:
         """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
