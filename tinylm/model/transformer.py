@@ -73,6 +73,7 @@ class TransformerLM(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.windows = [config.window(kind) for kind in config.layer_kinds]
+        self.masks = list(dict.fromkeys(self.windows))  # a mask for each window; with layer_pattern two
         self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()
@@ -134,7 +135,7 @@ class TransformerLM(nn.Module):
         else:
             assert keys is not None
             mask = partial(visible_positions, positions, keys)
-        visible = {window: mask(window=window) for window in dict.fromkeys(self.windows)}  # with layer_pattern two
+        visible = dict(zip(self.masks, map(mask, self.masks), strict=True))
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
