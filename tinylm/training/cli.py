@@ -63,6 +63,7 @@ from tinylm.training.options import (
     saved_config,
     trusted_modules,
 )
+from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors, check_trainer
 from tinylm.training.progress import Progress
@@ -154,6 +155,7 @@ class TinyLMCLI(LightningCLI):
         self._choose_checkpoint(config)
         if config.model.init_from:
             self._use_base_model(config)
+        self.precision_reason = set_precision(config, self.folder) if self.subcommand == "fit" else None
         _set_folder(config.trainer, "{run}", str(self.folder))
 
     def _choose_checkpoint(self, config: Any) -> None:
@@ -261,7 +263,7 @@ class TinyLMCLI(LightningCLI):
             ),
         ]
         if self.subcommand == "fit":
-            ours.append(ConfigRecord(yaml.safe_load(self._config_text)))
+            ours += [ConfigRecord(yaml.safe_load(self._config_text)), SamePrecision()]
         for callback in ours:
             theirs = any(isinstance(other, ProgressBar) for other in callbacks)
             wanted = not isinstance(callback, Progress) or (config.enable_progress_bar is not False and not theirs)
@@ -359,6 +361,8 @@ class TinyLMCLI(LightningCLI):
             f"training: {data.total_steps:,} steps of {data.batch_size} {row} ({epochs(data)}), "
             f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"
         )
+        if self.precision_reason is not None:
+            notice(f"precision: {trainer.precision} ({self.precision_reason}); trainer.precision sets another")
         check_warmup(data, self.model.schedule, self.model.optimizer.lr)
         if data.validation_tokens is not None:
             every = f"{data.validation_tokens:,} of {data.content.num_tokens('val'):,} tokens, evenly spaced"

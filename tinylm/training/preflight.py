@@ -67,13 +67,13 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         reason = reason.split(". ")[0]
         raise ConfigError(f"trainer.accelerator: {accelerator} cannot be used ({reason}); leave it out, or take cpu")
     on_cpu = usable[0] is AcceleratorRegistry["cpu"]["accelerator"]
-    chosen = _chosen_devices(devices, on_cpu)
+    chosen = chosen_devices(devices, on_cpu)
     there = usable[0].auto_device_count()
     if not on_cpu and max(chosen, default=0) >= there:
         raise ConfigError(f"trainer.devices: this machine has {there}, got {devices}; lower it, or leave it out")
 
 
-def _chosen_devices(devices: Any, on_cpu: bool) -> list[int]:
+def chosen_devices(devices: Any, on_cpu: bool) -> list[int]:
     """The device numbers that `trainer.devices` asks for; empty for all."""
     words = devices if isinstance(devices, list) else str(devices).strip("[]").split(",")
     several = isinstance(devices, list) or len(words) > 1

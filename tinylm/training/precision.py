@@ -1,0 +1,76 @@
+"""The precision of a run whose config leaves `trainer.precision` out.
+
+It follows from the device and the model alone, not from a measurement, so that all runs of one seed and all ranks of
+a job compute alike. config.yaml records it, and a resumed run reads it there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from tinylm.checks import require
+from tinylm.safe_yaml import read_yaml
+from tinylm.training.preflight import chosen_devices
+
+TRUE, MIXED = "32-true", "bf16-mixed"
+AMPERE = (8, 0)  # the first compute capability that multiplies in bfloat16, and in TF32
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies in bfloat16
+WIDTH = 192  # d_model from which it then trains faster; measured
+
+
+def set_precision(config: Any, folder: Path) -> str | None:
+    """Sets an empty `trainer.precision`, to that of the resumed run or by `choose_precision`.
+
+    Args:
+        config: options of `fit`, changed in place
+        folder: the run folder
+
+    Returns:
+        the reason for a choice other than 32-true
+    """
+    trainer, reason, path = config.trainer, None, folder / "config.yaml"
+    kind = device_kind(trainer.accelerator)
+    if trainer.precision is None and config.resume and path.is_file():
+        trainer.precision = (read_yaml(path).get("trainer") or {}).get("precision")
+    elif trainer.precision is None and not trainer.plugins:  # which may be a precision
+        trainer.precision, reason = choose_precision(kind, trainer.devices, config.model.network.d_model)
+    if kind == "cuda" and torch.get_float32_matmul_precision() == "highest":
+        torch.set_float32_matmul_precision("high")  # products of float32 matrices in TF32
+    return reason
+
+
+def choose_precision(kind: str, devices: Any, d_model: int) -> tuple[str, str | None]:
+    """The precision for a kind of device, and the reason if it is not 32-true.
+
+    Args:
+        kind: cuda, cpu, ...
+        devices: `trainer.devices`
+        d_model: width of the model
+    """
+    if kind == "cuda":
+        numbers = chosen_devices(devices, on_cpu=False) or range(torch.cuda.device_count())
+        major, minor = min(map(torch.cuda.get_device_capability, numbers))
+        return (MIXED, f"compute capability {major}.{minor}") if (major, minor) >= AMPERE else (TRUE, None)
+    found = [each for each in INSTRUCTIONS if torch.cpu.get_capabilities().get(each)] if kind == "cpu" else []
+    return (MIXED, f"{found[0]}, d_model of at least {WIDTH}") if found and d_model >= WIDTH else (TRUE, None)
+
+
+def device_kind(accelerator: Any) -> str:
+    """The kind of device that `trainer.accelerator` means: cpu, cuda, mps, or another by its name."""
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator in ("auto", "gpu"):
+        return next((kind for kind in usable if usable[kind]), "cpu")
+    return str(accelerator)
+
+
+class SamePrecision(Callback):
+    """Refuses ranks on unlike machines that have chosen unlike precisions."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compares the precision with that of the first rank."""
+        ours, first = trainer.precision, trainer.strategy.broadcast(trainer.precision)
+        chosen = f"rank 0 has chosen {first}, rank {trainer.global_rank} {ours}"
+        require(ours == first, f"trainer.precision: {chosen}: the machines differ; set trainer.precision")
