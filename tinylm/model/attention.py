@@ -116,7 +116,7 @@ def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
     """`attend_plain` by PyTorch's fused kernel."""
-    causal = visible is None and query.shape[2] > 1
+    causal = query.shape[2] > 1 and visible is None  # in this order torch.compile gets a bool
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, visible, dropout, causal, scale=scale, enable_gqa=grouped)
 

@@ -29,6 +29,7 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import check_validated
+from tinylm.training.compiled import CompiledNetwork
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -92,7 +93,7 @@ class LitTransformerLM(pl.LightningModule):
         if lora is not None:
             add_lora(self.net, lora)
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
-        self._compiled = torch.compile(self.net.forward) if compile else None
+        self._compiled = CompiledNetwork(self.net) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
         self.lr = 0.0
         self.resumes = False

@@ -1,0 +1,109 @@
+"""The compiled network: its programs, hooks, what cannot be compiled, and its cache."""
+
+import functools
+
+import pytest
+import torch
+
+from tinylm.model import ModelConfig, TransformerLM
+from tinylm.training.compiled import CompiledNetwork
+
+V = 101
+
+
+def network(**fields) -> TransformerLM:
+    torch.manual_seed(0)
+    return TransformerLM(ModelConfig(vocab_size=V, d_model=16, num_layers=1, num_heads=2, max_seq_len=32, **fields))
+
+
+def batch(rows: int = 3, length: int = 17) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(rows * 100 + length)
+    ids, targets = torch.randint(V, (2, rows, length), generator=random)
+    return {"ids": ids, "targets": targets}
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The number of nodes of each program that is compiled, by a compiler that does nothing."""
+    found = []
+
+    def backend(graph, _):
+        found.append(len(graph.graph.nodes))
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("fields", [{}, {"positional_encoding": "learned"}, {"document_mask": True}])
+def test_batches_of_all_sizes_share_a_few_programs(programs, fields):
+    """One for the first batch, one with a symbolic length, one with symbolic rows too, one for a single row."""
+    net = network(**fields)
+    compiled = CompiledNetwork(net)
+    counts = []
+    for rows, length in [(3, 17), (3, 17), *((3, n) for n in range(18, 30)), (2, 9), (5, 12), (4, 30), (1, 5), (1, 8)]:
+        given = batch(rows, length)
+        given |= {"documents": torch.zeros_like(given["ids"])} if "document_mask" in fields else {}
+        torch.testing.assert_close(compiled(**given), net(**given))
+        counts.append(len(programs))
+    assert counts[1] == 1 and counts[13] == 2 and counts[-1] <= 5
+
+
+def test_hooks_act_and_one_that_is_added_later_too(programs):
+    net = network()
+    compiled = CompiledNetwork(net)
+    compiled(**batch())
+    for module in (net, net.blocks[0]):
+        seen = []
+        hook = module.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.shape))
+        compiled(**batch())
+        compiled(**batch())
+        assert len(seen) == 2
+        hook.remove()
+    hook = net.register_forward_hook(lambda module, args, output: 2 * output)
+    twice = compiled(**batch())
+    hook.remove()
+    torch.testing.assert_close(twice, 2 * net(**batch()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler itself
+def test_a_hook_that_splits_the_program_is_told_once(programs, capfd):
+    net, seen = network(), []
+    compiled = CompiledNetwork(net)
+    net.blocks[0].register_forward_hook(lambda module, args, output: seen.append(float(output.detach().sum())))
+    losses = [compiled(**batch()) for _ in range(3)]
+    assert len(seen) == 3 and losses[0] == losses[2]
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("tinylm: model.compile: a hook or module splits the program, which makes it slower (")
+
+
+def test_what_cannot_be_compiled_is_told_once_and_runs_eagerly(monkeypatch, capfd):
+    def backend(graph, _):
+        raise RuntimeError("no such instruction\nand more lines")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    net = network()
+    compiled = CompiledNetwork(net)
+    assert [compiled(**batch()) for _ in range(2)] == [net(**batch())] * 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line == (
+        "tinylm: model.compile: not possible here (no such instruction); training goes on without, more slowly"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_a_machine_without_a_compiler_trains_eagerly(capfd, monkeypatch, tmp_path):
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    net = network()
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        loss = CompiledNetwork(net)(**batch())
+    loss.backward()
+    assert loss == net(**batch())
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("tinylm: model.compile: not possible here (")
