@@ -12,7 +12,7 @@ import pytest
 from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
-from tinylm.commands.fit_help import IMPORTED, READING, SECTIONS, help_text, read_options
+from tinylm.commands.fit_help import IMPORTED, LARGE, READING, SECTIONS, help_text, read_options
 from tinylm.console import exit_code
 from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
@@ -180,10 +180,12 @@ def test_fields_that_the_help_only_names_are_settable_and_explained_in_the_archi
         assert name in help_text("fit")
 
 
-def test_options_of_reading_that_the_help_only_names_are_settable():
+def test_further_options_that_the_help_only_names_are_settable():
     options = parsers_options()
     for name in READING:
         assert f"data.{name}" in options and name in help_text("fit")
+    for name in LARGE:
+        assert f"model.{name}" in options and name in help_text("fit")
 
 
 def test_jsonargparse_help_has_the_same_descriptions(monkeypatch):

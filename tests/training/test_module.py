@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torchmetrics.text import Perplexity
 
+from tinylm.adapt import LoRAConfig
 from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError, NumericError
 from tinylm.model import ModelConfig
@@ -20,7 +21,7 @@ from tinylm.training.optim import make_optimizer as make
 def fit(corpus, tmp_path):
     """Trains a tiny model by a plain Trainer, as a Python user would, and gives it back."""
 
-    def call(*, corpus=corpus, steps=5, network=None, data=None, optimizer=None, callbacks=(), **trainer):
+    def call(*, corpus=corpus, steps=5, network=None, data=None, optimizer=None, callbacks=(), options=None, **trainer):
         data = {"cache_dir": str(tmp_path / "cache"), "max_seq_len": 16, "batch_size": 8, **(data or {})}
         datamodule = TextDataModule(str(corpus), **data)
         torch.manual_seed(0)
@@ -29,6 +30,7 @@ def fit(corpus, tmp_path):
             ModelConfig(**{"vocab_size": datamodule.vocab_size, **config}),
             optimizer or OptimizerConfig(lr=0.01),
             ScheduleConfig(warmup_steps=0),
+            **(options or {}),
         )
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
         options |= {"enable_model_summary": False, "max_steps": steps, "num_sanity_val_steps": 0}
@@ -329,3 +331,64 @@ def test_files_have_no_floor(fit):
     module = fit(steps=1, val_check_interval=1, check_val_every_n_epoch=None)
     assert "val/floor" not in module.trainer.callback_metrics and "val/loss" in module.trainer.callback_metrics
     assert module.trainer.datamodule.floors == {}
+
+
+# --- the loss by rows, and a padded vocabulary
+
+
+def test_training_by_rows_of_logits_has_the_weights_of_all_rows(fit):
+    """Accumulated, clipped, with a tied and biased head and recomputed blocks."""
+    shared = {"network": {"tie_embeddings": True, "head_bias": True, "activation_checkpointing": True}}
+    shared |= {"data": {"micro_batch_size": 4}, "precision": "64-true", "gradient_clip_val": 1.0, "limit_val_batches": 0}
+    whole, parts = fit(**shared), fit(**shared, options={"loss_rows": 10})
+    torch.testing.assert_close(weights(parts), weights(whole), atol=1e-12, rtol=0)
+
+
+def test_training_by_rows_with_a_loss_scaler_has_the_losses_of_all_rows(fit):
+    losses = {}
+    for rows in (None, 10):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+        module = fit(options={"loss_rows": rows}, plugins=plugins, gradient_clip_val=1.0, limit_val_batches=0)
+        losses[rows] = module.train_loss
+    torch.testing.assert_close(losses[10], losses[None], atol=2e-3, rtol=0)
+
+
+def test_adapters_train_by_rows_but_not_those_of_the_head(fit):
+    found = []
+    for rows in (None, 10):
+        options = {"loss_rows": rows, "lora": LoRAConfig(rank=2)}
+        found.append(weights(fit(options=options, precision="64-true", limit_val_batches=0)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=0)
+    untied = ModelConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=1, max_seq_len=8, tie_embeddings=False)
+    with pytest.raises(ConfigError, match=r"model.loss_rows: needs a head that is a plain Linear; .* lora.targets"):
+        LitTransformerLM(untied, loss_rows=4, lora=LoRAConfig(targets=("head",)))
+
+
+def test_a_subclass_with_a_forward_of_its_own_has_no_rows():
+    class Own(LitTransformerLM):
+        def forward(self, ids, documents=None):
+            return super().forward(ids, documents)
+
+    network = ModelConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=1, max_seq_len=8)
+    with pytest.raises(ConfigError, match=r"model.loss_rows: Own has a forward of its own; leave it out"):
+        Own(network, loss_rows=4)
+
+
+@pytest.mark.parametrize("name", ["loss_rows", "vocab_multiple"])
+def test_sizes_must_be_positive(name):
+    network = ModelConfig(vocab_size=9, d_model=8, num_layers=1, num_heads=1, max_seq_len=8)
+    with pytest.raises(ConfigError, match=f"model.{name} must be at least 1, got 0"):
+        LitTransformerLM(network, **{name: 0})
+
+
+def test_a_vocabulary_is_padded_to_a_multiple(fit):
+    module = fit(options={"vocab_multiple": 64}, steps=2, limit_val_batches=0)
+    tokens = module.tokenizer.vocab_size
+    assert tokens < 64 and module.network.vocab_size == 64 == len(module.net.head.weight)
+    assert fit(options={"vocab_multiple": tokens}, steps=1).network.vocab_size == tokens
+
+
+def test_gpt2_has_50304_rows():
+    network = ModelConfig(vocab_size=50257, d_model=8, num_layers=1, num_heads=1, max_seq_len=8)
+    assert LitTransformerLM(network, vocab_multiple=64).network.vocab_size == 50304

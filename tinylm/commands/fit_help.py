@@ -51,7 +51,7 @@ TRAINER = {
     "devices": "Number of GPUs or processes, or auto",
     "accelerator": "cpu, gpu, mps, or auto for the fastest",
     "strategy": "Several devices: ddp; fsdp by overlays/fsdp.yaml",
-    "precision": "32-true, bf16-mixed, bf16-true, 16-mixed or 64-true",
+    "precision": "bf16-mixed, 32-true, 64-true, ... (suits the machine)",
     "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",
     "log_every_n_steps": "Steps between rows of metrics.csv",
@@ -64,9 +64,11 @@ IMPORTED = (
     "attention_scale",
 )  # fmt: skip
 READING = ("field", "separator", "include", "exclude", "deduplicate", "streaming", "shard_timeout", "max_cache_gb")
+LARGE = ("loss_rows", "vocab_multiple")
 NAMED = {  # class -> options that are only named, and by which words
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
     "TextDataModule": (READING, "In docs/data.md: "),
+    "LitTransformerLM": (LARGE, "For large vocabularies: "),
 }
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",

@@ -82,7 +82,7 @@ def check(config: Any, defaults: Any) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    for name in ("compile", "init_from", "lora", "freeze"):
+    for name in ("compile", "init_from", "lora", "freeze", "loss_rows", "vocab_multiple"):
         if config.model[name]:
             raise ConfigError(f"model.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
     if config.threads is not None and config.threads < 1:

@@ -131,7 +131,7 @@ class ModelConfig:
     zero_init_output: bool = False
     """Start the last projection of every sublayer at zero."""
     activation_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, a third more time."""
+    """Recompute blocks: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rope_scaling, dict):

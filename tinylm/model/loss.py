@@ -4,6 +4,9 @@ It is part of the network's program, so that a compiled step widens the logits w
 stored in float32, in which those of GPT-2's vocabulary need more memory than all else in a step.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,13 +15,50 @@ from tinylm.model.normalization import widened
 IGNORE = -100  # a target left out of the loss
 
 
-def summed_loss(head: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+def summed_loss(head: nn.Module, x: Tensor, targets: Tensor, rows: int | None = None) -> Tensor:
     """Sum of -log p(target) in nats over all targets but IGNORE, a scalar.
 
     Args:
         head: projection to logits, (B, T, D) -> (B, T, V)
         x: normalized output of the last block, (B, T, D)
         targets: the next tokens, (B, T)
+        rows: tokens whose logits exist at a time, if the head is a Linear without hooks. None: all
     """
+    if rows is not None and type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks:
+        return _LossByRows.apply(x.flatten(0, 1), head.weight, head.bias, targets.flatten(), rows)  # pyright: ignore
     logits = widened(head(x)).flatten(0, 1)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+class _LossByRows(torch.autograd.Function):
+    """The loss of a linear head and its gradient, softmax(logits) - one_hot(target), in one pass over the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
+        device = x.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        exact = torch.float32 if low == torch.float16 else low  # in which the small gradients of most logits survive
+        loss, dx = widened(x.new_zeros(())), torch.empty_like(x)
+        dweight = torch.zeros_like(weight) if weight.requires_grad else None
+        dbias = None if bias is None else torch.zeros_like(bias)
+        with torch.autocast(device, enabled=False):
+            w, b = weight.to(low), None if bias is None else bias.to(low)
+            for begin in range(0, len(x), rows):
+                part, target = x[begin : begin + rows], targets[begin : begin + rows, None]
+                counts, target = target != IGNORE, target.clamp(min=0)
+                logits = widened(F.linear(part.to(low), w, b))  # (rows, V)
+                log_total = logits.logsumexp(dim=-1, keepdim=True)
+                loss += ((log_total - logits.gather(-1, target)) * counts).sum()
+                d = (logits - log_total).exp().scatter_add(-1, target, -torch.ones_like(log_total)) * counts
+                if dbias is not None:
+                    dbias += d.sum(dim=0)
+                d = d.to(exact)
+                dx[begin : begin + rows] = d @ w.to(exact)
+                if dweight is not None:
+                    dweight += d.T @ part.to(exact)
+        ctx.save_for_backward(dx, dweight, dbias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors), None, None

@@ -61,9 +61,11 @@ class TransformerLM(nn.Module):
 
     Attributes:
         cache_type: class of the caches that `make_cache` makes, `RingKVCache` or `Int8KVCache`
+        loss_rows: tokens whose logits exist at a time when the loss is computed; None: all
     """
 
     cache_type: type[RingKVCache] = RingKVCache
+    loss_rows: int | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class TransformerLM(nn.Module):
                 block = partial(checkpoint, block, use_reentrant=False)
             x = block(x, visible[window], rotary, cache)
         x = self.final_norm(x)[:, skip:]
-        return widened(self.head(x)) if targets is None else summed_loss(self.head, x, targets)
+        return widened(self.head(x)) if targets is None else summed_loss(self.head, x, targets, self.loss_rows)
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
         read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)

@@ -340,12 +340,13 @@ class TinyLMCLI(LightningCLI):
         devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
         if devices == "CPU":
             devices += f" ({plural(torch.get_num_threads(), 'thread')})"
+        rows = "" if net.config.vocab_size == data.vocab_size else f" (padded to {net.config.vocab_size:,} rows)"
         notice(f"run: {self.folder}")
         if self.model.start is not None:
             notice(f"base model: {self.model.start.path}")
         notice(
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
-            f"{data.vocab_size:,} tokens in the vocabulary, {tokens:,} to train on"
+            f"{data.vocab_size:,} tokens in the vocabulary{rows}, {tokens:,} to train on"
         )
         if "val" in data.floors:
             floor = data.floors["val"]

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -63,6 +64,8 @@ class LitTransformerLM(pl.LightningModule):
         init_from: str | None = None,
         lora: LoRAConfig | None = None,
         freeze: FreezeConfig | None = None,
+        loss_rows: int | None = None,
+        vocab_multiple: int | None = None,
     ) -> None:
         """Creates the module.
 
@@ -74,15 +77,22 @@ class LitTransformerLM(pl.LightningModule):
             init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
+            loss_rows: Tokens whose logits exist at a time in training, to save memory. Default: all
+            vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no rows more
         """
         super().__init__()
+        for name, value in (("loss_rows", loss_rows), ("vocab_multiple", vocab_multiple)):
+            require(value is None or value >= 1, f"model.{name} must be at least 1, got {value}")
         if schedule.min_lr > optimizer.lr:
             raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
         if lora is not None and freeze is not None:
             raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
         self.start = None if init_from is None else Start(init_from)
         if self.start is not None:
+            require(vocab_multiple is None, "model.vocab_multiple: a base model keeps its own rows; leave it out")
             network = self.start.with_rows(network)
+        self._padded = self.start is not None or vocab_multiple is not None
+        network = replace(network, vocab_size=network.vocab_size + -network.vocab_size % (vocab_multiple or 1))
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
@@ -92,6 +102,7 @@ class LitTransformerLM(pl.LightningModule):
             freeze_weights(self.net, freeze)
         if lora is not None:
             add_lora(self.net, lora)
+        self._use_loss_rows(loss_rows)
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
         self._compiled = CompiledNetwork(self.net) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
@@ -103,6 +114,13 @@ class LitTransformerLM(pl.LightningModule):
         self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
+
+    def _use_loss_rows(self, rows: int | None) -> None:
+        plain = type(self.net.head) is nn.Linear
+        require(rows is None or plain, "model.loss_rows: needs a head that is a plain Linear; leave head out of lora.targets")
+        own = type(self).forward is not LitTransformerLM.forward
+        require(rows is None or not own, f"model.loss_rows: {type(self).__name__} has a forward of its own; leave it out")
+        self.net.loss_rows = rows
 
     @property
     def optimizer_name(self) -> str:
@@ -130,7 +148,7 @@ class LitTransformerLM(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Checks that tokenizer and network match, and that what callbacks monitor is measured."""
         size = self.tokenizer.vocab_size
-        fits = size <= self.network.vocab_size if self.start is not None else size == self.network.vocab_size
+        fits = size <= self.network.vocab_size if self._padded else size == self.network.vocab_size
         require(fits, f"vocab_size: tokenizer {size}, model {self.network.vocab_size}")
         if self.start is not None:
             self.start.check_tokenizer(self.tokenizer)
