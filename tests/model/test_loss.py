@@ -64,6 +64,18 @@ def test_mixed_precision_rounds_no_more_than_all_rows_do(dtype):
         assert (ours - true).norm() <= 1.05 * (theirs - true).norm()
 
 
+def test_weights_in_bfloat16_have_gradients_summed_in_float32():
+    head, x, targets = inputs(True, torch.float64)
+    _, exact = gradients(head, x, targets, None)
+    low = [each.detach().to(torch.bfloat16) for each in (x, head.weight, head.bias)]
+    head.weight, head.bias = (nn.Parameter(each) for each in low[1:])
+    loss, found = gradients(head, low[0].requires_grad_(), targets, 1)
+    assert loss.dtype == torch.float32
+    for ours, true in zip(found, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - true).norm() < 2**-6 * true.norm()
+
+
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_network_has_the_gradients_of_all_rows(tie, checkpointing):

@@ -1,9 +1,12 @@
 """The compiled network: its programs, hooks, what cannot be compiled, and its cache."""
 
 import functools
+import math
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.training.compiled import CompiledNetwork
@@ -107,3 +110,41 @@ def test_a_machine_without_a_compiler_trains_eagerly(capfd, monkeypatch, tmp_pat
     assert loss == net(**batch())
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith("tinylm: model.compile: not possible here (")
+
+
+def allocated(run, ids: torch.Tensor) -> set[tuple[int, str]]:
+    """The number of elements and the type of each buffer in the programs of a step in bf16-mixed."""
+    from torch._inductor.utils import fresh_cache, run_and_get_code
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(ids, ids)
+        loss.backward()
+
+    torch._dynamo.reset()
+    with fresh_cache():
+        _, programs = run_and_get_code(step)
+    assert len(programs) == 2  # forward and backward
+    made = re.findall(r"empty_strided_cpu\(\(([\d, ]+)\), .*, torch\.(\w+)\)", "".join(programs))
+    return {(math.prod(int(size) for size in sizes.split(",") if size.strip()), kind) for sizes, kind in made}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_the_program_of_a_step_stores_no_logits_in_float32_and_by_rows_none_whole():
+    """That of logits alone, whose loss is computed outside, does: the search finds what it looks for."""
+    net = network()
+    ids = torch.randint(V, (3, 17), generator=torch.Generator().manual_seed(0))
+    logits_only = torch.compile(lambda ids: net(ids))
+
+    def outside(ids, targets):
+        return F.cross_entropy(logits_only(ids).flatten(0, 1), targets.flatten(), reduction="sum")
+
+    assert (51 * V, "float32") in allocated(outside, ids)
+    inside = torch.compile(lambda ids, targets: net(ids, targets=targets))
+    found = allocated(inside, ids)
+    assert (51 * V, "bfloat16") in found and (51 * V, "float32") not in found
+    net.loss_rows = 17
+    found = allocated(inside, ids)
+    sizes = {size for size, _ in found}
+    assert 17 * V in sizes and 51 * V not in sizes

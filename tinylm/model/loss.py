@@ -39,17 +39,16 @@ class _LossByRows(torch.autograd.Function):
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         exact = torch.float32 if low == torch.float16 else low  # in which the small gradients of most logits survive
         loss, dx = widened(x.new_zeros(())), torch.empty_like(x)
-        dweight = torch.zeros_like(weight) if weight.requires_grad else None
-        dbias = None if bias is None else torch.zeros_like(bias)
+        dweight = widened(torch.zeros_like(weight)) if weight.requires_grad else None
+        dbias = None if bias is None else widened(torch.zeros_like(bias))
         with torch.autocast(device, enabled=False):
             w, b = weight.to(low), None if bias is None else bias.to(low)
             for begin in range(0, len(x), rows):
                 part, target = x[begin : begin + rows], targets[begin : begin + rows, None]
                 counts, target = target != IGNORE, target.clamp(min=0)
-                logits = widened(F.linear(part.to(low), w, b))  # (rows, V)
-                log_total = logits.logsumexp(dim=-1, keepdim=True)
-                loss += ((log_total - logits.gather(-1, target)) * counts).sum()
-                d = (logits - log_total).exp().scatter_add(-1, target, -torch.ones_like(log_total)) * counts
+                log_p = widened(F.linear(part.to(low), w, b)).log_softmax(dim=-1)  # (rows, V)
+                loss -= (log_p.gather(-1, target) * counts).sum()
+                d = log_p.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=log_p.dtype)).mul_(counts)
                 if dbias is not None:
                     dbias += d.sum(dim=0)
                 d = d.to(exact)
@@ -57,8 +56,10 @@ class _LossByRows(torch.autograd.Function):
                 if dweight is not None:
                     dweight += d.T @ part.to(exact)
         ctx.save_for_backward(dx, dweight, dbias)
+        ctx.types = x.dtype, weight.dtype, weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors), None, None
+        (g,), types = gradients, ctx.types
+        return *(None if d is None else (d * g).to(t) for d, t in zip(ctx.saved_tensors, types, strict=True)), None, None
