@@ -11,11 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch._dynamo import lookup_backend
 
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
+from tinylm.training.compiled import CompiledNetwork
 from tinylm.training.metrics import TextMetrics
 
 
@@ -115,3 +117,25 @@ def measure(path: Path) -> None:
     path.write_text(json.dumps(metric.compute()))
     if world_size > 1:
         torch.distributed.destroy_process_group()
+
+
+def fit_compiled(corpus: str, cache: str, world_size: int, shard: bool, rows: int | None, path: Path) -> None:
+    """10 steps; on several processes compiled, by a compiler that generates no code, and by rows of logits."""
+    recorder = Recorder()
+    data = dict(max_seq_len=16, batch_size=8, micro_batch_size=2)
+    limits = dict(max_steps=10, limit_val_batches=0, gradient_clip_val=1.0, callbacks=[recorder])
+    module, datamodule, trainer = build(
+        corpus, cache, world_size, "32-true" if shard else "64-true", data, limits, shard
+    )
+    programs = 0
+    if world_size > 1:
+        module._compiled, module.net.loss_rows = CompiledNetwork(module.net), rows
+
+        def backend(graph, example):
+            nonlocal programs
+            programs += 1
+            return lookup_backend("aot_eager")(graph, example)
+
+        module._compiled._run = torch.compile(module.net.__call__, backend=backend)
+    trainer.fit(module, datamodule=datamodule)
+    path.write_text(json.dumps({"losses": recorder.losses, "programs": programs}))

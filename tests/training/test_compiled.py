@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.runs.metrics import read_metrics
 from tinylm.training.compiled import CompiledNetwork
 
 V = 101
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 
 
 def network(**fields) -> TransformerLM:
@@ -97,7 +99,6 @@ def test_what_cannot_be_compiled_is_told_once_and_runs_eagerly(monkeypatch, capf
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_a_machine_without_a_compiler_trains_eagerly(capfd, monkeypatch, tmp_path):
     import torch._inductor.config as inductor
 
@@ -130,7 +131,6 @@ def allocated(run, ids: torch.Tensor) -> set[tuple[int, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_the_program_of_a_step_stores_no_logits_in_float32_and_by_rows_none_whole():
     """That of logits alone, whose loss is computed outside, does: the search finds what it looks for."""
     net = network()
@@ -148,3 +148,20 @@ def test_the_program_of_a_step_stores_no_logits_in_float32_and_by_rows_none_whol
     found = allocated(inside, ids)
     sizes = {size for size, _ in found}
     assert 17 * V in sizes and 51 * V not in sizes
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],
+)
+def test_a_compiled_run_with_dropout_goes_on_bit_for_bit(cli, tiny_yaml, tmp_path, monkeypatch, backend):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    options = ["fit", "-c", tiny_yaml, "-c", "compile", "--model.schedule.name", "constant", "--model.loss_rows", "50"]
+    for name, steps, more in [("whole", 5, []), ("half", 2, []), ("half", 5, ["--resume"])]:
+        result = cli(*options, "--run.name", name, "--trainer.max_steps", steps, *more)
+        assert result.code == 0 and "model.compile" not in result.err, result.err
+    whole, half = (read_metrics(tmp_path / f"runs/{name}/metrics.csv") for name in ("whole", "half"))
+    for column in ("train/loss", "train/grad_norm"):
+        assert half[column] == whole[column] and len(whole[column][0]) == 5

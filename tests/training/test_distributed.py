@@ -24,6 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
 
 
+@pytest.mark.parametrize(("shard", "tolerance"), [(False, 1e-12), (True, 1e-5)])
+def test_two_compiled_ranks_that_compute_the_loss_by_rows_have_the_losses_of_one(corpus, tmp_path, shard, tolerance):
+    arguments = (str(corpus), str(tmp_path / "cache"))
+    [alone] = processes.run_ranks(1, ranks.fit_compiled, *arguments, 1, False, None, out=tmp_path)
+    first, second = processes.run_ranks(2, ranks.fit_compiled, *arguments, 2, shard, 10, out=tmp_path)
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], abs=tolerance)
+    assert first["programs"] > 0
+
+
 @pytest.mark.parametrize(
     ("precision", "tolerance", "shard"), [("32-true", 1e-5, False), ("64-true", 1e-12, False), ("32-true", 1e-5, True)]
 )

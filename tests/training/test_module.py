@@ -339,7 +339,12 @@ def test_files_have_no_floor(fit):
 def test_training_by_rows_of_logits_has_the_weights_of_all_rows(fit):
     """Accumulated, clipped, with a tied and biased head and recomputed blocks."""
     shared = {"network": {"tie_embeddings": True, "head_bias": True, "activation_checkpointing": True}}
-    shared |= {"data": {"micro_batch_size": 4}, "precision": "64-true", "gradient_clip_val": 1.0, "limit_val_batches": 0}
+    shared |= {
+        "data": {"micro_batch_size": 4},
+        "precision": "64-true",
+        "gradient_clip_val": 1.0,
+        "limit_val_batches": 0,
+    }
     whole, parts = fit(**shared), fit(**shared, options={"loss_rows": 10})
     torch.testing.assert_close(weights(parts), weights(whole), atol=1e-12, rtol=0)
 

@@ -116,10 +116,11 @@ class LitTransformerLM(pl.LightningModule):
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
 
     def _use_loss_rows(self, rows: int | None) -> None:
-        plain = type(self.net.head) is nn.Linear
-        require(rows is None or plain, "model.loss_rows: needs a head that is a plain Linear; leave head out of lora.targets")
         own = type(self).forward is not LitTransformerLM.forward
-        require(rows is None or not own, f"model.loss_rows: {type(self).__name__} has a forward of its own; leave it out")
+        refused = f"{type(self).__name__} has a forward of its own; leave it out" if own else None
+        if type(self.net.head) is not nn.Linear:
+            refused = "needs a head that is a plain Linear; leave head out of lora.targets"
+        require(rows is None or refused is None, f"model.loss_rows: {refused}")
         self.net.loss_rows = rows
 
     @property
