@@ -2,6 +2,9 @@
 
 It is part of the network's program, so that a compiled step widens the logits while it reads them: they are never
 stored in float32, in which those of GPT-2's vocabulary need more memory than all else in a step.
+
+By rows even those in low precision never exist whole: the gradient of softmax and cross-entropy is known with the
+logits, so each chunk of rows adds its share to the gradients of x and of the head, and is dropped.
 """
 
 from typing import Any

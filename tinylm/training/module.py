@@ -73,7 +73,7 @@ class LitTransformerLM(pl.LightningModule):
             network: The architecture
             optimizer: The optimizer and its settings
             schedule: The learning rate over the run
-            compile: Train by torch.compile, which takes a minute at the start
+            compile: Train by torch.compile, which takes a minute at the first start
             init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen

@@ -222,8 +222,10 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
     size = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)  # bytes of a weight
     trainable, weights = trainable_share(net)
     states = size * (weights + 3 * trainable)  # gradient and two moments
-    logits = 4 * rows * context * config.vocab_size
-    rough = rows * rough_bytes(config, context)
+    tokens = rows * context
+    at_once = min(tokens, net.loss_rows or tokens)  # tokens whose logits exist at a time
+    logits = 4 * at_once * config.vocab_size
+    rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
     if states + rough < there / 4 or rough > 100 * there:
         return states + rough + 2 * logits
     ids = torch.zeros(1, context, dtype=torch.long)
