@@ -6,6 +6,7 @@ written in place, and nothing in the step may wait for the device or depend on i
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,22 +38,32 @@ def capture(
     """
     if device.type != "cuda":
         return function
-    stream = torch.cuda.Stream(device)
+    stream, graph = _capture_stream(device), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):  # a capture that fails leaves its own stream current
         for _ in range(WARM_UPS):
             function()
             restore()
+        try:
+            # thread_local: other threads, such as one that pins batches, may allocate meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                function()
+        except RuntimeError as error:
+            notice(f"a step cannot be captured as a CUDA graph, which makes it slower: {first_line(error)}")
+            graph = None
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            function()
-    except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        notice(f"a step cannot be captured as a CUDA graph, which makes it slower: {reason}")
-        return function
-    return graph.replay
+    return function if graph is None else graph.replay
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@cache
+def _capture_stream(device: torch.device) -> "torch.cuda.Stream":
+    """The stream of all captures on a device: graphs that share memory must be captured on one."""
+    return torch.cuda.Stream(device)
 
 
 def read_later(tensor: Tensor) -> Callable[[], list]:
@@ -63,7 +74,7 @@ def read_later(tensor: Tensor) -> Callable[[], list]:
     values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     values.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> list:
         copied.synchronize()

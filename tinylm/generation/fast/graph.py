@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tinylm.cuda_graph import capture, read_later
+from tinylm.cuda_graph import capture, first_line, read_later
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.fast.compiled import StaticCache
 from tinylm.generation.fast.decoder import Decoder
@@ -150,8 +150,7 @@ class StaticRows:
             self.sampler.compile()
             self._step(slots)
         except RuntimeError as error:  # of the compiler
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            notice(f"a step cannot be compiled, which makes it slower: {reason}")
+            notice(f"a step cannot be compiled, which makes it slower: {first_line(error)}")
             self.decoder.compiled, self.decoder.run = False, self.decoder.read_static
             self.sampler.draw = self.sampler.drawn
         restore()

@@ -91,8 +91,8 @@ class Sampler:
         else:
             p = filtered(scores.double(), self.config).softmax(dim=-1)
             tokens = draw(p, random_times(keys, made, self.vocab_size))
-        fault = torch.where(scores.amax(dim=-1).isfinite(), OK, NO_CHOICE)
-        fault = torch.where(logits.amax(dim=-1).isfinite(), fault, NOT_FINITE)
+        fault = ~scores.amax(dim=-1).isfinite() * NO_CHOICE
+        fault = fault.masked_fill(~logits.amax(dim=-1).isfinite(), NOT_FINITE)
         found = torch.zeros_like(tokens, dtype=torch.float64)
         if self.log_probs:
             found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].double()
