@@ -28,7 +28,7 @@ AHEAD = 3  # steps launched whose tokens have not been read
 def decode_ahead(
     generator: "Generator", rows: list[Text], waiting: Iterator[Text], config: SamplingConfig, log_probs: bool
 ) -> Iterator[Text]:
-    """Extends texts, the first of them in `rows`; otherwise like `Generator.decode`, of a generator with GraphDecoder."""
+    """Extends the texts of `rows`, then those that wait, like `Generator.decode`, by a `GraphDecoder`."""
     with generator.decoder.static_rows(len(rows)) as static:
         weight, stops = generator.model.embedding.weight, generator.tokenizer.marks.stops
         vocab_size = generator.tokenizer.vocab_size

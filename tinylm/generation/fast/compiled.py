@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.errors import ConfigError, notice
-from tinylm.generation.fast.cached import CachedDecoder, unsuited_part
+from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.attention import Attention, attend_plain
 from tinylm.model.quantized import aligned
@@ -90,11 +90,10 @@ def compiled_decoder(model: TransformerLM) -> CachedDecoder:
     from tinylm.generation.fast.decoder import Decoder
     from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
 
-    on_cuda = model.embedding.weight.device.type == "cuda"
-    if on_cuda and unsuited_part(model) is None and (reason := uncapturable_part(model)) is not None:
+    if on_cuda(model) and unsuited_part(model) is None and (reason := uncapturable_part(model)) is not None:
         notice(f"decoding without compilation, which is slower on a GPU: {reason}")
         return Decoder(model)
-    decoder = GraphDecoder(model, compiled=True) if on_cuda else CompiledDecoder(model)
+    decoder = GraphDecoder(model, compiled=True) if on_cuda(model) else CompiledDecoder(model)
     notice("compiling: about a minute")
     return decoder
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.errors import notice
-from tinylm.generation.fast.cached import CachedDecoder, unsuited_part
+from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
 from tinylm.generation.fast.layers import Layer, Product, norm_function, position_rows
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.known import check_deterministic
@@ -33,15 +33,15 @@ def make_decoder(
 ) -> "Decoder | UncachedDecoder":
     """Makes a `Decoder` for a standard model, and an `UncachedDecoder`, with a notice, for any other.
 
-    On CUDA it is a `GraphDecoder`, unless the model has quantized layers, LoRA adapters or an 8-bit cache. An `earlier` decoder of the model is returned if it is still valid. A model with dropout in training mode raises
-    ConfigError.
+    On CUDA it is a `GraphDecoder`, unless the model has quantized layers, LoRA adapters or an 8-bit cache. An `earlier`
+    decoder of the model is returned if it is still valid. A model with dropout in training mode raises ConfigError.
     """
     check_deterministic(model)
     reason = unsuited_part(model)
     if reason is None:
         from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
 
-        if model.embedding.weight.device.type == "cuda" and uncapturable_part(model) is None:
+        if on_cuda(model) and uncapturable_part(model) is None:
             return earlier if isinstance(earlier, GraphDecoder) and earlier.is_current else GraphDecoder(model)
         usable = isinstance(earlier, Decoder) and not isinstance(earlier, GraphDecoder) and earlier.is_current
         return earlier if usable else Decoder(model)

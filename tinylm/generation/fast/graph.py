@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinylm.cuda_graph import capture, first_line, read_later
 from tinylm.errors import ConfigError, notice
@@ -22,14 +22,16 @@ from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.sampler import Sampler
 from tinylm.generation.text import Text
 from tinylm.model import RingKVCache, TransformerLM
+from tinylm.model.lora import LoRALinear
+from tinylm.model.quantized import QuantizedLinear
 
 
 def uncapturable_part(model: TransformerLM) -> str | None:
     """Describes the part of a standard model that a `GraphDecoder` does not support; None if there is none."""
     if model.cache_type is not RingKVCache:
         return f"its cache is {model.cache_type.__name__}"
-    linear = (model.head, *(each for block in model.blocks for each in block.modules() if hasattr(each, "in_features")))
-    return next((f"it has layers of {type(each).__name__}" for each in linear if type(each) is not nn.Linear), None)
+    other = (each for each in model.modules() if isinstance(each, QuantizedLinear | LoRALinear))
+    return next((f"it has layers of {type(each).__name__}" for each in other), None)
 
 
 class GraphDecoder(Decoder):
@@ -48,7 +50,9 @@ class GraphDecoder(Decoder):
 
     def __init__(self, model: TransformerLM, compiled: bool = False) -> None:
         super().__init__(model)
-        self.run: Callable[..., Tensor] = torch.compile(self.read_static, dynamic=False) if compiled else self.read_static
+        self.run: Callable[..., Tensor] = (
+            torch.compile(self.read_static, dynamic=False) if compiled else self.read_static
+        )
         self.compiled = compiled
         self._idle: StaticRows | None = None
 
@@ -59,7 +63,13 @@ class GraphDecoder(Decoder):
             raise ConfigError(f"GraphDecoder cannot read this model: {reason}; use a Decoder")
 
     def read_static(
-        self, ids: Tensor, keys: list[Tensor], values: list[Tensor], lengths: Tensor, slots: Tensor, starts: Tensor | None
+        self,
+        ids: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        lengths: Tensor,
+        slots: Tensor,
+        starts: Tensor | None,
     ) -> Tensor:
         """The logits after one token of each row, (B,) -> (B, V); the others are those of `StaticCache`."""
         return self.read(ids, StaticCache(keys, values, lengths, slots, starts))

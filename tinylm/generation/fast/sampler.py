@@ -47,8 +47,8 @@ class Sampler:
         self.bias, self.ends = None, None
         if config.logit_bias or config.banned_tokens:
             bias = torch.zeros(vocab_size, dtype=dtype)
-            for token, value in (config.logit_bias or {}).items():
-                bias[token] = value
+            biases = config.logit_bias or {}
+            bias[list(biases)] = torch.tensor(list(biases.values()), dtype=dtype)
             bias[list(config.banned_tokens)] = EXCLUDED
             self.bias = bias.to(device)
         if config.min_new_tokens and stops:
