@@ -10,7 +10,7 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.errors import ConfigError, DataError, NumericError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
-from tinylm.generation.sampling import choose
+from tinylm.generation.sampling import Random, choose
 from tinylm.generation.text import Completion, StopStrings
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -60,13 +60,12 @@ def ids_of(generator: Generator, prompt: list[int], **options) -> list[int]:
 @torch.no_grad()
 def uncached(model, prompt: list[int], config: SamplingConfig) -> list[int]:
     """The oracle: reads the whole context for each token, and keeps its newest half when it is full."""
-    text, window, random = list(prompt), list(prompt), torch.Generator()
-    random.manual_seed(config.seed or 0)
-    for _ in range(config.max_new_tokens):
+    text, window, random = list(prompt), list(prompt), Random(config.seed or 0)
+    for position in range(config.max_new_tokens):
         if len(window) > model.config.max_seq_len:
             window = text[-max(model.config.max_seq_len // 2, 1) :]
         logits = model(torch.tensor([window]))[:, -1]
-        text.append(int(logits.argmax() if config.temperature == 0 else choose(logits, config, [random])))
+        text.append(int(logits.argmax() if config.temperature == 0 else choose(logits, config, [random], [position])))
         window.append(text[-1])
     return text[len(prompt) :]
 
@@ -88,12 +87,12 @@ def test_decoding_matches_full_forward_passes_even_beyond_the_context(config, te
 def test_sampling_draws_from_the_logits_of_full_forward_passes():
     generator = make()
     text = [0, 1, 2]
-    random = torch.Generator().manual_seed(5)
-    for _ in range(12):
+    random = Random(5)
+    for position in range(12):
         with torch.no_grad():
             logits = generator.model(torch.tensor([text]))[0, -1].float() / 0.9
         logits[logits < logits.sort().values[-6]] = -torch.inf
-        text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=random)))
+        text.append(int((logits.softmax(-1) / random.times(position, len(logits))).argmax()))
     assert ids_of(generator, [0, 1, 2], max_new_tokens=12, seed=5, temperature=0.9, top_k=6) == text[3:]
 
 

@@ -12,7 +12,18 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import SamplingConfig
-from tinylm.generation.sampling import adjusted, choose, draw, filtered, min_p, random_times, top_k, top_p, typical
+from tinylm.generation.sampling import (
+    Random,
+    adjusted,
+    choose,
+    draw,
+    filtered,
+    min_p,
+    random_times,
+    top_k,
+    top_p,
+    typical,
+)
 
 few = settings(max_examples=60, deadline=None)
 NAN, INFINITY = float("nan"), float("inf")
@@ -157,7 +168,7 @@ def test_biases_are_added_and_banned_tokens_excluded():
     config = SamplingConfig(logit_bias={1: 2.5, 4: -9}, banned_tokens=[3, 0])
     assert adjusted(logits, nothing, nothing, config).tolist() == [[-math.inf, 3.5, 2.0, -math.inf, -5.0]]
     assert logits.tolist() == [[0, 1, 2, 3, 4]]  # the input is not modified
-    assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), []).tolist() == [1]
+    assert choose(adjusted(logits, nothing, nothing, config), SamplingConfig(temperature=0), [], []).tolist() == [1]
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -184,7 +195,7 @@ def test_ids_outside_the_vocabulary_are_refused():
 def test_draws_follow_the_filtered_softmax(options):
     logits = [1.5, -0.5, 0.25, 2.0, -1.0, 0.75, 0.0, -2.0]
     config = SamplingConfig(**options)
-    draws = choose(torch.tensor(logits).expand(40_000, -1), config, [torch.Generator().manual_seed(0)] * 40_000)
+    draws = choose(torch.tensor(logits).expand(40_000, -1), config, [Random(0)] * 40_000, range(40_000))
     counts = draws.bincount(minlength=8).tolist()
 
     scaled = [logit / config.temperature for logit in logits]
@@ -206,42 +217,87 @@ def test_draws_follow_the_filtered_softmax(options):
 
 def test_rows_are_drawn_from_their_own_distributions():
     logits = torch.full((5, 5), -100.0).fill_diagonal_(100.0)
-    generator = torch.Generator().manual_seed(0)
-    assert choose(logits, SamplingConfig(), [generator] * 5).tolist() == [0, 1, 2, 3, 4]
-    assert choose(logits.bfloat16(), SamplingConfig(), [generator] * 5).tolist() == [0, 1, 2, 3, 4]
+    for each in (logits, logits.bfloat16()):
+        assert choose(each, SamplingConfig(), [Random(0)] * 5, [3] * 5).tolist() == [0, 1, 2, 3, 4]
 
 
 @few
 @given(distinct)
 def test_temperature_zero_takes_the_argmax_with_any_filters(logits):
-    generator = torch.Generator()
-    before = generator.get_state()
     for options in ({}, dict(top_k=2), dict(top_p=0.1, min_p=0.9)):
-        token = choose(torch.tensor([logits]), SamplingConfig(temperature=0, **options), [generator])
+        token = choose(torch.tensor([logits]), SamplingConfig(temperature=0, **options), [], [])  # no random numbers
         assert token.tolist() == [logits.index(max(logits))]
-    assert torch.equal(generator.get_state(), before)  # no random number is drawn
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 1e-60, 5e-324])
 def test_a_tiny_temperature_is_nearly_greedy(temperature):
     logits = torch.tensor([[1.0, 3.0, -2.0], [-5.0, -7.0, -6.0]])
-    generator = torch.Generator().manual_seed(0)
-    assert choose(logits, SamplingConfig(temperature=temperature), [generator] * 2).tolist() == [1, 0]
+    assert choose(logits, SamplingConfig(temperature=temperature), [Random(0)] * 2, [0, 1]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("logits", [[NAN] * 4, [0, INFINITY, 0, 0], [-INFINITY, 1, NAN, 2], [-INFINITY] * 4], ids=str)
 def test_logits_that_allow_no_choice_raise_a_numeric_error(logits, temperature):
     with pytest.raises(NumericError, match="logits are not finite"):
-        choose(torch.tensor([[1.0, 2, 3, 4], logits]), SamplingConfig(temperature=temperature), [torch.Generator()] * 2)
+        choose(torch.tensor([[1.0, 2, 3, 4], logits]), SamplingConfig(temperature=temperature), [Random()] * 2, [0, 0])
 
 
-def test_tokens_are_drawn_as_torch_multinomial_draws_them():
-    for seed in range(50):
-        p = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) ** 4
-        ours, theirs = (torch.Generator().manual_seed(-seed) for _ in range(2))
-        for _ in range(3):
-            assert draw(p, random_times(9, ours)) == int(torch.multinomial(p, 1, generator=theirs))
+WORD = (1 << 64) - 1
+
+
+def splitmix(state: int) -> tuple[int, int]:
+    """Steele et al. 2014, in Python's integers: the next state and its output."""
+    state = z = (state + 0x9E3779B97F4A7C15) & WORD
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & WORD
+    return state, z ^ (z >> 31)
+
+
+def mixed(z: int) -> int:
+    """SplitMix64's output for a state."""
+    return splitmix((z - 0x9E3779B97F4A7C15) & WORD)[1]
+
+
+def test_random_numbers_are_those_of_splitmix64():
+    state, outputs = 1234567, []
+    for _ in range(5):
+        state, output = splitmix(state)
+        outputs.append(output)
+    assert outputs == [  # the published ones for this seed
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+    ]  # fmt: skip
+    for seed, position in ((0, 0), (1, 7), (2**63 + 5, 1000), (-1, 3)):
+        state, expected = mixed((mixed(seed & WORD) + position * 0x9E3779B97F4A7C15) & WORD), []
+        for _ in range(6):
+            state, output = splitmix(state)
+            expected.append(-math.log(((output >> 12) + 0.5) / 2**52))
+        key = torch.tensor([Random(seed).key])
+        found = random_times(key, torch.tensor([position]), 6)[0]
+        assert found.tolist() == pytest.approx(expected, rel=1e-14)
+        assert torch.equal(Random(seed).times(position, 6), found)
+        assert torch.equal(random_times(key, torch.tensor([position]), 4)[0], found[:4])
+
+
+def test_random_numbers_are_exponential_and_independent():
+    """Kolmogorov-Smirnov, and correlations between neighbouring tokens, positions and seeds."""
+    keys, positions = torch.arange(40).repeat_interleave(50), torch.arange(50).repeat(40)
+    times = random_times(keys, positions, 100)
+    uniform, n = (-times.flatten()).exp().sort().values, times.numel()
+    distance = (uniform - (torch.arange(n) + 0.5) / n).abs().max() * n**0.5
+    assert distance < 2.0  # p = 7e-4
+    cube = (times - 1).view(40, 50, 100)  # of mean 0 and variance 1
+    for axis in range(3):
+        size = cube.shape[axis]
+        product = cube.narrow(axis, 0, size - 1) * cube.narrow(axis, 1, size - 1)
+        assert abs(product.mean()) * product.numel() ** 0.5 < 4
+
+
+def test_a_token_is_the_first_to_happen():
+    p, times = torch.tensor([0.1, 0.6, 0.3]), torch.tensor([0.2, 0.9, 0.5])  # at 2, 1.5, 1.67
+    assert draw(p, times).tolist() == 1
+    assert draw(p.expand(2, 3), torch.stack((times, times.flip(0)))).tolist() == [1, 2]  # 5, 1.5, 0.67
+    assert Random(3).key == Random(2**64 + 3).key and Random(-1).key == Random(2**64 - 1).key
+    assert Random().key != Random().key
 
 
 # --- options

@@ -11,7 +11,7 @@ from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator
 from tinylm.generation.fast.speculative import RandomTimes, _DraftModel, verify
-from tinylm.generation.sampling import adjusted, draw, filtered, random_times
+from tinylm.generation.sampling import Random, adjusted, draw, filtered
 from tinylm.generation.text import Text
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
@@ -72,14 +72,13 @@ def passes(generator: Generator, monkeypatch) -> list[int]:
 
 
 def test_verified_drafts_are_the_tokens_of_plain_sampling():
-    """The oracle is torch.multinomial, called once for each token; any draft gives its tokens."""
+    """The oracle draws one token after the other; any draft gives its tokens."""
     p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.0, 0.5]], dtype=torch.float64)
     accepted = Counter()
     for seed in range(500):
-        random = torch.Generator().manual_seed(seed)
-        expected = [int(torch.multinomial(row, 1, generator=random)) for row in p]
+        expected = [int(draw(row, Random(seed).times(i, 4))) for i, row in enumerate(p)]
         draft = [seed % 4, seed // 4 % 4]
-        tokens = verify(draft, p, RandomTimes(4, torch.Generator().manual_seed(seed)))
+        tokens = verify(draft, p, RandomTimes(4, Random(seed)))
         right = [ours == theirs for ours, theirs in zip(draft, expected, strict=False)]
         count = 0 if not right[0] else 1 if not right[1] else 2
         assert tokens == expected[: count + 1]
@@ -91,8 +90,8 @@ def test_similar_distributions_draw_the_same_token_as_often_as_the_theory_says()
     """Daliri et al. 2024: both are x with probability 1 / sum over y of max(p(y) / p(x), q(y) / q(x))."""
     p, q = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64)
     expected = sum(1 / float(torch.maximum(p / p[x], q / q[x]).sum()) for x in range(3))
-    random = torch.Generator().manual_seed(0)
-    draws = [random_times(3, random) for _ in range(20_000)]
+    random = Random(0)
+    draws = [random.times(position, 3) for position in range(20_000)]
     same = sum(draw(p, times) == draw(q, times) for times in draws)
     assert same / 20_000 == pytest.approx(expected, abs=0.015)
     assert expected > 0.6

@@ -185,7 +185,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     import tinylm
     from tinylm.data.template import find_template, use_template
     from tinylm.generation import Generator, SpeculativeGenerator
-    from tinylm.generation.fast.compiled import CompiledDecoder
+    from tinylm.generation.fast.compiled import compiled_decoder
     from tinylm.generation.fast.decoder import fastest_threads
     from tinylm.model import Int8KVCache, RingKVCache
 
@@ -202,9 +202,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
             draft.cache_type = model.cache_type
         generator = SpeculativeGenerator(model, tokenizer, draft)
     else:
-        generator = Generator(model, tokenizer, CompiledDecoder(model) if options.compile else None)
-        if options.compile:
-            notice("compiling: about a minute")
+        generator = Generator(model, tokenizer, compiled_decoder(model) if options.compile else None)
     generator.conversation = "template" in bundle.info
     if options.chat:
         use_template(generator, find_template("chat", tokenizer))

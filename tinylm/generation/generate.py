@@ -17,11 +17,13 @@ from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
+from tinylm.generation.ahead import decode_ahead
 from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.decoder import make_decoder
+from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.options import SamplingConfig, check_names, check_truncate
-from tinylm.generation.sampling import EXCLUDED, adjusted, check_numbers, choose, is_possible
-from tinylm.generation.text import Completion, Reader, Stats, Text
+from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible
+from tinylm.generation.text import Completion, Reader, Stats, Text, announce_sliding
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -165,6 +167,9 @@ class Generator:
         self.refresh_decoder()
         waiting, announced = iter(texts), False
         rows = list(islice(waiting, batch_size))
+        if rows and isinstance(self.decoder, GraphDecoder):
+            yield from decode_ahead(self, rows, waiting, config, log_probs)
+            return
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len
         cache = self.decoder.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
@@ -207,11 +212,11 @@ class Generator:
     def _extend(self, rows: list[Text], logits: Tensor, config: SamplingConfig, log_probs: bool) -> None:
         """Chooses the next token of each text."""
         scores = self._scores(logits, [text.prompt for text in rows], [text.ids for text in rows], config)
-        tokens = choose(scores, config, [text.random for text in rows])
+        tokens = choose(scores, config, [text.random for text in rows], [len(text.ids) for text in rows])
         found = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist() if log_probs else []
         for i, (text, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if not text.finished:
-                self._append(text, token, found[i : i + 1], config)
+                self.append(text, token, found[i : i + 1], config)
 
     def _scores(
         self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
@@ -226,10 +231,10 @@ class Generator:
             scores = scores.clone()
             scores[torch.tensor(short, dtype=torch.long, device=logits.device)[:, None], stops] = EXCLUDED
         if scores is not logits and not is_possible(scores):
-            raise ConfigError("bans, biases and penalties leave no token to choose from; lower or remove some of them")
+            raise ConfigError(NO_TOKEN)
         return scores
 
-    def _append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
+    def append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
         """Appends a token to a text and finishes the text where it ends."""
         if token in self.tokenizer.marks.stops:
             text.finished = "end"
@@ -283,11 +288,6 @@ class Generator:
 def _seed(number: int) -> int:
     """A seed that PyTorch accepts: a number below 2**64 itself, a greater one modulo 2**64."""
     return number if number < 1 << 64 else number % (1 << 64)
-
-
-def announce_sliding(context: int) -> None:
-    """Prints a notice that a text is longer than the context."""
-    notice(f"beyond {context} tokens, generation keeps the newest half of the context and continues")
 
 
 def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:

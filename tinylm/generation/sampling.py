@@ -3,9 +3,13 @@
 `adjusted` applies penalties and biases, `filtered` the temperature and the filters, and `choose` draws a token. Each
 filter maps logits (..., V) to logits in which excluded tokens are -inf, so filters compose in any order; the usual one
 is temperature, top-k, top-p, min-p, typical.
+
+The random numbers are a function of the text's seed, the token's position and the token alone (`random_times`). So
+they are the same on every device, for every decoder and whatever else is in the batch, and a GPU computes its own.
 """
 
 import math
+import secrets
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +19,10 @@ from tinylm.errors import NumericError
 from tinylm.generation.options import SamplingConfig
 
 EXCLUDED = float("-inf")
+CORRUPT = "the model's logits are not finite: its weights are corrupt; use another checkpoint"
+NO_TOKEN = "bans, biases and penalties leave no token to choose from; lower or remove some of them"
+_GAMMA, _FACTORS = 0x9E3779B97F4A7C15 - 2**64, (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # SplitMix64
+_BLOCK = 1 << 14  # random numbers computed at a time, for small vocabularies
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -52,16 +60,21 @@ def typical(logits: Tensor, p: float) -> Tensor:
     return _first_of(logits, order, probabilities.gather(-1, order), p)
 
 
+def penalized(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
+    """Applies the penalties: (B, V) -> (B, V). The arguments are those of `adjusted`."""
+    if config.repetition_penalty != 1:  # Keskar et al. 2019: a positive logit is divided, a negative one multiplied
+        divided = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
+        logits = torch.where(prompt + generated > 0, divided, logits)
+    times = generated.to(logits.dtype)
+    return logits - config.presence_penalty * times.clamp(max=1) - config.frequency_penalty * times
+
+
 def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
     """Applies penalties, biases and bans: (B, V) -> (B, V).
 
     `prompt` and `generated` count each token in the prompt and in the generated text of each row, int64 (B, V).
     """
-    if config.repetition_penalty != 1:  # Keskar et al. 2019: a positive logit is divided, a negative one multiplied
-        penalized = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
-        logits = torch.where(prompt + generated > 0, penalized, logits)
-    times = generated.to(logits.dtype)
-    logits = logits - config.presence_penalty * times.clamp(max=1) - config.frequency_penalty * times
+    logits = penalized(logits, prompt, generated, config)
     if config.logit_bias:
         logits[:, list(config.logit_bias)] += logits.new_tensor(list(config.logit_bias.values()))
     logits[:, list(config.banned_tokens)] = EXCLUDED
@@ -95,32 +108,81 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return filtered(logits, config).softmax(dim=-1)
 
 
-def random_times(vocab_size: int, random: torch.Generator) -> Tensor:
-    """The random numbers of one draw: exponentially distributed, float64 (V,)."""
-    return torch.empty(vocab_size, dtype=torch.float64).exponential_(generator=random)
+def _mixed(z: Tensor) -> Tensor:
+    """SplitMix64's output function, in place: int64 -> int64, bits in, bits out (Steele et al. 2014)."""
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        z.bitwise_xor_((z >> shift).bitwise_and_((1 << 64 - shift) - 1)).mul_(factor)  # the shift repeats the sign
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
 
 
-def draw(probabilities: Tensor, times: Tensor) -> int:
-    """Draws a token with the given probabilities, (V,), by the random numbers of `random_times`, (V,).
+def random_times(keys: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """The random numbers of one draw in each row: exponentially distributed, float64 (B, V).
+
+    They are the outputs of a SplitMix64 generator that begins at a state mixed from key and position.
+
+    Args:
+        keys: of the rows' texts, int64 (B,) (`Random.key`)
+        positions: number of tokens generated before the drawn one, int64 (B,)
+        vocab_size: V
+    """
+    states = _mixed(_mixed(keys.clone()) + positions * _GAMMA)
+    z = _mixed(torch.arange(1, vocab_size + 1, device=keys.device).mul_(_GAMMA) + states[:, None])
+    uniform = (z >> 12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)  # above 0 and below 1
+    return uniform.log_().neg_()
+
+
+class Random:
+    """The random numbers of a text.
+
+    Args:
+        seed: any integer, taken modulo 2**64. None: from the system
+
+    Attributes:
+        key: the seed as a signed 64-bit integer
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.key = ((secrets.randbits(64) if seed is None else seed) + 2**63) % 2**64 - 2**63
+        self._computed: tuple[int, int] | None = None  # number of the block and V
+
+    def times(self, position: int, vocab_size: int) -> Tensor:
+        """Those of the token at a position of the generated text, from 0: float64 (V,), on the CPU."""
+        rows = max(_BLOCK // vocab_size, 1)  # a call costs more than a hundred numbers
+        if self._computed != (position // rows, vocab_size):
+            positions = torch.arange(rows) + position // rows * rows
+            self._block = random_times(torch.full((rows,), self.key), positions, vocab_size)
+            self._computed = position // rows, vocab_size
+        return self._block[position % rows]
+
+
+def draw(probabilities: Tensor, times: Tensor) -> Tensor:
+    """Draws tokens with the given probabilities, (..., V), by the numbers of `random_times`, (..., V): int64 (...).
 
     Token i happens at the time `times[i] / probabilities[i]`, and the first one is drawn. The first of independent
     exponential times is the i-th with probability proportional to its rate. As the random numbers do not depend on the
     probabilities, similar distributions mostly give the same token.
     """
-    return int((probabilities / times).argmax())
+    return (probabilities / times).argmax(dim=-1)
 
 
-def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
+def choose(logits: Tensor, config: SamplingConfig, randoms: Sequence[Random], positions: Sequence[int]) -> Tensor:
     """Draws one token for each row of logits: (B, V) -> int64 (B,). Errors as in `check_numbers`.
 
-    `generators` are the random number generators of the rows, on the CPU.
+    Args:
+        logits: (B, V)
+        config: temperature and filters
+        randoms: random numbers of the rows' texts; unused at temperature 0
+        positions: number of tokens generated so far in each row
     """
     if config.temperature == 0:
         check_numbers(logits)
         return logits.argmax(dim=-1)
     rows = probabilities(logits, config)
-    drawn = [draw(row, random_times(len(row), each)) for row, each in zip(rows, generators, strict=True)]
-    return torch.tensor(drawn, device=logits.device)
+    drawn = [
+        draw(row, random.times(position, len(row)))
+        for row, random, position in zip(rows, randoms, positions, strict=True)
+    ]
+    return torch.stack(drawn).to(logits.device)
 
 
 def is_possible(logits: Tensor) -> bool:
@@ -131,4 +193,4 @@ def is_possible(logits: Tensor) -> bool:
 def check_numbers(logits: Tensor) -> None:
     """Raises NumericError if a logit is NaN or infinity, or a row has none but -inf."""
     if not is_possible(logits):
-        raise NumericError("the model's logits are not finite: its weights are corrupt; use another checkpoint")
+        raise NumericError(CORRUPT)

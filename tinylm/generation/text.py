@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
+from tinylm.errors import notice
+from tinylm.generation.sampling import Random
 
 
 @dataclass(eq=False)
@@ -26,11 +27,7 @@ class Text:
     finished: str = ""
 
     def __post_init__(self) -> None:
-        self.random = torch.Generator()
-        if self.seed is None:
-            self.random.seed()
-        else:
-            self.random.manual_seed(self.seed)
+        self.random = Random(self.seed)
 
     def completion(self, prompt: str, generated: str) -> "Completion":
         """The result, given the prompt and the generated text as strings."""
@@ -128,3 +125,8 @@ class Reader:
         if self._stops.found:
             self.text.finished = "stop"
         return passed
+
+
+def announce_sliding(context: int) -> None:
+    """Prints a notice that a text is longer than the context."""
+    notice(f"beyond {context} tokens, generation keeps the newest half of the context and continues")

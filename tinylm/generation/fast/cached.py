@@ -31,6 +31,11 @@ def unsuited_part(model: nn.Module) -> str | None:
     return unknown_part(model) or mixed_part(model)
 
 
+def on_cuda(model: TransformerLM) -> bool:
+    """Whether a model is on an NVIDIA GPU."""
+    return model.embedding.weight.device.type == "cuda"
+
+
 class CachedDecoder:
     """Reads tokens with a key/value cache. Subclasses define `step`.
 

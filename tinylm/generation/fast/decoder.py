@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinylm.errors import notice
-from tinylm.generation.fast.cached import CachedDecoder, unsuited_part
+from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
 from tinylm.generation.fast.layers import Layer, Product, norm_function, position_rows
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.known import check_deterministic
@@ -33,13 +33,18 @@ def make_decoder(
 ) -> "Decoder | UncachedDecoder":
     """Makes a `Decoder` for a standard model, and an `UncachedDecoder`, with a notice, for any other.
 
-    An `earlier` decoder of the model is returned if it is still valid. A model with dropout in training mode raises
-    ConfigError.
+    On CUDA it is a `GraphDecoder`, unless the model has quantized layers, LoRA adapters or an 8-bit cache. An `earlier`
+    decoder of the model is returned if it is still valid. A model with dropout in training mode raises ConfigError.
     """
     check_deterministic(model)
     reason = unsuited_part(model)
     if reason is None:
-        return earlier if isinstance(earlier, Decoder) and earlier.is_current else Decoder(model)
+        from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
+
+        if on_cuda(model) and uncapturable_part(model) is None:
+            return earlier if isinstance(earlier, GraphDecoder) and earlier.is_current else GraphDecoder(model)
+        usable = isinstance(earlier, Decoder) and not isinstance(earlier, GraphDecoder) and earlier.is_current
+        return earlier if usable else Decoder(model)
     if _announced.get(model) != reason:
         _announced[model] = reason
         notice(f"decoding without a cache, which is slower: {reason}")
@@ -76,6 +81,12 @@ class Decoder(CachedDecoder):
         Returns:
             (B, V), in at least float32
         """
+        logits = self.read(ids, cache)
+        self._end_documents(ids, cache)
+        return logits
+
+    def read(self, ids: Tensor, cache: RingKVCache) -> Tensor:
+        """A `step` that does not look for the end of a document."""
         positions, keys = cache.reserve(1)
         masks = {window: self._mask(window, positions, keys) for window in self.windows}
         positions = positions if isinstance(positions, slice) else positions[:, 0]
@@ -88,9 +99,7 @@ class Decoder(CachedDecoder):
                 x = (x + rows).type_as(x)
         for layer, window in self.layers:
             x = layer.forward(x, rotary, masks[window], cache)
-        logits = self.head.forward(self.final_norm(x))
-        self._end_documents(ids, cache)
-        return widened(logits)
+        return widened(self.head.forward(self.final_norm(x)))
 
     def _mask(self, window: int | None, positions: slice | Tensor, keys: Tensor | None) -> Tensor | None:
         """Zero or -inf, to be added to the scores of the keys, (B, 1, 1, S) or (1, 1, 1, S); None for all zeros."""

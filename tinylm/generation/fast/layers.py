@@ -120,9 +120,9 @@ class Layer:
         query, key = both.split_with_sizes((H, K), dim=1)  # (B, H, 1, E), (B, K, 1, E)
         keys, values = cache.append(self.index, key, value)  # (B, K, S, E) each
         query = query.view(B, K, H // K, E)  # the heads of a group, as if they were queries at several positions
-        if B == 1:
+        if B == 1 or query.is_cuda:
             attended = F.scaled_dot_product_attention(query, keys, values, mask, scale=self.scale)
-            return self.attention_output.forward(attended.view(B, -1))
+            return self.attention_output.forward(attended.reshape(B, -1))
         query, keys, values = query.reshape(B * K, H // K, E), keys.flatten(0, 1), values.flatten(0, 1)
         mask = query.new_zeros(()) if mask is None else mask.expand(B, K, -1, -1).reshape(B * K, 1, -1)
         scale = E**-0.5 if self.scale is None else self.scale

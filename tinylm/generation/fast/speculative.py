@@ -29,10 +29,10 @@ from torch import Tensor
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
 from tinylm.generation.fast.decoder import Decoder, make_decoder
-from tinylm.generation.generate import Generator, announce_sliding
+from tinylm.generation.generate import Generator
 from tinylm.generation.options import SamplingConfig
-from tinylm.generation.sampling import draw, probabilities, random_times
-from tinylm.generation.text import Completion, Text
+from tinylm.generation.sampling import Random, draw, probabilities
+from tinylm.generation.text import Completion, Text, announce_sliding
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
@@ -45,22 +45,23 @@ class RandomTimes:
 
     Args:
         vocab_size: number of tokens, V
-        random: generator of the text
+        random: random numbers of the text
     """
 
-    def __init__(self, vocab_size: int, random: torch.Generator) -> None:
-        self._size, self._random, self._next = vocab_size, random, deque()
+    def __init__(self, vocab_size: int, random: Random) -> None:
+        self._size, self._random, self._next, self._drawn = vocab_size, random, deque(), 0
 
     def __getitem__(self, ahead: int) -> Tensor:
         """Those of the token `ahead` places after the next one, float64 (V,)."""
         while len(self._next) <= ahead:
-            self._next.append(random_times(self._size, self._random))
+            self._next.append(self._random.times(self._drawn + len(self._next), self._size))
         return self._next[ahead]
 
     def advance(self, count: int) -> None:
         """Drops those of the next `count` tokens, which have been drawn."""
         for _ in range(count):
             self._next.popleft()
+        self._drawn += count
 
 
 def verify(draft: Sequence[int], p: Tensor, times: RandomTimes) -> list[int]:
@@ -76,7 +77,7 @@ def verify(draft: Sequence[int], p: Tensor, times: RandomTimes) -> list[int]:
     """
     tokens = []
     for i, row in enumerate(p):
-        tokens.append(draw(row, times[i]))
+        tokens.append(int(draw(row, times[i])))
         if tokens[i:] != list(draft[i : i + 1]):
             break
     return tokens
@@ -131,7 +132,7 @@ class _DraftModel(_Reader):
         while len(tokens) < min(limit, room + 1) and (not tokens or tokens[-1] not in stops):
             logits = self.read(ids + tokens, 1)[:, : self.generator.tokenizer.vocab_size]
             q = self.generator.probabilities(logits, text, [tokens], self.config)[0]
-            tokens.append(draw(q, times[len(tokens)]))
+            tokens.append(int(draw(q, times[len(tokens)])))
         return tokens
 
 
@@ -252,7 +253,7 @@ class SpeculativeGenerator(Generator):
                 self.stats.new_tokens += len(tokens)
                 found = logits.log_softmax(dim=-1)[range(len(tokens)), tokens].tolist() if log_probs else []
                 for i, token in enumerate(tokens):
-                    self._append(text, token, found[i : i + 1], config)
+                    self.append(text, token, found[i : i + 1], config)
                     yield text
                     if text.finished:
                         break
