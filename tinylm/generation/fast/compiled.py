@@ -82,6 +82,11 @@ class CompiledDecoder(CachedDecoder):
             ) from error
 
 
+def compiled_decoder(model: TransformerLM) -> CachedDecoder:
+    """The decoder of `--compile` for the model and its device."""
+    return CompiledDecoder(model)
+
+
 class _Step(nn.Module):
     def __init__(self, model: TransformerLM) -> None:
         super().__init__()
