@@ -263,7 +263,9 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="skip the compiled decoder")
     parser.add_argument("--architectures", nargs="+", default=[*ARCHITECTURES], choices=ARCHITECTURES)
     parser.add_argument("--batches", nargs="+", type=int, help="numbers of rows (default: 1 16; on a GPU 1 16 128)")
-    parser.add_argument("--device", help="compare on this device by decode_rates, such as cuda (default: the CPU table)")
+    parser.add_argument(
+        "--device", help="compare on this device by decode_rates, such as cuda (default: the CPU table)"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()

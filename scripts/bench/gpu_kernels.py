@@ -1,5 +1,6 @@
 """The parts of a step that gpu.py times alone: attention by kernel, and Muon's update."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,6 @@ from scripts.bench.gpu_steps import Recipe, documents_of, timed
 from tinylm.block_masks import attend_blocks, block_mask
 from tinylm.model import TransformerLM
 from tinylm.model.attention import attend_fused, visible_keys
-from tinylm.training import OptimizerConfig
 from tinylm.training.optim import make_optimizer
 
 
@@ -34,7 +34,7 @@ def attention_kernels(recipe: Recipe, device: str) -> Iterator[tuple[str, Callab
         def step() -> None:
             attend(*inputs, mask).sum().backward()
 
-        with sdpa_kernel([backend, SDPBackend.MATH], set_priority=True) if backend else sdpa_kernel(list(ALL)):
+        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
             return timed(step, 3, 20).seconds
 
     yield "causal, as PyTorch chooses", partial(seconds, attend_fused, lambda: None, None)
@@ -47,18 +47,10 @@ def attention_kernels(recipe: Recipe, device: str) -> Iterator[tuple[str, Callab
     yield "documents, dense mask", partial(seconds, attend_fused, dense, None)
 
 
-ALL = (
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
-
-
 def optimizer_step(recipe: Recipe, device: str, steps: int) -> float:
     """Seconds of the optimizer's step alone."""
     model = TransformerLM(recipe.config).to(device)
-    optimizer = make_optimizer(model, OptimizerConfig(**recipe.optimizer), fused=True)
+    optimizer = make_optimizer(model, recipe.optimizer, fused=True)
     for weight in model.parameters():
         weight.grad = torch.randn_like(weight)
     return timed(optimizer.step, 2, steps).seconds

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import os
 import random
 import time
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from tinylm.block_masks import use_block_masks
 from tinylm.commands import main as tinylm
 from tinylm.locate import find_config
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
+from tinylm.model.positional import PositionTable
 from tinylm.model.tuned import tune_for_training
+from tinylm.runs.folder import RUN_FOLDER
 from tinylm.tokenizer import CharTokenizer
 from tinylm.training import OptimizerConfig
 from tinylm.training.optim import make_optimizer
@@ -26,34 +29,45 @@ from tinylm.training.optim import make_optimizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network, its batch and its optimizer, as a config of the project says."""
+    """What a step computes.
 
-    network: dict[str, Any]
+    Attributes:
+        model: the section `model` of a config: network, optimizer, schedule, ...
+        rows: sequences in a batch
+        vocab_size: tokens in the vocabulary
+        precision: of the trainer; None: its default
+    """
+
+    model: dict[str, Any]
     rows: int
     vocab_size: int
-    optimizer: dict[str, Any]
     precision: str | None
 
     @classmethod
     def read(cls, name: str, rows: int, vocab_size: int) -> "Recipe":
         """That of `configs/NAME.yaml`, with its own number of rows and tokens in the vocabulary."""
         config = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
-        model = config["model"]
-        return cls(model["network"], rows, vocab_size, model["optimizer"], config["trainer"].get("precision"))
+        return cls(config["model"], rows, vocab_size, config["trainer"].get("precision"))
 
     def tiny(self) -> "Recipe":
         """In miniature, for a processor."""
-        small = dict(d_model=32, num_layers=1, num_heads=2, max_seq_len=32)
-        return replace(self, network=self.network | small, rows=2, vocab_size=min(self.vocab_size, 300))
+        network = self.model["network"] | dict(d_model=32, num_layers=1, num_heads=2, max_seq_len=32)
+        return replace(self, model=self.model | {"network": network}, rows=2, vocab_size=min(self.vocab_size, 300))
 
-    def muon(self) -> "Recipe":
-        """With Muon, at the learning rate of the presets."""
-        return replace(self, optimizer={"name": "muon", "lr": 0.006, "weight_decay": 0.1, "momentum": 0.9})
+    def with_optimizer(self, optimizer: dict[str, Any]) -> "Recipe":
+        """With another optimizer."""
+        return replace(self, model=self.model | {"optimizer": optimizer})
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and its settings."""
+        return OptimizerConfig(**self.model["optimizer"])
 
     @property
     def config(self) -> ModelConfig:
-        """The network's config."""
-        return ModelConfig(**self.network | dict(vocab_size=self.vocab_size))
+        """The network's config, with the rows of the vocabulary that the model has."""
+        multiple = self.model.get("vocab_multiple") or 1
+        return ModelConfig(**self.model["network"] | dict(vocab_size=-(-self.vocab_size // multiple) * multiple))
 
     @property
     def tokens(self) -> int:
@@ -149,9 +163,11 @@ def raw_step(recipe: Recipe, device: str, compiled: bool = True, documents: bool
     model = TransformerLM(replace(recipe.config, document_mask=documents)).to(device).train()
     tune_for_training(model)
     use_block_masks(model)
-    optimizer = make_optimizer(model, OptimizerConfig(**recipe.optimizer), fused=True)
+    optimizer = make_optimizer(model, recipe.optimizer, fused=True)
     inputs, targets = torch.randint(recipe.vocab_size, (2, recipe.rows, recipe.config.max_seq_len), device=device)
     numbers = documents_of(*inputs.shape, device) if documents else None
+    if isinstance(model.positions, PositionTable):
+        model.positions(model.embedding.weight)  # a table cast by the first step would have the second compile again
     forward = torch.compile(model.forward) if compiled else model.forward
 
     def step() -> None:
@@ -194,7 +210,7 @@ def fit(recipe: Recipe, device: str, folder: Path, steps: int, compiled: bool = 
         accelerator="gpu" if device == "cuda" else "cpu", enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     config = {
-        "model": {"network": recipe.network, "optimizer": recipe.optimizer, "compile": compiled},
+        "model": recipe.model | {"compile": compiled},
         "data": {"corpus": str(text), "tokenizer": str(tokenizer), "batch_size": recipe.rows, "split": [1.0],
                  "cache_dir": str(folder / "cache")},
         "run": {"name": name, "dir": str(folder), "prompts": [], "peak_flops": 1e12},
@@ -202,6 +218,7 @@ def fit(recipe: Recipe, device: str, folder: Path, steps: int, compiled: bool = 
     }  # fmt: skip
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    os.environ.pop(RUN_FOLDER, None)  # of the run before
     words, began = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
         code = tinylm(["fit", "-c", str(path)])
