@@ -133,6 +133,26 @@ def test_block_masks_are_part_of_one_compiled_program(unfused, form):
     assert "flex_attention" in code and "scaled_dot_product" not in code
 
 
+def test_a_compiled_program_fits_other_batch_sizes_and_lengths(unfused):
+    """As batches of pairs have: the second shape gives symbolic sizes, which fit the third."""
+    model, graphs = network(sliding_window=20), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    for rows, length in ((2, 150), (3, 140), (4, 135)):
+        ids, targets, documents = batch(rows=rows, length=length)
+        model.visible_keys = visible_keys
+        expected = model(ids, documents=documents, targets=targets)
+        use_block_masks(model)
+        forward = torch.compile(model.forward, backend=backend, fullgraph=True)
+        found = forward(ids, documents=documents, targets=targets)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert len(graphs) == 2
+
+
 def test_windows_without_documents_are_sparse_too(unfused, masks):
     model = network(sliding_window=20)
     expected = loss_and_gradients(model, documents=False)

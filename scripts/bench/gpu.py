@@ -111,6 +111,8 @@ class Table:
             try:
                 value = figure(self.found)
             except KeyError:
+                value = math.nan
+            if math.isnan(value):
                 say(f"{name:48} not measured")
                 continue
             reached = value >= bound if relation == ">=" else value <= bound
