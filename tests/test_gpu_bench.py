@@ -1,6 +1,7 @@
 """scripts/bench/gpu.py runs in miniature on a processor, so that it works the day a GPU is there."""
 
 import math
+import random
 import re
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from scripts.bench import gpu
 
 ROOT = Path(__file__).parents[1]
 NANOGPT = """
-import inspect
 from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
@@ -32,6 +32,7 @@ class GPT(torch.nn.Module):
         super().__init__()
         print("number of parameters")
         self.wte = torch.nn.Embedding(config.vocab_size, config.n_embd)
+        torch.nn.init.normal_(self.wte.weight, std=0.02)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
@@ -50,7 +51,8 @@ LINES = (
 @pytest.mark.slow
 def test_every_part_of_the_table_prints_a_figure(tmp_path):
     (tmp_path / "model.py").write_text(NANOGPT)
-    command = [sys.executable, str(ROOT / "scripts/bench/gpu.py"), "--nanogpt", str(tmp_path)]
+    (tmp_path / "corpus.txt").write_text("".join(random.Random(0).choices("abcdefgh \n", k=5000)))
+    command = [sys.executable, str(ROOT / "scripts/bench/gpu.py"), "--nanogpt", ".", "--corpus", "corpus.txt"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FAILED" not in result.stdout
@@ -59,6 +61,9 @@ def test_every_part_of_the_table_prints_a_figure(tmp_path):
         assert figure is not None and 0 < float(figure[1]) < math.inf, name
     for batch in gpu.BATCHES:
         assert re.search(rf"^generation, batch {batch} +([\d.]+ ms a step|left out)", result.stdout, re.MULTILINE)
+    for name in ("race fit", "race nanoGPT"):
+        race = re.search(rf"^{name} +([\d.]+) s, 4 steps to a loss of ([\d.]+)", result.stdout, re.MULTILINE)
+        assert race is not None and float(race[2]) == pytest.approx(math.log(10), abs=0.3), name  # of ten characters
     _, targets = result.stdout.split("\ntargets")
     assert len(targets.strip().splitlines()) == len(gpu.TARGETS) + 1 and "pass" not in targets
 

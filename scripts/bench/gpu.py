@@ -1,7 +1,7 @@
 """Times training and generation on a GPU, beside nanoGPT and transformers, in under five minutes.
 
     git clone https://github.com/karpathy/nanoGPT
-    python scripts/bench/gpu.py --nanogpt nanoGPT
+    python scripts/bench/gpu.py --nanogpt nanoGPT --corpus tinyshakespeare.txt
 
 Every line is printed as soon as it is known, and the targets at the end. GPT-2 124M (16 x 1024 tokens, bf16 autocast)
 against nanoGPT as its bench.py takes a step; `small`; nanoGPT's Shakespeare recipe (10.7M parameters, 64 x 256); masks
@@ -28,13 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the parts be
 
 import torch
 
-from scripts.bench import gpu_kernels, gpu_steps
+from scripts.bench import gpu_kernels, gpu_recipe, gpu_steps
 from scripts.bench.gpu_steps import Measured, Recipe
 from tinylm.training.throughput import measure_peak_flops
 
 MUON = {"name": "muon", "lr": 0.006, "weight_decay": 0.1, "momentum": 0.9}
-SHAKESPEARE = {"network": dict(d_model=384, num_layers=6, num_heads=6, max_seq_len=256, dropout=0.2), "optimizer": MUON}
-PARTS = ("gpt2", "small", "shakespeare", "masks", "muon", "generation")  # the longest last
+SHAKESPEARE = {
+    "network": dict(d_model=384, num_layers=6, num_heads=6, max_seq_len=256, dropout=0.2),
+    "optimizer": MUON,
+    "schedule": {"name": "linear", "warmup_steps": 50, "min_lr": 0.0},
+}
+PARTS = ("gpt2", "small", "shakespeare", "masks", "muon", "generation", "race")  # the longest last
 BATCHES = (1, 16, 128)
 TARGETS: tuple[tuple[str, Callable[[dict[str, float]], float], str, float], ...] = (
     ("GPT-2 124M by fit, compiled, AdamW: x nanoGPT", lambda r: r["gpt2 nanoGPT"] / r["gpt2 fit"], ">=", 1.0),
@@ -42,6 +46,7 @@ TARGETS: tuple[tuple[str, Callable[[dict[str, float]], float], str, float], ...]
     ("    Muon instead of AdamW, more ms a step", lambda r: r["gpt2 fit, Muon"] - r["gpt2 fit"], "<=", 5.0),
     ("`small` by fit, ms a step", lambda r: r["small fit"], "<=", 2.0),
     ("Shakespeare, 10.7M, by fit, ms a step", lambda r: r["shakespeare fit"], "<=", 8.0),
+    (f"    to {gpu_recipe.TARGET}: nanoGPT's time, x ours", lambda r: r["race nanoGPT"] / r["race fit"], ">=", 5.0),
     ("document masks: ms a step, x plain causal", lambda r: r["masks documents"] / r["masks causal"], "<=", 1.1),
     ("generation, batch 1: x transformers compiled", lambda r: r["generation 1, x transformers"], ">=", 3.0),
     ("    batch 16, tokens/s", lambda r: r["generation 16"], ">=", 20_000),
@@ -130,7 +135,7 @@ def training(part: str, table: Table, folder: Path, nanogpt: Path | None) -> Non
     recipe = {
         "gpt2": lambda: Recipe.read("gpt2", 16, 50_257),
         "small": lambda: Recipe.read("small", 16, 1486),
-        "shakespeare": lambda: Recipe(SHAKESPEARE, 64, 65, "bf16-mixed"),
+        "shakespeare": shakespeare,
     }[part]()
     recipe, steps, peer = recipe.tiny() if table.tiny else recipe, table.steps, f"{part} nanoGPT"
 
@@ -141,8 +146,7 @@ def training(part: str, table: Table, folder: Path, nanogpt: Path | None) -> Non
         return gpu_steps.fit(recipe, table.device, folder, times * steps, compiled)
 
     if part != "small" and nanogpt is not None:
-        options = dict(dropout=0.2) if part == "shakespeare" else {}
-        step = partial(gpu_steps.nanogpt_step, nanogpt, recipe, table.device, **options)
+        step = partial(gpu_steps.nanogpt_step, nanogpt, recipe, table.device, recipe.config.dropout)
         table.step(peer, recipe, lambda: gpu_steps.timed(step(), steps // 2, steps))
     elif part != "small":
         say(f"{peer:32} left out: no --nanogpt")
@@ -200,6 +204,31 @@ def generation(table: Table) -> None:
         table.measure(f"generation, batch {batch}", rates, partial(show, batch))
 
 
+def race(table: Table, folder: Path, nanogpt: Path | None, corpus: str | None) -> None:
+    """nanoGPT's recipe and ours, to the loss that its README names."""
+    if nanogpt is None or corpus is None:
+        say(f"{'race':32} left out: needs --nanogpt and --corpus")
+        return
+    recipe = shakespeare()
+    recipe = recipe.tiny() if table.tiny else recipe
+
+    def show(name: str, run: gpu_recipe.Race) -> str:
+        if run.reached or name == "race nanoGPT":
+            table.found[name] = run.seconds
+        missed = "" if run.reached else "  (target not reached)"
+        return f"{run.seconds:8.2f} s, {run.steps} steps to a loss of {run.loss:.4f}{missed}"
+
+    ours = partial(gpu_recipe.by_us, corpus, recipe, table.device, folder, table.tiny)
+    theirs = partial(gpu_recipe.by_nanogpt, nanogpt, corpus, recipe, table.device, table.tiny)
+    for name, call in (("race fit", ours), ("race nanoGPT", theirs)):
+        table.measure(name, call, partial(show, name))
+
+
+def shakespeare() -> Recipe:
+    """nanoGPT's Shakespeare recipe with our optimizer."""
+    return Recipe(SHAKESPEARE, 64, 65, "bf16-mixed")
+
+
 def trace_only() -> None:
     """Lets torch.compile trace programs without compiling them, which takes minutes on a processor."""
     compile = torch.compile
@@ -214,6 +243,7 @@ def main() -> int:
     """Prints the table, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT clone; without it nanoGPT is left out")
+    parser.add_argument("--corpus", help="tinyshakespeare.txt; without it the race to a loss is left out")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
     parser.add_argument("--seconds", type=float, default=290, help="time after which no part begins (%(default)s)")
     parser.add_argument("--tiny", action="store_true", help="in miniature, as without CUDA")
@@ -233,6 +263,8 @@ def main() -> int:
                     muon(table)
                 case "generation":
                     generation(table)
+                case "race":
+                    race(table, Path(name), options.nanogpt, options.corpus)
                 case _:
                     training(part, table, Path(name), options.nanogpt)
     table.targets()

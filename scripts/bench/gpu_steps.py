@@ -121,24 +121,28 @@ def timed(step: Callable[[], Any], warm: int, steps: int) -> Measured:
     return Measured((time.perf_counter() - started) / steps, peak_memory(), started - began)
 
 
-def nanogpt_step(folder: Path, recipe: Recipe, device: str, **options: Any) -> Callable[[], None]:
-    """A training step of nanoGPT as its bench.py takes it: no clipping, and the loss fetched after every step.
-
-    Args:
-        folder: a clone of nanoGPT
-        recipe: shape and batch
-        device: device
-        options: more fields of its GPTConfig
-    """
+def nanogpt_model(folder: Path, shape: tuple[int, ...], device: str, dropout: float = 0.0) -> torch.nn.Module:
+    """nanoGPT's model of a shape: context, vocabulary, layers, heads, width."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     nanogpt = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nanogpt)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nanogpt.GPT(nanogpt.GPTConfig(*shape, dropout=dropout, bias=False)).to(device)
+
+
+def nanogpt_optimizer(model: Any, device: str, *settings: Any) -> torch.optim.Optimizer:
+    """nanoGPT's optimizer: weight decay, learning rate, betas."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return model.configure_optimizers(*settings, device)
+
+
+def nanogpt_step(folder: Path, recipe: Recipe, device: str, dropout: float = 0.0) -> Callable[[], None]:
+    """A training step of nanoGPT as its bench.py takes it: no clipping, and the loss fetched after every step."""
     config, vocab_size = recipe.config, -(-recipe.vocab_size // 64) * 64
     shape = config.max_seq_len, vocab_size, config.num_layers, config.num_heads, config.d_model
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = nanogpt.GPT(nanogpt.GPTConfig(*shape, **dict(dropout=0.0, bias=False) | options)).to(device)
-        optimizer = model.configure_optimizers(1e-2, 1e-4, (0.9, 0.95), device)
+    model = nanogpt_model(folder, shape, device, dropout)
+    optimizer = nanogpt_optimizer(model, device, 1e-2, 1e-4, (0.9, 0.95))
     inputs, targets = torch.randint(recipe.vocab_size, (2, recipe.rows, config.max_seq_len), device=device)
     compiled = torch.compile(model)
 
@@ -198,33 +202,53 @@ def _many(count: int) -> str:
 
 
 def fit(recipe: Recipe, device: str, folder: Path, steps: int, compiled: bool = True) -> Measured:
-    """Steps of `tinylm fit`, whose metrics.csv has their time; a third of them are timed.
+    """Steps of `tinylm fit`, whose metrics.csv has their time; the last two thirds are timed."""
+    text, tokenizer = synthetic(folder, recipe.vocab_size, max(20_000, 4 * recipe.tokens))
+    data = {"corpus": str(text), "tokenizer": str(tokenizer), "split": [1.0]}
+    began = time.perf_counter()
+    trainer = dict(max_steps=3 * steps, log_every_n_steps=steps, limit_val_batches=0)
+    rows = run_fit(recipe, device, folder, data, trainer, compiled)
+    seconds = time.perf_counter() - began
+    step = min(float(row["perf/step_seconds"]) for row in rows[1:] if row.get("perf/step_seconds"))
+    return Measured(step, peak_memory(), seconds - 2 * steps * step)
+
+
+def run_fit(
+    recipe: Recipe, device: str, folder: Path, data: dict[str, Any], trainer: dict[str, Any], compiled: bool = True
+) -> list[dict[str, str]]:
+    """Runs `tinylm fit` in this process.
+
+    Args:
+        recipe: model and batch
+        device: cpu or cuda
+        folder: of the runs
+        data: more settings of the data
+        trainer: more settings of the trainer
+        compiled: model.compile
+
+    Returns:
+        the rows of its metrics.csv
 
     Raises:
         RuntimeError: with the message of a run that failed.
     """
-    text, tokenizer = synthetic(folder, recipe.vocab_size, max(20_000, 4 * recipe.tokens))
-    name = f"run{len(list(folder.glob('run*')))}"
-    trainer = dict(
-        max_steps=3 * steps, log_every_n_steps=steps, gradient_clip_val=1.0, limit_val_batches=0, devices=1,
-        accelerator="gpu" if device == "cuda" else "cpu", enable_checkpointing=False, enable_progress_bar=False,
+    name = f"run{len(list(folder.glob('run*.yaml')))}"
+    trainer = trainer | dict(
+        gradient_clip_val=1.0, devices=1, accelerator="gpu" if device == "cuda" else "cpu", enable_progress_bar=False,
+        enable_checkpointing=False, check_val_every_n_epoch=None,
     )  # fmt: skip
     config = {
         "model": recipe.model | {"compile": compiled},
-        "data": {"corpus": str(text), "tokenizer": str(tokenizer), "batch_size": recipe.rows, "split": [1.0],
-                 "cache_dir": str(folder / "cache")},
+        "data": data | {"batch_size": recipe.rows, "cache_dir": str(folder / "cache")},
         "run": {"name": name, "dir": str(folder), "prompts": [], "peak_flops": 1e12},
         "trainer": trainer | ({} if recipe.precision is None else {"precision": recipe.precision}),
-    }  # fmt: skip
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     os.environ.pop(RUN_FOLDER, None)  # of the run before
-    words, began = io.StringIO(), time.perf_counter()
+    words = io.StringIO()
     with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
         code = tinylm(["fit", "-c", str(path)])
-    seconds = time.perf_counter() - began
     if code:
         raise RuntimeError(words.getvalue().strip().splitlines()[-1])
-    rows = list(csv.DictReader((folder / name / "metrics.csv").open(encoding="utf-8")))
-    step = min(float(row["perf/step_seconds"]) for row in rows[1:] if row.get("perf/step_seconds"))
-    return Measured(step, peak_memory(), seconds - 2 * steps * step)
+    return list(csv.DictReader((folder / name / "metrics.csv").open(encoding="utf-8")))
