@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*autograd.function.Function.* should not be instantiated",  # by FlexAttention under Dynamo
 )
 T = 150  # more than a block, and not a multiple of it
-SHAPE = dict(vocab_size=11, d_model=64, num_layers=3, num_heads=4, max_seq_len=T, document_mask=True)
+SHAPE = dict(vocab_size=11, d_model=64, num_layers=2, num_heads=4, max_seq_len=T, document_mask=True)
 FORMS = {
     "documents": {},
     "windows": dict(sliding_window=20),
@@ -299,6 +299,7 @@ def test_blocks_that_hide_all_keys_are_skipped(unfused):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # as the compiler is imported
 def test_a_compiled_block_mask_stores_no_matrix_of_positions():
     from torch._inductor.utils import run_and_get_code
 
