@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from tinylm.block_masks import VisibleBlocks, attend_blocks
 from tinylm.errors import ConfigError
-from tinylm.model.attention import Attention, attend_fused, attend_plain
+from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
 from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
@@ -36,7 +37,8 @@ TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, HeadsRMS
          Int4Linear, LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity,
          nn.ModuleList)  # fmt: skip
 FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attributes that may differ: dropout, LoRA
-EQUIVALENT = ((attend_plain, attend_fused), (rms_norm, tuned_rms_norm))  # functions that compute the same
+# functions, and a class of them, that compute the same
+EQUIVALENT = ((attend_plain, attend_fused, attend_blocks), (visible_keys, VisibleBlocks), (rms_norm, tuned_rms_norm))
 
 
 def unknown_part(model: nn.Module, *, hooks: bool = True) -> str | None:
@@ -177,7 +179,7 @@ def _same(value: Any, expected: Any) -> bool:
         return value is expected or (isinstance(value, Tensor) and torch.equal(value, expected))
     for alternatives in EQUIVALENT:
         if expected in alternatives:
-            return value in alternatives
+            return value in alternatives or type(value) in alternatives
     return value is expected or (type(value) is type(expected) and value == expected)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinylm.analysis.watch import blocks_of, check_seen
+from tinylm.block_masks import attend_blocks
 from tinylm.checks import require
 from tinylm.evaluation.log_probs import evaluating
 from tinylm.model import TransformerLM
@@ -55,7 +56,7 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
     seen: list[str] = []
     layers = [block.attention for block in blocks_of(model)]
     for number, attention in enumerate(layers):
-        known = isinstance(attention, Attention) and attention.attend in (attend_plain, attend_fused)
+        known = isinstance(attention, Attention) and attention.attend in (attend_plain, attend_fused, attend_blocks)
         name = f"blocks.{number}.attention ({type(attention).__name__})"
         require(known, f"{name} does not attend by a kernel of tinylm: no weights to show")
     kernels = [attention.attend for attention in layers]

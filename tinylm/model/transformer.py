@@ -6,8 +6,10 @@ since then are fields of `ModelConfig`.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -76,6 +78,7 @@ class TransformerLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.windows = [config.window(kind) for kind in config.layer_kinds]
         self.masks = list(dict.fromkeys(self.windows))  # a mask for each window; with layer_pattern two
+        self.visible_keys: Callable[..., Any] = visible_keys  # long masks on GPUs: block_masks.py
         self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()
@@ -133,7 +136,7 @@ class TransformerLM(nn.Module):
         self._check(ids, documents, cache)
         positions, keys = (slice(ids.shape[1]), None) if cache is None else cache.reserve(ids.shape[1])
         if isinstance(positions, slice):
-            mask = partial(visible_keys, ids.shape[1], positions.stop, documents=documents, device=ids.device)
+            mask = partial(self.visible_keys, ids.shape[1], positions.stop, documents=documents, device=ids.device)
         else:
             assert keys is not None
             mask = partial(visible_positions, positions, keys)

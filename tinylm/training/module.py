@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
+from tinylm.block_masks import use_block_masks
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
@@ -98,6 +99,7 @@ class LitTransformerLM(pl.LightningModule):
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
         tune_for_training(self.net)
+        use_block_masks(self.net)
         if freeze is not None:
             freeze_weights(self.net, freeze)
         if lora is not None:
