@@ -37,6 +37,7 @@ from tinylm.errors import (
     silence_notices,
 )
 from tinylm.files import write_text
+from tinylm.mistakes import Given
 from tinylm.model import ModelConfig
 from tinylm.runs.folder import (
     Claim,
@@ -83,7 +84,7 @@ class TinyLMCLI(LightningCLI):
     """
 
     def __init__(self, claims: list[Claim]) -> None:
-        ConfigFile.read.clear()  # of an earlier command in this process
+        Given.files.clear()  # of an earlier command in this process
         self.folder: Path | None = None
         self.claims = claims
         super().__init__(
