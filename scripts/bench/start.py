@@ -65,7 +65,9 @@ def main() -> None:
             if options.only not in words:
                 continue
             turns = [[seconds(words, folder, each, until) for each in checkouts] for _ in range(options.turns)]
-            columns = [[statistics.median(times) for times in zip(*side, strict=True)] for side in zip(*turns, strict=True)]
+            columns = [
+                [statistics.median(times) for times in zip(*side, strict=True)] for side in zip(*turns, strict=True)
+            ]
             text = "   ".join(f"{wall:6.2f} s, CPU {cpu:6.2f} s" for wall, cpu in columns)
             ratio = f"   CPU {columns[1][1] / columns[0][1]:.1f} x" if options.against else ""
             print(f"{(words + (f' ({until})' if until else ''))[:60]:62}{text}{ratio}", flush=True)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
@@ -19,14 +20,14 @@ from tinylm.mistakes import Given
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
-@pytest.fixture(scope="module")
-def parser():
-    """The parser of LightningCLI, with all commands."""
+@cache
+def make_parser(command: str):
+    """The parser of LightningCLI, with one command."""
     from tinylm.training.cli import TinyLMCLI
     from tinylm.training.options import ConfigParser
 
     patch, made = pytest.MonkeyPatch(), []
-    patch.setattr(sys, "argv", ["tinylm", "fit"])
+    patch.setattr(sys, "argv", ["tinylm", command])
     patch.setattr(ConfigParser, "parse_args", lambda self, *others, **options: made.append(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         TinyLMCLI([])
@@ -43,17 +44,18 @@ def numpy_parser():
     return parser
 
 
-def commands_parser(parser, command: str):
-    return next(action for action in parser._actions if isinstance(action.choices, dict)).choices[command]
+def commands_parser(command: str):
+    actions = make_parser(command)._actions
+    return next(action for action in actions if isinstance(action.choices, dict)).choices[command]
 
 
-def parsed(parser, *words: str) -> str | None:
+def parsed(*words: str) -> str | None:
     """The parser's error."""
     Given.files.clear()
     patch = pytest.MonkeyPatch()
     patch.setattr(sys, "argv", ["tinylm", *words])
     try:
-        parser.parse_args()
+        make_parser(words[0]).parse_args()
     except ConfigError as error:
         return str(error)
     finally:
@@ -96,8 +98,8 @@ def compare(command: str, parser) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_names_and_types_are_those_of_the_parser(parser, command):
-    compare(command, commands_parser(parser, command))
+def test_names_and_types_are_those_of_the_parser(command):
+    compare(command, commands_parser(command))
 
 
 def test_names_and_types_of_the_numpy_twin_are_those_of_its_parser(numpy_parser):
@@ -202,19 +204,19 @@ def command_lines() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("words", "text"), command_lines())
-def test_a_mistake_is_answered_in_the_words_of_the_parser(parser, tmp_path, monkeypatch, words, text):
+def test_a_mistake_is_answered_in_the_words_of_the_parser(tmp_path, monkeypatch, words, text):
     monkeypatch.chdir(tmp_path)
     Path("b.yaml").write_text(text or "run: {name: b}\n")
     line = ["-c", "small", "-c", "b.yaml", *words.split()]
     answer = checked("fit", *line)
-    assert answer is not None and answer == parsed(parser, "fit", *line)
+    assert answer is not None and answer == parsed("fit", *line)
 
 
 @pytest.mark.parametrize("words", ["--verbos 1", "--run.output=x y", "--return_prediction true", "--data.txt a"])
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_other_commands_answer_alike(parser, command, words):
+def test_other_commands_answer_alike(command, words):
     answer = checked(command, "-c", "small", *words.split())
-    assert answer is not None and answer == parsed(parser, command, "-c", "small", *words.split())
+    assert answer is not None and answer == parsed(command, "-c", "small", *words.split())
 
 
 @pytest.mark.parametrize("words", ["--thread 4", "--trainer.max_stepz 4", "--trainer.max_steps abc", "tiny"])
@@ -238,12 +240,12 @@ TYPED = (
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_a_value_is_refused_only_if_the_parser_refuses_it_and_alike(parser, name):
+def test_a_value_is_refused_only_if_the_parser_refuses_it_and_alike(name):
     refused = 0
     for value in VALUES.replace("\n", "|").split("|"):
         words = ["-c", "small", f"--{name}={value}"]
         if (answer := checked("fit", *words)) is not None:
-            assert answer == parsed(parser, "fit", *words)
+            assert answer == parsed("fit", *words)
             refused += 1
     assert refused >= 5
 
@@ -285,8 +287,8 @@ def test_no_config_of_ours_is_refused(path):
             assert checked(command, "-c", str(path), f"-c{path}", f"--config={path}") is None
 
 
-def test_no_default_is_refused(parser):
-    actions = [action for action in commands_parser(parser, "fit")._actions if "." in action.dest]
+def test_no_default_is_refused():
+    actions = [action for action in commands_parser("fit")._actions if "." in action.dest]
     for action in actions:
         value = yaml.safe_dump(action.default, default_flow_style=True).removesuffix("...\n").strip()
         assert checked("fit", f"--{action.dest}", value) is None
@@ -312,5 +314,6 @@ def test_the_other_processes_of_a_run_leave_it_to_the_parser(monkeypatch, capfd)
     """Their errors name the rank."""
     monkeypatch.setattr(sys, "argv", ["tinylm"])
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("tinylm.errors._silenced", False)  # as it is afterwards
     assert main(["fit", "-c", "small", "--trainer.max_stepz", "5"]) == 2
     assert "tinylm: error: rank 1: trainer.max_stepz: no such option" in capfd.readouterr().err
