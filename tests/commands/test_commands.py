@@ -111,20 +111,32 @@ def test_errors_may_be_reported_otherwise(capfd):
 
 MISTAKES = ["--temperature -1", "--top-p 90", "--max-new-tokens 0", "--prompt The king", "--num-beams 2 --seed 1"]
 HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"], ["generate"]]
+HELP += [
+    ["fit", "--trainer.max_stepz", "5"],
+    ["fit", "-c", "typo.yaml"],
+    ["fit", "--model.compile", "maybe"],
+    ["fit", "x"],
+]
+HELP += [["predict", "-c", "tiny", "--dat.text", "x"], ["train-numpy", "-c", "tiny", "--trainer.max_stepz", "5"]]
 HELP += [["generate", "--model", "README.md", *words.split()] for words in ["", *MISTAKES, "--prompts-file nowhere"]]
+HEAVY = {
+    "torch", "lightning", "jsonargparse", "matplotlib", "torchmetrics", "transformers", "sympy", "wandb", "fsspec",
+    "requests", "jinja2",
+}  # fmt: skip
 WATCH = """
 import contextlib, io, sys
 from tinylm.commands import main
 for words in {words!r}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main(words)
-    print(*words, *({{"torch", "lightning", "jsonargparse", "matplotlib.pyplot"}} & {{*sys.modules}}))
+    print(*words, *({heavy} & {{*sys.modules}}))
 """
 
 
 def test_help_and_errors_do_not_import_pytorch(tmp_path):
     (tmp_path / "README.md").write_text("A text.")
-    code = WATCH.format(words=HELP)
+    (tmp_path / "typo.yaml").write_text("trainer: {max_stepz: 5}\n")
+    code = WATCH.format(words=HELP, heavy=HEAVY)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert run.stdout.splitlines() == [" ".join(words) for words in HELP], run.stderr
 
@@ -388,7 +400,7 @@ def test_a_script_runs_from_any_folder_and_names_missing_packages(tmp_path):
     assert bad.stderr.startswith(f"tinylm: error: {sys.executable} has no tinylm; activate its environment, or: ")
 
 
-@pytest.mark.parametrize(("words", "missing"), [("tokenizer inspect t x", "filelock"), ("fit -c tiny", "filelock")])
+@pytest.mark.parametrize(("words", "missing"), [("tokenizer inspect t x", "filelock"), ("fit -c tiny", "yaml")])
 def test_a_package_that_is_missing_is_named_on_one_line(words, missing, tmp_path):
     bare = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tinylm.commands import main; sys.exit(main())"
     process = [sys.executable, "-I", "-S", "-c", bare, str(ROOT), *words.split()]

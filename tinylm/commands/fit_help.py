@@ -112,20 +112,45 @@ def help_text(command: str) -> str:
 
 def read_options(section: Section) -> Iterator[Option]:
     """The options of a section, without linked ones."""
+    source = read_source(section)
+    found = _fields(source.body) if source.constructor is None else _arguments(source.constructor)
+    for name, annotation, default, text in found:
+        full = f"{section.prefix}.{name}"
+        if full not in LINKED and name not in ("network", "optimizer", "schedule"):
+            yield Option(full, ast.unparse(default) if default else "", _choices(annotation, source.literals), text)
+
+
+class Source(NamedTuple):
+    """The class of a section, as it is written."""
+
+    body: list[ast.stmt]
+    constructor: ast.FunctionDef | None
+    literals: dict[str, ast.expr]  # the values that the names of its file have
+
+    def declared(self) -> dict[str, ast.expr]:
+        """The options and the annotations of their types."""
+        if self.constructor is not None:
+            return declared(self.constructor)
+        return {name: annotation for name, annotation, *_ in _fields(self.body)}
+
+
+def read_source(section: Section) -> Source:
+    """Parses the file of a section."""
     tree = ast.parse((PACKAGE / Path(section.file)).read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     literals = {
         node.targets[0].id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    body = classes[section.kind].body
-    constructor = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None)
-    found = _fields(body) if constructor is None else _arguments(constructor)
-    for name, annotation, default, text in found:
-        full = f"{section.prefix}.{name}"
-        if full not in LINKED and name not in ("network", "optimizer", "schedule"):
-            yield Option(full, ast.unparse(default) if default else "", _choices(annotation, literals), text)
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.kind)
+    functions = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return Source(body, next(functions, None), literals)
+
+
+def declared(function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """The annotated arguments of a function."""
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    return {each.arg: each.annotation for each in arguments if each.annotation is not None}
 
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
@@ -142,11 +167,10 @@ def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr, ast.expr 
 
     docstring = docstring_parser.parse(ast.get_docstring(node) or "")
     texts = {each.arg_name: each.description or "" for each in docstring.params}
-    arguments = node.args.args[1:]
+    arguments = declared(node)
     defaults = [None] * (len(arguments) - len(node.args.defaults)) + node.args.defaults
-    for each, default in zip(arguments, defaults, strict=True):
-        assert each.annotation is not None
-        yield each.arg, each.annotation, default, texts.get(each.arg, "")
+    for (name, annotation), default in zip(arguments.items(), defaults, strict=True):
+        yield name, annotation, default, texts.get(name, "")
 
 
 def _choices(annotation: ast.expr, literals: dict[str, ast.expr]) -> list[str]:

@@ -1,7 +1,7 @@
 """Trains or evaluates a model: `tinylm fit|validate|test|predict`.
 
-This file prints help and finds the configs before PyTorch and Lightning are imported, which takes seconds;
-`tinylm.training.cli` does the rest.
+This file prints help, finds the configs and checks the options before PyTorch and Lightning are imported, which takes
+seconds; `tinylm.training.cli` does the rest.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from tinylm.commands.fit_check import check_options, given_configs
 from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
 from tinylm.errors import ConfigError, MissingInputError, notice
@@ -46,6 +47,8 @@ def run(arguments: list[str]) -> int:
     words = announced_configs(words, default="small" if name == "fit" else None)
     if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
         raise ConfigError("-c: missing; give the config of the run, as in -c small or -c runs/small/config.yaml")
+    if process_rank() == 0:
+        check_options(name, [word for word in words if word != "--debug"])
     _name_main_module()
     sys.argv = [sys.argv[0], name, *words]  # passed on by Lightning to the processes that it starts
 
@@ -127,18 +130,3 @@ def given(words: list[str], option: str) -> str | None:
     values = [following for word, following in itertools.pairwise(words) if word == option]
     values += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return values[-1] if values else None
-
-
-def given_configs(words: list[str]) -> list[str]:
-    """The values of all `-c` and `--config` options.
-
-    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
-    ['small', 'overlays/bf16.yaml', 'tiny']
-    """
-    found = []
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in ("-c", "--config"):
-            found.append(following)
-        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
-            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
-    return [config for config in found if config]

@@ -7,6 +7,7 @@ network of tinylm.reference on the CPU; what that lacks (lora, compile, bf16 ...
 
 import os
 
+from tinylm.commands.fit_check import check_options
 from tinylm.commands.train import announced_configs, resumed_run, wants_help
 
 HELP = """
@@ -23,6 +24,7 @@ def run(arguments: list[str]) -> None:
         return
     words = resumed_run([word for word in arguments if word != "--debug"], default="tiny-numpy")
     words = announced_configs(words, default="tiny")
+    check_options("train-numpy", words)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported: the twin's own threads call BLAS
 
     from tinylm.commands import numpy_run

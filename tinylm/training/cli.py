@@ -37,6 +37,7 @@ from tinylm.errors import (
     silence_notices,
 )
 from tinylm.files import write_text
+from tinylm.mistakes import Given
 from tinylm.model import ModelConfig
 from tinylm.runs.folder import (
     Claim,
@@ -84,7 +85,7 @@ class TinyLMCLI(LightningCLI):
     """
 
     def __init__(self, claims: list[Claim]) -> None:
-        ConfigFile.read.clear()  # of an earlier command in this process
+        Given.files.clear()  # of an earlier command in this process
         self.folder: Path | None = None
         self.claims = claims
         super().__init__(
@@ -106,6 +107,12 @@ class TinyLMCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=ConfigFile, help="Config by path or name; several combine.")
         add_trust_option(parser)
         return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, or the one that is run: a parser of all four takes four times as long to make."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -1,10 +1,9 @@
 """The parser of `tinylm fit`: configs found by name, and one-line errors with "did you mean"."""
 
 import contextlib
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -16,56 +15,26 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from tinylm.checks import FOREIGN_NAMES, LINKED
-from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mean
+from tinylm.checks import LINKED
+from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
-from tinylm.safe_yaml import read_yaml
+from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
 
 
 class ConfigFile(ActionConfigFile):
     """`--config`, found by `find_config`."""
 
-    read: ClassVar[list[Path]] = []  # files of this command line, for error messages
-    words: ClassVar[list[str]] = []  # this command line
     trusted: ClassVar[list[str]] = []  # modules of this command line, whose classes a config may name
 
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Applies one file on top of the config so far."""
         path = find_config(str(value))
-        ConfigFile.read.append(path)
-        try:
-            check_sections(path, read_yaml(path, no_blanks=True))
-        except DataError as error:
-            raise ConfigError(str(error)) from error
-        except OSError as error:
-            raise MissingInputError(f"{path}: cannot be read ({error.strerror})") from error
+        Given.files.append(path)
+        read_config(path)
         if ConfigFile.trusted and (folder := str(path.resolve().parent)) not in sys.path:
             sys.path.append(folder)  # callbacks may stand beside their config
         ActionConfigFile.apply_config(parser, cfg, dest, str(path))
-
-
-SECTIONS = ("model", "model.network", "model.optimizer", "model.schedule", "data", "run", "trainer")
-
-
-def check_sections(path: Path, values: Any) -> None:
-    """Checks that a config has options, and nothing but options in its sections.
-
-    Raises:
-        ConfigError: naming the file and the section.
-    """
-    if not isinstance(values, dict):
-        problem = "is empty" if values is None else "has no options"
-        raise ConfigError(f"{path}: {problem}; write options as in trainer: {{max_steps: 100}}")
-    if "trust" in values:
-        raise ConfigError(f"{path}: trust: can be given on the command line only; leave it out")
-    for name in SECTIONS:
-        value: Any = values
-        for key in name.split("."):
-            value = value.get(key, {}) if isinstance(value, dict) else {}
-        if not isinstance(value, dict):
-            given = "null" if value is None else value
-            raise ConfigError(f"{path}: {name} must have options below it, got {given}; add some, or leave it out")
 
 
 class ConfigParser(LightningArgumentParser):
@@ -78,8 +47,8 @@ class ConfigParser(LightningArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
-        ConfigFile.words = sys.argv[1:] if args is None else list(args)
-        ConfigFile.trusted = trusted_modules(ConfigFile.words)
+        Given.words = sys.argv[1:] if args is None else list(args)
+        ConfigFile.trusted = trusted_modules(Given.words)
         allowed = [*TRUSTED, *ConfigFile.trusted]
         try:
             set_parsing_settings(
@@ -164,7 +133,6 @@ WRONG_MEMBER = re.compile(  # of an optional group, as model.lora is
 WRONG_COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)")
 NO_ARGUMENT = re.compile(r"^([\w.]+): .*the following arguments are required: ([\w, ]+?)(?: -|$)")
 WRONG_IN_LIST = re.compile(r"^(trainer\.(?:logger|callbacks)): .*? Errors: - (.*?) - Expected")
-KINDS = {"NoneType": "null", "tuple": "a list", "list": "a list", "dict": "options", "str": "text"}
 
 
 def plain_error(message: str, defaults: dict[str, Any]) -> str:
@@ -176,19 +144,18 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
     """
     message = re.sub(r'^Parser key "([\w.]+)": ?', r"\1: ", message)
     if unknown := UNKNOWN_WORD.search(message):
-        word = next((word for word in ConfigFile.words if unknown[1].startswith(word)), unknown[1])
-        return _unknown_word(word, defaults)
+        word = next((word for word in Given.words if f"{unknown[1]} ".startswith(f"{word} ")), unknown[1])
+        return unknown_word(word, defaults)
     if missing := NO_VALUE.search(message):
         return f"{missing[1].split('/')[-1]}: its value is missing"
     if unknown := UNKNOWN_OPTION.search(message):
-        name = unknown.group(1)
-        return f"{_source(name)}{name}: no such option{suggest(name, defaults)}"
+        return unknown_option(unknown[1], defaults)
     if wrong := WRONG_IMPORT.search(message):
         others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
         path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
         return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
     if linked := LINKED_OPTION.search(message):
-        return f"{_source(linked[1])}{linked[1]}: follows {linked[2]}; set that instead"
+        return f"{source(linked[1])}{linked[1]}: follows {linked[2]}; set that instead"
     if wrong := WRONG_COMMAND.search(message):
         commands = wrong.group(2).replace("'", "").split(", ")
         return f"{wrong.group(1)}: no such command{did_you_mean(wrong.group(1), commands)} ({', '.join(commands)})"
@@ -208,16 +175,16 @@ def _wrong_value(message: str, defaults: dict[str, Any]) -> str | None:
         return f"{wrong[1]}: no class {wrong[2]}{hint}"
     if wrong := NO_ARGUMENT.match(message):
         place = "init_args lacks" if wrong[1].startswith("trainer.") else "lacks"
-        return f"{_source(wrong[1])}{wrong[1]}: {place} {wrong[2]}; give it"
+        return f"{source(wrong[1])}{wrong[1]}: {place} {wrong[2]}; give it"
     if wrong := WRONG_MEMBER.match(message):
         member = wrong[3] or f"{wrong[2]}: no such option"
-        return f"{_source(wrong[1])}{wrong[1]}.{member}"
+        return f"{source(wrong[1])}{wrong[1]}.{member}"
     if wrong := WRONG_IN_LIST.match(message):
         return ": ".join(wrong.groups())
     if (wrong := WRONG_VALUE.match(message)) and (kinds := WRONG_KIND.findall(wrong[2])):
         name, value = wrong[1], wrong[3]
         kinds = [("dict", ""), *kinds] if "import path" in wrong[2] else kinds  # a class, whose options may be given
-        return f"{_source(name)}{name} must be {_expected(kinds, defaults.get(name))}, got {value}"
+        return wrong_value(name, kinds, value, defaults.get(name))
     return None
 
 
@@ -227,38 +194,6 @@ def _subclasses(kind: type) -> Iterator[str]:
         yield from _subclasses(each)
 
 
-def _expected(kinds: list[tuple[str, str]], default: Any) -> str:
-    """The values that an option takes, from the classes and choices in an error of jsonargparse."""
-    choices = dict.fromkeys(
-        choice for _, literals in kinds for choice in literals.replace("'", "").split(", ") if choice
-    )
-    names = list(dict.fromkeys(KINDS.get(name, name) for name, _ in kinds if name))
-    if isinstance(default, tuple | list) and default and "a list" in names:
-        names[names.index("a list")] = f"a list such as {list(default)}"
-    if choices:
-        return f"one of {', '.join([*choices, *[name for name in names if name == 'null']])}"
-    return " or ".join([*[name for name in names if name != "null"], *[name for name in names if name == "null"]])
-
-
-def _unknown_word(word: str, defaults: dict[str, Any]) -> str:
-    """A word of the command line that is no option, or an option that does not exist."""
-    if word.startswith("-"):
-        name = word.lstrip("-").partition("=")[0].replace("-", "_")
-        return f"{name}: no such option{suggest(name, defaults)}"
-    before = ConfigFile.words[: ConfigFile.words.index(word)] if word in ConfigFile.words else []
-    place = max((i for i, each in enumerate(before) if each.startswith("-")), default=None)
-    if place is not None and before[place] not in ("-c", "--config") and ("=" in before[place] or before[place + 1 :]):
-        option = before[place].partition("=")[0]
-        return f"{word}: is no option; {option} takes one value: put a pattern or several words in quotes"
-    options = {".yaml": "-c", ".yml": "-c", ".jsonl": "--data.pairs", ".csv": "--data.pairs", ".ckpt": "--ckpt_path"}
-    suffix = Path(word).suffix
-    with contextlib.suppress(MissingInputError):
-        suffix = find_config(word).suffix
-    if suffix or Path(word).exists():
-        return f"{word}: is no option, did you mean '{options.get(suffix, '--data.corpus')} {word}'?"
-    return f"{word}: no such option{suggest(word, defaults)}"
-
-
 @contextlib.contextmanager
 def located_errors() -> Iterator[None]:
     """Adds to a ConfigError about an option the config that gives it, as `small.yaml: data.tokenizer: ...`."""
@@ -266,58 +201,15 @@ def located_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         name = re.match(r"(?:model|data|trainer|run)\.[\w.]*\w", str(error))
-        if name is None or not (source := _source(name[0])):
+        if name is None or not (file := source(name[0])):
             raise
-        raise type(error)(f"{source}{error}") from error
-
-
-def _source(name: str) -> str:
-    """`file: ` for the last config file that sets an option; empty if the command line does."""
-    path = option_source(name)
-    return "" if path is None else f"{path}: "
-
-
-def option_source(name: str) -> Path | None:
-    """The last config file that sets an option; None if the command line does, or nothing."""
-    if any(word.lstrip("-").split("=")[0].rstrip("+") == name for word in ConfigFile.words):
-        return None
-    for path in reversed(ConfigFile.read):
-        value: Any = read_yaml(path)
-        for key in name.split("."):
-            value = value.get(key, value.get(f"{key}+", _ABSENT)) if isinstance(value, dict) else _ABSENT
-        if value is not _ABSENT:
-            return path
-    return None
-
-
-_ABSENT = object()
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A suggestion for an unknown option: the same name in its section, ours for a foreign one, or the most similar."""
-    known, leaf = list(known), name.rsplit(".", 1)[-1]
-    leaves: dict[str, list[str]] = {}
-    for option in known:
-        leaves.setdefault(option.rsplit(".", 1)[-1], []).append(option)
-    longer = [name for each in leaves if each.startswith(f"{leaf}_") for name in leaves[each]] if name == leaf else []
-    same = leaves.get(leaf, []) + longer
-    if not same:
-        same = leaves.get(FOREIGN_NAMES.get(leaf, ""), [])
-    siblings = [option for option in known if option.rpartition(".")[0] == name.rpartition(".")[0]]
-    for candidates in (siblings, known):
-        same = same or difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
-    for close in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8) if not same else ():
-        same = leaves[close]
-    if not same or len(same) > 3:
-        return "; --help lists all"
-    return f", did you mean {' or '.join(map(repr, same))}?"
+        raise type(error)(f"{file}{error}") from error
 
 
 def _defaults(parser: Any) -> dict[str, Any]:
-    """The options of a parser and its subcommands by dotted name, with their defaults."""
-    parsers = [parser]
+    """The options of the command that is run by dotted name, with their defaults."""
     for action in parser._actions:
         if isinstance(action.choices, dict):
-            parsers += action.choices.values()
-    found = {str(action.dest): action.default for each in parsers for action in each._actions}
-    return {name: default for name, default in found.items() if name not in LINKED}
+            parser = action.choices.get("".join(sys.argv[1:2]), parser)
+    found = {str(action.dest): action.default for action in parser._actions}
+    return {name: default for name, default in found.items() if name not in LINKED and not name.endswith(".help")}

@@ -1,8 +1,11 @@
 """The options of `tinylm fit` without its subcommands: for `tinylm train-numpy`, and for the help of the Trainer."""
 
+from argparse import SUPPRESS
+
 from lightning.pytorch import Trainer
 
 from tinylm.data import TextDataModule
+from tinylm.mistakes import Given
 from tinylm.runs.folder import RunConfig
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import ConfigFile, ConfigParser, add_trust_option
@@ -10,7 +13,7 @@ from tinylm.training.options import ConfigFile, ConfigParser, add_trust_option
 
 def make_parser(description: str) -> ConfigParser:
     """A parser of `--config`, `--resume`, `--seed_everything`, `--model.*`, `--data.*`, `--trainer.*` and `--run.*`."""
-    ConfigFile.read.clear()  # files of an earlier command in this process
+    Given.files.clear()  # files of an earlier command in this process
     parser = ConfigParser(description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
     add_trust_option(parser)
@@ -28,11 +31,7 @@ def make_parser(description: str) -> ConfigParser:
 
 def trainer_help() -> str:
     """Lightning's help of the Trainer's options."""
-    parser = make_parser("")
-    formatter = parser._get_formatter()
-    for group in parser._action_groups:
-        if any(action.dest.startswith("trainer.") for action in group._group_actions):
-            formatter.start_section(group.title)
-            formatter.add_arguments(group._group_actions)
-            formatter.end_section()
-    return formatter.format_help()
+    parser = ConfigParser(description="", usage=SUPPRESS, add_help=False)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({"trainer.max_epochs": -1})
+    return parser.format_help()

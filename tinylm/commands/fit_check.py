@@ -1,0 +1,219 @@
+"""Mistyped options and values of `fit` and its kin, found before Lightning is imported, which takes seconds.
+
+Names and types are read from the sources, as for `--help`: tinylm's own, and the installed Lightning's Trainer. What is
+refused here the parser would refuse in the same words; whatever is uncertain is left to the parser.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tinylm.checks import LINKED
+from tinylm.commands.fit_help import SECTIONS, Section, declared, read_source
+from tinylm.errors import ConfigError
+from tinylm.locate import find_config
+from tinylm.mistakes import Given, read_config, unknown_option, unknown_word, wrong_value
+
+Kinds = list[tuple[str, str]]  # types and choices, as `wrong_value` takes them
+CONFIG = re.compile(r"-c|--config(=|$)")
+WORD = re.compile(r"[A-Za-z][\w.-]*( [\w.-]+)*|\d+,\d+|\d+[A-Za-z]+", re.ASCII)
+FRACTION = re.compile(r"[+-]?\d+\.\d+|\d+(\.\d+)?[eE]\d+", re.ASCII)
+SPECIAL = {"true", "false", "yes", "no", "on", "off", "y", "n", "null", "none", "nan", "inf", "infinity"}
+
+
+class Options(NamedTuple):
+    """The options that a command accepts.
+
+    Attributes:
+        names: options and groups of options, in the order of the parser
+        groups: the names that stand for a group
+        kinds: the types of the options whose type is simple
+    """
+
+    names: list[str]
+    groups: set[str]
+    kinds: dict[str, Kinds]
+
+    def lack(self, name: str) -> bool:
+        """Whether an option does not exist. The members of an option that does are its class's affair."""
+        parts = name.split(".")
+        above = {".".join(parts[:count]) for count in range(1, len(parts))} - self.groups
+        return name not in self.names and above.isdisjoint(self.names)
+
+    def check(self, name: str, given: Any) -> None:
+        """Raises ConfigError if an option certainly does not take a value."""
+        kinds, value = self.kinds.get(name), plain_value(str(given)) if isinstance(given, str | float) else None
+        if kinds is None or value is None:
+            return
+        numbers = isinstance(value, float) and {kind for kind, _ in kinds} <= {"int", "NoneType"}
+        words = isinstance(value, str) and not any(f"'{value}'" in choices.split(", ") for _, choices in kinds)
+        if numbers or words:
+            raise ConfigError(wrong_value(name, kinds, value if len(kinds) == 1 else given))
+
+    def order(self, name: str) -> tuple[int, int]:
+        """The place of an unknown option among those of which the parser reports the first."""
+        section = name.partition(".")[0]
+        return -name.count("."), self.names.index(section) if section in self.names else len(self.names)
+
+
+def plain_value(text: str) -> str | float | None:
+    """A word as it is, a number with a point or an exponent as float; None if the parser may read something else."""
+    if FRACTION.fullmatch(text):
+        return float(text)
+    certain = WORD.fullmatch(text) and text.lower() not in SPECIAL and isinstance(yaml.safe_load(text), str)
+    return text if certain else None
+
+
+# --- the options, from the sources
+
+OF_PYTHON = ("model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule")  # not on the command line
+OWN = {"fit": ["resume"], "predict": ["overwrite"]}
+FLAGS = ("resume", "overwrite")  # options without a value
+
+
+@cache
+def read_command(command: str) -> Options | None:
+    """The options of `fit`, `validate`, `test`, `predict` or `train-numpy`; None without Lightning's source."""
+    spec = find_spec("lightning")
+    file = Path(str(spec and spec.origin)).parent / "pytorch/trainer/trainer.py"
+    if not file.is_file():
+        return None
+    trainer = Section("Trainer", "trainer", str(file), "Trainer")
+    options = Options(["help", "config", "print_config", "trust"], set(), {})
+    if command == "train-numpy":
+        options.names.extend(["resume", "seed_everything"])
+        _read_sections(options, ("model", "data", "trainer", "run"), trainer)
+        options.names.append("threads")
+        return options
+    options.names.append("seed_everything")
+    _read_sections(options, ("trainer", "model", "data", "run"), trainer)
+    methods = (each for each in read_source(trainer).body if isinstance(each, ast.FunctionDef))
+    arguments = next(declared(each) for each in methods if each.name == command)
+    options.names.extend([name for name in arguments if name not in OF_PYTHON] + OWN.get(command, []))
+    return options
+
+
+def _read_sections(options: Options, prefixes: tuple[str, ...], trainer: Section) -> None:
+    """Adds the options of some sections and of those within."""
+    sections = {section.prefix: section for section in (*SECTIONS, trainer)}
+    for prefix in prefixes:
+        options.names.append(prefix)
+        options.groups.add(prefix)
+        source = read_source(sections[prefix])
+        for name, annotation in source.declared().items():
+            full = f"{prefix}.{name}"
+            if isinstance(annotation, ast.Name) and full in sections:
+                _read_sections(options, (full,), trainer)
+                continue
+            options.names.append(full)
+            if (kinds := _kinds(annotation, source.literals)) is not None:
+                options.kinds[full] = kinds
+
+
+def _kinds(annotation: ast.expr, literals: dict[str, ast.expr]) -> Kinds | None:
+    """The types and choices of an annotation of numbers, booleans, null and literals; None for any other."""
+    match annotation:
+        case ast.Name(id="int" | "float" | "bool" as name):
+            return [(name, "")]
+        case ast.Constant(value=None):
+            return [("NoneType", "")]
+        case ast.Name(id=name) if name in literals:
+            return _kinds(literals[name], {})
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            return [("", ast.unparse(annotation.slice).strip("()"))]
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            parts = [inner, ast.Constant(None)]
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
+            pass
+        case ast.BinOp(left=left, right=right):
+            parts = [left, right]
+        case _:
+            return None
+    found = [_kinds(part, literals) for part in parts]
+    return None if None in found else [kind for kinds in found for kind in kinds or []]
+
+
+# --- the check
+
+
+def check_options(command: str, words: list[str]) -> None:
+    """Refuses options that do not exist, and words and fractions for options of another type.
+
+    Args:
+        command: `fit`, `validate`, `test`, `predict` or `train-numpy`
+        words: its arguments
+
+    Raises:
+        ConfigError: naming the option, and the config if one gives it.
+        MissingInputError: if a config cannot be read.
+    """
+    listing = any(word.endswith("help") or word.startswith("--print_") or word == "--" for word in words)
+    if listing or (options := read_command(command)) is None:
+        return
+    Given.words, known = [command, *words], [name for name in options.names if name not in LINKED]
+    Given.files.clear()
+    in_configs: list[str] = []
+    for word, following in pairwise([*words, ""]):
+        values = _values(word, following)
+        in_configs += [] if word.startswith("--") and not CONFIG.match(word) else values
+        for name, value in values.items():
+            options.check(name, value)
+    if (word := _unknown_word(options, words)) is not None:
+        raise ConfigError(unknown_word(word, known))
+    unknown = [name for name in in_configs if options.lack(name)]
+    if unknown and all(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) for name in unknown):
+        raise ConfigError(unknown_option(min(unknown, key=options.order), known))
+
+
+def _values(word: str, following: str) -> dict[str, Any]:
+    """The options that a word gives, with their values: its own, or those of a config."""
+    if CONFIG.match(word):
+        path = find_config(given_configs([word, following])[0])
+        Given.files.append(path)
+        return dict(_leaves(read_config(path)))
+    name, given, value = word.partition("=")
+    return {name[2:]: value if given else following} if word.startswith("--") else {}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a config with their values."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _unknown_word(options: Options, words: list[str]) -> str | None:
+    """The first word that is neither an option nor the value of one; None if that is not certain of any."""
+    for before, word in pairwise(["", *words]):
+        option = re.fullmatch(r"--([\w.-]+)\+?(=.*)?", word, re.DOTALL)
+        if word.startswith("-") and before.startswith("--") and "=" not in before and before[2:] not in FLAGS:
+            return None  # a value is missing before it
+        alone = not before.startswith("-") or (before.startswith("--") and "=" in before)
+        if (option and options.lack(option[1])) or (alone and not word.startswith("-")):
+            return word
+    return None
+
+
+def given_configs(words: list[str]) -> list[str]:
+    """The values of all `-c` and `--config` options.
+
+    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
+    ['small', 'overlays/bf16.yaml', 'tiny']
+    """
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in ("-c", "--config"):
+            found.append(following)
+        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
+            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
+    return [config for config in found if config]
