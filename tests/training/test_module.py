@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torchmetrics.text import Perplexity
 
 from tinylm.data import IGNORE, Batch, TextDataModule
@@ -11,6 +12,8 @@ from tinylm.errors import ConfigError, NumericError
 from tinylm.model import ModelConfig
 from tinylm.model.attention import documents_apart
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
+from tinylm.training import module as module_file
+from tinylm.training.optim import make_optimizer as make
 
 
 @pytest.fixture
@@ -117,6 +120,45 @@ def test_clipping_and_gradient_norm(fit):
     fit(steps=2, callbacks=[After()], gradient_clip_val=0.01, limit_val_batches=0)
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
     assert norms
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_the_fused_optimizer_has_the_steps_of_the_unfused_one_in_mixed_precision(
+    fit, monkeypatch, name, precision, algorithm
+):
+    """Clipping, of which Lightning refuses that of fused optimizers, sees gradients without the loss's scale."""
+    trained = {}
+    for fused in (True, False):
+        monkeypatch.setattr(module_file, "make_optimizer", lambda *args, fused, wanted=fused: make(*args, fused=wanted))
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if precision == "16-mixed" else None
+        options = {"plugins": [MixedPrecision(precision, "cpu", scaler)], "limit_val_batches": 0}
+        options |= {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
+        trained[fused] = fit(steps=4, optimizer=OptimizerConfig(name=name, lr=0.01), **options)
+        assert bool(trained[fused].optimizers().param_groups[0]["fused"]) == fused
+    torch.testing.assert_close(weights(trained[True]), weights(trained[False]), atol=2e-4, rtol=0)
+    torch.testing.assert_close(trained[True].grad_norm, trained[False].grad_norm, atol=0, rtol=1e-2)
+    assert trained[True].grad_norm < 10  # 1,024 times as large before it is unscaled
+
+
+def test_the_loss_scaler_skips_an_infinite_gradient_with_the_fused_optimizer(fit):
+    before, moved = [], []
+
+    class Spoil(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            before.append(weights(pl_module))
+            if len(before) == 2:
+                pl_module.net.head.weight.grad[0, 0] = math.inf
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            moved.append(not torch.equal(weights(pl_module), before[-1]))
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    fit(steps=3, plugins=plugins, callbacks=[Spoil()], gradient_clip_val=1.0, limit_val_batches=0)
+    assert moved[:3] == [True, False, True]
+    assert scaler.get_scale() == 512  # halved once
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -256,8 +256,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
-        fused = "mixed" not in str(self.trainer.precision)  # Lightning refuses it with clipping
-        optimizer = make_optimizer(self.net, self.optimizer, fused=fused)
+        optimizer = make_optimizer(self.net, self.optimizer, fused=True)
         total, lr = self._datamodule.total_steps, self.optimizer.lr
 
         def factor(step: int) -> float:

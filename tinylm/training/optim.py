@@ -63,18 +63,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
     Args:
         model: the model
         config: the optimizer and its settings
-        fused: use PyTorch's fused kernel for Adam and AdamW
+        fused: use PyTorch's fused kernel for Adam and AdamW, with any precision
     """
     groups = parameter_groups(model, config)
     match config.name:
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
         case "muon":
             return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+    optimizer._step_supports_amp_scaling = False  # with 16-mixed gradients are unscaled before they are clipped
+    return optimizer
 
 
 def check_finite(step: int, precision: str = "32-true", **values: Tensor) -> None:
