@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tinylm.training.muon import Muon
 from tinylm.training.optim import check_finite
@@ -23,8 +24,9 @@ def reads_found_inf(optimizer: Any) -> bool:
 
 
 def late_check(optimizer: Any, device: torch.device, precision: str) -> "LateCheck | None":
-    """The check of a run; None where the host checks each step itself: off CUDA, and with a loss scaler."""
-    late = device.type == "cuda" and precision != "16-mixed" and reads_found_inf(optimizer)
+    """The check of a run; None where the host checks each step itself: off CUDA, with a loss scaler or sharded weights."""
+    sharded = any(isinstance(each, DTensor) for group in optimizer.param_groups for each in group["params"])
+    late = device.type == "cuda" and precision != "16-mixed" and not sharded and reads_found_inf(optimizer)
     return LateCheck(optimizer, device, precision) if late else None
 
 

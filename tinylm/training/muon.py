@@ -43,6 +43,8 @@ class Muon(torch.optim.Optimizer):
     of an AdamW update (Liu et al. 2025), so both use the same learning rate and weight decay.
     """
 
+    found_inf: Tensor | None = None  # on the device: 1 for a step that changes nothing, as in PyTorch's fused optimizers
+
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float
     ) -> None:
@@ -63,14 +65,15 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         momenta = self._momenta(group["momentum"], parameters)
+        lr = group["lr"] if self.found_inf is None else group["lr"] * (1 - self.found_inf)
         by_shape = defaultdict(list)
         for index, parameter in enumerate(parameters):
             by_shape[parameter.shape].append(index)
         for shape, same in by_shape.items():
             updates = self._orthogonalize([momenta[index] for index in same])
-            torch._foreach_mul_(updates, group["lr"] * -0.2 * max(shape) ** 0.5)
+            torch._foreach_mul_(updates, lr * -0.2 * max(shape) ** 0.5)
             weights = [parameters[index] for index in same]
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
             torch._foreach_add_(weights, updates)
 
     def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
@@ -81,6 +84,8 @@ class Muon(torch.optim.Optimizer):
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""
         gradients = [parameter.grad for parameter in parameters]
         (means,) = self._states(parameters, "momentum")
+        if self.found_inf is not None:  # a mean moves to itself then, without rounding
+            gradients = [torch.where(self.found_inf > 0, *pair) for pair in zip(means, gradients, strict=True)]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         return list(torch._foreach_lerp(gradients, means, momentum))
 
@@ -93,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         adamw(
             parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=group["weight_decay"],
+            weight_decay=group["weight_decay"], found_inf=self.found_inf,
         )  # fmt: skip
 
     def _states(self, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
