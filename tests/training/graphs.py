@@ -31,7 +31,8 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.played:
-            inputs = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if torch.is_tensor(each)}
+            given = [each for each in tree_leaves((args, kwargs)) if torch.is_tensor(each)]
+            inputs = {each.untyped_storage().data_ptr() for each in given}
             for ours, now in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
                 if torch.is_tensor(ours) and ours.untyped_storage().data_ptr() not in inputs:
                     ours.copy_(now)

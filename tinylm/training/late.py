@@ -1,9 +1,8 @@
 """The check for a finite step without waiting for the device: judged there, read on the host a step later.
 
-A step whose loss or gradient norm is not finite changes nothing, and neither does any after it: the optimizer reads
-from `found_inf` on the device, as it does under PyTorch's GradScaler, that there is nothing to do. So weights and
-optimizer state stay those of the last good step until the host knows and raises. It reads each step's result after
-the next step has been launched, and at once where it waits for the device anyway: before a checkpoint, a validation, a
+A step whose loss or gradient norm is not finite changes nothing, nor does any after it: the optimizer reads `found_inf`
+on the device, as under PyTorch's GradScaler. Weights and optimizer state stay those of the last good step until the
+host raises. It reads a step's result after it has launched the next, and at once before a checkpoint, a validation, a
 row of metrics, and at the end. Therefore no checkpoint counts a step that did nothing.
 """
 
@@ -20,13 +19,13 @@ from tinylm.training.optim import check_finite
 def reads_found_inf(optimizer: Any) -> bool:
     """Whether an optimizer leaves weights and state unchanged where its attribute `found_inf` is 1."""
     fused = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and all(g["fused"] for g in optimizer.param_groups)
-    return fused or type(optimizer) is Muon
+    sharded = any(isinstance(each, DTensor) for group in optimizer.param_groups for each in group["params"])
+    return (fused or type(optimizer) is Muon) and not sharded
 
 
 def late_check(optimizer: Any, device: torch.device, precision: str) -> "LateCheck | None":
-    """The check of a run; None where the host checks each step itself: off CUDA, with a loss scaler or sharded weights."""
-    sharded = any(isinstance(each, DTensor) for group in optimizer.param_groups for each in group["params"])
-    late = device.type == "cuda" and precision != "16-mixed" and not sharded and reads_found_inf(optimizer)
+    """The check of a run; None where the host checks each step itself: off CUDA, and with a loss scaler."""
+    late = device.type == "cuda" and precision != "16-mixed" and reads_found_inf(optimizer)
     return LateCheck(optimizer, device, precision) if late else None
 
 
@@ -41,17 +40,12 @@ class LateCheck:
 
     def __init__(self, optimizer: Any, device: torch.device, precision: str) -> None:
         self.precision = precision
-        self.found = optimizer.found_inf = torch.zeros((), device=device)  # 1 after a step that was not finite
-        self.report = torch.zeros(3, dtype=torch.float64, device=device)  # found, loss, gradient norm of this step
-        self._sent: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self.found = optimizer.found_inf = torch.zeros((), device=device)  # 1 from the first bad step on
+        self.report = torch.zeros(3, dtype=torch.float64, device=device)  # found, and this step's loss and norm
+        self._sent: tuple[int, Tensor, Any] | None = None  # step, report, and on CUDA the event of its copy
 
     def judge(self, loss: Tensor, norm: Tensor) -> None:
-        """Marks a step that is not finite, before the optimizer runs. Nothing here waits for the device.
-
-        Args:
-            loss: nats per target, a scalar
-            norm: gradient norm, a scalar
-        """
+        """Marks a step that is not finite, before the optimizer runs, by its loss and gradient norm, two scalars."""
         values = torch.stack([loss.double(), norm.double()])
         self.found.copy_(torch.maximum(self.found, 1 - torch.isfinite(values).all().float()))
         self.report.copy_(torch.cat([self.found.double()[None], values]))
@@ -68,17 +62,12 @@ class LateCheck:
             self._read(*before)
 
     def settle(self, step: int) -> None:
-        """Waits for the device, and reads the results of all steps up to this one.
+        """Waits for the device, and raises NumericError for the first step up to this one that was not finite."""
+        self.send(step)
+        assert self._sent is not None
+        self._read(*self._sent)
 
-        Raises:
-            NumericError: naming the first step that was not finite.
-        """
-        if self._sent is not None:
-            self._read(*self._sent)
-            self._sent = None
-        self._read(step, self.report.cpu())
-
-    def _read(self, step: int, report: Tensor, copied: torch.cuda.Event | None = None) -> None:
+    def _read(self, step: int, report: Tensor, copied: Any) -> None:
         if copied is not None:
             copied.synchronize()
         if report[0]:

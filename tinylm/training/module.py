@@ -227,17 +227,11 @@ class LitTransformerLM(pl.LightningModule):
             self._late.send(self.trainer.global_step)
 
     def settle(self) -> None:
-        """Refuses a step that was not finite, before its results are used on the host."""
+        """Refuses a step that was not finite, before the host uses its results."""
         if self._late is not None and self.trainer.state.fn == "fit":
             self._late.settle(self.trainer.global_step)
 
-    def on_validation_start(self) -> None:
-        """Refuses to validate after a step that was not finite."""
-        self.settle()
-
-    def on_train_end(self) -> None:
-        """Refuses to end with a step that was not finite."""
-        self.settle()
+    on_validation_start = on_train_end = settle
 
     def _synchronize(self) -> None:
         """Sums the loss and the requests to stop over processes, in one exchange."""

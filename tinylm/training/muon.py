@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
     of an AdamW update (Liu et al. 2025), so both use the same learning rate and weight decay.
     """
 
-    found_inf: Tensor | None = None  # on the device: 1 for a step that changes nothing, as in PyTorch's fused optimizers
+    found_inf: Tensor | None = None  # 1 on the device: the step changes nothing, as in PyTorch's fused optimizers
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 
     def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""
-        gradients = [parameter.grad for parameter in parameters]
+        gradients: Any = [parameter.grad for parameter in parameters]
         (means,) = self._states(parameters, "momentum")
         if self.found_inf is not None:  # a mean moves to itself then, without rounding
             gradients = [torch.where(self.found_inf > 0, *pair) for pair in zip(means, gradients, strict=True)]
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             state["step"] = state.get("step", torch.zeros(())).to(parameter.device)  # a checkpoint's is on the CPU
         steps, means, squares = self._states(parameters, "step", "mean", "square")
-        gradients = [parameter.grad for parameter in parameters]
+        gradients: Any = [parameter.grad for parameter in parameters]
         adamw(
             parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
