@@ -30,8 +30,10 @@ from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.tuned import tune_for_training
 from tinylm.tokenizer import Tokenizer
-from tinylm.training.checkpoint import check_validated
+from tinylm.training.captured import capture_steps
+from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.compiled import CompiledNetwork
+from tinylm.training.late import LateCheck, late_check
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
@@ -113,6 +115,7 @@ class LitTransformerLM(pl.LightningModule):
         self.stop_wanted: tuple[bool, bool] = (False, False)
         self.stop_agreed = self.stop_wanted
         self._step_nll: Tensor | float = 0.0
+        self._late: LateCheck | None = None
         self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
@@ -185,7 +188,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
-        if self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
+        if self.has_dropout:
             self._reseed(batch_idx)
         share = self.summed_loss(batch) / batch.num_targets
         self._step_nll = self._step_nll + share.detach()
@@ -200,6 +203,11 @@ class LitTransformerLM(pl.LightningModule):
         documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
         network = self.net if self._compiled is None else self._compiled
         return network(batch.inputs, documents=documents, targets=batch.targets)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random numbers."""
+        return self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0)
 
     def _reseed(self, batch_idx: int) -> None:
         """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
@@ -218,6 +226,9 @@ class LitTransformerLM(pl.LightningModule):
         gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
+        if self._late is not None:
+            self._late.judge(self.train_loss, self.grad_norm)
+            return
         values = {"loss": self.train_loss, "gradient norm": self.grad_norm}
         if str(self.trainer.precision) == "16-mixed":
             del values["gradient norm"]  # the loss scaler skips infinite gradients by design
@@ -231,6 +242,18 @@ class LitTransformerLM(pl.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, self._norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Reads, where the device checks the steps, whether the one before was finite."""
+        if self._late is not None and finished_step(self.trainer, batch_idx):
+            self._late.send(self.trainer.global_step)
+
+    def settle(self) -> None:
+        """Refuses a step that was not finite, before the host uses its results."""
+        if self._late is not None and self.trainer.state.fn == "fit":
+            self._late.settle(self.trainer.global_step)
+
+    on_validation_start = on_train_end = settle
 
     def _synchronize(self) -> None:
         """Sums the loss and the requests to stop over processes, in one exchange."""
@@ -270,6 +293,9 @@ class LitTransformerLM(pl.LightningModule):
         scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
         for group, settings, factor in zip(optimizer.param_groups, self._settings, scheduler.lr_lambdas, strict=True):
             group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
+        self._late = late_check(optimizer, self.device, str(self.trainer.precision))
+        if self._compiled is not None:
+            capture_steps(self.trainer, self)
 
     # --- evaluation: exact over the whole split, every token once
 
@@ -323,6 +349,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
+        self.settle()
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,

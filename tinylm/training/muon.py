@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -42,6 +43,8 @@ class Muon(torch.optim.Optimizer):
     of an AdamW update (Liu et al. 2025), so both use the same learning rate and weight decay.
     """
 
+    found_inf: Tensor | None = None  # 1 on the device: the step changes nothing, as in PyTorch's fused optimizers
+
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float
     ) -> None:
@@ -49,50 +52,59 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient."""
+        """Updates every parameter that has a gradient. The learning rate of a group may be a tensor."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group["name"] == "muon":
-                self._step_muon(group, parameters)
-            else:
-                for parameter in parameters:
-                    self._step_adamw(group, parameter)
+            if parameters:
+                (self._step_muon if group["name"] == "muon" else self._step_adamw)(group, parameters)
         return loss
 
     def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        by_shape = defaultdict(list)  # matrices of one shape are orthogonalized together
-        for parameter in parameters:
-            by_shape[parameter.shape].append(parameter)
+        momenta = self._momenta(group["momentum"], parameters)
+        lr = group["lr"] if self.found_inf is None else group["lr"] * (1 - self.found_inf)
+        by_shape = defaultdict(list)
+        for index, parameter in enumerate(parameters):
+            by_shape[parameter.shape].append(index)
         for shape, same in by_shape.items():
-            momenta = [self._momentum(group, parameter) for parameter in same]
-            updates = orthogonalize(torch.stack(momenta))
-            scale = group["lr"] * 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(same, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+            updates = self._orthogonalize([momenta[index] for index in same])
+            torch._foreach_mul_(updates, lr * -0.2 * max(shape) ** 0.5)
+            weights = [parameters[index] for index in same]
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(weights, updates)
 
-    def _momentum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
-        """Nesterov momentum: the running mean of the gradients, one gradient ahead."""
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        return torch.lerp(gradient, mean, group["momentum"])
+    def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
+        """Orthogonalizes matrices of one shape together; the results may be changed in place."""
+        return list(orthogonalize(torch.stack(momenta)).unbind())
 
-    def _step_adamw(self, group: dict[str, Any], parameter: Tensor) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        beta1, beta2 = group["betas"]
-        state["step"] += 1
-        step = int(state["step"])
-        mean = state["mean"].lerp_(gradient, 1 - beta1)
-        square = state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
+    def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
+        """Nesterov momenta: the running means of the gradients, one gradient ahead."""
+        gradients: Any = [parameter.grad for parameter in parameters]
+        (means,) = self._states(parameters, "momentum")
+        if self.found_inf is not None:  # a mean moves to itself then, without rounding
+            gradients = [torch.where(self.found_inf > 0, *pair) for pair in zip(means, gradients, strict=True)]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, means, momentum))
+
+    def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            state["step"] = state.get("step", torch.zeros(())).to(parameter.device)  # a checkpoint's is on the CPU
+        steps, means, squares = self._states(parameters, "step", "mean", "square")
+        gradients: Any = [parameter.grad for parameter in parameters]
+        adamw(
+            parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=group["weight_decay"], found_inf=self.found_inf,
+        )  # fmt: skip
+
+    def _states(self, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
+        """The running averages of these names, zero at first: a list over the parameters for each name."""
+        for parameter in parameters:
+            for name in names:
+                if name not in self.state[parameter]:
+                    self.state[parameter][name] = torch.zeros_like(parameter)
+        return [[self.state[parameter][name] for parameter in parameters] for name in names]

@@ -13,6 +13,7 @@ from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.throughput import MetricsLog
 
+REFRESH = 0.1  # seconds between two changes of the bar, whose loss waits for the device
 SILENCE = 30.0  # seconds between two lines without a terminal, at least
 
 
@@ -68,7 +69,8 @@ class Progress(ProgressBar):
         now = time.perf_counter()
         elapsed = now - self._started
         if self._bar is not None:
-            if step % 5 == 0 or step == self._total:
+            if now - self._told > REFRESH or step == self._total:
+                self._told = now
                 self._bar.set_postfix_str(self._figures(trainer, pl_module), refresh=False)
                 self._bar.update(step - self._bar.n)
         elif step % max(1, self._total // 10) == 0 or now - self._told > max(SILENCE, elapsed / 2):

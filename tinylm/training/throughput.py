@@ -120,6 +120,7 @@ class MetricsLog(Callback):
         """Loss and throughput as of this step, from the row that was logged or measured now."""
         if trainer.global_step == self._step:
             return self.latest
+        pl_module.settle()
         return {"train/loss": pl_module.train_loss.item(), **self.throughput.measure(trainer, pl_module)}
 
     def on_train_batch_end(
@@ -132,6 +133,7 @@ class MetricsLog(Callback):
         due = every > 0 and (step % every == 0 or step == total)
         if not finished_step(trainer, batch_idx) or not due:
             return
+        pl_module.settle()
         self.latest = {
             "train/loss": pl_module.train_loss.item(),
             "train/grad_norm": pl_module.grad_norm.item(),
