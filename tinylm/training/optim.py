@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tinylm.checks import check_types, require
 from tinylm.errors import NumericError
 from tinylm.training.muon import Muon
+from tinylm.training.sharded_muon import ShardedMuon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
         case "adamw":
             return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
         case "muon":
-            return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
+            kind = ShardedMuon if any(isinstance(each, DTensor) for each in model.parameters()) else Muon
+            return kind(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
 
 
 def check_finite(step: int, precision: str = "32-true", **values: Tensor) -> None:
