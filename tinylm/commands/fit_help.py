@@ -50,7 +50,7 @@ TRAINER = {
     "max_steps": "Optimizer steps of the run; or max_epochs",
     "devices": "Number of GPUs or processes, or auto",
     "accelerator": "cpu, gpu, mps, or auto for the fastest",
-    "strategy": "Several devices: ddp; fsdp by overlays/fsdp.yaml",
+    "strategy": "Several devices: ddp; fsdp and tensor_parallel by overlays",
     "precision": "32-true, bf16-mixed, bf16-true, 16-mixed or 64-true",
     "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",

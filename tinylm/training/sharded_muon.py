@@ -27,8 +27,17 @@ class ShardedMuon(Muon):
 
     def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
         """Changes the shards in place: momenta before, updates after."""
-        first, parts = momenta[0], [_local(each) for each in momenta]
-        assert isinstance(first, DTensor)
+        by_placement = defaultdict(list)  # of one shape, one may be divided by rows and another by columns
+        for momentum in momenta:
+            assert isinstance(momentum, DTensor)
+            by_placement[momentum.placements].append(momentum)
+        for same in by_placement.values():
+            self._exchanged(same)
+        return momenta
+
+    def _exchanged(self, momenta: list[DTensor]) -> None:
+        """Orthogonalizes matrices of one shape, divided alike."""
+        first, parts = momenta[0], [each.to_local() for each in momenta]
         mesh = first.device_mesh
         group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
         boxes, rank = shard_boxes(first), dist.get_rank(group)
@@ -46,7 +55,6 @@ class ShardedMuon(Muon):
         back = _exchange(torch.cat([stack[:, *box].flatten() for box in boxes]), theirs, ours, group)
         for number, part in zip(order, back.split(sizes[rank]) if sizes[rank] else (), strict=False):
             parts[number].copy_(part.view(parts[number].shape))
-        return momenta
 
     def _shared_out(self, count: int, shape: torch.Size, processes: int) -> list[list[int]]:
         """The numbers of the matrices of each process: every matrix goes to the one with the least work so far."""
@@ -56,11 +64,6 @@ class ShardedMuon(Muon):
             self._load[owner] += shape.numel() * min(shape)
             owned[owner].append(number)
         return owned
-
-
-def _local(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor)
-    return tensor.to_local()
 
 
 def _exchange(sent: Tensor, sizes: list[int], others: list[int], group: Any) -> Tensor:

@@ -1,4 +1,7 @@
-"""ShardedStrategy: weights, gradients and optimizer state sharded over devices (FSDP 2; overlays/fsdp.yaml)."""
+"""ShardedStrategy: weights, gradients and optimizer state sharded over devices (FSDP 2; overlays/fsdp.yaml).
+
+With a `tensor_parallel_size` the devices of a group share every layer (overlays/tensor_parallel.yaml).
+"""
 
 import secrets
 from pathlib import Path
@@ -20,10 +23,7 @@ from tinylm.training.tensor_parallel import NAME
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes.
-
-    By default it would use the devices of a node for tensor parallelism, which needs a plan for each layer.
-    """
+    """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes, or groups of them."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Creates the strategy.
 
         Args:
-            tensor_parallel_size: Devices that share the work on one batch; FSDP on the other axis
+            tensor_parallel_size: Neighbouring devices that share every layer and one batch, which takes fast links
             sharded_checkpoints: Every process saves its own shard, so that none holds the whole state. A run resumes
                 from either kind, with any number of processes
             process_group_backend: nccl, gloo, ... Default: the one for the device
@@ -102,10 +102,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads weights and optimizer state, saved by any strategy, and returns the rest.
 
-        Of a sharded checkpoint, only the rows of this process are read.
+        Of a sharded checkpoint, only the rows of this process are read; with tensor parallelism all.
         """
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint = read_checkpoint(path, self._rows)
+        checkpoint = read_checkpoint(path, self._rows if self._tensor_parallel_size == 1 else Shards.rows)
         assert self.model is not None and self.lightning_module is not None
         state = checkpoint.pop("state_dict")
         whole = not any(isinstance(each, DTensor) for each in state.values())

@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from tinylm.checks import require
 from tinylm.model import ModelConfig, TransformerLM
@@ -60,6 +66,7 @@ def parallelize(net: TransformerLM, mesh: DeviceMesh) -> None:
         "feedforward_norm": Whole(),
     }
     inner |= {f"attention.{name}": Whole(Shard(2)) for name in ("query_norm", "key_norm")}  # (B, T, heads, E)
+    inner |= {"attention": _shared_input(4), "feedforward": _shared_input(1)}
     for block in net.blocks:
         _apply(block, mesh, inner)
     embedding = RowwiseParallel(input_layouts=Replicate())
@@ -70,6 +77,12 @@ def parallelize(net: TransformerLM, mesh: DeviceMesh) -> None:
     net.register_forward_hook(_whole_output)
 
 
+def _shared_input(count: int) -> PrepareModuleInput:
+    """Of `count` arguments converts the first once for all layers that read it: one sum of its gradient, not three."""
+    layouts = (Replicate(), *[None] * (count - 1))
+    return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
+
+
 def _apply(module: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
     """Applies the styles to those of the named parts that have parameters."""
     parts = {name: part for name, part in module.named_modules() if any(True for _ in part.parameters())}
@@ -78,4 +91,7 @@ def _apply(module: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) 
 
 def _whole_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """Loss or logits as one process computes them."""
-    return output.full_tensor() if isinstance(output, DTensor) else output
+    if not isinstance(output, DTensor):
+        return output
+    whole = output.full_tensor()
+    return whole.clone() if whole.ndim == 0 else whole  # FSDP warns of an output that is a view
