@@ -65,6 +65,42 @@ def fit(corpus: str, cache: str, world_size: int, precision: str, shard: bool, p
     path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
 
 
+def train(corpus: str, cache: str, world_size: int, layout: str, options: dict[str, Any], path: Path) -> None:
+    """50 steps in float64; the parameters of rank 0, whole, are saved beside `path`.
+
+    Args:
+        layout: ddp, fsdp, or the tensor-parallel size as a number
+        options: `network`, `optimizer`, `trainer` and `data` settings, and the `model` arguments of the module
+    """
+    from tinylm.training import ShardedStrategy
+
+    quiet_lightning()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    data = dict(max_seq_len=16, batch_size=8, micro_batch_size=2) | options.get("data", {})
+    datamodule = TextDataModule(corpus, data.pop("tokenizer", "char"), cache_dir=cache, **data)
+    shape = dict(d_model=16, num_layers=2, num_heads=4, vocab_size=datamodule.vocab_size, max_seq_len=16)
+    pl.seed_everything(0, verbose=False)
+    module = LitTransformerLM(
+        ModelConfig(**shape | options.get("network", {})),
+        OptimizerConfig(**dict(name="muon", lr=0.01) | options.get("optimizer", {})),
+        ScheduleConfig(warmup_steps=5), **options.get("model", {}),
+    ).double()  # fmt: skip
+    strategy: Any = "auto" if world_size == 1 else layout
+    if world_size > 1 and layout != "ddp":
+        strategy = ShardedStrategy(tensor_parallel_size=1 if layout == "fsdp" else int(layout))
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", devices=world_size, num_sanity_val_steps=0, use_distributed_sampler=False,
+        strategy=strategy, callbacks=[recorder],
+        **dict(max_steps=50, limit_val_batches=0, gradient_clip_val=0.5) | options.get("trainer", {}),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=datamodule)
+    torch.save(trainer.strategy.lightning_module_state_dict(), path.with_suffix(".pt"))
+    path.write_text(json.dumps({"losses": recorder.losses, "windows": recorder.windows}))
+
+
 def record(arguments: list[str], folder: str, path: Path) -> None:
     """`tinylm ARGUMENTS` in a folder."""
     from tinylm.commands import main

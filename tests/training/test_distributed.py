@@ -189,16 +189,6 @@ def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_pat
     torch.testing.assert_close(model.state_dict(), other.state_dict(), atol=1e-4, rtol=0)
 
 
-def test_muon_is_refused_where_matrices_are_sharded(tiny_yaml, tmp_path):
-    arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--model.optimizer.name", "muon", "--trainer.devices", "1"]
-    process = processes.start(processes.command_line, arguments, tmp_path, tmp_path / "said.txt")
-    process.join(60)
-    assert process.exitcode == 2
-    assert (
-        "error: optimizer.name: muon needs whole matrices, and fsdp shards them" in (tmp_path / "said.txt").read_text()
-    )
-
-
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path):
     """Lightning starts the second process; only that one gets the signal."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", "ddp"]

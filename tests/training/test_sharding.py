@@ -18,8 +18,9 @@ SHARDED = ["-c", "fsdp", "--trainer.strategy.init_args.sharded_checkpoints", "tr
 
 
 @pytest.mark.slow
-def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(tiny_yaml, tmp_path):
-    common = ["-c", str(tiny_yaml), "--model.optimizer.name", "adamw", "--model.network.dropout", "0"]
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(tiny_yaml, tmp_path, optimizer):
+    common = ["-c", str(tiny_yaml), "--model.optimizer.name", optimizer, "--model.network.dropout", "0"]
     common += ["--data.batch_size", "12", "--data.micro_batch_size", "2"]
     common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
 

@@ -50,7 +50,7 @@ TRAINER = {
     "max_steps": "Optimizer steps of the run; or max_epochs",
     "devices": "Number of GPUs or processes, or auto",
     "accelerator": "cpu, gpu, mps, or auto for the fastest",
-    "strategy": "Several devices: ddp; fsdp by overlays/fsdp.yaml",
+    "strategy": "Several devices: ddp; fsdp and tensor_parallel by overlays",
     "precision": "bf16-mixed, 32-true, 64-true, ... (suits the machine)",
     "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",

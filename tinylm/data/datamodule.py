@@ -5,6 +5,7 @@
 results do not depend on the hardware.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,6 +80,17 @@ def _refuse(content: str, **options: Any) -> None:
     for name, value in options.items():
         if value is not None:
             raise ConfigError(f"data.{name}: does not work with {content}; leave it out")
+
+
+def data_ranks(trainer: Any) -> tuple[int, int]:
+    """Number of processes that read different batches, and the number of this one.
+
+    The devices of a tensor-parallel group read the same: the strategy says so. All others count by themselves.
+    """
+    share = None
+    with contextlib.suppress(AttributeError, RuntimeError):  # no Trainer of Lightning's; no devices yet
+        share = trainer.distributed_sampler_kwargs
+    return (trainer.world_size, trainer.global_rank) if share is None else (share["num_replicas"], share["rank"])
 
 
 def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
@@ -335,11 +347,10 @@ class TextDataModule(pl.LightningDataModule):
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
         trainer, steps = self.trainer, self._steps_of_order
         assert trainer is not None
-        share, remainder = divmod(self.batch_size, trainer.world_size)
+        share, remainder = divmod(self.batch_size, readers := data_ranks(trainer)[0])
         if remainder:
             raise ConfigError(
-                f"data.batch_size must be divisible by the number of devices, "
-                f"got {self.batch_size} and {trainer.world_size}"
+                f"data.batch_size must be divisible by the number of devices, got {self.batch_size} and {readers}"
             )
         self._check_batch_size()
         micro = self.micro_batch_size or share
@@ -435,7 +446,7 @@ class TextDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         accumulate = int(trainer.accumulate_grad_batches)
-        dataset = self.content.training(accumulate, trainer.world_size, trainer.global_rank)
+        dataset = self.content.training(accumulate, *data_ranks(trainer))
 
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
@@ -480,14 +491,13 @@ class TextDataModule(pl.LightningDataModule):
         return self._loader(self.content.evaluation(part, max_tokens, *(share or self._share())))
 
     def _share(self) -> tuple[int, int, int]:
-        """Sequences in an evaluation's batch, the number of processes, and the rank.
+        """Sequences in an evaluation's batch, and `data_ranks`.
 
-        Each process takes every world_size-th batch, without duplicates to equalize them.
+        Of n processes each takes every n-th batch, without duplicates to equalize them.
         """
-        trainer = self.trainer
-        assert trainer is not None
-        size = self.micro_batch_size or max(1, self.batch_size // trainer.world_size)
-        return size, trainer.world_size, trainer.global_rank
+        assert self.trainer is not None
+        count, rank = data_ranks(self.trainer)
+        return self.micro_batch_size or max(1, self.batch_size // count), count, rank
 
     def _loader(self, dataset: Dataset[Batch]) -> DataLoader:
         return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=self.num_workers, **self._pinned)

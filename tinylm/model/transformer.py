@@ -11,6 +11,7 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -144,7 +145,7 @@ class TransformerLM(nn.Module):
         x, rotary = self.embedding(ids), None  # (B, T, D)
         match self.positions:
             case nn.Embedding():
-                x = x + self.positions.weight[positions]
+                x = x + self.positions(torch.arange(self.config.max_seq_len, device=ids.device)[positions])
             case PositionTable() if self.config.positional_encoding == "rotary":
                 rotary = self.positions(x)[:, positions]  # (2, T, R/2), or (2, B, T, R/2)
             case PositionTable():

@@ -26,6 +26,7 @@ from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, plural, print_error, process_rank
 from tinylm.data import TextDataModule
+from tinylm.data.datamodule import data_ranks
 from tinylm.data.template import find_template, stop_after_turns
 from tinylm.errors import (
     ConfigError,
@@ -318,7 +319,7 @@ class TinyLMCLI(LightningCLI):
         self.datamodule.setup("fit")  # counts the steps
         check_monitors(self.trainer, self.model, self.datamodule)
         data = self.datamodule
-        share = data.batch_size // self.trainer.world_size
+        share = data.batch_size // data_ranks(self.trainer)[0]
         check_memory(self.trainer, self.model, data.micro_batch_size or share, data.content.sequence_length)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
@@ -428,6 +429,7 @@ def quiet_lightning() -> None:
     """Silences hardware lists, tips, and warnings that do not apply to tinylm."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # advice on meshes, not ours
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # see data/batches.py

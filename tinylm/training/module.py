@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,6 +23,7 @@ from tinylm.block_masks import use_block_masks
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
+from tinylm.data.datamodule import data_ranks
 from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.known import unknown_part
@@ -37,7 +39,9 @@ from tinylm.training.late import LateCheck, late_check
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
 from tinylm.training.schedule import ScheduleConfig, learning_rate
+from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
+from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize
 
 OTHER_ORDER = (
     "the order of training windows has changed since this run began: from here on it reads other "
@@ -174,15 +178,24 @@ class LitTransformerLM(pl.LightningModule):
         return forward(ids, documents=documents_apart(self.network, ids, self.tokenizer.end_of_text, documents))
 
     def configure_model(self) -> None:
-        """Shards the weights if the strategy asks for it (overlays/fsdp.yaml), block by block."""
+        """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
         self._changed = self.changed
-        muon = self.optimizer.name == "muon"
-        require(not muon, "optimizer.name: muon needs whole matrices, and fsdp shards them; use adamw")
         assert self.device_mesh is not None
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            self._divide(self.device_mesh["tensor_parallel"])
         for part in (*self.net.blocks, self.net):
             fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+    def _divide(self, mesh: DeviceMesh) -> None:
+        """Divides every layer over the devices of a mesh, or refuses what could not be trained so."""
+        require(isinstance(self.trainer.strategy, ShardedStrategy), f"{NAME}: needs tinylm.training.ShardedStrategy")
+        for name, given in (("lora", self.lora is not None), ("compile", self._compiled is not None)):
+            require(not given, f"{NAME}: not with model.{name}; leave one of them out")
+        require(self._changed is None, f"{NAME}: this network is not the standard one: {self._changed}")
+        check_sizes(self.network, mesh.size())
+        parallelize(self.net, mesh)
 
     # --- training
 
@@ -193,7 +206,7 @@ class LitTransformerLM(pl.LightningModule):
         share = self.summed_loss(batch) / batch.num_targets
         self._step_nll = self._step_nll + share.detach()
         # undoes Lightning's division by micro-batches and its average over devices
-        return share * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return share * (self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[0])
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """Sum of -log p(target) in nats over the targets of a batch, by the compiled network if there is one."""
@@ -268,6 +281,7 @@ class LitTransformerLM(pl.LightningModule):
             local = torch.stack([total, *total.new_tensor(self.stop_wanted)])
             total, *requests = self.trainer.strategy.reduce(local, reduce_op="sum")
             self.stop_agreed = (bool(requests[0]), bool(requests[1]))
+            total = total / (self.trainer.world_size // data_ranks(self.trainer)[0])  # same on tensor-parallel devices
         return total
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tinylm.checks import check_types, require
 from tinylm.errors import NumericError
 from tinylm.training.muon import Muon
+from tinylm.training.sharded_muon import ShardedMuon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
         case "muon":
-            return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
+            muon = ShardedMuon if any(isinstance(each, DTensor) for each in model.parameters()) else Muon
+            return muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     optimizer._step_supports_amp_scaling = False  # with 16-mixed gradients are unscaled before they are clipped

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from tinylm.data.datamodule import data_ranks
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM
@@ -95,7 +96,7 @@ class Progress(ProgressBar):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Moves the bar; without a terminal, a long validation prints a line every half a minute."""
-        tokens = min(batch.num_targets * trainer.world_size, _validation_tokens(trainer) - self._seen)
+        tokens = min(batch.num_targets * data_ranks(trainer)[0], _validation_tokens(trainer) - self._seen)
         self._seen += tokens
         if self._validation is not None:
             self._validation.update(tokens)

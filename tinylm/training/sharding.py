@@ -1,4 +1,7 @@
-"""ShardedStrategy: weights, gradients and optimizer state sharded over devices (FSDP 2; overlays/fsdp.yaml)."""
+"""ShardedStrategy: weights, gradients and optimizer state sharded over devices (FSDP 2; overlays/fsdp.yaml).
+
+With a `tensor_parallel_size` the devices of a group share every layer (overlays/tensor_parallel.yaml).
+"""
 
 import secrets
 from pathlib import Path
@@ -10,37 +13,66 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import loss_parallel
 
 from tinylm.bundle import read_checkpoint
+from tinylm.checks import require
 from tinylm.files import atomic_write, make_folder, seal_zip
 from tinylm.shards import KEY, SHARDED, Shards
+from tinylm.training.tensor_parallel import NAME
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes.
+    """Lightning's ModelParallelStrategy with data parallelism over all devices of all nodes, or groups of them."""
 
-    By default it would use the devices of a node for tensor parallelism, which needs a plan for each layer.
-    """
-
-    def __init__(self, sharded_checkpoints: bool = False, process_group_backend: str | None = None) -> None:
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        sharded_checkpoints: bool = False,
+        process_group_backend: str | None = None,
+    ) -> None:
         """Creates the strategy.
 
         Args:
+            tensor_parallel_size: Neighbouring devices that share every layer and one batch, which takes fast links
             sharded_checkpoints: Every process saves its own shard, so that none holds the whole state. A run resumes
                 from either kind, with any number of processes
             process_group_backend: nccl, gloo, ... Default: the one for the device
         """
         super().__init__(
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=sharded_checkpoints,
             process_group_backend=process_group_backend,
         )
 
     def setup_environment(self) -> None:
-        """Sets the data-parallel size to the number of devices."""
-        count: Any = self.num_nodes * self.num_processes
-        self._data_parallel_size = count
+        """Sets the data-parallel size to the number of tensor-parallel groups.
+
+        Raises:
+            ConfigError: if the devices cannot be divided into these.
+        """
+        count, size = self.num_nodes * self.num_processes, self._tensor_parallel_size
+        require(size >= 1 and count % size == 0, f"{NAME}: must divide the number of devices, got {size} and {count}")
+        whole = size == 1 or not self._save_distributed_checkpoint
+        require(whole, f"sharded_checkpoints: not with {NAME} above 1; set it to false")
+        self._data_parallel_size = count // size
         super().setup_environment()
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Number and rank of what reads data: the devices of a tensor-parallel group read the same."""
+        size = self._tensor_parallel_size
+        return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's training step. The loss of logits that are sharded over the vocabulary is computed in shards."""
+        with loss_parallel():
+            return super().training_step(*args, **kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The backward pass of such a loss."""
+        with loss_parallel():
+            return super().backward(*args, **kwargs)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The optimizer's state, with numbers for parameters in both kinds of checkpoints."""
@@ -70,10 +102,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads weights and optimizer state, saved by any strategy, and returns the rest.
 
-        Of a sharded checkpoint, only the rows of this process are read.
+        Of a sharded checkpoint, only the rows of this process are read; with tensor parallelism all.
         """
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint = read_checkpoint(path, self._rows)
+        checkpoint = read_checkpoint(path, self._rows if self._tensor_parallel_size == 1 else Shards.rows)
         assert self.model is not None and self.lightning_module is not None
         state = checkpoint.pop("state_dict")
         whole = not any(isinstance(each, DTensor) for each in state.values())

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tinylm.adapt import trainable_share
+from tinylm.data.datamodule import data_ranks
 from tinylm.errors import notice
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step
@@ -64,7 +65,7 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts tokens."""
-        self._tokens += batch.inputs.numel() * trainer.world_size
+        self._tokens += batch.inputs.numel() * data_ranks(trainer)[0]
         self._micro_steps += 1
 
     def stop(self) -> None:

@@ -1,0 +1,97 @@
+"""Tensor parallelism: several devices share the matrices of every layer and compute one batch together.
+
+As in Megatron-LM (Shoeybi et al. 2019): queries, keys, values and the input of the feed-forward layer are divided by
+columns, so that each device has whole heads and units; the projections back are divided by rows, and their results
+summed over the devices, once per sublayer. Embedding, head and loss are divided over the vocabulary. Norms, and what
+flows between the layers, are the same on all devices. (Columns and rows are those of x W.)
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from tinylm.checks import require
+from tinylm.model import ModelConfig, TransformerLM
+
+NAME = "tensor_parallel_size"
+
+
+class Whole(ParallelStyle):
+    """Every device has all parameters of a module, whose input is the same on all, or divided along one axis."""
+
+    def __init__(self, layout: Placement | None = None) -> None:
+        self.layout = layout or Replicate()
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def before(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> DTensor:
+            return DTensor.from_local(inputs[0], mesh, [self.layout], run_check=False)
+
+        def after(module: nn.Module, output: DTensor, mesh: DeviceMesh) -> Tensor:
+            return output.redistribute(mesh, [self.layout]).to_local()
+
+        return distribute_module(module, device_mesh, None, before, after)
+
+
+def check_sizes(config: ModelConfig, size: int) -> None:
+    """Refuses a network that cannot be divided over `size` devices.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    whole = {"num_heads": config.num_heads, "num_kv_heads": config.kv_heads, "d_ff": config.ff_width}
+    for name, number in whole.items():
+        require(number % size == 0, f"{NAME}: must divide model.network.{name}, got {size} and {number}")
+    # the devices would drop the same units of different heads, where one process draws all masks independently
+    require(config.dropout == 0, f"{NAME}: not with dropout; set model.network.dropout=0")
+
+
+def parallelize(net: TransformerLM, mesh: DeviceMesh) -> None:
+    """Divides the parameters of a network over the devices of a mesh, in place."""
+    columns, rows = ColwiseParallel(), RowwiseParallel()
+    inner = {f"attention.{name}": columns for name in ("query", "key", "value")}
+    inner |= {"feedforward.gate": columns, "feedforward.input": columns}
+    inner |= {
+        "attention.output": rows,
+        "feedforward.output": rows,
+        "attention_norm": Whole(),
+        "feedforward_norm": Whole(),
+    }
+    inner |= {f"attention.{name}": Whole(Shard(2)) for name in ("query_norm", "key_norm")}  # (B, T, heads, E)
+    inner |= {"attention": _shared_input(4), "feedforward": _shared_input(1)}
+    for block in net.blocks:
+        _apply(block, mesh, inner)
+    embedding = RowwiseParallel(input_layouts=Replicate())
+    head = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)  # the loss reads its share of the logits
+    _apply(net, mesh, {"embedding": embedding, "head": head, "positions": Whole(), "final_norm": Whole()})
+    if net.config.tie_embeddings:
+        net.head.weight = net.embedding.weight
+    net.register_forward_hook(_whole_output)
+
+
+def _shared_input(count: int) -> PrepareModuleInput:
+    """Of `count` arguments converts the first once for all layers that read it: one sum of its gradient, not three."""
+    layouts = (Replicate(), *[None] * (count - 1))
+    return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
+
+
+def _apply(module: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
+    """Applies the styles to those of the named parts that have parameters."""
+    parts = {name: part for name, part in module.named_modules() if any(True for _ in part.parameters())}
+    parallelize_module(module, mesh, {name: style for name, style in plan.items() if name in parts})
+
+
+def _whole_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Loss or logits as one process computes them."""
+    if not isinstance(output, DTensor):
+        return output
+    whole = output.full_tensor()
+    return whole.clone() if whole.ndim == 0 else whole  # FSDP warns of an output that is a view
