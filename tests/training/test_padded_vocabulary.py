@@ -6,7 +6,6 @@ import torch
 import tinylm
 from tinylm.generation import Generator
 from tinylm.interop import export_huggingface, load_huggingface
-from tinylm.training import LitTransformerLM
 
 MULTIPLE = ["--model.vocab_multiple", "64"]
 
@@ -28,11 +27,6 @@ def test_the_rows_are_told_and_a_rerun_and_a_resumed_run_have_them(run, cli, tmp
     assert again.code == 0, again.err
     resumed = cli("fit", "-c", folder / "config.yaml", "--run.name", "mini", "--resume", "--trainer.max_steps", "6")
     assert resumed.code == 0 and "from step 4" in resumed.err, resumed.err
-
-
-def test_a_module_from_a_padded_checkpoint_goes_on_with_its_tokenizer(run):
-    module = LitTransformerLM.load_from_checkpoint(run[0] / "checkpoints/last.ckpt")
-    assert module.network.vocab_size == 64 and module._padded
 
 
 def test_further_rows_are_never_generated_even_if_they_are_the_likeliest(run):

@@ -95,7 +95,6 @@ class LitTransformerLM(pl.LightningModule):
         network = replace(network, vocab_size=network.vocab_size + -network.vocab_size % (vocab_multiple or 1))
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
-        plain |= {"vocab_multiple": vocab_multiple} if vocab_multiple else {}
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
         tune_for_training(self.net)
