@@ -27,6 +27,7 @@ FOREIGN_NAMES = {
     "grad_clip": "gradient_clip_val", "epochs": "max_epochs", "num_epochs": "max_epochs", "steps": "max_steps",
     "num_train_epochs": "max_epochs", "num_steps": "max_steps", "gpus": "devices", "device": "accelerator",
     "dtype": "precision", "out_dir": "dir", "output_dir": "dir", "eval_interval": "val_check_interval",
+    "padding_multiple": "vocab_multiple", "make_vocab_size_divisible_by": "vocab_multiple",
     "data_path": "corpus", "train_file": "corpus", "input": "corpus", "optim": "name",
 }  # fmt: skip
 
