@@ -141,6 +141,7 @@ WORDS = """\
 --overwrite
 --help_me
 my.txt
+small.txt
 small
 other.yaml
 --data.corpus a.txt b.txt
@@ -195,6 +196,8 @@ trainer:
 [1, 2]
 trust: [mine]
 model: null
+verbose: true
+verbos: true
 """
 
 
