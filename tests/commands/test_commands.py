@@ -215,6 +215,12 @@ def test_fit_help_shows_tinylm_options_within_130_lines_at_80_columns(monkeypatc
     assert max(map(len, lines)) <= 86
 
 
+def test_the_trainers_help_lists_its_options(capfd):
+    assert main(["fit", "--trainer.help"]) == 0
+    out = capfd.readouterr().out
+    assert "--trainer.max_steps MAX_STEPS" in out and "--trainer.callbacks.help" in out and "--data." not in out
+
+
 # --- configs
 
 

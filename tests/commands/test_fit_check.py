@@ -141,6 +141,7 @@ WORDS = """\
 --overwrite
 --help_me
 my.txt
+small.txt
 small
 other.yaml
 --data.corpus a.txt b.txt
@@ -195,6 +196,8 @@ trainer:
 [1, 2]
 trust: [mine]
 model: null
+verbose: true
+verbos: true
 """
 
 
@@ -219,9 +222,15 @@ def test_other_commands_answer_alike(command, words):
     assert answer is not None and answer == parsed(command, "-c", "small", *words.split())
 
 
-@pytest.mark.parametrize("words", ["--thread 4", "--trainer.max_stepz 4", "--trainer.max_steps abc", "tiny"])
-def test_the_numpy_twin_answers_alike(numpy_parser, words):
-    line = ["-c", "tiny", *words.split()]
+TWINS = [("--thread 4", ""), ("--trainer.max_stepz 4", ""), ("--trainer.max_steps abc", ""), ("tiny", "")]
+TWINS += [("", text) for text in FILES.splitlines()[:14]] + [("", "weights_only: null"), ("", "run: {x: 1}")]
+
+
+@pytest.mark.parametrize(("words", "text"), TWINS)
+def test_the_numpy_twin_answers_alike(numpy_parser, tmp_path, monkeypatch, words, text):
+    monkeypatch.chdir(tmp_path)
+    Path("b.yaml").write_text(text.replace("\\n", "\n") or "run: {name: b}\n")
+    line = ["-c", "tiny", "-c", "b.yaml", *words.split()]
     Given.files.clear()
     with pytest.raises(ConfigError) as refused:
         numpy_parser.parse_args(line)

@@ -118,7 +118,10 @@ def saved_config(command: str, dump: str, vocab_size: int) -> str:
 
 NO_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (.*)")
-UNKNOWN_OPTION = re.compile(r"(?:does not accept option '|No action for key \"?)([\w.]+)")
+UNKNOWN_OPTION = re.compile(
+    r"(?:Group '([\w.]+)' |)does not accept option '([\w.]+)|No action for key \"?([\w.]+)"
+    r"|^Option '([\w.]+)' is not accepted$"
+)
 LINKED_OPTION = re.compile(r"Linked \"(.*?)\" must be given via \"(.*?)\"")
 CLASS_PATH = re.compile(r"(?<![\w.])([A-Za-z_]\w*)(?:\.\w+)*\.[A-Za-z_]\w*")
 WRONG_IMPORT = re.compile(r"Importing '(([\w.]+)\.\w+)' is not allowed|([\w.]+): importing runs .* --trust ([\w.]+)")
@@ -149,7 +152,7 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
     if missing := NO_VALUE.search(message):
         return f"{missing[1].split('/')[-1]}: its value is missing"
     if unknown := UNKNOWN_OPTION.search(message):
-        return unknown_option(unknown[1], defaults)
+        return unknown_option(".".join(filter(None, unknown.groups())), defaults)
     if wrong := WRONG_IMPORT.search(message):
         others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
         path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
