@@ -11,6 +11,7 @@ import re
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask, create_mask
@@ -134,7 +135,7 @@ def test_block_masks_are_part_of_one_compiled_program(unfused, form):
 
 
 def test_a_compiled_program_fits_other_batch_sizes_and_lengths(unfused):
-    """As batches of pairs have: the second shape gives symbolic sizes, which fit the third."""
+    """Batches of pairs differ in both. The second shape gives symbolic sizes, which fit the third."""
     model, graphs = network(sliding_window=20), []
 
     def backend(graph, inputs):
@@ -266,18 +267,35 @@ def test_a_cpu_keeps_dense_masks(masks):
     assert [type(mask) for mask in masks] == [torch.Tensor]
 
 
-def test_masks_are_dense_where_nothing_can_be_compiled(unfused, masks, monkeypatch, capsys):
+@pytest.mark.parametrize("what", [flex_attention.create_block_mask, flex_attention.flex_attention])
+def test_masks_are_dense_where_they_cannot_be_compiled(unfused, monkeypatch, capsys, what):
     def compiled(function):
-        raise RuntimeError("Failed to find C compiler\nset CC")
+        if function is what:
+            error = RuntimeError("Failed to find C compiler\nset CC")
+            raise BackendCompilerFailed(torch.compile, error, None)
+        return function
 
     model = network()
     expected = loss_and_gradients(model)
     use_block_masks(model)
+    monkeypatch.setattr(block_masks.VisibleBlocks, "fails", False)
     monkeypatch.setattr(block_masks, "compiled", compiled)
     for _ in range(2):
         torch.testing.assert_close(loss_and_gradients(model), expected, rtol=1e-10, atol=1e-10)
     message = "tinylm: attention masks are dense, since FlexAttention cannot be compiled: Failed to find C compiler\n"
     assert capsys.readouterr().err == message
+
+
+def test_other_errors_of_attention_are_not_taken_for_those_of_the_compiler(unfused, monkeypatch):
+    def compiled(function):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = network()
+    use_block_masks(model)
+    monkeypatch.setattr(block_masks, "compiled", compiled)
+    with pytest.raises(torch.OutOfMemoryError):
+        loss_and_gradients(model)
+    assert not block_masks.VisibleBlocks.fails
 
 
 def test_making_a_block_mask_does_not_wait_for_the_device(unfused):

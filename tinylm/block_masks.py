@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
 from tinylm.errors import notice
 from tinylm.model.attention import Attention, attend_fused, visible_keys
@@ -39,7 +39,14 @@ def attend_blocks(
     if not isinstance(visible, BlockMask):
         return attend_fused(query, key, value, visible, dropout, scale)
     grouped = query.shape[1] != key.shape[1]
-    return _fast(flex_attention)(query, key, value, block_mask=visible, scale=scale, enable_gqa=grouped)
+    if not VisibleBlocks.fails:
+        try:
+            return _fast(flex_attention)(query, key, value, block_mask=visible, scale=scale, enable_gqa=grouped)
+        except Exception as error:
+            _leave(error)
+    B, _, T, _ = query.shape
+    dense = create_mask(visible.mask_mod, B, 1, T, T, query.device)
+    return attend_fused(query, key, value, dense, dropout, scale)
 
 
 def block_mask(length: int, window: int | None, documents: Tensor | None, device: Any) -> BlockMask:
@@ -58,9 +65,10 @@ def block_mask(length: int, window: int | None, documents: Tensor | None, device
 class VisibleBlocks:
     """`visible_keys` of one model: a `BlockMask` where all its layers and the device take one, else a tensor."""
 
+    fails = False  # on this machine, for all models
+
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
-        self.fails = False
 
     def __call__(
         self, num_queries: int, num_keys: int, window: int | None = None, documents: Tensor | None = None,
@@ -72,11 +80,7 @@ class VisibleBlocks:
             try:
                 return block_mask(num_keys, window, documents, device)
             except Exception as error:
-                if torch.compiler.is_compiling():
-                    raise
-                self.fails = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                notice(f"attention masks are dense, since FlexAttention cannot be compiled: {reason}")
+                _leave(error)
         return visible_keys(num_queries, num_keys, window, documents, device)
 
     def _serves(self, length: int) -> bool:
@@ -98,3 +102,15 @@ def _takes_blocks(block: nn.Module) -> bool:
 def _fast(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled by itself, unless it is part of a larger compiled program."""
     return function if torch.compiler.is_compiling() else compiled(function)
+
+
+def _leave(error: Exception) -> None:
+    """Gives block masks up with a notice, if they could not be compiled; raises any other error again."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    if torch.compiler.is_compiling() or not isinstance(error, TorchDynamoException):
+        raise error
+    VisibleBlocks.fails = True
+    cause = getattr(error, "inner_exception", None) or error
+    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    notice(f"attention masks are dense, since FlexAttention cannot be compiled: {reason}")

@@ -29,7 +29,7 @@ from tinylm.training.optim import make_optimizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a step computes.
+    """Network, batch and optimizer of a training step.
 
     Attributes:
         model: the section `model` of a config: network, optimizer, schedule, ...
@@ -45,7 +45,7 @@ class Recipe:
 
     @classmethod
     def read(cls, name: str, rows: int, vocab_size: int) -> "Recipe":
-        """That of `configs/NAME.yaml`, with its own number of rows and tokens in the vocabulary."""
+        """Reads `configs/NAME.yaml`; the numbers of rows and of tokens in the vocabulary are given."""
         config = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
         return cls(config["model"], rows, vocab_size, config["trainer"].get("precision"))
 
