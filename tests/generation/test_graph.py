@@ -232,6 +232,7 @@ def test_the_compiled_decoder_of_a_gpu_is_the_captured_one(monkeypatch, capfd):
 
 
 @pytest.mark.slow  # compiles for half a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised within PyTorch
 @torch.inference_mode()
 def test_a_compiled_step_draws_the_same_tokens():
     model = network(max_seq_len=300).float()

@@ -41,10 +41,10 @@ def make_decoder(
     if reason is None:
         from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
 
-        if on_cuda(model) and uncapturable_part(model) is None:
-            return earlier if isinstance(earlier, GraphDecoder) and earlier.is_current else GraphDecoder(model)
-        usable = isinstance(earlier, Decoder) and not isinstance(earlier, GraphDecoder) and earlier.is_current
-        return earlier if usable else Decoder(model)
+        captured = on_cuda(model) and uncapturable_part(model) is None
+        if isinstance(earlier, Decoder) and isinstance(earlier, GraphDecoder) == captured and earlier.is_current:
+            return earlier
+        return GraphDecoder(model) if captured else Decoder(model)
     if _announced.get(model) != reason:
         _announced[model] = reason
         notice(f"decoding without a cache, which is slower: {reason}")
