@@ -3,6 +3,7 @@
 Without a GPU the function that would be captured runs again on its static tensors, which is what a replay does.
 """
 
+import contextlib
 import math
 from collections import deque
 
@@ -270,6 +271,44 @@ def test_off_a_gpu_a_captured_function_is_the_function_itself():
         later.append(read_later(x))
     assert [each() for each in later] == [[1, 1], [2, 2], [3, 3]]  # as of the moment it was asked for
     assert tinylm.cuda_graph.first_line(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_follows_undone_warm_ups_and_may_fail(fails, monkeypatch, capfd):
+    """Of a pretended GPU: within a capture kernels are recorded, not run, and a replay runs them."""
+    x, events = torch.zeros(1), []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class Graph:
+        def replay(self):
+            x.add_(1)
+
+    @contextlib.contextmanager
+    def recording(graph, pool, stream, capture_error_mode):
+        before = x.clone()
+        yield
+        x.copy_(before)
+        events.append("captured")
+        if fails:
+            raise RuntimeError("operation not permitted\nmore")
+
+    for name, value in {
+        "Stream": lambda device: Stream(), "current_stream": lambda device: Stream(), "CUDAGraph": Graph,
+        "stream": contextlib.nullcontext, "graph": recording,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    tinylm.cuda_graph._capture_stream.cache_clear()
+    step = capture(lambda: x.add_(1), torch.device("cuda"), lambda: (events.append(x.item()), x.zero_()), pool="pool")
+    tinylm.cuda_graph._capture_stream.cache_clear()
+    assert events == ["wait", 1, 1, 1, "captured", "wait"] and x.item() == 0
+    step()
+    step()
+    assert x.item() == 2
+    notice = "a step cannot be captured as a CUDA graph, which makes it slower: operation not permitted"
+    assert capfd.readouterr().err == (f"tinylm: {notice}\n" if fails else "")
 
 
 @needs_cuda
