@@ -19,10 +19,9 @@ from tinylm.cuda_graph import capture, read_later
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator, SamplingConfig, beam_search, textbook
 from tinylm.generation.ahead import AHEAD
-from tinylm.generation.fast import compiled as compiled_module
-from tinylm.generation.fast import decoder as decoder_module
-from tinylm.generation.fast.compiled import compiled_decoder
-from tinylm.generation.fast.decoder import Decoder, make_decoder
+from tinylm.generation.fast import choice
+from tinylm.generation.fast.choice import compiled_decoder, make_decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.graph import GraphDecoder, StaticRows, uncapturable_part
 from tinylm.generation.text import Text
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
@@ -202,7 +201,7 @@ def test_beams_take_the_ordinary_steps():
 
 
 def test_on_a_gpu_it_is_the_decoder_of_what_it_supports(monkeypatch):
-    monkeypatch.setattr(decoder_module, "on_cuda", lambda model: True)
+    monkeypatch.setattr(choice, "on_cuda", lambda model: True)
     small, adapted, model = network(), network(), network()
     small.cache_type = Int8KVCache
     add_lora(adapted, LoRAConfig())
@@ -223,7 +222,7 @@ def test_on_a_gpu_it_is_the_decoder_of_what_it_supports(monkeypatch):
 def test_the_compiled_decoder_of_a_gpu_is_the_captured_one(monkeypatch, capfd):
     made = []
     monkeypatch.setattr(GraphDecoder, "__init__", lambda self, model, compiled=False: made.append(compiled))
-    monkeypatch.setattr(compiled_module, "on_cuda", lambda model: True)
+    monkeypatch.setattr(choice, "on_cuda", lambda model: True)
     model = network()
     assert type(compiled_decoder(model)) is GraphDecoder and made == [True]
     assert capfd.readouterr().err == "tinylm: compiling: about a minute\n"
