@@ -25,8 +25,9 @@ import torch.nn.functional as F
 import transformers
 
 from tinylm.generation import Generator, SamplingConfig
-from tinylm.generation.fast.compiled import CompiledDecoder, compiled_decoder
-from tinylm.generation.fast.decoder import Decoder, fastest_threads
+from tinylm.generation.fast.choice import compiled_decoder, fastest_threads
+from tinylm.generation.fast.compiled import CompiledDecoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.text import Text
 from tinylm.interop import export_huggingface
 from tinylm.model import ModelConfig, TransformerLM

@@ -13,7 +13,8 @@ import torch
 from tinylm.adapt import quantize
 from tinylm.adapt.quantize import kernels
 from tinylm.analysis.profile import weight_bytes
-from tinylm.generation.fast.decoder import Decoder, fastest_threads, step_seconds
+from tinylm.generation.fast.choice import fastest_threads, step_seconds
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, TransformerLM
 
 STEPS, CONTEXT, V = 20, 256, 1024

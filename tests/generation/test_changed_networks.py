@@ -13,8 +13,9 @@ from tests.changes import CHANGES, hook, subclass
 from tests.strategies import random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SpeculativeGenerator, beam_search
+from tinylm.generation.fast.choice import fastest_threads, make_decoder, step_seconds
 from tinylm.generation.fast.compiled import CompiledDecoder
-from tinylm.generation.fast.decoder import Decoder, fastest_threads, make_decoder, step_seconds
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import CharTokenizer

@@ -12,8 +12,9 @@ from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, textbook
+from tinylm.generation.fast.choice import fastest_threads
 from tinylm.generation.fast.compiled import CompiledDecoder
-from tinylm.generation.fast.decoder import Decoder, fastest_threads
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.quantized import Int8Linear
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer

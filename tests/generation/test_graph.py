@@ -3,6 +3,7 @@
 Without a GPU the function that would be captured runs again on its static tensors, which is what a replay does.
 """
 
+import contextlib
 import math
 from collections import deque
 
@@ -18,10 +19,9 @@ from tinylm.cuda_graph import capture, read_later
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator, SamplingConfig, beam_search, textbook
 from tinylm.generation.ahead import AHEAD
-from tinylm.generation.fast import compiled as compiled_module
-from tinylm.generation.fast import decoder as decoder_module
-from tinylm.generation.fast.compiled import compiled_decoder
-from tinylm.generation.fast.decoder import Decoder, make_decoder
+from tinylm.generation.fast import choice
+from tinylm.generation.fast.choice import compiled_decoder, make_decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.graph import GraphDecoder, StaticRows, uncapturable_part
 from tinylm.generation.text import Text
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
@@ -201,7 +201,7 @@ def test_beams_take_the_ordinary_steps():
 
 
 def test_on_a_gpu_it_is_the_decoder_of_what_it_supports(monkeypatch):
-    monkeypatch.setattr(decoder_module, "on_cuda", lambda model: True)
+    monkeypatch.setattr(choice, "on_cuda", lambda model: True)
     small, adapted, model = network(), network(), network()
     small.cache_type = Int8KVCache
     add_lora(adapted, LoRAConfig())
@@ -222,7 +222,7 @@ def test_on_a_gpu_it_is_the_decoder_of_what_it_supports(monkeypatch):
 def test_the_compiled_decoder_of_a_gpu_is_the_captured_one(monkeypatch, capfd):
     made = []
     monkeypatch.setattr(GraphDecoder, "__init__", lambda self, model, compiled=False: made.append(compiled))
-    monkeypatch.setattr(compiled_module, "on_cuda", lambda model: True)
+    monkeypatch.setattr(choice, "on_cuda", lambda model: True)
     model = network()
     assert type(compiled_decoder(model)) is GraphDecoder and made == [True]
     assert capfd.readouterr().err == "tinylm: compiling: about a minute\n"
@@ -232,6 +232,7 @@ def test_the_compiled_decoder_of_a_gpu_is_the_captured_one(monkeypatch, capfd):
 
 
 @pytest.mark.slow  # compiles for half a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised within PyTorch
 @torch.inference_mode()
 def test_a_compiled_step_draws_the_same_tokens():
     model = network(max_seq_len=300).float()
@@ -269,6 +270,44 @@ def test_off_a_gpu_a_captured_function_is_the_function_itself():
         later.append(read_later(x))
     assert [each() for each in later] == [[1, 1], [2, 2], [3, 3]]  # as of the moment it was asked for
     assert tinylm.cuda_graph.first_line(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_follows_undone_warm_ups_and_may_fail(fails, monkeypatch, capfd):
+    """Of a pretended GPU: within a capture kernels are recorded, not run, and a replay runs them."""
+    x, events = torch.zeros(1), []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append("wait")
+
+    class Graph:
+        def replay(self):
+            x.add_(1)
+
+    @contextlib.contextmanager
+    def recording(graph, pool, stream, capture_error_mode):
+        before = x.clone()
+        yield
+        x.copy_(before)
+        events.append("captured")
+        if fails:
+            raise RuntimeError("operation not permitted\nmore")
+
+    for name, value in {
+        "Stream": lambda device: Stream(), "current_stream": lambda device: Stream(), "CUDAGraph": Graph,
+        "stream": contextlib.nullcontext, "graph": recording,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    tinylm.cuda_graph._capture_stream.cache_clear()
+    step = capture(lambda: x.add_(1), torch.device("cuda"), lambda: (events.append(x.item()), x.zero_()), pool="pool")
+    tinylm.cuda_graph._capture_stream.cache_clear()
+    assert events == ["wait", 1, 1, 1, "captured", "wait"] and x.item() == 0
+    step()
+    step()
+    assert x.item() == 2
+    notice = "a step cannot be captured as a CUDA graph, which makes it slower: operation not permitted"
+    assert capfd.readouterr().err == (f"tinylm: {notice}\n" if fails else "")
 
 
 @needs_cuda

@@ -185,8 +185,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     import tinylm
     from tinylm.data.template import find_template, use_template
     from tinylm.generation import Generator, SpeculativeGenerator
-    from tinylm.generation.fast.compiled import compiled_decoder
-    from tinylm.generation.fast.decoder import fastest_threads
+    from tinylm.generation.fast.choice import compiled_decoder, fastest_threads
     from tinylm.model import Int8KVCache, RingKVCache
 
     model, tokenizer, device = bundle.model, bundle.tokenizer, bundle.model.embedding.weight.device

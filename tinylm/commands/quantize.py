@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> None:
     from tinylm.bundle import load_bundle, save_bundle
     from tinylm.data.held_out import held_out_stories
     from tinylm.evaluation import score_text
-    from tinylm.generation.fast.decoder import fastest_threads
+    from tinylm.generation.fast.choice import fastest_threads
 
     original = load_bundle(path)
     quantized = quantize(original.model, bits=options.bits, group_size=options.group_size, skip=options.skip)
@@ -71,7 +71,8 @@ def check_out(model: Path, out: Path, overwrite: bool) -> None:
 
 def decoding_speeds(*models: "TransformerLM") -> list[float]:
     """Median tokens per second of each model for one text, in the middle of the context, measured in turn."""
-    from tinylm.generation.fast.decoder import Decoder, step_seconds
+    from tinylm.generation.fast.choice import step_seconds
+    from tinylm.generation.fast.decoder import Decoder
 
     sides = [(Decoder(model), model) for model in models]
     turns = [[step_seconds(*side, steps=STEPS) for side in sides] for _ in range(TURNS)]

@@ -9,7 +9,7 @@ row, and one that fills the context slides.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, NumericError
@@ -19,14 +19,11 @@ from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import CORRUPT, NO_TOKEN
 from tinylm.generation.text import Text, announce_sliding
 
-if TYPE_CHECKING:
-    from tinylm.generation.generate import Generator
-
 AHEAD = 3  # steps launched whose tokens have not been read
 
 
 def decode_ahead(
-    generator: "Generator", rows: list[Text], waiting: Iterator[Text], config: SamplingConfig, log_probs: bool
+    generator: Any, rows: list[Text], waiting: Iterator[Text], config: SamplingConfig, log_probs: bool
 ) -> Iterator[Text]:
     """Extends the texts of `rows`, then those that wait, like `Generator.decode`, by a `GraphDecoder`."""
     with generator.decoder.static_rows(len(rows)) as static:
@@ -46,7 +43,7 @@ class _Loop:
     """
 
     def __init__(
-        self, generator: "Generator", static: StaticRows, rows: list[Text], config: SamplingConfig, log_probs: bool
+        self, generator: Any, static: StaticRows, rows: list[Text], config: SamplingConfig, log_probs: bool
     ) -> None:
         self.generator, self.static, self.rows, self.config, self.log_probs = generator, static, rows, config, log_probs
         self.cache, self.stats = static.cache, generator.stats

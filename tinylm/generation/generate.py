@@ -19,7 +19,7 @@ from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError, notice
 from tinylm.generation.ahead import decode_ahead
 from tinylm.generation.fast.cached import CachedDecoder
-from tinylm.generation.fast.decoder import make_decoder
+from tinylm.generation.fast.choice import make_decoder
 from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.options import SamplingConfig, check_names, check_truncate
 from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tinylm.errors import ConfigError, notice
-from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
+from tinylm.errors import ConfigError
+from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.attention import Attention, attend_plain
 from tinylm.model.quantized import aligned
@@ -80,22 +80,6 @@ class CompiledDecoder(CachedDecoder):
             raise ConfigError(
                 f"a step cannot be compiled ({reason}); install a C++ compiler, or omit --compile"
             ) from error
-
-
-def compiled_decoder(model: TransformerLM) -> CachedDecoder:
-    """The decoder of `--compile`: on CUDA a compiled `GraphDecoder`, elsewhere a `CompiledDecoder`, with a notice.
-
-    What a `GraphDecoder` does not support, on CUDA, is read by a `Decoder`. Errors are those of `CachedDecoder`.
-    """
-    from tinylm.generation.fast.decoder import Decoder
-    from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
-
-    if on_cuda(model) and unsuited_part(model) is None and (reason := uncapturable_part(model)) is not None:
-        notice(f"decoding without compilation, which is slower on a GPU: {reason}")
-        return Decoder(model)
-    decoder = GraphDecoder(model, compiled=True) if on_cuda(model) else CompiledDecoder(model)
-    notice("compiling: about a minute")
-    return decoder
 
 
 class _Step(nn.Module):

@@ -8,50 +8,16 @@ back to an `UncachedDecoder` with a notice. `Generator` checks again before ever
 and hooks are noticed; only writing into `weight.data` is not.
 """
 
-import statistics
-import time
-from typing import Any
-from weakref import WeakKeyDictionary
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinylm.errors import notice
-from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
+from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.layers import Layer, Product, norm_function, position_rows
-from tinylm.generation.uncached import UncachedDecoder
-from tinylm.known import check_deterministic
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.attention import visible_keys, visible_positions
 from tinylm.model.normalization import widened
 from tinylm.model.transformer import Block
-
-
-def make_decoder(
-    model: TransformerLM, earlier: "Decoder | UncachedDecoder | None" = None
-) -> "Decoder | UncachedDecoder":
-    """Makes a `Decoder` for a standard model, and an `UncachedDecoder`, with a notice, for any other.
-
-    On CUDA it is a `GraphDecoder`, unless the model has quantized layers, LoRA adapters or an 8-bit cache. An `earlier`
-    decoder of the model is returned if it is still valid. A model with dropout in training mode raises ConfigError.
-    """
-    check_deterministic(model)
-    reason = unsuited_part(model)
-    if reason is None:
-        from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
-
-        if on_cuda(model) and uncapturable_part(model) is None:
-            return earlier if isinstance(earlier, GraphDecoder) and earlier.is_current else GraphDecoder(model)
-        usable = isinstance(earlier, Decoder) and not isinstance(earlier, GraphDecoder) and earlier.is_current
-        return earlier if usable else Decoder(model)
-    if _announced.get(model) != reason:
-        _announced[model] = reason
-        notice(f"decoding without a cache, which is slower: {reason}")
-    return earlier if isinstance(earlier, UncachedDecoder) else UncachedDecoder(model)
-
-
-_announced: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()  # the reason given for each model
 
 
 class Decoder(CachedDecoder):
@@ -113,44 +79,3 @@ class Decoder(CachedDecoder):
             return None
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~visible, float("-inf"))
-
-
-@torch.inference_mode()
-def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
-    """Sets the number of PyTorch threads to the one that decodes fastest right now, and returns it.
-
-    Small models decode best on few threads; and where another process uses a core, threads that wait for each other can
-    take ten times as long. Powers of two up to the current number are tried for half a second. CPU only.
-    """
-    most, device = torch.get_num_threads(), next(model.parameters()).device
-    if device.type != "cpu" or most == 1:
-        return most
-    counts = [*(1 << n for n in range((most - 1).bit_length())), most]
-    decoders = {}
-    for count in counts:
-        torch.set_num_threads(count)
-        decoders[count] = make_decoder(model)
-    seconds: dict[int, list[float]] = {count: [] for count in counts}
-    started = time.perf_counter()
-    while not seconds[1] or (len(seconds[1]) < 30 and time.perf_counter() - started < 0.5):
-        for count in counts:
-            torch.set_num_threads(count)
-            seconds[count] += step_seconds(decoders[count], model, rows)
-    best = min(counts, key=lambda count: statistics.median(seconds[count]))
-    torch.set_num_threads(best)
-    return best
-
-
-@torch.inference_mode()
-def step_seconds(
-    decoder: Decoder | UncachedDecoder, model: TransformerLM, rows: int = 1, steps: int = 7
-) -> list[float]:
-    """Measures some steps in the middle of the context, in seconds, after one to warm up."""
-    ids, seconds = torch.zeros(rows, dtype=torch.long), []
-    cache: Any = decoder.make_cache(rows)
-    cache.truncate([cache.max_len // 2] * rows)  # pretends that so many tokens have been read
-    for _ in range(min(steps + 1, cache.max_len - cache.max_len // 2)):
-        started = time.perf_counter()
-        decoder.step(ids, cache)
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:] or seconds

@@ -9,6 +9,7 @@ A graph reads a fixed number of cache slots, a power of two, so there is one for
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -157,8 +158,10 @@ class StaticRows:
         if len(slots) < self.cache.num_slots:
             maybe_mark_dynamic(slots, 0)  # one program for all length classes
         try:
-            self.sampler.compile()
-            self._step(slots)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the compiler's own code
+                self.sampler.compile()
+                self._step(slots)
         except RuntimeError as error:  # of the compiler
             notice(f"a step cannot be compiled, which makes it slower: {first_line(error)}")
             self.decoder.compiled, self.decoder.run = False, self.decoder.read_static

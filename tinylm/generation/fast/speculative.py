@@ -28,7 +28,8 @@ from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
-from tinylm.generation.fast.decoder import Decoder, make_decoder
+from tinylm.generation.fast.choice import make_decoder
+from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.generate import Generator
 from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import Random, draw, probabilities
