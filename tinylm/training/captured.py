@@ -153,7 +153,8 @@ class CapturedSteps(_AutomaticOptimization):
 
         def closure() -> None:
             for index, batch in enumerate(batches, self._first):
-                loss = strategy.training_step(batch, index) / accumulate
+                loss: Any = strategy.training_step(batch, index)
+                loss = loss / accumulate
                 if index == self._first:
                     optimizer.zero_grad()
                 strategy.backward(loss, optimizer)
@@ -237,14 +238,13 @@ def hooked(parts: Iterable[nn.Module]) -> bool:
     return any(getattr(part, name) for part in parts for name in HOOKS)
 
 
-def why_not_captured(trainer: pl.Trainer, module: Any) -> str | None:
+def why_not_captured(trainer: Any, module: Any) -> str | None:
     """The first reason for which a LitTransformerLM's steps cannot be captured; None if they can."""
     optimizer: Any = trainer.optimizers[0]
     several = trainer.accumulate_grad_batches > 1
     base = next(each for each in type(module).__mro__ if each.__module__ == "tinylm.training.module")
     own = next((name for name in OF_MODULE if getattr(type(module), name) is not getattr(base, name)), None)
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    within = next(filter(None, (_hook_within(each, several) for each in callbacks)), None)
+    within = next(filter(None, (_hook_within(each, several) for each in trainer.callbacks)), None)
     on_weights = any(each._backward_hooks or each._post_accumulate_grad_hooks for each in module.net.parameters())
     reasons = {
         f"the strategy is {type(trainer.strategy).__name__}": type(trainer.strategy) is not SingleDeviceStrategy,
