@@ -75,12 +75,12 @@ class CapturedSteps(_AutomaticOptimization):
         super().__init__(trainer)
         self.optim_progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
         self.module, self.graphs, self.parts = module, graphs, list(module.net.modules())
-        self.rates = torch.zeros(len(trainer.optimizers[0].param_groups), dtype=RATE, device=module.device)
+        self.rates = torch.zeros(0, dtype=RATE, device=module.device)
         self._batches: list[Batch] = []
         self._first = 0  # index of the first one
         self._captured: dict[Any, Captured] = {}
         self._seen: Counter[Any] = Counter()
-        self._loss = self.rates[0]
+        self._loss = self.rates
         self._reason = ""  # for which there are no graphs any more
 
     def run(self, optimizer: Any, batch_idx: int, kwargs: Any) -> dict[str, Tensor]:
@@ -106,7 +106,9 @@ class CapturedSteps(_AutomaticOptimization):
     def _step(self, optimizer: Any) -> None:
         """Runs an optimizer step by its graph, or without where it has none."""
         if self.module.has_dropout:
-            self.module._reseed(self._first)  # again within the step, where it changes nothing
+            self.module._reseed(self._first)
+        if len(self.rates) != len(optimizer.param_groups):
+            self.rates = self.rates.new_zeros(len(optimizer.param_groups))
         for rate, group in zip(self.rates, optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         if hooked(self.parts):
@@ -132,7 +134,7 @@ class CapturedSteps(_AutomaticOptimization):
                 self._capture(optimizer, signature)
             elif self._seen["more"] == 0:
                 self._seen["more"] = 1
-                tell(f"the batches have more than {MAX_GRAPHS} shapes; those after the first {MAX_GRAPHS}")
+                tell(f"the batches have more than {MAX_GRAPHS} shapes, of which the first have one")
         return self._captured.get(signature)
 
     def _signature(self, optimizer: Any) -> Any:
@@ -148,7 +150,7 @@ class CapturedSteps(_AutomaticOptimization):
         return (*shapes, *settings, *map(Tensor.data_ptr, states), *weights, *fixed, self.module.net.training)
 
     def _program(self, optimizer: Any, batches: list[Batch], **settings: bool) -> Callable[[], None]:
-        """What Lightning does in an optimizer step, hook by hook."""
+        """An optimizer step as Lightning runs it, hook by hook."""
         strategy, accumulate = self.trainer.strategy, self.trainer.accumulate_grad_batches
 
         def closure() -> None:
@@ -173,7 +175,8 @@ class CapturedSteps(_AutomaticOptimization):
         try:
             replay = self.graphs.capture(self._program(optimizer, batches, capturable=True))
         except RuntimeError as error:
-            self._leave(str(error).strip().split("\n")[0])
+            cause = error.__context__ or error  # the end of a capture that failed raises another error
+            self._leave(str(cause).strip().split("\n")[0])
             self.module._step_nll = 0.0  # of the step that was cut off
             return
         gradients = [(parameter, parameter.grad) for parameter in self.module.net.parameters()]
@@ -210,7 +213,7 @@ def tell(reason: str) -> None:
 
 
 def make_graphs(device: torch.device) -> CUDAGraphs | None:
-    """What captures on this device; None where there are no CUDA graphs."""
+    """The means to capture on this device; None where there are no CUDA graphs."""
     return CUDAGraphs() if device.type == "cuda" else None
 
 
