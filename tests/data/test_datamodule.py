@@ -332,3 +332,12 @@ def test_a_text_to_predict_must_be_given_there_and_long_enough(module, tmp_path)
     (tmp_path / "short.txt").write_text("")
     with pytest.raises(DataError, match=r"short\.txt: has 0 tokens, needs at least 2"):
         module("ab" * 50, text=str(tmp_path / "short.txt")).predict_dataloader()
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False), ("mps", False)])
+def test_batches_for_a_gpu_lie_in_pinned_memory(module, device, pinned):
+    data = module("abcdefgh" * 100, max_seq_len=16, batch_size=8)
+    data.trainer = trainer(global_step=0, strategy=SimpleNamespace(root_device=torch.device(device)))
+    data.setup("fit")
+    assert data.train_dataloader().pin_memory is pinned
+    assert data.val_dataloader().pin_memory is pinned

@@ -94,8 +94,8 @@ def test_the_tape_fixes_numbers_and_memory_as_a_graph_does():
 
 
 STEPS = [
-    ("adamw", "32-true", {"steps": 200}),
-    ("muon", "64-true", {"steps": 200}),
+    pytest.param("adamw", "32-true", {"steps": 200}, marks=pytest.mark.slow),
+    pytest.param("muon", "64-true", {"steps": 200}, marks=pytest.mark.slow),
     ("muon", "bf16-mixed", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}),
     ("adamw", "64-true", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}),
     ("adam", "bf16-mixed", {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}}),
@@ -128,7 +128,7 @@ class At(pl.Callback):
             self.function(trainer, module)
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using")  # the callback that saved
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of resuming without the callbacks of the command line
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_run_resumed_in_the_middle_is_the_whole_run_bit_for_bit(fit, graphs, tmp_path, accumulate):
     """With dropout where there is one micro-batch; validations release the gradients."""

@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 
@@ -41,6 +43,22 @@ def test_loops_have_the_counts_that_resume_sets():
     assert (loop.epoch_progress.current.ready, loop.epoch_progress.current.processed) == (0, 0)
     assert trainer._logger_connector._first_loop_iter is None
     assert "_is_validation_done" in vars(_TrainingEpochLoop)  # reads _has_run
+
+
+def test_optimization_loop_is_called_and_counts_as_captured_steps_do():
+    assert list(inspect.signature(_AutomaticOptimization.run).parameters) == [
+        "self",
+        "optimizer",
+        "batch_idx",
+        "kwargs",
+    ]
+    loop = pl.Trainer(logger=False, accelerator="cpu").fit_loop
+    progress = loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    for each in (progress.step.increment_ready, progress.step.increment_completed, loop._should_accumulate):
+        assert callable(each)
+    for name in ("ready", "started", "completed"):
+        assert callable(getattr(progress.zero_grad, f"increment_{name}"))
+    assert MixedPrecision("bf16-mixed", "cpu").autocast_context_manager()._cache_enabled is False  # as graphs need it
 
 
 def test_sharded_strategy_has_the_size_that_ours_sets():

@@ -452,7 +452,9 @@ class TextDataModule(pl.LightningDataModule):
             return trainer.global_step * accumulate
 
         sampler = MicroSteps(self._steps_of_order * accumulate, position)
-        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, **self._pinned)
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, pin_memory=self._pinned
+        )
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, or the part of it that is read during training.
@@ -500,10 +502,12 @@ class TextDataModule(pl.LightningDataModule):
         return self.micro_batch_size or max(1, self.batch_size // count), count, rank
 
     def _loader(self, dataset: Dataset[Batch]) -> DataLoader:
-        return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=self.num_workers, **self._pinned)
+        return DataLoader(
+            dataset, batch_size=None, shuffle=False, num_workers=self.num_workers, pin_memory=self._pinned
+        )
 
     @property
-    def _pinned(self) -> dict[str, bool]:
-        """Batches for a GPU lie in pinned memory, from which Lightning sends them without waiting for the device."""
+    def _pinned(self) -> bool:
+        """Whether batches lie in pinned memory, from which Lightning sends them to a GPU without waiting for it."""
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
-        return {"pin_memory": device is not None and device.type == "cuda"}
+        return device is not None and device.type == "cuda"

@@ -75,12 +75,12 @@ class CapturedSteps(_AutomaticOptimization):
         super().__init__(trainer)
         self.optim_progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
         self.module, self.graphs, self.parts = module, graphs, list(module.net.modules())
-        self.rates = torch.zeros(len(trainer.optimizers[0].param_groups), dtype=RATE, device=module.device)
+        self.rates = torch.zeros(0, dtype=RATE, device=module.device)
         self._batches: list[Batch] = []
         self._first = 0  # index of the first one
         self._captured: dict[Any, Captured] = {}
         self._seen: Counter[Any] = Counter()
-        self._loss = self.rates[0]
+        self._loss = self.rates
         self._reason = ""  # for which there are no graphs any more
 
     def run(self, optimizer: Any, batch_idx: int, kwargs: Any) -> dict[str, Tensor]:
@@ -106,7 +106,9 @@ class CapturedSteps(_AutomaticOptimization):
     def _step(self, optimizer: Any) -> None:
         """Runs an optimizer step by its graph, or without where it has none."""
         if self.module.has_dropout:
-            self.module._reseed(self._first)  # again within the step, where it changes nothing
+            self.module._reseed(self._first)
+        if len(self.rates) != len(optimizer.param_groups):
+            self.rates = self.rates.new_zeros(len(optimizer.param_groups))
         for rate, group in zip(self.rates, optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         if hooked(self.parts):
@@ -132,7 +134,7 @@ class CapturedSteps(_AutomaticOptimization):
                 self._capture(optimizer, signature)
             elif self._seen["more"] == 0:
                 self._seen["more"] = 1
-                tell(f"the batches have more than {MAX_GRAPHS} shapes; those after the first {MAX_GRAPHS}")
+                tell(f"the batches have more than {MAX_GRAPHS} shapes, of which the first have one")
         return self._captured.get(signature)
 
     def _signature(self, optimizer: Any) -> Any:
@@ -148,12 +150,13 @@ class CapturedSteps(_AutomaticOptimization):
         return (*shapes, *settings, *map(Tensor.data_ptr, states), *weights, *fixed, self.module.net.training)
 
     def _program(self, optimizer: Any, batches: list[Batch], **settings: bool) -> Callable[[], None]:
-        """What Lightning does in an optimizer step, hook by hook."""
+        """An optimizer step as Lightning runs it, hook by hook."""
         strategy, accumulate = self.trainer.strategy, self.trainer.accumulate_grad_batches
 
         def closure() -> None:
             for index, batch in enumerate(batches, self._first):
-                loss = strategy.training_step(batch, index) / accumulate
+                loss: Any = strategy.training_step(batch, index)
+                loss = loss / accumulate
                 if index == self._first:
                     optimizer.zero_grad()
                 strategy.backward(loss, optimizer)
@@ -172,7 +175,8 @@ class CapturedSteps(_AutomaticOptimization):
         try:
             replay = self.graphs.capture(self._program(optimizer, batches, capturable=True))
         except RuntimeError as error:
-            self._leave(str(error).strip().split("\n")[0])
+            cause = error.__context__ or error  # the end of a capture that failed raises another error
+            self._leave(str(cause).strip().split("\n")[0])
             self.module._step_nll = 0.0  # of the step that was cut off
             return
         gradients = [(parameter, parameter.grad) for parameter in self.module.net.parameters()]
@@ -209,7 +213,7 @@ def tell(reason: str) -> None:
 
 
 def make_graphs(device: torch.device) -> CUDAGraphs | None:
-    """What captures on this device; None where there are no CUDA graphs."""
+    """The means to capture on this device; None where there are no CUDA graphs."""
     return CUDAGraphs() if device.type == "cuda" else None
 
 
@@ -237,14 +241,13 @@ def hooked(parts: Iterable[nn.Module]) -> bool:
     return any(getattr(part, name) for part in parts for name in HOOKS)
 
 
-def why_not_captured(trainer: pl.Trainer, module: Any) -> str | None:
+def why_not_captured(trainer: Any, module: Any) -> str | None:
     """The first reason for which a LitTransformerLM's steps cannot be captured; None if they can."""
     optimizer: Any = trainer.optimizers[0]
     several = trainer.accumulate_grad_batches > 1
     base = next(each for each in type(module).__mro__ if each.__module__ == "tinylm.training.module")
     own = next((name for name in OF_MODULE if getattr(type(module), name) is not getattr(base, name)), None)
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    within = next(filter(None, (_hook_within(each, several) for each in callbacks)), None)
+    within = next(filter(None, (_hook_within(each, several) for each in trainer.callbacks)), None)
     on_weights = any(each._backward_hooks or each._post_accumulate_grad_hooks for each in module.net.parameters())
     reasons = {
         f"the strategy is {type(trainer.strategy).__name__}": type(trainer.strategy) is not SingleDeviceStrategy,

@@ -227,7 +227,7 @@ class LitTransformerLM(pl.LightningModule):
         key = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.global_step, batch_idx, self.trainer.global_rank)
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():  # a graph is seeded before it
             torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
