@@ -21,8 +21,12 @@ Box = tuple[slice, slice]
 class ShardedMuon(Muon):
     """`Muon` for parameters that are DTensors, sharded over one or two axes of devices."""
 
-    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         self._load: dict[int, int] = defaultdict(int)  # work given to each process in this step
+
+    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        self._load.clear()
         super()._step_muon(group, parameters)
 
     def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
