@@ -81,7 +81,7 @@ OTHER |= {"norm_placement": "post", "activation_checkpointing": True}
 )
 def test_tensor_parallel_training_is_that_of_one_process(corpus, tmp_path, world_size, size, network):
     assert len(set(corpus.read_text())) == 39  # tokens, which two and four processes share unevenly
-    compare(corpus, tmp_path, world_size, size, ADAMW | {"network": network})
+    compare(corpus, tmp_path, world_size, size, ADAMW | {"network": network, "data": {"micro_batch_size": 4}})
 
 
 def test_matrices_are_shared_out_by_their_work():
