@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 import tinylm
 from tests.processes import environment
@@ -47,6 +48,54 @@ def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(ti
         tinylm.load(tmp_path / "runs" / name / "checkpoints/last.ckpt")[0].state_dict() for name in ("shards", "whole")
     ]
     torch.testing.assert_close(*models, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generates(tiny_yaml, tmp_path, cli):
+    """Muon in float32; each layout goes on where the other stopped, with the losses of a run on one process."""
+    common = ["-c", str(tiny_yaml), "--model.optimizer.name", "muon", "--model.network.dropout", "0"]
+    common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
+
+    def fit(name: str, steps: int, *more: str) -> None:
+        command = [sys.executable, "-m", "tinylm", "fit", *common, "--trainer.max_steps", str(steps), *more]
+        done = subprocess.run([*command, "--run.name", name], cwd=tmp_path, env=environment(), capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"Warning" not in done.stderr and b"torch/distributed" not in done.stderr
+
+    fit("whole", 12)
+    fit("wide", 4, "-c", "tensor_parallel", "--trainer.devices", "2")
+    model = tinylm.load(tmp_path / "runs/wide/checkpoints/last.ckpt")[0]
+    assert not any(isinstance(each, DTensor) for each in model.parameters())
+    assert cli("generate", "--model", "runs/wide", "--max-new-tokens", "5", "--prompt", "the ").code == 0
+    fit("wide", 8, *SHARDED, "--trainer.devices", "2", "--resume")
+    fit("wide", 10, "-c", "tensor_parallel", "--trainer.devices", "2", "--resume")  # from shards
+    fit("wide", 12, "--resume")
+    for name, tolerance in (("train/loss", 2e-6), ("train/grad_norm", 1e-5), ("val/loss", 2e-6)):
+        ours, theirs = (dict(zip(*read_metrics(tmp_path / "runs" / run / "metrics.csv")[name], strict=True))
+                        for run in ("wide", "whole"))  # fmt: skip
+        shared = ours.keys() & theirs.keys()
+        assert [ours[step] for step in shared] == pytest.approx([theirs[step] for step in shared], abs=tolerance)
+        assert shared >= ({12} if name == "val/loss" else set(range(1, 13)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.devices", "3"], "tensor_parallel_size: must divide the number of devices, got 2 and 3"),
+        (["--trainer.strategy.init_args.sharded_checkpoints", "true"],
+         "sharded_checkpoints: not with tensor_parallel_size above 1; set it to false"),
+        (["--model.network.dropout", "0.1"],
+         "tensor_parallel_size: not with dropout; set model.network.dropout=0"),
+        (["-c", "lora"], "tensor_parallel_size: not with model.lora; leave one of them out"),
+        (["-c", "compile"], "tensor_parallel_size: not with model.compile; leave one of them out"),
+    ],
+)  # fmt: skip
+def test_what_tensor_parallelism_cannot_do_is_refused_in_one_line(tiny_yaml, tmp_path, more, message):
+    command = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), "-c", "tensor_parallel"]
+    command += ["--trainer.devices", "2", "--model.network.dropout", "0", *more]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if "error" in line] == [f"tinylm: error: {message}"]
 
 
 @pytest.fixture

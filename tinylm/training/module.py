@@ -191,8 +191,9 @@ class LitTransformerLM(pl.LightningModule):
     def _divide(self, mesh: DeviceMesh) -> None:
         """Divides every layer over the devices of a mesh, or refuses what could not be trained so."""
         require(isinstance(self.trainer.strategy, ShardedStrategy), f"{NAME}: needs tinylm.training.ShardedStrategy")
-        for name, given in (("lora", self.lora is not None), ("compile", self._compiled is not None)):
-            require(not given, f"{NAME}: not with model.{name}; leave one of them out")
+        others = {"lora": self.lora, "compile": self._compiled, "loss_rows": getattr(self.net, "loss_rows", None)}
+        for name, value in others.items():
+            require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
         require(self._changed is None, f"{NAME}: this network is not the standard one: {self._changed}")
         check_sizes(self.network, mesh.size())
         parallelize(self.net, mesh)

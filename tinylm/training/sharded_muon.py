@@ -21,8 +21,12 @@ Box = tuple[slice, slice]
 class ShardedMuon(Muon):
     """`Muon` for parameters that are DTensors, sharded over one or two axes of devices."""
 
-    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         self._load: dict[int, int] = defaultdict(int)  # work given to each process in this step
+
+    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        self._load.clear()
         super()._step_muon(group, parameters)
 
     def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
@@ -45,11 +49,11 @@ class ShardedMuon(Muon):
         order = [number for numbers in owned for number in numbers]  # the matrices by their owners
         sizes = [math.prod(part.stop - part.start for part in box) for box in boxes]
         ours, theirs = [len(numbers) * sizes[rank] for numbers in owned], [len(owned[rank]) * size for size in sizes]
-        sent = torch.cat([parts[number].flatten() for number in order])
-        stack = sent.new_empty(len(owned[rank]), *first.shape)
-        received = _exchange(sent, ours, theirs, group)
+        received = _exchange(torch.cat([parts[number].flatten() for number in order]), ours, theirs, group)
+        stack = received.new_empty(len(owned[rank]), *first.shape)
         for box, part in zip(boxes, received.split(theirs), strict=True):
             stack[:, *box] = part.view(stack[:, *box].shape)
+        del received  # so that the iteration has its memory
         if len(stack):
             stack = orthogonalize(stack)
         back = _exchange(torch.cat([stack[:, *box].flatten() for box in boxes]), theirs, ours, group)

@@ -44,6 +44,7 @@ class ShardedStrategy(ModelParallelStrategy):
             save_distributed_checkpoint=sharded_checkpoints,
             process_group_backend=process_group_backend,
         )
+        self.group_size = tensor_parallel_size
 
     def setup_environment(self) -> None:
         """Sets the data-parallel size to the number of tensor-parallel groups.
@@ -51,17 +52,18 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             ConfigError: if the devices cannot be divided into these.
         """
-        count, size = self.num_nodes * self.num_processes, self._tensor_parallel_size
+        count, size = self.num_nodes * self.num_processes, self.group_size
         require(size >= 1 and count % size == 0, f"{NAME}: must divide the number of devices, got {size} and {count}")
         whole = size == 1 or not self._save_distributed_checkpoint
         require(whole, f"sharded_checkpoints: not with {NAME} above 1; set it to false")
-        self._data_parallel_size = count // size
+        groups: Any = count // size
+        self._data_parallel_size = groups
         super().setup_environment()
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Number and rank of what reads data: the devices of a tensor-parallel group read the same."""
-        size = self._tensor_parallel_size
+        size = self.group_size
         return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +107,7 @@ class ShardedStrategy(ModelParallelStrategy):
         Of a sharded checkpoint, only the rows of this process are read; with tensor parallelism all.
         """
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint = read_checkpoint(path, self._rows if self._tensor_parallel_size == 1 else Shards.rows)
+        checkpoint = read_checkpoint(path, self._rows if self.group_size == 1 else Shards.rows)
         assert self.model is not None and self.lightning_module is not None
         state = checkpoint.pop("state_dict")
         whole = not any(isinstance(each, DTensor) for each in state.values())

@@ -6,6 +6,7 @@ summed over the devices, once per sublayer. Embedding, head and loss are divided
 flows between the layers, are the same on all devices. (Columns and rows are those of x W.)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,10 +33,10 @@ class Whole(ParallelStyle):
         self.layout = layout or Replicate()
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def before(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> DTensor:
+        def before(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> Any:
             return DTensor.from_local(inputs[0], mesh, [self.layout], run_check=False)
 
-        def after(module: nn.Module, output: DTensor, mesh: DeviceMesh) -> Tensor:
+        def after(module: nn.Module, output: DTensor, mesh: DeviceMesh) -> Any:
             return output.redistribute(mesh, [self.layout]).to_local()
 
         return distribute_module(module, device_mesh, None, before, after)
@@ -83,7 +84,7 @@ def _shared_input(count: int) -> PrepareModuleInput:
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
 
 
-def _apply(module: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
+def _apply(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, ParallelStyle]) -> None:
     """Applies the styles to those of the named parts that have parameters."""
     parts = {name: part for name, part in module.named_modules() if any(True for _ in part.parameters())}
     parallelize_module(module, mesh, {name: style for name, style in plan.items() if name in parts})
