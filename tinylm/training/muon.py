@@ -31,7 +31,6 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # the Gram matrix of the shorter side
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # spectral norm at most 1
     x = x.bfloat16() if x.dtype == torch.float32 and multiplies_bfloat16(x.device.type) else x
-    x = x.contiguous()  # products of transposed matrices would copy them every time
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
