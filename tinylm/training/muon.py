@@ -5,6 +5,7 @@ So all directions of a matrix learn at the same speed. Parameters other than the
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Moves all singular values of each matrix close to 1 (0.7 to 1.2) and keeps its singular vectors.
 
     The Newton-Schulz iteration X <- aX + (b XXᵀ + c (XXᵀ)²) X, with coefficients chosen for speed rather than an exact
-    limit (Jordan et al. 2024). It needs matrix products only.
+    limit (Jordan et al. 2024). It needs matrix products only, which float32 matrices form in bfloat16 where that is
+    faster: the iteration forgives rounding.
 
     Args:
         matrices: (n, rows, columns)
@@ -27,13 +29,20 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # the Gram matrix of the shorter side
-    x = x.bfloat16() if x.is_cuda else x  # the iteration forgives rounding
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # spectral norm at most 1
+    x = x.bfloat16() if x.dtype == torch.float32 and multiplies_bfloat16(x.device.type) else x
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.type_as(matrices)
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+
+
+@cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether this kind of device has instructions for products in bfloat16, which are then 2 to 3 times as fast."""
+    found = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return device == "cuda" or any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 class Muon(torch.optim.Optimizer):
@@ -82,7 +91,7 @@ class Muon(torch.optim.Optimizer):
 
     def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""
-        gradients: Any = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         (means,) = self._states(parameters, "momentum")
         if self.found_inf is not None:  # a mean moves to itself then, without rounding
             gradients = [torch.where(self.found_inf > 0, *pair) for pair in zip(means, gradients, strict=True)]
@@ -94,7 +103,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             state["step"] = state.get("step", torch.zeros(())).to(parameter.device)  # a checkpoint's is on the CPU
         steps, means, squares = self._states(parameters, "step", "mean", "square")
-        gradients: Any = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         adamw(
             parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
