@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
     def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         (means,) = self._states(parameters, "momentum")
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         return list(torch._foreach_lerp(gradients, means, momentum))
@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             state["step"] = state.get("step", torch.zeros(())).to(parameter.device)  # a checkpoint's is on the CPU
         steps, means, squares = self._states(parameters, "step", "mean", "square")
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         adamw(
             parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
