@@ -6,7 +6,9 @@
 
 Four runs for each seed: `speedrun_char.yaml`; the same config with as many steps as read nanoGPT's 1.54M tokens
 (momentum 0.9, warmup 20); `nanogpt_char.yaml`; and nanoGPT's own model, optimizer and batches, of which only its
-folder's model.py is used. All train on the first nine tenths of the text, with contexts of 64 characters. The loss is the mean over all 111,539
+folder's model.py is used.
+
+All train on the first nine tenths of the text, with contexts of 64 characters. The loss is the mean over all 111,539
 targets of the last tenth, in adjacent windows.
 
 The four take turns, a fortieth of a run each, so other work on the machine slows all alike. The clock of a run covers
