@@ -21,6 +21,49 @@ def test_orthogonalize_maps_singular_values_by_the_quintic_and_keeps_the_vectors
     torch.testing.assert_close(orthogonalize(matrices), u @ torch.diag_embed(s) @ vt, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 96), (96, 32)])
+def test_float32_matrices_are_orthogonalized_within_the_interval_of_the_theory(shape, narrow, monkeypatch):
+    """U diag(t) Vᵀ with t in 0.7 to 1.2; in bfloat16 with rounding errors, 2^-9 a product, that are amplified."""
+    monkeypatch.setattr("tinylm.training.muon.multiplies_bfloat16", lambda device: narrow)
+    torch.manual_seed(0)
+    u, _, vt = torch.linalg.svd(torch.randn(4, *shape, dtype=torch.float64), full_matrices=False)
+    sizes = torch.logspace(0, -1.5, 32, dtype=torch.float64)  # of the largest
+    found = orthogonalize((u * sizes @ vt).float())
+    assert found.dtype == torch.float32
+    gains = u.mT @ found.double() @ vt.mT  # diag(t), were the singular vectors kept exactly
+    slack = 0.05 if narrow else 1e-4
+    assert 0.68 - slack < gains.diagonal(dim1=1, dim2=2).min() and gains.diagonal(dim1=1, dim2=2).max() < 1.21 + slack
+    assert (gains - torch.diag_embed(gains.diagonal(dim1=1, dim2=2))).abs().max() < slack
+
+
+def test_a_learning_rate_in_a_tensor_gives_the_same_step():
+    models, rates = [], (0.02, torch.tensor(0.02, dtype=torch.float64))
+    for rate in rates:
+        torch.manual_seed(0)
+        models.append(TransformerLM(SMALL).double())
+        optimizer = make_optimizer(models[-1], OptimizerConfig(name="muon"))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for _ in range(3):
+            for parameter in models[-1].parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    torch.testing.assert_close(list(models[0].parameters()), list(models[1].parameters()), atol=1e-14, rtol=0)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    torch.manual_seed(0)
+    model = TransformerLM(SMALL)
+    optimizer = make_optimizer(model, OptimizerConfig(name="muon"))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.randn_like(parameter) if number % 2 else None
+    optimizer.step()
+    changed = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert changed == [bool(number % 2) for number in range(len(before))]
+
+
 def test_muon_step_matches_the_formula():
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(6, 10, dtype=torch.float64))
