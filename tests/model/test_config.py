@@ -163,7 +163,7 @@ def test_a_missing_vocab_size_is_refused():
 
 
 def test_an_unknown_preset_is_refused_with_a_list():
-    message = r"^smal: no such preset, known are tiny, small, medium, large, gpt2, did you mean 'small'\?$"
+    message = r"^smal: no such preset, known are tiny, small, medium, base, big, large, gpt2, did you mean 'small'\?$"
     with pytest.raises(ConfigError, match=message):
         preset("smal", vocab_size=10)
 

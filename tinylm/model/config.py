@@ -260,6 +260,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=96, num_layers=2, num_heads=4, max_seq_len=128),
     "small": dict(d_model=128, num_layers=3, num_heads=4, max_seq_len=128),
     "medium": dict(d_model=192, num_layers=4, num_heads=6, max_seq_len=128),
+    "base": dict(d_model=384, num_layers=6, num_heads=6, max_seq_len=256),
+    "big": dict(d_model=512, num_layers=8, num_heads=8, max_seq_len=512),
     "large": dict(d_model=768, num_layers=12, num_heads=12, max_seq_len=1024),
     "gpt2": dict(
         d_model=768, num_layers=12, num_heads=12, max_seq_len=1024, positional_encoding="learned", norm="layernorm",
