@@ -47,24 +47,24 @@ class ShardedStrategy(ModelParallelStrategy):
         self.group_size = tensor_parallel_size
 
     def setup_environment(self) -> None:
-        """Sets the data-parallel size to the number of tensor-parallel groups.
-
-        Raises:
-            ConfigError: if the devices cannot be divided into these.
-        """
+        """Sets the data-parallel size to the number of tensor-parallel groups."""
         count, size = self.num_nodes * self.num_processes, self.group_size
-        require(size >= 1 and count % size == 0, f"{NAME}: must divide the number of devices, got {size} and {count}")
-        whole = size == 1 or not self._save_distributed_checkpoint
-        require(whole, f"sharded_checkpoints: not with {NAME} above 1; set it to false")
         groups: Any = count // size
         self._data_parallel_size = groups
         super().setup_environment()
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Number and rank of what reads data: the devices of a tensor-parallel group read the same."""
-        size = self.group_size
-        return {"num_replicas": self.world_size // size, "rank": self.global_rank // size}
+        """Number and rank of what reads data: the devices of a tensor-parallel group read the same.
+
+        Raises:
+            ConfigError: if the devices cannot be divided into such groups; before other processes are started.
+        """
+        size, count = self.group_size, self.world_size
+        require(size >= 1 and count % size == 0, f"{NAME}: must divide the number of devices, got {size} and {count}")
+        whole = size == 1 or not self._save_distributed_checkpoint
+        require(whole, f"sharded_checkpoints: not with {NAME} above 1; set it to false")
+        return {"num_replicas": count // size, "rank": self.global_rank // size}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The module's training step. The loss of logits that are sharded over the vocabulary is computed in shards."""
