@@ -33,11 +33,6 @@ from scripts.bench.gpu_steps import Measured, Recipe
 from tinylm.training.throughput import measure_peak_flops
 
 MUON = {"name": "muon", "lr": 0.006, "weight_decay": 0.1, "momentum": 0.9}
-SHAKESPEARE = {
-    "network": dict(d_model=384, num_layers=6, num_heads=6, max_seq_len=256, dropout=0.2),
-    "optimizer": MUON,
-    "schedule": {"name": "linear", "warmup_steps": 50, "min_lr": 0.0},
-}
 PARTS = ("gpt2", "small", "shakespeare", "masks", "muon", "generation", "race")  # the longest last
 BATCHES = (1, 16, 128)
 TARGETS: tuple[tuple[str, Callable[[dict[str, float]], float], str, float], ...] = (
@@ -226,7 +221,7 @@ def race(table: Table, folder: Path, nanogpt: Path | None, corpus: str | None) -
 
 def shakespeare() -> Recipe:
     """nanoGPT's Shakespeare recipe with our optimizer."""
-    return Recipe(SHAKESPEARE, 64, 65, "bf16-mixed")
+    return Recipe.read("shakespeare_large", 64, 65)
 
 
 def trace_only() -> None:

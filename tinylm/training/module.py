@@ -85,7 +85,7 @@ class LitTransformerLM(pl.LightningModule):
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
             loss_rows: Tokens whose logits exist at a time in training, to save memory. Default: all
-            vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no rows more
+            vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no padding
         """
         super().__init__()
         for name, value in (("loss_rows", loss_rows), ("vocab_multiple", vocab_multiple)):
