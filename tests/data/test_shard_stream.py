@@ -178,7 +178,9 @@ def test_options_that_do_nothing_are_refused(options, message, folder):
 
 
 def test_an_epoch_of_the_trainer_is_the_whole_run(folder, tmp_path):
-    plain = dict(world_size=1, accumulate_grad_batches=1, limit_train_batches=1.0, val_check_interval=1.0)
+    plain = dict(
+        world_size=1, global_rank=0, accumulate_grad_batches=1, limit_train_batches=1.0, val_check_interval=1.0
+    )
     data = TextDataModule(str(folder), max_seq_len=CONTEXT, batch_size=BATCH, streaming=True, cache_dir=str(tmp_path))
     data.trainer = SimpleNamespace(**plain, max_steps=500, max_epochs=-1)  # pyright: ignore[reportAttributeAccessIssue]
     data.setup("fit")

@@ -353,7 +353,10 @@ def test_another_kind_of_optimizer_is_refused(cli, half_run):
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
-def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(cli, half_run, tiny_yaml, tmp_path, micro_batch_size):
+def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(
+    cli, half_run, tiny_yaml, tmp_path, monkeypatch, micro_batch_size
+):
+    monkeypatch.setattr("tinylm.training.muon.multiplies_bfloat16", lambda device: False)  # which would round
     constant = ["--model.schedule.name", "constant"]
     result = cli(*half_run, *constant, "--data.micro_batch_size", str(micro_batch_size))
     assert result.code == 0, result.err
@@ -363,7 +366,7 @@ def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(cli, half_run,
     ours, uninterrupted = columns(tmp_path / "runs/mini"), columns(tmp_path / "runs/whole")
     assert ours["train/loss"][0] == uninterrupted["train/loss"][0] == list(range(1, 13))
     assert ours["val/loss"][0] == [4, 6, 8, 12]  # the first six steps were a whole run, which ends with a validation
-    assert ours["train/loss"][1] == pytest.approx(uninterrupted["train/loss"][1], abs=1e-3)  # Muon rounds to bfloat16
+    assert ours["train/loss"][1] == pytest.approx(uninterrupted["train/loss"][1], abs=2e-4)
 
 
 def test_a_new_run_can_start_from_any_checkpoint(cli, half_run, tiny_yaml, tmp_path):

@@ -257,7 +257,10 @@ def test_a_network_with_every_axis_trains_resumes_and_is_a_base(tiny_yaml, secon
             ["rope_scaling.kind=ntk", "rope_scaling.factor=2"],
             "model.network.rope_scaling.kind must be one of linear, llama3, yarn, got ntk",
         ),
-        (["rope_scaling.kind=linear", "rope_scaling.factr=2"], "model.network.rope_scaling.factr: no such option"),
+        (
+            ["rope_scaling.kind=linear", "rope_scaling.factr=2"],
+            "model.network.rope_scaling.factr: no such option, did you mean 'factor'?",
+        ),
         (["rope_scaling.kind=linear"], "model.network.rope_scaling: lacks factor; give it"),
         (["rope_scaling=linear"], "model.network.rope_scaling must be options or null, got linear"),
         (["layer_pattern=LS"], "layer_pattern 'LS' has an S; set sliding_window"),

@@ -92,7 +92,7 @@ def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generat
 )  # fmt: skip
 def test_what_tensor_parallelism_cannot_do_is_refused_in_one_line(tiny_yaml, tmp_path, more, message):
     command = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), "-c", "tensor_parallel"]
-    command += ["--trainer.devices", "2", "--model.network.dropout", "0", *more]
+    command += ["--trainer.devices", "2", "--model.network.dropout", "0", "--model.network.num_kv_heads", "2", *more]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert [line for line in done.stderr.splitlines() if "error" in line] == [f"tinylm: error: {message}"]

@@ -29,7 +29,7 @@ class RunConfig:
     """Name, place and output of a run."""
 
     name: str | None = None
-    """Name of the run folder. Default: the config's, numbered if taken."""
+    """Run folder. Default: the config's name, numbered if used."""
     dir: str = "runs"
     """Folder of all runs."""
     prompts: tuple[str, ...] | str | None = None

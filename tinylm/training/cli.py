@@ -318,6 +318,8 @@ class TinyLMCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")  # counts the steps
         check_monitors(self.trainer, self.model, self.datamodule)
+        if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
+            self.model.check_tensor_parallel(size)  # before other processes start
         data = self.datamodule
         share = data.batch_size // data_ranks(self.trainer)[0]
         check_memory(self.trainer, self.model, data.micro_batch_size or share, data.content.sequence_length)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -184,19 +183,20 @@ class LitTransformerLM(pl.LightningModule):
         self._changed = self.changed
         assert self.device_mesh is not None
         if self.device_mesh["tensor_parallel"].size() > 1:
-            self._divide(self.device_mesh["tensor_parallel"])
+            ours = isinstance(self.trainer.strategy, ShardedStrategy)
+            require(ours, f"{NAME}: needs tinylm.training.ShardedStrategy")
+            self.check_tensor_parallel(self.device_mesh["tensor_parallel"].size())
+            parallelize(self.net, self.device_mesh["tensor_parallel"])
         for part in (*self.net.blocks, self.net):
             fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
-    def _divide(self, mesh: DeviceMesh) -> None:
-        """Divides every layer over the devices of a mesh, or refuses what could not be trained so."""
-        require(isinstance(self.trainer.strategy, ShardedStrategy), f"{NAME}: needs tinylm.training.ShardedStrategy")
-        others = {"lora": self.lora, "compile": self._compiled, "loss_rows": getattr(self.net, "loss_rows", None)}
+    def check_tensor_parallel(self, size: int) -> None:
+        """Refuses what could not be trained by `size` devices that share every layer."""
+        others = {"lora": self.lora, "compile": self._compiled, "loss_rows": self.net.loss_rows}
         for name, value in others.items():
             require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
-        require(self._changed is None, f"{NAME}: this network is not the standard one: {self._changed}")
-        check_sizes(self.network, mesh.size())
-        parallelize(self.net, mesh)
+        require(self.changed is None, f"{NAME}: this network is not the standard one: {self.changed}")
+        check_sizes(self.network, size)
 
     # --- training
 
