@@ -51,7 +51,7 @@ def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(ti
 
 
 @pytest.mark.slow
-def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generates(tiny_yaml, tmp_path, cli):
+def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generates(tiny_yaml, tmp_path):
     """Muon in float32; each layout goes on where the other stopped, with the losses of a run on one process."""
     common = ["-c", str(tiny_yaml), "--model.optimizer.name", "muon", "--model.network.dropout", "0"]
     common += ["--model.network.num_kv_heads", "2"]
@@ -67,7 +67,8 @@ def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generat
     fit("wide", 4, "-c", "tensor_parallel", "--trainer.devices", "2")
     model = tinylm.load(tmp_path / "runs/wide/checkpoints/last.ckpt")[0]
     assert not any(isinstance(each, DTensor) for each in model.parameters())
-    assert cli("generate", "--model", "runs/wide", "--max-new-tokens", "5", "--prompt", "the ").code == 0
+    words = ["generate", "--model", "runs/wide", "--max-new-tokens", "5", "--prompt", "the "]
+    subprocess.run([sys.executable, "-m", "tinylm", *words], cwd=tmp_path, env=environment(), check=True)
     fit("wide", 8, *SHARDED, "--trainer.devices", "2", "--resume")
     fit("wide", 10, "-c", "tensor_parallel", "--trainer.devices", "2", "--resume")  # from shards
     fit("wide", 12, "--resume")
