@@ -10,37 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts.bench import gpu
+from tests.nanogpt_stand_in import NANOGPT
 
 ROOT = Path(__file__).parents[1]
-NANOGPT = """
-from dataclasses import dataclass
-import torch
-from torch.nn import functional as F
-
-@dataclass
-class GPTConfig:
-    block_size: int
-    vocab_size: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float
-    bias: bool
-
-class GPT(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        print("number of parameters")
-        self.wte = torch.nn.Embedding(config.vocab_size, config.n_embd)
-        torch.nn.init.normal_(self.wte.weight, std=0.02)
-
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
-
-    def forward(self, ids, targets):
-        logits = self.wte(ids) @ self.wte.weight.T
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-"""
 LINES = (
     "gpt2 nanoGPT", "gpt2 raw", "gpt2 fit", "gpt2 fit, Muon", "gpt2 raw, Muon", "gpt2 fit, eager", "small raw",
     "small fit", "shakespeare nanoGPT", "shakespeare raw", "shakespeare fit", "masks causal", "masks documents",

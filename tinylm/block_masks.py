@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
-from tinylm.errors import notice
+from tinylm.errors import first_line, notice
 from tinylm.model.attention import Attention, attend_fused, visible_keys
 from tinylm.model.transformer import Block, TransformerLM
 
@@ -112,5 +112,4 @@ def _leave(error: Exception) -> None:
         raise error
     VisibleBlocks.fails = True
     cause = getattr(error, "inner_exception", None) or error
-    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-    notice(f"attention masks are dense, since FlexAttention cannot be compiled: {reason}")
+    notice(f"attention masks are dense, since FlexAttention cannot be compiled: {first_line(cause)}")

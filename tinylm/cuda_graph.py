@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylm.errors import notice
+from tinylm.errors import first_line, notice
 
 WARM_UPS = 3  # runs before a capture, in which libraries allocate workspaces and choose kernels
 
@@ -53,11 +53,6 @@ def capture(
             graph = None
     torch.cuda.current_stream(device).wait_stream(stream)
     return function if graph is None else graph.replay
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @cache

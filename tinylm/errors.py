@@ -105,3 +105,8 @@ def silence_notices() -> None:
 def notices_silenced() -> bool:
     """Whether `silence_notices` was called in this process."""
     return _silenced
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from tinylm.data import Batch
-from tinylm.errors import notice
+from tinylm.errors import first_line, notice
 from tinylm.training.late import reads_found_inf
 from tinylm.training.profiling import StepProfile
 from tinylm.training.ranks import RankWatch
@@ -176,7 +176,7 @@ class CapturedSteps(_AutomaticOptimization):
             replay = self.graphs.capture(self._program(optimizer, batches, capturable=True))
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a capture that failed raises another error
-            self._leave(str(cause).strip().split("\n")[0])
+            self._leave(first_line(cause))
             self.module._step_nll = 0.0  # of the step that was cut off
             return
         gradients = [(parameter, parameter.grad) for parameter in self.module.net.parameters()]

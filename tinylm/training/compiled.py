@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError, first_line, notice
 from tinylm.files import default_cache_dir
 from tinylm.model import TransformerLM
 from tinylm.model.positional import PositionTable
@@ -43,7 +43,8 @@ class CompiledNetwork:
             result = self._run(*args, **options)
         except TorchDynamoException as error:
             self._run = None
-            notice(f"model.compile: not possible here ({_reason(error)}); training goes on without, more slowly")
+            cause = getattr(error, "inner_exception", None) or error
+            notice(f"model.compile: not possible here ({first_line(cause)}); training goes on without, more slowly")
             return self.net(*args, **options)
         if len(self._breaks) > known:
             reason = next(reversed(self._breaks)).splitlines()[0]
@@ -70,9 +71,3 @@ class CompiledNetwork:
             if isinstance(module, PositionTable):
                 module(self.net.embedding.weight)
         return counters["graph_break"]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error of the compiler, or of its cause."""
-    cause = getattr(error, "inner_exception", None) or error
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)

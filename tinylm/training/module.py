@@ -195,7 +195,8 @@ class LitTransformerLM(pl.LightningModule):
         others = {"lora": self.lora, "compile": self._compiled, "loss_rows": self.net.loss_rows}
         for name, value in others.items():
             require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
-        require(self.changed is None, f"{NAME}: this network is not the standard one: {self.changed}")
+        changed = self.changed
+        require(changed is None, f"{NAME}: this network is not the standard one: {changed}")
         check_sizes(self.network, size)
 
     # --- training

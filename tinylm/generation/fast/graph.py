@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tinylm.cuda_graph import capture, first_line, read_later
-from tinylm.errors import ConfigError, notice
+from tinylm.cuda_graph import capture, read_later
+from tinylm.errors import ConfigError, first_line, notice
 from tinylm.generation.fast.compiled import StaticCache
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.sampler import Sampler
