@@ -1,12 +1,12 @@
 """Compares the speed of a training step of tinylm with nanoGPT's, at the same shape, batch, precision and optimizer.
 
     git clone https://github.com/karpathy/nanoGPT
-    python scripts/bench/train_step.py --nanogpt nanoGPT --shape cpu
+    python scripts/bench/train_step.py --nanogpt nanoGPT --shape cpu --compile
 
 The shapes are nanoGPT's CPU recipe (4 layers, width 128, context 64, batch 12) and `mid` (6 layers, width 256, 8 heads,
 context 256, batch 32). tinylm is timed with GPT-2's architecture, where both compute the same, and with that of its
-presets. The steps of all models are interleaved. `--cpu-time` counts the processor time of the process instead of the
-seconds, for a machine that others use too, with OMP_NUM_THREADS=1.
+presets; `--compile` adds a compiled network on both sides. The steps of all models are interleaved. `--cpu-time` counts
+the processor time of the process instead of the seconds, for a machine that others use too, with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.tuned import tune_for_training
@@ -29,7 +28,9 @@ from tinylm.training.optim import make_optimizer
 SHAPES = {"cpu": (4, 4, 128, 64, 12), "mid": (6, 8, 256, 256, 32)}  # layers, heads, width, context, batch
 
 
-def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Callable[[], None]:
+def nanogpt_step(
+    folder: Path, shape: tuple[int, ...], autocast: Callable, *, compiled: bool = False
+) -> Callable[[], None]:
     """Makes a training step of nanoGPT's model and optimizer."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
@@ -42,10 +43,11 @@ def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Ca
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     ids = torch.randint(0, 65, (batch, context + 1))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    forward = torch.compile(model) if compiled else model
 
     def step() -> None:
         with autocast():
-            _, loss = model(inputs, targets)
+            _, loss = forward(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -54,19 +56,23 @@ def nanogpt_step(folder: Path, shape: tuple[int, ...], autocast: Callable) -> Ca
     return step
 
 
-def tinylm_step(shape: tuple[int, ...], autocast: Callable, optimizer_name: str, **network) -> Callable[[], None]:
-    """Makes a training step of tinylm."""
+def tinylm_step(
+    shape: tuple[int, ...], autocast: Callable, optimizer_name: str, *, compiled: bool = False, **network
+) -> Callable[[], None]:
+    """Makes a training step of tinylm; a compiled network keeps the norms that the compiler fuses by itself."""
     layers, heads, width, context, batch = shape
     sizes = {"num_layers": layers, "num_heads": heads, "d_model": width, "max_seq_len": context}
     model = TransformerLM(ModelConfig(vocab_size=65, **sizes, **network))
-    tune_for_training(model)
+    if not compiled:
+        tune_for_training(model)
+    forward = torch.compile(model) if compiled else model
     optimizer = make_optimizer(model, OptimizerConfig(name=optimizer_name), fused=True)
     ids = torch.randint(0, 65, (batch, context + 1))
 
     def step() -> None:
         with autocast():
-            logits = model(ids[:, :-1])
-        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+            loss = forward(ids[:, :-1], targets=ids[:, 1:]) / (batch * context)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -82,6 +88,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--turns", type=int, default=9, help="timed turns (%(default)s)")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, with one thread")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, on both sides")
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
     shape, count = SHAPES[options.shape], 20 if options.shape == "cpu" else 1
@@ -96,6 +103,9 @@ def main() -> None:
         "tinylm as its presets, AdamW": tinylm_step(shape, autocast, "adamw"),
         "tinylm as its presets, Muon": tinylm_step(shape, autocast, "muon"),
     }
+    if options.compile:
+        steps["nanoGPT, AdamW, compiled"] = nanogpt_step(options.nanogpt, shape, autocast, compiled=True)
+        steps["presets, AdamW, compiled"] = tinylm_step(shape, autocast, "adamw", compiled=True)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.turns + 1):
         for name, step in steps.items():
