@@ -12,7 +12,7 @@ import pytest
 from tests import processes
 from tests.commands.conftest import save_model
 from tinylm.commands import COMMANDS, main
-from tinylm.commands.fit_help import IMPORTED, LARGE, READING, SECTIONS, help_text, read_options
+from tinylm.commands.fit_help import IMPORTED, LARGE, MUON, READING, SECTIONS, help_text, read_options
 from tinylm.console import exit_code
 from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS, command, newest_run
@@ -180,7 +180,7 @@ def test_fit_help_describes_every_tinylm_option():
         if name in found:
             assert eval(found[name].default or "None") == action.default, name
             for choice in getattr(action._typehint, "__args__", ()):
-                if isinstance(choice, str) and name.rpartition(".")[2] not in IMPORTED:
+                if isinstance(choice, str) and name.rpartition(".")[2] not in (*IMPORTED, *MUON):
                     assert choice in help_text("fit"), name
 
 
@@ -196,6 +196,8 @@ def test_further_options_that_the_help_only_names_are_settable():
     options = parsers_options()
     for name in READING:
         assert f"data.{name}" in options and name in help_text("fit")
+    for name in MUON:
+        assert f"model.optimizer.{name}" in options and name in help_text("fit")
     for name in LARGE:
         assert f"model.{name}" in options and name in help_text("fit")
 

@@ -204,6 +204,7 @@ NOT_AVAILABLE = "not available in the NumPy twin; leave it out, or use tinylm fi
         (["-c", "lora"], f"model.lora: {NOT_AVAILABLE}"),
         (["-c", "compile"], f"model.compile: {NOT_AVAILABLE}"),
         (["--model.init_from", "runs/x"], f"model.init_from: {NOT_AVAILABLE}"),
+        (["--model.optimizer.ns_dtype", "bfloat16"], f"model.optimizer.ns_dtype: {NOT_AVAILABLE}"),
         (["--model.loss_rows", "64"], f"model.loss_rows: {NOT_AVAILABLE}"),
         (["--model.vocab_multiple", "64"], f"model.vocab_multiple: {NOT_AVAILABLE}"),
         (["-c", "bf16"], "trainer.precision must be 32-true or 64-true in NumPy, got bf16-mixed"),

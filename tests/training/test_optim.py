@@ -9,16 +9,17 @@ from tinylm.training.optim import OptimizerConfig, make_optimizer, parameter_gro
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5)])
-def test_orthogonalize_maps_singular_values_by_the_quintic_and_keeps_the_vectors(shape):
+def test_orthogonalize_maps_singular_values_by_the_quintic_and_keeps_the_vectors(shape, steps):
     """U p(p(...p(S / |S|)...)) Vᵀ by SVD in float64, with p(s) = a s + b s³ + c s⁵ as published."""
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape, dtype=torch.float64)
     u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
     s = s / (s.square().sum(-1, keepdim=True).sqrt() + 1e-7)
-    for _ in range(5):
+    for _ in range(steps):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    torch.testing.assert_close(orthogonalize(matrices), u @ torch.diag_embed(s) @ vt, atol=1e-9, rtol=0)
+    torch.testing.assert_close(orthogonalize(matrices, steps), u @ torch.diag_embed(s) @ vt, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("narrow", [True, False])
@@ -78,6 +79,22 @@ def test_muon_step_matches_the_formula():
         expected = expected * (1 - 0.02 * 0.1) - 0.02 * 0.2 * 10**0.5 * orthogonalize(nesterov[None])[0]
         optimizer.step()
     torch.testing.assert_close(weight.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "coarse"), [("auto", False), ("float32", False), ("bfloat16", True)])
+def test_the_config_chooses_the_steps_and_the_type_of_muons_iteration(dtype, coarse):
+    """One step from zero momenta: U p(p(p(S))) Vᵀ of the gradients, within 2^-9 a product in bfloat16."""
+    torch.manual_seed(0)
+    model = TransformerLM(SMALL)
+    weight = model.blocks[0].feedforward.input.weight
+    before = weight.detach().clone()
+    settings = OptimizerConfig(name="muon", lr=1.0, weight_decay=0.0, ns_steps=3, ns_dtype=dtype)
+    optimizer = make_optimizer(model, settings)
+    weight.grad = torch.randn_like(weight)
+    expected = orthogonalize(weight.grad.double()[None], 3)[0]
+    optimizer.step()
+    error = ((before - weight).double() / (0.2 * max(weight.shape) ** 0.5) - expected).abs().max()
+    assert (1e-4 < error < 0.03) if coarse else error < 1e-5
 
 
 def test_muon_adamw_part_matches_torch_adamw():
@@ -161,6 +178,10 @@ def test_every_optimizer_fits_one_batch(name):
         ("betas", (0.9,), "betas must have 2 values"),
         ("momentum", 1.0, "momentum must be in"),
         ("name", "mouon", "did you mean 'muon'"),
+        ("ns_steps", 0, "ns_steps must be at least 1, got 0"),
+        ("ns_steps", 4, "ns_steps: of muon only; leave it out with optimizer adamw"),
+        ("ns_dtype", "bfloat16", "ns_dtype: of muon only; leave it out with optimizer adamw"),
+        ("ns_dtype", "float16", "ns_dtype"),
     ],
 )
 def test_optimizer_config_refuses(field, value, message):

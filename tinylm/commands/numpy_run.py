@@ -85,6 +85,8 @@ def check(config: Any, defaults: Any) -> None:
     for name in ("compile", "init_from", "lora", "freeze", "loss_rows", "vocab_multiple"):
         if config.model[name]:
             raise ConfigError(f"model.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
+    if config.model.optimizer.ns_dtype != "auto":
+        raise ConfigError("model.optimizer.ns_dtype: not available in the NumPy twin; leave it out, or use tinylm fit")
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads must be at least 1, got {config.threads}")
     trainer = config.trainer
@@ -201,7 +203,8 @@ class Run:
     def _make_model(self, weights: dict[str, np.ndarray]) -> None:
         parameters = {name: weight.astype(self.dtype) for name, weight in weights.items()}
         self.model = FastTransformerLM(Config.from_dict(self.network.to_dict()), parameters, threads=self.threads)
-        self.optimizer = Optimizer(parameters, **vars(self.settings))
+        settings = {name: value for name, value in vars(self.settings).items() if name != "ns_dtype"}
+        self.optimizer = Optimizer(parameters, **settings)
 
     def _resume(self) -> bool:
         """Continues from the newest undamaged checkpoint, and returns whether there is one.

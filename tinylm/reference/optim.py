@@ -96,8 +96,9 @@ def orthogonalize(matrices: Array, steps: int = 5) -> Array:
 
 
 def muon_step(
-    weights: list[Array], gradients: list[Array], mean: Array, *, lr: float, decay: float, momentum: float
-) -> None:
+    weights: list[Array], gradients: list[Array], mean: Array, *, lr: float, decay: float, momentum: float,
+    ns_steps: int = 5,
+) -> None:  # fmt: skip
     """m ← μ m + (1 - μ) G, then W ← (1 - lr λ) W - lr 0.2 √max(rows, columns) orthogonalize(μ m + (1 - μ) G).
 
     All directions of a matrix's space are learned at the same speed, including those that gradients rarely point to. An
@@ -111,11 +112,13 @@ def muon_step(
         lr: learning rate
         decay: λ
         momentum: μ
+        ns_steps: rounds of `orthogonalize`
     """
     scaled = (1 - momentum) * np.stack(gradients)  # (n, rows, columns)
     mean *= momentum
     mean += scaled
-    updates = orthogonalize(scaled + momentum * mean)  # Nesterov: the average that the same gradient would give next
+    # Nesterov: the average that the same gradient would give next
+    updates = orthogonalize(scaled + momentum * mean, ns_steps)
     updates = lr * 0.2 * math.sqrt(max(mean.shape[1:])) * updates
     for weight, update in zip(weights, updates, strict=True):
         weight *= 1 - lr * decay
@@ -137,6 +140,7 @@ class Optimizer:
         betas: of Adam
         eps: of Adam
         momentum: of SGD and Muon
+        ns_steps: rounds of Muon's `orthogonalize`
         steps: steps taken
     """
 
@@ -148,6 +152,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     momentum: float = 0.95
+    ns_steps: int = 5
     steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -176,7 +181,10 @@ class Optimizer:
         for name, averages in self._averages.items():
             if name in self._stacks:
                 weights, gradients = ([each[key] for key in self._stacks[name]] for each in (self.parameters, grads))
-                muon_step(weights, gradients, **averages, lr=lr, decay=self.weight_decay, momentum=self.momentum)
+                muon_step(
+                    weights, gradients, **averages, lr=lr, decay=self.weight_decay, momentum=self.momentum,
+                    ns_steps=self.ns_steps,
+                )  # fmt: skip
                 continue
             weight = self.parameters[name]
             decay = self.weight_decay if weight.ndim >= 2 else 0.0

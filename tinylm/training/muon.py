@@ -5,6 +5,7 @@ So all directions of a matrix learn at the same speed. Parameters other than the
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Moves all singular values of each matrix close to 1 (0.7 to 1.2) and keeps its singular vectors.
 
     The Newton-Schulz iteration X <- aX + (b XXᵀ + c (XXᵀ)²) X, with coefficients chosen for speed rather than an exact
@@ -21,6 +22,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Args:
         matrices: (n, rows, columns)
         steps: iterations
+        dtype: of the products. None: `iteration_type`
 
     Returns:
         (n, rows, columns)
@@ -28,7 +30,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # the Gram matrix of the shorter side
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # spectral norm at most 1
-    x = x.to(iteration_type(x))
+    x = x.to(iteration_type(x) if dtype is None else dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -39,8 +41,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 def iteration_type(matrices: Tensor) -> torch.dtype:
     """The type of the products of `orthogonalize`: on CUDA bfloat16 for float32 matrices, whose rounding it forgives.
 
-    On a processor, where bfloat16 would save an eighth of the step of a tiny model, runs on one and on several
-    processes, or on processors with and without its instructions, stay equal within float32's rounding instead.
+    On a processor runs on one and on several processes, or on processors with and without its instructions, stay equal
+    within float32's rounding instead.
     """
     return torch.bfloat16 if matrices.is_cuda and matrices.dtype == torch.float32 else matrices.dtype
 
@@ -50,14 +52,25 @@ class Muon(torch.optim.Optimizer):
 
     The update of a matrix is lr * 0.2 √max(rows, columns) * orthogonalize(momentum). Its root mean square is about that
     of an AdamW update (Liu et al. 2025), so both use the same learning rate and weight decay.
+
+    Args:
+        groups: parameters with their `name` and `weight_decay`
+        lr: learning rate
+        momentum: of the matrices' gradients
+        betas: of AdamW
+        eps: of AdamW
+        ns_steps: Newton-Schulz iterations
+        ns_dtype: type of their products. None: `iteration_type`
     """
 
     found_inf: Tensor | None = None  # 1 on the device: the step changes nothing, as in PyTorch's fused optimizers
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float
-    ) -> None:
+        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], eps: float,
+        ns_steps: int = 5, ns_dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+        self.iteration = partial(orthogonalize, steps=ns_steps, dtype=ns_dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -87,7 +100,7 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonalize(self, momenta: list[Tensor]) -> list[Tensor]:
         """Orthogonalizes matrices of one shape together; the results may be changed in place."""
-        return list(orthogonalize(torch.stack(momenta)).unbind())
+        return list(self.iteration(torch.stack(momenta)).unbind())
 
     def _momenta(self, momentum: float, parameters: list[Tensor]) -> list[Tensor]:
         """Nesterov momenta: the running means of the gradients, one gradient ahead."""

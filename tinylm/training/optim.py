@@ -27,11 +27,15 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Weight decay of matrices and embeddings; in adam and sgd an L2 penalty."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates of both moments."""
     eps: float = 1e-8
     """Added to the root of Adam's second moment."""
     momentum: float = 0.95
     """Momentum of SGD and Muon."""
+    ns_steps: int = 5
+    """muon: Newton-Schulz iterations of an update."""
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """muon: type of the iteration's products. auto: bfloat16 on CUDA, elsewhere that of the weights."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
@@ -41,6 +45,10 @@ class OptimizerConfig:
         for name, value in (("betas", min(self.betas)), ("betas", max(self.betas)), ("momentum", self.momentum)):
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
         require(self.eps > 0, f"eps must be positive, got {self.eps}")
+        require(self.ns_steps >= 1, f"ns_steps must be at least 1, got {self.ns_steps}")
+        for name in ("ns_steps", "ns_dtype") if self.name != "muon" else ():
+            unset = getattr(self, name) == getattr(type(self), name)
+            require(unset, f"{name}: of muon only; leave it out with optimizer {self.name}")
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -73,7 +81,10 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
         case "muon":
             muon = ShardedMuon if any(isinstance(each, DTensor) for each in model.parameters()) else Muon
-            return muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps)
+            return muon(
+                groups, lr=config.lr, momentum=config.momentum, betas=config.betas, eps=config.eps,
+                ns_steps=config.ns_steps, ns_dtype=getattr(torch, config.ns_dtype, None),
+            )  # fmt: skip
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     optimizer._step_supports_amp_scaling = False  # with 16-mixed gradients are unscaled before they are clipped

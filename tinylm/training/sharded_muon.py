@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tinylm.training.muon import Muon, orthogonalize
+from tinylm.training.muon import Muon
 
 Box = tuple[slice, slice]
 
@@ -55,7 +55,7 @@ class ShardedMuon(Muon):
             stack[:, *box] = part.view(stack[:, *box].shape)
         del received  # so that the iteration has its memory
         if len(stack):
-            stack = orthogonalize(stack)
+            stack = self.iteration(stack)
         back = _exchange(torch.cat([stack[:, *box].flatten() for box in boxes]), theirs, ours, group)
         for number, part in zip(order, back.split(sizes[rank]) if sizes[rank] else (), strict=False):
             parts[number].copy_(part.view(parts[number].shape))
