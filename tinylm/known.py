@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from tinylm.block_masks import VisibleBlocks, attend_blocks
 from tinylm.errors import ConfigError
+from tinylm.kernels.block_masks import VisibleBlocks, attend_blocks
+from tinylm.kernels.rms_norm import tuned_rms_norm
 from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
 from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
@@ -31,7 +32,6 @@ from tinylm.model.normalization import HeadsRMSNorm, RMSNorm, rms_norm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import Int4Linear, Int8Linear, QuantizedLinear
 from tinylm.model.transformer import Block, TransformerLM
-from tinylm.model.tuned import tuned_rms_norm
 
 TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, HeadsRMSNorm, PositionTable, Int8Linear,
          Int4Linear, LoRALinear, nn.LayerNorm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity,

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scripts.bench.gpu_steps import Recipe, documents_of, timed
-from tinylm.block_masks import attend_blocks, block_mask
+from tinylm.kernels.block_masks import attend_blocks, block_mask
 from tinylm.model import TransformerLM
 from tinylm.model.attention import attend_fused, visible_keys
-from tinylm.training.optim import make_optimizer
+from tinylm.optim.optimizer import make_optimizer
 
 
 def attention_kernels(recipe: Recipe, device: str) -> Iterator[tuple[str, Callable[[], float]]]:

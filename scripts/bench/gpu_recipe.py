@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from scripts.bench.gpu_steps import Recipe, nanogpt_model, nanogpt_optimizer, run_fit, synchronize
 from tinylm.data import TextDataModule
 from tinylm.data.batches import gather, gather_rows, window_rows
+from tinylm.optim.schedule import learning_rate
 from tinylm.training import ScheduleConfig
-from tinylm.training.schedule import learning_rate
 
 TARGET = 1.4697  # nats per character
 STEPS, EVERY, RATE = 5000, 250, 1e-3  # of nanoGPT

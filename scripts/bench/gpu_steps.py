@@ -15,16 +15,16 @@ from typing import Any
 import torch
 import yaml
 
-from tinylm.block_masks import use_block_masks
 from tinylm.commands import main as tinylm
+from tinylm.kernels.block_masks import use_block_masks
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.locate import find_config
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.positional import PositionTable
-from tinylm.model.tuned import tune_for_training
+from tinylm.optim.optimizer import make_optimizer
 from tinylm.runs.folder import RUN_FOLDER
 from tinylm.tokenizer import CharTokenizer
 from tinylm.training import OptimizerConfig
-from tinylm.training.optim import make_optimizer
 
 
 @dataclass(frozen=True)

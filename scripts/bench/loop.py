@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig
+from tinylm.optim.optimizer import make_optimizer
+from tinylm.optim.schedule import learning_rate
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
-from tinylm.training.optim import make_optimizer
-from tinylm.training.schedule import learning_rate
 from tinylm.training.throughput import MetricsLog, Throughput
 
 

@@ -38,9 +38,9 @@ from tinylm.data import TextDataModule
 from tinylm.data.batches import TrainingWindows, gather, gather_rows, window_rows
 from tinylm.locate import find_config
 from tinylm.model import ModelConfig
+from tinylm.optim.optimizer import make_optimizer
+from tinylm.optim.schedule import learning_rate
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
-from tinylm.training.optim import make_optimizer
-from tinylm.training.schedule import learning_rate
 
 CONTEXT, PARTS, EVALUATIONS = 64, 40, 20
 STEPS, BATCH, RATE = 2000, 12, 1e-3  # of nanoGPT

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.tuned import tune_for_training
+from tinylm.optim.optimizer import make_optimizer
 from tinylm.training import OptimizerConfig
-from tinylm.training.optim import make_optimizer
 
 SHAPES = {"cpu": (4, 4, 128, 64, 12), "mid": (6, 8, 256, 256, 32)}  # layers, heads, width, context, batch
 

@@ -14,8 +14,8 @@ from tinylm.adapt import quantize
 from tinylm.analysis.gradients import part_of
 from tinylm.analysis.profile import kept_bytes, profile
 from tinylm.errors import ConfigError
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig, TransformerLM, parameter_count, preset
-from tinylm.model.tuned import tune_for_training
 
 few = settings(max_examples=25, deadline=None)
 plain = model_configs(attention_kernel=st.just("plain"))

@@ -18,8 +18,8 @@ from tinylm.generation.fast.compiled import CompiledDecoder
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.optim.optimizer import OptimizerConfig, make_optimizer
 from tinylm.tokenizer import CharTokenizer
-from tinylm.training.optim import OptimizerConfig, make_optimizer
 
 LETTERS = CharTokenizer("abcdefghij")
 NEW = 14

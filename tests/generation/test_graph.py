@@ -10,12 +10,11 @@ from collections import deque
 import pytest
 import torch
 
-import tinylm.cuda_graph
+import tinylm.kernels.cuda_graph
 from tests.generation.test_interrupt import Interrupted
 from tests.strategies import random_model
 from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.console import interruptible
-from tinylm.cuda_graph import capture, read_later
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator, SamplingConfig, beam_search, textbook
 from tinylm.generation.ahead import AHEAD
@@ -24,6 +23,7 @@ from tinylm.generation.fast.choice import compiled_decoder, make_decoder
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.graph import GraphDecoder, StaticRows, uncapturable_part
 from tinylm.generation.text import Text
+from tinylm.kernels.cuda_graph import capture, read_later
 from tinylm.model import Int8KVCache, ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
 
@@ -269,7 +269,7 @@ def test_off_a_gpu_a_captured_function_is_the_function_itself():
         step()
         later.append(read_later(x))
     assert [each() for each in later] == [[1, 1], [2, 2], [3, 3]]  # as of the moment it was asked for
-    assert tinylm.cuda_graph.first_line(RuntimeError()) == "RuntimeError"
+    assert tinylm.kernels.cuda_graph.first_line(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -299,9 +299,9 @@ def test_a_capture_follows_undone_warm_ups_and_may_fail(fails, monkeypatch, capf
         "stream": contextlib.nullcontext, "graph": recording,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
-    tinylm.cuda_graph._capture_stream.cache_clear()
+    tinylm.kernels.cuda_graph._capture_stream.cache_clear()
     step = capture(lambda: x.add_(1), torch.device("cuda"), lambda: (events.append(x.item()), x.zero_()), pool="pool")
-    tinylm.cuda_graph._capture_stream.cache_clear()
+    tinylm.kernels.cuda_graph._capture_stream.cache_clear()
     assert events == ["wait", 1, 1, 1, "captured", "wait"] and x.item() == 0
     step()
     step()

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import LayerNorm
 
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.model import ModelConfig
 from tinylm.model.normalization import RMSNorm, make_norm
-from tinylm.model.tuned import tune_for_training
 
 D, EPS = 24, 1e-3
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.optim.muon import orthogonalize as orthogonalize_by_torch
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.optimizer import make_optimizer as make_torch_optimizer
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.optim.schedule import learning_rate as learning_rate_of_training
 from tinylm.reference import optim
-from tinylm.training.muon import orthogonalize as orthogonalize_by_torch
-from tinylm.training.optim import OptimizerConfig
-from tinylm.training.optim import make_optimizer as make_torch_optimizer
-from tinylm.training.schedule import ScheduleConfig
-from tinylm.training.schedule import learning_rate as learning_rate_of_training
 
 # matrices that are square, wide and tall, several of one shape; biases; an embedding and a head that are not tied
 SMALL = ModelConfig(
@@ -49,7 +49,7 @@ def rate(step: int) -> float:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
 def test_twenty_steps_match_pytorchs_optimizers(name, dtype, tolerance):
-    """SGD, Adam and AdamW are torch.optim's; Muon is tinylm.training.optim's, tested against its formula there."""
+    """SGD, Adam and AdamW are torch.optim's; Muon is tinylm.optim.optimizer's, tested against its formula there."""
     model, settings = network(dtype), SETTINGS | ({"ns_steps": 4} if name == "muon" else {})
     theirs = make_torch_optimizer(model, OptimizerConfig(name=name, **settings))
     parameters = arrays(model)

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from tests.reference.test_against_torch import AXES
 from tinylm.data import TextDataModule
 from tinylm.model import ModelConfig, TransformerLM
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.optimizer import make_optimizer as make_torch_optimizer
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.optim.schedule import learning_rate as learning_rate_of_training
 from tinylm.reference import Config, NumpyTransformerLM, files
 from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.fast import FastTransformerLM
 from tinylm.reference.optim import Optimizer, learning_rate
 from tinylm.reference.train import Batch, evaluate, train
-from tinylm.training.optim import OptimizerConfig
-from tinylm.training.optim import make_optimizer as make_torch_optimizer
-from tinylm.training.schedule import ScheduleConfig
-from tinylm.training.schedule import learning_rate as learning_rate_of_training
 
 STEPS = 200
 SHAPE = dict(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=32)

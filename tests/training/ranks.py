@@ -14,10 +14,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch._dynamo import lookup_backend
 
 from tinylm.data import TextDataModule
+from tinylm.kernels.compiled import CompiledNetwork
 from tinylm.model import ModelConfig
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
-from tinylm.training.compiled import CompiledNetwork
 from tinylm.training.metrics import TextMetrics
 
 

@@ -9,11 +9,11 @@ from tinylm.bundle import load, read_checkpoint
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError, DataError
 from tinylm.model import ModelConfig, flops_per_token
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
 from tinylm.training import LastCheckpoint, LitTransformerLM
 from tinylm.training.finish import FinishRun
-from tinylm.training.optim import OptimizerConfig
 from tinylm.training.samples import SampleText
-from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.throughput import training_flops
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tinylm.kernels.compiled import CompiledNetwork
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.runs.metrics import read_metrics
-from tinylm.training.compiled import CompiledNetwork
 
 V = 101
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own

@@ -12,9 +12,9 @@ from tinylm.data import IGNORE, Batch, TextDataModule
 from tinylm.errors import ConfigError, NumericError
 from tinylm.model import ModelConfig
 from tinylm.model.attention import documents_apart
+from tinylm.optim.optimizer import make_optimizer as make
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training import module as module_file
-from tinylm.training.optim import make_optimizer as make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tinylm.adapt import FreezeConfig
 from tinylm.data.datamodule import data_ranks
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
-from tinylm.training.sharded_muon import ShardedMuon
+from tinylm.optim.sharded_muon import ShardedMuon
 from tinylm.training.tensor_parallel import check_sizes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")

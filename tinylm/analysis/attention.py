@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tinylm.analysis.watch import blocks_of, check_seen
-from tinylm.block_masks import attend_blocks
 from tinylm.checks import require
 from tinylm.evaluation.log_probs import evaluating
+from tinylm.kernels.block_masks import attend_blocks
 from tinylm.model import TransformerLM
 from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
 from tinylm.model.normalization import widened

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tinylm.analysis.watch import blocks_of
 from tinylm.checks import require
 from tinylm.evaluation.log_probs import token_nats
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.known import check_known
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
 from tinylm.model.config import norm_parameters
 from tinylm.model.normalization import RMSNorm
 from tinylm.model.quantized import QuantizedLinear
-from tinylm.model.tuned import tune_for_training
 
 
 @dataclass(frozen=True, kw_only=True)

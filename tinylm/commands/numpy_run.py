@@ -30,6 +30,8 @@ from tinylm.files import atomic_folder, full_disk
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
 from tinylm.reference import Config, files
 from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.fast import FastTransformerLM
@@ -52,7 +54,6 @@ from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import OTHER_ORDER, changed_text
-from tinylm.training.optim import OptimizerConfig
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.preflight import check_trainer
@@ -60,7 +61,6 @@ from tinylm.training.progress import Progress
 from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample, has_samples
-from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.throughput import measure_peak_flops
 
 # --- options: the Trainer's are honoured, refused since they would change the result, or without effect

@@ -79,7 +79,7 @@ class TransformerLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.windows = [config.window(kind) for kind in config.layer_kinds]
         self.masks = list(dict.fromkeys(self.windows))  # a mask for each window; with layer_pattern two
-        self.visible_keys: Callable[..., Any] = visible_keys  # long masks on GPUs: block_masks.py
+        self.visible_keys: Callable[..., Any] = visible_keys  # long masks on GPUs: kernels/block_masks.py
         self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         self._initialize()

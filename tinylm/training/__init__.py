@@ -1,13 +1,13 @@
 """Training with Lightning, which is imported here and in data/datamodule.py only."""
 
+from tinylm.optim.muon import Muon
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, DropoutAnnealing, GradientNorms
 from tinylm.training.metrics import TextMetrics, TokenMetrics
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.muon import Muon
-from tinylm.training.optim import OptimizerConfig
 from tinylm.training.profiling import StepProfile
-from tinylm.training.schedule import ScheduleConfig
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.tracking import WandbTracker
 

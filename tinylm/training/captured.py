@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tinylm.data import Batch
 from tinylm.errors import first_line, notice
-from tinylm.training.late import reads_found_inf
+from tinylm.optim.late import reads_found_inf
 from tinylm.training.profiling import StepProfile
 from tinylm.training.ranks import RankWatch
 

@@ -18,26 +18,26 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
-from tinylm.block_masks import use_block_masks
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
 from tinylm.data.datamodule import data_ranks
 from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
+from tinylm.kernels.block_masks import use_block_masks
+from tinylm.kernels.compiled import CompiledNetwork
+from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
-from tinylm.model.tuned import tune_for_training
+from tinylm.optim.late import LateCheck, late_check
+from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
+from tinylm.optim.schedule import ScheduleConfig, learning_rate
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
-from tinylm.training.compiled import CompiledNetwork
-from tinylm.training.late import LateCheck, late_check
 from tinylm.training.metrics import TextMetrics
-from tinylm.training.optim import OptimizerConfig, check_finite, make_optimizer
-from tinylm.training.schedule import ScheduleConfig, learning_rate
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
 from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize

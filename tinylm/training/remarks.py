@@ -4,7 +4,7 @@ from tinylm.data import TextDataModule
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.shard_order import ShardOrder
 from tinylm.errors import notice
-from tinylm.training.schedule import ScheduleConfig
+from tinylm.optim.schedule import ScheduleConfig
 
 RISES = 3  # validations in a row whose loss rises
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tinylm.cuda_graph import capture, read_later
 from tinylm.errors import ConfigError, first_line, notice
 from tinylm.generation.fast.compiled import StaticCache
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.sampler import Sampler
 from tinylm.generation.text import Text
+from tinylm.kernels.cuda_graph import capture, read_later
 from tinylm.model import RingKVCache, TransformerLM
 from tinylm.model.lora import LoRALinear
 from tinylm.model.quantized import QuantizedLinear

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.errors import ConfigError
-from tinylm.training.schedule import ScheduleConfig, learning_rate
+from tinylm.optim.schedule import ScheduleConfig, learning_rate
 
 NAMES = ("cosine", "linear", "trapezoid", "constant")
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tinylm.training.muon import Muon
-from tinylm.training.optim import check_finite
+from tinylm.optim.muon import Muon
+from tinylm.optim.optimizer import check_finite
 
 
 def reads_found_inf(optimizer: Any) -> bool:

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from tinylm.checks import check_types, require
 from tinylm.errors import NumericError
-from tinylm.training.muon import Muon
-from tinylm.training.sharded_muon import ShardedMuon
+from tinylm.optim.muon import Muon
+from tinylm.optim.sharded_muon import ShardedMuon
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@ import torch
 
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.training.muon import Muon, orthogonalize
-from tinylm.training.optim import OptimizerConfig, make_optimizer, parameter_groups
+from tinylm.optim.muon import Muon, orthogonalize
+from tinylm.optim.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
 
@@ -27,7 +27,7 @@ def test_orthogonalize_maps_singular_values_by_the_quintic_and_keeps_the_vectors
 def test_float32_matrices_are_orthogonalized_within_the_interval_of_the_theory(shape, narrow, monkeypatch):
     """U diag(t) Vᵀ with t in 0.7 to 1.2; in bfloat16 with rounding errors, 2^-9 a product, that are amplified."""
     if narrow:
-        monkeypatch.setattr("tinylm.training.muon.iteration_type", lambda matrices: torch.bfloat16)
+        monkeypatch.setattr("tinylm.optim.muon.iteration_type", lambda matrices: torch.bfloat16)
     torch.manual_seed(0)
     u, _, vt = torch.linalg.svd(torch.randn(4, *shape, dtype=torch.float64), full_matrices=False)
     sizes = torch.logspace(0, -1.5, 32, dtype=torch.float64)  # of the largest

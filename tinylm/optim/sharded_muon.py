@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tinylm.training.muon import Muon
+from tinylm.optim.muon import Muon
 
 Box = tuple[slice, slice]
 

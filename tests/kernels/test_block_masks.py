@@ -17,9 +17,9 @@ from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from tests.model.test_attention import DOCUMENTS, brute_force_mask, with_gradients
-from tinylm import block_masks
 from tinylm.analysis.attention import attention_maps
-from tinylm.block_masks import attend_blocks, block_mask, use_block_masks
+from tinylm.kernels import block_masks
+from tinylm.kernels.block_masks import attend_blocks, block_mask, use_block_masks
 from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
