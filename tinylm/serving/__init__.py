@@ -1,1 +1,1 @@
-"""Models over HTTP: a server that speaks OpenAI's API, and the page of `tinylm play`."""
+"""Serving: many texts at once (engine.py), over HTTP and in the browser."""
