@@ -49,6 +49,24 @@ def options(draw):
     )
 
 
+@few
+@given(st.text("abcdefghij", min_size=1, max_size=16), options(), st.integers(0, 29))
+def test_a_text_goes_on_from_its_first_tokens_as_it_did(prompt, config, begun):
+    """From any token on, sliding, penalties, stop strings and random numbers are those of the whole text."""
+    engine = Engine(make_model(), LETTERS, rows=2)
+
+    async def work(engine):
+        ids = engine.generator.prompt_ids(prompt)
+        whole = await engine.complete(Request(ids, config))
+        first = [piece.token for piece in whole[:-1]][:begun]
+        rest = await engine.complete(Request(ids, config, begun=first))
+        assert [piece[1:] for piece in rest] == [
+            (token, pytest.approx(log_prob), (), finished) for _, token, log_prob, _, finished in whole[len(first) :]
+        ]
+
+    serve(engine, work)
+
+
 @st.composite
 def arrivals(draw, context: int = 16):
     """Requests with the number of pieces of another text that precede them, and after how many they are cancelled."""

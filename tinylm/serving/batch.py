@@ -10,7 +10,7 @@ Each text has its own options, seed and stop strings; those with equal options a
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +53,24 @@ class Request:
         config: how tokens are chosen, and where the text ends
         alternatives: number of most likely tokens to report with each piece
         client: the fair queue serves clients in turn
+        begun: tokens that the text has already; it goes on as if it had been generated up to there
     """
 
     prompt: list[int]
     config: SamplingConfig
     alternatives: int = 0
     client: str = ""
+    begun: list[int] = field(default_factory=list)
+
+
+def _memory(request: Request, context: int) -> int:
+    """Number of tokens that a text remembers before its newest one; where it has filled the context, it slid."""
+    length = len(request.prompt) - 1
+    for _ in request.begun:
+        length += 1
+        if length == context:
+            length = max(context // 2, 1) - 1
+    return length
 
 
 class Row:
@@ -76,7 +88,11 @@ class Row:
         self.text = Text(request.prompt, config.seed)
         self.reader = generator.reader(self.text, config)
         self.kind = repr(replace(config, max_new_tokens=max(config.min_new_tokens, 1), stop=(), seed=None))
-        self.unread = request.prompt[:-1]
+        for token in request.begun:
+            self.text.ids.append(token)
+            self.reader.read()
+        ids = [*request.prompt, *request.begun]
+        self.unread = ids[len(ids) - _memory(request, generator.model.config.max_seq_len) - 1 : -1]
 
     @property
     def last(self) -> int:

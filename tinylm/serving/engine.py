@@ -210,6 +210,8 @@ class Engine:
         """Checks a request and puts it into the queue."""
         self._check(request)
         ticket = _Ticket(Row(self.generator, request), wakes)
+        if ticket.row.text.finished:
+            raise ConfigError("the given tokens contain a stop string, which ends the text; nothing follows")
         with self._changed:
             self._check_open()
             if len(self._queue) - self._batch.free >= self.max_waiting:
@@ -226,6 +228,10 @@ class Engine:
             raise ConfigError(f"the prompt has {len(request.prompt)} tokens, the context holds {model.max_seq_len}")
         if not all(0 <= token < model.vocab_size for token in request.prompt):
             raise ConfigError(f"a token of the prompt is outside the vocabulary of {model.vocab_size}")
+        if not all(0 <= token < tokenizer.vocab_size for token in request.begun):
+            raise ConfigError(f"a token of the text is outside the vocabulary of {tokenizer.vocab_size}")
+        if len(request.begun) >= request.config.max_new_tokens or tokenizer.until_stop(request.begun) != request.begun:
+            raise ConfigError("the given tokens end the text; nothing follows")
         if not 0 <= request.alternatives <= tokenizer.vocab_size:
             raise ConfigError(f"alternatives must be from 0 to {tokenizer.vocab_size}, got {request.alternatives}")
         request.config.check_tokens(tokenizer.vocab_size, tokenizer.marks.stops)
