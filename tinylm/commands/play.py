@@ -82,5 +82,5 @@ def names(given: list[str]) -> list[str]:
     if repeated := next((each for each in given if given.count(each) > 1), None):
         raise ConfigError(f"--model {repeated}: given twice; name it once")
     paths = [Path(each).resolve() for each in given]
-    short = [path.parent.name if path.name == "model" else path.name for path in paths]
+    short = [path.parent.name if path.name == "model" else f"{path.parents[1].name}/{path.stem}" if path.suffix == ".ckpt" else path.name for path in paths]
     return [name if short.count(name) == 1 else path for name, path in zip(short, given, strict=True)]

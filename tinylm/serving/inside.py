@@ -83,7 +83,7 @@ def read_text(model: TransformerLM, tokenizer: Tokenizer, text: str) -> dict[str
             | {
                 "nats": None if each.nats is None else number(each.nats),
                 "guess": None if each.guess is None else named(tokenizer, each.guess),
-                "floor": number(max(floor, 0.0)),
+                "floor": number(abs(floor)),  # 0, not -0
             }
             for each, spelled, floor in zip(losses, spell(tokenizer, ids.tolist()), floors, strict=True)
         ],

@@ -198,9 +198,10 @@ async def generate_lines(player: Player, request: engines.Request) -> AsyncItera
                     ids.append(piece.token)
                     token = describe(piece.token) | {"nats": number(-piece.log_prob), "alternatives": others}
                     yield _line({"token": token})
+                else:  # the end-of-text token
+                    yield _line({"end": {"nats": number(-piece.log_prob), "alternatives": others}})
                 if piece.finished:
-                    end = {"finished": piece.finished, "kept": _kept(player, request, ids)}
-                    yield _line(end | {"nats": number(-piece.log_prob), "alternatives": others})
+                    yield _line({"finished": piece.finished, "kept": _kept(player, request, ids)})
     except TinyLMError as error:
         yield _line({"error": first_line(error)})
 

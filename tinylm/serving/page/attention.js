@@ -38,16 +38,17 @@ function draw() {
   canvas.style.width = canvas.style.height = `${width}px`;
   const context = canvas.getContext("2d");
   context.fillStyle = getComputedStyle(canvas.parentElement).color;
+  const edges = Array.from({ length: size + 1 }, (_, i) => Math.round(i * cell));
   for (const [t, row] of found.weights.entries()) {
     for (const [s, weight] of row.entries()) {
       context.globalAlpha = Math.sqrt(weight);
-      context.fillRect(Math.floor(s * cell), Math.floor(t * cell), Math.ceil(cell), Math.ceil(cell));
+      context.fillRect(edges[s], edges[t], edges[s + 1] - edges[s], edges[t + 1] - edges[t]);
     }
   }
   context.globalAlpha = 1;
   context.lineWidth = ratio;
   context.strokeStyle = getComputedStyle(canvas).color;
-  if (chosen >= 0) context.strokeRect(ratio / 2, Math.floor(chosen * cell) + ratio / 2, canvas.width - ratio, Math.max(Math.ceil(cell) - ratio, 1));
+  if (chosen >= 0) context.strokeRect(ratio / 2, edges[chosen] + ratio / 2, canvas.width - ratio, Math.max(edges[chosen + 1] - edges[chosen] - ratio, 1));
 }
 
 function at(event) {

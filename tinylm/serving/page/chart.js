@@ -4,7 +4,7 @@ import { el } from "./shared.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 320, LEFT = 58, RIGHT = 14, TOP = 12, BOTTOM = 40;
-export const DASHES = ["", "7 4", "2 3", "10 3 2 3"];
+const DASHES = ["", "7 4", "2 3", "10 3 2 3"];
 
 function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, tag);
@@ -54,6 +54,13 @@ const scale = ([low, high], logarithmic, from, to) => {
   return (value) => from + (map(value) - map(low)) / (map(high) - map(low)) * (to - from);
 };
 
+const curveNumber = (curve, curves) => curve.number ?? curves.indexOf(curve);
+
+/** A curve of its own colour and dashes; colours repeat after six, and with the dashes after twelve. */
+const line = (curve, curves, path) => svg("path", {
+  class: `curve curve-${curveNumber(curve, curves) % 6}`, d: path, "stroke-dasharray": DASHES[curveNumber(curve, curves) % DASHES.length],
+});
+
 /** Draws curves {name, steps, values} into a place. */
 export function draw(place, curves, { x, y, label, logX = false, logY = false }) {
   const width = Math.max(place.clientWidth, 260);
@@ -65,7 +72,7 @@ export function draw(place, curves, { x, y, label, logX = false, logY = false })
   }
   const across = scale(xs, logX, LEFT, width - RIGHT), down = scale(ys, logY, HEIGHT - BOTTOM, TOP);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-label": `${label}: ${curves.map((curve) => curve.name).join(", ")}` });
-  for (const value of ticks(...ys, 5, logY)) {
+  for (const value of ticks(...ys, 6, logY)) {
     picture.append(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: down(value), y2: down(value) }),
       svg("text", { x: LEFT - 8, y: down(value) + 4, "text-anchor": "end" }, shortNumber(value)));
   }
@@ -82,9 +89,11 @@ export function draw(place, curves, { x, y, label, logX = false, logY = false })
       path += `${pen ? "L" : "M"}${across(step).toFixed(1)} ${down(value).toFixed(1)}`;
       pen = true;
     });
-    const number = curve.number ?? curves.indexOf(curve);
-    const dashes = curve.dashed ? DASHES[1] : DASHES[Math.floor(number / 2) % DASHES.length];
-    picture.append(svg("path", { class: `curve curve-${number % 6}`, d: path, "stroke-dasharray": dashes }));
+    picture.append(line(curve, curves, path));
+    if (curve.steps.length <= 40) {
+      curve.steps.forEach((step, i) => curve.values[i] === null || (logY && curve.values[i] <= 0) || (logX && step <= 0)
+        || picture.append(svg("circle", { class: `dot dot-${curveNumber(curve, curves) % 6}`, cx: across(step), cy: down(curve.values[i]), r: 2.5 })));
+    }
   });
   const pointer = svg("line", { class: "pointer", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   picture.append(pointer);
@@ -103,11 +112,7 @@ export function draw(place, curves, { x, y, label, logX = false, logY = false })
   });
   picture.addEventListener("pointerleave", () => { pointer.setAttribute("visibility", "hidden"); words.replaceChildren(el("span", { className: "unit" }, y)); });
   const key = el("ul", { className: "key" }, ...curves.map((curve) => {
-    const number = curve.number ?? curves.indexOf(curve);
-    const line = svg("svg", { width: 28, height: 10, "aria-hidden": "true" }, svg("path", {
-      class: `curve curve-${number % 6}`, d: "M1 5H27", "stroke-dasharray": curve.dashed ? DASHES[1] : DASHES[Math.floor(number / 2) % DASHES.length],
-    }));
-    return el("li", {}, line, curve.name);
+    return el("li", {}, svg("svg", { width: 28, height: 10, "aria-hidden": "true" }, line(curve, curves, "M1 5H27")), curve.name);
   }));
   place.replaceChildren(words, picture, key);
 }

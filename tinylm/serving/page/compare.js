@@ -1,7 +1,7 @@
 // The view Compare: two models on one prompt and one seed.
 
-import { $, Task, el, percent, showProblem, state, submitByKey } from "./shared.js";
-import { TokenText, bars, describeGenerated, label, legend, openInspector } from "./tokens.js";
+import { $, Task, count, el, percent, showProblem, state, submitByKey } from "./shared.js";
+import { TokenText, bars, considered, describeGenerated, label, legend, openInspector } from "./tokens.js";
 import { figures, grow, muteStop } from "./generate.js";
 import { Sampling } from "./sampling.js";
 
@@ -12,7 +12,7 @@ function inspect(side, i, node) {
   const token = records[side].tokens[i];
   openInspector(node, el("h2", {}, el("code", {}, label(token)), el("small", {}, ` id ${token.id}`)),
     el("p", {}, `probability ${percent(Math.exp(-token.nats))}, loss ${token.nats.toFixed(2)} nats`),
-    bars(token.alternatives.map((each) => ({ ...each, p: Math.exp(-each.nats) })), token.id));
+    bars(considered(token), token.id));
 }
 
 async function one(side, record, signal) {
@@ -27,13 +27,18 @@ async function one(side, record, signal) {
   muteStop(text, record);
 }
 
-/** The number of characters that both texts begin with, in words. */
-function common() {
+/** Says where the texts part, and marks the token there in both. */
+function compare() {
   const [left, right] = records.map((record) => record.tokens.map((token) => token.text).join(""));
-  let length = 0;
-  while (length < left.length && left[length] === right[length]) length += 1;
   if (left === right) return "Both texts are the same.";
-  return length ? `The texts part after “…${left.slice(0, length).slice(-24)}”.` : "The texts part at once.";
+  let same = 0;
+  while (same < left.length && left[same] === right[same]) same += 1;
+  records.forEach((record, side) => {
+    let length = 0;
+    const i = record.tokens.findIndex((token) => (length += token.text.length) > same);
+    texts[side].nodes[i]?.classList.add("parts");
+  });
+  return same ? `The texts agree on ${count(same, "character")} and part at the framed tokens.` : "The texts part at once.";
 }
 
 function start() {
@@ -52,7 +57,7 @@ function start() {
       return one(side, { model: name, prompt: $("compare-prompt").value, chat: model.conversation, options: rest, seed, tokens: [] }, signal);
     });
     await Promise.all(made);
-    $("compare-status").textContent = common();
+    $("compare-status").textContent = compare();
   });
 }
 

@@ -1,7 +1,7 @@
 // The view Generate: a text that grows, its alternatives, its branches, and their history.
 
 import { $, Task, count, currentModel, el, percent, requestLines, showProblem, state, submitByKey } from "./shared.js";
-import { TokenText, bars, closeInspector, describeGenerated, label, legend, openInspector } from "./tokens.js";
+import { TokenText, bars, closeInspector, considered, describeGenerated, label, legend, openInspector } from "./tokens.js";
 import { Sampling } from "./sampling.js";
 
 const ENDS = { end: "the model ended the text", stop: "a stop string ended it", length: "the limit of tokens ended it" };
@@ -26,9 +26,10 @@ export async function grow(record, signal, see) {
         record.tokens.push(line.token);
         made.push(line.token);
         record.grown = (record.grown ?? 0) + 1;
+      } else if (line.end) {
+        record.end = line.end;
       } else {
         record.finished = line.finished;
-        if (line.finished === "end") record.end = { nats: line.nats, alternatives: line.alternatives };
         record.kept = line.kept;
       }
     }
@@ -45,7 +46,7 @@ export function figures(record) {
   if (record.grown && record.seconds) parts.push(`${Math.round(record.grown / record.seconds).toLocaleString("en")} tokens/s`);
   parts.push(`seed ${record.seed}`);
   if (record.finished) parts.push(ENDS[record.finished]);
-  return parts.join(" · ");
+  return parts.join("\u00a0· ");
 }
 
 /** Mutes the tokens of the stop string, which is not part of the text. */
@@ -130,11 +131,10 @@ function inspect(i, node) {
   const record = shown, token = i < record.tokens.length ? record.tokens[i] : { ...record.end, label: "end of text", id: null };
   if (!token?.alternatives) return;
   const chosen = token.id ?? token.alternatives.find((each) => each.nats.toFixed(3) === token.nats.toFixed(3))?.id;
-  const alternatives = token.alternatives.map((each) => ({ ...each, p: Math.exp(-each.nats) }));
   openInspector(node,
     el("h2", {}, el("code", {}, label(token)), token.id === null ? "" : el("small", {}, ` id ${token.id}`)),
     el("p", {}, `probability ${percent(Math.exp(-token.nats))}, loss ${token.nats.toFixed(2)} nats`),
-    bars(alternatives, chosen, (each) => branch(record, i, each)),
+    bars(considered(token), chosen, (each) => branch(record, i, each)),
     el("p", { className: "hint" }, "Choose one, and the text goes on from there."));
 }
 

@@ -29,7 +29,7 @@ function inspect(i, node) {
 /** Running means of the losses, and of the floors. */
 function means() {
   const curves = [{ name: "loss", steps: [], values: [] }];
-  if (found.floor !== null) curves.push({ name: "floor", steps: [], values: [], dashed: true });
+  if (found.floor !== null) curves.push({ name: "floor", steps: [], values: [] });
   let nats = 0, floors = 0, n = 0;
   for (const [i, token] of found.tokens.entries()) {
     if (token.nats === null) continue;
@@ -56,7 +56,7 @@ function show() {
   const digits = (value, places) => value === null ? "unknown" : value.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places });
   $("read-figures").replaceChildren(
     ...figure("loss", digits(loss, 3), "nats per token"), ...figure("perplexity", digits(perplexity, 2), ""),
-    ...figure("size", digits(bits, 3), "bits per byte"), ...figure("floor", floor === null ? "unknown" : digits(floor, 3), floor === null ? "not a built-in story" : "nats per token"),
+    ...figure("bits per byte", digits(bits, 3), ""), ...figure("floor", floor === null ? "unknown" : digits(floor, 3), floor === null ? "not a built-in story" : "nats per token"),
     ...(floor ? figure("excess", `${digits((loss / floor - 1) * 100, 1)}%`, "over the floor") : []));
   color();
   draw($("read-curve"), means(), { x: "tokens", y: "nats per token", label: "Running mean of the loss" });

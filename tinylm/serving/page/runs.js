@@ -30,10 +30,12 @@ async function update() {
   for (const run of runs) if (!numbers.has(run.name)) numbers.set(run.name, numbers.size);
   if (!hidden.size && !curves.size) for (const run of runs.slice(6)) hidden.add(run.name);
   fillMetrics();
-  await Promise.all(wanted().filter((run) => !hidden.has(run.name)).map(async (run) => {
-    const key = `${run.name} ${metric()}`;
+  const asked = wanted().filter((run) => !hidden.has(run.name)).map((run) => [run, metric()]);
+  if (metric() === "val/loss" && wanted()[0]?.metrics.includes("val/floor")) asked.push([wanted()[0], "val/floor"]);
+  await Promise.all(asked.map(async ([run, name]) => {
+    const key = `${run.name} ${name}`;
     if (curves.get(key)?.version === run.version) return;
-    const query = new URLSearchParams({ run: run.name, metric: metric() });
+    const query = new URLSearchParams({ run: run.name, metric: name });
     curves.set(key, { version: run.version, ...await request(`api/curve?${query}`) });
   }));
   show();
@@ -57,6 +59,8 @@ function show() {
     const { steps = [], values = [] } = curves.get(`${run.name} ${metric()}`) ?? {};
     return { name: run.name, number: numbers.get(run.name), steps, values: keep ? smoothed(values, keep) : values };
   });
+  const floor = metric() === "val/loss" && curves.get(`${wanted()[0]?.name} val/floor`);
+  if (floor && floor.steps.length) shown.push({ name: "floor", number: 11, ...floor });
   draw($("runs-chart"), shown, { x: "step", y: metric(), label: `${metric()} against steps`, logX: $("runs-log-x").checked, logY: $("runs-log-y").checked });
   table();
 }

@@ -35,7 +35,7 @@ async function send(path, body, signal) {
   }
   if (!response.ok) {
     const found = await response.json().catch(() => ({}));
-    throw new Error(found.error ?? `The server answered ${response.status}.`);
+    throw new Error(found.error?.message ?? `The server answered ${response.status}.`);
   }
   return response;
 }

@@ -16,22 +16,25 @@ export function legend(unit = "probability") {
       : `${NATS[i - 1].toFixed(1)} to ${NATS[i].toFixed(1)}`);
   const title = unit === "probability" ? "Probability of each token" : `${unit} of each token, in nats`;
   const list = el("ul", { className: "legend", "aria-label": title });
-  list.append(...names.map((name, i) => el("li", {}, el("span", { className: `token shade-${i}` }, " abc "), name)));
+  list.append(...names.map((name, i) => el("li", {}, el("span", { className: `token shade-${i}` }, el("span", { className: "core" }, " abc ")), name)));
   return el("div", {}, el("p", { className: "hint" }, title), list);
 }
 
 const mark = (text) => el("span", { className: "mark", "aria-hidden": "true" }, text);
 
-/** The characters of a token; line breaks, tabs and control characters are visible. */
+/** The characters of a token; line breaks, tabs and control characters are visible. A space before a word has no tint. */
 function spelled(token) {
-  if (token.text === "") return [el("span", { className: "half", "aria-hidden": "true" })]; // part of a character
-  if (token.special) return [mark(token.text)];
-  return token.text.split(/([\u0000-\u001f\u007f])/).filter(Boolean).map((part) => {
+  const core = (...parts) => el("span", { className: "core" }, ...parts);
+  if (token.text === "") return [core(el("span", { className: "half", "aria-hidden": "true" }))]; // part of a character
+  if (token.special) return [core(mark(token.text))];
+  const word = token.text.trimStart().length ? token.text.replace(/^ +/, "") : token.text;
+  const parts = word.split(/([\u0000-\u001f\u007f])/).filter(Boolean).map((part) => {
     if (part === "\n") return el("span", {}, mark("↵"), "\n");
     if (part === "\t") return el("span", {}, mark("→"), "\t");
     const code = part.charCodeAt(0);
-    return code < 32 || code === 127 ? mark(String.fromCodePoint(code === 127 ? 0x2421 : 0x2400 + code)) : part;
+    return code < 32 || code === 127 ? mark(`^${String.fromCharCode(code ^ 64)}`) : part;
   });
+  return [token.text.slice(0, token.text.length - word.length), core(...parts)];
 }
 
 /** A label with visible spaces, for lists. */
@@ -112,11 +115,19 @@ export function describeGenerated(token) {
   return [`shade-${shade(p)}`, `${label(token)}, probability ${percent(p)}`];
 }
 
+/** What the model considered for a token: the most likely ones, and the one in the text. */
+export function considered(token) {
+  const { id, label, nats } = token;
+  const listed = id === null || token.alternatives.some((each) => each.id === id);
+  return [...token.alternatives, ...listed ? [] : [{ id, label, nats }]].map((each) => ({ ...each, p: Math.exp(-each.nats) }));
+}
+
 /** Rows of the most likely tokens, with bars; `choose(alternative)` makes them buttons. */
 export function bars(alternatives, chosen, choose) {
+  const most = Math.max(...alternatives.map((each) => each.p));
   return el("ol", { className: "bars" }, ...alternatives.map((each) => {
     const bar = el("span", { className: "bar-fill" });
-    bar.style.inlineSize = `${each.p * 100}%`;
+    bar.style.inlineSize = `${each.p / most * 100}%`;
     const parts = [el("code", {}, label(each)), el("span", { className: "bar-track", "aria-hidden": "true" }, bar), el("span", { className: "number" }, percent(each.p))];
     const current = each.id === chosen;
     if (!choose) return el("li", {}, el("span", { className: `bar-row${current ? " chosen" : ""}` }, ...parts));
