@@ -272,16 +272,16 @@ def test_random_numbers_are_those_of_splitmix64():
             state, output = splitmix(state)
             expected.append(-math.log(((output >> 12) + 0.5) / 2**52))
         key = torch.tensor([Random(seed).key])
-        found = random_times(key, torch.tensor([position]), 6)[0]
+        found = random_times(key, torch.tensor([position]), torch.arange(6))[0]
         assert found.tolist() == pytest.approx(expected, rel=1e-14)
         assert torch.equal(Random(seed).times(position, 6), found)
-        assert torch.equal(random_times(key, torch.tensor([position]), 4)[0], found[:4])
+        assert torch.equal(random_times(key, torch.tensor([position]), torch.arange(4))[0], found[:4])
 
 
 def test_random_numbers_are_exponential_and_independent():
     """Kolmogorov-Smirnov, and correlations between neighbouring tokens, positions and seeds."""
     keys, positions = torch.arange(40).repeat_interleave(50), torch.arange(50).repeat(40)
-    times = random_times(keys, positions, 100)
+    times = random_times(keys, positions, torch.arange(100))
     uniform, n = (-times.flatten()).exp().sort().values, times.numel()
     distance = (uniform - (torch.arange(n) + 0.5) / n).abs().max() * n**0.5
     assert distance < 2.0  # p = 7e-4

@@ -235,7 +235,8 @@ class Generator:
         """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         scores, stops = logits, list(self.tokenizer.marks.stops)
         if config.adjusts:
-            scores = adjusted(logits, _counts(prompts, logits), _counts(generated, logits), config)
+            counted = (_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
+            scores = adjusted(logits, *counted, config)
         if config.min_new_tokens and stops:
             short = [row for row, ids in enumerate(generated) if len(ids) < config.min_new_tokens]
             scores = scores.clone()
@@ -300,5 +301,6 @@ def _seed(number: int) -> int:
 
 def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
     """Counts each token in each list: int64 (B, V), for logits (B, V)."""
-    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=logits.shape[1]) for ids in lists]
-    return torch.stack(counts).to(logits.device)
+    rows, vocab_size = logits.shape
+    ids = torch.tensor([row * vocab_size + i for row, each in enumerate(lists) for i in each], dtype=torch.long)
+    return torch.bincount(ids, minlength=rows * vocab_size).view(rows, vocab_size).to(logits.device)
