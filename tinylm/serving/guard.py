@@ -9,8 +9,9 @@ Errors have the form of OpenAI's API, `{"error": {"message", "type", "param", "c
 import asyncio
 import json
 import sys
+import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -20,11 +21,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinylm.errors import ConfigError, DataError, NumericError, first_line, notice
+from tinylm.serving.engine import QueueFull, ServerStopped
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 BODY_SECONDS = 30  # in which the body of a request must arrive
 MAX_BODY = 1 << 20  # bytes
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {403: "permission_error", 429: "rate_limit_error"}
+WORDS = {404: "there is no such path on this server", 405: "this path does not take this method"}
+CLIENT_LEFT = 499  # in place of a status, where there was no answer
 STOPPING = "the server is stopping; try again later"
 
 
@@ -69,7 +73,11 @@ def refusal(error: BaseException) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):  # Starlette's, for an unknown path or method
-        return Refused(error.status_code, error.detail, headers=dict(error.headers or {}))
+        return Refused(error.status_code, WORDS.get(error.status_code, error.detail), headers=dict(error.headers or {}))
+    if isinstance(error, QueueFull):
+        return Refused(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": "1"})
+    if isinstance(error, ServerStopped):
+        return Refused(503, STOPPING, headers={"Retry-After": "5"})
     if isinstance(error, ConfigError | DataError):
         return Refused(400, str(error))
     if isinstance(error, NumericError):
@@ -86,24 +94,28 @@ class Guard:
     Args:
         app: the application, such as a `starlette.routing.Router`
         hosts: names of the server, beside `LOOPBACK` and the address that a client has connected to
+        answered: called with the path, the status and the seconds of each answer
 
     Attributes:
         stopping: whether new requests are refused, since the server ends once those in progress are answered
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Collection[str] = (), answered: Callable[[str, int, float], None] | None = None
+    ) -> None:
         self.app, self.hosts, self.stopping = app, {*LOOPBACK, *map(str.lower, hosts)}, False
+        self.answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         scope["app"] = self.app  # for Starlette's router: unknown paths and methods raise HTTPException
-        started = False
+        status, began = 0, time.perf_counter()
 
         async def forward(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            status = message.get("status", status)
             await send(message)
 
         answer = None
@@ -111,13 +123,15 @@ class Guard:
             self._check(scope)
             await self.app(scope, receive, forward)
         except ClientDisconnect:
-            return
+            status = status or CLIENT_LEFT
         except asyncio.CancelledError:  # the time for a graceful stop is over
             answer = Refused(503, STOPPING)
         except Exception as error:
             answer = refusal(error)
-        if answer is not None and not started:
-            await answer.response()(scope, receive, send)
+        if answer is not None and not status:
+            await answer.response()(scope, receive, forward)
+        if self.answered is not None:
+            self.answered(scope["path"], status, time.perf_counter() - began)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

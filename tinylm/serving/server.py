@@ -66,20 +66,7 @@ def run_server(
         Interrupted: after SIGINT.
         Preempted: after SIGTERM or SIGUSR1.
     """
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # `Guard` reports what fails
-    config = uvicorn.Config(
-        guard,
-        http=Connection,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_SECONDS,
-        timeout_graceful_shutdown=1,
-    )
-    server = Server(config, guard, grace, stop)
+    server = Server(guard, grace, stop)
     with listener:
         server.run([listener])
     if server.signal is not None:
@@ -87,10 +74,22 @@ def run_server(
 
 
 class Server(uvicorn.Server):
-    """A server that answers requests in progress when it is stopped; new ones meanwhile get 503."""
+    """A server that answers requests in progress when it is stopped; new ones meanwhile get 503.
 
-    def __init__(self, config: uvicorn.Config, guard: Guard, grace: float, stop: Callable[[], Any]) -> None:
-        super().__init__(config)
+    Args:
+        guard: as for `run_server`
+        grace: as for `run_server`
+        stop: as for `run_server`
+
+    Attributes:
+        signal: number of the signal that has stopped the server
+    """
+
+    def __init__(self, guard: Guard, grace: float, stop: Callable[[], Any]) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # `Guard` reports what fails
+        protocol: dict[str, Any] = dict(http=Connection, ws="none", lifespan="off", timeout_keep_alive=KEEP_SECONDS)
+        quiet: dict[str, Any] = dict(log_config=None, access_log=False, server_header=False)
+        super().__init__(uvicorn.Config(guard, proxy_headers=False, timeout_graceful_shutdown=1, **protocol, **quiet))
         self.guard, self.grace, self.stop = guard, grace, stop
         self.signal: int | None = None
 
