@@ -1,7 +1,7 @@
 """Generates text: tinylm generate --model runs/small --prompt "Once upon a time"
 
-Without --model the newest run in runs/ is used, without a prompt the sample prompt of its run. A .npz archive
-written by `tinylm train-numpy` runs in NumPy, without PyTorch.
+Without --model the newest run in runs/ is used, or the built-in storyteller if there is none; without a prompt the
+sample prompt of its run. A .npz archive written by `tinylm train-numpy` runs in NumPy, without PyTorch.
 """
 
 import argparse
