@@ -20,7 +20,8 @@ from tinylm.locate import STORYTELLER, command, find_model, newest_run
 from tinylm.model import parameter_count
 
 CARD = (STORYTELLER / "README.md").read_text(encoding="utf-8")
-ANNOUNCED = f"loading the built-in storyteller (runs/ has no trained run); {command('fit', '-c', 'small')} trains your own"
+TRAIN = command("fit", "-c", "small")
+ANNOUNCED = f"tinylm: loading the built-in storyteller (runs/ has no trained run); {TRAIN} trains your own\n"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_damaged_copy_is_refused(tmp_path):
 
 def test_without_a_run_the_storyteller_continues_its_prompt_and_is_named(run, generator):
     code, out, err = run("generate", "--seed", "1")
-    assert (code, err) == (0, f"tinylm: {ANNOUNCED}\n")
+    assert (code, err) == (0, ANNOUNCED)
     prompt = "Once upon a time"
     assert out == prompt + generator.generate(prompt, seed=1, temperature=0.8) + "\n"
     assert run("generate", "--model", "storyteller", "--seed", "1") == (

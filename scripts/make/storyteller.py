@@ -39,31 +39,34 @@ tags:
 
 # The storyteller
 
-A language model with {parameters:,} parameters that writes short English children's stories. It comes with tinylm, so that `tinylm generate` and `tinylm play` have something to say before anything has been trained:
+A language model with {parameters:,} parameters that writes short English children's stories. It comes with tinylm, so
+that `tinylm generate` and `tinylm play` have something to say before anything has been trained:
 
 ```sh
 tinylm generate --prompt "Once upon a time"
 ```
 
-In Python it is `tinylm.load("storyteller")`, and every command takes `--model storyteller`.
+In Python it is `tinylm.load("storyteller")`, and commands take `--model storyteller`.
 
 ## Training
 
-`tinylm {train}`, README's first command, then 8 bits per weight (`tinylm.adapt.quantize`). `scripts/make/storyteller.py` in the repository does both and writes this card; `config.yaml` is the config of the run.
+`tinylm {train}`, as in README, then 8 bits per weight (`tinylm.adapt.quantize`).
+`scripts/make/storyteller.py` in the repository does both and writes this card; `config.yaml` is the config of the run.
 
 | | |
 |---|---|
-| architecture | decoder of {layers} layers, width {width}, {heads} heads, context {context}; RMSNorm, SwiGLU, rotary positions, QK-norm |
-| data | the built-in corpus `stories`: 8,000 stories that a grammar generates, 96% of them for training; no other text |
+| architecture | {layers} layers, width {width}, {heads} heads, context {context}; RMSNorm, SwiGLU, RoPE, QK-norm |
+| data | 8,000 stories that the grammar of the built-in corpus generates, 96% of them for training; no other text |
 | vocabulary | {vocabulary:,} tokens of byte pair encoding, learned from the training stories |
-| steps | {steps:,}, of which the best by validation loss was step {best:,} |
+| steps | {steps:,}; the best by validation loss was step {best:,} |
 | tokens read | {tokens:,} |
-| training time | {seconds:,.0f} s on two CPU cores, shared with other work; a quiet machine takes four minutes |
-| size | {megabytes:.2f} MB: 8-bit codes and a scale per row of each linear layer; embedding and norms in float32 |
+| training time | {seconds:,.0f} s on two CPU cores |
+| size | {megabytes:.2f} MB: 8-bit codes and a scale per row for linear layers, float32 for embedding and norms |
 
 ## Evaluation
 
-Loss in nats per token on stories that the model was not trained on, each read from its beginning, the end-of-text token counted. The floor is the loss of the grammar itself, which no model can beat except by chance.
+Loss in nats per token on stories that the model was not trained on. Each story is read from its beginning, and the
+end-of-text token after it counts. The floor is the loss of the grammar itself; a model falls below it only by chance.
 
 | | stories | tokens | float32 | 8 bits | floor | above the floor |
 |---|---|---|---|---|---|---|
@@ -71,9 +74,11 @@ Loss in nats per token on stories that the model was not trained on, each read f
 
 ## Intended use and limits
 
-For trying tinylm, for demonstrations, and for tests. The model knows some 560 words and the twelve kinds of plot of its grammar. It has seen no other text: it answers no questions, follows no instructions, knows no facts, and other prompts lead back to its stories or to nonsense. A story may contradict itself.
+The model is for trying tinylm, for demonstrations and for tests. It knows some 560 words and the twelve kinds of plot
+of its grammar, and has seen no other text. It answers no questions, follows no instructions and knows no facts. Other
+prompts lead back to its stories, or to nonsense, and a story may contradict itself.
 
-MIT License, like tinylm.
+The weights have tinylm's license, MIT.
 """
 
 
@@ -95,11 +100,10 @@ class Part(NamedTuple):
 
 def measure(name: str, stories: list[str], models: list[TransformerLM], tokenizer: Tokenizer) -> Part:
     """The loss of each model and of the grammar on a split of the stories."""
-    rows = [np.append(document_ids(tokenizer, story), tokenizer.end_of_text) for story in stories]
-    nats = [
-        -math.fsum(float(each.log_probs.sum()) for each in token_log_probs(model, rows, separator=tokenizer.end_of_text))
-        for model in models
-    ]
+    end = tokenizer.end_of_text
+    rows = [np.append(document_ids(tokenizer, story), end) for story in stories]
+    found = [token_log_probs(model, rows, separator=end) for model in models]
+    nats = [-math.fsum(float(each.log_probs.sum()) for each in predictions) for predictions in found]
     floor = -math.fsum(map(log_prob, stories))
     return Part(name, len(stories), sum(len(row) - 1 for row in rows), [*nats, floor])
 
