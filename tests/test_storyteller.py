@@ -139,6 +139,19 @@ def test_it_is_scored_and_analyzed(run, tmp_path, words):
     assert code == 0 and re.search(r"text: \d+ validation stories of the run", err)
 
 
-def test_it_is_not_quantized_again(run):
-    code, out, err = run("quantize", "--model", "storyteller", "--out", "small")
-    assert (code, out) == (2, "") and "already quantized" in err
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["quantize", "--out", "small"], "the model is already quantized (21 layers); quantize the original instead"),
+        (["compare-numpy"], "the twin supports plain linear layers only"),
+    ],
+)
+def test_what_needs_unquantized_weights_refuses_it(run, words, problem):
+    code, out, err = run(*words, "--model", "storyteller")
+    assert (code, out) == (2, "") and problem in err.splitlines()[-1]
+
+
+def test_an_exported_copy_has_a_card_without_invented_figures(run, tmp_path):
+    assert run("export", "--model", str(STORYTELLER), "--to", "hf", "--out", "hf")[0] == 0
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert "| data | stories |" in card and "Repeat the run" in card and "| steps |" not in card
