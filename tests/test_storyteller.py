@@ -4,6 +4,8 @@ import math
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from tinylm.data.grammar.stories import log_prob
 from tinylm.data.held_out import held_out_stories
 from tinylm.errors import DataError
 from tinylm.generation import Generator
-from tinylm.locate import STORYTELLER, command, find_model, newest_run
+from tinylm.locate import CONFIGS, STORYTELLER, command, find_model, newest_run
 from tinylm.model import parameter_count
+from tinylm.safe_yaml import read_yaml
 
 CARD = (STORYTELLER / "README.md").read_text(encoding="utf-8")
 TRAIN = command("fit", "-c", "small")
@@ -81,11 +84,24 @@ def test_the_card_has_the_loss_on_held_out_stories(generator):
     assert nats < 1.06 * floor
 
 
-def test_most_of_its_stories_derive_from_the_grammar(generator):
-    stories = generator.complete(["Once upon a time"], num_samples=24, seed=0, temperature=0.5)
+def test_many_of_its_stories_derive_from_the_grammar_from_the_first_word_to_the_last(generator):
+    stories = generator.complete(["Once upon a time"], num_samples=48, seed=0, temperature=0.8)
     assert all(each.finished == "end" for each in stories)
-    assert sum(log_prob(f"Once upon a time{each.text}") > -math.inf for each in stories) > 12
-    assert len({each.text for each in stories}) == 24
+    assert len({each.text for each in stories}) == 48
+    derived = [log_prob(f"Once upon a time{each.text}") for each in stories]
+    assert sum(each > -math.inf for each in derived) >= 12  # of a model 20% above the floor: none
+
+
+def leaves(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The full names of the options in a config, and their values."""
+    for name, value in options.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+
+
+def test_it_was_trained_as_readme_says():
+    trained = dict(leaves(read_yaml(STORYTELLER / "config.yaml")))
+    for name, value in leaves(read_yaml(CONFIGS / "small.yaml")):
+        assert trained[name] == value, name
 
 
 def test_a_damaged_copy_is_refused(tmp_path):
