@@ -60,7 +60,7 @@ In Python it is `tinylm.load("storyteller")`, and commands take `--model storyte
 | vocabulary | {vocabulary:,} tokens of byte pair encoding, learned from the training stories |
 | steps | {steps:,}; the best by validation loss was step {best:,} |
 | tokens read | {tokens:,} |
-| training time | {seconds:,.0f} s on two CPU cores |
+| training time | {seconds:,.0f} s on two CPU cores, shared with other work; a quiet machine takes four minutes |
 | size | {megabytes:.2f} MB: 8-bit codes and a scale per row for linear layers, float32 for embedding and norms |
 
 ## Evaluation
