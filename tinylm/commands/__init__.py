@@ -49,8 +49,8 @@ def overview() -> str:
     lines = [
         "tinylm trains small language models, from raw text to generated text.",
         "",
-        "    tinylm fit -c tiny      train a small model on the built-in stories, in about a minute",
-        "    tinylm generate         generate text with it",
+        "    tinylm generate         tell a story with the model that comes with tinylm",
+        "    tinylm fit -c tiny      train one of your own on the built-in stories, in about a minute",
     ]
     for title, group in GROUPS.items():
         lines += ["", title, *(f"    {name:16}{summary}" for name, (_, summary) in group.items())]
