@@ -28,7 +28,8 @@ PICTURES = {
 COMMANDS = tuple(PICTURES)
 UNUSED = {
     "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite"),
-    "activations": ("--tokens",), "gradients": ("--tokens",), "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite"),
+    "activations": ("--tokens",), "gradients": ("--tokens",),
+    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite"),
 }  # fmt: skip
 MODES = [
     Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()

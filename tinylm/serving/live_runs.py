@@ -37,8 +37,7 @@ class Runs:
         ordered = sorted(found, key=found.__getitem__, reverse=True)
         names = [folder.resolve().name for folder in ordered]
         return {
-            name if names.count(name) == 1 else str(folder): folder
-            for name, folder in zip(names, ordered, strict=True)
+            name if names.count(name) == 1 else str(folder): folder for name, folder in zip(names, ordered, strict=True)
         }
 
     def overview(self) -> list[dict[str, Any]]:

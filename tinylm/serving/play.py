@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import docstring_parser
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route, Router
@@ -132,7 +133,8 @@ class Play:
         """A text, token by token."""
         body = await read_json(request)
         player = self._player(body)
-        prompt = player.prompt_ids(take(body, "prompt", str), take(body, "chat", bool, False))
+        given, chat = take(body, "prompt", str), take(body, "chat", bool, False)
+        prompt = await run_in_threadpool(lambda: player.prompt_ids(given, chat))
         values = take(body, "options", dict, {})
         if values.get("seed") is None:
             values["seed"] = secrets.randbelow(1 << 32)
@@ -191,7 +193,7 @@ async def generate_lines(player: Player, request: engines.Request) -> AsyncItera
     yield _line({"prompt": spell(tokenizer, request.prompt), "begun": begun, "seed": request.config.seed})
     ids = list(request.begun)
     try:
-        async with aclosing(player.engine.stream(request)) as pieces:
+        async with aclosing(player.engine.stream(request)) as pieces:  # pyright: ignore[reportArgumentType] (a generator)
             async for piece in pieces:
                 others = [named(tokenizer, token) | {"nats": number(-each)} for token, each in piece.alternatives]
                 if piece.token is not None:

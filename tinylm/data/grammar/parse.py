@@ -7,7 +7,8 @@ where the next words tell the alternatives apart.
 import math
 from collections.abc import Callable
 from functools import cached_property
-from os.path import commonprefix
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Grammar(GenerativeRules):
         found[0] = 0.0
 
         def see(at: int, written: str, log_prob: float) -> None:
-            shared = len(commonprefix([written, text[at : at + len(written)]]))
+            following = text[at : at + len(written)]
+            shared = sum(1 for _ in takewhile(bool, map(eq, written, following)))
             ends = slice(at + 1, at + shared + 1)
             found[ends] = np.logaddexp(found[ends], log_prob)
 
