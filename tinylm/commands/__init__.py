@@ -22,6 +22,7 @@ GROUPS = {  # name: module, summary
     },
     "Use": {
         "generate": ("generate", "continue a prompt; --interactive opens a prompt loop"),
+        "serve": ("serve", "answer the requests of OpenAI clients, over HTTP"),
         "score": ("score", "perplexity and bits per byte of a text; exact match of answers"),
         "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
