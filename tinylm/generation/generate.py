@@ -235,8 +235,8 @@ class Generator:
         """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         scores, stops = logits, list(self.tokenizer.marks.stops)
         if config.adjusts:
-            counted = (_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
-            scores = adjusted(logits, *counted, config)
+            asked, made = (_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
+            scores = adjusted(logits, asked, made, config)
         if config.min_new_tokens and stops:
             short = [row for row, ids in enumerate(generated) if len(ids) < config.min_new_tokens]
             scores = scores.clone()

@@ -118,7 +118,7 @@ class Batch:
 
     def __init__(self, generator: Generator, size: int) -> None:
         generator.refresh_decoder()
-        self.generator, self.decoder, self.size = generator, generator.decoder, size
+        self.generator, self.size = generator, size
         if self.decoder.fixed_rows:
             name = type(self.decoder).__name__
             raise ConfigError(f"{name} has a fixed number of rows; texts that join and leave need another decoder")
@@ -159,6 +159,11 @@ class Batch:
         self._remove(i for i, row in enumerate(self.growing) if row.text.finished or isinstance(made[i][1], Exception))
         self._slide()
         return made
+
+    @property
+    def decoder(self) -> Any:
+        """Reads the tokens."""
+        return self.generator.decoder
 
     @property
     def _device(self) -> torch.device:

@@ -8,11 +8,11 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tinylm.errors import ConfigError, TinyLMError
+from tinylm.errors import ConfigError, TinyLMError, first_line
 from tinylm.generation.generate import Generator
 from tinylm.model import TransformerLM
 from tinylm.serving.batch import Batch, Piece, Request, Row
@@ -93,7 +93,8 @@ class Engine:
 
     A text is the one that `Generator.generate` makes for the same options and seed, whatever else is in the batch,
     barring ties decided by rounding. Any decoder that `make_decoder` chooses serves it. On CUDA steps are not captured
-    as graphs, since their number of rows changes.
+    as graphs, since their number of rows changes. An exception on the thread ends all texts with it; later requests are
+    refused.
 
     Args:
         model: the model, in evaluation mode
@@ -125,7 +126,8 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name="tinylm engine", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, with the generator's options as they are now."""
+        self.generator.refresh_decoder()
         self._thread.start()
 
     def close(self) -> None:
@@ -146,7 +148,7 @@ class Engine:
 
     # --- on the event loop's thread
 
-    async def stream(self, request: Request) -> AsyncIterator[Piece]:
+    async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Yields a text token by token. Leaving the iterator ends the text before the next step.
 
         Raises:
@@ -202,7 +204,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self.failure is not None:
-            raise self.failure
+            raise ServerStopped(f"the engine has failed: {first_line(self.failure)}") from self.failure
         if self._closing or not self._thread.is_alive():
             raise ServerStopped("the engine is closed")
 
@@ -215,7 +217,7 @@ class Engine:
         with self._changed:
             self._check_open()
             if len(self._queue) - self._batch.free >= self.max_waiting:
-                raise QueueFull(f"{len(self._queue)} texts wait already; try again later")
+                raise QueueFull(f"{self.max_waiting} texts wait already; try again later")
             self._queue.put(request.client, ticket)
             self._changed.notify()
         return ticket
@@ -261,6 +263,7 @@ class Engine:
         """Waits for work and moves requests into free rows; False if the engine is to end."""
         with self._changed:
             while not (self._closing or self._tickets or self._queue or self._jobs):
+                self._batch.clear()  # of texts that nobody waits for any more
                 self._changed.wait()
             while self._queue and self._batch.free:
                 ticket = self._queue.take()

@@ -193,7 +193,7 @@ async def generate_lines(player: Player, request: engines.Request) -> AsyncItera
     yield _line({"prompt": spell(tokenizer, request.prompt), "begun": begun, "seed": request.config.seed})
     ids = list(request.begun)
     try:
-        async with aclosing(player.engine.stream(request)) as pieces:  # pyright: ignore[reportArgumentType] (a generator)
+        async with aclosing(player.engine.stream(request)) as pieces:
             async for piece in pieces:
                 others = [named(tokenizer, token) | {"nats": number(-each)} for token, each in piece.alternatives]
                 if piece.token is not None:
