@@ -358,7 +358,7 @@ def test_an_exception_on_the_thread_ends_all_texts_and_the_engine():
 
     async def work(running):
         def step(*_):
-            if len(running._batch.growing) == 3:
+            if running.counts.waiting:  # the third text has no row
                 raise broken
             return torch.zeros(len(running._batch.growing), 11, dtype=torch.float64)
 
