@@ -21,7 +21,7 @@ async function one(side, record, signal) {
   text.place.append(el("span", { className: "prompt" }, record.prompt));
   records[side] = record;
   await grow(record, signal, (_, made) => {
-    text.append(made, describeGenerated);
+    text.append(made, describeGenerated, true);
     $(`compare-figures-${side}`).textContent = figures(record);
   });
   muteStop(text, record);

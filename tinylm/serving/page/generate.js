@@ -97,7 +97,7 @@ async function generate(record) {
     await grow(record, signal, (_, made) => {
       if (shown !== record) return;
       if (first) text.clear(), showPrompt(record), first = false;
-      text.append(made, describeGenerated);
+      text.append(made, describeGenerated, true);
       $("generate-status").textContent = figures(record);
     });
   });

@@ -5,7 +5,7 @@ import * as compare from "./compare.js";
 import * as generate from "./generate.js";
 import * as read from "./read.js";
 import * as runs from "./runs.js";
-import { $, currentModel, el, request, showProblem, state } from "./shared.js";
+import { $, currentModel, el, problemOf, request, showProblem, state } from "./shared.js";
 import { closeInspector, inspectorIsOpen, startInspector } from "./tokens.js";
 
 const VIEWS = { generate, compare, read, attention, runs };
@@ -56,7 +56,7 @@ async function start() {
   try {
     Object.assign(state, await request("api/models"));
   } catch (error) {
-    showProblem(error.message);
+    showProblem(problemOf(error));
     return;
   }
   $("model").replaceChildren(...state.models.map((each) => el("option", {}, each.name)));

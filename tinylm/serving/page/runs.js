@@ -1,6 +1,6 @@
 // The view Runs: curves of runs, asked for again while the view is open.
 
-import { $, count, el, request, showProblem } from "./shared.js";
+import { $, count, el, problemOf, request, showProblem } from "./shared.js";
 import { draw, shortNumber } from "./chart.js";
 
 const EVERY = 2000; // ms
@@ -85,7 +85,7 @@ async function poll() {
     await update();
     showProblem();
   } catch (error) {
-    showProblem(error.message);
+    showProblem(problemOf(error));
   }
   clearTimeout(timer);
   if (open) timer = setTimeout(() => document.hidden ? (timer = setTimeout(poll, EVERY)) : poll(), EVERY);

@@ -26,13 +26,7 @@ async function send(path, body, signal) {
   const options = body === undefined ? {} : {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   };
-  let response;
-  try {
-    response = await fetch(path, { ...options, signal });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer. Is `tinylm play` still running?");
-  }
+  const response = await fetch(path, { ...options, signal });
   if (!response.ok) {
     const found = await response.json().catch(() => ({}));
     throw new Error(found.error?.message ?? `The server answered ${response.status}.`);
@@ -56,6 +50,9 @@ export async function requestLines(path, body, signal, see) {
   }
 }
 
+/** An error in words; fetch raises TypeError where the connection fails. */
+export const problemOf = (error) => error instanceof TypeError ? "The server does not answer. Is tinylm play still running?" : error.message;
+
 /** Runs `task(signal)`, of which at most one at a time, with its button to stop; shows its error. */
 export class Task {
   constructor(stopButton) {
@@ -76,7 +73,7 @@ export class Task {
     try {
       await task(controller.signal);
     } catch (error) {
-      if (!controller.signal.aborted) showProblem(error.message);
+      if (!controller.signal.aborted) showProblem(problemOf(error));
     } finally {
       if (this.controller === controller) {
         this.controller = null;

@@ -69,16 +69,19 @@ export class TokenText {
     this.place.replaceChildren();
   }
 
-  /** Appends tokens; `describe(token)` gives [class, label]. */
-  append(tokens, describe) {
+  /** Appends tokens; `describe(token)` gives [class, label]. With `follow`, a reader at the end stays there. */
+  append(tokens, describe, follow = false) {
     const made = tokens.map((token) => {
       const [className, words] = describe(token);
       return el("span", { className: `token ${className}`, role: "button", tabIndex: -1, "aria-label": words }, ...spelled(token));
     });
     if (!this.nodes.length && made.length) made[0].tabIndex = 0;
+    const { place } = this;
+    const atEnd = place.scrollTop + place.clientHeight >= place.scrollHeight - 4;
     this.tokens.push(...tokens);
     this.nodes.push(...made);
-    this.place.append(...made);
+    place.append(...made);
+    if (follow && atEnd) place.scrollTop = place.scrollHeight;
   }
 
   /** Makes a token the text's one tab stop. */
