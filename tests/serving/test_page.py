@@ -236,7 +236,7 @@ def test_attention_follows_layer_head_and_token(visit):
     expect(page.locator("#attention-status")).to_contain_text("head 1")
     expect(page.locator("#attention-strongest")).to_contain_text("(token 5) looks at")
     assert page.locator("#attention-strongest").text_content() != before
-    page.locator("#attention-matrix").hover(position={"x": 3, "y": 3})
+    page.locator("#attention-matrix").hover(position={"x": 92, "y": 3})
     expect(page.locator("#attention-cell")).to_contain_text("100%")  # the first token can look at itself alone
 
 

@@ -29,23 +29,42 @@ function look(i) {
   draw();
 }
 
+const LABELS = 88; // pixels beside the rows, where these are high enough for words
+
+/** The width of the labels beside the matrix, in pixels. */
+function labels() {
+  const width = $("attention-matrix").parentElement.clientWidth;
+  return (width - LABELS) / found.tokens.length >= 11 ? LABELS : 0;
+}
+
 /** The matrix: a row for each token that looks; the row of the chosen token is framed. */
 function draw() {
   const canvas = $("attention-matrix"), size = found.tokens.length, width = canvas.parentElement.clientWidth;
   if (!width) return;
-  const ratio = devicePixelRatio || 1, cell = width * ratio / size;
-  canvas.width = canvas.height = Math.round(width * ratio);
-  canvas.style.width = canvas.style.height = `${width}px`;
+  const ratio = devicePixelRatio || 1, left = labels() * ratio, cell = (width * ratio - left) / size;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(width * ratio - left);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${width - labels()}px`;
   const context = canvas.getContext("2d");
   context.fillStyle = getComputedStyle(canvas.parentElement).color;
   const edges = Array.from({ length: size + 1 }, (_, i) => Math.round(i * cell));
   for (const [t, row] of found.weights.entries()) {
     for (const [s, weight] of row.entries()) {
       context.globalAlpha = Math.sqrt(weight);
-      context.fillRect(edges[s], edges[t], edges[s + 1] - edges[s], edges[t + 1] - edges[t]);
+      context.fillRect(left + edges[s], edges[t], edges[s + 1] - edges[s], edges[t + 1] - edges[t]);
     }
   }
   context.globalAlpha = 1;
+  if (left) {
+    context.fillStyle = getComputedStyle(canvas).color;
+    context.font = `${11 * ratio}px ${getComputedStyle(canvas).fontFamily}`;
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    for (const [t, token] of found.tokens.entries()) {
+      context.fillText(label(token).slice(0, 12), left - 6 * ratio, (edges[t] + edges[t + 1]) / 2, left - 10 * ratio);
+    }
+  }
   context.lineWidth = ratio;
   context.strokeStyle = getComputedStyle(canvas).color;
   if (chosen >= 0) context.strokeRect(ratio / 2, edges[chosen] + ratio / 2, canvas.width - ratio, Math.max(edges[chosen + 1] - edges[chosen] - ratio, 1));
@@ -53,8 +72,8 @@ function draw() {
 
 function at(event) {
   const box = $("attention-matrix").getBoundingClientRect(), size = found.tokens.length;
-  const place = (offset) => Math.min(Math.max(Math.floor(offset / box.width * size), 0), size - 1);
-  return [place(event.clientY - box.top), place(event.clientX - box.left)];
+  const place = (offset) => Math.min(Math.max(Math.floor(offset / box.height * size), 0), size - 1);
+  return [place(event.clientY - box.top), place(event.clientX - box.left - labels())];
 }
 
 function start() {

@@ -2,7 +2,7 @@
 
 import { $, Task, count, el, percent, showProblem, state, submitByKey } from "./shared.js";
 import { TokenText, bars, considered, describeGenerated, label, legend, openInspector } from "./tokens.js";
-import { figures, grow, muteStop } from "./generate.js";
+import { figures, grow, muteStop, promptOf } from "./generate.js";
 import { Sampling } from "./sampling.js";
 
 let sampling, task, texts;
@@ -18,7 +18,7 @@ function inspect(side, i, node) {
 async function one(side, record, signal) {
   const text = texts[side];
   text.clear();
-  text.place.append(el("span", { className: "prompt" }, record.prompt));
+  text.place.append(promptOf(record));
   records[side] = record;
   await grow(record, signal, (_, made) => {
     text.append(made, describeGenerated, true);

@@ -61,10 +61,10 @@ export function muteStop(place, record) {
 
 const plain = (record) => [...record.tokens.map((token) => token.text).join("")].slice(0, record.kept).join("");
 
-function showPrompt(record) {
-  const prompt = el("span", { className: "prompt" }, record.prompt);
-  $("generate-text").append(prompt);
-}
+/** The prompt before a text; a user's message is a paragraph of its own. */
+export const promptOf = (record) => el("span", { className: "prompt" }, record.prompt + (record.chat ? "\n" : ""));
+
+const showPrompt = (record) => $("generate-text").append(promptOf(record));
 
 function show(record) {
   shown = record;

@@ -39,7 +39,7 @@ function modelChanged() {
   const { parameters, layers, heads, context, vocabulary, tokenizer, conversation } = currentModel();
   const facts = [`${parameters.toLocaleString("en")} parameters`, `${layers} layers of ${heads} heads`, `context ${context.toLocaleString("en")}`,
     `${vocabulary.toLocaleString("en")} tokens (${tokenizer})`, ...(conversation ? ["a conversation model"] : [])];
-  $("model-facts").textContent = facts.join(" · ");
+  $("model-facts").textContent = facts.map((fact) => fact.replaceAll(" ", "\u00a0")).join("\u00a0· ");
   generate.modelChanged();
   attention.modelChanged();
 }
