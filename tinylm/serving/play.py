@@ -79,7 +79,7 @@ class Player:
             return False
 
     def describe(self) -> dict[str, Any]:
-        """What the page shows of the model."""
+        """Name, size and abilities of the model, for the page."""
         config, tokenizer, info = self.bundle.model.config, self.bundle.tokenizer, self.bundle.info
         return {
             "name": self.name,
@@ -260,7 +260,7 @@ class PageHeaders:
         async def forward(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = message | {"headers": [*message["headers"], *added]}
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         await self.app(scope, receive, forward)
