@@ -1,7 +1,7 @@
 """Load on `tinylm serve`: throughput and latency with many clients, with batching and without, and memory.
 
     python scripts/bench/serve.py --model runs/small                       # 1, 8 and 64 clients, 200 tokens each
-    python scripts/bench/serve.py --model runs/small --peer transformers   # beside transformers serve
+    python scripts/bench/serve.py --model runs/small --peer peer/bin/python  # beside transformers serve
     python scripts/bench/serve.py --model runs/small --requests 5000       # memory
 
 Two servers of the same model run at the same time, one with 64 rows, one with a single row, and are loaded in turn, so
@@ -10,8 +10,8 @@ a seed of its own and the end-of-text token ruled out, and begins the next one w
 makes `--each` requests for each of them. Latency is the time from the request to its last token, first that to the
 first one.
 
-The peer is `transformers serve`, from the environment of --peer, on the folder that `tinylm export` writes. With a
-context of 128 tokens it goes on beyond, where tinylm slides.
+The peer is `transformers serve`, run by a Python that has transformers[serving], on the folder that `tinylm export`
+writes. It reads on beyond the context, where tinylm slides.
 """
 
 import argparse
@@ -103,7 +103,9 @@ def peer_body(folder: str) -> Body:
 def export_for_peer(model: str, folder: Path) -> str:
     """Exports a model whose texts do not end."""
     exported = folder / "exported"
-    subprocess.run([sys.executable, "-m", "tinylm", "export", "--model", model, "--out", str(exported)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tinylm", "export", "--model", model, "--to", "hf", "--out", str(exported)], check=True
+    )
     for name in ("generation_config.json", "config.json"):
         path = exported / name
         values = json.loads(path.read_text()) if path.exists() else {}
@@ -205,7 +207,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="measurements of each number of clients")
     parser.add_argument("--each", type=int, default=1, help="requests of each client in a measurement")
     parser.add_argument("--requests", type=int, default=0, help="only measure memory, over so many requests")
-    parser.add_argument("--peer", help="folder of an environment with transformers[serving]; its bin/transformers runs")
+    parser.add_argument("--peer", help="a Python that has transformers[serving]")
     parser.add_argument("--peer-option", action="append", default=[], help="option of transformers serve")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -217,9 +219,9 @@ def main() -> None:
             servers.append(Server(f"tinylm, rows {rows}", port, process, our_body(options.model)))
         if options.peer:
             exported, port = export_for_peer(options.model, Path(folder)), 18000 + os.getpid() % 1000
-            command = [f"{options.peer}/bin/transformers", "serve", exported, "--port", str(port), "--device", "cpu"]
-            command += options.peer_option
-            _, process = stack.enter_context(started(command, r"(?s)startup complete.*:(\d+)", folder))
+            command = [options.peer, "-m", "transformers.cli.transformers", "serve", exported, "--device", "cpu"]
+            command += ["--port", str(port), *options.peer_option]
+            _, process = stack.enter_context(started(command, r"running on http://\S+:(\d+)", folder))
             servers.append(Server("transformers serve", port, process, peer_body(exported)))
         if options.requests:
             watch_memory(servers[0], options.requests)
