@@ -261,6 +261,16 @@ def test_a_long_prompt_does_not_hold_up_the_others(monkeypatch):
     assert [sorted(each) for each in made] == [[0], [0], [0], [0], [0, 1], [0, 1, 2], [0, 1, 2]]
 
 
+def test_a_text_may_leave_while_its_prompt_is_read(monkeypatch):
+    monkeypatch.setattr(batch, "PART", 4)
+    model, other = make_model(), greedy("bcdefgh")
+    rows, texts = joined(model, 2, greedy("abcdefgh"), other)
+    rows.step()
+    texts[0].left = True
+    made = [piece for each in steps_of(rows, 12) for piece in each.values()]
+    assert "".join(piece.text for piece in made) == alone(model, other)
+
+
 def test_short_prompts_are_read_together():
     rows, _ = joined(make_model(), 8, *(greedy([i, i, i]) for i in range(8)))
     assert steps_of(rows)[0].keys() == set(range(8))
@@ -269,7 +279,9 @@ def test_short_prompts_are_read_together():
 # --- faults
 
 
-def test_logits_that_are_not_finite_end_their_text_alone():
+@pytest.mark.parametrize("part", [256, 2])  # prompts are read together, and in parts
+def test_logits_that_are_not_finite_end_their_text_alone(part, monkeypatch):
+    monkeypatch.setattr(batch, "PART", part)
     model = make_model()
     with torch.no_grad():
         model.embedding.weight[9] = torch.nan  # the prompt "j" makes NaN
