@@ -257,6 +257,7 @@ class Engine:
         """Waits for work and moves requests into free rows; False if the engine is to end."""
         with self._changed:
             while not (self._closing or self._tickets or self._queue or self._jobs):
+                self._batch.clear()  # of texts that nobody waits for any more
                 self._changed.wait()
             while self._queue and self._batch.free:
                 ticket = self._queue.take()
