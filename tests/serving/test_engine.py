@@ -444,8 +444,8 @@ def test_functions_and_texts_each_get_half_of_the_time(monkeypatch):
 
 def test_a_step_wakes_an_event_loop_once(monkeypatch):
     calls = []
-    original = engine._call
-    monkeypatch.setattr(engine, "_call", lambda *arguments: calls.append(1) or original(*arguments))
+    original = engine.call
+    monkeypatch.setattr(engine, "call", lambda *arguments: calls.append(1) or original(*arguments))
 
     async def work(running):
         await asyncio.gather(*(text_of(running, greedy("abc", 12)) for _ in range(8)))
