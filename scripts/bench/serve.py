@@ -193,12 +193,13 @@ def resident(process: subprocess.Popen) -> float:
 
 
 def watch_memory(server: Server, requests: int, clients: int = 64) -> None:
-    """Prints the memory of a server after each tenth of many short requests."""
-    short = server._replace(body=lambda number: server.body(number) | dict(max_tokens=1 + number % 16))
-    for tenth in range(11):
-        if tenth:
-            asyncio.run(load(short, clients, max(requests // 10 // clients, 1)))
-        print(f"after {tenth * requests // 10:6} requests: {resident(server.process):.1f} MB", flush=True)
+    """Prints the memory of a server ten times during many short requests."""
+    short, made = server._replace(body=lambda number: server.body(number) | dict(max_tokens=1 + number % 16)), 0
+    each = -(-requests // (10 * clients))
+    for _ in range(10):
+        asyncio.run(load(short, clients, each))
+        made += each * clients
+        print(f"after {made:6} requests: {resident(server.process):.1f} MB", flush=True)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ async def text_of(running: Engine, request: Request, most: int | None = None) ->
 
 
 def alone(model, request: Request) -> str:
-    """The same text by `Generator`."""
+    """The text that `Generator` makes for a request."""
     generator, text = Generator(model, LETTERS), Text(request.prompt, request.config.seed)
     reader = generator.reader(text, request.config)
     pieces = [reader.read() for _ in generator.decode([text], request.config)]
@@ -220,7 +220,7 @@ def test_a_whole_text_has_the_pieces_of_a_stream():
 
 
 def steps_of(rows: batch.Batch, count: int = 1) -> list[dict]:
-    """What some steps made, by the text's first prompt token."""
+    """The pieces of some steps, by the first prompt token of their texts."""
     return [{row.request.prompt[0]: piece for row, piece in rows.step()} for _ in range(count)]
 
 

@@ -8,7 +8,7 @@ from tinylm.serving.batch import Piece, Row
 
 
 class Ticket:
-    """What a task has yet to read of a text. All methods run on the thread of its event loop.
+    """The part of a text that its task has yet to read. All methods run on the thread of its event loop.
 
     Args:
         row: the text
