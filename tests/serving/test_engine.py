@@ -18,6 +18,7 @@ from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
+from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.text import Text
 from tinylm.model import Int8KVCache, ModelConfig
 from tinylm.serving import batch, engine
@@ -159,6 +160,14 @@ def test_every_kind_of_model_is_served(change, fields, monkeypatch):
     prompts = [[0, 1, 2], [3, END, 4, 5], [6] * 16, [1, 2, END, 7, 8, 9, 0, 1, 2, 3, 4], [5], [END, 1]]
     requests = [greedy(prompt, 20) for prompt in prompts] + [greedy(prompts[0], 9, temperature=1.0, seed=3)]
     assert gathered(model, requests, rows=4) == [alone(model, each) for each in requests]
+
+
+def test_steps_of_a_graph_decoder_are_not_captured():
+    model, request = make_model(), greedy("abc", 20)
+    rows = batch.Batch(Generator(model, LETTERS, decoder=GraphDecoder(model)), 2)
+    rows.join(batch.Row(rows.generator, request))
+    made = [piece for each in steps_of(rows, 25) for piece in each.values()]
+    assert "".join(piece.text for piece in made) == alone(model, request)
 
 
 class Fixed(Decoder):
@@ -335,6 +344,11 @@ def test_invalid_numbers_of_rows_are_refused():
         Engine(make_model(), LETTERS, rows=0)
     with pytest.raises(ConfigError, match="max_waiting must be at least 0, got -1"):
         Engine(make_model(), LETTERS, max_waiting=-1)
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="rows: a cache of 1000000000000 contexts does not fit .*; lower rows"):
+        Engine(make_model(), LETTERS, rows=10**12)
 
 
 def test_an_exception_on_the_thread_ends_all_texts_and_the_engine():

@@ -79,7 +79,7 @@ class Engine:
         failure: the exception that ended the thread, if one did
 
     Raises:
-        ConfigError: for a number of rows below 1, or a negative max_waiting.
+        ConfigError: for a number of rows below 1 or whose memory does not fit, or a negative max_waiting.
     """
 
     def __init__(self, model: TransformerLM, tokenizer: Tokenizer, *, rows: int = 64, max_waiting: int = 256) -> None:
