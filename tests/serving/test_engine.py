@@ -347,7 +347,7 @@ def test_invalid_numbers_of_rows_are_refused():
 
 
 def test_a_cache_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="rows: a cache of 1000000000000 contexts does not fit .*; lower rows"):
+    with pytest.raises(ConfigError, match=r"rows: a cache of 1000000000000 contexts does not fit .*; lower rows"):
         Engine(make_model(), LETTERS, rows=10**12)
 
 
