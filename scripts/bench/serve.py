@@ -1,7 +1,7 @@
 """Load on `tinylm serve`: throughput and latency with many clients, with batching and without, and memory.
 
     python scripts/bench/serve.py --model runs/small                       # 1, 8 and 64 clients, 200 tokens each
-    python scripts/bench/serve.py --model runs/small --peer peer/bin/python  # beside transformers serve
+    python scripts/bench/serve.py --model runs/small --peer peer/bin/python --llama llama-server  # beside others
     python scripts/bench/serve.py --model runs/small --requests 5000       # memory
 
 Two servers of the same model run at the same time, one with 64 rows, one with a single row, and are loaded in turn, so
@@ -10,8 +10,8 @@ a seed of its own and the end-of-text token ruled out, and begins the next one w
 makes `--each` requests for each of them. Latency is the time from the request to its last token, first that to the
 first one.
 
-The peer is `transformers serve`, run by a Python that has transformers[serving], on the folder that `tinylm export`
-writes. It reads on beyond the context, where tinylm slides.
+The peers are `transformers serve`, run by a Python that has transformers[serving], and llama.cpp's server, on what
+`tinylm export` writes. Beyond the context transformers reads on, and llama.cpp shifts its cache, where tinylm slides.
 """
 
 import argparse
@@ -114,6 +114,33 @@ def export_for_peer(model: str, folder: Path) -> str:
     return str(exported)
 
 
+def llama_body() -> Body:
+    """Requests to llama.cpp's server, which are to draw from all tokens."""
+    options = dict(prompt=PROMPT, max_tokens=TOKENS, stream=True, stream_options=dict(include_usage=True))
+    options |= dict(ignore_eos=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    return lambda number: options | dict(seed=number)
+
+
+def peers(options: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> Iterator[Server]:
+    """Starts the servers of other programs."""
+    port = 18000 + os.getpid() % 1000
+    if options.peer:
+        exported = export_for_peer(options.model, Path(folder))
+        command = [options.peer, "-m", "transformers.cli.transformers", "serve", exported, "--device", "cpu"]
+        command += ["--port", str(port), *options.peer_option]
+        _, process = stack.enter_context(started(command, r"running on http://\S+:(\d+)", folder))
+        yield Server("transformers serve", port, process, peer_body(exported))
+    if options.llama:
+        exported, slots = f"{folder}/model.gguf", str(max(CLIENTS))
+        export = [sys.executable, "-m", "tinylm", "export", "--to", "gguf", "--model", options.model, "--out", exported]
+        subprocess.run(export, check=True)
+        context = load_bundle(find_model(options.model)).model.config.max_seq_len
+        command = [options.llama, "-m", exported, "--port", str(port + 1), "-np", slots, "--context-shift"]
+        command += ["-c", str(context * max(CLIENTS)), "--threads", str(os.cpu_count())]
+        _, process = stack.enter_context(started(command, r"listening on http://\S+:(\d+)", folder))
+        yield Server("llama.cpp", port + 1, process, llama_body())
+
+
 # --- load
 
 
@@ -210,6 +237,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=1, help="requests of each client in a measurement")
     parser.add_argument("--requests", type=int, default=0, help="only measure memory, over so many requests")
     parser.add_argument("--peer", help="a Python that has transformers[serving]")
+    parser.add_argument("--llama", help="llama.cpp's llama-server")
     parser.add_argument("--peer-option", action="append", default=[], help="option of transformers serve")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -219,12 +247,7 @@ def main() -> None:
             command = [*tinylm, "--rows", str(rows)]
             port, process = stack.enter_context(started(command, r"http://127.0.0.1:(\d+)", folder))
             servers.append(Server(f"tinylm, rows {rows}", port, process, our_body(options.model)))
-        if options.peer:
-            exported, port = export_for_peer(options.model, Path(folder)), 18000 + os.getpid() % 1000
-            command = [options.peer, "-m", "transformers.cli.transformers", "serve", exported, "--device", "cpu"]
-            command += ["--port", str(port), *options.peer_option]
-            _, process = stack.enter_context(started(command, r"running on http://\S+:(\d+)", folder))
-            servers.append(Server("transformers serve", port, process, peer_body(exported)))
+        servers += peers(options, folder, stack)
         if options.requests:
             watch_memory(servers[0], options.requests)
         else:
