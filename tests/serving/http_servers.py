@@ -24,9 +24,9 @@ def make_model(tokenizer: Tokenizer, max_seq_len: int = 64) -> TransformerLM:
     return random_model(ModelConfig(vocab_size=tokenizer.vocab_size, max_seq_len=max_seq_len, **shape)).double()
 
 
-def serve(name: str, tokenizer: Tokenizer, **options: int) -> Served:
-    """A model with its engine."""
-    engine = Engine(make_model(tokenizer), tokenizer, **options)
+def serve(name: str, tokenizer: Tokenizer, model: TransformerLM | None = None, **options: int) -> Served:
+    """A model, by default a random one, with its engine."""
+    engine = Engine(model or make_model(tokenizer), tokenizer, **options)
     engine.start()
     return Served(name, engine)
 
