@@ -5,6 +5,7 @@
 needed, so that help and error messages appear at once.
 """
 
+import gc
 import importlib
 import sys
 
@@ -75,8 +76,12 @@ def run_command(name: str, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
+    words = sys.argv[1:] if arguments is None else arguments
     with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt as it is
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        code = _main(words)
+    if arguments is None and words[:1] and words[0] in GROUPS["Use"]:
+        gc.freeze()  # Python would end with a search for garbage among PyTorch's objects, which takes half a second
+    return code
 
 
 def _main(words: list[str]) -> int:
