@@ -49,7 +49,7 @@ def overview() -> str:
         "tinylm trains small language models, from raw text to generated text.",
         "",
         "    tinylm generate         tell a story with the model that comes with tinylm",
-        "    tinylm fit -c tiny      train one of your own on the built-in stories, in about a minute",
+        "    tinylm fit -c tiny      train your own on the built-in stories, in about a minute",
     ]
     for title, group in GROUPS.items():
         lines += ["", title, *(f"    {name:16}{summary}" for name, (_, summary) in group.items())]
