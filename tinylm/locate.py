@@ -72,7 +72,7 @@ def find_model(path: str | Path) -> Path:
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
     config = path.name if any((folder / f"{path.name}.yaml").is_file() for folder in CONFIG_FOLDERS) else "tiny"
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', config)}"
-    raise MissingInputError(f"{path}: no such model{hint}")
+    raise MissingInputError(f"{path}: no such model{did_you_mean(str(path), [STORYTELLER.name]) or hint}")
 
 
 def is_huggingface(path: Path) -> bool:

@@ -109,7 +109,8 @@ def test_errors_may_be_reported_otherwise(capfd):
 # --- help without PyTorch
 
 MISTAKES = ["--temperature -1", "--top-p 90", "--max-new-tokens 0", "--prompt The king", "--num-beams 2 --seed 1"]
-HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"], ["generate"]]
+HELP = [["--help"], ["configs"], *([name, "--help"] for name in COMMANDS), ["fit", "-c", "nowhere"]]
+HELP += [["generate", "--model", "nowhere"]]
 HELP += [
     ["fit", "--trainer.max_stepz", "5"],
     ["fit", "-c", "typo.yaml"],

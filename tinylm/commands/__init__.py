@@ -5,6 +5,7 @@
 needed, so that help and error messages appear at once.
 """
 
+import gc
 import importlib
 import sys
 
@@ -50,7 +51,7 @@ def overview() -> str:
         "tinylm trains small language models, from raw text to generated text.",
         "",
         "    tinylm generate         tell a story with the model that comes with tinylm",
-        "    tinylm fit -c tiny      train one of your own on the built-in stories, in about a minute",
+        "    tinylm fit -c tiny      train your own on the built-in stories, in about a minute",
     ]
     for title, group in GROUPS.items():
         lines += ["", title, *(f"    {name:16}{summary}" for name, (_, summary) in group.items())]
@@ -77,8 +78,12 @@ def run_command(name: str, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
+    words = sys.argv[1:] if arguments is None else arguments
     with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt as it is
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        code = _main(words)
+    if arguments is None and words[:1] and words[0] in GROUPS["Use"]:
+        gc.freeze()  # Python would end with a search for garbage among PyTorch's objects, which takes half a second
+    return code
 
 
 def _main(words: list[str]) -> int:
