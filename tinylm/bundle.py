@@ -90,7 +90,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transfor
     """Loads the model, in evaluation mode, and the tokenizer of a run folder, a model folder or a checkpoint.
 
     Of a run folder it loads `model/` (the best by validation loss), else `checkpoints/best.ckpt`, else
-    `checkpoints/last.ckpt`, and reports which on stderr.
+    `checkpoints/last.ckpt`, and reports which on stderr. The path `storyteller` loads the model that comes with tinylm.
 
     Raises:
         MissingInputError: if there is no model.

@@ -24,7 +24,7 @@ from tinylm.errors import (
     disk_problem,
     notice,
 )
-from tinylm.locate import find_model, newest_run
+from tinylm.locate import STORYTELLER, command, find_model, newest_run
 
 # --- options
 
@@ -123,8 +123,9 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
     def add_model_option(self, kinds: str = "run folder, model folder or checkpoint") -> None:
-        """Adds `--model`, which defaults to the newest run."""
-        self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/)")
+        """Adds `--model`, to be passed to `announce_model`."""
+        kinds = f"{kinds}, or storyteller, the built-in model"
+        self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/, else storyteller)")
 
     def add_overwrite_option(self) -> None:
         """Adds `--overwrite`, to be passed to `check_target`."""
@@ -172,12 +173,17 @@ def device_problem(name: str) -> str | None:
 
 
 def announce_model(given: str | None) -> tuple[str, Path]:
-    """Finds the model given by `--model`, or that of the newest run, and prints its path before PyTorch is imported.
+    """Finds the model given by `--model`, or by default the newest run's, and announces it before PyTorch is imported.
 
-    The result is the path given or the run's, and the model folder or checkpoint at that path.
+    Without a trained run, the default is the built-in storyteller. The result is the path of the run, or the one given,
+    and the model folder or checkpoint there.
     """
     chosen = str(newest_run()) if given is None else given
     found = find_model(chosen)
+    if found == STORYTELLER:
+        own = f" (runs/ has no trained run); {command('fit', '-c', 'small')} trains your own" if given is None else ""
+        notice(f"loading the built-in storyteller{own}")
+        return str(found), found
     notice(f"loading {found}" + (", the newest run; --model takes another" if given is None else ""))
     return chosen, found
 

@@ -14,6 +14,7 @@ from tinylm.errors import ConfigError, DataError, MissingInputError, did_you_mea
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())  # wheel, clone
 CONFIG_FOLDERS = (CONFIGS, CONFIGS / "examples", CONFIGS / "overlays")
+STORYTELLER = PACKAGE / "storyteller"  # the model folder that comes with tinylm
 MANIFEST, WEIGHTS, TOKENIZER = "tinylm.json", "model.safetensors", "tokenizer.tinylm.json"  # of a model folder
 CONVERTIBLE = (
     "models of other programs are read from Hugging Face folders, nanoGPT's ckpt.pt and llama2.c's .bin, by "
@@ -49,10 +50,15 @@ def find_config(name: str) -> Path:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder or checkpoint at a path, or the preferred one of the run folder at that path."""
+    """The model folder or checkpoint at a path, or the preferred one of the run folder at that path.
+
+    `storyteller` is the built-in model, unless there is such a path.
+    """
     if "://" in str(path):
         raise ConfigError(f"{path}: models are loaded from files only; download it first")
     path = Path(path)
+    if path == Path(STORYTELLER.name) and not path.exists():
+        return STORYTELLER
     if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         return path.parent if path.name == MANIFEST else _checked_file(path)
     if os.path.isfile(path / MANIFEST):  # noqa: PTH113
@@ -66,7 +72,7 @@ def find_model(path: str | Path) -> Path:
     runs = sorted(folder.name for folder in path.parent.glob("*/") if (folder / "checkpoints").is_dir())
     config = path.name if any((folder / f"{path.name}.yaml").is_file() for folder in CONFIG_FOLDERS) else "tiny"
     hint = f"; {path.parent} has {', '.join(runs[:8])}" if runs else f"; train one with {command('fit', '-c', config)}"
-    raise MissingInputError(f"{path}: no such model{hint}")
+    raise MissingInputError(f"{path}: no such model{did_you_mean(str(path), [STORYTELLER.name]) or hint}")
 
 
 def is_huggingface(path: Path) -> bool:
@@ -114,12 +120,9 @@ def _checked_file(path: Path) -> Path:
 
 
 def newest_run(folder: str | Path = "runs") -> Path:
-    """The run in a folder whose model was written last; MissingInputError if no run has a model."""
+    """The run in a folder whose model was written last; the built-in storyteller if no run has a model."""
     models = [(found.stat().st_mtime, run) for run in Path(folder).glob("*/") for found in _models_of_run(run)]
-    if not models:
-        train = command("fit", "-c", "tiny")
-        raise MissingInputError(f"--model: missing, and {folder}/ has no trained run; train one with {train}")
-    return max(models)[1]
+    return max(models)[1] if models else STORYTELLER
 
 
 def _models_of_run(run: Path) -> Iterator[Path]:

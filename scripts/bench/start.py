@@ -22,6 +22,7 @@ FIT = f"fit -c tiny --trainer.val_check_interval 2 {SHORT}"
 CASES = [(words, "") for words in HELP] + [
     ("fit --trainer.help", ""), (FIT, "tinylm: run"), (FIT, "step 2"), (f"fit -c small {SHORT}", "step 1"),
     ("generate --max-new-tokens 1", "tinylm: "), ("generate --max-new-tokens 1", ""),
+    ("generate --model storyteller --seed 1", ""),
 ]  # fmt: skip
 
 

@@ -103,5 +103,5 @@ def test_single_sequences_and_quantized_models_are_refused():
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ConfigError, match="need at least 2 sequences, got 1; give more rows"):
         gradient_statistics(model, ids, ids)
-    with pytest.raises(ConfigError, match="8 and 4 bits have no gradients; analyze the model that they were made of"):
+    with pytest.raises(ConfigError, match="8 and 4 bits have no gradients; analyze the unquantized model"):
         gradient_statistics(quantize(model, bits=8), ids.repeat(2, 1), ids.repeat(2, 1))

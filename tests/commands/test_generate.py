@@ -48,7 +48,7 @@ def test_from_any_folder_it_prints_prompt_and_completion_or_fails_with_an_exit_c
     good = start(tmp_path, "--model", model, "--prompt", "é😀", "--max_new_tokens", 9, "--seed", 1, "--device", "cpu")
     unseen = start(tmp_path, "--model", model, "--prompt", "abz")
     missing = start(tmp_path, "--model", tmp_path / "nowhere", "--prompt", "a")
-    usage = start(tmp_path, "--prompt", "a")
+    usage = start(tmp_path, "--prompt", "a", "--modle", model)
 
     out, err = good.communicate(timeout=60)
     assert (good.returncode, err) == (0, f"tinylm: loading {model}\n")
@@ -58,7 +58,7 @@ def test_from_any_folder_it_prints_prompt_and_completion_or_fails_with_an_exit_c
     for process, code, problem in [
         (unseen, 65, "'z' (U+007A) at position 2"),
         (missing, 66, f"{tmp_path / 'nowhere'}: no such model"),
-        (usage, 66, "--model"),
+        (usage, 2, "--modle: no such option, did you mean '--model'?"),
     ]:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (code, "")

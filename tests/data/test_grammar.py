@@ -159,6 +159,8 @@ def test_log_prob_of_any_grammar_matches_the_enumeration(rules, seed):
     for text in Random(seed).sample(sorted(expected), min(20, len(expected))):
         assert grammar.log_prob(text) == pytest.approx(math.log(expected[text]), abs=1e-9)
         assert len(grammar.parse(text)) == ways[text]
+        begins = [math.fsum(p for other, p in expected.items() if other[:k] == text[:k]) for k in range(len(text) + 1)]
+        assert grammar.prefix_log_probs(text).tolist() == pytest.approx([math.log(p) for p in begins], abs=1e-9)
     random = Random(seed)
     for _ in range(10):
         text, derivation = grammar.generate(random)

@@ -106,7 +106,7 @@ def test_row_and_select_share_and_copy_the_memory_of_a_cache(cache):
     ids = torch.arange(18).view(3, 6) % 11
     rows = model.make_cache(3)
     for row, count in enumerate((2, 5, 3)):
-        single = rows.row(row)
+        single = rows.rows(row)
         assert type(single) is cache
         model(ids[row : row + 1, :count], cache=single)
         rows.lengths[row] = count

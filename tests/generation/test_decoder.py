@@ -120,7 +120,7 @@ def test_rows_can_be_read_separately_and_reordered():
     model, ids = random_model(config), random_ids(config, 3)
     full, cache = model(ids), RingKVCache(config, 3, dtype=torch.float64)
     for row, count in enumerate((2, 5, 3)):
-        model(ids[row : row + 1, :count], cache=cache.row(row))
+        model(ids[row : row + 1, :count], cache=cache.rows(row))
         cache.lengths[row] = count
     cache.select([2, 0, 2])
     found = Decoder(model).step(torch.stack([ids[2, 3], ids[0, 2], ids[2, 3]]), cache)

@@ -75,7 +75,7 @@ def test_each_run_is_smoothed_and_then_they_are_averaged_and_the_learning_rate_s
     folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
     for folder, sign in zip(folders, (1, -1), strict=True):
         lines = [f"{step},{3 + sign * (-1) ** step},{1 / step}" for step in range(1, 9)]
-        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,lr", *lines]))
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,lr", *lines, ""]))
     (mean,) = read_curves(folders, smooth=0.5)
     assert mean.columns["lr"][1].tolist() == pytest.approx([1 / step for step in range(1, 9)])
     one = smoothed(np.array([3 + (-1.0) ** step for step in range(1, 9)]), 0.5)

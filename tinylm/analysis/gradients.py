@@ -72,7 +72,7 @@ def gradient_statistics(
     N, remedy = len(ids), "give more rows, more text or a smaller length"
     require(N >= 2, f"signal and noise need at least 2 sequences, got {N}; {remedy}")
     quantized = any(True for _ in quantized_layers(model))
-    require(not quantized, "weights of 8 and 4 bits have no gradients; analyze the model that they were made of")
+    require(not quantized, "weights of 8 and 4 bits have no gradients; analyze the unquantized model")
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     means = [torch.zeros_like(weight) for weight in weights.values()]
     squares = torch.zeros(len(means), dtype=torch.float64)  # mean squared norm over sequences, of each weight

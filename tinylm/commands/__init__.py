@@ -5,6 +5,7 @@
 needed, so that help and error messages appear at once.
 """
 
+import gc
 import importlib
 import sys
 
@@ -22,6 +23,8 @@ GROUPS = {  # name: module, summary
     },
     "Use": {
         "generate": ("generate", "continue a prompt; --interactive opens a prompt loop"),
+        "play": ("play", "open a page to play with a model and to see inside it"),
+        "serve": ("serve", "answer the requests of OpenAI clients, over HTTP"),
         "score": ("score", "perplexity and bits per byte of a text; exact match of answers"),
         "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
@@ -47,8 +50,8 @@ def overview() -> str:
     lines = [
         "tinylm trains small language models, from raw text to generated text.",
         "",
-        "    tinylm fit -c tiny      train a small model on the built-in stories, in about a minute",
-        "    tinylm generate         generate text with it",
+        "    tinylm generate         tell a story with the model that comes with tinylm",
+        "    tinylm fit -c tiny      train your own on the built-in stories, in about a minute",
     ]
     for title, group in GROUPS.items():
         lines += ["", title, *(f"    {name:16}{summary}" for name, (_, summary) in group.items())]
@@ -75,8 +78,12 @@ def run_command(name: str, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
+    words = sys.argv[1:] if arguments is None else arguments
     with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt as it is
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        code = _main(words)
+    if arguments is None and words[:1] and words[0] in GROUPS["Use"]:
+        gc.freeze()  # Python would end with a search for garbage among PyTorch's objects, which takes half a second
+    return code
 
 
 def _main(words: list[str]) -> int:

@@ -28,13 +28,13 @@ PICTURES = {
 COMMANDS = tuple(PICTURES)
 UNUSED = {
     "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite"),
-    "activations": ("--tokens",), "gradients": ("--tokens",), "tokens": ("--length", "--rows", "--tokens"),
+    "activations": ("--tokens",), "gradients": ("--tokens",),
+    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite"),
 }  # fmt: skip
 MODES = [
     Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()
 ]
 FOLDER = Path("analysis")
-PAGE = FileKind("a page of losses", rb"<!DOCTYPE html>.*<title>[^\n]*: loss of each token</title>")
 TABLE = FileKind("an analysis", rb" *(?:parameters  |head |layer |part |after |(?:colour|in brackets).*token)")
 
 
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> None:
             continue
         write_text(options.out / f"{name}.txt", found.text + "\n")
         print("\n".join(f"{name}: {line}" for line in found.summary.splitlines()))
-    print(f"{options.out}: tables (.txt), pictures (.png, .svg), tokens.html")
+    print(f"{options.out}: tables (.txt), pictures (.png, .svg)")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -89,8 +89,6 @@ def targets(chosen: str | None, out: Path) -> Iterator[tuple[Path, FileKind]]:
         yield from ((out / f"{picture}{suffix}", PICTURE) for picture in PICTURES[name] for suffix in (".png", ".svg"))
         if chosen is None:
             yield out / f"{name}.txt", TABLE
-        if name == "tokens":
-            yield out / "tokens.html", PAGE
 
 
 def make_subject(options: argparse.Namespace) -> "Subject":

@@ -18,8 +18,7 @@ from tinylm.analysis.profile import profile
 from tinylm.console import table
 from tinylm.errors import DataError
 from tinylm.evaluation.log_probs import document_ids
-from tinylm.evaluation.tokens import LOSS, html_page, mean_loss, show_losses, token_losses
-from tinylm.files import write_text
+from tinylm.evaluation.tokens import LOSS, mean_loss, show_losses, token_losses
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.runs.plots import save_figure
@@ -220,11 +219,9 @@ def report_lens(subject: Subject) -> Report:
 def report_tokens(subject: Subject) -> Report:
     """The loss of each token of a text."""
     losses = token_losses(subject.model, subject.tokenizer, subject.texts[0], MOST_TOKENS)
-    page = subject.out / "tokens.html"
-    write_text(page, html_page(losses, subject.tokenizer, f"{subject.name}: loss of each token"))
     summary = f"{len(losses):,} tokens, loss {mean_loss(losses):.4f} nats per token"
     shown = show_losses(losses, subject.tokenizer, subject.color)
-    return Report(f"{LOSS.legend(subject.color)}\n{shown}\n{summary}", summary, [page])
+    return Report(f"{LOSS.legend(subject.color)}\n{shown}\n{summary}", summary)
 
 
 REPORTS: dict[str, Callable[[Subject], Report]] = {

@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(f"--length must be from 1 to the context, {model.config.max_seq_len}, got {length}")
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {options.batch_size}")
-    weights = {name: tensor.numpy().astype(options.precision) for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.double().numpy().astype(options.precision) for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         del weights["head.weight"]
     try:

@@ -1,7 +1,7 @@
 """Generates text: tinylm generate --model runs/small --prompt "Once upon a time"
 
-Without --model the newest run in runs/ is used, without a prompt the sample prompt of its run. A .npz archive
-written by `tinylm train-numpy` runs in NumPy, without PyTorch.
+Without --model the newest run in runs/ is used, or the built-in storyteller if there is none; without a prompt the
+sample prompt of its run. A .npz archive written by `tinylm train-numpy` runs in NumPy, without PyTorch.
 """
 
 import argparse
@@ -183,7 +183,6 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     import torch
 
     import tinylm
-    from tinylm.data.template import find_template, use_template
     from tinylm.generation import Generator, SpeculativeGenerator
     from tinylm.generation.fast.choice import compiled_decoder, fastest_threads
     from tinylm.model import Int8KVCache, RingKVCache
@@ -204,6 +203,8 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
         generator = Generator(model, tokenizer, compiled_decoder(model) if options.compile else None)
     generator.conversation = "template" in bundle.info
     if options.chat:
+        from tinylm.data.template import find_template, use_template
+
         use_template(generator, find_template("chat", tokenizer))
     return generator, threads
 

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     text = None if options.text is None else "".join(read_chunks(options.text))
     check_out(Path(options.model), options.out, options.overwrite)
-    _, path = announce_model(options.model)
+    given, path = announce_model(options.model)
 
     from tinylm.adapt import quantize
     from tinylm.adapt.quantize import kernels
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     info = {**original.info, "quantized": options.model}
     save_bundle(options.out, quantized, original.tokenizer, info, options.overwrite)
     models = (original.model, quantized)
-    texts = held_out_stories(Path(options.model), STORIES) if text is None else [text]
+    texts = held_out_stories(Path(given), STORIES) if text is None else [text]
     scores = [score_text(model, original.tokenizer, texts) if texts else None for model in models]
     fastest_threads(original.model)
     sizes = [weight_bytes(original.model), file_size(options.out / WEIGHTS)]

@@ -22,7 +22,7 @@ from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.choice import make_decoder
 from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.options import SamplingConfig, check_names, check_truncate
-from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible
+from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible, token_counts
 from tinylm.generation.text import Completion, Reader, Stats, Text, announce_sliding
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import RingKVCache, TransformerLM
@@ -103,7 +103,7 @@ class Generator:
             raise ConfigError(f"prompts must be a list of strings, got {prompts!r}; for a single one, [prompt]")
         seeds = [None if config.seed is None else _seed(config.seed + i) for i in range(num_samples)]
         texts = [Text(ids, seed) for ids in [self.prompt_ids(p, truncate) for p in prompts] for seed in seeds]
-        readers = {text: self._reader(text, config) for text in texts}
+        readers = {text: self.reader(text, config) for text in texts}
         pieces = {text: [] for text in texts}
         for text in self.decode(texts, config, batch_size, log_probs=True):
             pieces[text].append(readers[text].read())
@@ -111,11 +111,12 @@ class Generator:
             pieces[text].append(reader.rest())
         return [text.completion(prompts[i // num_samples], "".join(pieces[text])) for i, text in enumerate(texts)]
 
-    def _reader(self, text: Text, config: SamplingConfig) -> Reader:
+    def reader(self, text: Text, config: SamplingConfig) -> Reader:
+        """Spells a text, token by token, up to the stop strings."""
         return Reader(text, self.tokenizer.piece_decoder(), config.stop, config.min_new_tokens)
 
     def _pieces(self, text: Text, config: SamplingConfig, log_probs: bool) -> Iterator[str]:
-        reader = self._reader(text, config)
+        reader = self.reader(text, config)
         for _ in self.decode([text], config, log_probs=log_probs):
             if piece := reader.read():
                 yield piece
@@ -128,7 +129,7 @@ class Generator:
         The ids contain the stop string.
         """
         text = Text(prompt, config.seed)
-        reader = self._reader(text, config)
+        reader = self.reader(text, config)
         for _ in self.decode([text], config):
             reader.read()
             if text.finished != "end":
@@ -221,17 +222,25 @@ class Generator:
     def _scores(
         self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
     ) -> Tensor:
-        """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
+        """`scores`, or NumericError for logits that are not finite, or ConfigError for a row without a choice."""
         check_numbers(logits)
+        scores = self.scores(logits, prompts, generated, config)
+        if scores is not logits and not is_possible(scores):
+            raise ConfigError(NO_TOKEN)
+        return scores
+
+    def scores(
+        self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
+    ) -> Tensor:
+        """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         scores, stops = logits, list(self.tokenizer.marks.stops)
         if config.adjusts:
-            scores = adjusted(logits, _counts(prompts, logits), _counts(generated, logits), config)
+            asked, made = (token_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
+            scores = adjusted(logits, asked, made, config)
         if config.min_new_tokens and stops:
             short = [row for row, ids in enumerate(generated) if len(ids) < config.min_new_tokens]
             scores = scores.clone()
             scores[torch.tensor(short, dtype=torch.long, device=logits.device)[:, None], stops] = EXCLUDED
-        if scores is not logits and not is_possible(scores):
-            raise ConfigError(NO_TOKEN)
         return scores
 
     def append(self, text: Text, token: int, log_probs: list[float], config: SamplingConfig) -> None:
@@ -288,9 +297,3 @@ class Generator:
 def _seed(number: int) -> int:
     """A seed that PyTorch accepts: a number below 2**64 itself, a greater one modulo 2**64."""
     return number if number < 1 << 64 else number % (1 << 64)
-
-
-def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
-    """Counts each token in each list: int64 (B, V), for logits (B, V)."""
-    counts = [torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=logits.shape[1]) for ids in lists]
-    return torch.stack(counts).to(logits.device)

@@ -59,10 +59,14 @@ class SamplingConfig:
         check_rule(finite, "logit_bias", "finite numbers by token id", self.logit_bias)
 
     @property
+    def penalizes(self) -> bool:
+        """Whether a penalty is on."""
+        return any((self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty))
+
+    @property
     def adjusts(self) -> bool:
         """Whether `adjusted` changes anything."""
-        penalties = (self.repetition_penalty != 1, self.presence_penalty, self.frequency_penalty)
-        return any((*penalties, self.logit_bias, self.banned_tokens))
+        return any((self.penalizes, self.logit_bias, self.banned_tokens))
 
     def check_tokens(self, vocab_size: int, stops: Iterable[int]) -> None:
         """Raises ConfigError for a biased or banned token outside the vocabulary, or if no token is left.

@@ -52,6 +52,24 @@ class TokenRows:
         """Forgets everything."""
         self.lengths = [0] * len(self.lengths)
 
+    def rows(self, first: int, count: int = 1) -> "TokenRows":
+        """Some rows, which share the memory but not the lengths; `adopt` hands these back."""
+        rows, part = object.__new__(TokenRows), slice(first, first + count)
+        rows.max_len, rows.lengths, rows.ids = self.max_len, self.lengths[part], self.ids[part]
+        return rows
+
+    def adopt(self, rows: "TokenRows", first: int) -> None:
+        """Takes over the lengths of `rows(first, ...)`."""
+        self.lengths[first : first + len(rows.lengths)] = rows.lengths
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a row over another."""
+        self.ids[target], self.lengths[target] = self.ids[source], self.lengths[source]
+
+    def erase(self, first: int, count: int) -> None:
+        """Forgets some rows."""
+        self.lengths[first : first + count] = [0] * count
+
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows in this order; a row may be repeated."""
         self.ids = self.ids[torch.tensor(rows, dtype=torch.long, device=self.ids.device)]
@@ -83,6 +101,15 @@ class UncachedDecoder:
         for index, part in enumerate(parts) if row is None else [(row, parts[0])]:
             cache.lengths[index] = 0
             cache.append(index, torch.tensor(part, dtype=torch.long))
+
+    def start(self, ids: Sequence[int], cache: TokenRows) -> int:
+        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` is to read them."""
+        cache.lengths[0] = 0
+        return 0
+
+    def extend(self, ids: Sequence[int], cache: TokenRows) -> None:
+        """Appends further tokens to one row."""
+        cache.append(0, torch.tensor(ids, dtype=torch.long))
 
     def step(self, ids: Tensor, cache: TokenRows) -> Tensor:
         """Appends the next token of each row, (B,), and returns the logits after it, (B, V)."""

@@ -195,13 +195,31 @@ class RingKVCache(KVCache):
         """Begins a new document in a row: the next tokens do not see the earlier ones."""
         self.begins[row].append(self.lengths[row])
 
-    def row(self, index: int) -> "RingKVCache":
-        """One row as a cache that shares the memory but not the length."""
-        cache = object.__new__(type(self))  # allocates nothing
+    def rows(self, first: int, count: int = 1) -> "RingKVCache":
+        """Some rows as a cache that shares the memory but not the lengths, which `adopt` hands back."""
+        cache, part = object.__new__(type(self)), slice(first, first + count)  # allocates nothing
         cache.max_len, cache.num_slots, cache._counts = self.max_len, self.num_slots, None
-        cache.lengths, cache.begins = [self.lengths[index]], [list(self.begins[index])]
-        cache._use([buffer[:, index : index + 1] for buffer in self._buffers])
+        cache.lengths, cache.begins = self.lengths[part], [list(begins) for begins in self.begins[part]]
+        cache._use([buffer[:, part] for buffer in self._buffers])
         return cache
+
+    def adopt(self, rows: "RingKVCache", first: int) -> None:
+        """Takes over the lengths and documents of `rows(first, ...)`."""
+        part = slice(first, first + rows.batch_size)
+        self.lengths[part], self.begins[part] = rows.lengths, [list(begins) for begins in rows.begins]
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a row over another."""
+        for buffer in self._buffers:
+            buffer[:, target] = buffer[:, source]
+        self.lengths[target], self.begins[target] = self.lengths[source], list(self.begins[source])
+
+    def erase(self, first: int, count: int) -> None:
+        """Forgets some rows and overwrites their memory: a NaN that a text left behind would survive masking."""
+        for buffer in self._buffers:
+            buffer[:, first : first + count] = 0
+        for row in range(first, first + count):
+            self.restart(row)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows in this order; a row may be repeated."""

@@ -24,11 +24,12 @@ def run_figures(model: Path) -> dict[str, Any]:
     corpus = data.get("corpus")
     if isinstance(corpus, dict):  # a mixture
         corpus = ", ".join(f"{name}: {source}" for name, source in corpus.items())
+    recorded = row.steps > 0  # a run without metrics.csv has only its config
     figures = {
         "data": data.get("pairs") or corpus,
         "base model": config.get("model", {}).get("init_from"),
-        "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else ""),
-        "training tokens": f"{row.tokens:,.0f}",
+        "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else "") if recorded else None,
+        "training tokens": f"{row.tokens:,.0f}" if recorded else None,
         "training seconds": row.seconds,
         "lowest validation loss": row.val_loss,
         "bits per byte": row.bpb,

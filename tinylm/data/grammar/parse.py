@@ -5,9 +5,14 @@ where the next words tell the alternatives apart.
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tinylm.data.grammar.generate import Choice, Derivation, GenerativeRules, log_prob_of, recall
 from tinylm.data.grammar.rules import Draw, Recall, capitalize, read_rules
@@ -25,15 +30,37 @@ class Grammar(GenerativeRules):
         }
 
     def parse(self, text: str) -> list[Derivation]:
-        """All derivations of a text: none if the grammar cannot generate it, several if it is ambiguous.
+        """All derivations of a text: none if the grammar cannot generate it, several if it is ambiguous."""
+        return self._search(text, lambda at, written, log_prob: None)
 
-        A search state is the position in the text, the symbols still to match, the variables and the choices so far.
-        Symbols still to match are a linked list of (alternative's symbols, next index, what follows the alternative).
+    def prefix_log_probs(self, text: str) -> np.ndarray:
+        """The log probability that a generated text begins with `text[:k]`, in nats, for k from 0: float64 (n + 1,).
+
+        Their differences are the losses of the best possible predictor of the next character (Shannon 1948).
+        """
+        found = np.full(len(text) + 1, -math.inf)
+        found[0] = 0.0
+
+        def see(at: int, written: str, log_prob: float) -> None:
+            following = text[at : at + len(written)]
+            shared = sum(1 for _ in takewhile(bool, map(eq, written, following)))
+            ends = slice(at + 1, at + shared + 1)
+            found[ends] = np.logaddexp(found[ends], log_prob)
+
+        self._search(text, see)
+        return found
+
+    def _search(self, text: str, see: Callable[[int, str, float], None]) -> list[Derivation]:
+        """All derivations of a text, by depth-first search.
+
+        A state is the position in the text, the symbols still to match, the variables, the choices so far and their log
+        probability. Symbols still to match are a linked list of (alternative's symbols, next index, what follows the
+        alternative). Before a string is compared with the text, `see` gets position, string and log probability.
         """
         found: list[Derivation] = []
-        states: list[Any] = [(0, ((Draw(self.start),), 0, None), {}, None)]
+        states: list[Any] = [(0, ((Draw(self.start),), 0, None), {}, None, 0.0)]
         while states:
-            at, todo, variables, trail = states.pop()
+            at, todo, variables, trail, log_prob = states.pop()
             while todo is not None and todo[1] == len(todo[0]):  # the alternative is matched: continue behind it
                 todo = todo[2]
             if todo is None:
@@ -44,20 +71,23 @@ class Grammar(GenerativeRules):
             if isinstance(symbol, Recall):
                 symbol = recall(symbol, variables)
             if isinstance(symbol, str):
+                see(at, symbol, log_prob)
                 if text.startswith(symbol, at):
-                    states.append((at + len(symbol), after, variables, trail))
+                    states.append((at + len(symbol), after, variables, trail, log_prob))
             elif symbol.rule in self.entries:
                 excluded = self._excluded(symbol, variables)
                 for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
-                    if text.startswith(written, at) and number not in excluded:
-                        entry = self.entries[symbol.rule][number]
-                        then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
-                        states.append((at + len(written), after, then, (self._choice(symbol, number, excluded), trail)))
+                    if number in excluded or written[:1] not in ("", text[at : at + 1]):
+                        continue
+                    choice, entry = self._choice(symbol, number, excluded), self.entries[symbol.rule][number]
+                    then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
+                    chosen = log_prob + math.log(choice.probability)
+                    states.append((at, ((written,), 0, after), then, (choice, trail), chosen))
             else:
                 for each in self.rules[symbol.rule]:
-                    if not isinstance(each.symbols[0], str) or text.startswith(each.symbols[0], at):
-                        choice = Choice(symbol.rule, each.text, each.probability)
-                        states.append((at, (each.symbols, 0, after), variables, (choice, trail)))
+                    choice = Choice(symbol.rule, each.text, each.probability)
+                    chosen = log_prob + math.log(each.probability)
+                    states.append((at, (each.symbols, 0, after), variables, (choice, trail), chosen))
         return found
 
     def log_prob(self, text: str) -> float:

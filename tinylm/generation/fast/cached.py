@@ -107,11 +107,20 @@ class CachedDecoder:
         if not width:
             return
         padded = [[*part[begin:], *[0] * width][:width] for part, begin in zip(parts, begins, strict=True)]
-        target = cache if row is None else cache.row(row)
+        target = cache if row is None else cache.rows(row)
         target.expect(counts)
         self.model(torch.tensor(padded, device=cache.keys[0].device), cache=target, skip=width)
         if row is not None:
             cache.lengths[row] = len(parts[0])
+
+    def start(self, ids: Sequence[int], cache: RingKVCache) -> int:
+        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` is to read them."""
+        cache.restart(0, self._last_document(ids))
+        return cache.lengths[0]
+
+    def extend(self, ids: Sequence[int], cache: RingKVCache) -> None:
+        """Reads further tokens of one row, within a document."""
+        self.model(torch.tensor([ids], device=cache.keys[0].device), cache=cache, skip=len(ids))
 
     @property
     def separator(self) -> int | None:

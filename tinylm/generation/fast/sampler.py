@@ -40,7 +40,7 @@ class Sampler:
         options = [repr(value) for name, value in vars(config).items() if name not in OF_THE_HOST]
         self.key = (*options, vocab_size, tuple(stops), log_probs, rows)
         self.draw, self.changed = self.drawn, []
-        self.penalizes = any((config.repetition_penalty != 1, config.presence_penalty, config.frequency_penalty))
+        self.penalizes = config.penalizes
         if self.penalizes:
             self.counts = torch.zeros(2, rows, vocab_size, dtype=torch.long, device=device)  # prompt, generated
             self.changed = [self.counts]
@@ -90,7 +90,7 @@ class Sampler:
             tokens = scores.argmax(dim=-1)
         else:
             p = filtered(scores.double(), self.config).softmax(dim=-1)
-            tokens = draw(p, random_times(keys, made, self.vocab_size))
+            tokens = draw(p, random_times(keys, made, torch.arange(self.vocab_size, device=keys.device)))
         fault = ~scores.amax(dim=-1).isfinite() * NO_CHOICE
         fault = fault.masked_fill(~logits.amax(dim=-1).isfinite(), NOT_FINITE)
         found = torch.zeros_like(tokens, dtype=torch.float64)

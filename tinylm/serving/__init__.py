@@ -1,0 +1,1 @@
+"""Serving: many texts at once (engine.py), over HTTP and in the browser."""
