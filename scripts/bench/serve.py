@@ -1,7 +1,7 @@
 """Load on `tinylm serve`: throughput and latency with many clients, with batching and without, and memory.
 
     python scripts/bench/serve.py --model runs/small                       # 1, 8 and 64 clients, 200 tokens each
-    python scripts/bench/serve.py --model runs/small --peer transformers   # beside transformers serve
+    python scripts/bench/serve.py --model runs/small --peer peer/bin/python --llama llama-server  # beside others
     python scripts/bench/serve.py --model runs/small --requests 5000       # memory
 
 Two servers of the same model run at the same time, one with 64 rows, one with a single row, and are loaded in turn, so
@@ -10,8 +10,8 @@ a seed of its own and the end-of-text token ruled out, and begins the next one w
 makes `--each` requests for each of them. Latency is the time from the request to its last token, first that to the
 first one.
 
-The peer is `transformers serve`, from the environment of --peer, on the folder that `tinylm export` writes. With a
-context of 128 tokens it goes on beyond, where tinylm slides.
+The peers are `transformers serve`, run by a Python that has transformers[serving], and llama.cpp's server, on what
+`tinylm export` writes. Beyond the context transformers reads on, and llama.cpp shifts its cache, where tinylm slides.
 """
 
 import argparse
@@ -29,8 +29,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-import httpx
 
 from tinylm.bundle import load_bundle
 from tinylm.locate import find_model
@@ -103,7 +101,9 @@ def peer_body(folder: str) -> Body:
 def export_for_peer(model: str, folder: Path) -> str:
     """Exports a model whose texts do not end."""
     exported = folder / "exported"
-    subprocess.run([sys.executable, "-m", "tinylm", "export", "--model", model, "--out", str(exported)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tinylm", "export", "--model", model, "--to", "hf", "--out", str(exported)], check=True
+    )
     for name in ("generation_config.json", "config.json"):
         path = exported / name
         values = json.loads(path.read_text()) if path.exists() else {}
@@ -114,22 +114,54 @@ def export_for_peer(model: str, folder: Path) -> str:
     return str(exported)
 
 
+def llama_body() -> Body:
+    """Requests to llama.cpp's server, which are to draw from all tokens."""
+    options = dict(prompt=PROMPT, max_tokens=TOKENS, stream=True, stream_options=dict(include_usage=True))
+    options |= dict(ignore_eos=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
+    return lambda number: options | dict(seed=number)
+
+
+def peers(options: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> Iterator[Server]:
+    """Starts the servers of other programs."""
+    port = 18000 + os.getpid() % 1000
+    if options.peer:
+        exported = export_for_peer(options.model, Path(folder))
+        command = [options.peer, "-m", "transformers.cli.transformers", "serve", exported, "--device", "cpu"]
+        command += ["--port", str(port), *options.peer_option]
+        _, process = stack.enter_context(started(command, r"running on http://\S+:(\d+)", folder))
+        yield Server("transformers serve", port, process, peer_body(exported))
+    if options.llama:
+        exported, slots = f"{folder}/model.gguf", str(max(CLIENTS))
+        export = [sys.executable, "-m", "tinylm", "export", "--to", "gguf", "--model", options.model, "--out", exported]
+        subprocess.run(export, check=True)
+        context = load_bundle(find_model(options.model)).model.config.max_seq_len
+        command = [options.llama, "-m", exported, "--port", str(port + 1), "-np", slots, "--context-shift"]
+        command += ["-c", str(context * max(CLIENTS)), "--threads", str(os.cpu_count())]
+        _, process = stack.enter_context(started(command, r"listening on http://\S+:(\d+)", folder))
+        yield Server("llama.cpp", port + 1, process, llama_body())
+
+
 # --- load
 
 
-async def ask(client: httpx.AsyncClient, server: Server, number: int) -> Answer:
-    """Streams one completion."""
-    started_at, first, tokens = time.perf_counter(), 0.0, 0
-    url = f"http://127.0.0.1:{server.port}/v1/completions"
-    async with client.stream("POST", url, json=server.body(number)) as answer:
-        if answer.status_code != 200:
-            raise SystemExit(f"{server.name}: {answer.status_code} {(await answer.aread()).decode()}")
-        async for data in answer.aiter_raw():
-            first = first or time.perf_counter() - started_at
-            tokens += data.count(b'"text"')
-            if found := re.search(rb'"completion_tokens": ?(\d+)', data):
-                tokens = int(found[1])
-    return Answer(first, time.perf_counter() - started_at, tokens)
+async def ask(server: Server, number: int) -> Answer:
+    """Streams one completion, by as little code as possible, since the client takes time from the server."""
+    body = json.dumps(server.body(number)).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
+    started_at, first, parts = time.perf_counter(), 0.0, []
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    while part := await reader.read(1 << 16):
+        first = first or (time.perf_counter() - started_at if b"data:" in part else 0.0)
+        parts.append(part)
+    last = time.perf_counter() - started_at
+    writer.close()
+    answer = b"".join(parts)
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"{server.name}: {answer.decode()}")
+    counted = re.search(rb'"completion_tokens": ?(\d+)', answer)
+    assert counted is not None, answer[-500:]
+    return Answer(first, last, int(counted[1]))
 
 
 async def load(server: Server, clients: int, each: int) -> tuple[float, list[Answer]]:
@@ -138,13 +170,11 @@ async def load(server: Server, clients: int, each: int) -> tuple[float, list[Ans
 
     async def one(index: int) -> None:
         for turn in range(each):
-            answers.append(await ask(http, server, index + turn * clients))
+            answers.append(await ask(server, index + turn * clients))
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as http:
-        begun = time.perf_counter()
-        await asyncio.gather(*map(one, range(clients)))
-        return time.perf_counter() - begun, answers
+    begun = time.perf_counter()
+    await asyncio.gather(*map(one, range(clients)))
+    return time.perf_counter() - begun, answers
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -190,12 +220,13 @@ def resident(process: subprocess.Popen) -> float:
 
 
 def watch_memory(server: Server, requests: int, clients: int = 64) -> None:
-    """Prints the memory of a server after each tenth of many short requests."""
-    short = server._replace(body=lambda number: server.body(number) | dict(max_tokens=1 + number % 16))
-    for tenth in range(11):
-        if tenth:
-            asyncio.run(load(short, clients, max(requests // 10 // clients, 1)))
-        print(f"after {tenth * requests // 10:6} requests: {resident(server.process):.1f} MB", flush=True)
+    """Prints the memory of a server ten times during many short requests."""
+    short, made = server._replace(body=lambda number: server.body(number) | dict(max_tokens=1 + number % 16)), 0
+    each = -(-requests // (10 * clients))
+    for _ in range(10):
+        asyncio.run(load(short, clients, each))
+        made += each * clients
+        print(f"after {made:6} requests: {resident(server.process):.1f} MB", flush=True)
 
 
 def main() -> None:
@@ -205,7 +236,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="measurements of each number of clients")
     parser.add_argument("--each", type=int, default=1, help="requests of each client in a measurement")
     parser.add_argument("--requests", type=int, default=0, help="only measure memory, over so many requests")
-    parser.add_argument("--peer", help="folder of an environment with transformers[serving]; its bin/transformers runs")
+    parser.add_argument("--peer", help="a Python that has transformers[serving]")
+    parser.add_argument("--llama", help="llama.cpp's llama-server")
     parser.add_argument("--peer-option", action="append", default=[], help="option of transformers serve")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -215,12 +247,7 @@ def main() -> None:
             command = [*tinylm, "--rows", str(rows)]
             port, process = stack.enter_context(started(command, r"http://127.0.0.1:(\d+)", folder))
             servers.append(Server(f"tinylm, rows {rows}", port, process, our_body(options.model)))
-        if options.peer:
-            exported, port = export_for_peer(options.model, Path(folder)), 18000 + os.getpid() % 1000
-            command = [f"{options.peer}/bin/transformers", "serve", exported, "--port", str(port), "--device", "cpu"]
-            command += options.peer_option
-            _, process = stack.enter_context(started(command, r"(?s)startup complete.*:(\d+)", folder))
-            servers.append(Server("transformers serve", port, process, peer_body(exported)))
+        servers += peers(options, folder, stack)
         if options.requests:
             watch_memory(servers[0], options.requests)
         else:

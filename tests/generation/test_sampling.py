@@ -20,6 +20,7 @@ from tinylm.generation.sampling import (
     filtered,
     min_p,
     random_times,
+    token_counts,
     top_k,
     top_p,
     typical,
@@ -276,6 +277,24 @@ def test_random_numbers_are_those_of_splitmix64():
         assert found.tolist() == pytest.approx(expected, rel=1e-14)
         assert torch.equal(Random(seed).times(position, 6), found)
         assert torch.equal(random_times(key, torch.tensor([position]), torch.arange(4))[0], found[:4])
+
+
+@pytest.mark.parametrize("options", [{}, dict(top_k=5), dict(top_p=0.5), dict(min_p=0.5, temperature=0.5)], ids=str)
+def test_rows_drawn_together_are_those_drawn_alone(options):
+    """Of a vocabulary so large that a batch computes its random numbers at once, and only for the tokens kept."""
+    logits = torch.randn(12, 2000, generator=torch.Generator().manual_seed(0)) * 3
+    seeds, positions = [*range(11), 10], [3 * row for row in range(12)]
+    together = choose(logits, SamplingConfig(**options), [Random(seed) for seed in seeds], positions)
+    alone = [
+        int(choose(row[None], SamplingConfig(**options), [Random(seed)], [position]))
+        for row, seed, position in zip(logits, seeds, positions, strict=True)
+    ]
+    assert together.tolist() == alone and len(set(alone)) > 6
+
+
+def test_tokens_are_counted_by_row():
+    counts = token_counts([[1, 1, 3], [], [0]], torch.zeros(3, 4))
+    assert counts.tolist() == [[0, 2, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
 def test_random_numbers_are_exponential_and_independent():

@@ -18,6 +18,7 @@ from tinylm.adapt import LoRAConfig, add_lora, quantize
 from tinylm.errors import ConfigError, NumericError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.generation.fast.decoder import Decoder
+from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.text import Text
 from tinylm.model import Int8KVCache, ModelConfig
 from tinylm.serving import batch, engine
@@ -64,7 +65,7 @@ async def text_of(running: Engine, request: Request, most: int | None = None) ->
 
 
 def alone(model, request: Request) -> str:
-    """The same text by `Generator`."""
+    """The text that `Generator` makes for a request."""
     generator, text = Generator(model, LETTERS), Text(request.prompt, request.config.seed)
     reader = generator.reader(text, request.config)
     pieces = [reader.read() for _ in generator.decode([text], request.config)]
@@ -161,6 +162,14 @@ def test_every_kind_of_model_is_served(change, fields, monkeypatch):
     assert gathered(model, requests, rows=4) == [alone(model, each) for each in requests]
 
 
+def test_steps_of_a_graph_decoder_are_not_captured():
+    model, request = make_model(), greedy("abc", 20)
+    rows = batch.Batch(Generator(model, LETTERS, decoder=GraphDecoder(model)), 2)
+    rows.join(batch.Row(rows.generator, request))
+    made = [piece for each in steps_of(rows, 25) for piece in each.values()]
+    assert "".join(piece.text for piece in made) == alone(model, request)
+
+
 class Fixed(Decoder):
     """Keeps all rows, like a compiled decoder."""
 
@@ -220,7 +229,7 @@ def test_a_whole_text_has_the_pieces_of_a_stream():
 
 
 def steps_of(rows: batch.Batch, count: int = 1) -> list[dict]:
-    """What some steps made, by the text's first prompt token."""
+    """The pieces of some steps, by the first prompt token of their texts."""
     return [{row.request.prompt[0]: piece for row, piece in rows.step()} for _ in range(count)]
 
 
@@ -261,6 +270,16 @@ def test_a_long_prompt_does_not_hold_up_the_others(monkeypatch):
     assert [sorted(each) for each in made] == [[0], [0], [0], [0], [0, 1], [0, 1, 2], [0, 1, 2]]
 
 
+def test_a_text_may_leave_while_its_prompt_is_read(monkeypatch):
+    monkeypatch.setattr(batch, "PART", 4)
+    model, other = make_model(), greedy("bcdefgh")
+    rows, texts = joined(model, 2, greedy("abcdefgh"), other)
+    rows.step()
+    texts[0].left = True
+    made = [piece for each in steps_of(rows, 12) for piece in each.values()]
+    assert "".join(piece.text for piece in made) == alone(model, other)
+
+
 def test_short_prompts_are_read_together():
     rows, _ = joined(make_model(), 8, *(greedy([i, i, i]) for i in range(8)))
     assert steps_of(rows)[0].keys() == set(range(8))
@@ -269,7 +288,9 @@ def test_short_prompts_are_read_together():
 # --- faults
 
 
-def test_logits_that_are_not_finite_end_their_text_alone():
+@pytest.mark.parametrize("part", [256, 2])  # prompts are read together, and in parts
+def test_logits_that_are_not_finite_end_their_text_alone(part, monkeypatch):
+    monkeypatch.setattr(batch, "PART", part)
     model = make_model()
     with torch.no_grad():
         model.embedding.weight[9] = torch.nan  # the prompt "j" makes NaN
@@ -323,6 +344,11 @@ def test_invalid_numbers_of_rows_are_refused():
         Engine(make_model(), LETTERS, rows=0)
     with pytest.raises(ConfigError, match="max_waiting must be at least 0, got -1"):
         Engine(make_model(), LETTERS, max_waiting=-1)
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match=r"rows: a cache of 1000000000000 contexts does not fit .*; lower rows"):
+        Engine(make_model(), LETTERS, rows=10**12)
 
 
 def test_an_exception_on_the_thread_ends_all_texts_and_the_engine():
@@ -432,8 +458,8 @@ def test_functions_and_texts_each_get_half_of_the_time(monkeypatch):
 
 def test_a_step_wakes_an_event_loop_once(monkeypatch):
     calls = []
-    original = engine._call
-    monkeypatch.setattr(engine, "_call", lambda *arguments: calls.append(1) or original(*arguments))
+    original = engine.call
+    monkeypatch.setattr(engine, "call", lambda *arguments: calls.append(1) or original(*arguments))
 
     async def work(running):
         await asyncio.gather(*(text_of(running, greedy("abc", 12)) for _ in range(8)))

@@ -22,7 +22,7 @@ from tinylm.generation.fast.cached import CachedDecoder
 from tinylm.generation.fast.choice import make_decoder
 from tinylm.generation.fast.graph import GraphDecoder
 from tinylm.generation.options import SamplingConfig, check_names, check_truncate
-from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible
+from tinylm.generation.sampling import EXCLUDED, NO_TOKEN, adjusted, check_numbers, choose, is_possible, token_counts
 from tinylm.generation.text import Completion, Reader, Stats, Text, announce_sliding
 from tinylm.generation.uncached import TokenRows, UncachedDecoder
 from tinylm.model import RingKVCache, TransformerLM
@@ -235,7 +235,7 @@ class Generator:
         """Logits (B, V) after bias, bans, penalties and `min_new_tokens`, before temperature and filters."""
         scores, stops = logits, list(self.tokenizer.marks.stops)
         if config.adjusts:
-            asked, made = (_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
+            asked, made = (token_counts(ids, logits) if config.penalizes else logits for ids in (prompts, generated))
             scores = adjusted(logits, asked, made, config)
         if config.min_new_tokens and stops:
             short = [row for row, ids in enumerate(generated) if len(ids) < config.min_new_tokens]
@@ -297,10 +297,3 @@ class Generator:
 def _seed(number: int) -> int:
     """A seed that PyTorch accepts: a number below 2**64 itself, a greater one modulo 2**64."""
     return number if number < 1 << 64 else number % (1 << 64)
-
-
-def _counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
-    """Counts each token in each list: int64 (B, V), for logits (B, V)."""
-    rows, vocab_size = logits.shape
-    ids = torch.tensor([row * vocab_size + i for row, each in enumerate(lists) for i in each], dtype=torch.long)
-    return torch.bincount(ids, minlength=rows * vocab_size).view(rows, vocab_size).to(logits.device)

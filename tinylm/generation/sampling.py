@@ -85,6 +85,13 @@ def penalized(logits: Tensor, prompt: Tensor, generated: Tensor, config: Samplin
     return logits - config.presence_penalty * times.clamp(max=1) - config.frequency_penalty * times
 
 
+def token_counts(lists: Sequence[list[int]], logits: Tensor) -> Tensor:
+    """Counts each token in each list: int64 (B, V), for logits (B, V)."""
+    rows, vocab_size = logits.shape
+    ids = torch.tensor([row * vocab_size + i for row, each in enumerate(lists) for i in each], dtype=torch.long)
+    return torch.bincount(ids, minlength=rows * vocab_size).view(rows, vocab_size).to(logits.device)
+
+
 def adjusted(logits: Tensor, prompt: Tensor, generated: Tensor, config: SamplingConfig) -> Tensor:
     """Applies penalties, biases and bans: (B, V) -> (B, V).
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tinylm.errors import ConfigError, NumericError, TinyLMError
+from tinylm.errors import ConfigError, NumericError, TinyLMError, first_line
 from tinylm.generation.generate import Generator
 from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import CORRUPT, NO_TOKEN, choose
@@ -97,7 +97,7 @@ class Batch:
         prompt_tokens: number of tokens of prompts read so far, those read again counted again
 
     Raises:
-        ConfigError: for a decoder that cannot change the number of its rows.
+        ConfigError: for a decoder that cannot change the number of its rows, or if the memory does not suffice.
     """
 
     def __init__(self, generator: Generator, size: int) -> None:
@@ -106,7 +106,11 @@ class Batch:
         if self.decoder.fixed_rows:
             name = type(self.decoder).__name__
             raise ConfigError(f"{name} has a fixed number of rows; texts that join and leave need another decoder")
-        self.memory: Any = self.decoder.make_cache(size)
+        try:
+            self.memory: Any = self.decoder.make_cache(size)
+        except (RuntimeError, MemoryError) as error:  # of PyTorch's allocators
+            problem = f"a cache of {size} contexts does not fit ({first_line(error)})"
+            raise ConfigError(f"rows: {problem}; lower rows") from error
         self.cache = self.memory.rows(0, 0)
         self.growing: list[Row] = []
         self.unread: deque[Row] = deque()

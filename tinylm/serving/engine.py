@@ -12,11 +12,14 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from tinylm.errors import ConfigError, TinyLMError, first_line
 from tinylm.generation.generate import Generator
 from tinylm.model import TransformerLM
 from tinylm.serving.batch import Batch, Piece, Request, Row
 from tinylm.serving.queue import FairQueue
+from tinylm.serving.ticket import Ticket, call, deliver_all
 from tinylm.tokenizer import Tokenizer
 
 __all__ = ["Counts", "Engine", "Piece", "QueueFull", "Request", "ServerStopped"]
@@ -57,37 +60,6 @@ class Counts:
     cache_bytes: int
 
 
-class _Ticket:
-    """A text on its way to the task that waits for it, or a call of a function."""
-
-    def __init__(self, row: Row, wakes: bool) -> None:
-        self.loop, self.row, self.wakes = asyncio.get_running_loop(), row, wakes
-        self.pieces: list[Piece] = []
-        self.error: BaseException | None = None
-        self.ended = False
-        self.waiter: asyncio.Future[None] | None = None
-
-    def deliver(self, item: Piece | BaseException) -> None:
-        """Takes the next piece or the error that ends the text; on the event loop's thread."""
-        if isinstance(item, BaseException):
-            self.error, self.ended = item, True
-        else:
-            self.pieces.append(item)
-            self.ended = bool(item.finished)
-        if self.waiter is not None and not self.waiter.done() and (self.wakes or self.ended):
-            self.waiter.set_result(None)
-
-    async def take(self) -> list[Piece]:
-        """The pieces that have come since the last call, at least one; raises the error that ended the text."""
-        while not self.ended and not (self.pieces and self.wakes):
-            self.waiter = self.loop.create_future()
-            await self.waiter
-        pieces, self.pieces = self.pieces, []
-        if not pieces and self.error is not None:
-            raise self.error
-        return pieces
-
-
 class Engine:
     """Generates many texts at once (continuous batching).
 
@@ -107,7 +79,7 @@ class Engine:
         failure: the exception that ended the thread, if one did
 
     Raises:
-        ConfigError: for a number of rows below 1, or a negative max_waiting.
+        ConfigError: for a number of rows below 1 or whose memory does not fit, or a negative max_waiting.
     """
 
     def __init__(self, model: TransformerLM, tokenizer: Tokenizer, *, rows: int = 64, max_waiting: int = 256) -> None:
@@ -117,9 +89,9 @@ class Engine:
         self.generator, self.max_waiting = Generator(model, tokenizer), max_waiting
         self.failure: BaseException | None = None
         self._batch = Batch(self.generator, rows)
-        self._queue: FairQueue[_Ticket] = FairQueue()
+        self._queue: FairQueue[Ticket] = FairQueue()
         self._jobs: deque[Callable[..., None]] = deque()
-        self._tickets: dict[Row, _Ticket] = {}  # of the batch
+        self._tickets: dict[Row, Ticket] = {}  # of the batch
         self._changed = threading.Condition()  # guards the queue, the jobs and `_closing`
         self._closing, self._balance = False, 0.0
         self._texts = self._new_tokens = self._steps = 0
@@ -194,7 +166,7 @@ class Engine:
                     result = function()
                 except Exception as raised:
                     error = raised
-            _call(loop, settle, result, error)
+            call(loop, settle, result, error)
 
         with self._changed:
             self._check_open()
@@ -208,10 +180,10 @@ class Engine:
         if self._closing or not self._thread.is_alive():
             raise ServerStopped("the engine is closed")
 
-    def _enter(self, request: Request, wakes: bool) -> _Ticket:
+    def _enter(self, request: Request, wakes: bool) -> Ticket:
         """Checks a request and puts it into the queue."""
         self._check(request)
-        ticket = _Ticket(Row(self.generator, request), wakes)
+        ticket = Ticket(Row(self.generator, request), wakes)
         with self._changed:
             self._check_open()
             if len(self._queue) - self._batch.free >= self.max_waiting:
@@ -226,13 +198,13 @@ class Engine:
             raise ConfigError("the prompt has no tokens; give at least one")
         if len(request.prompt) > model.max_seq_len:
             raise ConfigError(f"the prompt has {len(request.prompt)} tokens, the context holds {model.max_seq_len}")
-        if not all(0 <= token < model.vocab_size for token in request.prompt):
-            raise ConfigError(f"a token of the prompt is outside the vocabulary of {model.vocab_size}")
+        if not all(0 <= token < tokenizer.vocab_size for token in request.prompt):
+            raise ConfigError(f"a token of the prompt is outside the vocabulary of {tokenizer.vocab_size}")
         if not 0 <= request.alternatives <= tokenizer.vocab_size:
             raise ConfigError(f"alternatives must be from 0 to {tokenizer.vocab_size}, got {request.alternatives}")
         request.config.check_tokens(tokenizer.vocab_size, tokenizer.marks.stops)
 
-    def _leave(self, ticket: _Ticket) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         """Nobody waits for a text any more."""
         if not ticket.ended:
             ticket.row.left = True
@@ -242,6 +214,7 @@ class Engine:
     # --- on the engine's thread
 
     def _serve(self) -> None:
+        torch.set_num_threads(torch.get_num_threads())  # a new thread does not take the number over by itself
         try:
             while self._admit():
                 started = time.perf_counter()
@@ -268,7 +241,7 @@ class Engine:
     def _deliver(self, made: list[tuple[Row, Piece | TinyLMError]]) -> None:
         """Hands over what a step made: one call for each event loop."""
         self._steps += bool(made)
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Ticket, Any]]] = {}
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
         for row, item in made:
             ticket = self._tickets[row]
             loops.setdefault(ticket.loop, []).append((ticket, item))
@@ -277,7 +250,7 @@ class Engine:
                 self._texts += isinstance(item, Piece)
                 del self._tickets[row]
         for loop, items in loops.items():
-            if not _call(loop, _deliver_all, items):
+            if not call(loop, deliver_all, items):
                 for ticket, _ in items:
                     ticket.row.left = True
 
@@ -301,20 +274,6 @@ class Engine:
         self._tickets = {}
         self._batch.clear()
         for ticket in tickets:
-            _call(ticket.loop, _deliver_all, [(ticket, error)])
+            call(ticket.loop, deliver_all, [(ticket, error)])
         for job in jobs:
             job(error)
-
-
-def _deliver_all(items: list[tuple[_Ticket, Any]]) -> None:
-    for ticket, item in items:
-        ticket.deliver(item)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> bool:
-    """Calls a function on an event loop's thread; False if the loop is closed."""
-    try:
-        loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:
-        return False
-    return True
