@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.serving.http_servers import running, serve
 from tests.strategies import random_model
 from tinylm.bundle import save_bundle
 from tinylm.commands import run_command
@@ -229,6 +230,43 @@ def test_tasks_give_what_the_exported_folder_gives(tasks, model, tmp_path, capfd
     score = score_text(model, TOKENIZER, texts, stride=48)
     assert score.bits_per_byte == pytest.approx(their_bits, rel=1e-5)
     assert math.isclose(score.bits_per_byte, ours["results"]["texts"]["bits_per_byte,none"], rel_tol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_of_the_model_gives_lm_eval_the_same(tasks, model, tmp_path, monkeypatch):
+    """Texts fit the context with one more token, which lm_eval lets the server make.
+
+    The server itself begins each text. Before whole texts and empty questions lm_eval puts that token, which it sends
+    as an id or as plain text, so there are no empty questions here.
+    """
+    pytest.importorskip("tenacity", reason="lm_eval's API models are not installed: pip install lm_eval[api]")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    questions = json.loads((tasks / "choices.json").read_text())
+    (tasks / "choices.json").write_text(
+        json.dumps([each | {"question": each["question"][:20]} for each in questions[:-1]])
+    )
+    (tasks / "texts.json").write_text(json.dumps([{"text": text[:40]} for text in STORIES[:5]]))
+    save_bundle(tmp_path / "model", model, TOKENIZER)
+    export_huggingface(model, TOKENIZER, tmp_path / "hf")
+    command = ["--model", tmp_path / "model", "--tasks", *TASKS, "--include-path", tasks, "--out", tmp_path / "r.json"]
+    assert run_command("evaluate", [*map(str, command), "--device", "cpu"]) == 0
+    ours = json.loads((tmp_path / "r.json").read_text())
+    manager, served = TaskManager(include_path=str(tasks)), serve("served", TOKENIZER, model)
+    with running([served]) as address:
+        for name in TASKS:
+            arguments = (
+                f"model=served,base_url={address}/v1/completions,tokenizer={tmp_path / 'hf'},max_length=49,"
+                f"tokenizer_backend=huggingface,num_concurrent=3,max_retries=1,tokenized_requests={name == 'texts'}"
+            )
+            theirs = simple_evaluate("local-completions", model_args=arguments, tasks=[name], task_manager=manager)
+            for one, other in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+                found, expected = flat(one["filtered_resps"]), flat(other["filtered_resps"])
+                assert found == (pytest.approx(expected, abs=1e-4) if name != "answers" else expected), name
+    served.engine.close()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinylm.console import Parser, announce_model, check_at_least, pick_device
 from tinylm.errors import ConfigError, notice
+from tinylm.generation.options import check_rule
 from tinylm.locate import find_model
 
 if TYPE_CHECKING:
@@ -75,12 +76,10 @@ def run(arguments: list[str]) -> None:
 def check_options(options: argparse.Namespace) -> None:
     """Raises ConfigError for a limit out of range."""
     check_at_least(1, options, "rows", "max_tokens", "max_body")
-    check_at_least(0, options, "max_waiting", "grace")
-    if not 0 <= options.port < 1 << 16:
-        raise ConfigError(f"--port must be from 0 to 65535, got {options.port}")
-    for name in ("timeout", "grace"):
-        if not math.isfinite(getattr(options, name)) or options.timeout <= 0:
-            raise ConfigError(f"--{name} must be a number of seconds, got {getattr(options, name)}")
+    check_at_least(0, options, "max_waiting")
+    check_rule(0 <= options.port < 1 << 16, "--port", "from 0 to 65535", options.port)
+    check_rule(0 < options.timeout < math.inf, "--timeout", "positive", options.timeout)
+    check_rule(0 <= options.grace < math.inf, "--grace", "0 or positive", options.grace)
 
 
 def read_key() -> str:
@@ -107,7 +106,7 @@ def find_models(given: Sequence[str] | None) -> dict[str, Path]:
 
 def default_name(path: Path) -> str:
     """The name of the run that a path belongs to."""
-    path = path.resolve()
+    path = path.absolute()
     if path.name == "model" or path.parent.name == "checkpoints":
         path = path.parent if path.name == "model" else path.parent.parent
     return path.stem if path.is_file() else path.name
