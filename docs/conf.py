@@ -8,9 +8,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -72,12 +73,12 @@ def adapt_links(text: str, file: Path, page: Path) -> str:
     return LINK.sub(adapted, text)
 
 
-def read_page(app: Sphinx, name: str, content: list[str]) -> None:
+def read_page(app: "Sphinx", name: str, content: list[str]) -> None:
     """Adapts the links of a page in docs/."""
     content[0] = adapt_links(content[0], DOCS / f"{name}.md", DOCS / f"{name}.md")
 
 
-def read_included(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
+def read_included(app: "Sphinx", path: Path, name: str, content: list[str]) -> None:
     """Adapts the links of README, which the first page includes."""
     content[0] = adapt_links(content[0], (DOCS / path).resolve(), DOCS / f"{name}.md")
 
@@ -110,7 +111,7 @@ def inline(line: str) -> str:
     return "".join(parts).removesuffix("\\ ")
 
 
-def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def read_docstring(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Converts a docstring before napoleon reads its sections."""
     lines[:] = [] if what == "data" else to_restructuredtext(lines)  # a constant has only that of its type
     if what in ("attribute", "property"):
@@ -123,7 +124,7 @@ def import_names(package: str) -> None:
     vars(module).update({name: getattr(module, name) for name in module.__all__})
 
 
-def setup(app: Sphinx) -> None:
+def setup(app: "Sphinx") -> None:
     """Connects the functions above."""
     for package in ("tinylm", "tinylm.data", "tinylm.generation"):
         import_names(package)
