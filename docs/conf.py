@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from docutils import nodes
     from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
@@ -41,10 +42,12 @@ maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_copy_source = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(?=\))")
+COLUMNS = re.compile(r"\S {4}")
 CODE = re.compile(r"`([^`]+)`")  # in a line of a docstring
 SPECIAL = re.compile(r"[\\*|]|_(?!\w)")  # characters of reStructuredText's markup
 CLASS, NAME = re.compile(r"[A-Z]\w*[a-z]\w*(\.\w+)*"), re.compile(r"\w+(\.\w+)*")
@@ -81,6 +84,13 @@ def read_page(app: "Sphinx", name: str, content: list[str]) -> None:
 def read_included(app: "Sphinx", path: Path, name: str, content: list[str]) -> None:
     """Adapts the links of README, which the first page includes."""
     content[0] = adapt_links(content[0], (DOCS / path).resolve(), DOCS / f"{name}.md")
+
+
+def mark_sentences(app: "Sphinx", doctree: "nodes.document") -> None:
+    """Marks outputs without columns, whose long lines site.css wraps."""
+    for block in doctree.findall(lambda node: node.tagname == "literal_block"):
+        if block.get("language") in ("console", "text") and not COLUMNS.search(block.astext()):
+            block["classes"].append("sentences")
 
 
 def to_restructuredtext(lines: list[str]) -> list[str]:
@@ -130,4 +140,5 @@ def setup(app: "Sphinx") -> None:
         import_names(package)
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
+    app.connect("doctree-read", mark_sentences)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # napoleon's is 500
