@@ -28,7 +28,7 @@ copyright = "The tinylm developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "py:obj"  # names in docstrings become links where they are documented
 
-smartquotes = False
+smartquotes_action = "D"  # dashes alone
 myst_heading_anchors = 4  # GitHub's anchors, which links are checked against
 
 autodoc_default_options = {"members": True}
@@ -128,6 +128,11 @@ def read_docstring(app: "Sphinx", what: str, name: str, obj: Any, options: Any, 
         lines.insert(0, "")  # else napoleon takes what precedes a colon for a type
 
 
+def skip_member(app: "Sphinx", what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out the fields of named tuples, which their class describes."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
+
+
 def import_names(package: str) -> None:
     """Imports the names of a package that imports them on first use, so that Sphinx sees them."""
     module = importlib.import_module(package)
@@ -141,4 +146,5 @@ def setup(app: "Sphinx") -> None:
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
     app.connect("doctree-read", mark_sentences)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # napoleon's is 500
