@@ -47,6 +47,7 @@ html_copy_source = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)([^)#\s]+)(#[^)\s]*)?(?=\))")
+IMAGES = (".png", ".svg", ".jpg", ".webp", ".gif")
 COLUMNS = re.compile(r"\S {4}")
 CODE = re.compile(r"`([^`]+)`")  # in a line of a docstring
 SPECIAL = re.compile(r"[\\*|]|_(?!\w)")  # characters of reStructuredText's markup
@@ -66,9 +67,9 @@ def adapt_links(text: str, file: Path, page: Path) -> str:
         target, anchor = (file.parent / link[1]).resolve(), link[2] or ""
         if target == ROOT / "README.md":
             target = DOCS / "index.md"
-        if not target.exists():
+        if not target.exists() or not target.is_relative_to(ROOT):
             return link[0]  # Sphinx warns about it
-        if target.is_relative_to(DOCS) and target.suffix in (".md", ".png"):
+        if target.is_relative_to(DOCS) and target.suffix in (".md", *IMAGES):
             return os.path.relpath(target, page.parent) + anchor
         kind = "tree" if target.is_dir() else "blob"
         return f"{REPOSITORY}/{kind}/main/{target.relative_to(ROOT).as_posix()}{anchor}"
