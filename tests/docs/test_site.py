@@ -15,7 +15,7 @@ from tests.docs.runner import ROOT
 
 DOCS = ROOT / "docs"
 PACKAGES = ["tinylm", *sorted(f"tinylm.{path.parent.name}" for path in (ROOT / "tinylm").glob("*/__init__.py"))]
-NOT_PUBLIC = {"tinylm.commands"}  # the command line
+NOT_PUBLIC = {"tinylm.commands", "tinylm.kernels"}  # the command line; the model in faster forms
 
 
 @pytest.fixture(scope="module")
