@@ -25,7 +25,7 @@ def check(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Rotary frequencies for a longer context than the one trained on; `positional.rotary_frequencies` uses them."""
+    """Rotary frequencies for a longer context than the one trained on; `positional.rotary_table` uses them."""
 
     kind: str
     factor: float
