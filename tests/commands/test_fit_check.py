@@ -1,5 +1,6 @@
 """Mistakes found before Lightning is imported: none that the parser would not find, and in its words."""
 
+import re
 import shlex
 import sys
 from functools import cache
@@ -49,6 +50,16 @@ def commands_parser(command: str):
     return next(action for action in actions if isinstance(action.choices, dict)).choices[command]
 
 
+def in_order(error: ConfigError) -> str:
+    """An error with the types that it names in alphabetical order.
+
+    Python keeps one object for Union[int, float] and Union[float, int], in the order of the module that came first.
+    """
+    return re.sub(
+        r"(?<=must be )\w+(?: or \w+)+", lambda found: " or ".join(sorted(found[0].split(" or "))), str(error)
+    )
+
+
 def parsed(*words: str) -> str | None:
     """The parser's error."""
     Given.files.clear()
@@ -57,7 +68,7 @@ def parsed(*words: str) -> str | None:
     try:
         make_parser(words[0]).parse_args()
     except ConfigError as error:
-        return str(error)
+        return in_order(error)
     finally:
         patch.undo()
     return None
@@ -68,7 +79,7 @@ def checked(command: str, *words: str) -> str | None:
     try:
         check_options(command, list(words))
     except ConfigError as error:
-        return str(error)
+        return in_order(error)
     return None
 
 
