@@ -11,8 +11,9 @@ from tinylm.adapt import FreezeConfig, LoRAConfig
 from tinylm.data import TextDataModule
 from tinylm.errors import NumericError
 from tinylm.model import ModelConfig
+from tinylm.optim import late
 from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
-from tinylm.training import GradientNorms, LitTransformerLM, OptimizerConfig, ScheduleConfig, captured, late
+from tinylm.training import GradientNorms, LitTransformerLM, OptimizerConfig, ScheduleConfig, captured
 from tinylm.training.captured import MAX_GRAPHS, WARMUP, CapturedSteps
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.throughput import MetricsLog, Throughput

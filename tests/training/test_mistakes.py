@@ -153,7 +153,15 @@ def text_calls(path: Path) -> Iterator[ast.Call]:
             yield call
 
 
-BINARY = ("os", "fsspec", "self", "source", "Source(", "super()")  # whose `open` is binary: the last four are sources
+BINARY = (
+    "os",
+    "fsspec",
+    "webbrowser",
+    "self",
+    "source",
+    "Source(",
+    "super()",
+)  # `open` of no text; the last four are sources
 SOURCES = [*(processes.ROOT / "tinylm").rglob("*.py"), *(processes.ROOT / "scripts").glob("*.py")]
 
 
