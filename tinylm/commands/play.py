@@ -9,8 +9,8 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.commands.serve import find_models
-from tinylm.console import Parser, pick_device
+from tinylm.commands.serve import LOOPBACK, close, find_models, load
+from tinylm.console import Parser
 from tinylm.errors import CannotCreateError, ConfigError, MissingInputError, notice
 
 if TYPE_CHECKING:
@@ -58,33 +58,24 @@ def run(arguments: list[str]) -> None:
         from tinylm.serving.play import play_app
 
         guard = play_app(players, options.runs or [Path("runs")], [options.host, *options.allowed_host])
-        if options.host not in ("localhost", "127.0.0.1", "::1"):
+        if options.host not in LOOPBACK:
             notice(f"everybody who reaches {options.host} can use this page")
         address = url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
         print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
         if options.open:
             show(address)
 
-        def stop() -> None:
-            for player in players.values():
-                player.engine.close()
-
         try:
-            run_server(guard, listener, grace=GRACE, stop=stop)
+            run_server(guard, listener, grace=GRACE, stop=lambda: close(players.values()))
         finally:
-            stop()
+            close(players.values())
 
 
 def load_player(name: str, path: Path, device: str) -> "Player":
     """Loads a model and starts its engine."""
-    from tinylm.bundle import load_bundle
-    from tinylm.generation.fast.choice import fastest_threads
     from tinylm.serving.play import Player
 
-    notice(f"loading {path}")
-    bundle = load_bundle(path, pick_device(device))
-    fastest_threads(bundle.model)
-    player = Player.of(name, bundle)
+    player = Player.of(name, load(path, device, texts=1))
     player.engine.start()
     return player
 

@@ -8,7 +8,7 @@ progress are answered.
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,12 @@ from tinylm.generation.options import check_rule
 from tinylm.locate import find_model
 
 if TYPE_CHECKING:
+    from tinylm.bundle import Bundle
     from tinylm.serving.openai import Served
+    from tinylm.serving.play import Player
 
 KEY = "TINYLM_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # what only this machine reaches
 ROWS_TIMED = 16  # texts at once for which the number of threads is chosen
 
 
@@ -64,7 +67,7 @@ def run(arguments: list[str]) -> None:
         served = [load_served(name, path, options) for name, path in models.items()]
         limits = Limits(options.max_tokens, options.timeout, options.max_body)
         server = OpenAIServer(served, limits, key=key, hosts=[options.host, *options.allowed_host])
-        if options.host not in ("localhost", "127.0.0.1", "::1") and not key:
+        if options.host not in LOOPBACK and not key:
             notice(f"everybody who reaches {options.host} can use this server; {KEY} sets a key")
         notice(f"serving {', '.join(models)} at {url(listener)}/v1; Ctrl-C stops")
         try:
@@ -114,21 +117,27 @@ def default_name(path: Path) -> str:
 
 def load_served(name: str, path: Path, options: argparse.Namespace) -> "Served":
     """Loads a model and starts its engine."""
-    from tinylm.bundle import load_bundle
-    from tinylm.generation.fast.choice import fastest_threads
     from tinylm.serving.engine import Engine
     from tinylm.serving.openai import Served
 
-    notice(f"loading {path}")
-    bundle = load_bundle(path, pick_device(options.device))
-    fastest_threads(bundle.model, min(options.rows, ROWS_TIMED))
-    engine = Engine(bundle.model, bundle.tokenizer, rows=options.rows, max_waiting=options.max_waiting)
-    engine.generator.conversation = "template" in bundle.info
+    bundle = load(path, options.device, min(options.rows, ROWS_TIMED))
+    engine = Engine.of(bundle, rows=options.rows, max_waiting=options.max_waiting)
     engine.start()
     return Served(name, engine)
 
 
-def close(models: Sequence["Served"]) -> None:
+def load(path: Path, device: str, texts: int) -> "Bundle":
+    """Loads a model, and chooses the number of threads for so many texts at once."""
+    from tinylm.bundle import load_bundle
+    from tinylm.generation.fast.choice import fastest_threads
+
+    notice(f"loading {path}")
+    bundle = load_bundle(path, pick_device(device))
+    fastest_threads(bundle.model, texts)
+    return bundle
+
+
+def close(models: Iterable["Served | Player"]) -> None:
     """Ends the engines."""
     for model in models:
         model.engine.close()

@@ -80,6 +80,12 @@ def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template | C
     return TEMPLATES[name]
 
 
+def chat_template(tokenizer: Tokenizer) -> Template | ChatTemplate | None:
+    """The template of the conversations that a model knows; None if it was trained on none."""
+    known = tokenizer.chat is not None or not tokenizer.lacking(CHAT.special_tokens)
+    return find_template(CHAT.name, tokenizer) if known else None
+
+
 # --- encoding
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from tinylm.bundle import Bundle
 from tinylm.errors import ConfigError, TinyLMError, first_line
 from tinylm.generation.generate import Generator
 from tinylm.model import TransformerLM
@@ -96,6 +97,13 @@ class Engine:
         self._closing, self._balance = False, 0.0
         self._texts = self._new_tokens = self._steps = 0
         self._thread = threading.Thread(target=self._serve, name="tinylm engine", daemon=True)
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, rows: int, max_waiting: int) -> "Engine":
+        """The engine of a loaded model, which reads conversations as it was trained to; arguments are the engine's."""
+        engine = cls(bundle.model, bundle.tokenizer, rows=rows, max_waiting=max_waiting)
+        engine.generator.conversation = "template" in bundle.info
+        return engine
 
     def start(self) -> None:
         """Starts the thread, with the generator's options as they are now."""

@@ -20,13 +20,14 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
+from tinylm.data.template import chat_template
 from tinylm.serving.answers import EventStream, attended, complete, grow
 from tinylm.serving.engine import Engine, Piece, Request
 from tinylm.serving.guard import Guard, Refused, read_json
 from tinylm.serving.metrics import Metrics
 from tinylm.serving.openai_choices import ChatChoice, Spelling, TextChoice
 from tinylm.serving.openai_fields import Asked, Fields, Limits, read_chat, read_completion
-from tinylm.serving.openai_prompts import Prompt, chat_template, read_conversation, read_prompts
+from tinylm.serving.openai_prompts import Prompt, read_conversation, read_prompts
 from tinylm.serving.scoring import score
 
 

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.pairs import OTHER_ROLES, ROLES, Turn
-from tinylm.data.template import CHAT, Template, find_template, prompt_ids
+from tinylm.data.template import Template, prompt_ids
 from tinylm.errors import did_you_mean
 from tinylm.generation.generate import Generator
 from tinylm.serving.guard import Refused
 from tinylm.serving.openai_fields import Fields
-from tinylm.tokenizer import Tokenizer
 
 LONG = 4096  # characters that are encoded on a thread of their own, so that other requests do not wait
 
@@ -74,12 +73,6 @@ def _checked(ids: list[int], generator: Generator) -> list[int]:
 
 
 # --- conversations
-
-
-def chat_template(tokenizer: Tokenizer) -> Template | ChatTemplate | None:
-    """The template of the conversations that a model knows; None if it was trained on none."""
-    known = tokenizer.chat is not None or not tokenizer.lacking(CHAT.special_tokens)
-    return find_template(CHAT.name, tokenizer) if known else None
 
 
 async def read_conversation(

@@ -30,7 +30,7 @@ from tinylm.bundle import Bundle
 from tinylm.checks import require
 from tinylm.data.grammar.stories import COUNT, story
 from tinylm.data.pairs import Turn
-from tinylm.data.template import find_template, prompt_ids
+from tinylm.data.template import chat_template, find_template, prompt_ids
 from tinylm.errors import ConfigError, TinyLMError, did_you_mean, first_line
 from tinylm.generation import SamplingConfig
 from tinylm.generation.text import Text
@@ -65,16 +65,13 @@ class Player:
     @classmethod
     def of(cls, name: str, bundle: Bundle) -> "Player":
         """Prepares a model."""
-        engine = Engine(bundle.model, bundle.tokenizer, rows=ROWS, max_waiting=MOST_WAITING)
-        engine.generator.conversation = "template" in bundle.info
-        return cls(name, bundle, engine)
+        return cls(name, bundle, Engine.of(bundle, rows=ROWS, max_waiting=MOST_WAITING))
 
     @property
     def can_chat(self) -> bool:
         """Whether a prompt can be read as a user's message."""
         try:
-            template = find_template("chat", self.bundle.tokenizer)
-            return not hasattr(template, "begins") or not self.bundle.tokenizer.lacking(template.special_tokens)
+            return chat_template(self.bundle.tokenizer) is not None
         except TinyLMError:
             return False
 

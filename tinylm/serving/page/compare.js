@@ -1,7 +1,7 @@
 // The view Compare: two models on one prompt and one seed.
 
-import { $, Task, count, el, percent, showProblem, state, submitByKey } from "./shared.js";
-import { TokenText, bars, considered, describeGenerated, label, legend, openInspector } from "./tokens.js";
+import { $, Task, count, el, state, submitByKey } from "./shared.js";
+import { TokenText, bars, considered, describeGenerated, label, legend, likelihood, openInspector } from "./tokens.js";
 import { figures, grow, muteStop, promptOf } from "./generate.js";
 import { Sampling } from "./sampling.js";
 
@@ -11,7 +11,7 @@ const records = [null, null];
 function inspect(side, i, node) {
   const token = records[side].tokens[i];
   openInspector(node, el("h2", {}, el("code", {}, label(token)), el("small", {}, ` id ${token.id}`)),
-    el("p", {}, `probability ${percent(Math.exp(-token.nats))}, loss ${token.nats.toFixed(2)} nats`),
+    likelihood(token),
     bars(considered(token), token.id));
 }
 
@@ -42,13 +42,8 @@ function compare() {
 }
 
 function start() {
-  let options;
-  try {
-    options = sampling.read();
-  } catch (error) {
-    showProblem(error.message);
-    return;
-  }
+  const options = sampling.ask();
+  if (!options) return;
   const { seed = crypto.getRandomValues(new Uint32Array(1))[0], ...rest } = options;
   $("compare-status").textContent = `Both grow with seed ${seed}.`;
   task.run(async (signal) => {

@@ -1,7 +1,7 @@
 // The view Generate: a text that grows, its alternatives, its branches, and their history.
 
-import { $, Task, count, currentModel, el, percent, requestLines, showProblem, state, submitByKey } from "./shared.js";
-import { TokenText, bars, closeInspector, considered, describeGenerated, label, legend, openInspector } from "./tokens.js";
+import { $, Task, count, currentModel, el, requestLines, state, submitByKey } from "./shared.js";
+import { TokenText, bars, closeInspector, considered, describeGenerated, label, legend, likelihood, openInspector } from "./tokens.js";
 import { Sampling } from "./sampling.js";
 
 const ENDS = { end: "the model ended the text", stop: "a stop string ended it", length: "the limit of tokens ended it" };
@@ -112,13 +112,8 @@ async function generate(record) {
 
 function start() {
   const model = currentModel();
-  let options;
-  try {
-    options = sampling.read();
-  } catch (error) {
-    showProblem(error.message);
-    return;
-  }
+  const options = sampling.ask();
+  if (!options) return;
   const { seed, ...rest } = options;
   generate({
     model: model.name, prompt: $("generate-prompt").value, chat: model.chat && $("generate-chat").checked,
@@ -133,7 +128,7 @@ function inspect(i, node) {
   const chosen = token.id ?? token.alternatives.find((each) => each.nats.toFixed(3) === token.nats.toFixed(3))?.id;
   openInspector(node,
     el("h2", {}, el("code", {}, label(token)), token.id === null ? "" : el("small", {}, ` id ${token.id}`)),
-    el("p", {}, `probability ${percent(Math.exp(-token.nats))}, loss ${token.nats.toFixed(2)} nats`),
+    likelihood(token),
     bars(considered(token), chosen, (each) => branch(record, i, each)),
     el("p", { className: "hint" }, "Choose one, and the text goes on from there."));
 }

@@ -1,6 +1,6 @@
 // The sampling controls, made from the server's list of options.
 
-import { el } from "./shared.js";
+import { el, showProblem } from "./shared.js";
 
 const FIRST = ["max_new_tokens", "temperature", "top_k", "top_p", "seed"];
 const HINTS = { strings: "One per line; \\n is a line break.", tokens: "Token ids, separated by spaces.", bias: "Id and value, one pair per line: 42 -1.5" };
@@ -55,6 +55,16 @@ export class Sampling {
       const value = values[name] ?? standard;
       const bias = kind === "bias" && value ? Object.entries(value).map((pair) => pair.join(" ")).join("\n") : "";
       this.inputs.get(name).value = value === null ? "" : kind === "bias" ? bias : shown[kind] ? shown[kind](value) : String(value);
+    }
+  }
+
+  /** The values that differ from the defaults; null, and the problem shown, if one cannot be read. */
+  ask() {
+    try {
+      return this.read();
+    } catch (error) {
+      showProblem(error.message);
+      return null;
     }
   }
 

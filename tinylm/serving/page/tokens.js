@@ -37,6 +37,9 @@ function spelled(token) {
   return [token.text.slice(0, token.text.length - word.length), core(...parts)];
 }
 
+/** The line of the panel that says how likely a token was. */
+export const likelihood = (token) => el("p", {}, `probability ${percent(Math.exp(-token.nats))}, loss ${token.nats.toFixed(2)} nats`);
+
 /** A label with visible spaces, for lists. */
 export const label = (token) => token.label.replaceAll(" ", "␣");
 
