@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinylm.checks import require
-from tinylm.errors import ConfigError, did_you_mean, first_line
+from tinylm.errors import ConfigError, did_you_mean, first_line, notice
 
 HARMLESS = ("torch.nn", "tinylm.model")  # modules that anyone may name
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 KEYS = {"class_path", "init_args"}
 
 _trusted: set[str] = set()
+EVERY = "*"  # all modules that a model names
 
 
 def trust(modules: Iterable[str]) -> None:
@@ -42,14 +43,20 @@ def trust(modules: Iterable[str]) -> None:
     for name in modules:
         require(bool(re.fullmatch(r"\w+(\.\w+)*", name)), f"--trust must be the name of a module, got {name!r}")
         _trusted.add(name)
-        if (folder := str(Path.cwd())) not in sys.path and "" not in sys.path:
-            sys.path.append(folder)  # an installed command does not look into the working folder
+    if (folder := str(Path.cwd())) not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # an installed command does not look into the working folder
+
+
+def trust_code() -> None:
+    """Allows this process to import the plug-ins of any model that it loads, as `--trust-code` does."""
+    trust([])
+    _trusted.add(EVERY)
 
 
 def is_trusted(module: str) -> bool:
     """Whether plug-ins may be imported from a module."""
     parts = module.split(".")
-    return any(".".join(parts[:count]) in _trusted for count in range(1, len(parts) + 1))
+    return EVERY in _trusted or any(".".join(parts[:count]) in _trusted for count in range(1, len(parts) + 1))
 
 
 class Part:
@@ -210,3 +217,29 @@ class Part:
 def describe(parts: Iterable[Part]) -> list[dict[str, Any]]:
     """The plug-ins of a model or run, to be recorded: class path and SHA-256 of the source file."""
     return [{"class_path": part.class_path, "sha256": part.source_hash()} for part in parts]
+
+
+def admit(parts: Iterable[Part], recorded: Any, source: str) -> None:
+    """Imports the plug-ins of a stored model, and says which have changed since.
+
+    Args:
+        parts: the plug-ins
+        recorded: what `describe` gave when the model was stored
+        source: the file, for messages
+
+    Raises:
+        ConfigError: if the user does not trust one of them; nothing is imported then.
+    """
+    parts = list(parts)
+    if refused := [part for part in parts if part.needs_trust]:
+        names, modules = (
+            ", ".join(dict.fromkeys(each)) for each in ([*map(str, refused)], [p.module for p in refused])
+        )
+        remedy = f'--trust-code, or trust=["{modules}"] in tinylm.load'
+        raise ConfigError(f"{source}: needs code that is not tinylm's: {names}; if you trust it, add {remedy}")
+    hashes = {each.get("class_path"): each.get("sha256") for each in recorded or () if isinstance(each, dict)}
+    for part in parts:
+        part.load()
+        before, now = hashes.get(part.class_path), part.source_hash()
+        if before is not None and before != now:
+            notice(f"warning: {source}: the code of {part} has changed since the model was stored")

@@ -49,7 +49,7 @@ class FinishRun(Callback):
             return
         best = self._best(trainer, pl_module)
         problem = pl_module.changed or self._save_model(best, pl_module)
-        hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net)
+        hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net, plugins=True)
         curves = ""
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
