@@ -68,11 +68,9 @@ class Part:
         class_path: import path, such as `my_layers.Gated`
         init_args: plain values, passed by keyword after the arguments that every plug-in of the kind gets
 
-    Attributes:
-        found: the class or function, once it is known
     """
 
-    _found: ClassVar[dict[str, Any]] = {}  # by class path
+    _given: ClassVar[dict[str, Any]] = {}  # classes and functions that the user passed, by class path
 
     def __init__(self, class_path: str, init_args: dict[str, Any] | None = None) -> None:
         fits = isinstance(class_path, str) and PATH.fullmatch(class_path) is not None
@@ -106,7 +104,7 @@ class Part:
             return cls(value["class_path"], arguments)
         if callable(value):
             part = cls(f"{value.__module__}.{value.__qualname__}")
-            cls._found[part.class_path] = value  # the user's own, which needs no import
+            cls._given[part.class_path] = value
             return part
         return cls(value)
 
@@ -120,10 +118,14 @@ class Part:
         return self.class_path.rpartition(".")[0]
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether the part is neither PyTorch's nor tinylm's."""
+        return not any(self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS)
+
+    @property
     def needs_trust(self) -> bool:
-        """Whether the part can be loaded only if the user trusts its module."""
-        harmless = any(self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS)
-        return not harmless and self.class_path not in self._found and not is_trusted(self.module)
+        """Whether the part can be loaded only once the user trusts its module."""
+        return self.is_foreign and self.class_path not in self._given and not is_trusted(self.module)
 
     def load(self) -> Any:
         """The class or function.
@@ -131,11 +133,12 @@ class Part:
         Raises:
             ConfigError: if its module is not trusted, cannot be imported, or lacks it.
         """
-        if self.class_path in self._found:
-            return self._found[self.class_path]
-        if self.needs_trust:
-            raise ConfigError(f"{self.class_path}: importing it runs code; if you trust it, {self.permission}")
+        if self.class_path in self._given:
+            return self._given[self.class_path]
         module, _, name = self.class_path.rpartition(".")
+        if self.needs_trust:
+            remedy = f"add --trust {module.split('.')[0]} (from Python, pass the class itself)"
+            raise ConfigError(f"{self.class_path}: importing it runs code; if you trust it, {remedy}")
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
@@ -148,14 +151,7 @@ class Part:
         if found is None or not callable(found):
             names = [each for each, value in vars(sys.modules[module]).items() if callable(value)]
             raise ConfigError(f"{self.class_path}: {module} has no class or function {name}{did_you_mean(name, names)}")
-        self._found[self.class_path] = found
         return found
-
-    @property
-    def permission(self) -> str:
-        """The remedy where the part is refused."""
-        module = self.module.split(".")[0]
-        return f"add --trust {module} (where a model is used: --trust-code; in Python: trust=[{module!r}])"
 
     def make(self, *arguments: Any, field: str = "", kind: type | None = None) -> Any:
         """Calls the class or function with the arguments of every plug-in of the kind, then those of the config.

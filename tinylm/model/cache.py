@@ -10,14 +10,6 @@ from torch import Tensor
 from tinylm.model.config import ModelConfig
 
 
-def cache_shape(config: ModelConfig) -> tuple[int, int, int]:
-    """Heads, key dimension and value dimension of what a layer stores per token: (K, E, E), or those of a plug-in."""
-    own = None if config.attention is None else getattr(config.attention.load(), "cache_shape", None)
-    if own is None or config.attention is None:
-        return config.kv_heads, config.head_dim, config.head_dim
-    return own(config, **config.attention.init_args)
-
-
 class KVCache:
     """Keys and values of every layer, for up to `max_len` positions. For use without gradients.
 
@@ -44,10 +36,8 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.max_len, self.batch_size, self.length = max_len or config.max_seq_len, batch_size, 0
-        heads, key_dim, value_dim = cache_shape(config)
-        shape = (config.num_layers, batch_size, heads, self.max_len)
-        self.keys = torch.zeros(*shape, key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(*shape, value_dim, dtype=dtype, device=device)
+        shape = (config.num_layers, batch_size, config.kv_heads, self.max_len, config.head_dim)
+        self.keys, self.values = torch.zeros(2, *shape, dtype=dtype, device=device)
 
     def reserve(self, num_new: int) -> tuple[slice | Tensor, Tensor | None]:
         """Reserves the next positions. Returns them, and the positions of all keys (None: 0, 1, 2, ...)."""

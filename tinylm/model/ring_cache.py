@@ -18,8 +18,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinylm.model.cache import KVCache, cache_shape
+from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig
+
+
+def cache_shape(config: ModelConfig) -> tuple[int, int, int]:
+    """Heads, key dimension and value dimension of what a layer stores per token: (K, E, E), or those of a plug-in."""
+    own = None if config.attention is None else getattr(config.attention.load(), "cache_shape", None)
+    if own is None or config.attention is None:
+        return config.kv_heads, config.head_dim, config.head_dim
+    return own(config, **config.attention.init_args)
 
 
 class RingKVCache(KVCache):

@@ -149,15 +149,15 @@ class TransformerLM(nn.Module):
             mask = partial(visible_positions, positions, keys)
         visible = dict(zip(self.masks, map(mask, self.masks), strict=True))
         x, rotary = self.embedding(ids), None  # (B, T, D)
-        match self.positions:
-            case nn.Module() as own if isinstance(self.config.positional_encoding, Part):
-                x, rotary = own(x, self._numbers(positions, ids))
-            case nn.Embedding():
+        match self.positions, self.config.positional_encoding:
+            case nn.Embedding(), "learned":
                 x = x + self.positions(self._numbers(positions, ids))
-            case PositionTable() if self.config.positional_encoding == "rotary":
+            case PositionTable(), "rotary":
                 rotary = self.positions(x)[:, positions]  # (2, T, R/2), or (2, B, T, R/2)
-            case PositionTable():
+            case PositionTable(), "sinusoidal":
                 x = (x + self.positions(x)[positions]).type_as(x)
+            case nn.Module(), Part():
+                x, rotary = self.positions(x, self._numbers(positions, ids))
         x = self.dropout(x)
         for block, window in zip(self.blocks, cycle(self.windows), strict=False):
             if self.config.activation_checkpointing and self.training:
