@@ -164,14 +164,18 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, does not take the arguments, or gives something else.
         """
-        found, where = self.load(), f"{field}: {self.class_path}" if field else self.class_path
+        where = f"{field}: {self.class_path}" if field else self.class_path
+        try:
+            found = self.load()
+        except ConfigError as error:
+            raise ConfigError(f"{field}: {error}" if field else str(error)) from error
+        fits = kind is None or (isinstance(found, type) and issubclass(found, kind))
+        require(fits, f"{where}: must be a class derived from {getattr(kind, '__name__', kind)}")
         self._check_arguments(found, arguments, where)
         try:
-            made = found(*arguments, **self.init_args)
+            return found(*arguments, **self.init_args)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        require(kind is None or isinstance(made, kind or object), f"{where}: gives a {type(made).__name__}, not {kind}")
-        return made
 
     def _check_arguments(self, found: Callable[..., Any], arguments: tuple[Any, ...], where: str) -> None:
         """Refuses init_args that the class or function does not take, or lacks."""
