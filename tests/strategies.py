@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import OWN
-from tinylm.model.config import RopeScaling
+from tinylm.model.config import OWN, RopeScaling
 
 
 @st.composite

@@ -127,8 +127,11 @@ class Part:
         """Whether the part can be loaded only once the user trusts its module."""
         return self.is_foreign and self.class_path not in self._given and not is_trusted(self.module)
 
-    def load(self) -> Any:
+    def load(self, field: str = "") -> Any:
         """The class or function.
+
+        Args:
+            field: the name of the option, for messages
 
         Raises:
             ConfigError: if its module is not trusted, cannot be imported, or lacks it.
@@ -136,21 +139,22 @@ class Part:
         if self.class_path in self._given:
             return self._given[self.class_path]
         module, _, name = self.class_path.rpartition(".")
+        where = f"{field}: {self.class_path}" if field else self.class_path
         if self.needs_trust:
             remedy = f"add --trust {module.split('.')[0]} (from Python, pass the class itself)"
-            raise ConfigError(f"{self.class_path}: importing it runs code; if you trust it, {remedy}")
+            raise ConfigError(f"{where}: importing it runs code; if you trust it, {remedy}")
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
-                raise ConfigError(f"{self.class_path}: {module} needs {error.name}, which is not installed") from error
-            where = f"put {module.split('.')[0]}.py into the working folder, or on PYTHONPATH"
-            raise ConfigError(f"{self.class_path}: no module {error.name}; {where}") from error
+                raise ConfigError(f"{where}: {module} needs {error.name}, which is not installed") from error
+            remedy = f"put {module.split('.')[0]}.py into the working folder, or on PYTHONPATH"
+            raise ConfigError(f"{where}: no module {error.name}; {remedy}") from error
         except Exception as error:  # whatever the user's module raises
-            raise ConfigError(f"{self.class_path}: {module} cannot be imported ({first_line(error)})") from error
+            raise ConfigError(f"{where}: {module} cannot be imported ({first_line(error)})") from error
         if found is None or not callable(found):
             names = [each for each, value in vars(sys.modules[module]).items() if callable(value)]
-            raise ConfigError(f"{self.class_path}: {module} has no class or function {name}{did_you_mean(name, names)}")
+            raise ConfigError(f"{where}: {module} has no class or function {name}{did_you_mean(name, names)}")
         return found
 
     def make(self, *arguments: Any, field: str = "", kind: type | None = None) -> Any:
@@ -164,14 +168,14 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, does not take the arguments, or gives something else.
         """
-        found, where = self.load(), f"{field}: {self.class_path}" if field else self.class_path
+        found, where = self.load(field), f"{field}: {self.class_path}" if field else self.class_path
+        fits = kind is None or (isinstance(found, type) and issubclass(found, kind))
+        require(fits, f"{where}: must be a class derived from {getattr(kind, '__name__', kind)}")
         self._check_arguments(found, arguments, where)
         try:
-            made = found(*arguments, **self.init_args)
+            return found(*arguments, **self.init_args)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        require(kind is None or isinstance(made, kind or object), f"{where}: gives a {type(made).__name__}, not {kind}")
-        return made
 
     def _check_arguments(self, found: Callable[..., Any], arguments: tuple[Any, ...], where: str) -> None:
         """Refuses init_args that the class or function does not take, or lacks."""

@@ -41,7 +41,7 @@ def make_activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
     part = config.activation
     if isinstance(part, str):
         return ACTIVATIONS[part]
-    if isinstance(part.load(), type):
+    if isinstance(part.load("activation"), type):
         return part.make(field="activation", kind=nn.Module)
     return partial(part.load(), **part.init_args) if part.init_args else part.load()
 
