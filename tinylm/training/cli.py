@@ -52,6 +52,7 @@ from tinylm.runs.folder import (
 from tinylm.signals import raised
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from tinylm.training.classes import check_arguments, chosen_class
 from tinylm.training.finish import FinishRun
 from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
@@ -89,8 +90,10 @@ class TinyLMCLI(LightningCLI):
         Given.files.clear()  # of an earlier command in this process
         self.folder: Path | None = None
         self.claims = claims
+        model, path = chosen_class("model", LitTransformerLM, sys.argv[1:])
+        self.chosen = {} if path is None else {"model": path}  # parts of a class that the user names -> its path
         super().__init__(
-            LitTransformerLM,
+            model,
             TextDataModule,
             save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
@@ -124,8 +127,11 @@ class TinyLMCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `run`, and the two links between model and data."""
+        """Adds `run`, the classes that the user names, and the two links between model and data."""
         parser.add_argument("--run", type=RunConfig, default=RunConfig())
+        for part, path in self.chosen.items():
+            parser.add_argument(f"--{part}.class_path", type=str, default=path, help="The class, by its import path.")
+        check_arguments(parser, self.chosen)
         parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
         parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
 
@@ -219,6 +225,8 @@ class TinyLMCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Creates data, model and trainer. A class of the config that cannot be created is a ConfigError."""
+        for part in self.chosen:
+            del self.config[str(self.subcommand)][part]["class_path"]  # no argument of the class
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -340,7 +348,7 @@ class TinyLMCLI(LightningCLI):
         config.ckpt_path = self.origin
         _set_folder(config.trainer, str(self.folder), "{run}")  # a rerun has another folder
         dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
-        return saved_config("fit", dump, self.model.network.vocab_size)
+        return saved_config("fit", dump, self.model.network.vocab_size, self.chosen)
 
     def _introduce(self) -> None:
         """Prints what is trained, on which data and devices."""

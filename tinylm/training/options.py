@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tinylm.checks import LINKED
+from tinylm.chosen import flat_values, flat_words
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
@@ -47,7 +48,7 @@ class ConfigParser(LightningArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
-        Given.words = sys.argv[1:] if args is None else list(args)
+        Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
         ConfigFile.trusted = trusted_modules(Given.words)
         allowed = [*TRUSTED, *ConfigFile.trusted]
         try:
@@ -62,8 +63,12 @@ class ConfigParser(LightningArgumentParser):
             self.error(str(error), error)
 
     def parse_path(self, path: Any, *others: Any, **options: Any) -> Any:
-        """Parses a config in UTF-8, whatever the locale."""
-        return self.parse_string(Path(path).read_text(encoding="utf-8-sig"), str(path), *others, **options)
+        """Parses a config in UTF-8, whatever the locale, with the options of a whole class one level up."""
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text)
+        if isinstance(values, dict) and (flat := flat_values(values, str(path))) != values:
+            text = yaml.safe_dump(flat, sort_keys=False)
+        return self.parse_string(text, str(path), *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a ConfigError of one line."""
@@ -90,9 +95,15 @@ def trusted_modules(words: list[str]) -> list[str]:
         name, _, value = word.partition("=")
         if name == "--trust":
             found.append(value or following)
-        elif name.startswith("--trainer."):  # a class path that the user has typed
+        elif name.startswith("--trainer.") or name.endswith(".class_path"):  # a class path that the user has typed
             found += CLASS_PATH.findall(value or following)
     return found
+
+
+def denied(path: str, module: str) -> str:
+    """The error of a class path in a module that the user does not trust."""
+    others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
+    return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
 
 
 def check_vocab_size(given: int | None, known: int) -> None:
@@ -101,18 +112,21 @@ def check_vocab_size(given: int | None, known: int) -> None:
         raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {given}; leave it out")
 
 
-def saved_config(command: str, dump: str, vocab_size: int) -> str:
+def saved_config(command: str, dump: str, vocab_size: int, chosen: dict[str, str] | None = None) -> str:
     """The config.yaml of a run, which can be run again.
 
     Args:
         command: `fit` or `train-numpy`
         dump: all resolved options as YAML
         vocab_size: size of the tokenizer's vocabulary
+        chosen: class paths of the parts whose class the user names
     """
     values = yaml.safe_load(dump)
     for name in ("config", "resume", "threads", "trust", *([] if values.get("ckpt_path") else ["ckpt_path"])):
         values.pop(name, None)
     values["model"]["network"]["vocab_size"] = vocab_size
+    for part, path in (chosen or {}).items():
+        values[part] = {"class_path": path, **values[part]}
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
@@ -154,9 +168,8 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
     if unknown := UNKNOWN_OPTION.search(message):
         return unknown_option(".".join(filter(None, unknown.groups())), defaults)
     if wrong := WRONG_IMPORT.search(message):
-        others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
         path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
-        return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
+        return denied(path, module)
     if linked := LINKED_OPTION.search(message):
         return f"{source(linked[1])}{linked[1]}: follows {linked[2]}; set that instead"
     if wrong := WRONG_COMMAND.search(message):
