@@ -68,7 +68,14 @@ from tinylm.training.options import (
 )
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors, check_trainer
+from tinylm.training.preflight import (
+    check_averaging,
+    check_devices,
+    check_loggers,
+    check_memory,
+    check_monitors,
+    check_trainer,
+)
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.remarks import check_warmup, epochs
@@ -326,6 +333,7 @@ class TinyLMCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")  # counts the steps
         check_monitors(self.trainer, self.model, self.datamodule)
+        check_averaging(self.trainer)
         if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
             self.model.check_tensor_parallel(size)  # before other processes start
         data = self.datamodule
@@ -447,6 +455,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # nor shards
     warnings.filterwarnings("ignore", module="jsonargparse")
 
 

@@ -20,6 +20,8 @@ from tinylm.chosen import flat_values, flat_words
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
+from tinylm.plugins import trust
+from tinylm.training.parts import fold_parts, typed_class_path
 
 
 class ConfigFile(ActionConfigFile):
@@ -51,6 +53,8 @@ class ConfigParser(LightningArgumentParser):
         Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
         ConfigFile.trusted = trusted_modules(Given.words)
         allowed = [*TRUSTED, *ConfigFile.trusted]
+        trust(allowed)
+        args = fold_parts(Given.words)
         try:
             set_parsing_settings(
                 import_path_denylist=["*"], import_path_allowlist=allowed, instantiate_subclass_spec_in_any=False
@@ -95,15 +99,11 @@ def trusted_modules(words: list[str]) -> list[str]:
         name, _, value = word.partition("=")
         if name == "--trust":
             found.append(value or following)
-        elif name.startswith("--trainer.") or name.endswith(".class_path"):  # a class path that the user has typed
+        elif name.startswith("--trainer."):  # a class path that the user has typed
             found += CLASS_PATH.findall(value or following)
+        elif name.startswith("--") and (typed := typed_class_path(name[2:], value or following)):
+            found += CLASS_PATH.findall(typed)
     return found
-
-
-def denied(path: str, module: str) -> str:
-    """The error of a class path in a module that the user does not trust."""
-    others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
-    return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
 
 
 def check_vocab_size(given: int | None, known: int) -> None:
@@ -168,8 +168,9 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
     if unknown := UNKNOWN_OPTION.search(message):
         return unknown_option(".".join(filter(None, unknown.groups())), defaults)
     if wrong := WRONG_IMPORT.search(message):
+        others = f"{', '.join(TRUSTED[:-1])} and {TRUSTED[-1]}"
         path, module = (found for found in wrong.groups() if found)  # the second form is ours, from a nested parser
-        return denied(path, module)
+        return f"{path}: importing runs code outside {others}; if you trust it, add --trust {module}"
     if linked := LINKED_OPTION.search(message):
         return f"{source(linked[1])}{linked[1]}: follows {linked[2]}; set that instead"
     if wrong := WRONG_COMMAND.search(message):
