@@ -1,7 +1,8 @@
-"""The class of `model` or `data` that configs and command line name by `class_path`, found before anything is parsed.
+"""Classes that configs and command line name by `class_path`, found before the parser of their options is made.
 
-Its options stand beside the usual ones, `model: {class_path: mine.Distilled, teacher: runs/small}`, so a parser can be
-made once the class is known. Lightning's own form, with `init_args` around the options, means the same.
+The options of a whole `model` or `data` stand beside the usual ones, `model: {class_path: mine.Distilled, teacher:
+runs/small}`; Lightning's own form, with `init_args` around them, means the same. `model.optimizer` and `model.schedule`
+are groups of options, or a class with its `init_args`; the last config that sets one decides which.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tinylm.locate import find_config
 from tinylm.mistakes import read_config
 
 PARTS = ("model", "data")
+GROUPS = ("model.optimizer", "model.schedule")
 
 
 def given_configs(words: list[str]) -> list[str]:
@@ -65,6 +67,50 @@ def _chosen_paths(part: str, words: list[str]) -> Iterator[tuple[str, Path | Non
                 )
             if found is not None:
                 yield found, path
+
+
+def names_class(option: str, words: list[str]) -> bool:
+    """Whether one of `GROUPS` is a class of the user's choice, not a group of options.
+
+    Raises:
+        ConfigError: if the command line gives an option of the group for a class.
+    """
+    found, others = False, []
+    for word, following in pairwise([*words, ""]):
+        name = word.partition("=")[0].removeprefix("--")
+        whole = word.startswith("--") and name == option
+        if whole or word.startswith((f"--{option}.class_path", f"--{option}.init_args")):
+            found = True
+        elif word.startswith(f"--{option}.") and not name.endswith(".help"):
+            others.append(name)
+        elif config := _config(word, following):
+            value = _value(read_config(find_config(config)), option)
+            found = found if value is None else _is_class(value)
+    if found and others:
+        leaf = others[0].removeprefix(f"{option}.")
+        raise ConfigError(f"{others[0]}: {option} is a class here; give {option}.init_args.{leaf}, or leave it out")
+    return found
+
+
+def _value(values: Any, option: str) -> Any:
+    for key in option.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and not {"class_path", "init_args"}.isdisjoint(value))
+
+
+def chosen_values(values: dict[str, Any], source: str, words: list[str]) -> dict[str, Any]:
+    """`flat_values` without the groups that a later config replaces by a class, and classes replaced by a group."""
+    flat = flat_values(values, source)
+    for option in GROUPS:
+        part, _, name = option.partition(".")
+        value = _value(flat, option)
+        if value is not None and _is_class(value) != names_class(option, words):
+            flat[part] = {key: each for key, each in flat[part].items() if key != name}
+    return flat
 
 
 def flat_values(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinylm.checks import LINKED
-from tinylm.chosen import PARTS, chosen_path, flat_values, flat_words, given_configs
+from tinylm.chosen import GROUPS, PARTS, chosen_path, chosen_values, flat_words, given_configs, names_class
 from tinylm.commands.fit_help import SECTIONS, Section, declared, read_source
 from tinylm.errors import ConfigError
 from tinylm.locate import find_config
@@ -110,7 +110,7 @@ def _read_sections(options: Options, prefixes: tuple[str, ...], trainer: Section
         source = read_source(sections[prefix])
         for name, annotation in source.declared().items():
             full = f"{prefix}.{name}"
-            if isinstance(annotation, ast.Name) and full in sections:
+            if full in sections and (full in GROUPS or isinstance(annotation, ast.Name)):
                 _read_sections(options, (full,), trainer)
                 continue
             options.names.append(full)
@@ -177,7 +177,11 @@ def check_options(command: str, words: list[str]) -> None:
 def with_chosen(options: Options, words: list[str]) -> Options:
     """The options, of which those of a class that the user names are its own affair."""
     chosen = {part for part in PARTS if chosen_path(part, words) is not None}
-    kinds = {name: kinds for name, kinds in options.kinds.items() if name.partition(".")[0] not in chosen}
+    chosen |= {option for option in GROUPS if names_class(option, words)}
+    above = tuple(f"{name}." for name in chosen)
+    kinds = (
+        {name: kinds for name, kinds in options.kinds.items() if not name.startswith(above)} if above else options.kinds
+    )
     return options._replace(groups=options.groups - chosen, kinds=kinds)
 
 
@@ -186,7 +190,7 @@ def _values(word: str, following: str) -> dict[str, Any]:
     if CONFIG.match(word):
         path = find_config(given_configs([word, following])[0])
         Given.files.append(path)
-        return dict(_leaves(flat_values(read_config(path), str(path))))
+        return dict(_leaves(chosen_values(read_config(path), str(path), Given.words)))
     name, given, value = word.partition("=")
     return {name[2:]: value if given else following} if word.startswith("--") else {}
 

@@ -5,6 +5,7 @@ It is LightningCLI with configs found by name, one-line errors with "did you mea
 
 import copy
 import logging
+import math
 import os
 import re
 import sys
@@ -390,7 +391,7 @@ class TinyLMCLI(LightningCLI):
         )
         if self.precision_reason is not None:
             notice(f"precision: {trainer.precision} ({self.precision_reason}); trainer.precision sets another")
-        check_warmup(data, self.model.schedule, self.model.optimizer.lr)
+        check_warmup(data, self.model.schedule, getattr(self.model.optimizer, "lr", math.nan))
         if data.validation_tokens is not None:
             every = f"{data.validation_tokens:,} of {data.content.num_tokens('val'):,} tokens, evenly spaced"
             notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")

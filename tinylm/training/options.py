@@ -1,6 +1,7 @@
 """The parser of `tinylm fit`: configs found by name, and one-line errors with "did you mean"."""
 
 import contextlib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,28 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tinylm.checks import LINKED
-from tinylm.chosen import flat_values, flat_words
+from tinylm.chosen import chosen_values, flat_words, names_class
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
-from tinylm.plugins import trust
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.plugins import Part, trust
 from tinylm.training.parts import fold_parts, typed_class_path
+
+GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # options of model, or a class instead
+
+
+def accepts(kind: type, argument: str) -> bool:
+    """Whether a class's constructor takes an argument, itself or by handing its options on."""
+    for each in kind.__mro__:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(each.__init__).parameters
+            if argument in parameters:
+                return True
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return False
+    return False
 
 
 class ConfigFile(ActionConfigFile):
@@ -48,6 +65,21 @@ class ConfigParser(LightningArgumentParser):
         set_parsing_settings(docstring_parse_attribute_docstrings=helping, docstring_parse_style=DocstringStyle.GOOGLE)
         super().__init__(*args, **kwargs)
 
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **options: Any) -> list[str]:
+        """Adds the options of a class; optimizer and schedule are groups of options, or a class of the user's."""
+        if nested_key != "model":
+            return super().add_lightning_class_args(lightning_class, nested_key, *args, **options)
+        groups = {name: kind for name, kind in GROUP_TYPES.items() if accepts(lightning_class, name)}
+        added = self.add_class_arguments(
+            lightning_class, nested_key, fail_untyped=False, sub_configs=True, skip={*groups}
+        )
+        for name, kind in groups.items():
+            if names_class(f"model.{name}", sys.argv[1:]):
+                self.add_argument(f"--model.{name}", type=Part, required=True)
+            else:
+                self.add_argument(f"--model.{name}", type=kind, default=kind())
+        return [*added, *(f"model.{name}" for name in groups)]
+
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
         Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
@@ -70,8 +102,8 @@ class ConfigParser(LightningArgumentParser):
         """Parses a config in UTF-8, whatever the locale, with the options of a whole class one level up."""
         text = Path(path).read_text(encoding="utf-8-sig")
         values = yaml.safe_load(text)
-        if isinstance(values, dict) and (flat := flat_values(values, str(path))) != values:
-            text = yaml.safe_dump(flat, sort_keys=False)
+        if isinstance(values, dict) and (chosen := chosen_values(values, str(path), Given.words)) != values:
+            text = yaml.safe_dump(chosen, sort_keys=False)
         return self.parse_string(text, str(path), *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
