@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -176,6 +177,24 @@ class Part:
             return found(*arguments, **self.init_args)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+
+    def make_function(self, *names: str, field: str = "") -> Any:
+        """An instance of a class, to be called later, or a function with the arguments of the config.
+
+        Args:
+            names: the positional arguments of a later call
+            field: the name of the option, for messages
+
+        Raises:
+            ConfigError: if it cannot be loaded, or does not take its arguments.
+        """
+        found = self.load()
+        if not isinstance(found, type):
+            self._check_arguments(found, names, f"{field}: {self.class_path}")
+            return partial(found, **self.init_args)
+        made = self.make(field=field)
+        require(callable(made), f"{field}: {self.class_path}: lacks a method __call__({', '.join(names)})")
+        return made
 
     def _check_arguments(self, found: Callable[..., Any], arguments: tuple[Any, ...], where: str) -> None:
         """Refuses init_args that the class or function does not take, or lacks."""

@@ -183,7 +183,7 @@ def test_nan_and_infinity_stop_the_run_before_the_weights_move(fit, value, where
     def step(self, batch, batch_idx):
         loss = original(self, batch, batch_idx)
         if getattr(self, "poison", False):
-            self._step_nll = self._step_nll * value
+            self._step_losses["loss"] = self._step_losses["loss"] * value
             return loss * value
         return loss
 

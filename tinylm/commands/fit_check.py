@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinylm.checks import LINKED
+from tinylm.chosen import GROUPS, PARTS, chosen_path, chosen_values, flat_words, given_configs, names_class
 from tinylm.commands.fit_help import SECTIONS, Section, declared, read_source
 from tinylm.errors import ConfigError
 from tinylm.locate import find_config
@@ -109,7 +110,7 @@ def _read_sections(options: Options, prefixes: tuple[str, ...], trainer: Section
         source = read_source(sections[prefix])
         for name, annotation in source.declared().items():
             full = f"{prefix}.{name}"
-            if isinstance(annotation, ast.Name) and full in sections:
+            if full in sections and (full in GROUPS or isinstance(annotation, ast.Name)):
                 _read_sections(options, (full,), trainer)
                 continue
             options.names.append(full)
@@ -157,6 +158,7 @@ def check_options(command: str, words: list[str]) -> None:
     listing = any(word.endswith("help") or word.startswith("--print_") or word == "--" for word in words)
     if listing or (options := read_command(command)) is None:
         return
+    options, words = with_chosen(options, words), flat_words(words)
     Given.words, known = [command, *words], [name for name in options.names if name not in LINKED]
     Given.files.clear()
     in_configs: list[str] = []
@@ -172,12 +174,23 @@ def check_options(command: str, words: list[str]) -> None:
         raise ConfigError(unknown_option(min(unknown, key=options.order), known))
 
 
+def with_chosen(options: Options, words: list[str]) -> Options:
+    """The options, of which those of a class that the user names are its own affair."""
+    chosen = {part for part in PARTS if chosen_path(part, words) is not None}
+    chosen |= {option for option in GROUPS if names_class(option, words)}
+    above = tuple(f"{name}." for name in chosen)
+    kinds = (
+        {name: kinds for name, kinds in options.kinds.items() if not name.startswith(above)} if above else options.kinds
+    )
+    return options._replace(groups=options.groups - chosen, kinds=kinds)
+
+
 def _values(word: str, following: str) -> dict[str, Any]:
     """The options that a word gives, with their values: its own, or those of a config."""
     if CONFIG.match(word):
         path = find_config(given_configs([word, following])[0])
         Given.files.append(path)
-        return dict(_leaves(read_config(path)))
+        return dict(_leaves(chosen_values(read_config(path), str(path), Given.words)))
     name, given, value = word.partition("=")
     return {name[2:]: value if given else following} if word.startswith("--") else {}
 
@@ -202,18 +215,3 @@ def _unknown_word(options: Options, words: list[str]) -> str | None:
         if (option and options.lack(option[1])) or (alone and not word.startswith("-")):
             return word
     return None
-
-
-def given_configs(words: list[str]) -> list[str]:
-    """The values of all `-c` and `--config` options.
-
-    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
-    ['small', 'overlays/bf16.yaml', 'tiny']
-    """
-    found = []
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in ("-c", "--config"):
-            found.append(following)
-        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
-            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
-    return [config for config in found if config]

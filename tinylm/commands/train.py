@@ -9,7 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from tinylm.commands.fit_check import check_options, given_configs
+from tinylm.chosen import given_configs
+from tinylm.commands.fit_check import check_options
 from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
 from tinylm.errors import ConfigError, MissingInputError, notice

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tinylm.checks import check_types, require
-from tinylm.errors import NumericError
+from tinylm.errors import ConfigError, NumericError, first_line
 from tinylm.optim.muon import Muon
 from tinylm.optim.sharded_muon import ShardedMuon
+from tinylm.plugins import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,16 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: bool = False) -> torch.optim.Optimizer:
     """Makes the optimizer that the config names, for all trainable parameters of a model.
 
     Args:
         model: the model
-        config: the optimizer and its settings
+        config: the optimizer and its settings, or a class that takes parameter groups first, as PyTorch's do
         fused: use PyTorch's fused kernel for Adam and AdamW, with any precision
     """
+    if isinstance(config, Part):
+        return _make_part(model, config)
     groups = parameter_groups(model, config)
     match config.name:
         case "sgd":
@@ -88,6 +91,28 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = F
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
     optimizer._step_supports_amp_scaling = False  # with 16-mixed gradients are unscaled before they are clipped
+    return optimizer
+
+
+def _make_part(model: nn.Module, part: Part) -> torch.optim.Optimizer:
+    """An optimizer of the user's choice: its own weight decay for matrices and embeddings, none for the rest.
+
+    Raises:
+        ConfigError: if it does not take the groups, is no optimizer, or has no learning rate.
+    """
+    groups = parameter_groups(model, OptimizerConfig())
+    for group in groups:
+        if group["name"] == "decay":
+            del group["weight_decay"]  # the class's own
+    field = "model.optimizer"
+    try:
+        optimizer = part.make(groups, field=field, kind=torch.optim.Optimizer)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {part.class_path}: {first_line(error)}") from error
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    positive = all(isinstance(rate, float | int) and rate > 0 for rate in rates)
+    require(positive, f"{field}: {part.class_path}: must have a positive number lr, got {rates[0]}")
+    optimizer._step_supports_amp_scaling = False  # as above
     return optimizer
 
 

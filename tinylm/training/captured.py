@@ -177,7 +177,7 @@ class CapturedSteps(_AutomaticOptimization):
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a capture that failed raises another error
             self._leave(first_line(cause))
-            self.module._step_nll = 0.0  # of the step that was cut off
+            self.module._step_losses = {}  # of the step that was cut off
             return
         gradients = [(parameter, parameter.grad) for parameter in self.module.net.parameters()]
         results = self.module.train_loss, self.module.grad_norm, self._loss
@@ -256,6 +256,8 @@ def why_not_captured(trainer: Any, module: Any) -> str | None:
         "the optimizer has hooks": bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks),
         "there are hooks on the network": hooked(module.net.modules()) or on_weights,
         f"{type(module).__name__} has its own {own}": own is not None,
+        "model.objective computes the loss": module.objective is not None,
+        "modules of the network add losses": bool(module._auxiliary.modules),
         f"{within} runs within a step": within is not None,
         "trainer.profiler measures within a step": type(trainer.profiler) is not PassThroughProfiler,
         "trainer.detect_anomaly reads every result": torch.is_anomaly_enabled(),

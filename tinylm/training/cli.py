@@ -5,6 +5,7 @@ It is LightningCLI with configs found by name, one-line errors with "did you mea
 
 import copy
 import logging
+import math
 import os
 import re
 import sys
@@ -52,6 +53,7 @@ from tinylm.runs.folder import (
 from tinylm.signals import raised
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from tinylm.training.classes import check_arguments, chosen_class
 from tinylm.training.finish import FinishRun
 from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
@@ -67,7 +69,14 @@ from tinylm.training.options import (
 )
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
-from tinylm.training.preflight import check_devices, check_loggers, check_memory, check_monitors, check_trainer
+from tinylm.training.preflight import (
+    check_averaging,
+    check_devices,
+    check_loggers,
+    check_memory,
+    check_monitors,
+    check_trainer,
+)
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.remarks import check_warmup, epochs
@@ -89,8 +98,10 @@ class TinyLMCLI(LightningCLI):
         Given.files.clear()  # of an earlier command in this process
         self.folder: Path | None = None
         self.claims = claims
+        model, path = chosen_class("model", LitTransformerLM, sys.argv[1:])
+        self.chosen = {} if path is None else {"model": path}  # parts of a class that the user names -> its path
         super().__init__(
-            LitTransformerLM,
+            model,
             TextDataModule,
             save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
@@ -124,8 +135,11 @@ class TinyLMCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `run`, and the two links between model and data."""
+        """Adds `run`, the classes that the user names, and the two links between model and data."""
         parser.add_argument("--run", type=RunConfig, default=RunConfig())
+        for part, path in self.chosen.items():
+            parser.add_argument(f"--{part}.class_path", type=str, default=path, help="The class, by its import path.")
+        check_arguments(parser, self.chosen)
         parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
         parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
 
@@ -220,6 +234,8 @@ class TinyLMCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Creates data, model and trainer. A class of the config that cannot be created is a ConfigError."""
+        for part in self.chosen:
+            del self.config[str(self.subcommand)][part]["class_path"]  # no argument of the class
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -319,6 +335,7 @@ class TinyLMCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.setup("fit")  # counts the steps
         check_monitors(self.trainer, self.model, self.datamodule)
+        check_averaging(self.trainer)
         if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
             self.model.check_tensor_parallel(size)  # before other processes start
         data = self.datamodule
@@ -341,7 +358,7 @@ class TinyLMCLI(LightningCLI):
         config.ckpt_path = self.origin
         _set_folder(config.trainer, str(self.folder), "{run}")  # a rerun has another folder
         dump = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=True)
-        return saved_config("fit", dump, self.model.network.vocab_size)
+        return saved_config("fit", dump, self.model.network.vocab_size, self.chosen)
 
     def _introduce(self) -> None:
         """Prints what is trained, on which data and devices."""
@@ -375,7 +392,7 @@ class TinyLMCLI(LightningCLI):
         )
         if self.precision_reason is not None:
             notice(f"precision: {trainer.precision} ({self.precision_reason}); trainer.precision sets another")
-        check_warmup(data, self.model.schedule, self.model.optimizer.lr)
+        check_warmup(data, self.model.schedule, getattr(self.model.optimizer, "lr", math.nan))
         if data.validation_tokens is not None:
             every = f"{data.validation_tokens:,} of {data.content.num_tokens('val'):,} tokens, evenly spaced"
             notice(f"validation: {every} (data.max_val_tokens); the best model on all of them at the end")
@@ -440,6 +457,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # nor shards
     warnings.filterwarnings("ignore", module="jsonargparse")
 
 

@@ -33,12 +33,14 @@ from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
-from tinylm.optim.schedule import ScheduleConfig, learning_rate
-from tinylm.plugins import admit
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.optim.scheduler import is_scheduler, make_scheduler
+from tinylm.plugins import Part, admit
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
+from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, checked_losses, make_objective
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
 from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize
@@ -55,6 +57,7 @@ class LitTransformerLM(pl.LightningModule):
     Attributes:
         net: the network, a `TransformerLM`
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
+        other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
         resumes: whether a checkpoint continues its own run, on the same text
@@ -65,8 +68,9 @@ class LitTransformerLM(pl.LightningModule):
     def __init__(
         self,
         network: ModelConfig,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        optimizer: OptimizerConfig | Part = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig | Part = ScheduleConfig(),  # noqa: B008
+        objective: Part | None = None,
         compile: bool = False,
         init_from: str | None = None,
         lora: LoRAConfig | None = None,
@@ -78,8 +82,9 @@ class LitTransformerLM(pl.LightningModule):
 
         Args:
             network: The architecture
-            optimizer: The optimizer and its settings
-            schedule: The learning rate over the run
+            optimizer: The optimizer and its settings, or a class as torch.optim has them
+            schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
+            objective: A loss of your own by class_path (docs/extending-training.md). Default: cross-entropy
             compile: Train by torch.compile, which takes a minute at the first start
             init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
@@ -90,8 +95,9 @@ class LitTransformerLM(pl.LightningModule):
         super().__init__()
         for name, value in (("loss_rows", loss_rows), ("vocab_multiple", vocab_multiple)):
             require(value is None or value >= 1, f"model.{name} must be at least 1, got {value}")
-        if schedule.min_lr > optimizer.lr:
-            raise ConfigError(f"min_lr must not exceed lr, got min_lr={schedule.min_lr} and lr={optimizer.lr}")
+        if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):
+            rates = f"min_lr={schedule.min_lr} and lr={optimizer.lr}"
+            require(schedule.min_lr <= optimizer.lr, f"min_lr must not exceed lr, got {rates}")
         if lora is not None and freeze is not None:
             raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
         self.start = None if init_from is None else Start(init_from)
@@ -101,7 +107,12 @@ class LitTransformerLM(pl.LightningModule):
         self._padded = self.start is not None or vocab_multiple is not None
         network = replace(network, vocab_size=network.vocab_size + -network.vocab_size % (vocab_multiple or 1))
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
-        plain = {"network": network.to_dict(), "optimizer": vars(optimizer), "schedule": vars(schedule)}
+        plain: dict[str, Any] = {
+            "network": network.to_dict(),
+            "optimizer": plain_values(optimizer),
+            "schedule": plain_values(schedule),
+        }
+        plain["objective"] = str(objective) if objective is not None else None
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
         self.net = TransformerLM(network) if self.start is None else self.start.network(network)
         tune_for_training(self.net)
@@ -110,6 +121,8 @@ class LitTransformerLM(pl.LightningModule):
             freeze_weights(self.net, freeze)
         if lora is not None:
             add_lora(self.net, lora)
+        self.objective: Any = make_objective(objective)
+        self._check_objective()
         self._use_loss_rows(loss_rows)
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
         self._compiled = CompiledNetwork(self.net) if compile else None
@@ -118,7 +131,9 @@ class LitTransformerLM(pl.LightningModule):
         self.resumes = False
         self.stop_wanted: tuple[bool, bool] = (False, False)
         self.stop_agreed = self.stop_wanted
-        self._step_nll: Tensor | float = 0.0
+        self.other_losses: dict[str, Tensor] = {}
+        self._auxiliary = AuxiliaryLosses(self.net)
+        self._step_losses: dict[str, Tensor] = {}  # of the micro-batches of this step so far
         self._late: LateCheck | None = None
         self._changed: str | None = None
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
@@ -129,13 +144,22 @@ class LitTransformerLM(pl.LightningModule):
         refused = f"{type(self).__name__} has a forward of its own; leave it out" if own else None
         if type(self.net.head) is not nn.Linear:
             refused = "needs a head that is a plain Linear; leave head out of lora.targets"
+        if self.objective is not None:
+            refused = "model.objective computes the loss; leave it out"
         require(rows is None or refused is None, f"model.loss_rows: {refused}")
         self.net.loss_rows = rows
+
+    def _check_objective(self) -> None:
+        own = type(self).summed_loss is not LitTransformerLM.summed_loss
+        problem = f"model.objective: {type(self).__name__} has a summed_loss of its own; leave one of the two out"
+        require(self.objective is None or not own, problem)
 
     @property
     def optimizer_name(self) -> str:
         """Name of the optimizer, for the user. A subclass may have one of its own."""
         own = type(self).configure_optimizers is not LitTransformerLM.configure_optimizers
+        if isinstance(self.optimizer, Part):
+            return self.optimizer.class_path.rpartition(".")[2]
         return f"optimizer of {type(self).__name__}" if own else self.optimizer.name
 
     @property
@@ -181,6 +205,8 @@ class LitTransformerLM(pl.LightningModule):
         """Shards the weights if the strategy asks for it (overlays/fsdp.yaml, tensor_parallel.yaml), block by block."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.net, FSDPModule):
             return
+        has_weights = isinstance(self.objective, nn.Module) and next(self.objective.parameters(), None) is not None
+        require(not has_weights, "model.objective: has weights, which this strategy does not shard; take ddp")
         self._changed = self.changed
         assert self.device_mesh is not None
         if self.device_mesh["tensor_parallel"].size() > 1:
@@ -193,7 +219,12 @@ class LitTransformerLM(pl.LightningModule):
 
     def check_tensor_parallel(self, size: int) -> None:
         """Refuses what could not be trained by `size` devices that share every layer."""
-        others = {"lora": self.lora, "compile": self._compiled, "loss_rows": self.net.loss_rows}
+        others = {
+            "objective": self.objective,
+            "lora": self.lora,
+            "compile": self._compiled,
+            "loss_rows": self.net.loss_rows,
+        }
         for name, value in others.items():
             require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
         changed = self.changed or unknown_part(self.net, hooks=False)
@@ -204,12 +235,24 @@ class LitTransformerLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
-        if self.has_dropout:
+        if self.has_dropout or self.objective is not None or type(self) is not LitTransformerLM:
             self._reseed(batch_idx)
-        share = self.summed_loss(batch) / batch.num_targets
-        self._step_nll = self._step_nll + share.detach()
+        losses = {name: loss / batch.num_targets for name, loss in self._losses(batch).items()}
+        for name, loss in losses.items():
+            self._step_losses[name] = self._step_losses.get(name, 0.0) + loss.detach()
+        share = losses["loss"] + losses.get(AUXILIARY, 0.0)
         # undoes Lightning's division by micro-batches and its average over devices
         return share * (self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[0])
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the targets of a batch: the loss, the other losses of the objective, those of the network."""
+        self._auxiliary.clear()
+        if self.objective is None:
+            losses = {"loss": self.summed_loss(batch)}
+        else:
+            losses = checked_losses(self.objective(self, batch), str(self.hparams["objective"]))
+        auxiliary = self._auxiliary.total(batch)
+        return losses if auxiliary is None else {**losses, AUXILIARY: auxiliary}
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """Sum of -log p(target) in nats over the targets of a batch, by the compiled network if there is one."""
@@ -239,7 +282,7 @@ class LitTransformerLM(pl.LightningModule):
         """Measures the step just before the optimizer changes the weights, and refuses one that is not finite."""
         self._synchronize()
         self.lr = optimizer.param_groups[0]["lr"]
-        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
         if self._late is not None:
@@ -255,7 +298,7 @@ class LitTransformerLM(pl.LightningModule):
     ) -> None:
         """Clips the gradient, by the norm that was measured."""
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, self._norm)
+            torch.nn.utils.clip_grads_with_norm_(self.trained.parameters(), gradient_clip_val, self._norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -273,43 +316,48 @@ class LitTransformerLM(pl.LightningModule):
 
     def _synchronize(self) -> None:
         """Sums the loss and the requests to stop over processes, in one exchange."""
-        assert isinstance(self._step_nll, Tensor)
-        self.train_loss, self._step_nll = self.agree_to_stop(self._step_nll), 0.0
+        names, losses = [*self._step_losses], torch.stack([*self._step_losses.values()])
+        self.train_loss, *others = self.agree_to_stop(losses).unbind()
+        self.other_losses, self._step_losses = dict(zip(names[1:], others, strict=True)), {}
 
     def agree_to_stop(self, value: Tensor | None = None) -> Tensor:
         """Shares the requests to stop among all processes, and returns the sum of `value` over them."""
         total = torch.zeros((), device=self.device) if value is None else value
         self.stop_agreed = self.stop_wanted
         if self.trainer.world_size > 1:
-            local = torch.stack([total, *total.new_tensor(self.stop_wanted)])
-            total, *requests = self.trainer.strategy.reduce(local, reduce_op="sum")
-            self.stop_agreed = (bool(requests[0]), bool(requests[1]))
-            total = total / (self.trainer.world_size // data_ranks(self.trainer)[0])  # same on tensor-parallel devices
+            local = torch.cat([total.flatten(), total.new_tensor(self.stop_wanted)])
+            reduced: Any = self.trainer.strategy.reduce(local, reduce_op="sum")
+            self.stop_agreed = (bool(reduced[-2]), bool(reduced[-1]))
+            same = self.trainer.world_size // data_ranks(self.trainer)[0]  # tensor-parallel devices count alike
+            total = reduced[:-2].reshape(total.shape) / same
         return total
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule, which advances with every optimizer step."""
-        optimizer = make_optimizer(self.net, self.optimizer, fused=True)
-        total, lr = self._datamodule.total_steps, self.optimizer.lr
-
-        def factor(step: int) -> float:
-            return learning_rate(step, total, lr, self.schedule) / lr
-
-        scheduler = LambdaLR(optimizer, factor)
+        optimizer = make_optimizer(self.trained, self.optimizer, fused=True)
+        scheduler = make_scheduler(optimizer, self.schedule, self._datamodule.total_steps)
         self._settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network, or the whole module if the objective has parameters to train."""
+        theirs = self.objective.parameters() if isinstance(self.objective, nn.Module) else ()
+        return self if any(parameter.requires_grad for parameter in theirs) else self.net
 
     def on_train_start(self) -> None:
         """Lets a resumed run use the config's learning rate, weight decay, ..., not those of the checkpoint."""
         if not self._settings:  # a subclass with its own optimizer
             return
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(scheduler, LambdaLR)
-        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
-        for group, settings, factor in zip(optimizer.param_groups, self._settings, scheduler.lr_lambdas, strict=True):
-            group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        if isinstance(scheduler, LambdaLR):  # others keep a state, which on_load_checkpoint has checked
+            scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
+            lambdas = scheduler.lr_lambdas
+            for group, settings, factor in zip(optimizer.param_groups, self._settings, lambdas, strict=True):
+                group.update(settings, lr=settings["initial_lr"] * factor(scheduler.last_epoch))
         self._late = late_check(optimizer, self.device, str(self.trainer.precision))
         if self._compiled is not None:
             capture_steps(self.trainer, self)
@@ -367,6 +415,8 @@ class LitTransformerLM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
         self.settle()
+        for name in self._frozen_objective():
+            checkpoint["state_dict"].pop(name, None)
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
@@ -391,6 +441,7 @@ class LitTransformerLM(pl.LightningModule):
         entry = checkpoint.get("tinylm")
         if entry is None:
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
+        checkpoint["state_dict"].update(self._frozen_objective())
         if self.trainer.state.fn == "fit":
             self._check_text(checkpoint.get("tinylm_data", {}))
         ours = self.network.to_dict()
@@ -408,9 +459,24 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
         admit(self.network.parts.values(), entry.get("plugins"), "the checkpoint")
         if self.trainer.state.fn == "fit":
-            theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
-            require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
+            self._check_optimizer(checkpoint["hyper_parameters"])
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def _frozen_objective(self) -> dict[str, Tensor]:
+        """The parameters of the objective that checkpoints leave out, by their names there."""
+        module = self.objective if isinstance(self.objective, nn.Module) else nn.Module()
+        frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
+        return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
+
+    def _check_optimizer(self, theirs: dict[str, Any]) -> None:
+        """Refuses another optimizer, or other settings for a scheduler that keeps a state."""
+        ours = self.hparams
+        names = [each["optimizer"].get("name") or each["optimizer"]["class_path"] for each in (theirs, ours)]
+        require(names[0] == names[1], f"optimizer.name: checkpoint {names[0]}, config {names[1]}")
+        stateful = isinstance(self.schedule, Part) and is_scheduler(self.schedule)
+        for part in ("schedule", "optimizer") if stateful else ():
+            remedy = "it keeps a state, so its settings cannot change; begin a new run with model.init_from"
+            require(theirs[part] == ours[part], f"model.{part}: changed for {self.schedule}: {remedy}")
 
     def _check_text(self, data: dict[str, Any]) -> None:
         """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
@@ -423,6 +489,11 @@ class LitTransformerLM(pl.LightningModule):
         if self.resumes:
             raise ConfigError(f"data: {problem}; restore it, or start a new run from the checkpoint with --ckpt_path")
         notice(problem)
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """The options of a config, or the form in which a plug-in is named."""
+    return config.to_dict() if isinstance(config, Part) else vars(config)
 
 
 def changed_text(data: TextDataModule, sources: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """The parser of `tinylm fit`: configs found by name, and one-line errors with "did you mean"."""
 
 import contextlib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,28 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tinylm.checks import LINKED
+from tinylm.chosen import chosen_values, flat_words, names_class
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
-from tinylm.plugins import trust
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.plugins import Part, trust
 from tinylm.training.parts import fold_parts, typed_class_path
+
+GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # options of model, or a class instead
+
+
+def accepts(kind: type, argument: str) -> bool:
+    """Whether a class's constructor takes an argument, itself or by handing its options on."""
+    for each in kind.__mro__:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(each.__init__).parameters
+            if argument in parameters:
+                return True
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return False
+    return False
 
 
 class ConfigFile(ActionConfigFile):
@@ -47,9 +65,24 @@ class ConfigParser(LightningArgumentParser):
         set_parsing_settings(docstring_parse_attribute_docstrings=helping, docstring_parse_style=DocstringStyle.GOOGLE)
         super().__init__(*args, **kwargs)
 
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **options: Any) -> list[str]:
+        """Adds the options of a class; optimizer and schedule are groups of options, or a class of the user's."""
+        if nested_key != "model":
+            return super().add_lightning_class_args(lightning_class, nested_key, *args, **options)
+        groups = {name: kind for name, kind in GROUP_TYPES.items() if accepts(lightning_class, name)}
+        added = self.add_class_arguments(
+            lightning_class, nested_key, fail_untyped=False, sub_configs=True, skip={*groups}
+        )
+        for name, kind in groups.items():
+            if names_class(f"model.{name}", sys.argv[1:]):
+                self.add_argument(f"--model.{name}", type=Part, required=True)
+            else:
+                self.add_argument(f"--model.{name}", type=kind, default=kind())
+        return [*added, *(f"model.{name}" for name in groups)]
+
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
-        Given.words = sys.argv[1:] if args is None else list(args)
+        Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
         ConfigFile.trusted = trusted_modules(Given.words)
         allowed = [*TRUSTED, *ConfigFile.trusted]
         trust(allowed)
@@ -66,8 +99,12 @@ class ConfigParser(LightningArgumentParser):
             self.error(str(error), error)
 
     def parse_path(self, path: Any, *others: Any, **options: Any) -> Any:
-        """Parses a config in UTF-8, whatever the locale."""
-        return self.parse_string(Path(path).read_text(encoding="utf-8-sig"), str(path), *others, **options)
+        """Parses a config in UTF-8, whatever the locale, with the options of a whole class one level up."""
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text)
+        if isinstance(values, dict) and (chosen := chosen_values(values, str(path), Given.words)) != values:
+            text = yaml.safe_dump(chosen, sort_keys=False)
+        return self.parse_string(text, str(path), *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a ConfigError of one line."""
@@ -107,18 +144,21 @@ def check_vocab_size(given: int | None, known: int) -> None:
         raise ConfigError(f"model.network.vocab_size: the tokenizer has {known} tokens, got {given}; leave it out")
 
 
-def saved_config(command: str, dump: str, vocab_size: int) -> str:
+def saved_config(command: str, dump: str, vocab_size: int, chosen: dict[str, str] | None = None) -> str:
     """The config.yaml of a run, which can be run again.
 
     Args:
         command: `fit` or `train-numpy`
         dump: all resolved options as YAML
         vocab_size: size of the tokenizer's vocabulary
+        chosen: class paths of the parts whose class the user names
     """
     values = yaml.safe_load(dump)
     for name in ("config", "resume", "threads", "trust", *([] if values.get("ckpt_path") else ["ckpt_path"])):
         values.pop(name, None)
     values["model"]["network"]["vocab_size"] = vocab_size
+    for part, path in (chosen or {}).items():
+        values[part] = {"class_path": path, **values[part]}
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 

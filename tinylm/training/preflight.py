@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from tinylm.adapt import trainable_share
 from tinylm.analysis.profile import kept_bytes
@@ -140,6 +141,23 @@ def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
                 f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which no validation measures; "
                 f"there are {', '.join(known)}"
             )
+
+
+def check_averaging(trainer: Any) -> None:
+    """Refuses callbacks that average weights where the average would be lost, or cannot be made.
+
+    Raises:
+        ConfigError: naming the callback and what to take instead.
+    """
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ConfigError(
+                f"trainer.callbacks: {name} replaces the schedule, and no checkpoint holds its average; take "
+                "lightning.pytorch.callbacks.EMAWeightAveraging, or average checkpoints by tinylm average"
+            )
+        if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy):
+            raise ConfigError(f"trainer.callbacks: {name} cannot average sharded weights; leave it out, or take ddp")
 
 
 # --- memory

@@ -1,5 +1,7 @@
 """Remarks on a run: at its start, and once its model overfits."""
 
+from typing import Any
+
 from tinylm.data import TextDataModule
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.shard_order import ShardOrder
@@ -26,9 +28,9 @@ def _epochs(count: float) -> str:
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
 
-def check_warmup(data: TextDataModule, schedule: ScheduleConfig, lr: float) -> None:
-    """Remarks on a warm-up as long as the run."""
-    if schedule.warmup_steps >= data.total_steps > 0:
+def check_warmup(data: TextDataModule, schedule: Any, lr: float) -> None:
+    """Remarks on a warm-up as long as the run, in tinylm's own schedule."""
+    if isinstance(schedule, ScheduleConfig) and schedule.warmup_steps >= data.total_steps > 0:
         notice(
             f"model.schedule.warmup_steps is {schedule.warmup_steps:,} and the run has {data.total_steps:,} steps: "
             f"the learning rate never reaches {lr:g}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from tinylm.bundle import read_checkpoint
@@ -69,7 +69,8 @@ class ExactResume(Callback):
     """Keeps what Lightning's checkpoints lack to resume exactly, and validates the end of a run.
 
     A run that is stopped in a validation repeats it on resume, and one that was stopped early stays so. The
-    `ModelCheckpoint`s of a run whose folder was moved, or is named by another path, go on with their files.
+    `ModelCheckpoint`s of a run whose folder was moved, or is named by another path, go on with their files. With
+    Lightning's `EMAWeightAveraging` every checkpoint, the last one too, holds the average and the weights to train on.
 
     Args:
         damaged: checkpoints of the run that cannot be read; what is known of them is forgotten
@@ -81,6 +82,7 @@ class ExactResume(Callback):
         self._validated = -1  # step of the last complete validation
         self._patience: dict[EarlyStopping, int] = {}
         self._limits: tuple[Any, Any] | None = None
+        self._averages: list[tuple[Any, Any]] = []  # and what they do at the end of training
 
     def state_dict(self) -> dict[str, Any]:
         """Whether a validation was running, and the step of the last complete one."""
@@ -103,6 +105,10 @@ class ExactResume(Callback):
         self._patience = {each: each.patience for each in trainer.early_stopping_callbacks}
         for callback in self._patience if not pl_module.resumes else ():  # a new run has its own patience
             states.pop(callback.state_key, None)
+        if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaging_callbacks(trainer):
+            notice(
+                "the run goes on from averaged weights: none of its callbacks averages, as one of the checkpoint did"
+            )
         if trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start
             self._open_loop(trainer)
 
@@ -111,8 +117,17 @@ class ExactResume(Callback):
 
         Nor is it checked with a first validation, which would reset the counters that were restored.
         """
+        self._averages = [(each, each.on_train_end) for each in averaging_callbacks(trainer)]
+        for callback, _ in self._averages:  # it would leave the last checkpoint without the weights to train on
+            callback.on_train_end = lambda *_: None
         if trainer.ckpt_path is not None:
             self._open_loop(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Lets the callbacks of averaging put their weights into the model, after the last checkpoint."""
+        for callback, end in self._averages:
+            end(trainer, pl_module)
+            callback.on_train_end = end
 
     def _open_loop(self, trainer: pl.Trainer) -> None:
         loop = trainer.fit_loop
@@ -157,6 +172,12 @@ class ExactResume(Callback):
         """Validates the last step if that has not been done."""
         if self._validated != trainer.global_step and trainer.enable_validation:
             run_validation(trainer)
+
+
+def averaging_callbacks(trainer: pl.Trainer) -> list[Any]:
+    """The callbacks that train one set of weights and save the average of many."""
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return [each for each in callbacks if isinstance(each, WeightAveraging)]
 
 
 def run_validation(trainer: pl.Trainer) -> None:

@@ -137,6 +137,7 @@ class MetricsLog(Callback):
         pl_module.settle()
         self.latest = {
             "train/loss": pl_module.train_loss.item(),
+            **{f"train/{name}": loss.item() for name, loss in pl_module.other_losses.items()},
             "train/grad_norm": pl_module.grad_norm.item(),
             "lr": pl_module.lr,
             **self.throughput.read(trainer, pl_module),

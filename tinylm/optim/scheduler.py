@@ -1,0 +1,70 @@
+"""The schedule of an optimizer as a PyTorch scheduler, which advances with every optimizer step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from tinylm.checks import require
+from tinylm.errors import NumericError
+from tinylm.optim.schedule import ScheduleConfig, learning_rate
+from tinylm.plugins import Part
+
+FIELD = "model.schedule"
+
+
+class Schedule(Protocol):
+    """A schedule of one's own: a function, or an instance of a class that the config names with its `init_args`.
+
+    A class of `torch.optim.lr_scheduler` that takes the optimizer first is taken too, and steps once an optimizer step.
+    """
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Computes the learning rate of a step as a factor of the optimizer's `lr`.
+
+        Args:
+            step: optimizer steps done before this one
+            total_steps: optimizer steps of the run
+        """
+        ...
+
+
+def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_steps: int) -> LRScheduler:
+    """The scheduler of a run.
+
+    Args:
+        optimizer: with its `lr`
+        config: the schedule, or a class or function of the user's choice
+        total_steps: optimizer steps of the run
+
+    Raises:
+        ConfigError: if a class or function cannot be used.
+    """
+    if isinstance(config, Part) and is_scheduler(config):
+        require(config.load() is not ReduceLROnPlateau, f"{FIELD}: {config}: waits for a metric; take another")
+        return config.make(optimizer, field=FIELD)
+    lr = optimizer.param_groups[0]["lr"]
+    if isinstance(config, Part):
+        return LambdaLR(
+            optimizer, _checked(config.make_function("step", "total_steps", field=FIELD), config, total_steps)
+        )
+    require(config.min_lr <= lr, f"min_lr must not exceed lr, got min_lr={config.min_lr} and lr={lr}")
+    return LambdaLR(optimizer, lambda step: learning_rate(step, total_steps, lr, config) / lr)
+
+
+def is_scheduler(part: Part) -> bool:
+    """Whether a plug-in is a scheduler of PyTorch's kind, which keeps a state."""
+    found = part.load()
+    return isinstance(found, type) and issubclass(found, LRScheduler)
+
+
+def _checked(function: Callable[[int, int], Any], part: Part, total_steps: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        found = function(step, total_steps)
+        if not isinstance(found, int | float) or not 0 <= found < math.inf:
+            raise NumericError(f"{FIELD}: {part}: must give a factor from 0 up, got {found} for step {step}")
+        return float(found)
+
+    return factor
