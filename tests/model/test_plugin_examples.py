@@ -1,5 +1,6 @@
 """The plug-ins in scripts/examples: equal to transformers' modules in float64, trained, stored and generated from."""
 
+import contextlib
 import shutil
 import sys
 from functools import partial
@@ -14,7 +15,7 @@ import tinylm
 from scripts.bench.huggingface import everything_in_float64
 from tests.model.test_transformers_oracle import LLAMA_PARTS, llama_weights
 from tests.strategies import random_model
-from tests.training.conftest import TINY, cli, corpus, tiny_yaml  # noqa: F401 (fixtures)
+from tests.training.conftest import cli, corpus  # noqa: F401 (fixtures)
 from tinylm import plugins
 from tinylm.bundle import save_bundle
 from tinylm.errors import ConfigError
@@ -22,6 +23,7 @@ from tinylm.generation import Generator
 from tinylm.generation.fast.modules import ModuleDecoder
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import Int8KVCache, ModelConfig, RingKVCache, TransformerLM, flops_per_token, parameter_count
+from tinylm.runs.metrics import read_metrics
 from tinylm.tokenizer import CharTokenizer
 
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
@@ -58,25 +60,22 @@ def randomized(model: nn.Module) -> nn.Module:
 
 
 def filled(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    model.double().load_state_dict({name: weight.detach() for name, weight in weights.items()}, strict=False)
-    missing = dict(model.named_parameters()).keys() - weights.keys()
-    assert not missing - {"head.weight"}
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == weights.keys()
+    model.double().load_state_dict({name: weight.detach() for name, weight in weights.items()})
     return model.eval()
 
 
 @pytest.fixture
 def float64():
-    """Computes transformers' norms, angles and probabilities in float64."""
+    """A function that lets a model of transformers compute norms, angles and probabilities in float64."""
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double), contextlib.ExitStack() as stack:
 
-    def enter(model: nn.Module) -> nn.Module:
-        stack.enter_context(everything_in_float64(model))
-        return model
+        def enter(model: nn.Module) -> nn.Module:
+            stack.enter_context(everything_in_float64(model))
+            return model
 
-    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
-        import contextlib
-
-        with contextlib.ExitStack() as stack:
-            yield enter
+        yield enter
 
 
 def ids(rows: int = 3) -> torch.Tensor:
@@ -247,9 +246,7 @@ def test_latent_attention_matches_deepseek_v3(query_latent, interleaved, kernel,
     fields = dict(attention=mla(query_latent=query_latent, value_dim=3), attention_kernel=kernel)
     ours = TransformerLM(config(**fields, norm_eps=1e-6, d_ff=20, tie_embeddings=False))
     their_weights = dict(theirs.named_parameters())
-    weights = llama_weights(
-        their_weights, 2, {our: their for our, their in LLAMA_PARTS.items() if "attn" not in their}
-    )
+    weights = llama_weights(their_weights, 2, {our: their for our, their in LLAMA_PARTS.items() if "attn" not in their})
     for layer in range(2):
         weights |= latent_weights(
             their_weights, f"model.layers.{layer}.self_attn", f"blocks.{layer}.attention", interleaved
@@ -272,7 +269,9 @@ def test_the_cache_is_smaller_by_the_documented_factor(kind):
     """2 H E numbers per token against L + R; in 8 bits each of the two vectors has a scale in float32 besides."""
     shape = dict(d_model=96, num_heads=4, max_seq_len=128, vocab_size=V, num_layers=2)
     usual = kind(ModelConfig(**shape), 1)
-    latent = kind(ModelConfig.from_dict({**shape, "d_head": 32, "rotary_fraction": 0.25, "attention": mla(latent=32)}), 1)
+    latent = kind(
+        ModelConfig.from_dict({**shape, "d_head": 32, "rotary_fraction": 0.25, "attention": mla(latent=32)}), 1
+    )
     numbers = 2 * 4 * 24, 32 + 8
     if kind is RingKVCache:
         assert usual.num_bytes / latent.num_bytes == numbers[0] / numbers[1] == 4.8
@@ -340,9 +339,22 @@ def test_a_stored_model_is_the_same(tmp_path):
     assert torch.equal(found(ids() % 10), model(ids() % 10))
 
 
-def test_configs_train_from_a_copy_of_the_module(cli, corpus):  # noqa: F811
+@pytest.mark.slow
+def test_the_configs_train_and_a_trained_model_is_adapted(cli, corpus):  # noqa: F811
+    """From copies of the files in the working folder, as the configs say; LoRA adapts the experts too."""
+    few = {"trainer.max_steps": 3, "trainer.val_check_interval": 3, "run.sample_tokens": 2, "data.batch_size": 2}
+    few |= {"data.corpus": corpus, "data.tokenizer": "char", "data.cache_dir": "cache"}
+    words = [f"--{name}={value}" for name, value in few.items()]
     for name in ("moe", "mla"):
         shutil.copy(EXAMPLES / f"{name}.py", ".")
-        words = ["--trainer.max_steps", 3, "--trainer.val_check_interval", 3, "--data.micro_batch_size", 4]
-        result = cli("fit", "-c", f"examples/{name}.yaml", "--trust", name, "--data.corpus", corpus, "--data.tokenizer", "char", *words)
+        result = cli("fit", "-c", f"examples/{name}.yaml", "--trust", name, *words)
         assert result.code == 0, result.err
+    assert read_metrics("runs/moe/metrics.csv")["train/auxiliary_loss"][1][0] > 0.02 * 2  # balance 0.01, two layers
+    start = ["--model.init_from", "runs/moe", "--model.lora.rank", 2, "--run.name", "adapted"]
+    result = cli("fit", "-c", "examples/moe.yaml", "--trust", "moe", *words, *start)
+    assert result.code == 0, result.err
+    adapted, trained = (tinylm.load(f"runs/{name}", trust=["moe"])[0].state_dict() for name in ("adapted", "moe"))
+    changed = {name for name in trained if not torch.equal(trained[name], adapted[name])}
+    assert "blocks.0.feedforward.experts.0.gate.weight" in changed and "embedding.weight" not in changed
+    result = cli("fit", "-c", "examples/mla.yaml", "--trust", "moe", "--trust", "mla", *words, *start[:2])
+    assert result.code == 2 and "model.network.d_head: runs/moe/model has None, got 32" in result.error
