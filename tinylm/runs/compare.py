@@ -1,32 +1,27 @@
 """Comparison of runs: the cost and result of each, and how much a result varies with the seed.
 
-Everything is read from the run folders (config.yaml, metrics.csv, model/); finished runs need no PyTorch.
+Runs that differ in nothing that matters are averaged (`tinylm.runs.settings`). Everything is read from the run folders
+(config.yaml, metrics.csv, model/); finished runs need no PyTorch.
 """
 
 import glob
 import itertools
-import json
 import math
+import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import file_size, parse_json, read_range
 from tinylm.locate import command
 from tinylm.runs.folder import is_finished
+from tinylm.runs.lineage import network_config, read_config, token_counter
 from tinylm.runs.metrics import read_metrics
-from tinylm.safe_yaml import read_yaml
-
-if TYPE_CHECKING:
-    from tinylm.model import ModelConfig
-
-FREE = ("seed_everything", "data.seed", "data.cache_dir", "model.network.vocab_size", "run", "trainer.logger",
-        "weights_only")  # fmt: skip
-"""Config entries that may differ between runs that are averaged over seeds."""
+from tinylm.runs.settings import SEEDS, Settings, alike, flat_config, key, labels, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +35,8 @@ class Row:
     planned: int | None
     """Steps in the config."""
     parameters: float | None
-    tokens: float
-    """Training tokens, repetitions included."""
+    tokens: float | None
+    """Training tokens, repetitions and those of the parent run included."""
     steps: float
     val_loss: float | None
     """Lowest validation loss, in nats per token."""
@@ -86,12 +81,13 @@ def read_run(folder: Path) -> Row:
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
         planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
+        tokens = token_counter(folder, config, columns)
         return Row(
             name=folder.name,
             finished=is_finished(folder),
             planned=planned if planned > 0 else None,
             parameters=count_parameters(folder, config),
-            tokens=steps * batch_tokens(config, columns),
+            tokens=None if tokens is None else float(tokens([steps])[0]) if steps else 0.0,
             steps=steps,
             seconds=training_seconds(*columns.get("perf/step_seconds", ([], []))),
             spread={},
@@ -109,19 +105,6 @@ def reading(folder: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, OSError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{folder}: is damaged, or of another version ({reason}); leave it out") from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config of a run."""
-    return read_yaml(folder / "config.yaml")
-
-
-def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
-    """Tokens per optimizer step. For pairs, whose padding varies, it follows from the measured speed."""
-    rates, seconds = (columns.get(f"perf/{name}", ([], []))[1] for name in ("tokens_per_sec", "step_seconds"))
-    if config["data"].get("pairs") and rates and seconds:
-        return round(rates[0] * seconds[0])
-    return config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
 
 
 def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
@@ -164,44 +147,112 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
     return parameter_count(network)
 
 
-def network_config(config: dict[str, Any]) -> "ModelConfig | None":
-    """The ModelConfig of a run; None if its config.yaml has no vocab_size, as in older runs."""
-    if config["model"]["network"].get("vocab_size") is None:
-        return None
-    from tinylm.model import ModelConfig  # PyTorch takes a second
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing that matters, or a run that stands alone.
 
-    return ModelConfig(**config["model"]["network"])
-
-
-def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
-    """Averages finished runs whose configs differ in nothing but `FREE`; groups have two runs or more.
-
-    Runs without a validation, or with more steps than in their config, are left out.
+    Attributes:
+        label: says in words what tells this group from the others, such as `lr 0.003, width 32`
+        members: their positions among the runs
     """
-    groups: dict[str, list[Row]] = {}
-    for folder, row in zip(folders, rows, strict=True):
-        as_planned = row.planned is None or row.steps <= row.planned
-        if row.finished and row.val_loss is not None and as_planned:
-            groups.setdefault(seed_group(read_config(folder)), []).append(row)
-    return [average(group) for group in groups.values() if len(group) > 1]
+
+    label: str
+    members: tuple[int, ...]
 
 
-def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a nested config to dotted names."""
-    flat = {}
-    for name, value in config.items():
-        flat |= flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def group_runs(
+    folders: Sequence[Path], rows: Sequence[Row], *, join: bool = True, keep: Collection[str] = ()
+) -> tuple[list[Group], list[str]]:
+    """Groups runs whose settings are alike, and says which ones are left out of their group, and why.
+
+    Args:
+        folders: run folders
+        rows: what `read_run` has read of them
+        join: whether to group them at all
+        keep: entries that matter for once, though they are in `FREE`
+
+    Raises:
+        DataError: if a run's files are damaged.
+    """
+    runs = all_settings(folders, keep)
+    keys = [key(run) for run in runs]
+    validated = {each for each, row in zip(keys, rows, strict=True) if row.val_loss is not None}
+    groups: dict[str, list[int]] = {}
+    remarks = []
+    for index, (folder, row, each) in enumerate(zip(folders, rows, keys, strict=True)):
+        reason = why_alone(row, each in validated)
+        if reason and join and keys.count(each) > 1:
+            remarks.append(f"{folder}: {reason}; not averaged with the other runs of its settings")
+        groups.setdefault(each if join and not reason else f"{index}", []).append(index)
+    remarks += [remark for members in groups.values() for remark in repeats([folders[index] for index in members])]
+    stems = [stem([rows[index].name for index in members]) for members in groups.values()]
+    differ = labels([runs[members[0]] for members in groups.values()])
+    pairs = zip(distinct(differ, stems), groups.values(), strict=True)
+    found = [Group(name, tuple(members)) for name, members in pairs]
+    return sorted(found, key=lambda group: natural(group.label)) if any(differ) else found, remarks
 
 
-def seed_group(config: dict[str, Any]) -> str:
-    """A key shared by runs whose configs differ in nothing but `FREE`."""
-    flat = flat_config(config)
-    kept = {name: flat[name] for name in flat if not any(f"{name}.".startswith(f"{free}.") for free in FREE)}
-    return json.dumps(kept, sort_keys=True)
+def natural(label: str) -> list[tuple[float, str]]:
+    """A sort key of labels: numbers by their values, the text between them by its letters."""
+    numbers = re.split(r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)", label)
+    return [(float(part), "") if place % 2 else (math.inf, part) for place, part in enumerate(numbers)]
 
 
-def average(rows: Sequence[Row]) -> Row:
+def all_settings(folders: Sequence[Path], keep: Collection[str] = ()) -> list[Settings]:
+    """The settings of runs, which can be compared. DataError if a run's files are damaged."""
+    runs = []
+    for folder in folders:
+        with reading(folder):
+            runs.append(read_settings(folder, keep))
+    return alike(runs)
+
+
+def distinct(names: Sequence[str], stems: Sequence[str]) -> list[str]:
+    """Labels, with the names of the runs where there is none, or where two are equal."""
+    return [
+        stem if not name else f"{name} ({stem})" if names.count(name) > 1 else name
+        for name, stem in zip(names, stems, strict=True)
+    ]
+
+
+def repeats(folders: Sequence[Path]) -> list[str]:
+    """Remarks on runs of a group that have the seeds of another: the spread over seeds is larger than it seems."""
+    seen: dict[str, Path] = {}
+    remarks = []
+    for folder in folders:
+        config = flat_config(read_config(folder))
+        seeds = key({name: config.get(name) for name in SEEDS})
+        if isinstance(config.get("seed_everything"), int) and seen.setdefault(seeds, folder) != folder:
+            remarks.append(
+                f"{folder}: has the seeds of {seen[seeds]}; it counts as a run of its own in mean and spread"
+            )
+    return remarks
+
+
+def why_alone(row: Row, others_validated: bool) -> str | None:
+    """The reason why a run is not averaged with others; None if it may be."""
+    if not row.finished:
+        return "is unfinished"
+    if row.planned is not None and row.steps > row.planned:
+        return f"has {row.steps:,} steps, more than the {row.planned:,} of its config"
+    return "has no validation" if row.val_loss is None and others_validated else None
+
+
+def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The means of the groups of two runs or more, and the remarks of `group_runs`."""
+    groups, remarks = group_runs(folders, rows)
+    several = [group for group in groups if len(group.members) > 1]
+    return [average(group.label, [rows[i] for i in group.members]) for group in several], remarks
+
+
+def stem(names: Sequence[str]) -> str:
+    """The beginning that names share, or the first name."""
+    letters = zip(*names, strict=False)
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, letters)))
+    return names[0][:shared].rstrip("-_. ") or names[0]
+
+
+def average(label: str, rows: Sequence[Row]) -> Row:
     """Means and sample standard deviations of the fields that all rows have."""
     means: dict[str, Any] = {}
     spread = {}
@@ -211,18 +262,9 @@ def average(rows: Sequence[Row]) -> Row:
         means[name] = statistics.fmean(values) if known else None
         if known and name not in ("parameters", "tokens", "steps"):
             spread[name] = statistics.stdev(values)
-    first = rows[0]
-    letters = zip(*(row.name for row in rows), strict=False)
-    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, letters)))
-    stem = first.name[:shared].rstrip("-_. ") or first.name
-    return Row(
-        name=f"{stem} (mean of {len(rows)})",
-        runs=len(rows),
-        finished=True,
-        planned=first.planned,
-        spread=spread,
-        **means,
-    )
+    name = f"{label} (mean of {len(rows)})"
+    planned = rows[0].planned
+    return Row(name=name, runs=len(rows), finished=True, planned=planned, spread=spread, **means)
 
 
 def sort_rows(rows: Iterable[Row], column: str) -> list[Row]:
