@@ -10,7 +10,8 @@ import sys
 
 from tinylm.console import Parser, table
 from tinylm.errors import ConfigError, did_you_mean, notice
-from tinylm.runs.compare import Row, find_runs, group_by_seed, read_run, sort_rows
+from tinylm.runs.compare import Row, find_runs, read_run, sort_rows
+from tinylm.runs.groups import group_by_seed
 from tinylm.runs.lineage import unknown_parents
 
 COLUMNS = ("name", "parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds")

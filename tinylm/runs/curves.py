@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import DataError
-from tinylm.runs.compare import elapsed_seconds, group_runs, read_run, reading
+from tinylm.runs.compare import elapsed_seconds, read_run, reading
+from tinylm.runs.groups import group_runs
 from tinylm.runs.lineage import flop_counter, read_config, token_counter
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.plots import Curves

@@ -69,7 +69,7 @@ def find_parent(folder: Path, config: dict[str, Any]) -> Parent | None:
 
 def _parent_step(folder: Path, entry: str, run: Path, model: Path) -> int | None:
     """The step of the checkpoint or model folder from which a run began: as recorded, else that of the file itself."""
-    recorded = _recorded_step(folder)
+    recorded = _recorded_step(folder, entry)
     if recorded is not None:
         return recorded
     try:
@@ -86,12 +86,11 @@ def _parent_step(folder: Path, entry: str, run: Path, model: Path) -> int | None
     return step if entry != "ckpt_path" or step <= first else None  # its run has gone on, and has overwritten it
 
 
-def _recorded_step(folder: Path) -> int | None:
+def _recorded_step(folder: Path, entry: str) -> int | None:
     """The parent's step in run.json, where a run has one."""
     try:
-        record = read_json(folder / "run.json")
-        return int(record["parent"]["step"])
-    except (TinyLMError, OSError, KeyError, TypeError, ValueError, IndexError):
+        return int(read_json(folder / "run.json")["parents"][entry]["step"])
+    except (TinyLMError, OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -5,6 +5,7 @@ or an option of a later version never joins runs that are not alike.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ USUAL = {
     "model.objective": "objective", "data": "data", "model": "model", "seed_everything": "seed",
 }  # fmt: skip
 """Words for the usual entries, in the order of a legend; any other is called by the last part of its name."""
+GENERATED = re.compile(r"(stories|.*\.grammar\.ya?ml)(:\d+)?")
 PARENT = "parent"
 BEGINNINGS = {"ckpt_path": "continued", "model.init_from": "finetuned"}
 MOST = 4
@@ -79,6 +81,8 @@ def read_settings(folder: Path, keep: Collection[str] = (), depth: int = 0) -> S
         own = Path(flat["data.tokenizer"]).parent.name == folder.name
         flat["data.tokenizer"] = f"{{run}}/{TOKENIZER}" if own else flat["data.tokenizer"]
     flat["trainer.callbacks"] = _acting(flat.get("trainer.callbacks"))
+    if "data.text_seed" not in flat and _draws_text(config.get("data") or {}):
+        flat["data.text_seed"] = flat.get("data.seed", 0)  # older versions drew text and order by one seed
     return {name: value for name, value in flat.items() if _matters(name, value, keep)}
 
 
@@ -88,10 +92,17 @@ def _flatten(value: Any, name: str = "") -> Settings:
         return {name: value}
     is_part = name and not name.endswith(".init_args")
     flat = {name: value.get("class_path") or bool(value)} if is_part else {}
-    for key, each in value.items():
-        if key != "class_path" and not (key == "init_args" and not isinstance(each, dict)):
-            flat |= _flatten(each, f"{name}.{key}" if name else key)
+    for part, each in value.items():
+        if part != "class_path" and not (part == "init_args" and not isinstance(each, dict)):
+            flat |= _flatten(each, f"{name}.{part}" if name else part)
     return flat
+
+
+def _draws_text(data: dict[str, Any]) -> bool:
+    """Whether a seed decides on the text, or on the split of pairs."""
+    corpus, val = data.get("corpus"), data.get("val")
+    sources = [*(corpus.values() if isinstance(corpus, dict) else [corpus]), val]
+    return bool(data.get("pairs")) or any(GENERATED.fullmatch(str(each)) for each in sources)
 
 
 def _acting(callbacks: Any) -> Any:

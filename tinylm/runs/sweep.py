@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
-from tinylm.runs.compare import all_settings, distinct, group_runs, natural, read_run, reading, stem
+from tinylm.runs.compare import read_run, reading
+from tinylm.runs.groups import all_settings, distinct, group_runs, natural, stem
 from tinylm.runs.metrics import read_metrics
-from tinylm.runs.settings import FREE, USUAL, Settings, differences, inside, key, labels, shown, words
+from tinylm.runs.settings import FREE, PARENT, USUAL, Settings, differences, inside, key, labels, shown, words
 
 FALLING = ("loss", "perplexity", "bpb", "excess")
 """Metrics of which a lower value is better, by the beginning of the last part of their names."""
@@ -80,7 +81,8 @@ def read_sweep(
         ConfigError: if there is no such entry, or all runs have the same value.
         DataError: if no run has the metric, or a run's files are damaged.
     """
-    keep = [find_entry(entry, (name for run in all_settings(folders, FREE) for name in run)) for entry in entries]
+    everything = all_settings(folders, FREE)
+    keep = [find_entry(entry, everything) for entry in entries]
     take = take or take_of(metric)
     values, left_out = _values(folders, metric, take)
     folders = [folder for folder in folders if folder in values]
@@ -108,7 +110,7 @@ def read_sweep(
 
 
 def _names(runs: Sequence[Settings], stems: Sequence[str]) -> list[str]:
-    return [""] if len(runs) == 1 else distinct(labels(runs), stems)
+    return [""] if len(runs) == 1 else distinct(labels(runs), stems, [True] * len(runs))
 
 
 def _values(folders: Iterable[Path], metric: str, take: str) -> tuple[dict[Path, float], list[str]]:
@@ -131,20 +133,19 @@ def _values(folders: Iterable[Path], metric: str, take: str) -> tuple[dict[Path,
     return values, left_out
 
 
-def find_entry(entry: str, names: Iterable[str]) -> str:
+def find_entry(entry: str, runs: Sequence[Settings]) -> str:
     """The full name of a config entry, given in full, by its end, or by its word in a legend.
 
-    >>> find_entry("lr", ["model.optimizer.lr", "model.schedule.min_lr"])
+    >>> find_entry("lr", [{"model.optimizer.lr": 0.1, "model.schedule.min_lr": 0.0}])
     'model.optimizer.lr'
     """
-    known = list(dict.fromkeys(names))
-    exact = [name for name in known if name == entry] or [
-        name for name in USUAL if USUAL[name] == entry and name in known
-    ]
-    ends = exact[:1] or [name for name in known if name.endswith(f".{entry}")]
-    own = [name for name in ends if not name.startswith("parent.")] or ends
-    if len(own) == 1:
-        return own[0]
-    if own:
-        raise ConfigError(f"--x {entry}: several entries end like this: {', '.join(own)}; give one in full")
-    raise ConfigError(f"--x {entry}: no run has this entry in its config{did_you_mean(entry, known)}")
+    known = list(dict.fromkeys(name for run in runs for name in run))
+    usual = [name for name in USUAL if USUAL[name] == entry and name in known]
+    ends = usual[:1] or [name for name in known if name.endswith(f".{entry}")]
+    ends = [entry] if entry in known else [name for name in ends if not inside(name, PARENT)] or ends
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ConfigError(f"--x {entry}: several entries end like this: {', '.join(ends)}; give one in full")
+    hint = did_you_mean(entry, known) or f"; the runs differ in {', '.join(differences(runs)) or 'nothing'}"
+    raise ConfigError(f"--x {entry}: no run has this entry in its config{hint}")
