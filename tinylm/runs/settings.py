@@ -205,8 +205,11 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = "none" if value is None else str(value)
-    is_class = "." in text and all(part.isidentifier() for part in text.split("."))
-    return text.rpartition(".")[2] if is_class else text
+    return text.rpartition(".")[2] if _is_class(value) else text
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
 
 
 def labels(runs: Sequence[Settings]) -> list[str]:
@@ -217,17 +220,23 @@ def labels(runs: Sequence[Settings]) -> list[str]:
     names = differences(runs)
     if len(names) > MOST:
         return [""] * len(runs)
-    return [", ".join(_phrase(name, run, names, runs) for name in names) for run in runs]
+    return [", ".join(_phrase(name, run, names, runs) for name in names if _has(run, name, names)) for run in runs]
+
+
+def _has(run: Settings, name: str, names: Collection[str]) -> bool:
+    """Whether a run has the part to which a setting belongs, as far as the part differs."""
+    return all(run.get(part) for part in names if part != name and inside(name, part))
 
 
 def _phrase(name: str, run: Settings, names: Collection[str], runs: Sequence[Settings]) -> str:
-    value = run.get(name)
+    value, others = run.get(name), [each.get(name) for each in runs]
     if name == PARENT:
         return value or "from scratch"
-    if value is True:  # a part, beside runs that have a class of their own in its place
-        value = run.get(f"{name}.name", value)
-    switch = any(each.get(name) is True for each in runs)
-    text = "off" if switch and value is None else shown(value)
-    if isinstance(value, str) and [shown(each.get(name)) for each in runs if each.get(name) != value].count(text):
-        text = value  # another class of this name
+    text = shown(value)
+    if any(map(_is_class, others)) and value in (None, True):
+        text = str(run.get(f"{name}.name", "default"))
+    elif True in others and value is None:
+        text = "off"
+    elif any(other != value and shown(other) == text for other in others):
+        text = str(value)  # another class of this name
     return f"{words(name, names)} {text}"
