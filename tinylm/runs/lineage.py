@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Columns = dict[str, tuple[list[int], list[float]]]
 Counter = Callable[[Any], np.ndarray]
 ORIGINS = ("ckpt_path", "model.init_from")
-DEEPEST = 100
+DEEPEST = 20
 """Most generations; more are a circle of runs that were moved or overwritten."""
 
 
