@@ -128,6 +128,11 @@ def test_an_entry_that_an_older_run_lacks_is_the_default_of_the_network_or_off(r
     assert labels([old, new]) == ["window none", "window 5"]
 
 
+def test_whole_numbers_are_equal_with_and_without_a_point(read):
+    whole, same = read({"model.optimizer.lr": 1}, {"model.optimizer.lr": 1.0})
+    assert key(whole) == key(same)
+
+
 def test_older_runs_of_other_data_seeds_have_other_texts(read):
     old, zero, three = read({"data.seed": 3}, {}, {"data.text_seed": 3}, without=("data.text_seed",))
     assert key(old) == key(three) != key(zero)
@@ -148,6 +153,8 @@ def test_older_runs_of_other_data_seeds_have_other_texts(read):
          ["objective mine.Loss", "objective yours.Loss"]),
         ([{"model.optimizer.name": "adamw"}, {"model.optimizer": {"class_path": "torch.optim.RAdam"}}],
          ["optimizer adamw", "optimizer RAdam"]),
+        ([{}, {"data.corpus": {"mine": "x.txt", "web": "y.txt"}}], ["corpus stories", "corpus mine+web"]),
+        ([{}, {"model.class_path": "mine.Distilled"}], ["model default", "model Distilled"]),
         ([{}, {"model.network.attention.class_path": "mine.Gated"}], ["attention default", "attention Gated"]),
         ([{}, {f"data.{name}": 1 for name in "abcde"}], ["", ""]),
     ],

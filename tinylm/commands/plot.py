@@ -14,7 +14,7 @@ from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.runs.compare import find_runs
 from tinylm.runs.curves import AXES, COUNTERS, read_curves
 from tinylm.runs.lineage import unknown_parents
-from tinylm.runs.plots import PANELS, SUFFIXES, draw, find_panel, save_figure
+from tinylm.runs.plots import PANELS, SUFFIXES, Curves, draw, find_panel, save_figure
 from tinylm.runs.sweep import TAKE, read_sweep
 from tinylm.targets import PICTURE, check_target
 
@@ -92,7 +92,9 @@ def draw_curves(folders: Sequence[Path], options: argparse.Namespace) -> None:
     """Draws the curves of runs."""
     (axis,) = options.x
     curves, remarks = read_curves(folders, axis, join_seeds=not options.each_seed, smooth=options.smooth)
-    panels = check_panels(options.panels, list(dict.fromkeys(column for each in curves for column in each.columns)))
+    panels = check_panels(options.panels, curves)
+    empty = [each for each in curves if not any(find_panel(name, each.columns) for name in panels)]
+    remarks += [f"{each.label}: has no metric of these panels; left out" for each in empty]
     for remark in [*remarks, *(unknown_parents(folders) if axis in COUNTERS else [])]:
         notice(remark)
     draw(curves, options.out, title=options.title, axis=AXES[axis], panels=panels, log=options.log or ())
@@ -113,13 +115,17 @@ def draw_sweep(folders: Sequence[Path], options: argparse.Namespace) -> None:
         save_figure(figure, path)
 
 
-def check_panels(asked: list[str], measured: list[str]) -> list[str]:
+def check_panels(asked: list[str], curves: Sequence[Curves]) -> list[str]:
     """The panels to draw: those requested, or the usual ones for which there are metrics."""
+    measured = list(dict.fromkeys(column for each in curves for column in each.columns))
+    partial = {column for each in curves for column in each.partial}
     shown = [name for name in PANELS if find_panel(name, measured)]
     kinds = [name.partition("/")[0] for name in measured if not name.startswith(("train/", "val/", "perf/", "lr"))]
     available = ", ".join([*shown, *dict.fromkeys(kinds)]) or "none"
     for name in asked:
         if not find_panel(name, measured):
+            if find_panel(name, partial):
+                raise DataError(f"--panels {name}: not all averaged runs have this metric; use --each-seed")
             hint = did_you_mean(name, [*PANELS, *measured])
             if hint and name not in PANELS:
                 raise ConfigError(f"--panels {name}: no such panel{hint}")

@@ -97,7 +97,8 @@ def mean_of(label: str, runs: Sequence[Run]) -> Curves:
         if len(runs) > 1:
             deviations[name] = values.std(axis=0, ddof=1)
     mean = f" (mean of {len(runs)})" if len(runs) > 1 else ""
-    return Curves(f"{label}{mean}", columns, deviations)
+    partial = frozenset(name for run in runs for name in run.columns) - columns.keys()
+    return Curves(f"{label}{mean}", columns, deviations, partial)
 
 
 def smoothed(values: np.ndarray, keep: float) -> np.ndarray:

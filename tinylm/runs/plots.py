@@ -21,7 +21,7 @@ COLORS = (BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P", "X", "<", "*"), ("-", "--", ":", "-.")
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 130
-FEW = 8
+FEW = 5
 """Most labels inside the plot; longer legends stand beside it."""
 
 
@@ -55,11 +55,13 @@ class Curves:
         label: name in the legend
         columns: x positions and values of each metric
         spread: sample standard deviation of each metric at each point, for a mean of several runs
+        partial: metrics that only some of several runs have, which have no mean
     """
 
     label: str
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
     spread: dict[str, np.ndarray] = field(default_factory=dict)
+    partial: frozenset[str] = frozenset()
 
 
 def find_panel(name: str, columns: Iterable[str]) -> Panel | None:

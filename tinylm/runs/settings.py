@@ -28,7 +28,7 @@ OBSERVERS = ("ActivationStatistics", "AttentionEntropy", "GradientNorms", "StepP
              "DeviceStatsMonitor", "ThroughputMonitor", "ModelCheckpoint", "ModelSummary", "RichModelSummary",
              "TQDMProgressBar", "RichProgressBar")  # fmt: skip
 """Callbacks of tinylm and Lightning that change nothing but what is written and printed."""
-OURS = ("tinylm", "lightning", "pytorch_lightning")
+OURS = ("tinylm.", "lightning.", "pytorch_lightning.")
 
 USUAL = {
     "model.optimizer.lr": "lr", "model.network.d_model": "width", "model.network.num_layers": "layers",
@@ -89,7 +89,7 @@ def read_settings(folder: Path, keep: Collection[str] = (), depth: int = 0) -> S
 def _flatten(value: Any, name: str = "") -> Settings:
     """Dotted names of a nested config; a part has an entry of its own: its class, or True."""
     if not isinstance(value, dict):
-        return {name: value}
+        return {name: int(value) if isinstance(value, float) and value.is_integer() else value}
     is_part = name and not name.endswith(".init_args")
     flat = {name: value.get("class_path") or bool(value)} if is_part else {}
     for part, each in value.items():
@@ -203,7 +203,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return shown(value.get("class_path") or json.dumps(value, default=str))
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"
     text = "none" if value is None else str(value)
     return text.rpartition(".")[2] if _is_class(value) else text
 
@@ -233,8 +233,11 @@ def _phrase(name: str, run: Settings, names: Collection[str], runs: Sequence[Set
     if name == PARENT:
         return value or "from scratch"
     text = shown(value)
-    if any(map(_is_class, others)) and value in (None, True):
-        text = str(run.get(f"{name}.name", "default"))
+    if value is True and any(isinstance(other, str) for other in others):
+        parts = [each.rpartition(".")[2] for each in run if each.rpartition(".")[0] == name]
+        text = run.get(f"{name}.name") or ("+".join(parts) if 0 < len(parts) < 4 else "default")
+    elif value is None and any(map(_is_class, others)):
+        text = "default"
     elif True in others and value is None:
         text = "off"
     elif any(other != value and shown(other) == text for other in others):

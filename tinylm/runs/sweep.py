@@ -8,7 +8,7 @@ from typing import Any
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.runs.compare import read_run, reading
-from tinylm.runs.groups import all_settings, distinct, group_runs, natural, stem
+from tinylm.runs.groups import all_settings, distinct, group_runs, natural, stem, why_alone
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.settings import FREE, PARENT, USUAL, Settings, differences, inside, key, labels, shown, words
 
@@ -81,36 +81,39 @@ def read_sweep(
         ConfigError: if there is no such entry, or all runs have the same value.
         DataError: if no run has the metric, or a run's files are damaged.
     """
-    everything = all_settings(folders, FREE)
-    keep = [find_entry(entry, everything) for entry in entries]
+    keep = [find_entry(entry, all_settings(folders, FREE)) for entry in entries]
     take = take or take_of(metric)
     values, left_out = _values(folders, metric, take)
     folders = [folder for folder in folders if folder in values]
     runs = all_settings(folders, keep)
-    for entry in keep:
-        if len({key({"": run.get(entry)}) for run in runs}) == 1:
-            others = ", ".join(name for name in differences(runs) if name not in keep)
-            raise ConfigError(f"--x {entry}: all {len(runs)} runs have {shown(runs[0].get(entry))}; they differ in "
-                              f"{others or 'nothing that matters'}")  # fmt: skip
+    _check_differences(keep, runs)
     groups, _ = group_runs(folders, [read_run(folder) for folder in folders], join=join, keep=keep)
-    rest = [{name: run[name] for name in run if not any(inside(name, entry) for entry in keep)} for run in runs]
     lines: dict[str, list[int]] = {}
     points: dict[int, Point] = {}
+    rest = [{name: run[name] for name in run if not any(inside(name, entry) for entry in keep)} for run in runs]
     for group in groups:
         first, found = group.members[0], [values[folders[index]] for index in group.members]
-        at = tuple(runs[first].get(entry) for entry in keep)
         deviation = statistics.stdev(found) if len(found) > 1 else None
+        at = tuple(runs[first].get(entry) for entry in keep)
         points[first] = Point(at, statistics.fmean(found), deviation, len(found))
         lines.setdefault(key(rest[first]), []).append(first)
-    names = _names([rest[members[0]] for members in lines.values()],
-                   [stem([folders[index].name for index in members]) for members in lines.values()])  # fmt: skip
-    found = [Line(name, [points[i] for i in members]) for name, members in zip(names, lines.values(), strict=True)]
+    stems = [stem([folders[index].name for index in members]) for members in lines.values()]
+    names = distinct(labels([rest[members[0]] for members in lines.values()]), stems, [True] * len(lines))
+    found = [
+        Line(name if len(lines) > 1 else "", [points[first] for first in members])
+        for name, members in zip(names, lines.values(), strict=True)
+    ]
     found.sort(key=lambda line: natural(line.label))
     return Sweep(tuple(words(entry, keep) for entry in keep), f"{take} {metric}", found, left_out)
 
 
-def _names(runs: Sequence[Settings], stems: Sequence[str]) -> list[str]:
-    return [""] if len(runs) == 1 else distinct(labels(runs), stems, [True] * len(runs))
+def _check_differences(entries: Sequence[str], runs: Sequence[Settings]) -> None:
+    """Refuses an entry in which the runs do not differ."""
+    for entry in entries:
+        if len({key({"": run.get(entry)}) for run in runs}) == 1:
+            others = ", ".join(name for name in differences(runs) if name not in entries) or "nothing that matters"
+            value = shown(runs[0].get(entry))
+            raise ConfigError(f"--x {entry}: all {len(runs)} runs have {value}; they differ in {others}")
 
 
 def _values(folders: Iterable[Path], metric: str, take: str) -> tuple[dict[Path, float], list[str]]:
@@ -121,8 +124,8 @@ def _values(folders: Iterable[Path], metric: str, take: str) -> tuple[dict[Path,
             row, path = read_run(folder), folder / "metrics.csv"
             measured = read_metrics(path) if path.is_file() else {}
         columns |= measured.keys()
-        if not row.finished:
-            left_out.append(f"{folder}: is unfinished; left out")
+        if reason := why_alone(row, others_validated=False):
+            left_out.append(f"{folder}: {reason}; left out")
         elif metric not in measured:
             left_out.append(f"{folder}: has no {metric}; left out")
         else:

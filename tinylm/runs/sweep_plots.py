@@ -118,7 +118,13 @@ def draw_maps(sweep: Sweep, *, title: str = "") -> "Figure":
             f"--x: {len(sweep.lines)} heat maps, at most {MOST_MAPS} fit; choose fewer runs ({names}; ...)"
         )
     points = [point for line in sweep.lines for point in line.points]
-    digits = max(0, 3 - math.floor(math.log10(max(abs(point.mean) for point in points) or 1.0)))
+    digits = max(
+        0,
+        3
+        - math.floor(
+            math.log10(max((abs(point.mean) for point in points if 0 < abs(point.mean) < math.inf), default=1.0))
+        ),
+    )
     columns, rows = ([*map(shown, ordered([point.at[axis] for point in points]))] for axis in (0, 1))
     means = [point.mean for point in points]
     wide = 1.6 if any(point.deviation is not None for point in points) else 1.0
