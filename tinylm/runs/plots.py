@@ -189,7 +189,7 @@ def figure_of(
             axes.xaxis.set_major_formatter(short_number)
             axes.locator_params(axis="x", nbins=9 if place == 0 else 5)
         if place == 0 or panel.family:
-            add_legend(figure, axes, FEW if place == 0 else 100)
+            add_legend(figure, axes, small=place > 0)
         tidy(axes)
     return figure
 
@@ -204,14 +204,21 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def add_legend(figure: "Figure", axes: Any, few: int = FEW) -> None:
-    """Adds a legend: inside the axes, or beside them if it has more than `few` lines; the figure grows by its width."""
+def add_legend(figure: "Figure", axes: Any, few: int = FEW, small: bool = False) -> None:
+    """Adds a legend: inside the axes, or beside them if it has more than `few` lines; the figure grows by its width.
+
+    The legend of a large panel stands beside the whole figure, that of a small one beside the panel.
+    """
     lines, names = axes.get_legend_handles_labels()
+    size = "x-small" if small else "small"
     if len(names) > few:
         figure.set_figwidth(figure.get_figwidth() + 0.5 + 0.075 * max(map(len, names)))
-        figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize="small", handlelength=3.5)
+    if len(names) > few and small:
+        axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=2.5)
+    elif len(names) > few:
+        figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize=size, handlelength=3.5)
     elif names:
-        axes.legend(frameon=False, fontsize="small", handlelength=2.5)
+        axes.legend(frameon=False, fontsize=size, handlelength=2.5)
 
 
 def tidy(axes: Any) -> None:
