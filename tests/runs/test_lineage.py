@@ -32,7 +32,7 @@ def record(run: Path, entry: str, step: int) -> None:
 def make_branch(folder: Path, parent: Path, step: int = 10, **changes) -> Path:
     """A run with 8 sequences in a batch that goes on from a step of its parent up to step 30."""
     branch = make_run(folder, ckpt_path=f"{parent}/checkpoints/last.ckpt", data__batch_size=8, **changes)
-    rows = METRICS.splitlines(keepends=True)
+    rows = METRICS.replace("64,0.5", "128,0.5").replace("32,1,", "64,1,").splitlines(keepends=True)
     (branch / "metrics.csv").write_text("".join([rows[0], *rows[2:]]).format(loss=2, bpb=3, excess=1, later=3))
     record(branch, "ckpt_path", step)
     return branch
@@ -56,6 +56,16 @@ def test_steps_of_a_branch_before_it_left_its_parent_have_the_parents_batch(tmp_
     ((curve,), _) = read_curves([branch], "flops")
     each = flops_per_token(ModelConfig(**NETWORK, vocab_size=20))
     np.testing.assert_allclose(curve.columns["train/loss"][0], np.array([30, 50]) * STEP * each)
+
+
+def test_measured_tokens_count_where_they_are_not_the_planned_ones(tmp_path):
+    run = make_run(tmp_path / "schedule")  # from step 20 on, the batch is twice as large
+    (run / "metrics.csv").write_text(
+        METRICS.replace("30,2.25,64", "30,2.25,128").format(loss=2, bpb=3, excess=1, later=3)
+    )
+    assert read_run(run).tokens == (10 + 10 + 2 * 10) * STEP
+    ((curve,), _) = read_curves([run], "tokens")
+    assert curve.columns["train/loss"][0].tolist() == [10 * STEP, 20 * STEP, 40 * STEP]
 
 
 def test_a_parent_is_found_beside_its_child_after_both_were_moved_and_a_missing_one_is_named(tmp_path):

@@ -5,6 +5,7 @@ way its model has seen the parent's tokens too. The parent's run folder is found
 the run by its name; left out: parents of which only an exported model exists.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,16 +156,15 @@ def _counter(
 
 
 def _own_counter(config: dict[str, Any], columns: Columns, begin: int) -> Counter | None:
-    """Tokens since step `begin`: as planned, or as the measured speed gives them where the batches vary."""
+    """Tokens since step `begin`: as planned, unless the measured speed gives others, as where the batches vary."""
     tokens = batch_tokens(config)
-    if tokens is not None:
-        return lambda steps: (np.asarray(steps) - begin) * float(tokens)
     rates, seconds = (columns.get(f"perf/{name}", ([], [])) for name in ("tokens_per_sec", "step_seconds"))
-    if not rates[0] or rates[0] != seconds[0]:
-        return None
-    rows = np.array([begin, *rates[0]], dtype=float)
-    done = np.cumsum(np.round(np.diff(rows) * np.array(rates[1]) * np.array(seconds[1])))
-    return lambda steps: np.asarray(np.interp(steps, rows, [0.0, *done]))
+    if rates[0] and rates[0] == seconds[0]:
+        rows = np.array([begin, *rates[0]], dtype=float)
+        done = np.cumsum(np.round(np.diff(rows) * np.array(rates[1]) * np.array(seconds[1])))
+        if tokens is None or not math.isclose(done[-1], tokens * (rows[-1] - begin), rel_tol=0.01):
+            return lambda steps: np.asarray(np.interp(steps, rows, [0.0, *done]))
+    return None if tokens is None else lambda steps: (np.asarray(steps) - begin) * float(tokens)
 
 
 def _flops_per_token(config: dict[str, Any]) -> int | None:
