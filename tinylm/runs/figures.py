@@ -29,7 +29,7 @@ def run_figures(model: Path) -> dict[str, Any]:
         "data": data.get("pairs") or corpus,
         "base model": config.get("model", {}).get("init_from"),
         "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else "") if recorded else None,
-        "training tokens": f"{row.tokens:,.0f}" if recorded else None,
+        "training tokens": f"{row.tokens:,.0f}" if recorded and row.tokens is not None else None,
         "training seconds": row.seconds,
         "lowest validation loss": row.val_loss,
         "bits per byte": row.bpb,

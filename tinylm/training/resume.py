@@ -14,7 +14,7 @@ from tinylm.bundle import read_checkpoint
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.locate import MANIFEST
-from tinylm.runs.compare import flat_config
+from tinylm.runs.settings import flat_config
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.samples import truncate_samples
 
