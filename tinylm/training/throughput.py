@@ -14,6 +14,7 @@ from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.remarks import OverfittingWatch
+from tinylm.training.rows import row_is_due
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
@@ -129,10 +130,7 @@ class MetricsLog(Callback):
     ) -> None:
         """Logs if a row is due after this optimizer step."""
         step = trainer.global_step
-        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        total = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
-        due = every > 0 and (step % every == 0 or step == total)
-        if not finished_step(trainer, batch_idx) or not due:
+        if not finished_step(trainer, batch_idx) or not row_is_due(trainer, step):
             return
         pl_module.settle()
         self.latest = {
