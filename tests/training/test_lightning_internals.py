@@ -33,7 +33,7 @@ def test_training_loop_decides_on_validation_as_checkpoint_asks():
 def test_checkpoint_callback_counts_steps_as_last_checkpoint_reads_them():
     callback = ModelCheckpoint(every_n_train_steps=7)
     assert callback._every_n_train_steps == 7
-    assert callback._last_global_step_saved == 0
+    assert (callback._last_global_step_saved, callback._last_checkpoint_saved) == (0, "")
 
 
 def test_loops_have_the_counts_that_resume_sets():

@@ -89,10 +89,12 @@ class Throughput(Callback):
         return metrics
 
     def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
-        """The result of `measure`, which begins anew."""
+        """The result of `measure`, which begins anew, and the peak memory of a GPU in GB."""
         self.stop()
         metrics = self.measure(trainer, pl_module)
         self._tokens = self._micro_steps = self._seconds = 0.0
+        if pl_module.device.type == "cuda":  # the peak since the start, of this process
+            metrics["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
         return metrics
 
 
