@@ -1,9 +1,11 @@
 """Metrics that a callback or a subclass logs by Lightning's own `self.log` stand in the row of their optimizer step."""
 
 import csv
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -94,3 +96,14 @@ def test_metrics_logged_by_lightning_stand_at_the_step_of_the_loss(corpus, tmp_p
     for name in ("in_step", "at_start", "at_end_step", "val/own", "lr-AdamW/decay", "epoch_end"):
         expected = [step for step in columns[name][0] if step > 5]
         assert sorted({*others[name][0]}) == sorted({event.step for event in board.Scalars(name)}) == expected, name
+
+
+def test_peak_memory_of_a_gpu_is_a_metric(monkeypatch):
+    """On a stub: two gigabytes on the first device."""
+    module = SimpleNamespace(device=torch.device("cuda", 0))
+    throughput = Throughput(None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2e9 * (device == module.device))
+    trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)
+    assert throughput.read(trainer, module)["perf/gpu_memory_gb"] == 2.0
+    module.device = torch.device("cpu")
+    assert "perf/gpu_memory_gb" not in throughput.read(trainer, module)

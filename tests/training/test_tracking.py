@@ -497,11 +497,14 @@ def test_mistakes_are_one_line(cli, tiny_yaml, tmp_path, monkeypatch, arguments,
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_wandb_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
+def test_a_logger_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
     monkeypatch.setattr("tinylm.training.preflight.find_spec", lambda name: None)
     result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
     assert result.code == 2
     assert result.error.endswith("wandb.yaml: trainer.logger: W&B is not installed; pip install wandb")
+    for option in ("MLFlowLogger", "lightning.pytorch.loggers.MLFlowLogger"):
+        result = cli("fit", "-c", tiny_yaml, f"--trainer.logger+={option}")
+        assert (result.code, result.error) == (2, "trainer.logger: MLflow is not installed; pip install mlflow")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a W&B run keeps besides numbers: histograms, artifacts, and the command that uploads them."""
+"""Histograms and artifacts of a W&B run, and the command that uploads an offline one."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""How a W&B run begins: mode, settings, group, job type and axes, and wandb's errors in one line."""
+"""The start of a W&B run: mode, settings, group, job type and axes, and wandb's errors in one line."""
 
 import os
 import re
