@@ -118,9 +118,10 @@ def define_axes(run: Any) -> None:
 def step_cost(module: Any) -> tuple[int, int]:
     """Tokens of an optimizer step and training FLOPs of a token; zeros if the tokens of a step vary."""
     data = getattr(module.trainer, "datamodule", None)
-    if data is None or (data.pairs and not data.packing):
+    rows = getattr(data, "batch_size", None)  # a data module of someone else's may have none
+    if rows is None or (getattr(data, "pairs", None) and not getattr(data, "packing", False)):
         return 0, 0
-    return data.batch_size * module.network.max_seq_len, training_flops(module)
+    return rows * module.network.max_seq_len, training_flops(module)
 
 
 def plain_error(error: Exception) -> ConfigError | StorageError:
