@@ -86,6 +86,15 @@ def read_settings(folder: Path, keep: Collection[str] = (), depth: int = 0) -> S
     return {name: value for name, value in flat.items() if _matters(name, value, keep)}
 
 
+def settings_of(config: dict[str, Any]) -> Settings:
+    """The settings of a config that matter to its result, by dotted name; those of a parent run are not read."""
+    flat = _flatten(config)
+    flat["trainer.callbacks"] = _acting(flat.get("trainer.callbacks"))
+    if Path(str(flat.get("data.tokenizer"))).name == TOKENIZER:  # in the run folder, whose name is free
+        flat["data.tokenizer"] = TOKENIZER
+    return {name: value for name, value in flat.items() if _matters(name, value, ())}
+
+
 def _flatten(value: Any, name: str = "") -> Settings:
     """Dotted names of a nested config; a part has an entry of its own: its class, or True."""
     if not isinstance(value, dict):

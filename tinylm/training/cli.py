@@ -454,6 +454,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # see data/batches.py
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
+    warnings.filterwarnings("ignore", message=".*from an ambiguous collection.*")  # a Batch has its size found right
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
