@@ -288,7 +288,7 @@ class Run:
         self._write_model()
 
     def _facts(self, config: str) -> RunFacts:
-        """What run.json records; the threads of `--threads` are among the options that config.yaml leaves out."""
+        """The facts for run.json; `--threads` is among the options that config.yaml leaves out."""
         values = yaml.safe_load(config)
         return RunFacts(
             command="train-numpy",

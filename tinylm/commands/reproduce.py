@@ -105,7 +105,7 @@ def threads(record: dict[str, Any] | None) -> int | None:
 
 
 def summary(folder: Path, record: dict[str, Any] | None) -> list[str]:
-    """What is known of the run: steps, times, and what changed when it was resumed."""
+    """Steps and times of the run, and the changes at each resume."""
     if record is None:
         unknown = "its code, versions, machine, text and tokenizer, and which options were given, are not known"
         return [f"{folder}: has no {RECORD}, as it was trained by an older tinylm: {unknown}"]

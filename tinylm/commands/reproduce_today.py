@@ -1,5 +1,6 @@
-"""What differs today from when a run was trained: code, versions, machine, data, parents and defaults."""
+"""Differences between today and the training of a run: code, versions, machine, data, parents and defaults."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,13 @@ def option_differences(record: dict[str, Any] | None, config: dict[str, Any]) ->
     given = {*flat} if record is None else {*map(str, record.get("given") or ())}
     for name, value in flat.items():
         if name in defaults and name not in given and defaults[name] != value:
-            yield f"default of {name}: {value}, now {defaults[name]}; config.yaml keeps {value}"
+            then = json.dumps(value)
+            yield f"default of {name}: {then}, now {json.dumps(defaults[name])}; config.yaml keeps {then}"
         elif name not in defaults and not _related(name, defaults):
-            yield f"option {name}: {value}, now unknown"
+            yield f"option {name}: {json.dumps(value)}, now unknown"
     for name in defaults:
         if name not in flat and not _related(name, flat):
-            yield f"option {name}: unknown then, now {defaults[name]} by default"
+            yield f"option {name}: unknown then, now {json.dumps(defaults[name])} by default"
 
 
 def _related(name: str, others: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LossComparison:
-    """How far two runs agree.
+    """The agreement of two runs.
 
     Attributes:
         rows: losses of the first run

@@ -99,10 +99,12 @@ def begin_record(folder: Path, facts: RunFacts, step: int, changes: Iterable[str
 
 def end_record(folder: Path, step: int) -> None:
     """Notes the end of the last start, and its last step."""
-    if (folder / RECORD).is_file():
+    try:
         record = read_record(folder / RECORD)
-        record["starts"][-1] |= {"ended": _time(), "last_step": step}
-        write_json(folder / RECORD, record)
+    except (DataError, OSError) as error:
+        return notice(f"warning: the end of the run is not recorded: {error}")
+    record["starts"][-1] |= {"ended": _time(), "last_step": step}
+    write_json(folder / RECORD, record)
 
 
 def bundle_record(folder: Path) -> dict[str, Any]:

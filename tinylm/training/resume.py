@@ -295,7 +295,7 @@ def prepare_files(folder: Path, config: str, facts: RunFacts, step: int, validat
 
 
 def _config_changes(path: Path, config: str) -> list[str]:
-    """How a config differs from the run's earlier one in what affects the computation."""
+    """The changes of a run's config that affect the computation."""
     try:
         earlier = read_yaml(path)
     except (DataError, OSError):
