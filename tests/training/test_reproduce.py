@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -256,16 +257,21 @@ def test_mistakes_are_one_line(copied, call, arguments, group, name, value, code
 @pytest.mark.slow
 def test_the_run_is_trained_in_a_process_of_its_own_to_which_signals_are_passed_on(copied, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["fit", "-c", "runs/mini/config.yaml", "--run.name", "again", "--trainer.max_steps", "100000"]
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM if begun() else signal.SIGALRM))
+    words = ["fit", "-c", "runs/mini/config.yaml", "--run.dir", "runs", "--run.name", "again"]
+    words += ["--trainer.max_steps", "100000"]
+    saved, ended = Path("runs/again/checkpoints/last.ckpt"), threading.Event()
 
-    def begun() -> bool:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        return Path("runs/again/checkpoints/last.ckpt").is_file()
+    def stop() -> None:
+        while not saved.is_file() and not ended.wait(0.1):
+            pass
+        if saved.is_file():
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.setitimer(signal.ITIMER_REAL, 1)
+    thread = threading.Thread(target=stop)
+    thread.start()
     try:
         assert reproduce.train_again(words, 1) == 75
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        ended.set()
+        thread.join()
     assert read_record(Path("runs/again/run.json"))["compute"]["threads"] == 1
