@@ -128,7 +128,7 @@ def build(kind: type, values: Any, **more: Any) -> Any:
 class Run:
     """One training run: data, network, run folder, and the work between the steps.
 
-    The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
+    The folder holds run.json, metrics.csv, checkpoints/{last,best}.npz, samples.txt, and in the end model/, curves.png.
     """
 
     def __init__(self, config: Any, dump: str, words: Sequence[str], parser: Any) -> None:

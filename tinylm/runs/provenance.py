@@ -135,6 +135,17 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def code_and_versions(record: dict[str, Any] | None) -> dict[str, str]:
+    """Commit and versions of a record for a table, such as a model card's; empty without a record."""
+    if record is None:
+        return {}
+    found = {}
+    for name, state in record["code"].items():
+        changed = " with local changes" if state.get("changed") else ""
+        found[f"commit of {'tinylm' if name == 'tinylm' else 'the project'}"] = f"{state.get('commit')}{changed}"
+    return {**found, "versions": ", ".join(f"{name} {value}" for name, value in record["versions"].items())}
+
+
 def _earlier(folder: Path) -> dict[str, Any] | None:
     """The record so far; None without one. A damaged one is kept aside, and the run goes on."""
     if not (folder / RECORD).is_file():
