@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from tinylm.data import TextDataModule
+from tinylm.plugins import describe
 from tinylm.runs.compare import flat_config
 from tinylm.runs.masking import impersonal, masked
 from tinylm.runs.provenance import RunFacts, launcher, parent
@@ -42,6 +43,7 @@ def fit_facts(
         devices=sorted({torch.cuda.get_device_name(number) for number in numbers}),
         seeds=seeds(config),
         parents={} if module.resumes else parents,
+        plugins={each["class_path"]: each["sha256"] for each in describe(module.network.parts.values())},
         options={"trust": [*dict.fromkeys(trusted_modules([*words]))]},
         given=given,
         **data_facts(trainer.datamodule),  # pyright: ignore[reportAttributeAccessIssue]
