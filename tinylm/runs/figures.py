@@ -5,6 +5,7 @@ from typing import Any
 
 from tinylm.errors import TinyLMError, notice
 from tinylm.runs.compare import read_run
+from tinylm.runs.provenance import bundle_record
 from tinylm.safe_yaml import read_yaml
 
 
@@ -36,4 +37,4 @@ def run_figures(model: Path) -> dict[str, Any]:
         "excess over the loss floor": row.excess,
     }
     found = {name: value for name, value in figures.items() if value is not None}
-    return {**found, "config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}
+    return {**found, **bundle_record(run), "config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}

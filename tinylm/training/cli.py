@@ -59,6 +59,7 @@ from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
+    TRAINER_DEFAULTS,
     ConfigFile,
     ConfigParser,
     add_trust_option,
@@ -79,6 +80,7 @@ from tinylm.training.preflight import (
 )
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
+from tinylm.training.record import given_options
 from tinylm.training.remarks import check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
@@ -105,7 +107,7 @@ class TinyLMCLI(LightningCLI):
             TextDataModule,
             save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False, "max_epochs": -1, "use_distributed_sampler": False},
+            trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # `tinylm.load` does this
             parser_class=ConfigParser,
@@ -272,7 +274,6 @@ class TinyLMCLI(LightningCLI):
         metrics = MetricsLog(throughput)
         prompts = self._prompts()
         ours = [
-            *([RunFiles(self.folder, self._config_text, self.start)] if self.subcommand == "fit" else []),
             ExactResume(self.start.damaged),
             throughput,
             Progress(metrics),
@@ -288,7 +289,10 @@ class TinyLMCLI(LightningCLI):
             ),
         ]
         if self.subcommand == "fit":
-            ours += [ConfigRecord(yaml.safe_load(self._config_text)), SamePrecision()]
+            values = yaml.safe_load(self._config_text)
+            given = given_options(self._parser("fit"), values)
+            files = RunFiles(self.folder, self._config_text, self.start, sys.argv[2:], given)
+            ours = [files, *ours, ConfigRecord(values), SamePrecision()]
         for callback in ours:
             theirs = any(isinstance(other, ProgressBar) for other in callbacks)
             wanted = not isinstance(callback, Progress) or (config.enable_progress_bar is not False and not theirs)

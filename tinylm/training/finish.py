@@ -23,6 +23,7 @@ from tinylm.locate import MANIFEST, command
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.runs.plots import draw_curves
+from tinylm.runs.provenance import bundle_record
 from tinylm.training.checkpoint import BestCheckpoint
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.trackers import trackers
@@ -106,7 +107,7 @@ class FinishRun(Callback):
         if self._checkpoint is not None:
             self._save_adapter(pl_module, self._checkpoint)
         try:
-            info = {**best.info, "run": self.folder.name, "prompt": self.prompt}
+            info = {**best.info, "run": self.folder.name, "prompt": self.prompt, **bundle_record(self.folder)}
             info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
             save_bundle(self.folder / "model", best.model, pl_module.tokenizer, info, overwrite=True)
         except ConfigError as error:
