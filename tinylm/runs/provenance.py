@@ -24,10 +24,10 @@ from tinylm import __version__
 from tinylm.errors import DataError, TinyLMError, notice
 from tinylm.files import atomic_write, read_json, sha256_bytes, sha256_file, sha256_json, write_json
 from tinylm.locate import MANIFEST
-from tinylm.runs.settings import flat_config
 from tinylm.runs.folder import RECORD
 from tinylm.runs.masking import impersonal, masked, masked_words
 from tinylm.runs.repository import Repository, find_repository, own_repository
+from tinylm.runs.settings import flat_config
 
 ENTRY = "provenance"  # of a model folder's information
 FORMAT = 1

@@ -9,9 +9,9 @@ import yaml
 
 from tinylm.data import TextDataModule
 from tinylm.plugins import describe
-from tinylm.runs.settings import flat_config
 from tinylm.runs.masking import impersonal, masked
 from tinylm.runs.provenance import RunFacts, launcher, parent
+from tinylm.runs.settings import flat_config
 from tinylm.training.options import trusted_modules
 
 OPTIONS = ("seed_everything", "model", "data", "trainer", "run")
