@@ -34,7 +34,7 @@ def test_all_presets_and_all_configs_have_a_counterpart():
         assert ("network" in model) != ("init_from" in model)  # which uses another model's config
         config = ModelConfig(vocab_size=65, **model.get("network", {}))
         if config.parts:
-            with pytest.raises(ConfigError, match="the plug-in .* has no counterpart in Hugging Face's models"):
+            with pytest.raises(ConfigError, match=r"the plug-in .* has no counterpart in Hugging Face's models"):
                 choose_family(config)
         else:
             choose_family(config)
