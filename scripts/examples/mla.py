@@ -14,8 +14,8 @@ computes its key and its value, and one short key k^R with rotary positions, whi
     query_h = [q_h; rotate(q^R_h)]      (E,), from x, or from a latent vector of its own
     y = W_O [softmax(query_h key_hᵀ / √E) value_h, for every head h]
 
-Rotary positions have dimensions of their own because a rotation between c and the key would depend on the position,
-so that W_K could not be applied after the cache. A token needs L + R numbers in a layer instead of 2 H E.
+Rotary positions have dimensions of their own: a rotation of W_K c would stand between W_K and the query, and keep the
+two from being multiplied into one matrix. A token needs L + R numbers in a layer instead of 2 H E.
 
 Left out: absorbing W_K into the query and W_V into the output, which is the same function with fewer operations when
 one token is read, and more in training.
@@ -96,7 +96,7 @@ class LatentAttention(nn.Module):
 
     @staticmethod
     def cache_shape(config: ModelConfig, *, latent: int, **_: int | None) -> tuple[int, int, int]:
-        """What the cache holds in place of keys and values: one head of a latent vector and a rotary key."""
+        """One head, whose key is the latent vector and whose value is the rotary key."""
         return 1, latent, config.rotary_dim
 
 

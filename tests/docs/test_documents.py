@@ -21,7 +21,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The folder of a reader who has trained README's first model, and has texts, modules and Hugging Face folders."""
+    """The folder of a reader who has trained README's first model and has texts, modules and Hugging Face folders."""
     folder = tmp_path_factory.mktemp("documents")
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
