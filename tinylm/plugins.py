@@ -145,6 +145,12 @@ class Part:
         self._found[self.class_path] = found
         return found
 
+    def _load(self, field: str) -> Any:
+        try:
+            return self.load()
+        except ConfigError as error:
+            raise ConfigError(f"{field}: {error}" if field else str(error)) from error
+
     @property
     def permission(self) -> str:
         """The remedy where the part is refused."""
@@ -162,7 +168,7 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, does not take the arguments, or gives something else.
         """
-        found, where = self.load(), f"{field}: {self.class_path}" if field else self.class_path
+        found, where = self._load(field), f"{field}: {self.class_path}" if field else self.class_path
         self._check_arguments(found, arguments, where)
         try:
             made = found(*arguments, **self.init_args)
@@ -181,7 +187,7 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, or does not take its arguments.
         """
-        found = self.load()
+        found = self._load(field)
         if not isinstance(found, type):
             self._check_arguments(found, names, f"{field}: {self.class_path}")
             return partial(found, **self.init_args)
