@@ -84,8 +84,8 @@ class LitTransformerLM(pl.LightningModule):
             network: The architecture
             optimizer: The optimizer and its settings, or a class as torch.optim has them
             schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
-            objective: A loss of your own by class_path (docs/extending-training.md). Default: cross-entropy
-            compile: Train by torch.compile, which takes a minute at the first start
+            objective: A loss of your own, by class_path
+            compile: Train by torch.compile; the first start takes a minute
             init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
