@@ -120,7 +120,7 @@ def own(tmp_path, monkeypatch) -> Path:
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "own", raising=False)
-    monkeypatch.setattr(Part, "_found", {})
+    monkeypatch.setattr(Part, "_given", {})
     monkeypatch.setattr("tinylm.plugins._trusted", set())
     return tmp_path
 
@@ -157,8 +157,10 @@ def test_one_file_and_a_line_of_yaml_trains_resumes_to_the_bit_and_is_loaded_wit
         assert refused.code == 2 and "own." in refused.error and "--trust own" in refused.error
     assert cli(*common, "whole", "--trust", "own").code == 0
     assert cli(*common, "half", "--trust", "own", "--trainer.callbacks+", "stopper.Stop").code == 70
+    (own / "own.py").write_text(f"{OWN}\n# changed")
     resumed = cli(*common, "half", "--resume", "--trust", "own")
     assert resumed.code == 0 and "from step 3" in resumed.err, resumed.err
+    assert ("has changed since" in resumed.err) == (case not in ("scheduler", "callback"))
     assert rows(Path("runs/half")) == rows(Path("runs/whole"))
     assert cli("validate", "-c", "runs/whole/config.yaml", "--trust", "own").code == 0
     model, tokenizer = tinylm.load("runs/half")  # whose code no longer matters

@@ -35,7 +35,7 @@ from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.optim.scheduler import is_scheduler, make_scheduler
-from tinylm.plugins import Part
+from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
@@ -60,6 +60,7 @@ class LitTransformerLM(pl.LightningModule):
         other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
+        plugins: classes and functions of the user's that train, by name
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
         stop_agreed: whether any process was, as of the last optimizer step
@@ -122,6 +123,12 @@ class LitTransformerLM(pl.LightningModule):
         if lora is not None:
             add_lora(self.net, lora)
         self.objective: Any = make_objective(objective)
+        self.plugins = [part for part in (optimizer, schedule, objective) if isinstance(part, Part)]
+        if (
+            type(self).__module__ not in ("__main__", LitTransformerLM.__module__)
+            and type(self).__qualname__.isidentifier()
+        ):
+            self.plugins.append(Part.of(type(self)))
         self._check_objective()
         self._use_loss_rows(loss_rows)
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
@@ -227,7 +234,7 @@ class LitTransformerLM(pl.LightningModule):
         }
         for name, value in others.items():
             require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
-        changed = self.changed
+        changed = self.changed or unknown_part(self.net, hooks=False)
         require(changed is None, f"{NAME}: this network is not the standard one: {changed}")
         check_sizes(self.network, size)
 
@@ -235,7 +242,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
-        if self.has_dropout or self.objective is not None or type(self) is not LitTransformerLM:
+        if self.has_dropout or self.own_code:
             self._reseed(batch_idx)
         losses = {name: loss / batch.num_targets for name, loss in self._losses(batch).items()}
         for name, loss in losses.items():
@@ -267,6 +274,11 @@ class LitTransformerLM(pl.LightningModule):
     def has_dropout(self) -> bool:
         """Whether training draws random numbers."""
         return self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether code of the user's runs within a step, which may draw random numbers."""
+        return bool(self.plugins or self.network.parts or self.objective is not None)
 
     def _reseed(self, batch_idx: int) -> None:
         """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
@@ -418,6 +430,7 @@ class LitTransformerLM(pl.LightningModule):
         for name in self._frozen_objective():
             checkpoint["state_dict"].pop(name, None)
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
+        checkpoint["tinylm_plugins"] = describe(self.plugins)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
             "sources": self._datamodule.fingerprints,
@@ -429,7 +442,7 @@ class LitTransformerLM(pl.LightningModule):
     def changed(self) -> str | None:
         """Describes a part of the network that its config does not describe, without hooks; None if it is standard."""
         if not isinstance(self.net, FSDPModule):  # FSDP replaces the classes; the network was checked before
-            self._changed = unknown_part(self.net, hooks=False)
+            self._changed = unknown_part(self.net, hooks=False, plugins=True)
         return self._changed
 
     @property
@@ -457,8 +470,10 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
         theirs, ours = (each or "none" for each in (entry.get("changed"), self.changed))
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
+        admit(self.network.parts.values(), entry.get("plugins"), "the checkpoint")
         if self.trainer.state.fn == "fit":
             self._check_optimizer(checkpoint["hyper_parameters"])
+            admit(self.plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
     def _frozen_objective(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def _part(value: Any) -> Part:
         raise ValueError(str(error)) from error  # so that jsonargparse tries the other types of the option
 
 
-register_type(Part, serializer=Part.to_dict, deserializer=_part)
+register_type(Part, serializer=lambda part: Part.of(part).to_dict(), deserializer=_part)
 
 
 def typed_class_path(name: str, value: str) -> str:
