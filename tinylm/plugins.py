@@ -188,7 +188,7 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, or does not take its arguments.
         """
-        found = self.load()
+        found = self.load(field)
         if not isinstance(found, type):
             self._check_arguments(found, names, f"{field}: {self.class_path}")
             return partial(found, **self.init_args)

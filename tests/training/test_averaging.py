@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tinylm
+from tinylm.adapt.average import average, last_checkpoints
 from tinylm.bundle import network_weights, read_checkpoint
 
 EMA = """
@@ -68,3 +69,18 @@ def test_averages_that_would_be_lost_are_refused(cli, tiny_yaml, ema):
     assert result.code == 2 and "no checkpoint holds its average; take lightning.pytorch.callbacks.EMA" in result.error
     result = cli("fit", "-c", tiny_yaml, "-c", ema, "-c", "fsdp", "--trainer.devices", "1")
     assert result.code == 2 and "EMAWeightAveraging cannot average sharded weights" in result.error
+
+
+def test_the_last_checkpoints_of_a_run_are_averaged_by_step(cli, tiny_yaml, tmp_path):
+    (tmp_path / "keep.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint,"
+        " init_args: {every_n_train_steps: 1, save_top_k: -1, filename: 'at-{step}'}}]}"
+    )
+    words = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "0", *CONSTANT]
+    assert cli("fit", "-c", tiny_yaml, "-c", "keep.yaml", *words).code == 0
+    run = next((tmp_path / "runs").iterdir())
+    paths = last_checkpoints(run, 2)
+    assert [path.name for path in paths] == ["at-step=2.ckpt", "at-step=3.ckpt"]
+    two, three = (network_weights(read_checkpoint(path))["head.weight"].double() for path in paths)
+    found = average(paths).model.head.weight
+    torch.testing.assert_close(found, ((two + three) / 2).float(), atol=1e-9, rtol=0)

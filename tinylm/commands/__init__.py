@@ -30,6 +30,7 @@ GROUPS = {  # name: module, summary
     },
     "Adapt and export": {
         "prepare": ("prepare", "write data sets: questions, summaries, tinystories, token ids"),
+        "average": ("average", "average the weights of checkpoints or runs"),
         "quantize": ("quantize", "quantize a model to 8 or 4 bits"),
         "export": ("export", "convert to and from Hugging Face transformers"),
     },

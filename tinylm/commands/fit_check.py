@@ -108,7 +108,8 @@ def _read_sections(options: Options, prefixes: tuple[str, ...], trainer: Section
         options.names.append(prefix)
         options.groups.add(prefix)
         source = read_source(sections[prefix])
-        for name, annotation in source.declared().items():
+        arguments = sorted(source.declared().items(), key=lambda argument: f"{prefix}.{argument[0]}" in GROUPS)
+        for name, annotation in arguments:  # the parser adds these groups last
             full = f"{prefix}.{name}"
             if full in sections and (full in GROUPS or isinstance(annotation, ast.Name)):
                 _read_sections(options, (full,), trainer)

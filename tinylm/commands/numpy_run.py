@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from tinylm.bundle import TOKENIZER
+from tinylm.chosen import GROUPS, PARTS, chosen_path, names_class
 from tinylm.console import plural
 from tinylm.data import IGNORE, TextDataModule, Turn
 from tinylm.data.chat_template import ChatTemplate
@@ -84,7 +85,7 @@ def check(config: Any, defaults: Any) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    for name in ("compile", "init_from", "lora", "freeze", "loss_rows", "vocab_multiple"):
+    for name in ("objective", "compile", "init_from", "lora", "freeze", "loss_rows", "vocab_multiple"):
         if config.model[name]:
             raise ConfigError(f"model.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
     if config.model.optimizer.ns_dtype != "auto":
@@ -110,6 +111,17 @@ def check(config: Any, defaults: Any) -> None:
     if config.model.schedule.min_lr > config.model.optimizer.lr:
         rates = f"min_lr={config.model.schedule.min_lr} and lr={config.model.optimizer.lr}"
         raise ConfigError(f"min_lr must not exceed lr, got {rates}")
+
+
+def refuse_classes(words: list[str]) -> None:
+    """Refuses classes of the user's, of which the twin has no gradient, before they are parsed.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    chosen = [f"{part}.class_path" for part in PARTS if chosen_path(part, words) is not None]
+    for name in [*chosen, *(option for option in GROUPS if names_class(option, words))]:
+        raise ConfigError(f"{name}: a class is not available in the NumPy twin; leave it out, or use tinylm fit")
 
 
 def is_last_checkpoint(callback: Any) -> bool:
@@ -496,6 +508,7 @@ def run(arguments: list[str]) -> None:
     quiet_lightning()
     parser = make_parser(__doc__ or "")
     parser.add_argument("--threads", type=int, default=None, help="Parts of a batch at a time. Default: PyTorch's.")
+    refuse_classes(arguments)
     config = parser.parse_args(arguments)
     with raised(), located_errors():
         check(config, parser.get_defaults())

@@ -18,10 +18,10 @@ from tinylm.locate import command, find_config
 from tinylm.runs.folder import check_place
 
 OF_TRAINING = (  # options, or the beginnings of their names, that only `fit` uses
-    "run.prompts", "run.sample_tokens", "run.peak_flops", "model.optimizer.", "model.schedule.", "trainer.max_",
-    "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
-    "trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.log_every_n_steps", "data.train_tokens",
-    "data.weights",
+    "run.prompts", "run.sample_tokens", "run.peak_flops", "model.optimizer", "model.schedule", "model.objective",
+    "trainer.max_", "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
+    "trainer.log_every_n_steps", "data.train_tokens", "data.weights",
 )  # fmt: skip
 UNUSED = {"fit": ("run.output",), "predict": OF_TRAINING} | dict.fromkeys(
     ["validate", "test"], (*OF_TRAINING, "run.output")

@@ -107,6 +107,8 @@ def _make_part(model: nn.Module, part: Part) -> torch.optim.Optimizer:
     field = "model.optimizer"
     try:
         optimizer = part.make(groups, field=field, kind=torch.optim.Optimizer)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{field}: {part.class_path}: {first_line(error)}") from error
     rates = [group.get("lr") for group in optimizer.param_groups]

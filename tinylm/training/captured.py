@@ -105,7 +105,7 @@ class CapturedSteps(_AutomaticOptimization):
 
     def _step(self, optimizer: Any) -> None:
         """Runs an optimizer step by its graph, or without where it has none."""
-        if self.module.has_dropout:
+        if self.module.has_dropout or self.module.own_code:
             self.module._reseed(self._first)
         if len(self.rates) != len(optimizer.param_groups):
             self.rates = self.rates.new_zeros(len(optimizer.param_groups))

@@ -461,6 +461,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*from an ambiguous collection.*")  # a Batch has its size found right
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a teacher in an objective
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")  # nor shards
     warnings.filterwarnings("ignore", module="jsonargparse")

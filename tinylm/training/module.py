@@ -35,7 +35,7 @@ from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.optim.scheduler import is_scheduler, make_scheduler
-from tinylm.plugins import Part, admit
+from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
@@ -61,6 +61,7 @@ class LitTransformerLM(pl.LightningModule):
         other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step
+        plugins: classes and functions of the user's that train, by name
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
         stop_agreed: whether any process was, as of the last optimizer step
@@ -85,8 +86,8 @@ class LitTransformerLM(pl.LightningModule):
             network: The architecture
             optimizer: The optimizer and its settings, or a class as torch.optim has them
             schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
-            objective: A loss of your own by class_path (docs/extending-training.md). Default: cross-entropy
-            compile: Train by torch.compile, which takes a minute at the first start
+            objective: A loss of your own, by class_path
+            compile: Train by torch.compile; the first start takes a minute
             init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
@@ -123,6 +124,12 @@ class LitTransformerLM(pl.LightningModule):
         if lora is not None:
             add_lora(self.net, lora)
         self.objective: Any = make_objective(objective)
+        self.plugins = [part for part in (optimizer, schedule, objective) if isinstance(part, Part)]
+        if (
+            type(self).__module__ not in ("__main__", LitTransformerLM.__module__)
+            and type(self).__qualname__.isidentifier()
+        ):
+            self.plugins.append(Part.of(type(self)))
         self._check_objective()
         self._use_loss_rows(loss_rows)
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
@@ -237,7 +244,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a micro-batch, scaled so that all target tokens of the optimizer step count the same."""
-        if self.has_dropout or self.objective is not None or type(self) is not LitTransformerLM:
+        if self.has_dropout or self.own_code:
             self._reseed(batch_idx)
         losses = {name: loss / batch.num_targets for name, loss in self._losses(batch).items()}
         for name, loss in losses.items():
@@ -269,6 +276,11 @@ class LitTransformerLM(pl.LightningModule):
     def has_dropout(self) -> bool:
         """Whether training draws random numbers."""
         return self.network.dropout > 0 or (self.lora is not None and self.lora.dropout > 0)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether code of the user's runs within a step, which may draw random numbers."""
+        return bool(self.plugins or self.network.parts or self.objective is not None)
 
     def _reseed(self, batch_idx: int) -> None:
         """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
@@ -416,6 +428,7 @@ class LitTransformerLM(pl.LightningModule):
         for name in self._frozen_objective():
             checkpoint["state_dict"].pop(name, None)
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
+        checkpoint["tinylm_plugins"] = describe(self.plugins)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
             "sources": self._datamodule.fingerprints,
@@ -458,6 +471,7 @@ class LitTransformerLM(pl.LightningModule):
         admit(self.network.parts.values(), entry.get("plugins"), "the checkpoint")
         if self.trainer.state.fn == "fit":
             self._check_optimizer(checkpoint["hyper_parameters"])
+            admit(self.plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
     def _frozen_objective(self) -> dict[str, Tensor]:

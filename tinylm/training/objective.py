@@ -53,7 +53,7 @@ def make_objective(given: Any) -> Callable[[Any, Batch], dict[str, Tensor]] | No
 
 
 def checked_losses(found: Any, name: str) -> dict[str, Tensor]:
-    """What an objective returned, `loss` first.
+    """The losses that an objective has returned, `loss` first.
 
     Raises:
         ConfigError: if it is not a dict of scalars with a `loss` that has a gradient.
