@@ -233,7 +233,7 @@ def words_of(*names: str) -> list[str]:
 
 def test_the_walk_covers_all_options():
     options = {name for action in command.make_parser()._actions for name in action.option_strings}
-    assert options - OPTIONS.keys() == {"-h", "--help", "--debug", "--model", "--overwrite"}
+    assert options - OPTIONS.keys() == {"-h", "--help", "--debug", "--model", "--overwrite", "--trust-code"}
     print(f"{len([*combinations(OPTIONS, 2)])} pairs of generate's options")
 
 
