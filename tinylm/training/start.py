@@ -48,8 +48,8 @@ class Start:
         for name, value in asked.items():
             if name in FREE:
                 fields[name] = (value or fields[name]) if name == "document_mask" else value
-            elif name != "vocab_size" and value not in (default[name], fields[name]):
-                problem = f"{self.path} has {fields[name]}, got {value}"
+            elif name != "vocab_size" and value not in (default.get(name), fields.get(name)):
+                problem = f"{self.path} has {fields.get(name)}, got {value}"
                 raise ConfigError(f"model.network.{name}: {problem}; leave it out, as -c finetune does")
         return fields
 
