@@ -130,7 +130,7 @@ def test_a_stored_model_runs_no_code_unless_it_is_trusted(trusted, monkeypatch, 
     Path("imported").unlink()
     with pytest.raises(ConfigError, match=r"^model: needs code that is not tinylm's: own_parts\.GatedA") as error:
         tinylm.load("model")
-    assert str(error.value).endswith('; if you trust it, add --trust-code, or trust=["own_parts"] in tinylm.load')
+    assert str(error.value).endswith('add --trust-code (fit: --trust own_parts; in Python: trust=["own_parts"])')
     words = ["generate", "--model", "model", "--prompt", "abc", "--max-new-tokens", "5", "--temperature", "0"]
     assert main(words) == 2
     with pytest.raises(ConfigError, match="needs code"):

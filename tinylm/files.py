@@ -178,6 +178,30 @@ def append_text(path: str | Path, text: str) -> None:
             raise _not_written(path, f"{error.strerror}, {len(data):,} bytes to append") from error
 
 
+def replace_end(path: str | Path, old: str, new: str) -> bool:
+    """Replaces the text with which a file ends; returns False if that is not `old`. After a failure nothing is changed.
+
+    Raises:
+        StorageError: if the disk is full or fails.
+    """
+    path, before, data = Path(path), old.encode("utf-8"), new.encode("utf-8")
+    with _storage_errors(path), path.open("r+b", buffering=0) as file:
+        start = file.seek(max(file.seek(0, os.SEEK_END) - len(before), 0))
+        if file.read() != before:
+            return False
+        try:
+            file.seek(start)
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.truncate()
+        except OSError:
+            file.seek(start)
+            file.write(before)
+            file.truncate()
+            raise
+    return True
+
+
 def sync_file(path: str | Path) -> None:
     """Flushes a file to disk."""
     with _storage_errors(Path(path)), Path(path).open("rb+") as file:

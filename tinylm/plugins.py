@@ -251,11 +251,11 @@ def admit(parts: Iterable[Part], recorded: Any, source: str) -> None:
     """
     parts = list(parts)
     if refused := [part for part in parts if part.needs_trust]:
-        names, modules = (
-            ", ".join(dict.fromkeys(each)) for each in ([*map(str, refused)], [p.module for p in refused])
-        )
-        remedy = f'--trust-code, or trust=["{modules}"] in tinylm.load'
-        raise ConfigError(f"{source}: needs code that is not tinylm's: {names}; if you trust it, add {remedy}")
+        names, modules = (dict.fromkeys(each) for each in (map(str, refused), [part.module for part in refused]))
+        options = " ".join(f"--trust {module}" for module in modules)
+        remedy = f"--trust-code (fit: {options}; in Python: trust={json.dumps([*modules])})"
+        problem = f"{source}: needs code that is not tinylm's: {', '.join(names)}"
+        raise ConfigError(f"{problem}; if you trust it, add {remedy}")
     hashes = {each.get("class_path"): each.get("sha256") for each in recorded or () if isinstance(each, dict)}
     for part in parts:
         part.load()

@@ -11,16 +11,16 @@ from pathlib import Path
 from tinylm.errors import CannotCreateError
 from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS
 
-HEAD = 1 << 16  # bytes by which a file is recognized
+HEAD = 1 << 16  # bytes at each end by which a file is recognized
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, recognized by how it begins. Without a pattern none is recognized, as with plain text.
+    """A kind of file, recognized by its first and last bytes. Without a pattern none is recognized, as with plain text.
 
     Attributes:
         name: for messages, with its article
-        pattern: matches the first `HEAD` bytes
+        pattern: matches the first `HEAD` bytes and the last ones together
     """
 
     name: str
@@ -31,7 +31,9 @@ class FileKind:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return re.match(self.pattern, file.read(HEAD), re.DOTALL) is not None
+            begin = file.read(HEAD)
+            file.seek(max(len(begin), path.stat().st_size - HEAD))
+            return re.match(self.pattern, begin + file.read(), re.DOTALL) is not None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def check_target(path: str | Path, kind: FileKind | FolderKind, overwrite: bool 
         raise CannotCreateError(f"{path}: exists; choose another path, or replace it with --overwrite")
 
 
-PICTURE = FileKind("a picture", rb"\x89PNG.*Software\0tinylm\b|<\?xml.*<dc:title>tinylm</dc:title>")
+PICTURE = FileKind(
+    "a picture",
+    rb"\x89PNG.*Software\0tinylm\b|<\?xml.*<dc:title>tinylm</dc:title>|%PDF-.*/Creator \(tinylm\)",
+)
 MODEL_FOLDER = FolderKind("a model folder", frozenset((MANIFEST, WEIGHTS, TOKENIZER)), MANIFEST)
 HUGGINGFACE_FOLDER = FolderKind(
     "a Hugging Face folder",

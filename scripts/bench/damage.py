@@ -217,7 +217,7 @@ def check_fit(code: int, said: str, before: dict[str, bytes], run_folder: Path) 
         elif name in ("metrics.csv", "samples.txt"):
             if not after.get(name, b"").startswith(content):
                 return f"{name} has lost rows"
-        elif name != "config.yaml" and after.get(name) != content:
+        elif name not in ("config.yaml", "run.json") and after.get(name) != content:
             return f"{name} has changed"
     return next((f"{name} was left behind" for name in after if ".tmp-" in name), "")
 

@@ -25,7 +25,8 @@ from tinylm.evaluation.log_probs import document_ids, token_log_probs
 from tinylm.files import default_cache_dir
 from tinylm.locate import STORYTELLER
 from tinylm.model import TransformerLM
-from tinylm.runs.compare import read_config, read_run
+from tinylm.runs.compare import read_run
+from tinylm.runs.lineage import read_config
 from tinylm.tokenizer import Tokenizer
 
 TRAIN = ["fit", "--config", "small.yaml"]

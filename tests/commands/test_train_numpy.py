@@ -131,9 +131,10 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     folder = finished / "runs/mini-numpy"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     model = {f"model/{name}" for name in ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")}
-    assert found == {
+    assert found - {"run.diff"} == {
         ".lock",
         "config.yaml",
+        "run.json",
         "metrics.csv",
         "samples.txt",
         "curves.png",

@@ -21,7 +21,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The folder of a reader who has trained README's first model and has some texts and Hugging Face folders."""
+    """The folder of a reader who has trained README's first model and has texts, modules and Hugging Face folders."""
     folder = tmp_path_factory.mktemp("documents")
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     for name in ("my.txt", "corpus.txt", "more.txt", "letter.txt"):
@@ -29,6 +29,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "notes" / "deep").mkdir(parents=True)
     for name in ("notes/a.md", "notes/deep/b.md"):
         (folder / name).write_text(text, encoding="utf-8")
+    for name in ("moe.py", "mla.py"):
+        shutil.copy(ROOT / "scripts" / "examples" / name, folder)
     (folder / "prompts.txt").write_text("The\nAnd\n", encoding="utf-8")
     sums = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(10) for b in range(10)]
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, sums)), encoding="utf-8")

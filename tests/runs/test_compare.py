@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from tinylm.errors import DataError, MissingInputError
-from tinylm.runs.compare import find_runs, group_by_seed, read_run, sort_rows, training_seconds
+from tinylm.runs.compare import find_runs, read_run, sort_rows, training_seconds
+from tinylm.runs.groups import group_by_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": None, "d_ff": 32, "max_seq_len": 8}
@@ -107,8 +108,15 @@ def test_runs_that_differ_by_seed_alone_are_one_line(tmp_path):
         file.write("40,2,64,,,\n")
     (tmp_path / "small-unvalidated/metrics.csv").write_text("step,train/loss\n30,2\n")
     folders = [*seeds, *others]
-    groups = sort_rows(group_by_seed(folders, [read_run(folder) for folder in folders]), "val_loss")
-    assert [(group.name, group.runs) for group in groups] == [("small-s (mean of 3)", 3), ("other-1 (mean of 2)", 2)]
+    means, remarks = group_by_seed(folders, [read_run(folder) for folder in folders])
+    groups = sort_rows(means, "val_loss")
+    assert [(group.name, group.runs) for group in groups] == [("lr 0.01 (mean of 3)", 3), ("lr 0.02 (mean of 2)", 2)]
+    assert [remark.removeprefix(f"{tmp_path}/").replace(str(tmp_path), "") for remark in remarks] == [
+        "small-unfinished: is unfinished; not averaged with the other runs of its settings",
+        "small-longer: has 40 steps, more than the 30 of its config; not averaged with the other runs of its settings",
+        "small-unvalidated: has no validation; not averaged with the other runs of its settings",
+        "small-tracked: has the seeds of /other-1; it counts as a run of its own in mean and spread",
+    ]
     group = groups[0]
     assert group.val_loss == 2.25
     assert group.spread["val_loss"] == pytest.approx(math.sqrt((0.5**2 + 0 + 0.5**2) / 2))
@@ -120,7 +128,7 @@ def test_a_group_in_which_one_has_no_floor_has_no_excess(tmp_path):
     folders = [make_run(tmp_path / name) for name in ("a", "b")]
     text = (folders[1] / "metrics.csv").read_text()
     (folders[1] / "metrics.csv").write_text(re.sub(r",[^,]*$", "", text, flags=re.MULTILINE))
-    (group,) = group_by_seed(folders, [read_run(folder) for folder in folders])
+    ((group,), _) = group_by_seed(folders, [read_run(folder) for folder in folders])
     assert (group.val_loss, group.excess) == (2.5, None)
     assert group.name == "a (mean of 2)" and "excess" not in group.spread
 

@@ -1,5 +1,7 @@
 """Curves of synthetic runs, computed by hand, and their plots."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from tests.runs.test_compare import NETWORK, make_run
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token
 from tinylm.runs.curves import read_curves, smoothed
-from tinylm.runs.plots import Curves, figure_of
+from tinylm.runs.plots import Curves, figure_of, find_panel, looks
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ from tinylm.runs.plots import Curves, figure_of
     ],
 )
 def test_what_curves_are_drawn_against(axis, expected, tmp_path):
-    (run,) = read_curves([make_run(tmp_path / "one")], axis)
+    ((run,), _) = read_curves([make_run(tmp_path / "one")], axis)
     x, losses = run.columns["train/loss"]
     np.testing.assert_allclose(x, expected)
     assert losses.tolist() == [3.0, 2.5, 2.25]
@@ -31,11 +33,12 @@ def test_runs_of_other_seeds_are_their_mean_and_spread(tmp_path):
     folders = [make_run(tmp_path / name, loss, seed_everything=seed) for name, loss, seed in
                (("a", 2.0, 1), ("b", 3.0, 2), ("c", 7.0, 3))]  # fmt: skip
     other = make_run(tmp_path / "other", model__optimizer={"lr": 0.02})
-    mean, alone = read_curves([*folders, other])
-    assert (mean.label, alone.label) == ("a and 2 more", "other")
+    (mean, alone), remarks = read_curves([*folders, other])
+    assert (mean.label, alone.label, remarks) == ("lr 0.01 (mean of 3)", "lr 0.02", [])
     assert mean.columns["val/loss"][1].tolist() == [4.0, 2.75]  # (2 + 3 + 7) / 3
     np.testing.assert_allclose(mean.spread["val/loss"], [7**0.5, 0.0])  # (4 + 1 + 9) / 2
-    assert len(read_curves([*folders, other], join_seeds=False)) == 4
+    each, _ = read_curves([*folders, other], join_seeds=False)
+    assert [run.label for run in each] == ["lr 0.01 (a)", "lr 0.01 (b)", "lr 0.01 (c)", "lr 0.02"]
 
 
 def test_a_run_without_a_row_is_refused(tmp_path):
@@ -50,8 +53,8 @@ def test_a_run_without_a_row_is_refused(tmp_path):
 
 def test_runs_with_rows_at_other_steps_meet_at_those_that_they_share(tmp_path):
     folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
-    (folders[1] / "metrics.csv").write_text("step,train/loss\n10,5\n15,100\n30,7\n")
-    (mean,) = read_curves(folders)
+    (folders[1] / "metrics.csv").write_text("step,train/loss,val/loss\n10,5,\n15,100,9\n30,7,\n")
+    ((mean,), _) = read_curves(folders)
     steps, losses = mean.columns["train/loss"]
     assert (steps.tolist(), losses.tolist()) == ([10, 30], [(3 + 5) / 2, (2.25 + 7) / 2])
 
@@ -59,15 +62,16 @@ def test_runs_with_rows_at_other_steps_meet_at_those_that_they_share(tmp_path):
 def test_what_runs_measured_at_no_step_together_is_left_out(tmp_path):
     folders = [make_run(tmp_path / name, seed_everything=seed) for name, seed in (("a", 1), ("b", 2))]
     (folders[1] / "metrics.csv").write_text("step,train/loss,val/loss\n10,5,\n15,,100\n")
-    (mean,) = read_curves(folders)
-    assert mean.columns.keys() == {"train/loss"}
+    ((mean,), _) = read_curves(folders)
+    assert mean.columns.keys() == {"train/loss"} and "val/loss" in mean.partial
 
 
 def test_a_run_that_was_not_finished_is_no_seed_of_the_others(tmp_path):
     first, second = make_run(tmp_path / "a", seed_everything=1), make_run(tmp_path / "b", seed_everything=2)
     broken = make_run(tmp_path / "c", seed_everything=3, finished=False)
-    mean, alone = read_curves([first, second, broken])
-    assert (mean.label, alone.label) == ("a and 1 more", "c")
+    (mean, alone), (remark,) = read_curves([first, second, broken])
+    assert (mean.label, alone.label) == ("a (mean of 2)", "c")
+    assert remark == f"{broken}: is unfinished; not averaged with the other runs of its settings"
     assert alone.columns["train/loss"][0].tolist() == mean.columns["train/loss"][0].tolist() == [10, 20, 30]
 
 
@@ -76,7 +80,7 @@ def test_each_run_is_smoothed_and_then_they_are_averaged_and_the_learning_rate_s
     for folder, sign in zip(folders, (1, -1), strict=True):
         lines = [f"{step},{3 + sign * (-1) ** step},{1 / step}" for step in range(1, 9)]
         (folder / "metrics.csv").write_text("\n".join(["step,train/loss,lr", *lines, ""]))
-    (mean,) = read_curves(folders, smooth=0.5)
+    ((mean,), _) = read_curves(folders, smooth=0.5)
     assert mean.columns["lr"][1].tolist() == pytest.approx([1 / step for step in range(1, 9)])
     one = smoothed(np.array([3 + (-1.0) ** step for step in range(1, 9)]), 0.5)
     np.testing.assert_allclose(mean.columns["train/loss"][1], 3)
@@ -90,6 +94,35 @@ def test_many_names_stand_beside_the_picture():
     assert few.axes[0].get_legend() and not few.legends
     assert not many.axes[0].get_legend() and len(many.legends[0].get_texts()) == 9
     assert many.legends[0].get_texts()[0].get_text() == r"run\$_0\$  2.000"  # no mathematics
+    assert len({(line.get_color(), line.get_linestyle()) for line in many.axes[0].lines}) == 9
+
+
+def test_series_stay_apart_and_those_of_two_settings_have_a_color_and_a_style_each():
+    for labels in ([f"run {n}" for n in range(28)], [f"a {n}, b {m}, c 0" for n in range(7) for m in range(4)]):
+        assert len({(look["color"], look["linestyle"]) for look in looks(labels)}) == 28
+    labels = [f"lr {lr}, width {width} (mean of 3)" for lr in (1, 2, 3) for width in (32, 64, 96)]
+    found = looks(labels)
+    assert [len({each["color"] for each in found[3 * n : 3 * n + 3]}) for n in range(3)] == [1, 1, 1]
+    for name, of_width in (("color", 3), ("linestyle", 1), ("marker", 1)):
+        assert len({each[name] for each in found[::3]}) == of_width
+    assert len({each["marker"] for each in looks(labels[:7])}) == 7  # few: a color each
+
+
+def test_any_column_and_the_columns_of_a_kind_are_panels():
+    x = np.array([1.0, 2.0])
+    names = ["gradients/embedding", "gradients/blocks.0.attention", "activations/blocks.0.units.std",
+             "activations/blocks.1.units.std", "activations/blocks.1.units.dead", "val/mine"]  # fmt: skip
+    run = Curves("one", {name: (x, x * n) for n, name in enumerate(names)})
+    panels = ["gradients", "activations/*.std", "val/mine", "activations/blocks.1.units.dead"]
+    figure = figure_of([run], panels=panels)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 1, 1]
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2]]
+    assert labels == [["embedding  0.000", "blocks.0.attention  2.000"], ["blocks.0  4.000", "blocks.1  6.000"]]
+    both = figure_of([run, replace(run, label="two")], panels=["activations/*.std"]).axes[0].get_legend()
+    assert [text.get_text().partition("  ")[0] for text in both.get_texts()] == [
+        f"{name}, blocks.{layer}" for name in ("one", "two") for layer in (0, 1)
+    ]
+    assert find_panel("gradient", names) is None and find_panel("loss", names) is None
 
 
 def test_smoothing_is_the_weighted_mean_of_all_points_before():

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.training.test_finetune import losses
@@ -24,7 +25,8 @@ def test_the_card_has_the_figures_of_the_run(inside, finished_run, tmp_path):
     assert rows["data"].endswith("fox.txt") and float(rows["training seconds"]) > 0
     config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
     assert config == yaml.safe_load((finished_run / "config.yaml").read_text())
-    assert "base model" not in rows and "config.yaml" not in rows
+    assert "base model" not in rows and "config.yaml" not in rows and "provenance" not in rows
+    assert f"torch {torch.__version__}, lightning " in rows["versions"]
 
 
 def test_the_config_of_the_card_repeats_the_run(finished_run, tmp_path, cli):

@@ -27,7 +27,8 @@ def test_a_run_leaves_what_the_design_says(finished_run):
     found = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     model = {f"model/{name}" for name in ("tinylm.json", "model.safetensors", "tokenizer.tinylm.json")}
     checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
-    assert found == {"config.yaml", "metrics.csv", "samples.txt", "curves.png", ".lock"} | model | checkpoints
+    files = {"config.yaml", "run.json", "metrics.csv", "samples.txt", "curves.png", ".lock"}
+    assert found - {"run.diff"} == files | model | checkpoints
 
 
 def test_metrics_have_every_step_and_every_validation(finished_run):

@@ -7,7 +7,7 @@ import inspect
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.fetchers import _DataFetcher
@@ -15,6 +15,7 @@ from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimizatio
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 
 @pytest.mark.parametrize("name", ["_prepare_subcommand_parser", "_parse_ckpt_path", "_get", "_parser"])
@@ -32,7 +33,7 @@ def test_training_loop_decides_on_validation_as_checkpoint_asks():
 def test_checkpoint_callback_counts_steps_as_last_checkpoint_reads_them():
     callback = ModelCheckpoint(every_n_train_steps=7)
     assert callback._every_n_train_steps == 7
-    assert callback._last_global_step_saved == 0
+    assert (callback._last_global_step_saved, callback._last_checkpoint_saved) == (0, "")
 
 
 def test_loops_have_the_counts_that_resume_sets():
@@ -43,6 +44,15 @@ def test_loops_have_the_counts_that_resume_sets():
     assert (loop.epoch_progress.current.ready, loop.epoch_progress.current.processed) == (0, 0)
     assert trainer._logger_connector._first_loop_iter is None
     assert "_is_validation_done" in vars(_TrainingEpochLoop)  # reads _has_run
+
+
+def test_rows_are_numbered_by_the_names_that_rows_overrides():
+    loop = pl.Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop
+    assert (loop.batch_progress.current.ready, loop.batch_progress.current.processed) == (0, 0)
+    assert loop._should_accumulate() is False
+    assert isinstance(_LoggerConnector.should_update_logs, property)
+    assert "_batches_that_stepped" in inspect.getsource(_LoggerConnector.log_metrics)
+    assert "_batches_that_stepped" in inspect.getsource(LearningRateMonitor.on_train_batch_start)
 
 
 def test_optimization_loop_is_called_and_counts_as_captured_steps_do():

@@ -29,10 +29,28 @@ def test_metrics_csv_keeps_every_value_when_columns_are_added(tmp_path):
     log.log_metrics({"train/loss": 1.5}, step=3)
     assert rows(tmp_path / "metrics.csv") == [
         {"step": "1", "train/loss": "2.5", "val/loss": ""},
-        {"step": "2", "train/loss": "2", "val/loss": ""},
-        {"step": "2", "train/loss": "", "val/loss": "1.75"},
+        {"step": "2", "train/loss": "2", "val/loss": "1.75"},
         {"step": "3", "train/loss": "1.5", "val/loss": ""},
     ]
+
+
+def test_metrics_csv_has_one_row_per_step_in_order_whatever_the_order_of_calls(tmp_path):
+    log = MetricsCSV(tmp_path)
+    log.log_metrics({"a": 1, "b": 1, "c": 1}, step=2)
+    for name, step, value in (("a", 4, 3), ("b", 4, 100), ("b", 4, 5), ("a", 1, 7), ("c", 4, 6), ("a", 3, 8)):
+        log.log_metrics({name: value}, step=step)
+    expected = {"1": ("7", "", ""), "2": ("1", "1", "1"), "3": ("8", "", ""), "4": ("3", "5", "6")}
+    assert {row.pop("step"): tuple(row.values()) for row in rows(log.path)} == expected
+    MetricsCSV(tmp_path).log_metrics({"c": 9}, step=4)
+    log.path.write_text(log.path.read_text().replace("3,5,9", "3,50,9"))  # by the user, while the run is going on
+    log.log_metrics({"c": 10}, step=4)
+    assert rows(log.path)[-1] == {"step": "4", "a": "3", "b": "50", "c": "10"}
+
+
+def test_a_validation_to_be_repeated_leaves_the_training_metrics_of_its_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n4,2,\n4,,3\n8,1,\n8,,2.5\n9,1,\n")  # older form
+    MetricsCSV(tmp_path).truncate(8, validating=True)
+    assert [tuple(row.values()) for row in rows(tmp_path / "metrics.csv")] == [("4", "2", "3"), ("8", "1", "")]
 
 
 def test_metrics_csv_goes_on_where_a_resumed_run_begins(tmp_path):

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -21,11 +22,14 @@ import yaml
 
 from tests.processes import environment as of_children
 from tests.training import wandb_server
+from tinylm.errors import ConfigError
 from tinylm.files import read_json
+from tinylm.model import ModelConfig, flops_per_token
 from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
-from tinylm.training.tracking import WandbTracker, histogram, model_metadata
+from tinylm.training.wandb_files import histogram, model_metadata
 from tinylm.training.wandb_log import cut_incomplete_records
+from tinylm.training.wandb_start import check_sweep, choose_mode, group_name, job_type
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "configs/overlays/wandb.yaml"
@@ -61,6 +65,8 @@ def tracked(tiny_yaml, tmp_path_factory) -> Iterator[Path]:
         patch.delenv(RUN_FOLDER, raising=False)
         arguments = ["fit", "-c", str(tiny_yaml), "-c", str(OVERLAY), "--run.dir", str(folder)]
         arguments += ["--trainer.logger.watch", "all", "--trainer.logger.watch_every", "4"]
+        arguments += ["--trainer.logger.log_model", "all"]
+        patch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
         patch.setattr(sys, "argv", ["train.py", *arguments])
         assert main() == 0
         os.environ.pop(RUN_FOLDER, None)
@@ -110,6 +116,11 @@ def values(items) -> dict:
     return found
 
 
+def changes() -> bytes:
+    """The uncommitted changes of the repository, which W&B keeps."""
+    return subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, capture_output=True).stdout
+
+
 def history(found: list) -> list[dict]:
     return [values(record.history.item) for record in found if record.WhichOneof("record_type") == "history"]
 
@@ -149,8 +160,52 @@ def test_metrics_are_those_of_metrics_csv_at_the_same_steps(tracked):
     assert {"train/loss", "val/loss", "lr", "perf/tokens_per_sec"} <= expected.keys()
     for name, (steps, numbers) in expected.items():
         assert column(rows, name) == (steps, pytest.approx(numbers, rel=1e-7)), name
-    axes = {metric.glob_name: metric.step_metric for metric in only(records(segments(tracked)[0]), "metric")}
-    assert axes["*"] == "trainer/global_step"
+
+
+def test_axes_summary_group_and_job_type_are_those_that_wandb_users_expect(tracked):
+    found = records(segments(tracked)[0])
+    metrics = {metric.glob_name or metric.name: metric for metric in only(found, "metric")}
+    assert {each.step_metric for name, each in metrics.items() if name != "trainer/global_step"} == {
+        "trainer/global_step"  # the default axis
+    }
+    assert metrics["*"].glob_name and metrics["val/loss"].summary.min and metrics["val/accuracy"].summary.max
+    tokens, flops = (column(history(found), f"trainer/{name}") for name in ("tokens", "flops"))
+    assert tokens[1] == [step * 8 * 32 for step in tokens[0]]  # batch_size x max_seq_len
+    each = read_json(tracked / "model" / "tinylm.json")["model"]
+    assert flops[1] == [number * flops_per_token(ModelConfig(**each)) for number in tokens[1]]
+    assert set(tokens[0]) == set(range(1, 13))
+    (run,) = only(found, "run")
+    config = yaml.safe_load((tracked / "config.yaml").read_text())
+    seeds = {**config, "seed_everything": 7, "data": {**config["data"], "seed": 7}, "run": {"name": "another"}}
+    other = {**config, "trainer": {**config["trainer"], "max_steps": 7}}
+    assert run.run_group == group_name(config) == group_name(seeds) != group_name(other)
+    assert run.run_group.startswith("fox-2x32-muon-lr0.01-") and run.job_type == "train"
+    adapted = {"model": {"init_from": "x", "lora": {"rank": 2}}}, {"model": {"init_from": "x", "lora": None}}
+    assert [job_type(each) for each in adapted] == ["lora", "finetune"]
+
+
+def test_console_system_metrics_and_code_are_recorded(tracked):
+    found = records(segments(tracked)[0])
+    said = "".join(each.line for each in only(found, "output_raw"))
+    assert "tinylm: W&B: offline" in said and "tinylm: to try it: " in said
+    assert "cpu" in {item.key for each in only(found, "stats") for item in each.item}
+    (environment, *_) = only(found, "environment")
+    assert environment.git.commit and environment.args
+    assert (segments(tracked)[0] / "files/diff.patch").is_file() == bool(changes())
+
+
+def test_versions_of_artifacts_are_links_and_have_the_aliases_best_and_last(tracked):
+    artifacts = only(records(segments(tracked)[0]), "artifact")
+    aliases = {kind: [{*each.aliases} for each in artifacts if each.type == kind] for kind in ("checkpoint", "model")}
+    assert aliases["model"] == [{"latest", "best", "last"}]
+    saved = [[name for name in ("best", "last") if name in each] for each in aliases["checkpoint"]]
+    assert saved.count(["best"]) == 3 and saved[-1] == ["last"] and {"step-12"} <= aliases["checkpoint"][-1]
+    places = [
+        Path(entry.local_path) for each in artifacts for entry in each.manifest.contents if each.type != "run_table"
+    ]
+    inodes = {path.stat().st_ino: path for path in places}
+    for path in (*(tracked / "model").iterdir(), *(tracked / "checkpoints").glob("*.ckpt")):
+        assert path.stat().st_ino in inodes, path
 
 
 def test_histograms_are_of_the_weights_and_gradients_at_their_steps(tracked):
@@ -192,20 +247,29 @@ def test_curves_and_model_folder_are_kept_with_the_models_figures(tracked):
     assert all(Path(entry.local_path).is_relative_to(tracked) for entry in model.manifest.contents)
 
 
-def test_a_run_that_fails_is_ended_and_told_how_to_upload(cli, tiny_yaml, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "code", "title"), [("NumericError", 70, "Not finite"), ("Preempted", 75, "Preempted")]
+)
+def test_a_run_that_fails_is_ended_with_an_alert_and_told_how_to_upload(
+    cli, tiny_yaml, tmp_path, monkeypatch, kind, code, title
+):
     """Under the id of a sweep's agent, and with an empty project variable, which must not count."""
     monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
     monkeypatch.setenv("WANDB_PROJECT", "")
     (tmp_path / "tracking_failer.py").write_text(
-        "import lightning.pytorch as pl\n\nclass Fail(pl.Callback):\n    def on_train_batch_end(self, trainer, *_):\n"
-        "        if trainer.global_step == 2:\n            raise RuntimeError('pulled the plug')\n"
+        f"import lightning.pytorch as pl\nfrom tinylm.errors import {kind}\n\nclass Fail(pl.Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        f"        if trainer.global_step == 2:\n            raise {kind}('pulled the plug')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tracking_failer", raising=False)
     result = cli("fit", "-c", tiny_yaml, "-c", "wandb", "--trainer.callbacks+=tracking_failer.Fail")
-    assert (result.code, result.error) == (70, "RuntimeError: pulled the plug; --debug shows where")
+    assert result.code == code and "pulled the plug" in result.err.splitlines()[-1]
     (segment,) = segments(tmp_path / "runs/mini")
     assert segment.name.endswith("-fromagent")
-    assert [exit.exit_code for exit in only(records(segment), "exit")] == [1]
+    found = records(segment)
+    assert [exit.exit_code for exit in only(found, "exit")] == [1]
+    assert [(each.title, each.text) for each in only(found, "alert")] == [(title, "pulled the plug")]
     lines = [line for line in result.err.splitlines() if "W&B" in line]
     assert lines == [
         "tinylm: W&B: offline, without an API key (set WANDB_API_KEY, or wandb login)",
@@ -419,6 +483,7 @@ def test_a_network_that_is_not_there_is_one_line_after_a_short_time(cli, tiny_ya
         (["--trainer.logger.watch", "foo"], {}, "watch must be one of none, gradients, weights, all, got foo"),
         (["--trainer.logger.watch_every", "0"], {}, "watch_every must be at least 1, got 0"),
         ([], {"WANDB_API_KEY": "abc"}, "W&B refuses the run (WANDB_API_KEY invalid: "),
+        ([], {"WANDB_FORK_FROM": "x?_step=1"}, "WANDB_FORK_FROM: a run goes on from a checkpoint"),
         ([], {"WANDB_MODE": "foo"}, "WANDB_MODE: Input should be 'online', 'offline', "),
         (["--trainer.logger.projekt", "x"], {}, "projekt"),
     ],
@@ -432,11 +497,14 @@ def test_mistakes_are_one_line(cli, tiny_yaml, tmp_path, monkeypatch, arguments,
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_wandb_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
+def test_a_logger_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypatch):
     monkeypatch.setattr("tinylm.training.preflight.find_spec", lambda name: None)
     result = cli("fit", "-c", tiny_yaml, "-c", OVERLAY)
     assert result.code == 2
     assert result.error.endswith("wandb.yaml: trainer.logger: W&B is not installed; pip install wandb")
+    for option in ("MLFlowLogger", "lightning.pytorch.loggers.MLFlowLogger"):
+        result = cli("fit", "-c", tiny_yaml, f"--trainer.logger+={option}")
+        assert (result.code, result.error) == (2, "trainer.logger: MLflow is not installed; pip install mlflow")
 
 
 @pytest.mark.parametrize(
@@ -462,8 +530,30 @@ def test_mode_is_online_only_where_there_is_a_key_and_nothing_else_is_asked(
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
     wandb.setup(wandb.Settings(silent=True))
-    mode, _ = WandbTracker(save_dir=str(tmp_path), mode=argument)._choose_mode()
-    assert mode == expected
+    assert choose_mode(argument)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "problem"),
+    [
+        ({"model.optimizer.lr": "1e-3", "seed_everything": 1, "model": {"optimizer": {"name": "adamw"}}}, None),
+        (
+            {"model.optimizer.lr": 0.002},
+            "sweep parameter model.optimizer.lr: the sweep chose 0.002, the run has 0.001; ",
+        ),
+        ({"lr": 0.002}, "sweep parameter lr: no such option; give its dotted name"),
+    ],
+)
+def test_a_sweep_varies_what_it_says(tmp_path, monkeypatch, chosen, problem):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump({"wandb_version": 1, **{name: {"value": value} for name, value in chosen.items()}}))
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+    config = {"seed_everything": 1, "model": {"optimizer": {"name": "adamw", "lr": 0.001}}}
+    if problem is None:
+        check_sweep(config)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(problem)):
+            check_sweep(config)
 
 
 def test_histogram_is_numpys_and_leaves_out_what_is_not_finite():

@@ -1,6 +1,7 @@
 """Compares runs in a table: `tinylm compare runs/*`.
 
-Runs that differ only in their seed get an extra row with mean and standard deviation.
+Runs that differ in nothing that matters to a result (seeds, names, devices and logging do not) get an extra row with
+mean and standard deviation, named after what tells them from the other runs.
 """
 
 import argparse
@@ -8,8 +9,10 @@ import csv
 import sys
 
 from tinylm.console import Parser, table
-from tinylm.errors import ConfigError, did_you_mean
-from tinylm.runs.compare import Row, find_runs, group_by_seed, read_run, sort_rows
+from tinylm.errors import ConfigError, did_you_mean, notice
+from tinylm.runs.compare import Row, find_runs, read_run, sort_rows
+from tinylm.runs.groups import group_by_seed
+from tinylm.runs.lineage import unknown_parents
 
 COLUMNS = ("name", "parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds")
 TITLES = ("run", "parameters", "tokens", "steps", "val loss", "bits/byte", "excess", "time")
@@ -97,6 +100,8 @@ def run(arguments: list[str]) -> None:
     options = parse(arguments)
     folders = find_runs(options.runs)
     rows = [read_run(folder) for folder in folders]
-    groups = group_by_seed(folders, rows)
+    groups, remarks = group_by_seed(folders, rows)
+    for remark in [*remarks, *unknown_parents(folders)]:
+        notice(remark)
     rows = sort_rows(rows, options.sort) + sort_rows(groups, options.sort)
     (print_csv if options.csv else print_table)(rows)

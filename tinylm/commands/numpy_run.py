@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +50,7 @@ from tinylm.runs.folder import (
     resume_command,
 )
 from tinylm.runs.plots import draw_curves
+from tinylm.runs.provenance import RunFacts, bundle_record, end_record
 from tinylm.signals import SIGNALS, quit_at_next, raised, stopped_by
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.finish import generate_command, loss_and_floor
@@ -59,6 +60,7 @@ from tinylm.training.options import check_vocab_size, located_errors, saved_conf
 from tinylm.training.parser import make_parser
 from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
+from tinylm.training.record import compute, data_facts, given_options, seeds
 from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample, has_samples
@@ -138,16 +140,19 @@ def build(kind: type, values: Any, **more: Any) -> Any:
 class Run:
     """One training run: data, network, run folder, and the work between the steps.
 
-    The folder holds metrics.csv, checkpoints/{last,best}.npz and samples.txt, and in the end model/ and curves.png.
+    The folder holds run.json, metrics.csv, checkpoints/{last,best}.npz, samples.txt, and in the end model/, curves.png.
     """
 
-    def __init__(self, config: Any, dump: str) -> None:
+    def __init__(self, config: Any, dump: str, words: Sequence[str], parser: Any) -> None:
         """Reads and checks everything, then claims the run folder.
 
         Args:
             config: the parsed options
             dump: the same as YAML
+            words: the command line after `tinylm train-numpy`
+            parser: the parser of the options
         """
+        self.words, self.parser, self.trusted = words, parser, list(config.trust)
         plain = {name: value for name, value in yaml.safe_load(dump).items() if name not in ("resume", "config")}
         self.trainer, self.dump, self.record = config.trainer, dump, ConfigRecord(plain)
         self.seed = 0 if isinstance(config.seed_everything, bool) else config.seed_everything
@@ -268,7 +273,7 @@ class Run:
         """Trains to the end, then writes the best model and the curves."""
         self._announce()
         config = saved_config("train-numpy", self.dump, self.network.vocab_size)
-        prepare_files(self.folder, config, self.state.global_step, self.validating)
+        prepare_files(self.folder, config, self._facts(config), self.state.global_step, self.validating)
         self.tokenizer.save(self.folder / TOKENIZER, overwrite=True)
         kind = getattr(torch, np.dtype(self.dtype).name)
         self.peak = self.options.peak_flops or measure_peak_flops(torch.device("cpu"), kind)
@@ -287,6 +292,7 @@ class Run:
             raise NumericError(f"{error}. Try a lower lr, more warmup_steps, or trainer.gradient_clip_val=1") from error
         finally:
             self.progress.on_train_end(self.state, self)
+            end_record(self.folder, self.state.global_step)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         minutes, seconds = divmod(time.perf_counter() - started, 60)
@@ -294,6 +300,19 @@ class Run:
         if self.state.global_step > first or figures:
             notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
         self._write_model()
+
+    def _facts(self, config: str) -> RunFacts:
+        """The facts for run.json; `--threads` is among the options that config.yaml leaves out."""
+        values = yaml.safe_load(config)
+        return RunFacts(
+            command="train-numpy",
+            words=self.words,
+            compute=compute("numpy", 1, f"{np.dtype(self.dtype).itemsize * 8}-true"),
+            seeds=seeds(values),
+            options={"trust": self.trusted, "threads": self.threads},
+            given=given_options(self.parser, values),
+            **data_facts(self.data),
+        )
 
     def figures(self, trainer: Any, module: Any) -> dict[str, float]:
         """Loss and throughput as of this step, for Progress."""
@@ -470,7 +489,7 @@ class Run:
         except (FileNotFoundError, ValueError) as error:
             notice(f"warning: {error}; the model folder is written from the last checkpoint")
         found = found or read_checkpoint(self.checkpoints["last"])
-        info |= {"step": found.step, "run": self.folder.name, "prompt": self.prompt}
+        info |= {"step": found.step, "run": self.folder.name, "prompt": self.prompt, **bundle_record(self.folder)}
         info |= {"template": self.template.name} if self.template is not None else {}
         if self.data.validation_tokens is not None:
             info |= (whole := self._evaluate(found.model, self.data.whole_validation()))
@@ -493,7 +512,7 @@ def run(arguments: list[str]) -> None:
     config = parser.parse_args(arguments)
     with raised(), located_errors():
         check(config, parser.get_defaults())
-        this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True))
+        this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True), arguments, parser)
         try:
             this.fit()
         finally:

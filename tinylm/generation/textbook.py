@@ -1,7 +1,8 @@
 """The decoding loop in its simplest form: one text, token by token, with a plain key/value cache.
 
 Everything else in this package makes this loop faster or serves several texts at once, and is tested against it. Left
-out: texts longer than the context, separate documents (`document_mask`), sampling options, stop strings.
+out: texts longer than the context, separate documents (`document_mask`), sampling options, stop strings, and attention
+plug-ins that store something else than keys and values (`cache_shape`).
 """
 
 from collections.abc import Callable, Iterator

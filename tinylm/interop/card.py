@@ -4,6 +4,7 @@ from typing import Any
 
 from tinylm.interop.families import Family
 from tinylm.model import ModelConfig, parameter_count
+from tinylm.runs.provenance import ENTRY, code_and_versions
 from tinylm.tokenizer import Tokenizer
 
 HEADER = """---
@@ -74,7 +75,8 @@ def model_card(
     parts.append(CONTEXT.format(context=config.max_seq_len, beyond=beyond))
     if tokenizer is not None and (tokenizer.chat is not None or info.get("template") == "chat"):
         parts.append(CHAT)
-    figures = {name: value for name, value in info.items() if name != RUN_CONFIG}
+    figures = {name: value for name, value in info.items() if name not in (RUN_CONFIG, ENTRY)}
+    figures |= code_and_versions(info.get(ENTRY))
     if figures:
         parts.append(_table("Training run", figures))
     if RUN_CONFIG in info:

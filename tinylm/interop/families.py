@@ -369,6 +369,8 @@ def choose_family(config: ModelConfig) -> Family:
         raise ConfigError(
             "sliding_window=1: no counterpart in Hugging Face's models, whose cache keeps window - 1 tokens"
         )
+    for name, part in config.parts.items():
+        raise ConfigError(f"{name}: the plug-in {part} has no counterpart in Hugging Face's models")
     values = config.to_dict()
     misfits = {family.model_type: family.misfits(config) for family in _FAMILIES}
     fewest = min(map(len, misfits.values()))

@@ -92,7 +92,7 @@ def attend_plain(
     Args:
         query: (B, H, T, E)
         key: (B, K, S, E)
-        value: (B, K, S, E)
+        value: (B, K, S, E), or of another dimension, which the result then has
         visible: the mask of `visible_keys`
         dropout: probability of dropping an attention weight
         scale: factor of q kᵀ in place of 1/√E
@@ -109,7 +109,7 @@ def attend_plain(
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
-    return (weights.view(B, K, H // K * T, S) @ value).view(B, H, T, E)
+    return (weights.view(B, K, H // K * T, S) @ value).view(B, H, T, value.shape[-1])
 
 
 def attend_fused(

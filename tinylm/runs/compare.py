@@ -1,32 +1,23 @@
-"""Comparison of runs: the cost and result of each, and how much a result varies with the seed.
+"""The cost and result of each run, to compare runs; `tinylm.runs.groups` averages them over seeds.
 
 Everything is read from the run folders (config.yaml, metrics.csv, model/); finished runs need no PyTorch.
 """
 
 import glob
 import itertools
-import json
 import math
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 from tinylm.files import file_size, parse_json, read_range
 from tinylm.locate import command
 from tinylm.runs.folder import is_finished
+from tinylm.runs.lineage import network_config, read_config, token_counter
 from tinylm.runs.metrics import read_metrics
-from tinylm.safe_yaml import read_yaml
-
-if TYPE_CHECKING:
-    from tinylm.model import ModelConfig
-
-FREE = ("seed_everything", "data.seed", "data.cache_dir", "model.network.vocab_size", "run", "trainer.logger",
-        "weights_only")  # fmt: skip
-"""Config entries that may differ between runs that are averaged over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +31,8 @@ class Row:
     planned: int | None
     """Steps in the config."""
     parameters: float | None
-    tokens: float
-    """Training tokens, repetitions included."""
+    tokens: float | None
+    """Training tokens, repetitions and those of the parent run included."""
     steps: float
     val_loss: float | None
     """Lowest validation loss, in nats per token."""
@@ -86,12 +77,13 @@ def read_run(folder: Path) -> Row:
         columns = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").is_file() else {}
         planned = config["trainer"]["max_steps"]
         steps = columns.get("train/loss", ([0], []))[0][-1]
+        tokens = token_counter(folder, config, columns)
         return Row(
             name=folder.name,
             finished=is_finished(folder),
             planned=planned if planned > 0 else None,
             parameters=count_parameters(folder, config),
-            tokens=steps * batch_tokens(config, columns),
+            tokens=None if tokens is None else float(tokens([steps])[0]) if steps else 0.0,
             steps=steps,
             seconds=training_seconds(*columns.get("perf/step_seconds", ([], []))),
             spread={},
@@ -109,19 +101,6 @@ def reading(folder: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, OSError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{folder}: is damaged, or of another version ({reason}); leave it out") from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config of a run."""
-    return read_yaml(folder / "config.yaml")
-
-
-def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
-    """Tokens per optimizer step. For pairs, whose padding varies, it follows from the measured speed."""
-    rates, seconds = (columns.get(f"perf/{name}", ([], []))[1] for name in ("tokens_per_sec", "step_seconds"))
-    if config["data"].get("pairs") and rates and seconds:
-        return round(rates[0] * seconds[0])
-    return config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
 
 
 def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
@@ -162,67 +141,6 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
     from tinylm.model import parameter_count
 
     return parameter_count(network)
-
-
-def network_config(config: dict[str, Any]) -> "ModelConfig | None":
-    """The ModelConfig of a run; None if its config.yaml has no vocab_size, as in older runs."""
-    if config["model"]["network"].get("vocab_size") is None:
-        return None
-    from tinylm.model import ModelConfig  # PyTorch takes a second
-
-    return ModelConfig(**config["model"]["network"])
-
-
-def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> list[Row]:
-    """Averages finished runs whose configs differ in nothing but `FREE`; groups have two runs or more.
-
-    Runs without a validation, or with more steps than in their config, are left out.
-    """
-    groups: dict[str, list[Row]] = {}
-    for folder, row in zip(folders, rows, strict=True):
-        as_planned = row.planned is None or row.steps <= row.planned
-        if row.finished and row.val_loss is not None and as_planned:
-            groups.setdefault(seed_group(read_config(folder)), []).append(row)
-    return [average(group) for group in groups.values() if len(group) > 1]
-
-
-def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a nested config to dotted names."""
-    flat = {}
-    for name, value in config.items():
-        flat |= flat_config(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def seed_group(config: dict[str, Any]) -> str:
-    """A key shared by runs whose configs differ in nothing but `FREE`."""
-    flat = flat_config(config)
-    kept = {name: flat[name] for name in flat if not any(f"{name}.".startswith(f"{free}.") for free in FREE)}
-    return json.dumps(kept, sort_keys=True)
-
-
-def average(rows: Sequence[Row]) -> Row:
-    """Means and sample standard deviations of the fields that all rows have."""
-    means: dict[str, Any] = {}
-    spread = {}
-    for name in ("parameters", "tokens", "steps", "val_loss", "bpb", "excess", "seconds"):
-        values = [getattr(row, name) for row in rows]
-        known = None not in values
-        means[name] = statistics.fmean(values) if known else None
-        if known and name not in ("parameters", "tokens", "steps"):
-            spread[name] = statistics.stdev(values)
-    first = rows[0]
-    letters = zip(*(row.name for row in rows), strict=False)
-    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, letters)))
-    stem = first.name[:shared].rstrip("-_. ") or first.name
-    return Row(
-        name=f"{stem} (mean of {len(rows)})",
-        runs=len(rows),
-        finished=True,
-        planned=first.planned,
-        spread=spread,
-        **means,
-    )
 
 
 def sort_rows(rows: Iterable[Row], column: str) -> list[Row]:

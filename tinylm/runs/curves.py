@@ -1,4 +1,4 @@
-"""Curves of run folders against steps, tokens, FLOPs or time; runs that differ only in their seed are averaged."""
+"""Curves of run folders against steps, tokens, FLOPs or time; runs that differ in nothing that matters are averaged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,14 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import DataError
-from tinylm.runs.compare import (
-    batch_tokens,
-    elapsed_seconds,
-    network_config,
-    read_config,
-    reading,
-    seed_group,
-)
-from tinylm.runs.folder import is_finished
+from tinylm.runs.compare import elapsed_seconds, read_run, reading
+from tinylm.runs.groups import group_runs
+from tinylm.runs.lineage import flop_counter, read_config, token_counter
 from tinylm.runs.metrics import read_metrics
 from tinylm.runs.plots import Curves
 
 AXES = {"steps": "step", "tokens": "tokens", "flops": "FLOPs", "time": "training time (s)"}
+COUNTERS = {"tokens": token_counter, "flops": flop_counter}
 SMOOTHED = ("train/", "perf/")
 """Noisy metrics."""
 
@@ -30,32 +25,30 @@ SMOOTHED = ("train/", "perf/")
 class Run:
     """Metrics of a run: steps and values of each, and the x position of a step."""
 
-    name: str
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
     position: Callable[[np.ndarray], np.ndarray]
 
 
 def read_curves(
     folders: Sequence[Path], axis: str = "steps", *, join_seeds: bool = True, smooth: float = 0.0
-) -> list[Curves]:
-    """Reads the curves of runs, labelled with the names of their folders.
+) -> tuple[list[Curves], list[str]]:
+    """Reads the curves of runs, labelled with what tells them apart, and remarks on runs that are not averaged.
 
     Args:
         folders: run folders
         axis: one of `AXES`
-        join_seeds: average finished runs whose configs differ only in the seed
+        join_seeds: average runs that differ in nothing that matters
         smooth: exponential smoothing of training metrics, from 0 (none) to below 1
 
     Raises:
         DataError: if a run has no metrics, or its files are damaged.
     """
-    groups: dict[str, list[Run]] = {}
+    runs = []
     for folder in folders:
         with reading(folder):
-            joined = join_seeds and is_finished(folder)
-            run = _read(folder, axis, smooth)
-            groups.setdefault(seed_group(read_config(folder)) if joined else str(folder), []).append(run)
-    return [mean_of(group) for group in groups.values()]
+            runs.append(_read(folder, axis, smooth))
+    groups, remarks = group_runs(folders, [read_run(folder) for folder in folders], join=join_seeds)
+    return [mean_of(group.label, [runs[index] for index in group.members]) for group in groups], remarks
 
 
 def _read(folder: Path, axis: str, smooth: float) -> Run:
@@ -68,20 +61,19 @@ def _read(folder: Path, axis: str, smooth: float) -> Run:
     for name in [name for name in columns if name.startswith(SMOOTHED)]:
         steps, values = columns[name]
         columns[name] = steps, smoothed(values, smooth)
-    return Run(folder.name, columns, _axis(folder, axis, read))
+    return Run(columns, _axis(folder, axis, read))
 
 
 def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """The function from steps to positions on an axis."""
     if axis == "steps":
         return lambda steps: steps
-    config = read_config(folder)
-    tokens = batch_tokens(config, columns)
-    if axis == "tokens":
-        return lambda steps: steps * tokens
-    if axis == "flops":
-        each = _flops_per_token(folder, config)
-        return lambda steps: steps * (float(tokens) * each)
+    if axis in COUNTERS:
+        counter = COUNTERS[axis](folder, read_config(folder), columns)
+        if counter is None:
+            problem = f"its {axis} are unknown, as its config does not give the size of a batch or of the network"
+            raise DataError(f"{folder}: {problem}; use --x steps")
+        return counter
     if "perf/step_seconds" not in columns:
         raise DataError(
             f"{folder}: metrics.csv has no perf/step_seconds, so its training time is unknown; use --x tokens"
@@ -91,16 +83,7 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
     return lambda steps: np.interp(steps, [0, *rows], [0, *elapsed])
 
 
-def _flops_per_token(folder: Path, config: dict[str, Any]) -> int:
-    from tinylm.model import flops_per_token  # PyTorch takes a second
-
-    network = network_config(config)
-    if network is None:
-        raise DataError(f"{folder}: its config.yaml has no vocab_size; use --x tokens")
-    return flops_per_token(network)
-
-
-def mean_of(runs: Sequence[Run]) -> Curves:
+def mean_of(label: str, runs: Sequence[Run]) -> Curves:
     """Mean and sample standard deviation of runs, at the steps that all of them have."""
     columns, deviations = {}, {}
     for name in runs[0].columns:
@@ -113,8 +96,9 @@ def mean_of(runs: Sequence[Run]) -> Curves:
         columns[name] = np.mean([run.position(steps) for run in runs], axis=0), values.mean(axis=0)
         if len(runs) > 1:
             deviations[name] = values.std(axis=0, ddof=1)
-    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    return Curves(f"{runs[0].name}{others}", columns, deviations)
+    mean = f" (mean of {len(runs)})" if len(runs) > 1 else ""
+    partial = frozenset(name for run in runs for name in run.columns) - columns.keys()
+    return Curves(f"{label}{mean}", columns, deviations, partial)
 
 
 def smoothed(values: np.ndarray, keep: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tinylm.errors import TinyLMError, notice
 from tinylm.runs.compare import read_run
+from tinylm.runs.provenance import bundle_record
 from tinylm.safe_yaml import read_yaml
 
 
@@ -29,11 +30,11 @@ def run_figures(model: Path) -> dict[str, Any]:
         "data": data.get("pairs") or corpus,
         "base model": config.get("model", {}).get("init_from"),
         "steps": f"{row.steps:,.0f}" + (f" of {row.planned:,}" if row.planned else "") if recorded else None,
-        "training tokens": f"{row.tokens:,.0f}" if recorded else None,
+        "training tokens": f"{row.tokens:,.0f}" if recorded and row.tokens is not None else None,
         "training seconds": row.seconds,
         "lowest validation loss": row.val_loss,
         "bits per byte": row.bpb,
         "excess over the loss floor": row.excess,
     }
     found = {name: value for name, value in figures.items() if value is not None}
-    return {**found, "config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}
+    return {**found, **bundle_record(run), "config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}

@@ -1,11 +1,13 @@
 """The run folder, which holds the config, metrics, checkpoints, samples and, at the end, the model of a run.
 
-runs/small/config.yaml  metrics.csv  samples.txt  curves.png  checkpoints/{last,best}.ckpt  model/
+runs/small/config.yaml  run.json  metrics.csv  samples.txt  curves.png  checkpoints/{last,best}.ckpt  model/
+run.json says which code, versions, data and machine made the run, and run.diff has local changes of the code.
 """
 
 import contextlib
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -21,6 +23,7 @@ from tinylm.locate import MANIFEST, TOKENIZER, command
 
 RUN_FOLDER = "TINYLM_RUN_FOLDER"  # tells the processes that rank 0 starts
 LOCK, WRITER = ".lock", ".writer"  # in the run folder: the lock of its writer, and who that is
+RECORD, DIFF = "run.json", re.compile(r"run(?:-\d+)?\.diff")  # see provenance.py
 STRAGGLERS = 10.0  # seconds to wait for the lock of a process that has been killed
 
 
@@ -106,7 +109,8 @@ class Claim:
             (self.folder / WRITER).unlink()
         used = (self.folder / "metrics.csv").exists() or has_checkpoint(self.folder) or is_finished(self.folder)
         if self.made and not used:
-            for name in (LOCK, "config.yaml", TOKENIZER, "wandb.json"):
+            diffs = [path.name for path in self.folder.iterdir() if DIFF.fullmatch(path.name)]
+            for name in (LOCK, "config.yaml", RECORD, *diffs, TOKENIZER, "wandb.json"):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "wandb", ignore_errors=True)  # W&B's logs of the failed start
             for empty in (self.folder / "checkpoints", self.folder):
@@ -206,9 +210,10 @@ def _create_or_take_over(folder: Path) -> Claim:
     """Creates the folder, or reuses that of a run that was killed before its first checkpoint; refuses any other."""
     if _create(folder):
         return Claim(folder, made=True)
-    begun = {"config.yaml", "metrics.csv", "samples.txt", "checkpoints", TOKENIZER, LOCK, WRITER}
+    begun = {"config.yaml", RECORD, "metrics.csv", "samples.txt", "checkpoints", TOKENIZER, LOCK, WRITER}
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
-    if has_checkpoint(folder) or not {name for name in names if not name.startswith(TEMPORARY)} <= begun:
+    names = {name for name in names if not name.startswith(TEMPORARY) and not DIFF.fullmatch(name)}
+    if has_checkpoint(folder) or not names <= begun:
         raise CannotCreateError(f"{folder}: exists; resume it with --resume, or choose another --run.name")
     notice(f"{folder} has no checkpoint yet: starting over")
     return Claim(folder)

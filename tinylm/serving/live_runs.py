@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tinylm.errors import ConfigError, TinyLMError, first_line
-from tinylm.runs.compare import read_config, reading
+from tinylm.runs.compare import reading
 from tinylm.runs.folder import is_finished
+from tinylm.runs.lineage import read_config
 from tinylm.runs.metrics import read_metrics
 from tinylm.serving.inside import number
 

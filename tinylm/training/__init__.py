@@ -9,6 +9,7 @@ from tinylm.training.metrics import TextMetrics, TokenMetrics
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.profiling import StepProfile
 from tinylm.training.sharding import ShardedStrategy
+from tinylm.training.spikes import LossSpikes
 from tinylm.training.tracking import WandbTracker
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GradientNorms",
     "LastCheckpoint",
     "LitTransformerLM",
+    "LossSpikes",
     "Muon",
     "OptimizerConfig",
     "ScheduleConfig",

@@ -17,6 +17,7 @@ from tinylm.errors import ConfigError
 from tinylm.files import atomic_write, seal_zip
 from tinylm.shards import KEY, remove_shards
 from tinylm.training.metrics_csv import MetricsCSV
+from tinylm.training.trackers import trackers
 
 
 def finished_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -161,6 +162,8 @@ class LastCheckpoint(ModelCheckpoint):
                     logger.sync()
             trainer.save_checkpoint(self.path)
             self._saved = state
+            for tracker in trackers(trainer):
+                tracker.log_checkpoint(self.path, trainer.global_step)
 
     @property
     def path(self) -> Path:

@@ -60,6 +60,7 @@ from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
+    TRAINER_DEFAULTS,
     ConfigFile,
     ConfigParser,
     add_trust_option,
@@ -80,6 +81,7 @@ from tinylm.training.preflight import (
 )
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
+from tinylm.training.record import given_options
 from tinylm.training.remarks import check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
 from tinylm.training.samples import SampleText
@@ -106,7 +108,7 @@ class TinyLMCLI(LightningCLI):
             TextDataModule,
             save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False, "max_epochs": -1, "use_distributed_sampler": False},
+            trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # `tinylm.load` does this
             parser_class=ConfigParser,
@@ -276,7 +278,6 @@ class TinyLMCLI(LightningCLI):
         metrics = MetricsLog(throughput)
         prompts = self._prompts()
         ours = [
-            *([RunFiles(self.folder, self._config_text, self.start)] if self.subcommand == "fit" else []),
             ExactResume(self.start.damaged),
             throughput,
             Progress(metrics),
@@ -292,7 +293,10 @@ class TinyLMCLI(LightningCLI):
             ),
         ]
         if self.subcommand == "fit":
-            ours += [ConfigRecord(yaml.safe_load(self._config_text)), SamePrecision()]
+            values = yaml.safe_load(self._config_text)
+            given = given_options(self._parser("fit"), values)
+            files = RunFiles(self.folder, self._config_text, self.start, sys.argv[2:], given)
+            ours = [files, *ours, ConfigRecord(values), SamePrecision()]
         for callback in ours:
             theirs = any(isinstance(other, ProgressBar) for other in callbacks)
             wanted = not isinstance(callback, Progress) or (config.enable_progress_bar is not False and not theirs)
@@ -458,6 +462,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # see data/batches.py
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed.*")  # metrics are summed
+    warnings.filterwarnings("ignore", message=".*from an ambiguous collection.*")  # a Batch has its size found right
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # MetricsLog counts steps
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # on a login node it is not meant
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a teacher in an objective

@@ -23,9 +23,10 @@ from tinylm.locate import MANIFEST, command
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.runs.plots import draw_curves
+from tinylm.runs.provenance import bundle_record
 from tinylm.training.checkpoint import BestCheckpoint
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.tracking import trackers
+from tinylm.training.trackers import trackers
 
 
 class FinishRun(Callback):
@@ -43,10 +44,20 @@ class FinishRun(Callback):
         """Notes the step from which a run is resumed."""
         self._first = trainer.global_step
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: LitTransformerLM, exception: BaseException) -> None:
+        """Tells the trackers why the run ends."""
+        for tracker in trackers(trainer):
+            tracker.log_failure(exception)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Finishes the run; not called after an exception or a signal."""
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._finish(trainer, pl_module)
+            for tracker in trackers(trainer):
+                tracker.log_files(self.folder)  # as they stay
+
+    def _finish(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
+        """Writes the files and prints the closing lines."""
         best = self._best(trainer, pl_module)
         problem = pl_module.changed or self._save_model(best, pl_module)
         hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net, plugins=True)
@@ -54,8 +65,6 @@ class FinishRun(Callback):
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
             curves = f"   curves: {self.folder / 'curves.png'}"
-        for tracker in trackers(trainer):
-            tracker.log_files(self.folder)
         minutes, seconds = divmod(time.perf_counter() - self._started, 60)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
@@ -98,7 +107,7 @@ class FinishRun(Callback):
         if self._checkpoint is not None:
             self._save_adapter(pl_module, self._checkpoint)
         try:
-            info = {**best.info, "run": self.folder.name, "prompt": self.prompt}
+            info = {**best.info, "run": self.folder.name, "prompt": self.prompt, **bundle_record(self.folder)}
             info |= {"template": pl_module.template.name} if pl_module.template is not None else {}
             save_bundle(self.folder / "model", best.model, pl_module.tokenizer, info, overwrite=True)
         except ConfigError as error:

@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,21 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinylm.errors import notice
-from tinylm.files import append_text, sync_file, write_text
+from tinylm.files import append_text, replace_end, sync_file, write_text
 
 
 class MetricsCSV(Logger):
-    """Logger of `metrics.csv`: one row per call, one column per metric, `step` first.
+    """Logger of `metrics.csv`: one row per step in ascending order, one column per metric, `step` first.
 
-    Rows are appended, so a resumed run continues the file, after `truncate` has dropped the rows beyond its step.
+    A resumed run continues the file, after `truncate` has dropped the rows beyond its step.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.path = self.folder / "metrics.csv"
-        self._columns = self._read()[0] if self.path.is_file() else ["step"]
+        self._columns = ["step"]
+        self._last: dict[str, str] | None = None  # the last row; None: not read yet
 
     @property
     def name(self) -> str:
@@ -53,16 +55,23 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a row; a new metric adds a column, for which the file is rewritten."""
+        """Appends a row, or adds to the row of this step. The file is rewritten for a new column or an earlier step."""
         row = {"step": str(step or 0)} | {
             name: f"{float(value):.9g}" for name, value in metrics.items() if name not in ("step", "epoch")
         }
-        if new := [name for name in row if name not in self._columns]:
+        if self._last is None:
+            self._columns, rows = self._read() if self.path.is_file() else (["step"], [])
+            self._last = rows[-1] if rows else {"step": "-1"}
+        new, ahead = [name for name in row if name not in self._columns], int(row["step"]) - int(self._last["step"])
+        if not new and ahead > 0:
+            append_text(self.path, self._row(row))
+            self._last = row
+        elif not new and ahead == 0 and replace_end(self.path, self._row(self._last), self._row(self._last | row)):
+            self._last |= row
+        else:
             rows = self._read()[1] if self.path.is_file() else []
             self._columns += new
-            self._write([*rows, row])
-        else:
-            append_text(self.path, self._row(row))
+            self._write(_in_order([*rows, row]))
 
     @rank_zero_only
     def sync(self) -> None:
@@ -72,7 +81,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def truncate(self, step: int, validating: bool = False) -> None:
-        """Drops the rows beyond a step and, if its validation is to be repeated, the row of that; atomically.
+        """Drops the rows beyond a step and, if its validation is to be repeated, the results of that; atomically.
 
         Rows that cannot be read are dropped too; a copy of such a file is kept.
         """
@@ -84,8 +93,10 @@ class MetricsCSV(Logger):
             shutil.copyfile(self.path, copy)
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             notice(f"warning: {self.path}: line {lines} cannot be read and is left out; {copy} is a copy")
-        last = step - validating
-        self._write([row for row in rows if int(row["step"]) <= (last if _is_validation(row) else step)])
+        kept = _in_order(row for row in rows if int(row["step"]) <= step)
+        if validating and kept and int(kept[-1]["step"]) == step:
+            kept[-1] = {name: "" if name.startswith("val/") else value for name, value in kept[-1].items()}
+        self._write([row for row in kept if any(value for name, value in row.items() if name != "step")])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         return self._parse()[:2]
@@ -111,6 +122,7 @@ class MetricsCSV(Logger):
         return columns, rows, damaged
 
     def _write(self, rows: list[dict[str, str]]) -> None:
+        self._last = rows[-1] if rows else {"step": "-1"}
         write_text(self.path, _line(self._columns) + "".join(map(self._row, rows)))
 
     def _row(self, row: dict[str, str]) -> str:
@@ -127,5 +139,9 @@ def _cells(line: str) -> list[str]:
     return next(csv.reader([line.rstrip("\r").replace("\0", "?")]), [])
 
 
-def _is_validation(row: dict[str, str]) -> bool:
-    return any(value and name.startswith("val/") for name, value in row.items())
+def _in_order(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """One row per step, ascending. Of two values of a metric the later counts."""
+    found: dict[int, dict[str, str]] = {}
+    for row in rows:
+        found.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if value})
+    return [found[step] for step in sorted(found)]

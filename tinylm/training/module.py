@@ -41,6 +41,7 @@ from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, checked_losses, make_objective
+from tinylm.training.rows import number_rows
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
 from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize
@@ -195,6 +196,7 @@ class LitTransformerLM(pl.LightningModule):
             self.start.check_tokenizer(self.tokenizer)
         if stage == "fit":
             check_validated(self.trainer)
+            number_rows(self.trainer)
         if self._datamodule.packing:
             require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 
@@ -410,11 +412,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def _log_metrics(self, split: str) -> None:
         metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
-        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()}
-        training = self.trainer.state.fn == "fit"
-        self.log_dict(tensors, logger=False if training else None)  # Lightning would give a row the step before
-        for logger in self.trainer.loggers if training and not self.trainer.sanity_checking else []:
-            logger.log_metrics({name: value.item() for name, value in tensors.items()}, step=self.trainer.global_step)
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The targets of a batch in order, (n,), and their log probabilities in nats, (n,)."""

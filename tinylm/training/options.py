@@ -111,6 +111,7 @@ class ConfigParser(LightningArgumentParser):
         raise ConfigError(plain_error(" ".join(message.split()), _defaults(self))) from ex
 
 
+TRAINER_DEFAULTS = {"enable_model_summary": False, "max_epochs": -1, "use_distributed_sampler": False}  # of `fit`
 TRUSTED = ("tinylm", "lightning", "torch", "torchmetrics")
 
 

@@ -1,5 +1,6 @@
 """Resuming a run as if it had never stopped: what Lightning's checkpoints leave out, and the files of the run."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from tinylm.bundle import read_checkpoint
-from tinylm.errors import ConfigError, DataError, notice
+from tinylm.errors import ConfigError, DataError, TinyLMError, notice
 from tinylm.files import make_folder, sweep, write_text
 from tinylm.locate import MANIFEST
-from tinylm.runs.compare import flat_config
+from tinylm.runs.provenance import RunFacts, begin_record, end_record
+from tinylm.runs.settings import flat_config
+from tinylm.safe_yaml import read_yaml
 from tinylm.training.metrics_csv import MetricsCSV
+from tinylm.training.record import fit_facts
 from tinylm.training.samples import truncate_samples
 
 
@@ -240,11 +245,19 @@ class RunFiles(Callback):
         folder: the run folder
         config: the content of its config.yaml
         start: where the run is resumed
+        words: the command line after `tinylm fit`
+        given: names of the options whose value is not the default
     """
 
-    def __init__(self, folder: Path, config: str, start: ResumePoint) -> None:
-        self.folder, self.config, self.start = folder, config, start
-        self._done = False
+    def __init__(
+        self, folder: Path, config: str, start: ResumePoint, words: Sequence[str], given: Sequence[str]
+    ) -> None:
+        self.folder, self.config, self.start, self.words, self.given = folder, config, start, words, given
+        self._done, self._first = False, 0
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Notes the step from which the run begins."""
+        self._first = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Prepares the files, unless the checkpoint is restored later."""
@@ -262,19 +275,35 @@ class RunFiles(Callback):
         notice(f"the run has {total:,} steps: there is nothing left to train")
 
     def prepare(self, trainer: pl.Trainer) -> None:
-        """Drops metrics and samples beyond the step, sweeps temporary files, and writes the config."""
+        """Drops metrics and samples beyond the step, sweeps temporary files, and writes config.yaml and run.json."""
         if self._done or not trainer.is_global_zero:
             return
+        values = yaml.safe_load(self.config)
+        facts = fit_facts(trainer, trainer.lightning_module, values, self.words, self.given, self._first)
+        prepare_files(self.folder, self.config, facts, self.start.step, self.start.validating)
         self._done = True
-        prepare_files(self.folder, self.config, self.start.step, self.start.validating)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Records when and where the run was stopped."""
+        with contextlib.suppress(TinyLMError, OSError):  # the exception is what the user must see
+            self._end(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Records the end, before the model folder takes the record over."""
+        self._end(trainer)
+
+    def _end(self, trainer: pl.Trainer) -> None:
+        if self._done:
+            end_record(self.folder, trainer.global_step)
 
 
-def prepare_files(folder: Path, config: str, step: int, validating: bool) -> None:
-    """Brings the files of a run folder to the state of a step: metrics, samples, temporary files and config.yaml.
+def prepare_files(folder: Path, config: str, facts: RunFacts, step: int, validating: bool) -> None:
+    """Brings the files of a run folder to the state of a step, and writes config.yaml and run.json.
 
     Args:
         folder: the run folder
         config: the content of its config.yaml
+        facts: what run.json records of this start
         step: optimizer step from which the run goes on
         validating: whether the validation after this step is to be repeated
     """
@@ -282,4 +311,14 @@ def prepare_files(folder: Path, config: str, step: int, validating: bool) -> Non
     truncate_samples(folder / "samples.txt", step, validating)
     for each in (make_folder(folder / "checkpoints"), folder):
         sweep(each, older_than=0)  # temporary files of killed processes
+    begin_record(folder, facts, step, _config_changes(folder / "config.yaml", config) if step else ())
     write_text(folder / "config.yaml", config)
+
+
+def _config_changes(path: Path, config: str) -> list[str]:
+    """The changes of a run's config that affect the computation."""
+    try:
+        earlier = read_yaml(path)
+    except (DataError, OSError):
+        return []
+    return ConfigRecord(yaml.safe_load(config)).differences(earlier) if isinstance(earlier, dict) else []

@@ -12,7 +12,7 @@ from tinylm.errors import DataError, notice
 from tinylm.files import append_text, atomic_write, sync_file
 from tinylm.generation import Generator
 from tinylm.training.module import LitTransformerLM
-from tinylm.training.tracking import trackers
+from tinylm.training.trackers import trackers
 
 
 class SampleText(Callback):

@@ -11,6 +11,7 @@ from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
+from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.foreign import load_base
 
@@ -46,10 +47,11 @@ class Start:
         """
         fields, default = self.bundle.model.config.to_dict(), ModelConfig(vocab_size=1).to_dict()
         for name, value in asked.items():
+            value = value.to_dict() if isinstance(value, Part) else value
             if name in FREE:
                 fields[name] = (value or fields[name]) if name == "document_mask" else value
-            elif name != "vocab_size" and value not in (default.get(name), fields.get(name)):
-                problem = f"{self.path} has {fields.get(name)}, got {value}"
+            elif name != "vocab_size" and value not in (default.get(name), fields.get(name)):  # no plug-in: no field
+                problem = f"{self.path} has {fields.get(name, 'the built-in')}, got {value}"
                 raise ConfigError(f"model.network.{name}: {problem}; leave it out, as -c finetune does")
         return fields
 
@@ -85,9 +87,9 @@ class Start:
             f"model.init_from: {self.path} is quantized and not trainable; use the original",
         )
         require(config.vocab_size >= model.config.vocab_size, f"data.tokenizer: {self.path} {ANOTHER}")
-        fields = config.to_dict()
-        for name, value in model.config.to_dict().items():
-            ours = fields[name]
+        fields, theirs = config.to_dict(), model.config.to_dict()
+        for name in {**theirs, **fields}:
+            value, ours = theirs.get(name), fields.get(name)
             require(name in (*FREE, "vocab_size") or ours == value, f"{name}: {self.path} {value}, config {ours}")
         network = TransformerLM(config)
         known = self.bundle.tokenizer.vocab_size

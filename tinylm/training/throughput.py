@@ -14,6 +14,7 @@ from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.remarks import OverfittingWatch
+from tinylm.training.rows import row_is_due
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
@@ -88,10 +89,12 @@ class Throughput(Callback):
         return metrics
 
     def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
-        """The result of `measure`, which begins anew."""
+        """The result of `measure`, which begins anew, and the peak memory of a GPU in GB."""
         self.stop()
         metrics = self.measure(trainer, pl_module)
         self._tokens = self._micro_steps = self._seconds = 0.0
+        if pl_module.device.type == "cuda":  # the peak since the start, of this process
+            metrics["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
         return metrics
 
 
@@ -129,10 +132,7 @@ class MetricsLog(Callback):
     ) -> None:
         """Logs if a row is due after this optimizer step."""
         step = trainer.global_step
-        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        total = trainer.datamodule.total_steps  # pyright: ignore[reportAttributeAccessIssue]
-        due = every > 0 and (step % every == 0 or step == total)
-        if not finished_step(trainer, batch_idx) or not due:
+        if not finished_step(trainer, batch_idx) or not row_is_due(trainer, step):
             return
         pl_module.settle()
         self.latest = {

@@ -7,46 +7,43 @@ printed at the end. wandb is imported when a run starts, and only on rank 0.
 
 import math
 import os
-import re
-import shlex
+import shutil
 import uuid
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from tinylm.errors import ConfigError, StorageError, notice
+from tinylm.errors import ConfigError, NumericError, Preempted, first_line, notice
 from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
 from tinylm.safe_yaml import read_yaml
+from tinylm.training.trackers import Tracker
+from tinylm.training.wandb_files import histogram, log_artifact, model_metadata, sync_command
 from tinylm.training.wandb_log import cut_incomplete_records, logged_metrics, uploaded_metrics
+from tinylm.training.wandb_start import (
+    FLOPS,
+    TOKENS,
+    check_environment,
+    check_sweep,
+    choose_mode,
+    define_axes,
+    group_name,
+    job_type,
+    plain_error,
+    settings_of_run,
+    step_cost,
+)
 
 STATE = "wandb.json"  # in the run folder: the W&B id and the samples so far
-INIT_SECONDS = 30.0  # wandb's default is 90
-FLUSH_SECONDS = 0.5  # of an offline run; all that a SIGKILL can lose. wandb's default is 15
-EMPTY_BYTES = 7  # of a log that was killed before its first record
-BINS = 64
-
-
-class Tracker:
-    """A logger that also receives samples and, at the end, files."""
-
-    def log_samples(self, step: int, samples: list[tuple[str, str]]) -> None:
-        """Logs the (prompt, text) pairs generated after a step."""
-
-    def log_files(self, folder: Path) -> None:
-        """Logs the files of a finished run."""
-
-
-def trackers(trainer: pl.Trainer) -> list[Tracker]:
-    """The trackers among the trainer's loggers."""
-    return [logger for logger in trainer.loggers if isinstance(logger, Tracker)]
+STAGING = "wandb/artifacts/links"  # in the run folder
 
 
 class WandbTracker(WandbLogger, Tracker):
@@ -59,12 +56,15 @@ class WandbTracker(WandbLogger, Tracker):
         entity: str | None = None,
         name: str | None = None,
         group: str | None = None,
+        job_type: str | None = None,
         tags: list[str] | None = None,
         notes: str | None = None,
         mode: Literal["online", "offline", "disabled"] | None = None,
         watch: Literal["none", "gradients", "weights", "all"] = "none",
         watch_every: int = 100,
-        log_model: bool = True,
+        log_model: Literal["all"] | bool = True,
+        console: bool = True,
+        save_code: bool = True,
     ) -> None:
         """Creates the logger.
 
@@ -73,13 +73,16 @@ class WandbTracker(WandbLogger, Tracker):
             project: W&B project. Default: $WANDB_PROJECT, or tinylm
             entity: User or team. Default: $WANDB_ENTITY, or W&B's default
             name: Name of the run. Default: $WANDB_NAME, or the name of the run folder
-            group: Group of the run. Default: $WANDB_RUN_GROUP
+            group: Group of the run. Default: $WANDB_RUN_GROUP, or a name shared by runs that differ only in the seed
+            job_type: Job type. Default: $WANDB_JOB_TYPE, or train, finetune or lora
             tags: Tags of the run
             notes: Notes on the run
             mode: online, offline or disabled. Default: $WANDB_MODE, or online if there is an API key
             watch: Histograms of gradients (after clipping), weights, all or none
             watch_every: Steps between histograms, which are logged with the next row (trainer.log_every_n_steps)
-            log_model: Upload the finished model folder as an artifact
+            log_model: Upload the finished model folder as an artifact; all: every checkpoint, too
+            console: Upload the lines that the run prints
+            save_code: Upload the script and the uncommitted changes of its git repository
         """
         self.folder = Path(save_dir)
         super().__init__(
@@ -87,14 +90,18 @@ class WandbTracker(WandbLogger, Tracker):
             save_dir=save_dir,
             project=project or os.environ.get("WANDB_PROJECT") or "tinylm",
             entity=entity,
-            group=group,
+            group=group or os.environ.get("WANDB_RUN_GROUP"),
+            job_type=job_type or os.environ.get("WANDB_JOB_TYPE"),
             tags=tags,
             notes=notes,
+            save_code=save_code,
         )
         self._mode, self._watch, self._watch_every, self._keep_model = mode, watch, watch_every, log_model
+        self._console = console
         self._module: pl.LightningModule | None = None
         self._watched = 0  # step of the last histograms
         self._logged = False
+        self._tokens_per_step, self._flops = 0, 0  # tokens of a step, FLOPs of a token; 0: unknown
         self._sent: dict[tuple[int, str], Any] = {}  # (step, metric) -> value in earlier segments of a resumed run
         self._catching_up = False
         self._variables: dict[str, str] = {}  # environment variables set during the run
@@ -120,20 +127,25 @@ class WandbTracker(WandbLogger, Tracker):
 
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
-        _forget_empty_variables()
+        check_environment()
+        check_sweep(self._config)
+        if self._config:
+            self._wandb_init["group"] = self._wandb_init["group"] or group_name(self._config)
+            self._wandb_init["job_type"] = self._wandb_init["job_type"] or job_type(self._config)
         if "WANDB_DATA_DIR" not in os.environ:  # files to upload stay in the run folder, not in the home folder
             self._variables["WANDB_DATA_DIR"] = str((self.folder / "wandb").resolve())
             os.environ |= self._variables
         try:
             wandb.setup(wandb.Settings(silent=True))
-            mode, reason = self._choose_mode()
+            mode, reason = choose_mode(self._mode)
             run_id = self._run_id()
-            self._wandb_init |= {"id": run_id, "mode": mode, "settings": _quiet_settings()}
+            self._wandb_init |= {"id": run_id, "mode": mode, "settings": settings_of_run(self._console)}
             earlier = self._state().get("id")
             if earlier:
                 cut_incomplete_records(self.folder, run_id)
                 self._sent, self._catching_up = logged_metrics(self.folder, run_id), True
             run = super().experiment
+            define_axes(run)
             if mode == "online":
                 self._sent = uploaded_metrics(run) if run.resumed else {}
             elif self._sent:  # W&B would number the rows of each segment from 0
@@ -141,23 +153,18 @@ class WandbTracker(WandbLogger, Tracker):
         except (wandb.Error, TimeoutError, ValidationError) as error:
             self.finalize("failed")
             self._give_variables_back()
-            raise _plain(error) from error
+            raise plain_error(error) from error
         if mode == "disabled":
             return
         write_json(self.folder / STATE, {"samples": [], **self._state(), "id": run.id})
         same = f" (resuming run {run.id})" if run.id == earlier else ""
         notice(f"W&B: {run.url if mode == 'online' else f'offline{reason}'}{same}")
 
-    def _choose_mode(self) -> tuple[str, str]:
-        """The mode, and the reason for the notice if the user did not choose it. Never prompts."""
-        import wandb
-
-        asked = self._mode or os.environ.get("WANDB_MODE")
-        if asked:
-            return {"dryrun": "offline", "run": "online"}.get(asked, asked), ""
-        if wandb.login(prompt=False, verify=False):
-            return "online", ""
-        return "offline", ", without an API key (set WANDB_API_KEY, or wandb login)"
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The resolved config of the run; empty if there is none."""
+        path = self.folder / "config.yaml"
+        return read_yaml(path) if path.is_file() else {}
 
     def _state(self) -> dict[str, Any]:
         path = self.folder / STATE
@@ -175,6 +182,8 @@ class WandbTracker(WandbLogger, Tracker):
         run, self._experiment = self._experiment, None
         run.finish(exit_code=0 if status == "success" else 1)
         self._give_variables_back()
+        if run.settings.mode == "online" and "WANDB_FINISH_TIMEOUT" not in os.environ:  # all is uploaded
+            shutil.rmtree(self.folder / STAGING, ignore_errors=True)
         if run.settings.mode == "offline" and self._logged:
             notice(f"to upload to W&B: {sync_command(self.folder, run.id)}")
 
@@ -187,9 +196,7 @@ class WandbTracker(WandbLogger, Tracker):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Logs the resolved config of the run or, without one, Lightning's hyperparameters."""
-        path = self.folder / "config.yaml"
-        config = read_yaml(path) if path.is_file() else {}
-        super().log_hyperparams(config or params)
+        super().log_hyperparams(self._config or params)
 
     @rank_zero_only
     def log_graph(self, model: pl.LightningModule) -> None:
@@ -199,6 +206,7 @@ class WandbTracker(WandbLogger, Tracker):
         network = getattr(model, "network", None)
         if network is not None:
             sizes["vocab_size"] = network.vocab_size
+            self._tokens_per_step, self._flops = step_cost(model)
         self.experiment.config.update(sizes, allow_val_change=True)
 
     @rank_zero_only
@@ -213,8 +221,17 @@ class WandbTracker(WandbLogger, Tracker):
             self._watched = step
             metrics = {**metrics, **self._histograms()}
         if metrics := self._without_repeated(metrics, step):
-            super().log_metrics(metrics, step)
-            self._logged = True
+            self._send(metrics, step)
+
+    def _send(self, metrics: Any, step: int | None) -> None:
+        """Logs a row, with the tokens and FLOPs up to its step."""
+        super().log_metrics({**metrics, **self._axes(step)}, step)
+        self._logged = True
+
+    def _axes(self, step: int | None) -> dict[str, float]:
+        if step is None or not self._tokens_per_step:
+            return {}
+        return {TOKENS: step * self._tokens_per_step, FLOPS: float(step * self._tokens_per_step) * self._flops}
 
     def _without_repeated(self, metrics: Any, step: int | None) -> Any:
         """The metrics that W&B lacks; all of them if a loss differs, as in a run resumed with another config."""
@@ -230,21 +247,20 @@ class WandbTracker(WandbLogger, Tracker):
         if not self._catching_up:
             return
         self._catching_up = False
-        path, rows = self.folder / "metrics.csv", {}
+        path = self.folder / "metrics.csv"
         columns = read_metrics(path) if path.is_file() else {}
-        for name, column in columns.items():
-            for step, value in zip(*column, strict=True):
-                if (step, name) not in new:
-                    self._watched = max(self._watched, step)
-                    if (step, name) not in self._sent:
-                        rows.setdefault(step, {})[name] = value
-        for step in sorted({row[0] for row in self._state()["samples"]} & {*columns.get("val/loss", [[]])[0]}):
-            if (step, "samples") not in self._sent:
-                rows.setdefault(step, {})["samples"] = self._table(step)
+        ours = {(step, name): value for name, column in columns.items() for step, value in zip(*column, strict=True)}
+        ours = {place: value for place, value in ours.items() if place not in new}
+        self._watched = max([self._watched, *(step for step, _ in ours)])
+        for step in {row[0] for row in self._state()["samples"]} & {*columns.get("val/loss", [[]])[0]}:
+            ours[step, "samples"] = self._table(step)
+        rows: dict[int, dict[str, Any]] = {}
+        for (step, name), value in ours.items():
+            if (step, name) not in self._sent:
+                rows.setdefault(step, {})[name] = value
         for step in sorted(rows):
-            super().log_metrics(rows[step], step)
+            self._send(rows[step], step)
             self._sent |= {(step, name): None for name in rows[step]}
-            self._logged = True
 
     def _histograms(self) -> dict[str, Any]:
         found = {}
@@ -281,71 +297,33 @@ class WandbTracker(WandbLogger, Tracker):
         if (folder / "curves.png").is_file():
             self.experiment.log({"curves": wandb.Image(str(folder / "curves.png"))})
         if self._keep_model and (folder / "model" / MANIFEST).is_file():
-            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=model_metadata(folder))
-            artifact.add_dir(str(folder / "model"))
-            self.experiment.log_artifact(artifact)
+            metadata = model_metadata(folder)
+            trained = self._module is not None and metadata.get("step") == self._module.trainer.global_step
+            aliases = ["best", "last"] if trained else ["best"]
+            files = sorted(path for path in (folder / "model").iterdir() if path.is_file())
+            self._log_artifact("model", files, aliases, metadata)
 
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Logs the checkpoint that Lightning has just saved."""
+        assert self._module is not None
+        self.log_checkpoint(Path(checkpoint_callback._last_checkpoint_saved), self._module.trainer.global_step)
 
-def _quiet_settings() -> Any:
-    """Settings that keep wandb off the console; errors arrive as exceptions."""
-    import wandb
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, step: int) -> None:
+        """Logs a checkpoint as an artifact if all are wanted."""
+        if self._keep_model == "all" and not self.experiment.disabled:
+            self._log_artifact("checkpoint", [path], [path.stem, f"step-{step}"], {"step": step})
 
-    settings = wandb.Settings(silent=True, console="off")
-    settings.init_timeout = float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_SECONDS)
-    if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:  # older versions flush every record
-        settings.x_transaction_log_flush_interval = FLUSH_SECONDS
-    return settings
+    def _log_artifact(self, kind: str, files: list[Path], aliases: list[str], metadata: dict[str, Any]) -> None:
+        log_artifact(self.experiment, kind, files, self.folder / STAGING, aliases, metadata)
 
-
-def _forget_empty_variables() -> None:
-    """Deletes empty variables: an empty WANDB_SILENT crashes wandb."""
-    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
-        del os.environ[name]
-
-
-def _plain(error: Exception) -> ConfigError | StorageError:
-    """Turns an error of wandb into one line with a remedy."""
-    from pydantic import ValidationError
-    from wandb.errors import AuthenticationError, UsageError
-
-    if isinstance(error, ValidationError):
-        (name, *_), wrong = error.errors()[0]["loc"], error.errors()[0]
-        return ConfigError(f"WANDB_{str(name).upper()}: {wrong['msg']}, got {wrong['input']!r}; correct or unset it")
-    remedy = "or add --trainer.logger.mode offline"
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    refused = isinstance(error, AuthenticationError | UsageError)
-    if refused or re.search(r"\b(40[013]|api key|permission|not logged in)\b", text, re.IGNORECASE):
-        return ConfigError(f"trainer.logger: W&B refuses the run ({text}); wandb login with a valid key, {remedy}")
-    return StorageError(f"trainer.logger: W&B cannot be reached ({text}); try again when the network is back, {remedy}")
-
-
-def histogram(values: torch.Tensor) -> Any:
-    """A `wandb.Histogram` of the finite values of a tensor, in 64 equal bins from the smallest to the largest."""
-    import wandb
-
-    flat = values.detach().flatten().float()
-    flat = flat[flat.isfinite()]
-    low, high = (value.item() for value in flat.aminmax()) if flat.numel() else (0.0, 0.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5  # as NumPy does
-    counts = torch.histc(flat, BINS, low, high)
-    return wandb.Histogram(np_histogram=(counts.cpu().numpy(), torch.linspace(low, high, BINS + 1).numpy()))
-
-
-def sync_command(folder: Path, run_id: str) -> str:
-    """The command that uploads all offline folders of a run, oldest first."""
-    *earlier, latest = sorted(folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb"))  # the latest is being written
-    logs = [*(log for log in earlier if log.stat().st_size > EMPTY_BYTES), latest]
-    return shlex.join(["wandb", "sync", *(str(log.parent) for log in logs)])
-
-
-def model_metadata(folder: Path) -> dict[str, Any]:
-    """Metadata of a finished run's model: its config, its step, and the metrics at that step."""
-    manifest = read_json(folder / "model" / MANIFEST)
-    step = manifest["info"].get("step")
-    figures = {}
-    if (folder / "metrics.csv").is_file():
-        for name, (steps, values) in read_metrics(folder / "metrics.csv").items():
-            if name.startswith("val/") and step in steps:
-                figures[name] = dict(zip(steps, values, strict=True))[step]
-    return {"model": manifest["model"], **manifest["info"], **figures}
+    @rank_zero_only
+    def log_failure(self, error: BaseException) -> None:
+        """Sends an alert on a loss that is not finite and on preemption, of which a sweep is told, too."""
+        if self._experiment is None or self._experiment.disabled:
+            return
+        if isinstance(error, NumericError):
+            self._experiment.alert("Not finite", first_line(error), level="ERROR")
+        elif isinstance(error, Preempted):
+            self._experiment.alert("Preempted", first_line(error), level="WARN")
+            self._experiment.mark_preempting()
