@@ -47,8 +47,9 @@ def test_a_module_that_a_config_names_is_not_imported(text, cli, tiny_yaml, mine
     result = cli("fit", "-c", tiny_yaml, "-c", mine / "c.yaml")
     assert result.code == 2
     name = "mine.make" if "make" in text else "mine.Mine"
-    assert f"{name}: importing runs code outside tinylm, lightning, torch and torchmetrics" in result.error
-    assert result.error.endswith("if you trust it, add --trust mine")
+    code = "runs code outside tinylm, lightning, torch and torchmetrics"
+    assert f"{name}: importing {'it runs code' if 'optimizer' in text else code}" in result.error
+    assert "if you trust it, add --trust mine" in result.error
     assert not Path("imported").exists()
 
 

@@ -18,7 +18,7 @@ class ScheduleConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the run."""
     decay_steps: int | None = None
-    """trapezoid: steps of the final decrease. Default: a fifth of the run."""
+    """trapezoid: steps of the decrease. Default: a fifth."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -40,7 +40,7 @@ class RunConfig:
     sample_tokens: int = 160
     """Length of each sample in tokens; 0 = no samples."""
     output: str | None = None
-    """predict: the JSONL file to write. Default: predictions.jsonl in the run folder."""
+    """predict: the JSONL file. Default: in the run folder."""
     peak_flops: float | None = None
     """Peak FLOP/s of one device, for the MFU. Default: measured."""
     timeout: float = 300.0

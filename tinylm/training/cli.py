@@ -41,6 +41,7 @@ from tinylm.errors import (
 from tinylm.files import write_text
 from tinylm.mistakes import Given
 from tinylm.model import ModelConfig
+from tinylm.plugins import Part
 from tinylm.runs.folder import (
     Claim,
     RunConfig,
@@ -161,6 +162,9 @@ class TinyLMCLI(LightningCLI):
         check_loggers(config.trainer.logger)
         for name, part in ModelConfig(vocab_size=1, **network).parts.items():
             part.load(f"model.network.{name}")  # before the data are read
+        for name in ("objective", "optimizer", "schedule"):
+            if isinstance(part := config.model.get(name), Part):
+                part.load(f"model.{name}")
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
         self.start = ResumePoint()

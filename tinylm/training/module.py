@@ -88,7 +88,7 @@ class LitTransformerLM(pl.LightningModule):
             schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
             objective: A loss of your own, by class_path
             compile: Train by torch.compile; the first start takes a minute
-            init_from: Start from a trained model: a run, model folder, checkpoint or Hugging Face folder
+            init_from: Start from a model: run, folder, checkpoint, Hugging Face
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
             loss_rows: Tokens whose logits exist at a time in training, to save memory. Default: all
@@ -426,7 +426,7 @@ class LitTransformerLM(pl.LightningModule):
         """Adds what `tinylm.load` needs: the model's config and the tokenizer."""
         self.settle()
         for name in self._frozen_objective():
-            checkpoint["state_dict"].pop(name, None)
+            del checkpoint["state_dict"][name]
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_plugins"] = describe(self.plugins)
         checkpoint["tinylm_data"] = {
@@ -452,7 +452,8 @@ class LitTransformerLM(pl.LightningModule):
         entry = checkpoint.get("tinylm")
         if entry is None:
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
-        checkpoint["state_dict"].update(self._frozen_objective())
+        if frozen := self._frozen_objective():
+            checkpoint["state_dict"].update(frozen)
         if self.trainer.state.fn == "fit":
             self._check_text(checkpoint.get("tinylm_data", {}))
         ours = self.network.to_dict()
