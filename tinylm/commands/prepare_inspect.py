@@ -95,7 +95,7 @@ def take_config(options: argparse.Namespace) -> None:
         "corpus": data.get("corpus", "stories"),
         "tokenizer": data.get("tokenizer", "char") if options.config else None,
         "split": data.get("split", (0.9, 0.1)),
-        "seed": data.get("seed", 0),
+        "seed": data.get("text_seed", 0),
         "batch_size": data.get("batch_size", 32),
         "max_seq_len": values.get("model", {}).get("network", {}).get("max_seq_len", 256),
         "max_steps": values.get("trainer", {}).get("max_steps"),

@@ -33,6 +33,8 @@ class Settings:
         tokenizer: `data.tokenizer`
         context: tokens in a sequence
         batch_size: sequences in an optimizer step
+        seed: seed of the order
+        text_seed: seed of generated texts, and of the split of pairs
         errors: treatment of bytes that are not UTF-8
         reading: options of reading documents
     """
@@ -45,6 +47,7 @@ class Settings:
     errors: str
     train_tokens: int | None
     cache_dir: Path
+    text_seed: int = 0
     reading: Reading = DEFAULT
 
 
@@ -57,11 +60,12 @@ class Content(ABC):
         source: its name, for messages
         settings: options of the data module
         reads_files: whether files of text are decoded, as `settings.errors` says
+        draws_text: whether the text of the splits depends on `settings.text_seed`
     """
 
     source: str
     settings: Settings
-    reads_files = False
+    reads_files = draws_text = False
     _tokenizer: Tokenizer | None = None
 
     @property

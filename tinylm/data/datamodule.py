@@ -56,15 +56,20 @@ BATCH_SIZE = 32
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
-def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None) -> None:
+def _check_options(errors: str, counts: dict[str, int], **sizes: int | None) -> None:
     if errors not in ("strict", "replace"):
         raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
-    for name, value in (("seed", seed), ("num_workers", num_workers)):
+    for name, value in counts.items():
         if value < 0:
             raise ConfigError(f"data.{name} must not be negative, got {value}")
+
+
+def seed_of_run() -> int:
+    """The seed of Lightning's `seed_everything`; 0 if it was not called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def _loaded(tokenizer: str | Tokenizer) -> tuple[Tokenizer | None, str]:
@@ -128,7 +133,8 @@ class TextDataModule(pl.LightningDataModule):
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         deduplicate: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
+        text_seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
         train_tokens: int | None = None,
@@ -162,7 +168,8 @@ class TextDataModule(pl.LightningDataModule):
             include: Files to take from a folder, as ['*.md']
             exclude: Files to leave out, as ['drafts/*']
             deduplicate: Keep only the first of equal documents
-            seed: Seed of the order of data and of generated stories
+            seed: Seed of the order of the data. Default: seed_everything
+            text_seed: Seed of generated texts and of the split of pairs
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
@@ -182,7 +189,8 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
-        _check_options(errors, seed, num_workers, **sizes)
+        seed = seed_of_run() if seed is None else seed
+        _check_options(errors, dict(seed=seed, text_seed=text_seed, num_workers=num_workers), **sizes)
         saved, tokenizer = _loaded(tokenizer)
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
@@ -195,6 +203,7 @@ class TextDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             split=check_split(split),
             seed=seed,
+            text_seed=text_seed,
             errors=self.errors,
             train_tokens=train_tokens,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache_dir(),
@@ -216,6 +225,8 @@ class TextDataModule(pl.LightningDataModule):
             self.content = open_content(corpus, val, settings, saved, weights, stream)
             if errors != "strict" and text is None and not self.content.reads_files:
                 raise ConfigError(f"data.errors: is for files of text, not for {self.source}; leave it out")
+        if text_seed and not self.content.draws_text:
+            raise ConfigError(f"data.text_seed: is for generated texts and pairs, not for {self.source}; leave it out")
         if saved is not None:
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches

@@ -52,6 +52,7 @@ from tinylm.runs.folder import (
 from tinylm.signals import raised
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from tinylm.training.earlier import recorded_seed
 from tinylm.training.finish import FinishRun
 from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
@@ -71,7 +72,13 @@ from tinylm.training.preflight import check_devices, check_loggers, check_memory
 from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.remarks import check_warmup, epochs
-from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
+from tinylm.training.resume import (
+    ConfigRecord,
+    ExactResume,
+    ResumePoint,
+    RunFiles,
+    find_resume_point,
+)
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
 from tinylm.training.stop import GracefulStop
@@ -178,6 +185,8 @@ class TinyLMCLI(LightningCLI):
                 raise ConfigError("--ckpt_path: --resume takes the run's newest checkpoint; leave out one of the two")
             self.start = find_resume_point(self.folder)
             config.ckpt_path = self.origin if self.start.path is None else str(self.start.path)
+            if config.data.seed is None:  # the run keeps its order
+                config.data.seed = recorded_seed(self.folder)
         elif self.subcommand != "fit":
             best = self.folder / "checkpoints" / "best.ckpt"
             validated = config.trainer.limit_val_batches != 0  # else the best is from before the run was resumed

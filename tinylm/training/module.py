@@ -37,6 +37,7 @@ from tinylm.optim.schedule import ScheduleConfig, learning_rate
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
+from tinylm.training.earlier import CONFIG, text_seed_remedy
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
@@ -390,8 +391,7 @@ class LitTransformerLM(pl.LightningModule):
         entry = checkpoint.get("tinylm")
         if entry is None:
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
-        if self.trainer.state.fn == "fit":
-            self._check_text(checkpoint.get("tinylm_data", {}))
+        self._check_text(checkpoint)
         ours = self.network.to_dict()
         for name, theirs in ModelConfig.from_dict(entry["model"]).to_dict().items():  # fields that it lacks: defaults
             if name not in WITHOUT_WEIGHTS:
@@ -410,17 +410,20 @@ class LitTransformerLM(pl.LightningModule):
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
-    def _check_text(self, data: dict[str, Any]) -> None:
+    def _check_text(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
-        ours = self._datamodule
+        ours, data = self._datamodule, checkpoint.get("tinylm_data", {})
         if data.get("fingerprint") in (None, ours.fingerprint):
             if self.resumes and data.get("order", 1) != ours.order.version:
                 notice(OTHER_ORDER)
             return
         problem = f"{changed_text(ours, data.get('sources', {}))} is not the text that the checkpoint was trained on"
+        remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), ours.content.settings.text_seed)
         if self.resumes:
-            raise ConfigError(f"data: {problem}; restore it, or start a new run from the checkpoint with --ckpt_path")
-        notice(problem)
+            remedy = remedy or "restore it, or start a new run from the checkpoint with --ckpt_path"
+            raise ConfigError(f"data: {problem}; {remedy}")
+        if remedy or self.trainer.state.fn == "fit":
+            notice("; ".join(filter(None, (problem, remedy))))
 
 
 def changed_text(data: TextDataModule, sources: dict[str, str]) -> str:
