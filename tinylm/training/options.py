@@ -19,6 +19,8 @@ from tinylm.checks import LINKED
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
+from tinylm.plugins import trust
+from tinylm.training.parts import fold_parts, typed_class_path
 
 
 class ConfigFile(ActionConfigFile):
@@ -50,6 +52,8 @@ class ConfigParser(LightningArgumentParser):
         Given.words = sys.argv[1:] if args is None else list(args)
         ConfigFile.trusted = trusted_modules(Given.words)
         allowed = [*TRUSTED, *ConfigFile.trusted]
+        trust(allowed)
+        args = fold_parts(Given.words)
         try:
             set_parsing_settings(
                 import_path_denylist=["*"], import_path_allowlist=allowed, instantiate_subclass_spec_in_any=False
@@ -92,6 +96,8 @@ def trusted_modules(words: list[str]) -> list[str]:
             found.append(value or following)
         elif name.startswith("--trainer."):  # a class path that the user has typed
             found += CLASS_PATH.findall(value or following)
+        elif name.startswith("--") and (typed := typed_class_path(name[2:], value or following)):
+            found += CLASS_PATH.findall(typed)
     return found
 
 
