@@ -104,6 +104,10 @@ def take_config(options: argparse.Namespace) -> None:
     for name, value in given.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    for name in ("corpus", "tokenizer"):
+        if isinstance(getattr(options, name), dict):
+            kind = "a plug-in" if "class_path" in getattr(options, name) else "a mixture"
+            raise ConfigError(f"{options.config}: data.{name} is {kind}, which inspect does not read; name another")
 
 
 def measure(options: argparse.Namespace, errors: str) -> "Inspection":

@@ -19,6 +19,7 @@ from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.shard_order import ShardOrder
+from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 
 DEFAULT_SPLIT = (0.9, 0.1)
@@ -30,7 +31,7 @@ class Settings:
     """Options of the data module that contents of all kinds need, as documented there.
 
     Attributes:
-        tokenizer: `data.tokenizer`
+        tokenizer: `data.tokenizer`; a plug-in is one to be trained
         context: tokens in a sequence
         batch_size: sequences in an optimizer step
         seed: seed of the order
@@ -39,7 +40,7 @@ class Settings:
         reading: options of reading documents
     """
 
-    tokenizer: str
+    tokenizer: str | Part
     context: int
     batch_size: int
     split: tuple[float, ...]

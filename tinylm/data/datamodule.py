@@ -35,18 +35,19 @@ from tinylm.data.shard_order import ShardOrder
 from tinylm.data.template import Template, TooLong
 from tinylm.data.text_content import TextContent, WindowContent
 from tinylm.data.token_array import TokenArray, Tokens
-from tinylm.data.tokens import is_tokenizer_file
+from tinylm.data.tokens import is_tokenizer_file, own_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
+from tinylm.plugins import DataPart, Part
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     # From Python: a name or path, texts, records or token ids, or an object of a subclass of Corpus.
-    CorpusLike = str | dict[str, str] | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
+    CorpusLike = str | dict[str, Any] | Part | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
     Text = Any  # as `corpus`, but no mixture
-    TokenizerLike = str | Tokenizer
+    TokenizerLike = str | Part | dict[str, Any] | Tokenizer
 else:  # on a command line and in YAML; the parser reads this
-    CorpusLike, Text, TokenizerLike = dict[str, str] | str, str, str
+    CorpusLike, Text, TokenizerLike = DataPart | dict[str, str] | str, DataPart | str, DataPart | str
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
@@ -72,12 +73,29 @@ def seed_of_run() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def _loaded(tokenizer: str | Tokenizer) -> tuple[Tokenizer | None, str]:
-    """The tokenizer if it is an object or a file, and the name of the file or kind."""
+def _loaded(tokenizer: str | Part | Tokenizer) -> tuple[Tokenizer | None, str | Part]:
+    """The tokenizer if it is an object, a file or a plug-in that is not trained, and what `data.tokenizer` names."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer, tokenizer.kind
+    if isinstance(tokenizer, Part):
+        return own_tokenizer(tokenizer), tokenizer
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
     return load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None, tokenizer
+
+
+def plug_in(value: Any) -> Any:
+    """A `Part` for one that the config describes by `class_path`; any other value as it is."""
+    return Part.of(value) if isinstance(value, dict) and "class_path" in value else value
+
+
+def _own_text(value: Any, option: str) -> Any:
+    """The corpus of a plug-in; any other value as it is."""
+    if not isinstance(value, Part):
+        return value
+    made = value.make(field=option)
+    if not isinstance(made, Corpus):
+        raise ConfigError(f"{option}: {value} gives {type(made).__name__}, which is no subclass of tinylm.data.Corpus")
+    return made
 
 
 def _refuse(content: str, **options: Any) -> None:
@@ -115,7 +133,7 @@ class TextDataModule(pl.LightningDataModule):
     - an object of a subclass of `tinylm.data.Corpus`;
     - token ids of `tokenizer`: an array, or a PyTorch `Dataset` or an iterable whose items are the ids of a document;
 
-    and `tokenizer` may be a `Tokenizer`.
+    and `tokenizer` may be a `Tokenizer`. Each of the three may be a plug-in, as in the config.
     """
 
     def __init__(
@@ -155,8 +173,8 @@ class TextDataModule(pl.LightningDataModule):
 
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, folder, glob or URL,
-                lines:FILE, *.grammar.yaml, {a: FILE, ...}
-            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
+                lines:FILE, *.grammar.yaml, {a: FILE, ...}, or a plug-in
+            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; a file or folder, or a plug-in
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
@@ -191,7 +209,10 @@ class TextDataModule(pl.LightningDataModule):
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
         seed = seed_of_run() if seed is None else seed
         _check_options(errors, dict(seed=seed, text_seed=text_seed, num_workers=num_workers), **sizes)
-        saved, tokenizer = _loaded(tokenizer)
+        given = dict(corpus=plug_in(corpus), val=plug_in(val), tokenizer=plug_in(tokenizer))
+        self.plug_ins = [each for each in given.values() if isinstance(each, Part)]
+        corpus, val = (_own_text(given[name], f"data.{name}") for name in ("corpus", "val"))
+        saved, tokenizer = _loaded(given["tokenizer"])
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors

@@ -34,6 +34,7 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig, learning_rate
+from tinylm.plugins import describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
@@ -373,6 +374,7 @@ class LitTransformerLM(pl.LightningModule):
             "sources": self._datamodule.fingerprints,
             "order": self._datamodule.order.version,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "plug_ins": describe(self._datamodule.plug_ins),
         }
 
     @property
