@@ -22,6 +22,21 @@ class Given:
 # --- config files
 
 
+def given_configs(words: list[str]) -> list[str]:
+    """The values of all `-c` and `--config` options.
+
+    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
+    ['small', 'overlays/bf16.yaml', 'tiny']
+    """
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in ("-c", "--config"):
+            found.append(following)
+        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
+            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
+    return [config for config in found if config]
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a config; ConfigError or MissingInputError if it is unreadable, or has no options."""
     try:

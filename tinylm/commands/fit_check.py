@@ -19,7 +19,7 @@ from tinylm.checks import LINKED
 from tinylm.commands.fit_help import SECTIONS, Section, declared, read_source
 from tinylm.errors import ConfigError
 from tinylm.locate import find_config
-from tinylm.mistakes import Given, read_config, unknown_option, unknown_word, wrong_value
+from tinylm.mistakes import Given, given_configs, read_config, unknown_option, unknown_word, wrong_value
 
 Kinds = list[tuple[str, str]]  # types and choices, as `wrong_value` takes them
 CONFIG = re.compile(r"-c|--config(=|$)")
@@ -56,6 +56,11 @@ class Options(NamedTuple):
         words = isinstance(value, str) and not any(f"'{value}'" in choices.split(", ") for _, choices in kinds)
         if numbers or words:
             raise ConfigError(wrong_value(name, kinds, value if len(kinds) == 1 else given))
+
+    def without_data(self) -> "Options":
+        """The options where `data` is a class of the user's, whose options the parser knows."""
+        kinds = {name: kinds for name, kinds in self.kinds.items() if not name.startswith("data.")}
+        return Options([name for name in self.names if not name.startswith("data.")], self.groups - {"data"}, kinds)
 
     def order(self, name: str) -> tuple[int, int]:
         """The place of an unknown option among those of which the parser reports the first."""
@@ -157,7 +162,12 @@ def check_options(command: str, words: list[str]) -> None:
     listing = any(word.endswith("help") or word.startswith("--print_") or word == "--" for word in words)
     if listing or (options := read_command(command)) is None:
         return
-    Given.words, known = [command, *words], [name for name in options.names if name not in LINKED]
+    Given.words = [command, *words]
+    if _names_own_data(words):
+        if command == "train-numpy":
+            raise ConfigError("data.class_path: not available in the NumPy twin; leave it out, or use tinylm fit")
+        options = options.without_data()
+    known = [name for name in options.names if name not in LINKED]
     Given.files.clear()
     in_configs: list[str] = []
     for word, following in pairwise([*words, ""]):
@@ -170,6 +180,13 @@ def check_options(command: str, words: list[str]) -> None:
     unknown = [name for name in in_configs if options.lack(name)]
     if unknown and all(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) for name in unknown):
         raise ConfigError(unknown_option(min(unknown, key=options.order), known))
+
+
+def _names_own_data(words: list[str]) -> bool:
+    """Whether a word or a config names a class of its own for `data`."""
+    given = [_values(word, following) for word, following in pairwise([*words, ""])]
+    Given.files.clear()
+    return any("data.class_path" in values for values in given)
 
 
 def _values(word: str, following: str) -> dict[str, Any]:
@@ -202,18 +219,3 @@ def _unknown_word(options: Options, words: list[str]) -> str | None:
         if (option and options.lack(option[1])) or (alone and not word.startswith("-")):
             return word
     return None
-
-
-def given_configs(words: list[str]) -> list[str]:
-    """The values of all `-c` and `--config` options.
-
-    >>> given_configs(["-c", "small", "--data.corpus", "my.txt", "--config=overlays/bf16.yaml", "-ctiny"])
-    ['small', 'overlays/bf16.yaml', 'tiny']
-    """
-    found = []
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in ("-c", "--config"):
-            found.append(following)
-        elif word.startswith("--config=") or (word.startswith("-c") and not word.startswith("--")):
-            found.append(word.removeprefix("--config").removeprefix("-c").removeprefix("="))
-    return [config for config in found if config]

@@ -260,7 +260,7 @@ class Run:
         if theirs == ours:
             return
         name = changed_text(self.data, notes.get("sources", {})) if self.data.fingerprints else ""
-        remedy = text_seed_remedy(notes["config"], self.data.content.settings.text_seed)
+        remedy = text_seed_remedy(notes["config"], self.data.text_seed)
         problem = f"{f'text {name}'.strip()}: checkpoint {theirs[:12]}, config {ours[:12]}"
         raise ConfigError("; ".join(filter(None, (problem, remedy))))
 

@@ -300,6 +300,11 @@ class TextDataModule(pl.LightningDataModule):
         return self.content.fingerprints
 
     @property
+    def text_seed(self) -> int:
+        """The seed of the text."""
+        return self.content.settings.text_seed
+
+    @property
     def vocab_size(self) -> int:
         """Size of the vocabulary, which the model's config takes over."""
         return self.tokenizer.vocab_size
@@ -379,6 +384,28 @@ class TextDataModule(pl.LightningDataModule):
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
         trainer, steps = self.trainer, self._steps_of_order
         assert trainer is not None
+        accumulate = self._micro_batches_of_step()
+        if getattr(trainer, "overfit_batches", 0):
+            raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
+        trainer.accumulate_grad_batches = accumulate
+        if self._counted is not trainer:  # Lightning counts micro-batches
+            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, accumulate)
+            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
+            whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
+            if isinstance(interval, int) and interval > epoch and not whole_run:
+                raise ConfigError(
+                    f"trainer.val_check_interval must be at most the {epoch} steps of an epoch, got {interval}; "
+                    "set check_val_every_n_epoch: null to count steps of the whole run"
+                )
+            trainer.val_check_interval = _micro_batches(interval, epoch, accumulate)
+            self._counted = trainer
+        self.total_steps = self._count_steps()
+        self.validation_tokens = self._choose_validation_tokens()
+
+    def _micro_batches_of_step(self) -> int:
+        """Micro-batches of a device in an optimizer step, which follow from the global batch."""
+        trainer = self.trainer
+        assert trainer is not None
         share, remainder = divmod(self.batch_size, readers := data_ranks(trainer)[0])
         if remainder:
             raise ConfigError(
@@ -394,22 +421,7 @@ class TextDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
             )
-        if getattr(trainer, "overfit_batches", 0):
-            raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
-        trainer.accumulate_grad_batches = share // micro
-        if self._counted is not trainer:  # Lightning counts micro-batches
-            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
-            whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
-            if isinstance(interval, int) and interval > epoch and not whole_run:
-                raise ConfigError(
-                    f"trainer.val_check_interval must be at most the {epoch} steps of an epoch, got {interval}; "
-                    "set check_val_every_n_epoch: null to count steps of the whole run"
-                )
-            trainer.val_check_interval = _micro_batches(interval, epoch, share // micro)
-            self._counted = trainer
-        self.total_steps = self._count_steps()
-        self.validation_tokens = self._choose_validation_tokens()
+        return share // micro
 
     def _check_batch_size(self) -> None:
         """Refuses a batch that repeats sequences, unless it is of the default size or there is only one.

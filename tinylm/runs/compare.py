@@ -119,9 +119,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def batch_tokens(config: dict[str, Any], columns: dict[str, tuple[list[int], list[float]]]) -> int:
     """Tokens per optimizer step. For pairs, whose padding varies, it follows from the measured speed."""
     rates, seconds = (columns.get(f"perf/{name}", ([], []))[1] for name in ("tokens_per_sec", "step_seconds"))
-    if config["data"].get("pairs") and rates and seconds:
+    if (config["data"].get("pairs") or "class_path" in config["data"]) and rates and seconds:
         return round(rates[0] * seconds[0])
-    return config["data"]["batch_size"] * config["model"]["network"]["max_seq_len"]
+    return config["data"].get("batch_size", 0) * config["model"]["network"]["max_seq_len"]
 
 
 def best_validation(columns: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, DropoutAnnealing, GradientNorms
 from tinylm.training.metrics import TextMetrics, TokenMetrics
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.own_data import OwnData
 from tinylm.training.profiling import StepProfile
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.tracking import WandbTracker
@@ -22,6 +23,7 @@ __all__ = [
     "LitTransformerLM",
     "Muon",
     "OptimizerConfig",
+    "OwnData",
     "ScheduleConfig",
     "ShardedStrategy",
     "StepProfile",

@@ -153,7 +153,9 @@ class LitTransformerLM(pl.LightningModule):
     def _datamodule(self) -> TextDataModule:
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, TextDataModule):
-            raise ConfigError("the trainer needs a TextDataModule, whose tokenizer is saved with every checkpoint")
+            raise ConfigError(
+                "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
+            )
         return datamodule
 
     def setup(self, stage: str) -> None:
@@ -415,12 +417,12 @@ class LitTransformerLM(pl.LightningModule):
     def _check_text(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
         ours, data = self._datamodule, checkpoint.get("tinylm_data", {})
-        if data.get("fingerprint") in (None, ours.fingerprint):
+        if data.get("fingerprint") in (None, "", ours.fingerprint) or not ours.fingerprint:
             if self.resumes and data.get("order", 1) != ours.order.version:
                 notice(OTHER_ORDER)
             return
         problem = f"{changed_text(ours, data.get('sources', {}))} is not the text that the checkpoint was trained on"
-        remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), ours.content.settings.text_seed)
+        remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), ours.text_seed)
         if self.resumes:
             remedy = remedy or "restore it, or start a new run from the checkpoint with --ckpt_path"
             raise ConfigError(f"data: {problem}; {remedy}")
