@@ -122,6 +122,7 @@ class LoaderBatches(Dataset[Batch]):
         key: determines the random numbers, with the epoch and the batch
         convert: makes a `Batch` of the loader's
         restored: where a resumed run goes on; used up by the first item
+        accumulate: micro-batches of a step, which lie in one epoch; matters without a length
     """
 
     def __init__(
@@ -132,13 +133,15 @@ class LoaderBatches(Dataset[Batch]):
         key: tuple[Any, ...],
         convert: Callable[[Any], Batch],
         restored: Restored | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.loader, self.per_epoch, self.key, self.convert = loader, per_epoch, key, convert
         self.world_size, self.rank = share
-        self.restored = restored or Restored()
+        self.restored, self.accumulate = restored or Restored(), accumulate
         self._next: int | None = None
         self._iterator: Iterator[Any] = iter(())
         self._epoch = self._read = 0  # batches read in this epoch
+        self._ahead: list[list[Any]] = []  # the blocks of a step, of a loader without a length
 
     def __len__(self) -> int:
         assert self.per_epoch is not None
@@ -149,7 +152,7 @@ class LoaderBatches(Dataset[Batch]):
             self._seek(index)
         elif self.per_epoch is not None and index % self.per_epoch == 0:
             self._begin(index // self.per_epoch)
-        block = self._block()
+        block = self._next_block()
         self._next = index + 1
         return self.convert(block[self.rank]) if self.rank < len(block) else without_targets(self.convert(block[0]))
 
@@ -167,10 +170,10 @@ class LoaderBatches(Dataset[Batch]):
         if place:
             notice(f"reading {place * self.world_size:,} batches of the data again, to go on behind them")
         for _ in range(place):
-            self._block()
+            self._next_block()
 
     def _begin(self, epoch: int, read: int = 0) -> None:
-        self._epoch, self._read = epoch, read
+        self._epoch, self._read, self._ahead = epoch, read, []
         set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
@@ -187,12 +190,22 @@ class LoaderBatches(Dataset[Batch]):
                 break
             self._read += 1
             block.append(batch)
-        if len(block) == self.world_size or (block and self.per_epoch is not None):
-            return block
-        if self.per_epoch is not None or self._read < self.world_size:
+        if self.per_epoch is not None and not block:
             raise DataError(f"data: the loader ended after {self._read:,} batches; it must give as many as its length")
-        self._begin(self._epoch + 1)  # of a loader without a length
-        return self._block()
+        return block
+
+    def _next_block(self) -> list[Any]:
+        """The next block; of a loader without a length that of a whole step, so that no step lies in two epochs."""
+        if self.per_epoch is not None:
+            return self._block()
+        if not self._ahead:
+            self._ahead = [self._block() for _ in range(self.accumulate)]
+        if len(self._ahead[-1]) < self.world_size:
+            if self._read < self.accumulate * self.world_size:
+                raise DataError(f"data: an epoch of the loader has {self._read:,} batches, less than a step; give more")
+            self._begin(self._epoch + 1)
+            return self._next_block()
+        return self._ahead.pop(0)
 
 
 @dataclass(frozen=True)
@@ -316,7 +329,7 @@ class LoaderContent(Content):
         per_epoch = None if count is None else count // micro_batches * accumulate
         return LoaderBatches(
             self.loader("train"), per_epoch, (world_size, rank), (self.seed, "train"),
-            lambda batch: self.converted(batch, micro_batches), self.restored,
+            lambda batch: self.converted(batch, micro_batches), self.restored, accumulate,
         )  # fmt: skip
 
     def evaluation(
