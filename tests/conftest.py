@@ -4,12 +4,19 @@ The models are so tiny that several threads would only slow each other down. `--
 cases in each run; a failure prints the `@reproduce_failure` line that reproduces it.
 """
 
+import importlib
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by the processes that tests start
+
+from tinylm import plugins
+from tinylm.model.size import empty_model
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("fresh", derandomize=False, database=None, print_blob=True)
@@ -21,3 +28,18 @@ def no_seed_of_another_test():
     """Removes what `seed_everything` leaves in the environment, from which a TextDataModule takes its seed."""
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch) -> Path:
+    """The working folder, with tests/own_parts.py in it, which is neither imported nor trusted yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_trusted", set())
+    monkeypatch.setattr(plugins.Part, "_given", {})
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    shutil.copy(Path(__file__).parent / "own_parts.py", tmp_path / "own_parts.py")
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.modules.pop("own_parts", None)
+    empty_model.cache_clear()  # models of the module's classes

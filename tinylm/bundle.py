@@ -5,9 +5,11 @@ A model folder has three files: `tinylm.json` (the config, the checksums, inform
 the training state, so `load` reads it too.
 
 If linear layers are quantized, the manifest lists them under `layers`, and `load` creates them. A reader that does not
-know `layers` meets unknown weights and refuses the folder.
+know `layers` meets unknown weights and refuses the folder. If the network has plug-ins, the manifest names their
+classes and the hash of their source, and `load` imports them only if the user trusts them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tinylm import plugins
 from tinylm.errors import ConfigError, DataError, MissingInputError, NumericError, notice
 from tinylm.files import atomic_folder, check_seal, read_json, sha256_file, sha256_json, write_json
 from tinylm.known import check_known
 from tinylm.locate import CONVERTIBLE, MANIFEST, TOKENIZER, WEIGHTS, conversion, find_model
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import check_size
 from tinylm.model.empty import without_weights
 from tinylm.model.lora import merged_weights
 from tinylm.model.quantized import check_layers, describe_layers, put_layers
+from tinylm.model.size import check_size
+from tinylm.plugins import admit, describe
 from tinylm.shards import Fill, Shards, fill_shards
 from tinylm.targets import MODEL_FOLDER, check_target
 from tinylm.tokenizer import Tokenizer, load_tokenizer
@@ -67,7 +71,7 @@ def save_bundle(
         ConfigError: if the tokenizer has more tokens than the model, or the model is not standard.
     """
     check_target(folder, MODEL_FOLDER, overwrite)
-    check_known(model, "a model folder")
+    check_known(model, "a model folder", plugins=True)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {model.config.vocab_size}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -79,6 +83,8 @@ def save_bundle(
         manifest = {"format": FORMAT, "model": model.config.to_dict(), "info": info or {}}
         if layers := describe_layers(model):
             manifest["layers"] = layers
+        if parts := model.config.parts:
+            manifest["plugins"] = describe(parts.values())
         write_json(new / MANIFEST, {**manifest, "sha256": _checksums(new, manifest)})
 
 
@@ -86,23 +92,32 @@ def _checksums(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
     return {MANIFEST: sha256_json(manifest)} | {name: sha256_file(folder / name) for name in (WEIGHTS, TOKENIZER)}
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TransformerLM, Tokenizer]:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", trust: Iterable[str] = ()
+) -> tuple[TransformerLM, Tokenizer]:
     """Loads the model, in evaluation mode, and the tokenizer of a run folder, a model folder or a checkpoint.
 
     Of a run folder it loads `model/` (the best by validation loss), else `checkpoints/best.ckpt`, else
     `checkpoints/last.ckpt`, and reports which on stderr. The path `storyteller` loads the model that comes with tinylm.
 
+    Args:
+        path: the model
+        device: where its weights are put
+        trust: modules whose code may be imported, as ["my_layers"], for a model with plug-ins
+
     Raises:
+        ConfigError: if the model has plug-ins from other modules.
         MissingInputError: if there is no model.
         DataError: if a file is damaged or not tinylm's.
         NumericError: if a weight is NaN or infinite.
     """
-    bundle = load_bundle(path, device)
+    bundle = load_bundle(path, device, trust)
     return bundle.model, bundle.tokenizer
 
 
-def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Bundle:
+def load_bundle(path: str | Path, device: str | torch.device = "cpu", trust: Iterable[str] = ()) -> Bundle:
     """`load`, with the information recorded on the model's run."""
+    plugins.trust(trust)
     found = find_model(path)
     if found != Path(path):
         notice(f"loading {found}")
@@ -125,9 +140,19 @@ def _read_folder(folder: Path) -> Bundle:
     for name, checksum in _checksums(folder, manifest).items():
         if checksum != recorded[name]:
             raise DataError(f"{folder / name}: is damaged (SHA-256 differs from the recorded one); export it again")
+    _admit_plugins(manifest, str(folder))
     weights = read_safetensors(folder / WEIGHTS)
     model = rebuild_model(manifest["model"], weights, source=str(folder), layers=manifest.get("layers", []))
     return Bundle(model, load_tokenizer(folder / TOKENIZER), manifest["info"])
+
+
+def _admit_plugins(entry: dict[str, Any], source: str) -> None:
+    """Imports the plug-ins of a stored model if the user trusts them."""
+    try:
+        parts = ModelConfig.from_dict(entry["model"]).parts.values()
+    except (ConfigError, TypeError):  # reported by `rebuild_model`
+        return
+    admit(parts, entry.get("plugins"), source)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -200,7 +225,7 @@ def checkpoint_entry(
         changed: describes a part that is not standard, for which `load` refuses the checkpoint
     """
     entry = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.to_dict()}
-    optional = {"adapters": adapters or None, "changed": changed}
+    optional = {"adapters": adapters or None, "changed": changed, "plugins": describe(config.parts.values()) or None}
     return entry | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -248,6 +273,7 @@ def _read_checkpoint_model(path: Path) -> Bundle:
             f"{path}: its model is not standard ({entry['changed']}); create that model in Python and load "
             "tinylm.bundle.network_weights(read_checkpoint(path)) into it"
         )
+    _admit_plugins(entry, str(path))
     weights = merged_weights(network_weights(checkpoint), entry.get("adapters", {}))
     model = rebuild_model(entry["model"], weights, source=str(path))
     return Bundle(model, Tokenizer.from_dict(entry["tokenizer"], source=str(path)), {"step": checkpoint["global_step"]})

@@ -1,7 +1,8 @@
 """Checks of values from configs and arguments."""
 
 from importlib.util import find_spec
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tinylm.errors import ConfigError, did_you_mean
 
@@ -52,6 +53,10 @@ def check_types(config: Any, prefix: str = "") -> None:
     for field, expected in get_type_hints(type(config)).items():
         value, name = getattr(config, field), prefix + field
         origin, options = get_origin(expected), get_args(expected)
+        if origin in (Union, UnionType) and get_origin(options[0]) is Literal:  # or a plug-in
+            if type(value) in options:
+                continue
+            origin, options = Literal, get_args(options[0])
         if origin is Literal:
             hint = did_you_mean(str(value), options)
             require(value in options, f"{name} must be one of {', '.join(options)}, got {value!r}{hint}")

@@ -25,6 +25,7 @@ from tinylm.errors import (
     notice,
 )
 from tinylm.locate import STORYTELLER, command, find_model, newest_run
+from tinylm.plugins import trust_code
 
 # --- options
 
@@ -74,6 +75,8 @@ class Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_args([*words, *arguments[end:]])
         if unknown:
             raise ConfigError(self._unknown(unknown[0], words))
+        if vars(options).get("trust_code"):
+            trust_code()
         typed = {word.partition("=")[0] for word in words if word.startswith("-")}
         for mode in self._modes:
             sort, _, option = mode.name.partition(" ")
@@ -126,6 +129,12 @@ class Parser(argparse.ArgumentParser):
         """Adds `--model`, to be passed to `announce_model`."""
         kinds = f"{kinds}, or storyteller, the built-in model"
         self.add_argument("--model", help=f"{kinds} (default: the newest run in runs/, else storyteller)")
+        self.add_trust_option()
+
+    def add_trust_option(self) -> None:
+        """Adds `--trust-code`, which `parse` carries out."""
+        trusted = "run the code that the model names, if it has parts of your own (default: refuse it)"
+        self.add_argument("--trust-code", action="store_true", help=trusted)
 
     def add_overwrite_option(self) -> None:
         """Adds `--overwrite`, to be passed to `check_target`."""

@@ -8,10 +8,13 @@ A model is standard if it equals a new one of its config in everything that affe
 the same names, each of exactly that type and with its own methods; parameters and buffers of the same names and shapes,
 tied where the config ties them; the same attributes. A quantized layer, or one with LoRA adapters, may stand for a
 linear layer. Weights may have any value, dropout any probability.
+
+A config with plug-ins describes its model too, but only in part: their code is the user's. So a model with plug-ins is
+standard only for functions that need the modules alone, such as saving them, and say so (`plugins`).
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -24,13 +27,13 @@ from tinylm.errors import ConfigError
 from tinylm.kernels.block_masks import VisibleBlocks, attend_blocks
 from tinylm.kernels.rms_norm import tuned_rms_norm
 from tinylm.model.attention import Attention, attend_fused, attend_plain, visible_keys
-from tinylm.model.config import ModelConfig
 from tinylm.model.empty import without_weights
 from tinylm.model.feedforward import FeedForward, SwiGLU
 from tinylm.model.lora import LoRALinear
 from tinylm.model.normalization import HeadsRMSNorm, RMSNorm, rms_norm
 from tinylm.model.positional import PositionTable
 from tinylm.model.quantized import Int4Linear, Int8Linear, QuantizedLinear
+from tinylm.model.size import empty_model
 from tinylm.model.transformer import Block, TransformerLM
 
 TYPES = (TransformerLM, Block, Attention, FeedForward, SwiGLU, RMSNorm, HeadsRMSNorm, PositionTable, Int8Linear,
@@ -41,16 +44,19 @@ FREE = {"training", "dropout", "p", "scales", "dropouts", "active"}  # attribute
 EQUIVALENT = ((attend_plain, attend_fused, attend_blocks), (visible_keys, VisibleBlocks), (rms_norm, tuned_rms_norm))
 
 
-def unknown_part(model: nn.Module, *, hooks: bool = True) -> str | None:
+def unknown_part(model: nn.Module, *, hooks: bool = True, plugins: bool = False) -> str | None:
     """Describes the first part of a model that its config does not describe; None for a standard model.
 
-    `hooks` is whether forward hooks count. When a model is saved, for example, they cannot be stored anyway.
+    `hooks` is whether forward hooks count. When a model is saved, for example, they cannot be stored anyway. `plugins`
+    is whether the plug-ins of the config may be there.
     """
     if type(model) is not TransformerLM:
         return f"the model is {_a(model)}, not a TransformerLM"
+    for field, part in {} if plugins else model.config.parts.items():
+        return f"{field} is the plug-in {part}"
     if hooks and (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks):
         return "all modules have a forward hook"
-    return next(chain(_structure(model, _fresh(model.config), hooks), _classes()), None)
+    return next(chain(_structure(model, empty_model(model.config), hooks), _classes()), None)
 
 
 def mixed_part(model: nn.Module) -> str | None:
@@ -63,7 +69,9 @@ def mixed_part(model: nn.Module) -> str | None:
     return None
 
 
-def check_known(model: nn.Module, purpose: str, *, adapters: bool = False, hooks: bool = True) -> None:
+def check_known(
+    model: nn.Module, purpose: str, *, adapters: bool = False, hooks: bool = True, plugins: bool = False
+) -> None:
     """Raises ConfigError, naming the part, for a model with a part that its config does not describe.
 
     Args:
@@ -71,8 +79,9 @@ def check_known(model: nn.Module, purpose: str, *, adapters: bool = False, hooks
         purpose: beginning of the message: the operation that requires a standard model
         adapters: whether LoRA adapters are allowed
         hooks: whether forward hooks count
+        plugins: whether the plug-ins of the config may be there
     """
-    found = unknown_part(model, hooks=hooks)
+    found = unknown_part(model, hooks=hooks, plugins=plugins)
     if found is not None:
         raise ConfigError(f"{purpose} requires a model that is exactly what its config describes, but {found}")
     adapted = next((name for name, module in model.named_modules() if isinstance(module, LoRALinear)), None)
@@ -92,12 +101,6 @@ def check_deterministic(model: nn.Module) -> None:
 
 
 # --- the comparison
-
-
-@lru_cache(maxsize=4)
-def _fresh(config: ModelConfig) -> TransformerLM:
-    with without_weights():
-        return TransformerLM(config)
 
 
 @lru_cache(maxsize=256)
@@ -166,8 +169,9 @@ def _differences(
             elif (type(tensor), tensor.shape) != shapes[key]:
                 yield f"{prefix}{key} is a {type(tensor).__name__} {tuple(tensor.shape)}, not {tuple(shapes[key][1])}"
         yield from (f"{prefix}{key} is missing" for key in shapes if key not in found)
-    yield from (f"{prefix}{key} is not the method of its class" for key in own.keys() & _METHODS[type(module)].keys())
-    for key, value in attributes.items():
+    methods = _METHODS.get(type(module), {})  # none of a module in a plug-in, whose attributes are its own affair
+    yield from (f"{prefix}{key} is not the method of its class" for key in own.keys() & methods.keys())
+    for key, value in attributes.items() if methods else ():
         if key not in own or not _same(own[key], value):
             yield f"{prefix}{key} is {_shown(own.get(key))}, not {_shown(value)}"
     if own.get("_compiled_call_impl") is not None:
@@ -180,6 +184,8 @@ def _same(value: Any, expected: Any) -> bool:
     for alternatives in EQUIVALENT:
         if expected in alternatives:
             return value in alternatives or type(value) in alternatives
+    if isinstance(expected, partial):  # an activation with arguments
+        return isinstance(value, partial) and (value.func, value.keywords) == (expected.func, expected.keywords)
     return value is expected or (type(value) is type(expected) and value == expected)
 
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinylm.checks import require
-from tinylm.errors import ConfigError, did_you_mean, first_line
+from tinylm.errors import ConfigError, did_you_mean, first_line, notice
 
 HARMLESS = ("torch.nn", "tinylm.model")  # modules that anyone may name
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 KEYS = {"class_path", "init_args"}
 
 _trusted: set[str] = set()
+EVERY = "*"  # all modules that a model names
 
 
 def trust(modules: Iterable[str]) -> None:
@@ -42,14 +43,20 @@ def trust(modules: Iterable[str]) -> None:
     for name in modules:
         require(bool(re.fullmatch(r"\w+(\.\w+)*", name)), f"--trust must be the name of a module, got {name!r}")
         _trusted.add(name)
-        if (folder := str(Path.cwd())) not in sys.path and "" not in sys.path:
-            sys.path.append(folder)  # an installed command does not look into the working folder
+    if (folder := str(Path.cwd())) not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # an installed command does not look into the working folder
+
+
+def trust_code() -> None:
+    """Allows this process to import the plug-ins of any model that it loads, as `--trust-code` does."""
+    trust([])
+    _trusted.add(EVERY)
 
 
 def is_trusted(module: str) -> bool:
     """Whether plug-ins may be imported from a module."""
     parts = module.split(".")
-    return any(".".join(parts[:count]) in _trusted for count in range(1, len(parts) + 1))
+    return EVERY in _trusted or any(".".join(parts[:count]) in _trusted for count in range(1, len(parts) + 1))
 
 
 class Part:
@@ -61,11 +68,9 @@ class Part:
         class_path: import path, such as `my_layers.Gated`
         init_args: plain values, passed by keyword after the arguments that every plug-in of the kind gets
 
-    Attributes:
-        found: the class or function, once it is known
     """
 
-    _found: ClassVar[dict[str, Any]] = {}  # by class path
+    _given: ClassVar[dict[str, Any]] = {}  # classes and functions that the user passed, by class path
 
     def __init__(self, class_path: str, init_args: dict[str, Any] | None = None) -> None:
         fits = isinstance(class_path, str) and PATH.fullmatch(class_path) is not None
@@ -99,7 +104,7 @@ class Part:
             return cls(value["class_path"], arguments)
         if callable(value):
             part = cls(f"{value.__module__}.{value.__qualname__}")
-            cls._found[part.class_path] = value  # the user's own, which needs no import
+            cls._given[part.class_path] = value
             return part
         return cls(value)
 
@@ -113,42 +118,44 @@ class Part:
         return self.class_path.rpartition(".")[0]
 
     @property
-    def needs_trust(self) -> bool:
-        """Whether the part can be loaded only if the user trusts its module."""
-        harmless = any(self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS)
-        return not harmless and self.class_path not in self._found and not is_trusted(self.module)
+    def is_foreign(self) -> bool:
+        """Whether the part is neither PyTorch's nor tinylm's."""
+        return not any(self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS)
 
-    def load(self) -> Any:
+    @property
+    def needs_trust(self) -> bool:
+        """Whether the part can be loaded only once the user trusts its module."""
+        return self.is_foreign and self.class_path not in self._given and not is_trusted(self.module)
+
+    def load(self, field: str = "") -> Any:
         """The class or function.
+
+        Args:
+            field: the name of the option, for messages
 
         Raises:
             ConfigError: if its module is not trusted, cannot be imported, or lacks it.
         """
-        if self.class_path in self._found:
-            return self._found[self.class_path]
-        if self.needs_trust:
-            raise ConfigError(f"{self.class_path}: importing it runs code; if you trust it, {self.permission}")
+        if self.class_path in self._given:
+            return self._given[self.class_path]
         module, _, name = self.class_path.rpartition(".")
+        where = f"{field}: {self.class_path}" if field else self.class_path
+        if self.needs_trust:
+            remedy = f"add --trust {module.split('.')[0]} (from Python, pass the class itself)"
+            raise ConfigError(f"{where}: importing it runs code; if you trust it, {remedy}")
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
-                raise ConfigError(f"{self.class_path}: {module} needs {error.name}, which is not installed") from error
-            where = f"put {module.split('.')[0]}.py into the working folder, or on PYTHONPATH"
-            raise ConfigError(f"{self.class_path}: no module {error.name}; {where}") from error
+                raise ConfigError(f"{where}: {module} needs {error.name}, which is not installed") from error
+            remedy = f"put {module.split('.')[0]}.py into the working folder, or on PYTHONPATH"
+            raise ConfigError(f"{where}: no module {error.name}; {remedy}") from error
         except Exception as error:  # whatever the user's module raises
-            raise ConfigError(f"{self.class_path}: {module} cannot be imported ({first_line(error)})") from error
+            raise ConfigError(f"{where}: {module} cannot be imported ({first_line(error)})") from error
         if found is None or not callable(found):
             names = [each for each, value in vars(sys.modules[module]).items() if callable(value)]
-            raise ConfigError(f"{self.class_path}: {module} has no class or function {name}{did_you_mean(name, names)}")
-        self._found[self.class_path] = found
+            raise ConfigError(f"{where}: {module} has no class or function {name}{did_you_mean(name, names)}")
         return found
-
-    @property
-    def permission(self) -> str:
-        """The remedy where the part is refused."""
-        module = self.module.split(".")[0]
-        return f"add --trust {module} (where a model is used: --trust-code; in Python: trust=[{module!r}])"
 
     def make(self, *arguments: Any, field: str = "", kind: type | None = None) -> Any:
         """Calls the class or function with the arguments of every plug-in of the kind, then those of the config.
@@ -161,14 +168,14 @@ class Part:
         Raises:
             ConfigError: if it cannot be loaded, does not take the arguments, or gives something else.
         """
-        found, where = self.load(), f"{field}: {self.class_path}" if field else self.class_path
+        found, where = self.load(field), f"{field}: {self.class_path}" if field else self.class_path
+        fits = kind is None or (isinstance(found, type) and issubclass(found, kind))
+        require(fits, f"{where}: must be a class derived from {getattr(kind, '__name__', kind)}")
         self._check_arguments(found, arguments, where)
         try:
-            made = found(*arguments, **self.init_args)
+            return found(*arguments, **self.init_args)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        require(kind is None or isinstance(made, kind or object), f"{where}: gives a {type(made).__name__}, not {kind}")
-        return made
 
     def _check_arguments(self, found: Callable[..., Any], arguments: tuple[Any, ...], where: str) -> None:
         """Refuses init_args that the class or function does not take, or lacks."""
@@ -214,3 +221,29 @@ class DataPart(Part):
 def describe(parts: Iterable[Part]) -> list[dict[str, Any]]:
     """The plug-ins of a model or run, to be recorded: class path and SHA-256 of the source file."""
     return [{"class_path": part.class_path, "sha256": part.source_hash()} for part in parts]
+
+
+def admit(parts: Iterable[Part], recorded: Any, source: str) -> None:
+    """Imports the plug-ins of a stored model, and says which have changed since.
+
+    Args:
+        parts: the plug-ins
+        recorded: what `describe` gave when the model was stored
+        source: the file, for messages
+
+    Raises:
+        ConfigError: if the user does not trust one of them; nothing is imported then.
+    """
+    parts = list(parts)
+    if refused := [part for part in parts if part.needs_trust]:
+        names, modules = (
+            ", ".join(dict.fromkeys(each)) for each in ([*map(str, refused)], [p.module for p in refused])
+        )
+        remedy = f'--trust-code, or trust=["{modules}"] in tinylm.load'
+        raise ConfigError(f"{source}: needs code that is not tinylm's: {names}; if you trust it, add {remedy}")
+    hashes = {each.get("class_path"): each.get("sha256") for each in recorded or () if isinstance(each, dict)}
+    for part in parts:
+        part.load()
+        before, now = hashes.get(part.class_path), part.source_hash()
+        if before is not None and before != now:
+            notice(f"warning: {source}: the code of {part} has changed since the model was stored")

@@ -7,7 +7,7 @@
 
 A comment in the line above a block changes this. `<!-- budget: options -->` appends options to its commands, so that
 they take seconds; `<!-- not run: reason -->` skips the block; `<!-- not compared: reason -->` ignores its output;
-`<!-- file: name -->` writes a ```yaml block to that file.
+`<!-- file: name -->` writes a ```yaml or ```python block to that file.
 
     python -m tests.docs.runner docs/tutorial/*.md     updates the outputs and pictures of the documents
 """
@@ -68,7 +68,7 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
     for block in BLOCK.finditer(text):
         if block["directive"] == "file":
             (folder / block["words"]).write_text(block["code"], encoding="utf-8")
-        if block["directive"] == "not run" or block["kind"] == "yaml":
+        if block["directive"] in ("not run", "file") or block["kind"] == "yaml":
             continue
         line = text.count("\n", 0, block.start("code")) + 1
         budget = block["words"] if block["directive"] == "budget" else ""

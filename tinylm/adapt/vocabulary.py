@@ -23,7 +23,7 @@ def grow_vocabulary(model: TransformerLM, vocab_size: int, tokens: int | None = 
     Raises:
         ConfigError: if the number is smaller than before, or the model is not standard.
     """
-    check_known(model, "a larger vocabulary")
+    check_known(model, "a larger vocabulary", plugins=True)
     rows = model.config.vocab_size
     old = rows if tokens is None else tokens
     if vocab_size < old:

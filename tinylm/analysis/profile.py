@@ -21,9 +21,9 @@ from tinylm.evaluation.log_probs import token_nats
 from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.known import check_known
 from tinylm.model import ModelConfig, RingKVCache, TransformerLM
-from tinylm.model.config import norm_parameters
 from tinylm.model.normalization import RMSNorm
 from tinylm.model.quantized import QuantizedLinear
+from tinylm.model.size import norm_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

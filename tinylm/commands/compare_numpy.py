@@ -41,10 +41,12 @@ def run(arguments: list[str]) -> None:
     _, found = announce_model(options.model)
 
     import tinylm
+    from tinylm.known import check_known
     from tinylm.reference import Config
     from tinylm.reference.trace import TracedTransformerLM
 
     model, _ = tinylm.load(found)
+    check_known(model, "the NumPy twin")
     if not 1 <= (length := options.length or model.config.max_seq_len) <= model.config.max_seq_len:
         raise ConfigError(f"--length must be from 1 to the context, {model.config.max_seq_len}, got {length}")
     if options.batch_size < 1:

@@ -33,6 +33,7 @@ def run(arguments: list[str]) -> None:
         help="run folder, model folder or checkpoint; with --to tinylm: Hugging Face folder, ckpt.pt of nanoGPT or "
         ".bin of llama2.c",
     )
+    parser.add_trust_option()
     parser.add_argument("--to", choices=[*FORMATS], required=True, help="format to write")
     parser.add_argument("--out", type=Path, required=True, help="output folder; for gguf a file")
     parser.add_argument("--dtype", choices=["f32", "f16", "q8_0"], help="gguf: type of the weights (default: f32)")

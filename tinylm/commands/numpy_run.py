@@ -151,7 +151,9 @@ class Run:
         self.schedule = build(ScheduleConfig, config.model.schedule)
         self.options = build(RunConfig, config.run)
         size = config.model.network.pop("vocab_size", None)
-        build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
+        checked = build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
+        for field, part in checked.parts.items():
+            raise ConfigError(f"model.network.{field}: the NumPy twin has no plug-ins, got {part}; use tinylm fit")
         if config.data.seed is None:
             config.data.seed = self.seed
         self._open_data(config.data)

@@ -28,6 +28,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     kinds = "run folder, model folder or checkpoint, once for each (default: the newest run in runs/, else storyteller)"
     add("--model", action="append", metavar="[NAME=]PATH", help=f"{kinds}; NAME is its name on the page")
+    parser.add_trust_option()
     add(
         "--runs", action="append", type=Path, help="run folder or folder of runs whose curves are shown (default: runs)"
     )

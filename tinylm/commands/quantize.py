@@ -28,6 +28,7 @@ def run(arguments: list[str]) -> None:
     parser = Parser("quantize", __doc__, MODES)
     add = parser.add_argument
     add("--model", required=True, help="run folder, model folder or checkpoint")
+    parser.add_trust_option()
     add("--out", type=Path, required=True, help="output model folder")
     parser.add_overwrite_option()
     add("--bits", type=int, choices=(8, 4), default=8, help="bits per weight, 8 or 4")

@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     kinds = "run folder, model folder or checkpoint, once for each model (default: the newest run in runs/)"
     add("--model", action="append", metavar="[NAME=]PATH", help=f"{kinds}; NAME is its id in the API")
+    parser.add_trust_option()
     parser.add_device_option()
     add = parser.add_argument_group("address").add_argument
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is reached from other machines")

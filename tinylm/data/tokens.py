@@ -39,13 +39,17 @@ def is_tokenizer_file(spec: str) -> bool:
 
 def own_tokenizer(part: Part) -> Tokenizer | None:
     """The tokenizer of a plug-in; None for a class to be trained, of which `init_args` lacks arguments."""
-    found = part.load()
+    found = part.load("data.tokenizer")
     if isinstance(found, type) and issubclass(found, Tokenizer):
         arguments = inspect.signature(found).parameters.values()
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         if any(each.default is each.empty and each.name not in part.init_args for each in named):
             return None
-    return part.make(field="data.tokenizer", kind=Tokenizer)
+    made = part.make(field="data.tokenizer")
+    if not isinstance(made, Tokenizer):
+        kind = type(made).__name__
+        raise ConfigError(f"data.tokenizer: {part} gives {kind}, which is no subclass of tinylm.tokenizer.Tokenizer")
+    return made
 
 
 def resolve_tokenizer(spec: str | Part, corpus: Corpus, cache_dir: Path) -> Tokenizer:

@@ -110,7 +110,7 @@ def check_unknown(values: Fields, known: set[str], harmless: Mapping[str, Any]) 
 def export_config(config: ModelConfig, family: Family) -> Fields:
     """The fields of config.json that change logits, and dropout."""
     ours = config.to_dict() | {"num_kv_heads": config.kv_heads, "d_ff": config.ff_width} | dict(family.biases)
-    ours["activation"] = ACTIVATIONS[config.activation]
+    ours["activation"] = ACTIVATIONS[str(config.activation)]
     fields: Fields = {}
     for name, theirs in family.names.items():
         fields |= dict.fromkeys(_all(theirs), ours[name])

@@ -25,7 +25,7 @@ from tinylm.files import check_seal, file_size, open_input
 from tinylm.interop.families import GPT2_MODULES
 from tinylm.interop.forms import check_weights, grouped, weight_shapes
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.model.config import check_size
+from tinylm.model.size import check_size
 from tinylm.tokenizer import CharTokenizer
 from tinylm.tokenizer.formats.merges import reading
 

@@ -18,7 +18,7 @@ from tinylm.files import read_json
 from tinylm.interop.families import Family
 from tinylm.interop.forms import check_names, grouped, weight_shapes
 from tinylm.model import ModelConfig
-from tinylm.model.config import check_size
+from tinylm.model.size import check_size
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt")

@@ -160,3 +160,10 @@ class Attention(nn.Module):
             key, value = cache.append(self.layer, key, value)  # (B, K, S, E)
         y = self.attend(query, key, value, visible, self.dropout if self.training else 0.0, self.scale)  # (B, H, T, E)
         return self.output(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+
+def make_attention(config: ModelConfig, layer: int) -> Attention:
+    """The attention of a layer: that of the config, which need not be a subclass (plugin.py), or `Attention`."""
+    if config.attention is None:
+        return Attention(config, layer)
+    return config.attention.make(config, layer, field="attention", kind=nn.Module)

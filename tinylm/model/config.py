@@ -1,6 +1,8 @@
 """ModelConfig: the whole architecture in one frozen dataclass, checked when it is created.
 
-Every module of the model takes a `ModelConfig` and nothing else. `PRESETS` are the sizes that configs/*.yaml use.
+Every module of the model takes a `ModelConfig` and nothing else. Where a field takes a `Part`, a class or function of
+one's own may stand in place of the built-in ones; plugin.py says what it must do. `PRESETS` are the sizes that
+configs/*.yaml use.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ from typing import Any, Literal
 
 from tinylm.checks import FOREIGN_NAMES, check_types, require
 from tinylm.errors import did_you_mean
+from tinylm.plugins import Part
 
 PositionalEncoding = Literal["rotary", "learned", "sinusoidal", "none"]
 Norm = Literal["rmsnorm", "layernorm"]
@@ -17,7 +20,6 @@ NormPlacement = Literal["pre", "post", "output"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"]
 AttentionKernel = Literal["fused", "plain"]
-FAR_MORE = 100  # weights that are merely missing are named later
 MAX_TABLE = 1 << 27  # angles of a million positions of a head of 128
 
 
@@ -88,10 +90,14 @@ class ModelConfig:
     """The context: most tokens that the model can see."""
     dropout: float = 0.0
     """Dropout probability of embeddings, attention weights and sublayer outputs."""
-    positional_encoding: PositionalEncoding = "rotary"
+    positional_encoding: PositionalEncoding | Part = "rotary"
     """Positions: rotary, learned, sinusoidal or none."""
-    norm: Norm = "rmsnorm"
-    """Normalization: rmsnorm or layernorm."""
+    attention: Part | None = None
+    """Attention of your own. Default: the built-in."""
+    feedforward: Part | None = None
+    """Feed-forward layer of your own. Default: the built-in."""
+    norm: Norm | Part = "rmsnorm"
+    """Normalization of the residual stream: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
     """pre: x + f(norm(x)), with a final norm. post: norm(x + f(x)). output: x + norm(f(x)), with a final norm."""
     residual: Residual = "sequential"
@@ -102,7 +108,7 @@ class ModelConfig:
     """RMSNorm of queries and keys."""
     qk_norm_width: Literal["head", "all"] = "head"
     """head: each head is normalized by itself. all: all heads of a token together."""
-    activation: Activation = "swiglu"
+    activation: Activation | Part = "swiglu"
     """Feed-forward nonlinearity: swiglu (gated), gelu (exact), gelu_tanh, relu, or relu2 (ReLU squared)."""
     bias: bool = False
     """Biases in linear layers and in LayerNorm."""
@@ -136,6 +142,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", _rope_scaling(self.rope_scaling))
+        for name in PLUGGABLE:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or "." in value):
+                object.__setattr__(self, name, Part.of(value, name))
         check_types(self)
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_head", "d_ff", "max_seq_len")
         for name in (*sizes, "sliding_window"):
@@ -149,7 +159,7 @@ class ModelConfig:
             require(D % 2 == 0, f"sinusoidal positions need an even d_model, got {D}")
         self._check_rotary()
         self._check_layers()
-        table = {"rotary": self.max_seq_len * self.rotary_dim, "sinusoidal": self.max_seq_len * D}
+        table: dict[Any, int] = {"rotary": self.max_seq_len * self.rotary_dim, "sinusoidal": self.max_seq_len * D}
         largest = table.get(self.positional_encoding, 0)
         require(largest <= MAX_TABLE, f"max_seq_len={self.max_seq_len}: its positions would need {largest:,} numbers")
         require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
@@ -187,6 +197,12 @@ class ModelConfig:
             require(self.sliding_window is not None, f"layer_pattern {pattern!r} has an S; set sliding_window")
         else:
             require(self.sliding_window is None, f"sliding_window needs an S in layer_pattern, got {pattern!r}")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The plug-ins, by field."""
+        values = {name: getattr(self, name) for name in PLUGGABLE}
+        return {name: value for name, value in values.items() if isinstance(value, Part)}
 
     @property
     def kv_heads(self) -> int:
@@ -238,8 +254,11 @@ class ModelConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, without `attention` and `feedforward` where they are built in."""
+        plain = {
+            name: value for name, value in dataclasses.asdict(self).items() if value is not None or name not in OWN
+        }
+        return plain | {name: part.to_dict() for name, part in self.parts.items()}
 
 
 def _rope_scaling(values: dict[str, Any]) -> RopeScaling:
@@ -251,6 +270,10 @@ def _rope_scaling(values: dict[str, Any]) -> RopeScaling:
         require(name in values, f"rope_scaling.{name}: missing")
     return RopeScaling(**values)
 
+
+# Fields that take a plug-in.
+OWN = ("attention", "feedforward")  # and nothing else
+PLUGGABLE = (*OWN, "norm", "activation", "positional_encoding")
 
 # Fields that may change during a run, since they do not affect the meaning of the weights.
 WITHOUT_WEIGHTS = ("attention_kernel", "activation_checkpointing", "dropout", "zero_init_output")
@@ -274,59 +297,3 @@ def preset(name: str, *, vocab_size: int, **changes: Any) -> ModelConfig:
     """The config of a preset, with some fields changed."""
     require(name in PRESETS, f"{name}: no such preset, known are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return ModelConfig.from_dict({"vocab_size": vocab_size, **PRESETS[name], **changes})
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Computes the number of parameters of a `TransformerLM` without building one; tied weights count once."""
-    width, heads, kv = config.d_model, config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-
-    def linear(inputs: int, outputs: int, bias: bool = config.bias) -> int:
-        return inputs * outputs + bias * outputs
-
-    attention = linear(width, heads + 2 * kv, config.biased_qkv) + linear(heads, width)
-    gates = 2 if config.activation == "swiglu" else 1
-    feedforward = gates * linear(width, config.ff_width) + linear(config.ff_width, width)
-    total = config.num_layers * (attention + feedforward) + norm_parameters(config)
-    total += config.vocab_size * (width * (1 if config.tie_embeddings else 2) + config.head_bias)
-    return total + (config.max_seq_len * width if config.positional_encoding == "learned" else 0)
-
-
-def norm_parameters(config: ModelConfig) -> int:
-    """Parameters of all norms."""
-    norm = config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
-    block = norm if config.residual == "parallel_one_norm" else 2 * norm
-    if config.qk_norm:
-        heads = 2 if config.qk_norm_width == "head" else config.num_heads + config.kv_heads
-        block += heads * config.head_dim
-    return config.num_layers * block + (0 if config.norm_placement == "post" else norm)
-
-
-def check_size(config: ModelConfig, weights: int, tensors: int) -> None:
-    """Refuses a config that describes far more than its file holds, before a model of that size is built.
-
-    Args:
-        config: the config of a stored model
-        weights: stored numbers
-        tensors: stored tensors
-
-    Raises:
-        ConfigError: if the model has more layers or parameters.
-    """
-    parameters = parameter_count(config)
-    described = f"the config has {config.num_layers:,} layers and {parameters:,} parameters"
-    fits = config.num_layers <= tensors and parameters <= FAR_MORE * weights
-    require(fits, f"{described}, the file {tensors:,} tensors of {weights:,} numbers")
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of training on one token at full context, forward and backward.
-
-    The convention of PaLM (Chowdhery et al. 2022, appendix B) and of most published MFU figures: six operations per
-    parameter, lookup tables excluded, plus 12 H E * (visible tokens) per layer for the two products of attention, as if
-    every query saw the whole context or window. Softmax and recomputation are left out.
-    """
-    lookups = 0 if config.tie_embeddings else config.vocab_size * config.d_model
-    lookups += config.max_seq_len * config.d_model if config.positional_encoding == "learned" else 0
-    context = config.max_seq_len
-    visible = sum(min(context, config.window(kind) or context) for kind in config.layer_kinds)
-    return 6 * (parameter_count(config) - lookups) + 12 * config.num_heads * config.head_dim * visible

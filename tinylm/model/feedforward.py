@@ -5,6 +5,7 @@ SwiGLU (Shazeer 2020), whose second input projection decides how much of each un
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,12 +36,22 @@ def relu2(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {each.__name__: each for each in (gelu, gelu_tanh, relu, relu2)}
 
 
+def make_activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """The activation that the config names: one of `ACTIVATIONS`, or a plug-in, a function or a module."""
+    part = config.activation
+    if isinstance(part, str):
+        return ACTIVATIONS[part]
+    if isinstance(part.load("activation"), type):
+        return part.make(field="activation", kind=nn.Module)
+    return partial(part.load(), **part.init_args) if part.init_args else part.load()
+
+
 class FeedForward(nn.Module):
     """output(activation(input(x)))"""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = make_activation(config)
         self.input = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
         self.output = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
@@ -64,5 +75,7 @@ class SwiGLU(nn.Module):
 
 
 def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU:
-    """The feed-forward layer that the config names."""
+    """The feed-forward layer that the config names, or a plug-in with the same call."""
+    if config.feedforward is not None:
+        return config.feedforward.make(config, field="feedforward", kind=nn.Module)
     return SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)

@@ -13,13 +13,13 @@ class Int8KVCache(RingKVCache):
     dequantized for every token, so memory is saved at the price of time. `keys` and `values` hold the integers.
     """
 
-    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """Integers, then scales."""
-        codes = torch.zeros(shape, dtype=torch.int8, device=device)
-        return [codes, torch.zeros((*shape[:-1], 1), dtype=dtype, device=device)]
+    def _allocate(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+        """Integers of keys and values, then their scales."""
+        codes = super()._allocate(shapes, torch.int8, device)
+        return codes + super()._allocate([(*shape[:-1], 1) for shape in shapes], dtype, device)
 
-    def _store(self, part: int, new: Tensor) -> Tensor:
+    def _store(self, kind: int, layer: int, new: Tensor) -> Tensor:
         scales = (new.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=torch.finfo(new.dtype).tiny)
         codes = (new / scales).round().to(torch.int8)
-        scales = self._put(1, part, scales)
-        return self._put(0, part, codes).to(scales.dtype) * scales
+        scales = self._put(kind + 2, layer, scales)
+        return self._put(kind, layer, codes).to(scales.dtype) * scales

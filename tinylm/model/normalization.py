@@ -40,7 +40,9 @@ class HeadsRMSNorm(RMSNorm):
 
 
 def make_norm(config: ModelConfig) -> nn.LayerNorm | RMSNorm:
-    """The norm of the residual stream that the config names."""
+    """The norm of the residual stream that the config names, or a plug-in with the same call."""
+    if not isinstance(config.norm, str):
+        return config.norm.make(config.d_model, field="norm", kind=nn.Module)
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.bias)
     return RMSNorm(config.d_model, config.norm_eps)

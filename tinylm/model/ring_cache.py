@@ -22,6 +22,14 @@ from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig
 
 
+def cache_shape(config: ModelConfig) -> tuple[int, int, int]:
+    """Heads, key dimension and value dimension of what a layer stores per token: (K, E, E), or those of a plug-in."""
+    own = None if config.attention is None else getattr(config.attention.load(), "cache_shape", None)
+    if own is None or config.attention is None:
+        return config.kv_heads, config.head_dim, config.head_dim
+    return own(config, **config.attention.init_args)
+
+
 class RingKVCache(KVCache):
     """Keys and values of every layer, for up to `max_len` positions per row.
 
@@ -52,17 +60,18 @@ class RingKVCache(KVCache):
         self.lengths, self.begins = [0] * batch_size, [[0] for _ in range(batch_size)]
         self._counts: Sequence[int] | None = None
         # One extra slot, so that a slice never spans the buffer and one compiled step fits all lengths.
-        shape = (2 * config.num_layers, batch_size, config.kv_heads, self.num_slots + 1, config.head_dim)
-        self._use(self._allocate(shape, dtype, device))
+        heads, *widths = cache_shape(config)
+        shapes = [(config.num_layers, batch_size, heads, self.num_slots + 1, width) for width in widths]
+        self._use(self._allocate(shapes, dtype, device))
 
-    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
-        """New buffers for `_use`, zero-filled: NaN survives masking."""
-        return [torch.zeros(shape, dtype=dtype, device=device)]
+    def _allocate(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device | str) -> list[Tensor]:
+        """New buffers for `_use`, zero-filled: NaN survives masking. The shapes are those of keys and values."""
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     def _use(self, buffers: list[Tensor]) -> None:
-        """Stores in these buffers, (2 * layers, B, K, C + 1, ...): keys, then values, of one layer after another."""
+        """Stores in these buffers, (layers, B, K, C + 1, ...): keys, values, and what a subclass adds."""
         self._buffers = buffers
-        self.keys, self.values = list(buffers[0].unbind()[::2]), list(buffers[0].unbind()[1::2])
+        self.keys, self.values = list(buffers[0].unbind()), list(buffers[1].unbind())
 
     @property
     def batch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -147,17 +156,17 @@ class RingKVCache(KVCache):
         Returns:
             all visible keys and values, the new ones included: (B, K, S, E) each
         """
-        return self._store(2 * layer, key), self._store(2 * layer + 1, value)
+        return self._store(0, layer, key), self._store(1, layer, value)
 
-    def _store(self, part: int, new: Tensor) -> Tensor:
-        """Stores keys (part 2 * layer) or values (2 * layer + 1) and returns all of them."""
-        return self._put(0, part, new)
+    def _store(self, kind: int, layer: int, new: Tensor) -> Tensor:
+        """Stores keys (kind 0) or values (1) of a layer and returns all of them."""
+        return self._put(kind, layer, new)
 
-    def _put(self, buffer: int, part: int, new: Tensor) -> Tensor:
+    def _put(self, buffer: int, layer: int, new: Tensor) -> Tensor:
         if isinstance(self._new, slice):
-            self._targets[buffer][part].copy_(new)
-            return self._filled[buffer][part]
-        return self._scatter(self._buffers[buffer][part], new)
+            self._targets[buffer][layer].copy_(new)
+            return self._filled[buffer][layer]
+        return self._scatter(self._buffers[buffer][layer], new)
 
     def _scatter(self, stored: Tensor, new: Tensor) -> Tensor:
         assert not isinstance(self._new, slice)

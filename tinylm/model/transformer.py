@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinylm.errors import ConfigError
-from tinylm.model.attention import Attention, visible_keys, visible_positions
+from tinylm.model.attention import make_attention, visible_keys, visible_positions
 from tinylm.model.cache import KVCache
 from tinylm.model.config import ModelConfig
 from tinylm.model.count import count_parameters
@@ -25,6 +25,7 @@ from tinylm.model.loss import summed_loss
 from tinylm.model.normalization import make_norm, widened
 from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
 from tinylm.model.ring_cache import RingKVCache
+from tinylm.plugins import Part
 
 
 class Block(nn.Module):
@@ -34,7 +35,7 @@ class Block(nn.Module):
         super().__init__()
         self.form = config.norm_placement if config.residual == "sequential" else config.residual
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = make_attention(config, layer)
         self.feedforward_norm = nn.Identity() if self.form == "parallel_one_norm" else make_norm(config)
         self.feedforward = make_feedforward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -96,6 +97,8 @@ class TransformerLM(nn.Module):
             case "rotary":
                 table = rotary_table(config.max_seq_len, config.rotary_dim, config.rope_theta, config.rope_scaling)
                 return PositionTable(table)
+            case Part() as own:
+                return own.make(config, field="positional_encoding", kind=nn.Module)
         return None
 
     def _initialize(self) -> None:
@@ -104,7 +107,10 @@ class TransformerLM(nn.Module):
         The variance of the stream then does not grow with depth. `zero_init_output` starts these projections at zero.
         """
         residual_std = 0.0 if self.config.zero_init_output else 0.02 / math.sqrt(2 * self.config.num_layers)
+        own = tuple(f"{name}." for name, each in self.named_modules() if getattr(each, "own_initialization", False))
         for name, module in self.named_modules():
+            if f"{name}.".startswith(own):
+                continue
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=residual_std if name.endswith(".output") else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -143,13 +149,15 @@ class TransformerLM(nn.Module):
             mask = partial(visible_positions, positions, keys)
         visible = dict(zip(self.masks, map(mask, self.masks), strict=True))
         x, rotary = self.embedding(ids), None  # (B, T, D)
-        match self.positions:
-            case nn.Embedding():
-                x = x + self.positions(torch.arange(self.config.max_seq_len, device=ids.device)[positions])
-            case PositionTable() if self.config.positional_encoding == "rotary":
+        match self.positions, self.config.positional_encoding:
+            case nn.Embedding(), "learned":
+                x = x + self.positions(self._numbers(positions, ids))
+            case PositionTable(), "rotary":
                 rotary = self.positions(x)[:, positions]  # (2, T, R/2), or (2, B, T, R/2)
-            case PositionTable():
+            case PositionTable(), "sinusoidal":
                 x = (x + self.positions(x)[positions]).type_as(x)
+            case nn.Module(), Part():
+                x, rotary = self.positions(x, self._numbers(positions, ids))
         x = self.dropout(x)
         for block, window in zip(self.blocks, cycle(self.windows), strict=False):
             if self.config.activation_checkpointing and self.training:
@@ -157,6 +165,10 @@ class TransformerLM(nn.Module):
             x = block(x, visible[window], rotary, cache)
         x = self.final_norm(x)[:, skip:]
         return widened(self.head(x)) if targets is None else summed_loss(self.head, x, targets, self.loss_rows)
+
+    def _numbers(self, positions: slice | Tensor, ids: Tensor) -> Tensor:
+        """Positions as int64 on the device of ids, (T,) or (B, T)."""
+        return torch.arange(self.config.max_seq_len, device=ids.device)[positions]
 
     def _check(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> None:
         read, limit = (0, self.config.max_seq_len) if cache is None else (cache.length, cache.max_len)

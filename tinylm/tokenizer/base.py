@@ -20,7 +20,7 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size, read_chunks, sha256_json, write_json
-from tinylm.plugins import Part
+from tinylm.plugins import Part, admit
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.fast.blocks import Block, blocks, utf8
 from tinylm.workers import map_in_order
@@ -481,10 +481,9 @@ def _own_class(class_path: str, source: str) -> type[Tokenizer]:
         ConfigError: if it is not trusted.
         DataError: if it is no subclass of Tokenizer.
     """
-    try:
-        found = Part(class_path).load()
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    part = Part(class_path)
+    admit([part], None, source)
+    found = part.load()
     if not (isinstance(found, type) and issubclass(found, Tokenizer)):
         raise DataError(f"{source}: {class_path} is no subclass of tinylm.tokenizer.Tokenizer")
     return found

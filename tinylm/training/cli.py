@@ -171,7 +171,8 @@ class TinyLMCLI(LightningCLI):
             check_trainer(config.trainer)
         check_devices(config.trainer.accelerator, config.trainer.devices)
         check_loggers(config.trainer.logger)
-        ModelConfig(vocab_size=1, **network)
+        for name, part in ModelConfig(vocab_size=1, **network).parts.items():
+            part.load(f"model.network.{name}")  # before the data are read
         run = config.run if isinstance(config.run, RunConfig) else RunConfig(**config.run.as_dict())
         stem = Path(str(config.config[0])).stem if config.config else "run"
         self.start = ResumePoint()

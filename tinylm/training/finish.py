@@ -49,7 +49,7 @@ class FinishRun(Callback):
             return
         best = self._best(trainer, pl_module)
         problem = pl_module.changed or self._save_model(best, pl_module)
-        hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net)
+        hooked = None if problem or isinstance(pl_module.net, FSDPModule) else unknown_part(pl_module.net, plugins=True)
         curves = ""
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
@@ -70,7 +70,8 @@ class FinishRun(Callback):
         self._evaluate(best, trainer, pl_module)
         if hooked is not None:
             notice(f"warning: {hooked}, which the saved model does not have")
-        notice(f"to try it: {generate_command(self.folder, self.prompt, pl_module.template)}")
+        trusted = any(part.is_foreign for part in pl_module.network.parts.values())
+        notice(f"to try it: {generate_command(self.folder, self.prompt, pl_module.template, trusted)}")
 
     def _best(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> Bundle:
         """The model of the best checkpoint that can be read, or of the last step if there are no checkpoints.
@@ -132,11 +133,14 @@ class FinishRun(Callback):
         notice(f"adapter: {self.folder / 'adapter'}")
 
 
-def generate_command(folder: Path, prompt: str, template: Template | ChatTemplate | None = None) -> str:
+def generate_command(
+    folder: Path, prompt: str, template: Template | ChatTemplate | None = None, trusted: bool = False
+) -> str:
     """The command line that continues a prompt. A long prompt is left out, since it is recorded with the model."""
     chat = ["--chat"] if template is not None and template.name == CHAT.name else []
+    trust = ["--trust-code"] if trusted else []
     words = [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
-    return command("generate", "--model", folder, *([*chat, *words] if len(prompt) <= 60 else []))
+    return command("generate", "--model", folder, *trust, *([*chat, *words] if len(prompt) <= 60 else []))
 
 
 def loss_and_floor(metrics: dict[str, float]) -> str:

@@ -34,7 +34,7 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig, learning_rate
-from tinylm.plugins import describe
+from tinylm.plugins import admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
@@ -199,7 +199,7 @@ class LitTransformerLM(pl.LightningModule):
         others = {"lora": self.lora, "compile": self._compiled, "loss_rows": self.net.loss_rows}
         for name, value in others.items():
             require(value is None, f"{NAME}: not with model.{name}; leave one of them out")
-        changed = self.changed
+        changed = self.changed or unknown_part(self.net, hooks=False)
         require(changed is None, f"{NAME}: this network is not the standard one: {changed}")
         check_sizes(self.network, size)
 
@@ -383,7 +383,7 @@ class LitTransformerLM(pl.LightningModule):
     def changed(self) -> str | None:
         """Describes a part of the network that its config does not describe, without hooks; None if it is standard."""
         if not isinstance(self.net, FSDPModule):  # FSDP replaces the classes; the network was checked before
-            self._changed = unknown_part(self.net, hooks=False)
+            self._changed = unknown_part(self.net, hooks=False, plugins=True)
         return self._changed
 
     @property
@@ -409,6 +409,7 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
         theirs, ours = (each or "none" for each in (entry.get("changed"), self.changed))
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
+        admit(self.network.parts.values(), entry.get("plugins"), "the checkpoint")
         if self.trainer.state.fn == "fit":
             theirs = checkpoint["hyper_parameters"]["optimizer"]["name"]
             require(theirs == self.optimizer.name, f"optimizer.name: checkpoint {theirs}, config {self.optimizer.name}")

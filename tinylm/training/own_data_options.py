@@ -54,10 +54,7 @@ def load_data_class(class_path: str) -> type:
     """The class; raises ConfigError if it is not trusted, or is no LightningDataModule."""
     from lightning.pytorch import LightningDataModule
 
-    try:
-        kind = Part(class_path).load()
-    except ConfigError as error:
-        raise ConfigError(f"data: {error}") from error
+    kind = Part(class_path).load("data")
     if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
         raise ConfigError(f"data: {class_path} is no LightningDataModule; derive it from that")
     return kind

@@ -38,7 +38,7 @@ def _data_part(value: Any) -> DataPart:
     return DataPart(**_part(given).to_dict())
 
 
-register_type(Part, serializer=Part.to_dict, deserializer=_part)
+register_type(Part, serializer=lambda part: Part.of(part).to_dict(), deserializer=_part)
 register_type(DataPart, serializer=Part.to_dict, deserializer=_data_part)
 
 

@@ -51,6 +51,7 @@ class CachedDecoder:
     """
 
     fixed_rows: ClassVar = False  # whether changing the number of rows is expensive
+    unsuited_part = staticmethod(unsuited_part)  # describes what this kind of decoder does not support
 
     def __init__(self, model: TransformerLM) -> None:
         self.model = model
@@ -61,7 +62,7 @@ class CachedDecoder:
     def check(self) -> None:
         """Raises ConfigError if this decoder does not, or no longer, fit its model."""
         check_deterministic(self.model)
-        reason, name = unsuited_part(self.model), type(self).__name__
+        reason, name = self.unsuited_part(self.model), type(self).__name__
         if reason is not None:
             raise ConfigError(f"{name} cannot read this model: {reason}; use an UncachedDecoder")
         if not self.is_current:

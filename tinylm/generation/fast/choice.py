@@ -13,18 +13,20 @@ from tinylm.generation.fast import compiled
 from tinylm.generation.fast.cached import CachedDecoder, on_cuda, unsuited_part
 from tinylm.generation.fast.decoder import Decoder
 from tinylm.generation.fast.graph import GraphDecoder, uncapturable_part
+from tinylm.generation.fast.modules import ModuleDecoder
 from tinylm.generation.uncached import UncachedDecoder
 from tinylm.known import check_deterministic
 from tinylm.model import TransformerLM
 
+AnyDecoder = Decoder | ModuleDecoder | UncachedDecoder
 
-def make_decoder(
-    model: TransformerLM, earlier: "Decoder | UncachedDecoder | None" = None
-) -> "Decoder | UncachedDecoder":
+
+def make_decoder(model: TransformerLM, earlier: "AnyDecoder | None" = None) -> "AnyDecoder":
     """Makes a `Decoder` for a standard model, and an `UncachedDecoder`, with a notice, for any other.
 
-    On CUDA it is a `GraphDecoder`, unless the model has quantized layers, LoRA adapters or an 8-bit cache. An `earlier`
-    decoder of the model is returned if it is still valid. A model with dropout in training mode raises ConfigError.
+    A model with plug-ins that support a cache gets a `ModuleDecoder`. On CUDA a standard model gets a `GraphDecoder`,
+    unless it has quantized layers, LoRA adapters or an 8-bit cache. An `earlier` decoder of the model is returned if it
+    is still valid. A model with dropout in training mode raises ConfigError.
     """
     check_deterministic(model)
     reason = unsuited_part(model)
@@ -33,13 +35,25 @@ def make_decoder(
         if isinstance(earlier, Decoder) and isinstance(earlier, GraphDecoder) == captured and earlier.is_current:
             return earlier
         return GraphDecoder(model) if captured else Decoder(model)
-    if _announced.get(model) != reason:
-        _announced[model] = reason
-        notice(f"decoding without a cache, which is slower: {reason}")
+    if (unsuited := ModuleDecoder.unsuited_part(model)) is None:
+        if isinstance(earlier, ModuleDecoder) and earlier.is_current:
+            return earlier
+        decoder = ModuleDecoder(model)
+        if (unsuited := decoder.broken_promise()) is None:
+            _announce(model, f"decoding by the modules, which is slower than the tuned decoder: {reason}")
+            return decoder
+    _announce(model, f"decoding without a cache, which is slower: {unsuited}")
     return earlier if isinstance(earlier, UncachedDecoder) else UncachedDecoder(model)
 
 
-_announced: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()  # the reason given for each model
+def _announce(model: nn.Module, message: str) -> None:
+    """Prints a notice, once for each model."""
+    if _announced.get(model) != message:
+        _announced[model] = message
+        notice(message)
+
+
+_announced: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()  # the notice given for each model
 
 
 def compiled_decoder(model: TransformerLM) -> CachedDecoder:
@@ -82,9 +96,7 @@ def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
 
 
 @torch.inference_mode()
-def step_seconds(
-    decoder: Decoder | UncachedDecoder, model: TransformerLM, rows: int = 1, steps: int = 7
-) -> list[float]:
+def step_seconds(decoder: AnyDecoder, model: TransformerLM, rows: int = 1, steps: int = 7) -> list[float]:
     """Measures some steps in the middle of the context, in seconds, after one to warm up."""
     ids, seconds = torch.zeros(rows, dtype=torch.long), []
     cache: Any = decoder.make_cache(rows)

@@ -28,13 +28,11 @@ from torch import Tensor
 
 from tinylm.console import check_interrupt
 from tinylm.errors import ConfigError
-from tinylm.generation.fast.choice import make_decoder
-from tinylm.generation.fast.decoder import Decoder
+from tinylm.generation.fast.choice import AnyDecoder, make_decoder
 from tinylm.generation.generate import Generator
 from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import Random, draw, probabilities
 from tinylm.generation.text import Completion, Text, announce_sliding
-from tinylm.generation.uncached import UncachedDecoder
 from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
 
@@ -90,7 +88,7 @@ def verify(draft: Sequence[int], p: Tensor, times: RandomTimes) -> list[int]:
 class _Reader:
     """A model and its cache of one text, from position `start` on. `keep` can drop up to `spare` tokens."""
 
-    def __init__(self, model: TransformerLM, decoder: Decoder | UncachedDecoder, spare: int) -> None:
+    def __init__(self, model: TransformerLM, decoder: AnyDecoder, spare: int) -> None:
         self.decoder: Any = decoder
         self.context, self.start, self.device = model.config.max_seq_len, 0, next(model.parameters()).device
         self.cache = self.decoder.make_cache(1, spare)
