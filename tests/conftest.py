@@ -23,6 +23,13 @@ settings.register_profile("fresh", derandomize=False, database=None, print_blob=
 settings.load_profile("same")  # `--hypothesis-profile` overrides it
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test():
+    """Removes what `seed_everything` leaves in the environment, from which a TextDataModule takes its seed."""
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture
 def own_parts(tmp_path, monkeypatch) -> Path:
     """The working folder, with tests/own_parts.py in it, which is neither imported nor trusted yet."""

@@ -233,6 +233,10 @@ class Part:
         return self.class_path
 
 
+class DataPart(Part):
+    """A part where a plain word is a file or a name, and no import path: only class_path makes a plug-in."""
+
+
 def describe(parts: Iterable[Part]) -> list[dict[str, Any]]:
     """The plug-ins of a model or run, to be recorded: class path and SHA-256 of the source file."""
     return [{"class_path": part.class_path, "sha256": part.source_hash()} for part in parts]

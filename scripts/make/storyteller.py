@@ -113,7 +113,9 @@ def make(run: Path) -> None:
     """Writes the model folder, the run's config and the card."""
     bundle, row, data = load_bundle(run), read_run(run), read_config(run)["data"]
     quantized = quantize(bundle.model, bits=8)
-    corpus = open_corpus(data["corpus"], split=tuple(data["split"]), seed=data["seed"], cache_dir=default_cache_dir())
+    corpus = open_corpus(
+        data["corpus"], split=tuple(data["split"]), seed=data["text_seed"], cache_dir=default_cache_dir()
+    )
     parts = [
         measure(name, ["".join(story) for story in corpus.documents(part)], [bundle.model, quantized], bundle.tokenizer)
         for name, part in (("validation", "val"), ("test", "test"))

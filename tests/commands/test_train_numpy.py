@@ -81,7 +81,11 @@ AXES = [f"--model.network.{name}={value}" for name, value in NETWORK.items()]
         [],
         ["--model.optimizer.name", "adamw", "--model.network.document_mask", "true", "--trainer.precision", "64-true"],
         AXES,
-        ["--data.corpus={fox: FOX, tales: 'stories:40'}", "--data.weights={fox: 0.7, tales: 0.3}"],
+        [
+            "--data.corpus={fox: FOX, tales: 'stories:40'}",
+            "--data.weights={fox: 0.7, tales: 0.3}",
+            "--seed_everything=3",
+        ],
         pytest.param(EPOCHS, marks=pytest.mark.slow),
     ],
     ids=["muon", "adamw-float64", "axes", "mixture", "epochs"],

@@ -51,8 +51,9 @@ class Options(NamedTuple):
     def check(self, name: str, given: Any) -> None:
         """Raises ConfigError if an option certainly does not take a value."""
         kinds, value = self.kinds.get(name), plain_value(str(given)) if isinstance(given, str | float) else None
-        if kinds is None or value is None:
+        if kinds is None or value is None or (CLASS in kinds and (len(kinds) == 1 or "." in str(value))):
             return
+        kinds = [kind for kind in kinds if kind != CLASS]
         numbers = isinstance(value, float) and {kind for kind, _ in kinds} <= {"int", "NoneType"}
         words = isinstance(value, str) and not any(f"'{value}'" in choices.split(", ") for _, choices in kinds)
         if numbers or words:
@@ -77,6 +78,9 @@ def plain_value(text: str) -> str | float | None:
 OF_PYTHON = ("model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule")  # not on the command line
 OWN = {"fit": ["resume"], "predict": ["overwrite"]}
 FLAGS = ("resume", "overwrite")  # options without a value
+
+
+CLASS = ("Part", "")  # the kind of an option that takes an import path too
 
 
 @cache
@@ -126,6 +130,8 @@ def _kinds(annotation: ast.expr, literals: dict[str, ast.expr]) -> Kinds | None:
             return [(name, "")]
         case ast.Constant(value=None):
             return [("NoneType", "")]
+        case ast.Name(id="Part"):
+            return [CLASS]
         case ast.Name(id=name) if name in literals:
             return _kinds(literals[name], {})
         case ast.Subscript(value=ast.Name(id="Literal")):

@@ -76,7 +76,7 @@ COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
     "--resume [RUN]": "fit: resume a run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
-    "--seed_everything N": "Seed of initial weights and dropout (0)",
+    "--seed_everything N": "Seed of weights, dropout and the order of the data (0)",
     "--print_config": "Print the whole resolved config and exit",
     "--trainer.help": "Show all options of Lightning's Trainer",
     "--trust MODULE": "Import a module of yours whose classes a config names",

@@ -53,6 +53,7 @@ from tinylm.runs.plots import draw_curves
 from tinylm.runs.provenance import RunFacts, bundle_record, end_record
 from tinylm.signals import SIGNALS, quit_at_next, raised, stopped_by
 from tinylm.training.cli import quiet_lightning
+from tinylm.training.earlier import recorded_seed, text_seed_remedy
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import OTHER_ORDER, changed_text
@@ -134,6 +135,11 @@ def build(kind: type, values: Any, **more: Any) -> Any:
     return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
 
 
+def stem_of(config: Any) -> str:
+    """The default name of the run."""
+    return (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
+
+
 # --- the run
 
 
@@ -165,6 +171,8 @@ class Run:
         checked = build(ModelConfig, config.model.network, vocab_size=1)  # reports mistakes before the data are read
         for field, part in checked.parts.items():
             raise ConfigError(f"model.network.{field}: the NumPy twin has no plug-ins, got {part}; use tinylm fit")
+        if config.data.seed is None:
+            config.data.seed = self.seed
         self._open_data(config.data)
         known = self.data.vocab_size
         check_vocab_size(size, known)
@@ -208,12 +216,11 @@ class Run:
 
     def _open_folder(self, config: Any) -> None:
         """Claims a new folder, or the folder of the run to resume."""
-        stem = (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
         if config.resume:
-            self.folder = existing_run_folder(self.options, stem)
+            self.folder = existing_run_folder(self.options, stem_of(config))
             self.claim: Claim | None = Claim(self.folder)
         else:
-            self.folder, self.claim = new_run_folder(self.options, stem, "train-numpy")
+            self.folder, self.claim = new_run_folder(self.options, stem_of(config), "train-numpy")
             os.environ.pop(RUN_FOLDER, None)  # no other process belongs to this run
         self.resume_command = resume_command("train-numpy", self.folder, config.trust)
         self.checkpoints = {name: self.folder / "checkpoints" / f"{name}.npz" for name in ("last", "best")}
@@ -244,14 +251,12 @@ class Run:
             notice(f"warning: {problem}; resuming from step {found.step:,}")
         theirs, ours = found.model.config.to_dict(), self.network.to_dict()
         pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
-        text = self.data.fingerprint
-        name = changed_text(self.data, found.notes.get("sources", {})) if self.data.fingerprints else ""
-        pairs.append((f"text {name}".strip(), found.notes.get("text", text)[:12], text[:12]))
         pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
         pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
         for name, before, now in pairs:
             if before != now:
                 raise ConfigError(f"{name}: checkpoint {before}, config {now}")
+        self._check_text(found.notes)
         if found.notes.get("order", 1) != self.data.order.version:
             notice(OTHER_ORDER)
         if changes := self.record.differences(found.notes["config"]):
@@ -266,6 +271,17 @@ class Run:
         if self.total <= found.step:
             notice(f"the run has {self.total:,} steps: there is nothing left to train")
         return True
+
+    def _check_text(self, notes: dict[str, Any]) -> None:
+        """Refuses another text than that of a checkpoint with these notes."""
+        ours = self.data.fingerprint
+        theirs = notes.get("text", ours)
+        if theirs == ours:
+            return
+        name = changed_text(self.data, notes.get("sources", {})) if self.data.fingerprints else ""
+        remedy = text_seed_remedy(notes["config"], self.data.text_seed)
+        problem = f"{f'text {name}'.strip()}: checkpoint {theirs[:12]}, config {ours[:12]}"
+        raise ConfigError("; ".join(filter(None, (problem, remedy))))
 
     # --- the loop
 
@@ -512,6 +528,8 @@ def run(arguments: list[str]) -> None:
     config = parser.parse_args(arguments)
     with raised(), located_errors():
         check(config, parser.get_defaults())
+        if config.resume and config.data.seed is None:
+            config.data.seed = recorded_seed(existing_run_folder(build(RunConfig, config.run), stem_of(config)))
         this = Run(config, parser.dump(config, skip_unset=False, skip_link_targets=True), arguments, parser)
         try:
             this.fit()

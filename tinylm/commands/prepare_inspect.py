@@ -95,7 +95,7 @@ def take_config(options: argparse.Namespace) -> None:
         "corpus": data.get("corpus", "stories"),
         "tokenizer": data.get("tokenizer", "char") if options.config else None,
         "split": data.get("split", (0.9, 0.1)),
-        "seed": data.get("seed", 0),
+        "seed": data.get("text_seed", 0),
         "batch_size": data.get("batch_size", 32),
         "max_seq_len": values.get("model", {}).get("network", {}).get("max_seq_len", 256),
         "max_steps": values.get("trainer", {}).get("max_steps"),
@@ -104,6 +104,10 @@ def take_config(options: argparse.Namespace) -> None:
     for name, value in given.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    for name in ("corpus", "tokenizer"):
+        if isinstance(getattr(options, name), dict):
+            kind = "a plug-in" if "class_path" in getattr(options, name) else "a mixture"
+            raise ConfigError(f"{options.config}: data.{name} is {kind}, which inspect does not read; name another")
 
 
 def measure(options: argparse.Namespace, errors: str) -> "Inspection":

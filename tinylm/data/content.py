@@ -19,6 +19,7 @@ from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.shard_order import ShardOrder
+from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 
 DEFAULT_SPLIT = (0.9, 0.1)
@@ -30,14 +31,16 @@ class Settings:
     """Options of the data module that contents of all kinds need, as documented there.
 
     Attributes:
-        tokenizer: `data.tokenizer`
+        tokenizer: `data.tokenizer`; a plug-in is one to be trained
         context: tokens in a sequence
         batch_size: sequences in an optimizer step
+        seed: seed of the order
+        text_seed: seed of generated texts, and of the split of pairs
         errors: treatment of bytes that are not UTF-8
         reading: options of reading documents
     """
 
-    tokenizer: str
+    tokenizer: str | Part
     context: int
     batch_size: int
     split: tuple[float, ...]
@@ -45,6 +48,7 @@ class Settings:
     errors: str
     train_tokens: int | None
     cache_dir: Path
+    text_seed: int = 0
     reading: Reading = DEFAULT
 
 
@@ -57,11 +61,12 @@ class Content(ABC):
         source: its name, for messages
         settings: options of the data module
         reads_files: whether files of text are decoded, as `settings.errors` says
+        draws_text: whether the text of the splits depends on `settings.text_seed`
     """
 
     source: str
     settings: Settings
-    reads_files = False
+    reads_files = draws_text = False
     _tokenizer: Tokenizer | None = None
 
     @property

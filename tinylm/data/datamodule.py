@@ -35,18 +35,19 @@ from tinylm.data.shard_order import ShardOrder
 from tinylm.data.template import Template, TooLong
 from tinylm.data.text_content import TextContent, WindowContent
 from tinylm.data.token_array import TokenArray, Tokens
-from tinylm.data.tokens import is_tokenizer_file
+from tinylm.data.tokens import is_tokenizer_file, own_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
+from tinylm.plugins import DataPart, Part
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     # From Python: a name or path, texts, records or token ids, or an object of a subclass of Corpus.
-    CorpusLike = str | dict[str, str] | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
+    CorpusLike = str | dict[str, Any] | Part | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
     Text = Any  # as `corpus`, but no mixture
-    TokenizerLike = str | Tokenizer
+    TokenizerLike = str | Part | dict[str, Any] | Tokenizer
 else:  # on a command line and in YAML; the parser reads this
-    CorpusLike, Text, TokenizerLike = dict[str, str] | str, str, str
+    CorpusLike, Text, TokenizerLike = DataPart | dict[str, str] | str, DataPart | str, DataPart | str
 
 NO_END = (
     "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
@@ -56,23 +57,45 @@ BATCH_SIZE = 32
 VALIDATION_TOKENS = 1 << 17  # of a validation during training, at least
 
 
-def _check_options(errors: str, seed: int, num_workers: int, **sizes: int | None) -> None:
+def _check_options(errors: str, counts: dict[str, int], **sizes: int | None) -> None:
     if errors not in ("strict", "replace"):
         raise ConfigError(f"data.errors must be strict or replace, got {errors!r}")
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ConfigError(f"data.{name} must be at least 1, got {value}")
-    for name, value in (("seed", seed), ("num_workers", num_workers)):
+    for name, value in counts.items():
         if value < 0:
             raise ConfigError(f"data.{name} must not be negative, got {value}")
 
 
-def _loaded(tokenizer: str | Tokenizer) -> tuple[Tokenizer | None, str]:
-    """The tokenizer if it is an object or a file, and the name of the file or kind."""
+def seed_of_run() -> int:
+    """The seed of Lightning's `seed_everything`; 0 if it was not called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def _loaded(tokenizer: str | Part | Tokenizer) -> tuple[Tokenizer | None, str | Part]:
+    """The tokenizer if it is an object, a file or a plug-in that is not trained, and what `data.tokenizer` names."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer, tokenizer.kind
+    if isinstance(tokenizer, Part):
+        return own_tokenizer(tokenizer), tokenizer
     tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
     return load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None, tokenizer
+
+
+def plug_in(value: Any) -> Any:
+    """A `Part` for one that the config describes by `class_path`; any other value as it is."""
+    return Part.of(value) if isinstance(value, dict) and "class_path" in value else value
+
+
+def _own_text(value: Any, option: str) -> Any:
+    """The corpus of a plug-in; any other value as it is."""
+    if not isinstance(value, Part):
+        return value
+    made = value.make(field=option)
+    if not isinstance(made, Corpus):
+        raise ConfigError(f"{option}: {value} gives {type(made).__name__}, which is no subclass of tinylm.data.Corpus")
+    return made
 
 
 def _refuse(content: str, **options: Any) -> None:
@@ -110,7 +133,7 @@ class TextDataModule(pl.LightningDataModule):
     - an object of a subclass of `tinylm.data.Corpus`;
     - token ids of `tokenizer`: an array, or a PyTorch `Dataset` or an iterable whose items are the ids of a document;
 
-    and `tokenizer` may be a `Tokenizer`.
+    and `tokenizer` may be a `Tokenizer`. Each of the three may be a plug-in, as in the config.
     """
 
     def __init__(
@@ -128,7 +151,8 @@ class TextDataModule(pl.LightningDataModule):
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         deduplicate: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
+        text_seed: int = 0,
         errors: str = "strict",
         num_workers: int = 0,
         train_tokens: int | None = None,
@@ -149,8 +173,8 @@ class TextDataModule(pl.LightningDataModule):
 
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, folder, glob or URL,
-                lines:FILE, *.grammar.yaml, {a: FILE, ...}
-            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; or a file or folder
+                lines:FILE, *.grammar.yaml, {a: FILE, ...}, or a plug-in
+            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; a file or folder, or a plug-in
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
@@ -162,7 +186,8 @@ class TextDataModule(pl.LightningDataModule):
             include: Files to take from a folder, as ['*.md']
             exclude: Files to leave out, as ['drafts/*']
             deduplicate: Keep only the first of equal documents
-            seed: Seed of the order of data and of generated stories
+            seed: Seed of the order of the data. Default: seed_everything
+            text_seed: Seed of generated texts and of the split of pairs
             errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
@@ -182,8 +207,12 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
         sizes |= dict(micro_batch_size=micro_batch_size, train_tokens=train_tokens, max_val_tokens=max_val_tokens)
-        _check_options(errors, seed, num_workers, **sizes)
-        saved, tokenizer = _loaded(tokenizer)
+        seed = seed_of_run() if seed is None else seed
+        _check_options(errors, dict(seed=seed, text_seed=text_seed, num_workers=num_workers), **sizes)
+        given = dict(corpus=plug_in(corpus), val=plug_in(val), tokenizer=plug_in(tokenizer))
+        self.plug_ins = [each for each in given.values() if isinstance(each, Part)]
+        corpus, val = (_own_text(given[name], f"data.{name}") for name in ("corpus", "val"))
+        saved, tokenizer = _loaded(given["tokenizer"])
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
@@ -195,6 +224,7 @@ class TextDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             split=check_split(split),
             seed=seed,
+            text_seed=text_seed,
             errors=self.errors,
             train_tokens=train_tokens,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else default_cache_dir(),
@@ -216,6 +246,8 @@ class TextDataModule(pl.LightningDataModule):
             self.content = open_content(corpus, val, settings, saved, weights, stream)
             if errors != "strict" and text is None and not self.content.reads_files:
                 raise ConfigError(f"data.errors: is for files of text, not for {self.source}; leave it out")
+        if text_seed and not self.content.draws_text:
+            raise ConfigError(f"data.text_seed: is for generated texts and pairs, not for {self.source}; leave it out")
         if saved is not None:
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
@@ -266,6 +298,11 @@ class TextDataModule(pl.LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each source of a mixture; empty for anything else."""
         return self.content.fingerprints
+
+    @property
+    def text_seed(self) -> int:
+        """The seed of the text."""
+        return self.content.settings.text_seed
 
     @property
     def vocab_size(self) -> int:
@@ -347,6 +384,28 @@ class TextDataModule(pl.LightningDataModule):
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
         trainer, steps = self.trainer, self._steps_of_order
         assert trainer is not None
+        accumulate = self._micro_batches_of_step()
+        if getattr(trainer, "overfit_batches", 0):
+            raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
+        trainer.accumulate_grad_batches = accumulate
+        if self._counted is not trainer:  # Lightning counts micro-batches
+            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, accumulate)
+            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
+            whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
+            if isinstance(interval, int) and interval > epoch and not whole_run:
+                raise ConfigError(
+                    f"trainer.val_check_interval must be at most the {epoch} steps of an epoch, got {interval}; "
+                    "set check_val_every_n_epoch: null to count steps of the whole run"
+                )
+            trainer.val_check_interval = _micro_batches(interval, epoch, accumulate)
+            self._counted = trainer
+        self.total_steps = self._count_steps()
+        self.validation_tokens = self._choose_validation_tokens()
+
+    def _micro_batches_of_step(self) -> int:
+        """Micro-batches of a device in an optimizer step, which follow from the global batch."""
+        trainer = self.trainer
+        assert trainer is not None
         share, remainder = divmod(self.batch_size, readers := data_ranks(trainer)[0])
         if remainder:
             raise ConfigError(
@@ -362,22 +421,7 @@ class TextDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
             )
-        if getattr(trainer, "overfit_batches", 0):
-            raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
-        trainer.accumulate_grad_batches = share // micro
-        if self._counted is not trainer:  # Lightning counts micro-batches
-            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, share // micro)
-            interval, epoch = trainer.val_check_interval, self.steps_per_epoch
-            whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
-            if isinstance(interval, int) and interval > epoch and not whole_run:
-                raise ConfigError(
-                    f"trainer.val_check_interval must be at most the {epoch} steps of an epoch, got {interval}; "
-                    "set check_val_every_n_epoch: null to count steps of the whole run"
-                )
-            trainer.val_check_interval = _micro_batches(interval, epoch, share // micro)
-            self._counted = trainer
-        self.total_steps = self._count_steps()
-        self.validation_tokens = self._choose_validation_tokens()
+        return share // micro
 
     def _check_batch_size(self) -> None:
         """Refuses a batch that repeats sequences, unless it is of the default size or there is only one.

@@ -28,5 +28,6 @@ def held_out_stories(model: Path, count: int) -> list[str]:
         return []  # a config.yaml of another program
     if not stories:
         return []
-    corpus = open_corpus(stories, split=split, cache_dir=default_cache_dir(), seed=data["seed"])
+    seed = data.get("text_seed", data["seed"])  # earlier versions had one seed for the text and for the order
+    corpus = open_corpus(stories, split=split, cache_dir=default_cache_dir(), seed=seed)
     return ["".join(story) for story in itertools.islice(corpus.documents(part), count)]

@@ -54,6 +54,7 @@ class MixtureContent(Content):
         self.settings, self._weights = settings, weights
         self.contents = {name: _content(sources[name], settings) for name in self.names}
         self.reads_files = any(content.reads_files for content in self.contents.values())
+        self.draws_text = any(content.draws_text for content in self.contents.values())
 
     def _find_tokenizer(self) -> Tokenizer:
         for content in self.contents.values():

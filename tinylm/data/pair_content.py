@@ -44,6 +44,8 @@ class PairContent(Content):
         ConfigError: if an option is invalid.
     """
 
+    draws_text = True  # the split of the pairs
+
     def __init__(
         self,
         pairs: str,
@@ -90,7 +92,7 @@ class PairContent(Content):
         """SHA-256 of everything that determines the pairs of the splits."""
         files = [sha256_file(Path(path).expanduser()) for path in (self.source, self.val) if path is not None]
         fields = [] if self.fields is None else [self.fields]
-        return sha256_json([files, self._template.name, self.settings.split, self.settings.seed, *fields])
+        return sha256_json([files, self._template.name, self.settings.split, self.settings.text_seed, *fields])
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
@@ -98,7 +100,7 @@ class PairContent(Content):
         train, split = self._encoded(self.source), self.settings.split
         if self.val is not None:
             return {"train": train, "val": self._encoded(self.val)}
-        parts = split_examples(train, split, self.settings.seed)
+        parts = split_examples(train, split, self.settings.text_seed)
         for part, fraction, pairs in zip(PARTS, split, parts, strict=False):
             if not pairs:
                 few = f"{self.source}: has too few prompts in its {len(train)} pairs for a {part} part of {fraction}"

@@ -18,7 +18,7 @@ from tinylm.data.batches import (
     spaced_window_rows,
 )
 from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
-from tinylm.data.corpora import Corpus, open_corpus
+from tinylm.data.corpora import Corpus, is_generated, open_corpus
 from tinylm.data.corpora.items import Items
 from tinylm.data.corpora.memory import MemoryCorpus, ValidatedCorpus
 from tinylm.data.grammar.floor import Floor
@@ -132,7 +132,7 @@ def open_text(given: Text, settings: Settings, split: tuple[float, ...]) -> Corp
         return MemoryCorpus(given, split, settings.reading)
     if isinstance(given, Corpus):
         return given
-    options: dict[str, Any] = dict(seed=settings.seed, errors=settings.errors, reading=settings.reading)
+    options: dict[str, Any] = dict(seed=settings.text_seed, errors=settings.errors, reading=settings.reading)
     return open_corpus(given, split=split, cache_dir=settings.cache_dir, **options)
 
 
@@ -150,6 +150,7 @@ class TextContent(WindowContent):
     def __init__(self, source: Text, settings: Settings, val: Text | None = None) -> None:
         self.settings, self._given, self._val = settings, source, val
         self.reads_files = isinstance(source, str)
+        self.draws_text = any(isinstance(each, str) and is_generated(each) for each in (source, val))
         self.source = source if isinstance(source, str) else source.name
 
     @cached_property

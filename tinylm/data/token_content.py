@@ -20,6 +20,7 @@ from tinylm.data.token_array import TokenArray, Tokens
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError
 from tinylm.files import sha256_bytes, sha256_json
+from tinylm.plugins import Part
 from tinylm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 BLOCK = 1 << 24  # ids read at a time
@@ -194,17 +195,16 @@ def split_ids(given: list[np.ndarray] | Tokens, split: tuple[float, ...], end: i
     return {part: whole[begin:end] for part, (begin, end) in zip(parts, cut(len(whole), split), strict=True)}
 
 
-def tokenizer_of_ids(spec: str, cache_dir: Path) -> Tokenizer:
+def tokenizer_of_ids(spec: str | Part, cache_dir: Path) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, for ids that it has made.
 
     Raises:
         ConfigError: for a kind that would have to be learned from a text.
     """
-    name, _, rest = spec.partition(":")
-    if is_tokenizer_file(spec):
+    if isinstance(spec, str) and is_tokenizer_file(spec):
         return load_tokenizer(spec)
-    if name == "tiktoken":
-        return pretrained_tokenizer(rest, cache_dir)
+    if isinstance(spec, str) and spec.partition(":")[0] == "tiktoken":
+        return pretrained_tokenizer(spec.partition(":")[2], cache_dir)
     if spec == ByteTokenizer.kind:
         return ByteTokenizer()
     raise ConfigError(f"data.tokenizer: {spec} is learned from a text; give the tokenizer that made the token ids")

@@ -5,6 +5,7 @@ text, the tokenizer and the format, which together determine the ids. A changed 
 cache. Damaged shards are detected and built again. The text is streamed, so memory does not grow with the corpus.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -20,8 +21,9 @@ from tinylm.data.pretrained import OTHER_NAMES, VOCABULARIES, pretrained_tokeniz
 from tinylm.data.shard_builder import new_index, parts_with_log_probs
 from tinylm.data.shard_folder import complete_folder, examine
 from tinylm.data.shard_index import FORMAT, ShardIndex, Tokens, open_parts, read_log_probs
-from tinylm.errors import ConfigError, DataError, TinyLMError, notice
+from tinylm.errors import ConfigError, DataError, TinyLMError, did_you_mean, notice
 from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
+from tinylm.plugins import Part, describe
 from tinylm.progress import merging
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
@@ -35,12 +37,27 @@ def is_tokenizer_file(spec: str) -> bool:
     return spec not in Tokenizer.kinds and (Path(spec).suffix != "" or os.path.exists(spec))  # noqa: PTH110
 
 
-def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
+def own_tokenizer(part: Part) -> Tokenizer | None:
+    """The tokenizer of a plug-in; None for a class to be trained, of which `init_args` lacks arguments."""
+    found = part.load("data.tokenizer")
+    if isinstance(found, type) and issubclass(found, Tokenizer):
+        arguments = inspect.signature(found).parameters.values()
+        named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        if any(each.default is each.empty and each.name not in part.init_args for each in named):
+            return None
+    made = part.make(field="data.tokenizer")
+    if not isinstance(made, Tokenizer):
+        kind = type(made).__name__
+        raise ConfigError(f"data.tokenizer: {part} gives {kind}, which is no subclass of tinylm.tokenizer.Tokenizer")
+    return made
+
+
+def resolve_tokenizer(spec: str | Part, corpus: Corpus, cache_dir: Path) -> Tokenizer:
     """Loads or trains the tokenizer that `data.tokenizer` names.
 
     Args:
         spec: a kind to train on the corpus, `bpe` and `word` optionally with a vocabulary size (`bpe:2048`); the file
-            of a tokenizer; or a pretrained vocabulary of `pretrained.py` (`tiktoken:gpt2`)
+            of a tokenizer; a pretrained vocabulary of `pretrained.py` (`tiktoken:gpt2`); or a plug-in, a class to train
         corpus: the training text
         cache_dir: a trained tokenizer is saved in its `tokenizers` folder, so that all processes of a job share it
 
@@ -48,22 +65,16 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
         ConfigError: if the kind is unknown, or has no vocabulary size but one is given.
         MissingInputError: if the file does not exist, or a vocabulary cannot be downloaded.
     """
-    if is_tokenizer_file(spec):
+    if isinstance(spec, Part):
+        name, kind, options = spec.class_path.rpartition(".")[2], spec.load(), _own_options(spec, corpus)
+        key = sha256_json(["tokenizer", TOKENIZER_FORMAT, *describe([spec]), corpus.fingerprint, options])
+    elif is_tokenizer_file(spec):
         return load_tokenizer(spec)
-    name, _, size = spec.partition(":")
-    if name == "tiktoken":
-        return pretrained_tokenizer(size, cache_dir)
-    if name not in Tokenizer.kinds and (better := _meant(spec)):
-        raise ConfigError(f"data.tokenizer: no kind {spec!r}, did you mean '{better}'?")
-    kind = tokenizer_class(name)
-    if size and (name not in ("bpe", "word") or not size.isdecimal()):
-        raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
-    options: dict[str, Any] = {"special_tokens": [END_OF_TEXT] if corpus.separated else []}
-    if kind is WordTokenizer:
-        options = {}  # it has its own special tokens, one of them for unknown words
-    if size:
-        options["vocab_size"] = int(size)
-    key = sha256_json(["tokenizer", TOKENIZER_FORMAT, name, corpus.fingerprint, options])
+    elif spec.partition(":")[0] == "tiktoken":
+        return pretrained_tokenizer(spec.partition(":")[2], cache_dir)
+    else:
+        name, kind, options = _kind_to_train(spec, corpus)
+        key = sha256_json(["tokenizer", TOKENIZER_FORMAT, name, corpus.fingerprint, options])
     path = cache_dir / "tokenizers" / f"{name}-{key[:16]}.json"
     with suppress(TinyLMError):  # missing or damaged
         return load_tokenizer(path)  # without the lock, for the cache may be read-only
@@ -74,6 +85,43 @@ def resolve_tokenizer(spec: str, corpus: Corpus, cache_dir: Path) -> Tokenizer:
             tokenizer = _learn(kind, corpus, options)
             write_json(path, tokenizer.to_dict())
             return tokenizer
+
+
+def _kind_to_train(spec: str, corpus: Corpus) -> tuple[str, type[Tokenizer], dict[str, Any]]:
+    """The name and class of a kind such as `bpe:2048`, and the options of its training; errors as above."""
+    name, _, size = spec.partition(":")
+    if name not in Tokenizer.kinds and (better := _meant(spec)):
+        raise ConfigError(f"data.tokenizer: no kind {spec!r}, did you mean '{better}'?")
+    kind = tokenizer_class(name)
+    if size and (name not in ("bpe", "word") or not size.isdecimal()):
+        raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
+    options: dict[str, Any] = _special_tokens(corpus)
+    if kind is WordTokenizer:
+        options = {}  # it has its own special tokens, one of them for unknown words
+    if size:
+        options["vocab_size"] = int(size)
+    return name, kind, options
+
+
+def _special_tokens(corpus: Corpus) -> dict[str, Any]:
+    return {"special_tokens": [END_OF_TEXT] if corpus.separated else []}
+
+
+def _own_options(part: Part, corpus: Corpus) -> dict[str, Any]:
+    """The arguments with which a plug-in is trained: `init_args`, and the special tokens if it takes them.
+
+    Raises:
+        ConfigError: for an argument that it does not take.
+    """
+    known = inspect.signature(part.load().train_from_streams).parameters
+    free = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    names = [*known][1:]
+    for name in part.init_args:
+        if not free and name not in names:
+            hint = did_you_mean(name, names) or f"; it is trained with {', '.join(names) or 'no options'}"
+            raise ConfigError(f"data.tokenizer: {part}: init_args: no argument {name}{hint}")
+    special = _special_tokens(corpus) if free or "special_tokens" in names else {}
+    return special | part.init_args
 
 
 def _meant(spec: str) -> str | None:

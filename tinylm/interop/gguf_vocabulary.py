@@ -12,6 +12,7 @@ from tinylm.interop.sentencepiece import UNKNOWN as UNKNOWN_PIECE
 from tinylm.interop.sentencepiece import check_added, to_pieces
 from tinylm.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
+from tinylm.tokenizer.base import refuse_own_class
 from tinylm.tokenizer.characters import BYTE_NAMES, CharacterBPE
 from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
 from tinylm.tokenizer.pipeline import PipelineTokenizer
@@ -51,6 +52,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     Raises:
         ConfigError: if llama.cpp would give other ids, or stop at an ordinary token.
     """
+    refuse_own_class(tokenizer, "GGUF")
     if tokenizer.vocab_size > rows:
         raise ConfigError(f"vocab_size: tokenizer {tokenizer.vocab_size}, model {rows}")
     characters = isinstance(tokenizer, PipelineTokenizer) and isinstance(tokenizer.core, CharacterBPE)

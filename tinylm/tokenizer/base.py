@@ -3,9 +3,12 @@
 A tokenizer is a table of byte strings, one per id, and a way to split text into them. Decoding is therefore common to
 all (join the bytes, decode UTF-8); subclasses implement the splitting. Special tokens, such as `<|endoftext|>`, have
 ids but are matched in text only on request, so that user input stays plain text.
+
+A subclass outside tinylm is recorded in its files by its import path, and read from them only if that is trusted.
 """
 
 import codecs
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -17,6 +20,7 @@ import regex
 
 from tinylm.errors import ConfigError, DataError, did_you_mean
 from tinylm.files import file_size, read_chunks, sha256_json, write_json
+from tinylm.plugins import Part, admit
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.fast.blocks import Block, blocks, utf8
 from tinylm.workers import map_in_order
@@ -80,7 +84,19 @@ class Tokenizer(ABC):
         self.token_bytes = token_bytes + [utf8(name) for name in special_tokens]
 
     def __init_subclass__(cls) -> None:
-        cls.kinds[cls.kind] = cls
+        if cls.__module__.startswith("tinylm."):
+            cls.kinds[cls.kind] = cls
+        elif "kind" not in vars(cls):
+            cls.kind = cls.__name__
+
+    @property
+    def own_class(self) -> str | None:
+        """The import path of the class if it is not one of tinylm's."""
+        if type(self) in self.kinds.values():
+            return None
+        with contextlib.suppress(ConfigError):  # a class within a function has no import path
+            Part.of(type(self))  # lets this process load what it saves
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, special_tokens={list(self.special_tokens)})"
@@ -405,7 +421,8 @@ class Tokenizer(ABC):
         marks = {} if self._marks is None else {"marks": [*self._marks[:2], list(self._marks.stops)]}
         origin = {} if self._origin is None else {"origin": self._origin}
         chat = {} if self._chat is None else {"chat": self._chat._asdict()}
-        return {"format": FORMAT, "kind": self.kind, **self.options(), **marks, **origin, **chat}
+        own = {} if self.own_class is None else {"class_path": self.own_class}
+        return {"format": FORMAT, "kind": self.kind, **own, **self.options(), **marks, **origin, **chat}
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer as plain values, with its fingerprint."""
@@ -426,10 +443,11 @@ class Tokenizer(ABC):
             raise DataError(f"{source}: is not a tinylm tokenizer{READABLE}")
         if values["format"] != FORMAT:
             raise DataError(f"{source}: has format {values['format']}, this version of tinylm reads format {FORMAT}")
-        others = ("format", "kind", "marks", "origin", "chat", "sha256")
+        others = ("format", "kind", "class_path", "marks", "origin", "chat", "sha256")
         options = {name: value for name, value in values.items() if name not in others}
+        own = _own_class(values["class_path"], source) if "class_path" in values else None
         try:
-            tokenizer = tokenizer_class(values["kind"])(**options)
+            tokenizer = (own or tokenizer_class(values["kind"]))(**options)
             if "marks" in values:
                 tokenizer = tokenizer.with_marks(*values["marks"])
             if "origin" in values:
@@ -454,6 +472,31 @@ class Tokenizer(ABC):
         """
         check_target(path, TOKENIZER_FILE, overwrite)
         write_json(path, self.to_dict())
+
+
+def _own_class(class_path: str, source: str) -> type[Tokenizer]:
+    """The class of a tokenizer's file that is not tinylm's; it must be trusted.
+
+    Raises:
+        ConfigError: if it is not trusted.
+        DataError: if it is no subclass of Tokenizer.
+    """
+    part = Part(class_path)
+    admit([part], None, source)
+    found = part.load()
+    if not (isinstance(found, type) and issubclass(found, Tokenizer)):
+        raise DataError(f"{source}: {class_path} is no subclass of tinylm.tokenizer.Tokenizer")
+    return found
+
+
+def refuse_own_class(tokenizer: Tokenizer, target: str) -> None:
+    """Refuses to write a tokenizer of the user's own class for another program, which could not encode as it does.
+
+    Raises:
+        ConfigError: naming the class.
+    """
+    if tokenizer.own_class is not None:
+        raise ConfigError(f"tokenizer: {tokenizer.own_class} cannot be written as {target}, which lacks its code")
 
 
 def tokenizer_class(kind: str) -> type[Tokenizer]:

@@ -7,6 +7,7 @@ from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, DropoutAnnealing, GradientNorms
 from tinylm.training.metrics import TextMetrics, TokenMetrics
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.own_data import OwnData
 from tinylm.training.profiling import StepProfile
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.spikes import LossSpikes
@@ -24,6 +25,7 @@ __all__ = [
     "LossSpikes",
     "Muon",
     "OptimizerConfig",
+    "OwnData",
     "ScheduleConfig",
     "ShardedStrategy",
     "StepProfile",

@@ -41,7 +41,7 @@ from tinylm.errors import (
 from tinylm.files import write_text
 from tinylm.mistakes import Given
 from tinylm.model import ModelConfig
-from tinylm.plugins import Part
+from tinylm.plugins import Part, trust
 from tinylm.runs.folder import (
     Claim,
     RunConfig,
@@ -55,20 +55,25 @@ from tinylm.signals import raised
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from tinylm.training.classes import check_arguments, chosen_class
+from tinylm.training.earlier import recorded_seed
 from tinylm.training.finish import FinishRun
 from tinylm.training.foreign import find_base
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
     TRAINER_DEFAULTS,
+    TRUSTED,
     ConfigFile,
     ConfigParser,
     add_trust_option,
     check_vocab_size,
     located_errors,
+    look_beside_configs,
     saved_config,
     trusted_modules,
 )
+from tinylm.training.own_data import OwnData
+from tinylm.training.own_data_options import OwnClass, data_class_path, load_data_class, takes
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.preflight import (
@@ -83,7 +88,13 @@ from tinylm.training.progress import Progress
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.record import given_options
 from tinylm.training.remarks import check_warmup, epochs
-from tinylm.training.resume import ConfigRecord, ExactResume, ResumePoint, RunFiles, find_resume_point
+from tinylm.training.resume import (
+    ConfigRecord,
+    ExactResume,
+    ResumePoint,
+    RunFiles,
+    find_resume_point,
+)
 from tinylm.training.samples import SampleText
 from tinylm.training.start import Start
 from tinylm.training.stop import GracefulStop
@@ -100,12 +111,18 @@ class TinyLMCLI(LightningCLI):
     def __init__(self, claims: list[Claim]) -> None:
         Given.files.clear()  # of an earlier command in this process
         self.folder: Path | None = None
+        self.own_data: OwnData | None = None
         self.claims = claims
-        model, path = chosen_class("model", LitTransformerLM, sys.argv[1:])
+        words = sys.argv[1:]
+        trust([*TRUSTED, *trusted_modules(words)])
+        look_beside_configs(words)
+        model, path = chosen_class("model", LitTransformerLM, words)
         self.chosen = {} if path is None else {"model": path}  # parts of a class that the user names -> its path
+        OwnClass.path = data_class_path(words)
+        self.data_class = TextDataModule if OwnClass.path is None else load_data_class(OwnClass.path)
         super().__init__(
             model,
-            TextDataModule,
+            self.data_class,
             save_config_callback=None,  # the config goes to the run folder
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -143,8 +160,18 @@ class TinyLMCLI(LightningCLI):
         for part, path in self.chosen.items():
             parser.add_argument(f"--{part}.class_path", type=str, default=path, help="The class, by its import path.")
         check_arguments(parser, self.chosen)
-        parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
-        parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
+        if takes(self.data_class, "max_seq_len"):
+            parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
+        if issubclass(self.data_class, TextDataModule):
+            parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
+        else:
+            parser.link_arguments("data", "model.network.vocab_size", self._adapt, apply_on="instantiate")
+
+    def _adapt(self, given: Any) -> int:
+        """Adapts a data module of the user's own, and returns the size of its vocabulary."""
+        network = self.config[str(self.subcommand)].model.network
+        self.own_data = OwnData(given, network.max_seq_len)
+        return self.own_data.vocab_size
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: `LitTransformerLM.on_load_checkpoint` compares the checkpoint with the config."""
@@ -199,6 +226,8 @@ class TinyLMCLI(LightningCLI):
                 raise ConfigError("--ckpt_path: --resume takes the run's newest checkpoint; leave out one of the two")
             self.start = find_resume_point(self.folder)
             config.ckpt_path = self.origin if self.start.path is None else str(self.start.path)
+            if OwnClass.path is None and config.data.seed is None:  # the run keeps its order
+                config.data.seed = recorded_seed(self.folder)
         elif self.subcommand != "fit":
             best = self.folder / "checkpoints" / "best.ckpt"
             validated = config.trainer.limit_val_batches != 0  # else the best is from before the run was resumed
@@ -224,6 +253,8 @@ class TinyLMCLI(LightningCLI):
         for name, value in start.architecture(config.model.network.as_dict()).items():
             if name != "vocab_size":
                 config.model.network[name] = value
+        if OwnClass.path is not None:
+            return
         config.data.max_seq_len = config.model.network.max_seq_len
         if config.data.tokenizer == "char":  # the default
             config.data.tokenizer = str(self.folder / TOKENIZER)
@@ -253,6 +284,7 @@ class TinyLMCLI(LightningCLI):
         """Adds loggers, callbacks and checkpoint files to those of the config."""
         given = self.config[str(self.subcommand)].model.network.get("vocab_size")
         check_vocab_size(given, self.model.network.vocab_size)
+        self.datamodule = self.own_data or self.datamodule
         config = self._get(self.config_init, "trainer")
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -348,7 +380,8 @@ class TinyLMCLI(LightningCLI):
             self.model.check_tensor_parallel(size)  # before other processes start
         data = self.datamodule
         share = data.batch_size // data_ranks(self.trainer)[0]
-        check_memory(self.trainer, self.model, data.micro_batch_size or share, data.content.sequence_length)
+        if rows := data.micro_batch_size or share:
+            check_memory(self.trainer, self.model, rows, data.content.sequence_length)
         self.model.resumes = self.start.path is not None
         if self.start.path is not None:
             notice(f"resuming {self.folder} from step {self.start.step:,} ({self.start.path.name})")
@@ -382,7 +415,7 @@ class TinyLMCLI(LightningCLI):
             notice(f"base model: {self.model.start.path}")
         notice(
             f"model: {net.num_parameters():,} parameters; text: {data.source}, {data.tokenizer.kind} tokenizer, "
-            f"{data.vocab_size:,} tokens in the vocabulary{rows}, {tokens:,} to train on"
+            f"{data.vocab_size:,} tokens in the vocabulary{rows}" + (f", {tokens:,} to train on" if tokens else "")
         )
         if "val" in data.floors:
             floor = data.floors["val"]
@@ -395,7 +428,7 @@ class TinyLMCLI(LightningCLI):
             notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
         row = "pairs" if data.pairs and not data.packing else f"x {data.content.sequence_length} tokens"
         notice(
-            f"training: {data.total_steps:,} steps of {data.batch_size} {row} ({epochs(data)}), "
+            f"training: {data.total_steps:,} steps of {data.batch_size or 'unknown'} {row} ({epochs(data)}), "
             f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"
         )
         if self.precision_reason is not None:

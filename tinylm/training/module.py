@@ -39,6 +39,7 @@ from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
+from tinylm.training.earlier import CONFIG, text_seed_remedy
 from tinylm.training.metrics import TextMetrics
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, checked_losses, make_objective
 from tinylm.training.rows import number_rows
@@ -184,7 +185,9 @@ class LitTransformerLM(pl.LightningModule):
     def _datamodule(self) -> TextDataModule:
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, TextDataModule):
-            raise ConfigError("the trainer needs a TextDataModule, whose tokenizer is saved with every checkpoint")
+            raise ConfigError(
+                "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
+            )
         return datamodule
 
     def setup(self, stage: str) -> None:
@@ -434,6 +437,7 @@ class LitTransformerLM(pl.LightningModule):
             "sources": self._datamodule.fingerprints,
             "order": self._datamodule.order.version,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "plug_ins": describe(self._datamodule.plug_ins),
         }
 
     @property
@@ -454,8 +458,7 @@ class LitTransformerLM(pl.LightningModule):
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
         if frozen := self._frozen_objective():
             checkpoint["state_dict"].update(frozen)
-        if self.trainer.state.fn == "fit":
-            self._check_text(checkpoint.get("tinylm_data", {}))
+        self._check_text(checkpoint)
         ours = self.network.to_dict()
         for name, theirs in ModelConfig.from_dict(entry["model"]).to_dict().items():  # fields that it lacks: defaults
             if name not in WITHOUT_WEIGHTS:
@@ -491,17 +494,20 @@ class LitTransformerLM(pl.LightningModule):
             remedy = "it keeps a state, so its settings cannot change; begin a new run with model.init_from"
             require(theirs[part] == ours[part], f"model.{part}: changed for {self.schedule}: {remedy}")
 
-    def _check_text(self, data: dict[str, Any]) -> None:
+    def _check_text(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
-        ours = self._datamodule
-        if data.get("fingerprint") in (None, ours.fingerprint):
+        ours, data = self._datamodule, checkpoint.get("tinylm_data", {})
+        if data.get("fingerprint") in (None, "", ours.fingerprint) or not ours.fingerprint:
             if self.resumes and data.get("order", 1) != ours.order.version:
                 notice(OTHER_ORDER)
             return
         problem = f"{changed_text(ours, data.get('sources', {}))} is not the text that the checkpoint was trained on"
+        remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), ours.text_seed)
         if self.resumes:
-            raise ConfigError(f"data: {problem}; restore it, or start a new run from the checkpoint with --ckpt_path")
-        notice(problem)
+            remedy = remedy or "restore it, or start a new run from the checkpoint with --ckpt_path"
+            raise ConfigError(f"data: {problem}; {remedy}")
+        if remedy or self.trainer.state.fn == "fit":
+            notice("; ".join(filter(None, (problem, remedy))))
 
 
 def plain_values(config: Any) -> dict[str, Any]:

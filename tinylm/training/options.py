@@ -17,13 +17,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tinylm.checks import LINKED
-from tinylm.chosen import chosen_values, flat_words, names_class
-from tinylm.errors import ConfigError, did_you_mean
+from tinylm.chosen import chosen_values, flat_words, given_configs, names_class
+from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 from tinylm.locate import find_config
 from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_word, wrong_value
 from tinylm.optim.optimizer import OptimizerConfig
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.plugins import Part, trust
+from tinylm.training.own_data_options import OwnClass, plain_config, plain_words
 from tinylm.training.parts import fold_parts, typed_class_path
 
 GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # options of model, or a class instead
@@ -87,6 +88,9 @@ class ConfigParser(LightningArgumentParser):
         allowed = [*TRUSTED, *ConfigFile.trusted]
         trust(allowed)
         args = fold_parts(Given.words)
+        OwnClass.named = False
+        if OwnClass.path is not None:
+            args = plain_words(args)
         try:
             set_parsing_settings(
                 import_path_denylist=["*"], import_path_allowlist=allowed, instantiate_subclass_spec_in_any=False
@@ -100,7 +104,7 @@ class ConfigParser(LightningArgumentParser):
 
     def parse_path(self, path: Any, *others: Any, **options: Any) -> Any:
         """Parses a config in UTF-8, whatever the locale, with the options of a whole class one level up."""
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = plain_config(Path(path).read_text(encoding="utf-8-sig"), Path(path))
         values = yaml.safe_load(text)
         if isinstance(values, dict) and (chosen := chosen_values(values, str(path), Given.words)) != values:
             text = yaml.safe_dump(chosen, sort_keys=False)
@@ -139,6 +143,15 @@ def trusted_modules(words: list[str]) -> list[str]:
     return found
 
 
+def look_beside_configs(words: list[str]) -> None:
+    """Lets trusted modules stand beside the configs that name them."""
+    if trusted_modules(words):
+        for name in given_configs(words):
+            with contextlib.suppress(MissingInputError):  # reported where the config is read
+                if (folder := str(find_config(name).resolve().parent)) not in sys.path:
+                    sys.path.append(folder)
+
+
 def check_vocab_size(given: int | None, known: int) -> None:
     """Refuses a `vocab_size` in a config that is not the tokenizer's."""
     if given not in (None, known):
@@ -160,6 +173,8 @@ def saved_config(command: str, dump: str, vocab_size: int, chosen: dict[str, str
     values["model"]["network"]["vocab_size"] = vocab_size
     for part, path in (chosen or {}).items():
         values[part] = {"class_path": path, **values[part]}
+    if OwnClass.path is not None:
+        values["data"] = {"class_path": OwnClass.path, "init_args": values["data"]}
     return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 

@@ -18,7 +18,9 @@ def make_parser(description: str) -> ConfigParser:
     parser.add_argument("-c", "--config", action=ConfigFile, help="A config file's path or name; several combine.")
     add_trust_option(parser)
     parser.add_argument("--resume", action="store_true", help="Resume the run from its newest checkpoint.")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of initial weights and dropout.")
+    parser.add_argument(
+        "--seed_everything", type=bool | int, default=0, help="Seed of weights, dropout and the order of the data."
+    )
     parser.add_lightning_class_args(LitTransformerLM, "model")
     parser.add_lightning_class_args(TextDataModule, "data")
     parser.add_lightning_class_args(Trainer, "trainer")

@@ -14,14 +14,14 @@ from jsonargparse.typing import register_type
 
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import find_config
-from tinylm.plugins import Part
+from tinylm.plugins import DataPart, Part
 from tinylm.safe_yaml import read_yaml
 
 # Options that take a plug-in.
 PARTS = ("model.network.attention", "model.network.feedforward", "model.network.norm", "model.network.activation",
          "model.network.positional_encoding", "model.objective", "model.schedule", "model.optimizer",
-         "data.corpus", "data.tokenizer")  # fmt: skip
-FILES = ("data.corpus", "data.tokenizer")  # whose plain value may be a file, my.txt, and is no import path
+         "data.corpus", "data.val", "data.tokenizer")  # fmt: skip
+FILES = ("data.corpus", "data.val", "data.tokenizer")  # whose plain value may be a file, my.txt, and is no import path
 
 
 def _part(value: Any) -> Part:
@@ -31,7 +31,15 @@ def _part(value: Any) -> Part:
         raise ValueError(str(error)) from error  # so that jsonargparse tries the other types of the option
 
 
+def _data_part(value: Any) -> DataPart:
+    given = _dict(value) if isinstance(value, str) and value.startswith("{") else value
+    if not isinstance(given, DataPart) and "class_path" not in (given if isinstance(given, dict) else {}):
+        raise ValueError("class_path is missing")
+    return DataPart(**_part(given).to_dict())
+
+
 register_type(Part, serializer=lambda part: Part.of(part).to_dict(), deserializer=_part)
+register_type(DataPart, serializer=Part.to_dict, deserializer=_data_part)
 
 
 def typed_class_path(name: str, value: str) -> str:

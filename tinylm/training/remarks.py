@@ -18,6 +18,8 @@ def epochs(data: TextDataModule) -> str:
     """
     if isinstance(data.order, ShardOrder):
         return "order: by shard"
+    if not data.content.num_sequences:
+        return "epochs of unknown length"
     if not isinstance(data.content, MixtureContent):
         return _epochs(data.total_steps * data.batch_size / data.content.num_sequences)
     counts, weights = data.content.order.epochs(data.total_steps), data.content.weights

@@ -19,6 +19,7 @@ from tinylm.locate import MANIFEST
 from tinylm.runs.provenance import RunFacts, begin_record, end_record
 from tinylm.runs.settings import flat_config
 from tinylm.safe_yaml import read_yaml
+from tinylm.training.earlier import CONFIG
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.record import fit_facts
 from tinylm.training.samples import truncate_samples
@@ -213,7 +214,7 @@ def moved_state(state: dict[str, Any], folder: str | Path | None) -> dict[str, A
 class ConfigRecord(Callback):
     """Stores the whole config in every checkpoint, and reports configuration changes on resume."""
 
-    KEY = "tinylm_config"
+    KEY = CONFIG
     PARTS = ("model.", "data.", "trainer.", "seed_everything")
     WITHOUT = ("model.network.vocab_size", "data.cache_dir", "data.num_workers", "trainer.logger", "trainer.callbacks",
                "trainer.enable_")  # fmt: skip
@@ -233,6 +234,7 @@ class ConfigRecord(Callback):
     def differences(self, earlier: dict[str, Any]) -> list[str]:
         """The changes of everything that affects the computation, such as `model.optimizer.lr 0.01 -> 0.02`."""
         before, now = flat_config(earlier), flat_config(self.config)
+        before.setdefault("data.text_seed", now.get("data.text_seed"))  # a change of the text is refused
         names = [name for name in before | now if name.startswith(self.PARTS) and not name.startswith(self.WITHOUT)]
         pairs = [(name, before.get(name), now.get(name)) for name in names]
         return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]

@@ -19,8 +19,9 @@ from tinylm.data.records import DEFAULT, hub_dataset, saved_dataset
 from tinylm.data.sources import Source, find_sources
 from tinylm.errors import ConfigError, MissingInputError, did_you_mean
 
-__all__ = ["DEFAULT", "NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "open_corpus"]
+__all__ = ["DEFAULT", "NAMES", "PARTS", "REPAIR", "Corpus", "Reading", "check_split", "is_generated", "open_corpus"]
 
+GENERATED = re.compile(r"(stories|.*\.grammar\.ya?ml)(?::(\d+))?")
 NAMES = ("stories", "names", "tinyshakespeare", "tinystories")
 
 
@@ -59,7 +60,7 @@ def open_corpus(
         MissingInputError: if there is no such file, or a download fails.
         DataError: if the text is empty or not UTF-8, or a file is malformed.
     """
-    generated = re.fullmatch(r"(stories|.*\.grammar\.ya?ml)(?::(\d+))?", source)
+    generated = GENERATED.fullmatch(source)
     if generated or source in NAMES:
         refuse_options(reading, source)
     if generated:
@@ -81,6 +82,11 @@ def open_corpus(
         return PartsCorpus(source, files, split, errors, reading, cache_dir)
     found = files["all"] or _find(source, reading, cache_dir)
     return TextCorpus(source, found, split, errors, reading, cache_dir)
+
+
+def is_generated(source: str) -> bool:
+    """Whether the texts of a corpus are generated, by a grammar and a seed."""
+    return GENERATED.fullmatch(source) is not None
 
 
 def _own_parts(source: str, reading: Reading, cache_dir: Path) -> dict[str, list[Source]]:

@@ -10,6 +10,7 @@ from tinylm.data.pretokenized.scan import BLOCK, scan
 from tinylm.data.pretrained import pretrained_tokenizer
 from tinylm.data.tokens import is_tokenizer_file
 from tinylm.errors import ConfigError, DataError, notice
+from tinylm.plugins import Part
 from tinylm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 FILES = ("tokenizer.tinylm.json", "tokenizer.json", "vocab.json")  # in the folder of the shards
@@ -17,7 +18,7 @@ ASSUMED = "gpt2"  # by nanoGPT, llm.c and modded-nanogpt
 GPT2_SIZES = (50257, 50304)  # the second is rounded up to a multiple of 64
 
 
-def shard_tokenizer(found: Pretokenized, spec: str, cache_dir: Path) -> Tokenizer:
+def shard_tokenizer(found: Pretokenized, spec: str | Part, cache_dir: Path) -> Tokenizer:
     """The tokenizer with which the ids were made.
 
     It is the one that `data.tokenizer` names by a file or as a published one, else the one that the folder records (a
@@ -32,6 +33,8 @@ def shard_tokenizer(found: Pretokenized, spec: str, cache_dir: Path) -> Tokenize
     Raises:
         ConfigError: if none is known.
     """
+    if isinstance(spec, Part):
+        raise ConfigError(f"data.tokenizer: {spec} is trained on a text; give the tokenizer that made the token ids")
     name, _, published = spec.partition(":")
     if is_tokenizer_file(spec):
         return load_tokenizer(spec)

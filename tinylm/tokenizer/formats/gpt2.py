@@ -8,7 +8,7 @@ from pathlib import Path
 from tinylm.errors import ConfigError
 from tinylm.files import write_json, write_text
 from tinylm.targets import FileKind, check_target
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import Tokenizer, refuse_own_class
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.formats.merges import vocabulary
 
@@ -30,6 +30,7 @@ def write_gpt2(tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False
     """
     for name, kind in (("vocab.json", VOCABULARY), ("merges.txt", MERGES)):
         check_target(Path(folder) / name, kind, overwrite)
+    refuse_own_class(tokenizer, "vocab.json and merges.txt")
     if not isinstance(tokenizer, BPETokenizer):
         raise ConfigError(f"tokenizer: GPT-2's files need kind bpe, got {tokenizer.kind}; write tokenizer.json")
     if tokenizer.pattern != "gpt2":

@@ -20,7 +20,7 @@ from tinylm.files import read_json, write_json
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import Tokenizer, refuse_own_class
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
@@ -68,6 +68,7 @@ def write_tokenizer_json(tokenizer: Tokenizer, path: str | Path, overwrite: bool
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a tokenizer.json. Errors as in `write_tokenizer_json`."""
+    refuse_own_class(tokenizer, "tokenizer.json")
     added = [AddedToken(name, token) for name, token in tokenizer.special_tokens.items()]
     match tokenizer:
         case PipelineTokenizer():

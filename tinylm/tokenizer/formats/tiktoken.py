@@ -12,7 +12,7 @@ from tinylm.errors import ConfigError
 from tinylm.files import write_text
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.alphabet import ALPHABET, printable
-from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.base import Tokenizer, refuse_own_class
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
 
@@ -69,6 +69,7 @@ def write_tiktoken(tokenizer: Tokenizer, path: str | Path, overwrite: bool = Fal
         ConfigError: if the tokenizer is not BPE, or tiktoken would merge differently, with the token.
     """
     check_target(path, RANKS, overwrite)
+    refuse_own_class(tokenizer, ".tiktoken")
     if not isinstance(tokenizer, BPETokenizer):
         raise ConfigError(f"tokenizer: tiktoken's ranks need kind bpe, got {tokenizer.kind}; write tokenizer.json")
     if tokenizer.missing:
