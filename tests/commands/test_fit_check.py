@@ -17,6 +17,7 @@ from tinylm.commands.fit_check import check_options, read_command
 from tinylm.errors import ConfigError
 from tinylm.locate import CONFIGS
 from tinylm.mistakes import Given
+from tinylm.plugins import Part
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -93,7 +94,7 @@ def kinds_of(hint: object) -> set[tuple[str, str]] | None:
         return None if None in parts else {kind for part in parts for kind in part}
     if get_origin(hint) is Literal:
         return {("", ", ".join(map(repr, get_args(hint))))}
-    return {(hint.__name__, "")} if hint in (int, float, bool, NoneType) else None
+    return {(hint.__name__, "")} if hint in (int, float, bool, NoneType, Part) else None
 
 
 def compare(command: str, parser) -> None:
