@@ -89,7 +89,7 @@ class ModelConfig:
     max_seq_len: int = 256
     """The context: most tokens that the model can see."""
     dropout: float = 0.0
-    """Dropout rate of embeddings, attention, sublayer outputs."""
+    """Dropout of embeddings, attention, sublayer outputs."""
     positional_encoding: PositionalEncoding | Part = "rotary"
     """Positions: rotary, learned, sinusoidal or none."""
     attention: Part | None = None
@@ -97,7 +97,7 @@ class ModelConfig:
     feedforward: Part | None = None
     """Feed-forward layer of your own. Default: the built-in."""
     norm: Norm | Part = "rmsnorm"
-    """Norm of the residual stream: rmsnorm or layernorm."""
+    """Norms of the stream: rmsnorm or layernorm."""
     norm_placement: NormPlacement = "pre"
     """pre: x + f(norm(x)), with a final norm. post: norm(x + f(x)). output: x + norm(f(x)), with a final norm."""
     residual: Residual = "sequential"
