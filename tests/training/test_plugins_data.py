@@ -157,7 +157,7 @@ def test_a_run_records_its_plug_ins_and_generates_compares_and_validates(fit, cl
     config = yaml.safe_load((run / "config.yaml").read_text())["data"]
     assert config["corpus"] == {"class_path": "bench_corpus.Numbers", "init_args": {"count": 300}}
     assert config["tokenizer"] == {"class_path": "bench_tokenizer.Backwards", "init_args": {"extra": "xyz"}}
-    recorded = read_checkpoint(run / "checkpoints/last.ckpt")["tinylm_data"]["plug_ins"]
+    recorded = read_checkpoint(run / "checkpoints/last.ckpt")["tinylm_plugins"]
     assert {each["class_path"]: each["sha256"] for each in recorded} == {
         f"bench_{name}.{kind}": hashlib.sha256((bench / f"bench_{name}.py").read_bytes()).hexdigest()
         for name, kind in (("corpus", "Numbers"), ("tokenizer", "Backwards"))
@@ -180,7 +180,7 @@ def test_a_run_on_a_data_module_records_it_and_needs_only_its_tokenizer_afterwar
     assert config["init_args"] == {"text": "hello you", "batch_size": 3, "repeats": 60}
     checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
     assert checkpoint["tinylm_data"]["fingerprint"] == "hello you"
-    assert [each["class_path"] for each in checkpoint["tinylm_data"]["plug_ins"]] == ["bench_data.Lines"]
+    assert [each["class_path"] for each in checkpoint["tinylm_plugins"]] == ["bench_data.Lines"]
     assert tinylm.load(run)[1].own_class is None
     assert read_run(run).tokens == pytest.approx(5 * 3 * 15, abs=3)
     result = cli("fit", "-c", run / "config.yaml", *TRUST, "--run.name", "own", "--resume", "--data.text", "other")

@@ -10,6 +10,7 @@ import torch
 from tinylm.data import TextDataModule
 from tinylm.errors import TinyLMError
 from tinylm.locate import find_model
+from tinylm.plugins import Part
 from tinylm.runs.provenance import code_state, machine, parent, repositories, versions
 from tinylm.training.options import TRAINER_DEFAULTS
 from tinylm.training.parser import make_parser
@@ -30,6 +31,8 @@ def differences_today(record: dict[str, Any] | None, config: dict[str, Any] | No
     found: list[str] = []
     if record is not None:
         found += [*code_differences(record["code"]), *environment_differences(record, config)]
+        for path, digest in record["plugins"].items():
+            found += _line(f"code of {path}", str(digest)[:HASH], str(Part(path).source_hash())[:HASH])
     if config is not None:
         try:
             found += [*(data_differences(record, config) if record else ()), *option_differences(record, config)]

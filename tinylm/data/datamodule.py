@@ -210,7 +210,7 @@ class TextDataModule(pl.LightningDataModule):
         seed = seed_of_run() if seed is None else seed
         _check_options(errors, dict(seed=seed, text_seed=text_seed, num_workers=num_workers), **sizes)
         given = dict(corpus=plug_in(corpus), val=plug_in(val), tokenizer=plug_in(tokenizer))
-        self.plug_ins = [each for each in given.values() if isinstance(each, Part)]
+        self.plugins = [each for each in given.values() if isinstance(each, Part)]
         corpus, val = (_own_text(given[name], f"data.{name}") for name in ("corpus", "val"))
         saved, tokenizer = _loaded(given["tokenizer"])
         # The byte tokenizer accepts any bytes: invalid UTF-8 is represented by lone surrogates.

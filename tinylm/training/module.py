@@ -431,14 +431,18 @@ class LitTransformerLM(pl.LightningModule):
         for name in self._frozen_objective():
             del checkpoint["state_dict"][name]
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
-        checkpoint["tinylm_plugins"] = describe(self.plugins)
+        checkpoint["tinylm_plugins"] = describe(self.all_plugins)
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
             "sources": self._datamodule.fingerprints,
             "order": self._datamodule.order.version,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-            "plug_ins": describe(self._datamodule.plug_ins),
         }
+
+    @property
+    def all_plugins(self) -> list[Part]:
+        """The plug-ins of network, training and data."""
+        return [*self.network.parts.values(), *self.plugins, *self._datamodule.plugins]
 
     @property
     def changed(self) -> str | None:
@@ -472,10 +476,9 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
         theirs, ours = (each or "none" for each in (entry.get("changed"), self.changed))
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
-        admit(self.network.parts.values(), entry.get("plugins"), "the checkpoint")
         if self.trainer.state.fn == "fit":
             self._check_optimizer(checkpoint["hyper_parameters"])
-            admit(self.plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
+            admit(self.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
     def _frozen_objective(self) -> dict[str, Tensor]:

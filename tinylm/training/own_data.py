@@ -44,7 +44,7 @@ class OwnData(TextDataModule):
         self.content = self.loaders = LoaderContent(given, name, max_seq_len or 1 << 62, seed_of_run())
         if not self.loaders.defines("train"):
             raise ConfigError(f"data: {name} has no train_dataloader; define it")
-        self.plug_ins = [] if self.part is None else [self.part]
+        self.plugins = [] if self.part is None else [self.part]
         self.num_workers, self.micro_batch_size, self.batch_size = 0, None, 0
         self.text = self.pairs = self.max_val_tokens = self.validation_tokens = None
         self._counted, self.total_steps, self.validates = None, 0, True

@@ -43,7 +43,7 @@ def fit_facts(
         devices=sorted({torch.cuda.get_device_name(number) for number in numbers}),
         seeds=seeds(config),
         parents={} if module.resumes else parents,
-        plugins={each["class_path"]: each["sha256"] for each in describe(module.network.parts.values())},
+        plugins={each["class_path"]: each["sha256"] for each in describe(module.all_plugins)},
         options={"trust": [*dict.fromkeys(trusted_modules([*words]))]},
         given=given,
         **data_facts(trainer.datamodule),  # pyright: ignore[reportAttributeAccessIssue]
