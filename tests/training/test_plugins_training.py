@@ -150,13 +150,13 @@ class Stop(Callback):
 @pytest.mark.parametrize("case", CASES)
 def test_one_file_and_a_line_of_yaml_trains_resumes_to_the_bit_and_is_loaded_without_it(case, cli, tiny_yaml, own):
     (own / "part.yaml").write_text(CASES[case])
-    (own / "stopper.py").write_text(STOP)
+    (own / "own_stop.py").write_text(STOP)
     common = ["fit", "-c", tiny_yaml, "-c", own / "part.yaml", *SHORT, "--trainer.max_steps", "6", "--run.name"]
     if case not in ("scheduler", "callback"):  # PyTorch's; jsonargparse's, for which see test_trust.py
         refused = cli(*common, "whole")
         assert refused.code == 2 and "own." in refused.error and "--trust own" in refused.error
     assert cli(*common, "whole", "--trust", "own").code == 0
-    assert cli(*common, "half", "--trust", "own", "--trainer.callbacks+", "stopper.Stop").code == 70
+    assert cli(*common, "half", "--trust", "own", "--trainer.callbacks+", "own_stop.Stop").code == 70
     (own / "own.py").write_text(f"{OWN}\n# changed")
     resumed = cli(*common, "half", "--resume", "--trust", "own")
     assert resumed.code == 0 and "from step 3" in resumed.err, resumed.err

@@ -64,7 +64,7 @@ def test_a_run_records_data_computation_and_given_options(finished_run):
     checkpoint = read_checkpoint(finished_run / "checkpoints/last.ckpt")
     assert found["text"]["sha256"] == checkpoint["tinylm_data"]["fingerprint"]
     assert found["tokenizer"] == {"kind": "char", "sha256": checkpoint["tinylm"]["tokenizer"]["sha256"]}
-    assert found["seeds"] == {"seed_everything": 0, "data.seed": 0}
+    assert found["seeds"] == {"seed_everything": 0, "data.seed": None, "data.text_seed": 0}
     threads = torch.get_num_threads()
     assert found["compute"] | {"launcher": None} == {
         "accelerator": "cpu", "processes": 1, "precision": "32-true", "threads": threads, "launcher": None,

@@ -197,7 +197,9 @@ def machine(devices: Sequence[str] = ()) -> dict[str, Any]:
 def _processor() -> str:
     """The model of the processor, as in `AMD EPYC 7763 64-Core Processor`."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE):
+        if found := re.search(
+            r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+        ):
             return found[1].strip()
     if sys.platform == "darwin":
         words = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]

@@ -73,7 +73,7 @@ def data_facts(data: TextDataModule) -> dict[str, Any]:
 def seeds(config: dict[str, Any]) -> dict[str, Any]:
     """The seeds among the options."""
     flat = flat_config({name: value for name, value in config.items() if name not in ("trainer", "run")})
-    return {name: value for name, value in flat.items() if name.split(".")[-1].startswith("seed")}
+    return {name: value for name, value in flat.items() if "seed" in name.split(".")[-1]}
 
 
 def given_options(parser: Any, config: dict[str, Any]) -> list[str]:
