@@ -179,11 +179,11 @@ def test_a_killed_run_with_an_objective_schedule_and_optimizer_resumes_to_the_bi
     common = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), "-c", "part.yaml", *SHORT]
     common += ["--trust", "own", "--trainer.max_steps", "6", "--run.name"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(own)])}
-    codes = [
-        subprocess.run([*common, *words], cwd=own, env=environment, capture_output=True).returncode
-        for words in (["whole"], ["half", "--trainer.callbacks+", "killer.Stop"], ["half", "--resume"])
-    ]
-    assert codes == [0, -signal.SIGKILL, 0]
+    for words, code in (
+        (["whole"], 0), (["half", "--trainer.callbacks+", "killer.Stop"], -signal.SIGKILL), (["half", "--resume"], 0),
+    ):  # fmt: skip
+        run = subprocess.run([*common, *words], cwd=own, env=environment, capture_output=True, text=True)
+        assert run.returncode == code, run.stderr
     assert rows(own / "runs/half") == rows(own / "runs/whole")
 
 
