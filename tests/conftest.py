@@ -24,10 +24,11 @@ settings.load_profile("same")  # `--hypothesis-profile` overrides it
 
 
 @pytest.fixture(autouse=True)
-def no_seed_of_another_test():
-    """Removes what `seed_everything` leaves in the environment, from which a TextDataModule takes its seed."""
+def no_run_of_another_test():
+    """Removes what a run leaves in the environment of this process: its seed and its folder."""
     yield
-    os.environ.pop("PL_GLOBAL_SEED", None)
+    for name in ("PL_GLOBAL_SEED", "TINYLM_RUN_FOLDER"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
