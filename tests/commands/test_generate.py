@@ -285,7 +285,7 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_greedy_decoding(model,
         lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         sums[name] = [sum(json.loads(line)["log_probs"]) for line in lines]
     assert len(sums["beams"]) == 2
-    assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1])
+    assert sums["beams"][0] >= max(sums["greedy"][0], sums["beams"][1]) - 1e-5  # batches round differently
 
 
 def test_beams_fill_the_context_unless_a_length_is_given(model, run):

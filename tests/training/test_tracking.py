@@ -20,6 +20,7 @@ import torch
 import wandb
 import yaml
 
+from tests import processes
 from tests.processes import environment as of_children
 from tests.training import wandb_server
 from tinylm.errors import ConfigError
@@ -190,7 +191,9 @@ def test_console_system_metrics_and_code_are_recorded(tracked):
     assert "tinylm: W&B: offline" in said and "tinylm: to try it: " in said
     assert "cpu" in {item.key for each in only(found, "stats") for item in each.item}
     (environment, *_) = only(found, "environment")
-    assert environment.git.commit and environment.args
+    words = ["git", "-C", str(processes.ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(words, capture_output=True, text=True).stdout.strip()  # none in an archive of the sources
+    assert environment.git.commit == commit and environment.args
     assert (segments(tracked)[0] / "files/diff.patch").is_file() == bool(changes())
 
 

@@ -60,10 +60,12 @@ def check_size(config: ModelConfig, weights: int, tensors: int) -> None:
     Raises:
         ConfigError: if the model has more layers or parameters.
     """
-    file = f"the file {tensors:,} tensors of {weights:,} numbers"
-    require(config.num_layers <= tensors, f"the config has {config.num_layers:,} layers, {file}")
+    described, file = f"the config has {config.num_layers:,} layers", f"{tensors:,} tensors of {weights:,} numbers"
+    few = config.num_layers <= tensors
+    require(few or not config.parts, f"{described}, the file {file}")  # plug-ins must be built to be counted
     parameters = parameter_count(config)
-    require(parameters <= FAR_MORE * weights, f"the config has {parameters:,} parameters, {file}")
+    fits = few and parameters <= FAR_MORE * weights
+    require(fits, f"{described} and {parameters:,} parameters, the file {file}")
 
 
 def flops_per_token(config: ModelConfig) -> int:
