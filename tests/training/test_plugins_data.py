@@ -188,8 +188,11 @@ def test_a_run_on_a_data_module_records_it_and_needs_only_its_tokenizer_afterwar
 
 
 REFUSED = {
-    "not trusted": (("-c", "STRANGER"), "data: bench_stranger.Lines: importing it runs code"),
-    "no data module": (("--data.class_path", "bench_data.NoData"), "data: bench_data.NoData is no LightningDataMod"),
+    "not trusted": (("-c", "STRANGER"), "stranger.yaml: data.class_path: bench_stranger.Lines: importing it runs code"),
+    "no data module": (
+        ("--data.class_path", "bench_data.NoData"),
+        "data.class_path: bench_data.NoData is no subclass of lightning",
+    ),
     "a misspelled option": (("--data.txet", "x"), "data.txet: no such option, did you mean 'data.text'?"),
     "an option of another class": (("--data.corpus", "x"), "data.corpus: no such option"),
     "a value of another type": (("--data.batch_size", "x"), "data.batch_size must be int, got x"),

@@ -1,13 +1,11 @@
 """Whole classes for `model` and `data`, named by `class_path` in a config or on the command line."""
 
-import sys
 from typing import Any
 
 from tinylm.checks import LINKED
 from tinylm.chosen import chosen_path
 from tinylm.errors import ConfigError
-from tinylm.plugins import Part, trust
-from tinylm.training.options import TRUSTED, trusted_modules
+from tinylm.plugins import Part
 
 
 def chosen_class(part: str, default: type, words: list[str], kind: type | None = None) -> tuple[type, str | None]:
@@ -27,13 +25,9 @@ def chosen_class(part: str, default: type, words: list[str], kind: type | None =
         return default, None
     path, config = found
     source = f"{config}: " if config else ""
-    trust([*TRUSTED, *trusted_modules(words)])
     wanted = kind or default
     try:
-        named = Part.of(path)
-        if config and not named.needs_trust and (folder := str(config.resolve().parent)) not in sys.path:
-            sys.path.append(folder)  # the module may stand beside its config
-        chosen = named.load()
+        chosen = Part.of(path).load()
         if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
             raise ConfigError(f"{path} is no subclass of {wanted.__module__}.{wanted.__name__}; derive it from that")
     except ConfigError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -73,7 +74,7 @@ from tinylm.training.options import (
     trusted_modules,
 )
 from tinylm.training.own_data import OwnData
-from tinylm.training.own_data_options import OwnClass, data_class_path, load_data_class, takes
+from tinylm.training.own_data_options import OwnClass, takes
 from tinylm.training.precision import SamePrecision, set_precision
 from tinylm.training.predictions import PredictionWriter
 from tinylm.training.preflight import (
@@ -118,8 +119,7 @@ class TinyLMCLI(LightningCLI):
         look_beside_configs(words)
         model, path = chosen_class("model", LitTransformerLM, words)
         self.chosen = {} if path is None else {"model": path}  # parts of a class that the user names -> its path
-        OwnClass.path = data_class_path(words)
-        self.data_class = TextDataModule if OwnClass.path is None else load_data_class(OwnClass.path)
+        self.data_class, OwnClass.path = chosen_class("data", TextDataModule, words, LightningDataModule)
         super().__init__(
             model,
             self.data_class,

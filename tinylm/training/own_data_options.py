@@ -5,17 +5,12 @@ before the one that names the class says of `data` is for another class, and lef
 """
 
 import inspect
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import yaml
 
-from tinylm.chosen import given_configs
-from tinylm.errors import ConfigError, MissingInputError, notice
-from tinylm.locate import find_config
-from tinylm.plugins import Part
-from tinylm.safe_yaml import read_yaml
+from tinylm.errors import notice
 
 KEY = "data.class_path"
 INNER = "--data.init_args."
@@ -26,38 +21,6 @@ class OwnClass:
 
     path: ClassVar[str | None] = None
     named: ClassVar[bool] = False
-
-
-def data_class_path(words: list[str]) -> str | None:
-    """The class path of `data` on a command line or in its configs, the last that is given; None for none."""
-    found = None
-    for word, following in pairwise([*words, ""]):
-        name, equals, value = word.partition("=")
-        if name == f"--{KEY}":
-            found = value if equals else following
-        for config in given_configs([word, following][: 2 if word in ("-c", "--config") else 1]):
-            found = _data_of(config).get("class_path", found)
-    return found
-
-
-def _data_of(config: str) -> dict[str, Any]:
-    """The section `data` of a config; empty if there is none."""
-    try:
-        values = read_yaml(find_config(config))
-    except (ConfigError, MissingInputError, OSError):  # reported where the config is read
-        return {}
-    data = values.get("data") if isinstance(values, dict) else None
-    return data if isinstance(data, dict) else {}
-
-
-def load_data_class(class_path: str) -> type:
-    """The class; raises ConfigError if it is not trusted, or is no LightningDataModule."""
-    from lightning.pytorch import LightningDataModule
-
-    kind = Part(class_path).load("data")
-    if not (isinstance(kind, type) and issubclass(kind, LightningDataModule)):
-        raise ConfigError(f"data: {class_path} is no LightningDataModule; derive it from that")
-    return kind
 
 
 def takes(kind: type, argument: str) -> bool:
