@@ -100,6 +100,33 @@ def test_a_run_resumed_from_any_moment_is_the_same_to_the_last_bit(cli, trained,
         shutil.rmtree(ours)
 
 
+LONGER = {
+    "steps": (["--trainer.max_steps", "3"], ["--trainer.max_steps", "8"]),
+    "the end of a second epoch": (["--trainer.max_steps", "6"], ["--trainer.max_steps", "9"]),
+    "within an epoch": (["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]),
+    "epochs": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"],
+               ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("validation", [["4", "null"], ["1.0", "1"]], ids=["by step", "by epoch"])
+@pytest.mark.parametrize("name", LONGER)
+def test_a_finished_run_that_is_made_longer_is_the_longer_run(cli, tiny_yaml, tmp_path, name, validation):
+    """Epochs of three steps of two micro-batches: the next one begins with its first micro-batch."""
+    options = ["--trainer.limit_train_batches", "3", "--model.schedule.name", "constant", "--run.sample_tokens", "0"]
+    options += ["--trainer.val_check_interval", validation[0], "--trainer.check_val_every_n_epoch", validation[1]]
+    first, then = LONGER[name]
+    for words in ([*then, "--run.name", "whole"], [*first, "--run.name", "longer"]):
+        assert cli("fit", "-c", tiny_yaml, *options, *words).code == 0
+    result = cli("fit", "-c", tiny_yaml, *options, *then, "--run.name", "longer", "--resume")
+    assert result.code == 0, result.err
+    longer, whole = (read_metrics(tmp_path / "runs" / run / "metrics.csv") for run in ("longer", "whole"))
+    assert longer["train/loss"] == whole["train/loss"] and longer["lr"] == whole["lr"]
+    shared = set(whole["val/loss"][0])
+    rows = [dict(zip(*each["val/loss"], strict=True)) for each in (longer, whole)]
+    assert {step: rows[0][step] for step in shared} == rows[1]
+
+
 # --- what is not ours
 
 

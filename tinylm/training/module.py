@@ -550,3 +550,7 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
         extra = counts["ready"] % before  # micro-batches of an unfinished step
         counts.update({name: count + shift for name, count in counts.items()})
         counts.update({"completed": counts["ready"]} if extra else {})
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if progress["is_last_batch"] and epochs["ready"] == epochs["completed"]:  # the next epoch begins with batch 0
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        progress["is_last_batch"] = False
