@@ -480,6 +480,8 @@ class LitTransformerLM(pl.LightningModule):
             self._check_optimizer(checkpoint["hyper_parameters"])
             admit(self.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
+            if checkpoint["global_step"] < self._datamodule.total_steps:
+                enter_next_epoch(checkpoint)
 
     def _frozen_objective(self) -> dict[str, Tensor]:
         """The parameters of the objective that checkpoints leave out, by their names there."""
@@ -550,7 +552,18 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
         extra = counts["ready"] % before  # micro-batches of an unfinished step
         counts.update({name: count + shift for name, count in counts.items()})
         counts.update({"completed": counts["ready"]} if extra else {})
+
+
+def enter_next_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a run that ended with an epoch begin the next one with its first micro-batch.
+
+    Lightning would go on counting the micro-batches of the epoch that is complete, and step after the first one.
+
+    Args:
+        checkpoint: changed in place
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if progress["is_last_batch"] and epochs["ready"] == epochs["completed"]:  # the next epoch begins with batch 0
+    if progress["is_last_batch"] and epochs["ready"] == epochs["completed"]:
         progress["current"] = dict.fromkeys(progress["current"], 0)
         progress["is_last_batch"] = False
