@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from docstring_parser import DocstringStyle
@@ -45,16 +45,12 @@ def accepts(kind: type, argument: str) -> bool:
 class ConfigFile(ActionConfigFile):
     """`--config`, found by `find_config`."""
 
-    trusted: ClassVar[list[str]] = []  # modules of this command line, whose classes a config may name
-
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Applies one file on top of the config so far."""
         path = find_config(str(value))
         Given.files.append(path)
         read_config(path)
-        if ConfigFile.trusted and (folder := str(path.resolve().parent)) not in sys.path:
-            sys.path.append(folder)  # callbacks may stand beside their config
         ActionConfigFile.apply_config(parser, cfg, dest, str(path))
 
 
@@ -84,9 +80,9 @@ class ConfigParser(LightningArgumentParser):
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
         """Parses a command line, whose `--trust` counts for all of it."""
         Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
-        ConfigFile.trusted = trusted_modules(Given.words)
-        allowed = [*TRUSTED, *ConfigFile.trusted]
+        allowed = [*TRUSTED, *trusted_modules(Given.words)]
         trust(allowed)
+        look_beside_configs(Given.words)
         args = fold_parts(Given.words)
         OwnClass.named = False
         if OwnClass.path is not None:

@@ -13,7 +13,6 @@ import yaml
 from tinylm.errors import notice
 
 KEY = "data.class_path"
-INNER = "--data.init_args."
 
 
 class OwnClass:
@@ -29,12 +28,12 @@ def takes(kind: type, argument: str) -> bool:
 
 
 def plain_words(words: list[str]) -> list[str]:
-    """The words in which the arguments of the class are options: without class_path and init_args."""
+    """The words without the class path: `flat_words` has made the arguments of the class options."""
     plain, skip = [], False
     for word in words:
         name, equals, _ = word.partition("=")
         if not skip and name != f"--{KEY}":
-            plain.append(f"--data.{word.removeprefix(INNER)}" if word.startswith(INNER) else word)
+            plain.append(word)
         skip = name == f"--{KEY}" and not equals
     return plain
 

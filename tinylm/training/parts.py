@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse.typing import register_type
 
+from tinylm.chosen import given_configs
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import find_config
 from tinylm.plugins import DataPart, Part
@@ -100,12 +101,9 @@ def _options(words: list[str]) -> Iterator[tuple[str, str, str, list[str]]]:
 def _configured(name: str, words: list[str]) -> dict[str, Any]:
     """The plug-in of an option in the last config of the command line that sets it; empty if none does."""
     found: dict[str, Any] = {}
-    for word, following in pairwise([*words, ""]):
-        option, equals, path = word.partition("=")
-        if option not in ("-c", "--config"):
-            continue
+    for config in given_configs(words):
         try:
-            value: Any = read_yaml(find_config(path if equals else following))
+            value: Any = read_yaml(find_config(config))
         except (ConfigError, MissingInputError):  # reported where the config is read
             continue
         for key in name.split("."):
