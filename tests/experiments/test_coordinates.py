@@ -24,11 +24,11 @@ BATCHES = [Batch(ids[:, :-1], ids[:, 1:], 8 * 24) for ids in IDS]
     ],
     ids=["preset", "post", "parallel"],
 )
-def test_with_mup_no_activation_changes_with_the_width_and_without_it_those_of_sublayers_do(name, fields):
+def test_changes_of_activations_depend_on_the_width_without_mup_only(name, fields):
     """The slope is 0 in the limit, of networks as narrow as these a third at most.
 
     Without muP a step changes the output of a matrix by lr * width under AdamW and by lr * √width under Muon, and that
-    of a feed-forward layer, whose initial matrices grow by √width too, by width at least.
+    of a layer of several matrices, or the logits, by more, unless a norm follows.
     """
     base, settings = ModelConfig(**BASE.to_dict() | fields), OptimizerConfig(name=name, lr=0.003)
     found = {
@@ -36,7 +36,7 @@ def test_with_mup_no_activation_changes_with_the_width_and_without_it_those_of_s
         for mup in (True, False)
     }
     assert max(map(abs, found[True].values())) < 0.35, found[True]
-    assert found[False]["feedforward"] > 0.9, found[False]
+    assert max(found[False].values()) > 0.7, found[False]
 
 
 def test_a_config_at_another_width_keeps_its_heads_and_ratios():
