@@ -64,6 +64,7 @@ VARIANTS = {
         "trainer": {**EPOCHS, "max_epochs": 2},
     },
     "no validations": {"trainer": {"limit_val_batches": 0}},
+    "batches and rows that grow": {"data": {"batch_schedule": {3: 2, 7: 4}, "context_schedule": {5: 8}}},
 }
 
 
@@ -106,6 +107,8 @@ LONGER = {
     "within an epoch": (["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]),
     "epochs": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"],
                ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]),
+    "batches that grow": (["--trainer.max_steps", "3", "--data.batch_schedule", "{2: 4, 5: 6}"],
+                          ["--trainer.max_steps", "8", "--data.batch_schedule", "{2: 4, 5: 6}"]),
 }  # fmt: skip
 
 
