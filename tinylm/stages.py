@@ -67,7 +67,7 @@ class Stages:
         return [*(value for _, value in self.before), self.final]
 
     def __str__(self) -> str:
-        return " then ".join(f"{value:,}" for value in self.values)
+        return ", then ".join(f"{value:,}" for value in self.values)
 
 
 def as_stages(value: "int | Stages") -> Stages:

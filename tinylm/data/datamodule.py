@@ -8,6 +8,7 @@ results do not depend on the hardware.
 import contextlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +261,7 @@ class TextDataModule(pl.LightningDataModule):
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
+        self._epoch = 0  # optimizer steps in an epoch, after `setup`: a resume changes trainer.max_steps for a while
         self.validates = True  # in a run of the trainer
         self._set_aside: dict[str, Any] = {}  # the trainer's settings of validations, while there are none
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
@@ -328,6 +330,14 @@ class TextDataModule(pl.LightningDataModule):
         """The loss floor of each evaluated split; empty if it is unknown."""
         return self.content.floors
 
+    @property
+    def step_size(self) -> str:
+        """Describes the training data of a step, such as `8 x 128 tokens`."""
+        length = self.content.sequence_length
+        row = "pairs" if self.pairs and not self.packing else f"x {length} tokens"
+        rows = f"{self.batch_sizes if self.batch_size else 'unknown'} {row}"
+        return f"{rows}, in rows of {replace(self.contexts, final=length)}" if self.contexts.before else rows
+
     def example_prompt(self) -> str:
         """A prompt that suits the data; empty if there is none."""
         return self.content.example_prompt()
@@ -390,14 +400,14 @@ class TextDataModule(pl.LightningDataModule):
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
-        trainer, steps = self.trainer, self._steps_of_order
+        trainer, self._epoch = self.trainer, self._steps_of_order
         assert trainer is not None
         accumulate = self._micro_batches_of_step()
         if getattr(trainer, "overfit_batches", 0):
             raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
         trainer.accumulate_grad_batches = accumulate
         if self._counted is not trainer:  # Lightning counts micro-batches
-            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, accumulate)
+            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, self._epoch, accumulate)
             interval, epoch = trainer.val_check_interval, self.steps_per_epoch
             whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
             if isinstance(interval, int) and interval > epoch and not whole_run:
@@ -464,8 +474,8 @@ class TextDataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch of the trainer, after `setup`."""
         assert self.trainer is not None
-        steps, limit = self._steps_of_order, self.trainer.limit_train_batches
-        return min(steps, limit // self.trainer.accumulate_grad_batches) if isinstance(limit, int) else steps
+        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+        return min(self._epoch, limit // accumulate) if isinstance(limit, int) else self._epoch
 
     @property
     def _steps_of_order(self) -> int:
@@ -520,7 +530,7 @@ class TextDataModule(pl.LightningDataModule):
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
 
-        sampler = MicroSteps(self._steps_of_order * accumulate, position)
+        sampler = MicroSteps(self._epoch * accumulate, position)
         return DataLoader(
             dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, pin_memory=self._pinned
         )
