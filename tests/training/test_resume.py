@@ -408,6 +408,16 @@ def test_the_end_of_a_run_is_validated_and_logged(cli, tiny_yaml, tmp_path):
     assert "=== step 10" in (tmp_path / "runs/mini/samples.txt").read_text()
 
 
+def test_the_best_checkpoint_may_be_of_a_last_step_within_an_epoch(cli, tiny_yaml, tmp_path):
+    options = ["--trainer.limit_train_batches", "3", "--trainer.max_steps", "8", "--trainer.max_epochs", "3"]
+    options += ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
+    result = cli("fit", "-c", tiny_yaml, *options)
+    assert result.code == 0 and "could not find the monitored key" not in result.err
+    steps, losses = read_metrics(tmp_path / "runs/mini/metrics.csv")["val/loss"]
+    assert steps == [3, 6, 8] and losses[2] == min(losses)  # which the tiny run reaches
+    assert read_checkpoint(tmp_path / "runs/mini/checkpoints/best.ckpt")["global_step"] == 8
+
+
 def test_a_long_validation_reads_a_part_and_the_end_the_whole(cli, tiny_yaml, tmp_path):
     result = cli("fit", "-c", tiny_yaml, "--data.max_val_tokens", "200")
     assert "validation: 200 of 604 tokens, evenly spaced" in result.err
