@@ -8,12 +8,16 @@ from tinylm.training.inspection import ActivationStatistics, AttentionEntropy, D
 from tinylm.training.metrics import TextMetrics, TokenMetrics
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.own_data import OwnData
+from tinylm.training.preferences import DPO
 from tinylm.training.profiling import StepProfile
+from tinylm.training.rewards import GRPO
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.spikes import LossSpikes
 from tinylm.training.tracking import WandbTracker
 
 __all__ = [
+    "DPO",
+    "GRPO",
     "ActivationStatistics",
     "AtomicCheckpointIO",
     "AttentionEntropy",
