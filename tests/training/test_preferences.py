@@ -301,7 +301,7 @@ def test_a_run_without_a_start_or_reference_is_refused(tmp_path):
     config = ModelConfig(vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=1, num_heads=2)
     module = bare_module(config, 0.1)
     module.start = None
-    with pytest.raises(ConfigError, match="compares with a trained model; set model.init_from, or reference"):
+    with pytest.raises(ConfigError, match="compares with a trained model; set model"):
         prepare(module, preference_data(tmp_path, TOKENIZER, LETTERS))
 
 

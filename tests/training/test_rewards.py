@@ -230,7 +230,7 @@ def test_options_of_the_objective_are_refused_by_name(case, cli, words):
 REFUSED = {
     "dropout": (["--model.network.dropout", "0.1"], "GRPO samples without dropout; set dropout to 0"),
     "adapter": (["--model.lora.rank", "2", "--model.lora.dropout", "0.1"], "GRPO samples without dropout"),
-    "shards": (["-c", "fsdp.yaml"], "this strategy shards its weights; take ddp"),
+    "shards": (["-c", "fsdp.yaml"], "GRPO needs whole weights, not shards; take ddp"),
     "no grammar": (["--data.corpus", "al.txt"], "parse needs a corpus that a grammar generates"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 import tinylm
@@ -37,10 +38,12 @@ class FrozenStart(nn.Module):
         """Keeps the reference, before a checkpoint is restored.
 
         Raises:
-            ConfigError: if there is none, or its tokenizer is another.
+            ConfigError: if there is none, its tokenizer is another, or the strategy shards the weights.
         """
         if self._prepared:
             return
+        sharded = isinstance(network.trainer.strategy, ModelParallelStrategy)
+        require(not sharded, f"model.objective: {type(self).__name__} needs whole weights, not shards; take ddp")
         self._prepared, tokenizer = True, network.tokenizer
         if self.path is not None:
             self.reference, tokenizer = tinylm.load(self.path)
