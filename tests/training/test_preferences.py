@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+from tests import processes
+from tests.training import ranks
 from tests.training.test_finetune import second  # noqa: F401 (a fixture)
 from tinylm.bundle import read_checkpoint
 from tinylm.data import CHAT, IGNORE, PAIRS, TextDataModule
@@ -275,6 +277,25 @@ def test_a_run_learns_the_preference_and_resumes_to_the_bit(cli, words, lora, tm
     state = read_checkpoint("runs/whole/checkpoints/last.ckpt")["state_dict"]
     assert state and not any(name.startswith("objective") for name in state)
     assert cli("validate", "-c", "runs/whole/config.yaml").code == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_and_any_micro_batch_have_the_losses_of_one_batch(words, tmp_path):
+    common = [*words, "--model.network.dropout", "0", "--model.optimizer.name", "adamw"]
+    layouts = {"whole": (1, "8"), "parts": (1, "2"), "ranks": (2, "2")}
+    losses = {}
+    for name, (size, micro) in layouts.items():
+        arguments = [*common, "--run.name", name, "--data.micro_batch_size", micro]
+        arguments += ["-c", "ddp", "--trainer.devices", "2"] if size > 1 else []
+        losses[name] = torch.tensor(
+            processes.run_ranks(size, ranks.record, arguments, str(tmp_path), out=tmp_path)[0]["losses"]
+        )
+    assert len(losses["whole"]) == 6
+    for name in ("parts", "ranks"):
+        torch.testing.assert_close(losses[name], losses["whole"], atol=1e-5, rtol=0)
+    ours, theirs = (columns(name)[-1] for name in ("ranks", "whole"))
+    for name in ("val/dpo_loss", "val/reward_margin", "val/reward_accuracy", "val/loss"):
+        assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4)
 
 
 REFUSED = {

@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from tests import processes
+from tests.training import ranks
 from tests.training.test_preferences import STOP, columns
 from tinylm.bundle import read_checkpoint
 from tinylm.data import IGNORE, Batch
@@ -181,8 +183,16 @@ def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, 
     assert info["val/reward"] == max(float(row["val/reward"]) for row in rows if row["val/reward"])
 
 
+@pytest.mark.slow
+def test_two_ranks_write_different_groups_and_agree_on_the_loss(words, tmp_path):
+    arguments = [*words, "-c", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
+    first, second = processes.run_ranks(2, ranks.record, arguments, str(tmp_path), out=tmp_path)
+    assert len(first["losses"]) == 6 and first["losses"] == second["losses"]
+    assert columns("learn")[-1]["val/reward"]
+
+
 def test_the_share_of_texts_that_parse_rises(cli, words):
-    more = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30", "--data.batch_size", "16"]
+    more = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--data.batch_size", "16"]
     assert cli(*words, *more, "--data.micro_batch_size", "16", "--trainer.limit_val_batches", "0").code == 0
     rewards = [float(row["train/reward"]) for row in columns("learn")]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
