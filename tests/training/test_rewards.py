@@ -118,7 +118,7 @@ model:
   optimizer: {name: muon, lr: 0.02}
 data: {corpus: "my.grammar.yaml:400", tokenizer: char, batch_size: 16, split: [0.9, 0.1], cache_dir: cache}
 run: {sample_tokens: 0, peak_flops: 1.0e+12}
-trainer: {accelerator: cpu, max_steps: 250, limit_val_batches: 2}
+trainer: {accelerator: cpu, max_steps: 120, limit_val_batches: 0}
 """
 LEARN = """
 model:

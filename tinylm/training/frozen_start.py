@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import tinylm
 from tinylm.checks import require
 from tinylm.data import Batch
 from tinylm.evaluation.log_probs import token_nats
+from tinylm.files import sha256_bytes, sha256_json
 from tinylm.model import TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.model.lora import LoRALinear
@@ -55,6 +57,17 @@ class FrozenStart(nn.Module):
         require(started, "model.objective: compares with a trained model; set model.init_from, or reference")
         if self.reference is not None:
             self.reference.eval().requires_grad_(False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the reference; empty with LoRA, whose checkpoints contain the frozen weights."""
+        if self.reference is None:
+            return ""
+        weights = self.reference.state_dict().items()
+        hashes = {
+            name: sha256_bytes(each.cpu().contiguous().view(torch.uint8).numpy().tobytes()) for name, each in weights
+        }
+        return sha256_json(hashes)
 
     def train(self, mode: bool = True) -> "FrozenStart":
         """Sets the mode of all but the reference."""

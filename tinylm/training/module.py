@@ -443,6 +443,7 @@ class LitTransformerLM(pl.LightningModule):
             del checkpoint["state_dict"][name]
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_plugins"] = describe(self.all_plugins)
+        checkpoint["tinylm_reference"] = getattr(self.objective, "fingerprint", "")
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
             "sources": self._datamodule.fingerprints,
@@ -489,6 +490,9 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
         if self.trainer.state.fn == "fit":
             self._check_optimizer(checkpoint["hyper_parameters"])
+            same = checkpoint.get("tinylm_reference") in (None, getattr(self.objective, "fingerprint", ""))
+            remedy = "restore it, or begin a new run with model.init_from"
+            require(same or not self.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
             admit(self.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
             if checkpoint["global_step"] < self._datamodule.total_steps:

@@ -88,5 +88,7 @@ def completions(
         ids = [*text.prompt, *text.ids, *([end] if text.finished == "end" else [])]
         examples.append(Example(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(text.prompt)))
     batch = pad_rows(examples, end).batch(range(len(examples)))
-    tensors = {name: getattr(batch, name).to(network.device) for name in ("inputs", "targets", "documents")}
-    return texts, batch._replace(**tensors)
+    inputs, targets, documents = (each.to(network.device) for each in (batch.inputs, batch.targets, batch.documents))
+    if network.template is None:  # separators determine the documents, as in generation
+        documents = None
+    return texts, batch._replace(inputs=inputs, targets=targets, documents=documents)
