@@ -9,7 +9,7 @@ In YAML a plug-in has Lightning's form, and no registry knows it:
 Importing a module runs its code, and a model folder or checkpoint may come from anyone. So a `Part` is only a name
 until it is loaded, and loading is refused unless the module is trusted: by `fit --trust my_layers`, by `--trust-code`,
 by `tinylm.load(path, trust=["my_layers"])`, or because the user passed the class itself. Modules and functions of
-`torch.nn` and `tinylm.model` need no trust.
+`torch.nn` and `tinylm.model`, and objectives of `tinylm.training`, need no trust.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from tinylm.checks import require
 from tinylm.errors import ConfigError, did_you_mean, first_line, notice
 
 HARMLESS = ("torch.nn", "tinylm.model")  # modules that anyone may name
+OURS = ("tinylm.training.DPO", "tinylm.training.GRPO")  # objectives of ours, which anyone may name
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 KEYS = {"class_path", "init_args"}
 
@@ -121,7 +122,9 @@ class Part:
     @property
     def is_foreign(self) -> bool:
         """Whether the part is neither PyTorch's nor tinylm's."""
-        return not any(self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS)
+        return self.class_path not in OURS and not any(
+            self.module == name or self.module.startswith(f"{name}.") for name in HARMLESS
+        )
 
     @property
     def needs_trust(self) -> bool:

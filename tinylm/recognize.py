@@ -202,6 +202,10 @@ def refuse_records(path: Path, head: bytes) -> None:
 def pairs_advice(path: Path, names: Iterable[str]) -> str | None:
     """The remedy for a record of these names where a text is expected, if it has a prompt and a response; else None."""
     found = {name.lower() for name in names}
+    if found >= {"chosen", "rejected"}:
+        return (
+            f"holds preferences, not plain text; give it as data.pairs={path}, with model.objective=tinylm.training.DPO"
+        )
     if not (found & {*CHATS} or (found & {*PROMPTS} and found & {*RESPONSES})):
         return None
     finetune = command("fit", "-c", "finetune", "--data.pairs", path)

@@ -209,6 +209,8 @@ class Run:
             state=SimpleNamespace(fn="fit"), callback_metrics={},
         )  # fmt: skip
         self.data = self.state.datamodule = build(TextDataModule, options)
+        if self.data.preferences:
+            raise ConfigError("data.pairs: preferences are not available in the NumPy twin; use tinylm fit")
         self.data.trainer = self.state
         self.data.setup("fit")
         self.tokenizer = self.data.tokenizer

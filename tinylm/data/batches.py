@@ -38,6 +38,8 @@ class Batch(NamedTuple):
         documents: document number of each token, int64 (B, T), for models with `document_mask`; None if separators
             among the inputs determine it
         source: in the evaluation of a mixture, the name of the source
+        rejected: of preferences, the rejected response to each prompt, in a batch of the same shape; the others are
+            the chosen ones
     """
 
     inputs: Tensor
@@ -46,6 +48,7 @@ class Batch(NamedTuple):
     log_prob: float | None = None
     documents: Tensor | None = None
     source: str | None = None
+    rejected: "Batch | None" = None
 
 
 # --- training

@@ -201,7 +201,7 @@ class TextDataModule(pl.LightningDataModule):
             cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
-            pairs: Prompts and responses: a .jsonl, .json or .csv file
+            pairs: Prompts and responses, or preferences: a .jsonl, .json or .csv file
             pairs_val: Validation pairs. Default: val.* beside train.*, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
             fields: Names of prompt and response, as [question,answer]
@@ -293,6 +293,11 @@ class TextDataModule(pl.LightningDataModule):
     def template(self) -> Template | ChatTemplate | None:
         """The format of a pair; None for a text."""
         return self.content.template if isinstance(self.content, PairContent) else None
+
+    @property
+    def preferences(self) -> bool:
+        """Whether each prompt has a chosen and a rejected response."""
+        return isinstance(self.content, PairContent) and self.content.preferences
 
     @property
     def packing(self) -> bool:

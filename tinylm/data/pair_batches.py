@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled, without_targets
-from tinylm.data.template import Example
+from tinylm.data.template import Example, Preferred
 from tinylm.stages import Stages, as_stages
 
 
@@ -57,6 +57,14 @@ class PairRows:
         """
         rows = [[self.examples[i] for i in self.rows[number]] for number in numbers]
         width = self.width or max(sum(example.num_inputs for example in row) for row in rows)
+        if num_targets is None:
+            num_targets = int(self.num_targets[list(numbers)].sum())
+        rejected = [[example.rejected for example in row if isinstance(example, Preferred)] for row in rows]
+        other = self._filled(rejected, width, num_targets) if rejected[0] else None
+        return self._filled(rows, width, num_targets)._replace(rejected=other)
+
+    def _filled(self, rows: Sequence[Sequence[Example]], width: int, num_targets: int) -> Batch:
+        """The batch of the pairs of each row."""
         inputs = np.full((len(rows), width), self.pad, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
         documents = np.empty_like(inputs)
@@ -69,8 +77,6 @@ class PairRows:
                 documents[number, begin:end] = document
                 begin = end
             documents[number, begin:] = len(row)
-        if num_targets is None:
-            num_targets = int(self.num_targets[list(numbers)].sum())
         inputs, targets, documents = map(torch.from_numpy, (inputs, targets, documents))
         return Batch(inputs, targets, num_targets, documents=documents)
 

@@ -1,4 +1,4 @@
-"""PairContent: prompts and responses, to train on the responses."""
+"""PairContent: prompts and responses, to train on the responses, and preferences between two of them."""
 
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from tinylm.data.pair_batches import (
     split_examples,
 )
 from tinylm.data.pairs import read_pairs
+from tinylm.data.preferences import encode_preferences, holds_preferences, read_preferences
 from tinylm.data.template import Example, Template, TooLong, encode_pairs, find_template
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import sha256_file, sha256_json, why_unreadable
@@ -28,7 +29,7 @@ from tinylm.tokenizer import Tokenizer
 
 
 class PairContent(Content):
-    """Prompts and responses in rows of one pair, or of several if they are packed.
+    """Prompts and responses in rows of one pair or preference, or of several pairs if they are packed.
 
     Args:
         pairs: the file of pairs
@@ -108,8 +109,18 @@ class PairContent(Content):
         return dict(zip(PARTS, parts, strict=False))
 
     def _encoded(self, path: str) -> list[Example]:
-        pairs = read_pairs(path, self.fields)
-        return encode_pairs(self.tokenizer, pairs, self.template, self.settings.context, self.too_long, path)
+        options = (self.template, self.settings.context, self.too_long, path)
+        if self.preferences:
+            return encode_preferences(self.tokenizer, read_preferences(path), *options)
+        return encode_pairs(self.tokenizer, read_pairs(path, self.fields), *options)
+
+    @cached_property
+    def preferences(self) -> bool:
+        """Whether the file holds preferences: prompts with a chosen and a rejected response."""
+        found = self.fields is None and holds_preferences(self.source)
+        if found and self.packing:
+            raise ConfigError("data.packing: does not work with preferences, whose rows hold one each; leave it out")
+        return found
 
     def _part(self, name: str) -> list[Example]:
         if name not in self.examples and self.val is not None:
@@ -158,7 +169,7 @@ class PairContent(Content):
     @property
     def unit(self) -> str:
         """Training sequences, for messages."""
-        return "rows of pairs"
+        return "preferences" if self.preferences else "rows of pairs"
 
     @property
     def sequence_length(self) -> int:
@@ -181,7 +192,8 @@ class PairContent(Content):
 
     def example_prompt(self) -> str:
         """The first question."""
-        turns = read_pairs(self.val or self.source, self.fields)[0]
+        path = self.val or self.source
+        turns = read_preferences(path)[0].chosen if self.preferences else read_pairs(path, self.fields)[0]
         return turns[-2].content if len(turns) > 1 else ""
 
 

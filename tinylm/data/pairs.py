@@ -7,7 +7,7 @@ Left out: function calls and images in conversations.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -57,15 +57,20 @@ def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Tu
         MissingInputError: if there is no such file, or it cannot be read.
         DataError: if the file is empty, not UTF-8 or damaged, or a record is malformed; names the line or record.
     """
+    pairs = [turns_of(record, place, fields) for record, place in read_records(path)]
+    if not pairs:
+        raise DataError(f"{path}: has no records; write at least one prompt with its response")
+    return pairs
+
+
+def read_records(path: str | Path) -> Generator[tuple[Any, str]]:
+    """The records of a file, and the place of each for errors. File and errors are those of `read_pairs`."""
     path = str(path) if "://" in str(path) else os.path.expanduser(path)  # noqa: PTH111 (a Path would change a URL)
     if "://" not in path and not os.path.lexists(path):
         raise MissingInputError(f"{path}: no such file of pairs")
     source = Source(path)
     with ProgressBar(f"reading {path}", source.size) as bar:
-        pairs = [_turns(record, f"{path}: {place}", fields) for record, place in _records(source, bar.update)]
-    if not pairs:
-        raise DataError(f"{path}: has no records; write at least one prompt with its response")
-    return pairs
+        yield from ((record, f"{path}: {place}") for record, place in _records(source, bar.update))
 
 
 def _records(source: Source, report: Callable[[int], None]) -> Iterator[tuple[Any, str]]:
@@ -95,10 +100,10 @@ READERS: dict[str, Callable[[Iterable[str], str], Iterator[tuple[Any, str]]]] = 
 # --- checking
 
 
-def _turns(record: Any, where: str, fields: Sequence[str] | None) -> Turns:
+def turns_of(record: Any, where: str, fields: Sequence[str] | None) -> Turns:
     """The turns of a record, checked."""
     if not isinstance(record, dict):
-        _fail(where, f'must be an object such as {{"prompt": "2+2=", "response": "4"}}, got {shown(record)}')
+        fail(where, f'must be an object such as {{"prompt": "2+2=", "response": "4"}}, got {shown(record)}')
     record = {name if name in (fields or ()) else name.strip().lower(): value for name, value in record.items()}
     chat = None if fields else next((name for name in CHATS if name in record), None)
     turns = _pair(record, where, fields) if chat is None else _messages(record[chat], chat, where)
@@ -106,11 +111,11 @@ def _turns(record: Any, where: str, fields: Sequence[str] | None) -> Turns:
     if isinstance(system, str) and system.strip() and turns[0].role != "system":
         turns = (Turn("system", system), *turns)
     if not any(turn.role == "assistant" for turn in turns):
-        _fail(where, "has no turn of the assistant to train on; add one, or remove the record")
+        fail(where, "has no turn of the assistant to train on; add one, or remove the record")
     if turns[-1].role != "assistant":
-        _fail(where, f"ends with a turn of the {turns[-1].role}; end it with the assistant's")
+        fail(where, f"ends with a turn of the {turns[-1].role}; end it with the assistant's")
     if any(turn.role == "assistant" and not turn.content.strip() for turn in turns):
-        _fail(where, "has an empty response; fill it in, or remove the record")
+        fail(where, "has an empty response; fill it in, or remove the record")
     return turns
 
 
@@ -120,11 +125,11 @@ def _pair(record: dict[str, Any], where: str, fields: Sequence[str] | None) -> T
     names = next((pair for pair in layouts if all(name in record for name in pair)), None)
     if names is None:
         missing = [name for name in layouts[0] if name not in record]
-        _fail(where, f"has no {' and no '.join(missing)}; {_naming(record)}")
+        fail(where, f"has no {' and no '.join(missing)}; {_naming(record)}")
     prompt, response = (_text(record[name], name, where) for name in names)
     if names is ALPACA:
         if record.get("history"):
-            _fail(where, "has a history, which is not read; write the record as messages")
+            fail(where, "has a history, which is not read; write the record as messages")
         if record.get("input"):
             prompt = f"{prompt}\n{_text(record['input'], 'input', where)}"
     return Turn("user", prompt), Turn("assistant", response)
@@ -132,17 +137,17 @@ def _pair(record: dict[str, Any], where: str, fields: Sequence[str] | None) -> T
 
 def _messages(messages: Any, name: str, where: str) -> Turns:
     if not isinstance(messages, list) or not messages:
-        _fail(where, f'{name} must be a list of {{"role": ..., "content": ...}}, got {shown(messages)}')
+        fail(where, f'{name} must be a list of {{"role": ..., "content": ...}}, got {shown(messages)}')
     turns = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}: message {number}"
         keys = next((keys for keys in MESSAGE if isinstance(message, dict) and {*keys} <= {*message}), None)
         if keys is None:
-            _fail(place, f"must be an object with role and content, got {shown(message)}")
+            fail(place, f"must be an object with role and content, got {shown(message)}")
         role = OTHER_ROLES.get(str(message[keys[0]]), message[keys[0]])
         if role not in ROLES:
             hint = did_you_mean(str(role), ROLES) or "; roles are " + ", ".join(ROLES)
-            _fail(place, f"has an unknown role {shown(role)}{hint}")
+            fail(place, f"has an unknown role {shown(role)}{hint}")
         turns.append(Turn(role, _text(message[keys[1]], keys[1], place)))
     return tuple(turns)
 
@@ -152,7 +157,7 @@ def _text(value: Any, name: str, where: str) -> str:
     if isinstance(value, list) and value and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        _fail(where, f"{name} must be a string, got {shown(value)}; put it in quotes")
+        fail(where, f"{name} must be a string, got {shown(value)}; put it in quotes")
     return value
 
 
@@ -165,5 +170,6 @@ def _naming(record: dict[str, Any]) -> str:
     return f"it has {', '.join(record)}: say which two with {fields}"
 
 
-def _fail(where: str, problem: str) -> NoReturn:
+def fail(where: str, problem: str) -> NoReturn:
+    """Raises DataError for a record at a place of a file."""
     raise DataError(f"{where}: {problem}")

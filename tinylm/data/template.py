@@ -106,6 +106,28 @@ class Example(NamedTuple):
         return len(self.ids) - 1
 
 
+class Preferred(Example):
+    """The encoded prompt and chosen response of a preference.
+
+    Attributes:
+        rejected: the prompt with the rejected response
+    """
+
+    rejected: Example
+
+    @classmethod
+    def over(cls, chosen: Example, rejected: Example) -> "Preferred":
+        """The chosen response, with the rejected one."""
+        made = cls(*chosen)
+        made.rejected = rejected
+        return made
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that the model reads of the longer response."""
+        return max(len(self.ids), len(self.rejected.ids)) - 1
+
+
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template | ChatTemplate) -> Example:
     """The tokens of a conversation. The assistant's messages and the end-of-text tokens behind them count.
 
@@ -197,12 +219,14 @@ def encode_pairs(
             examples.append(encode_turns(tokenizer, turns, template))
         except DataError as error:
             raise DataError(f"{name}: record {number}: {error}") from error
+    return shortened(examples, context, too_long, name)
+
+
+def shortened(examples: list[Example], context: int, too_long: TooLong, name: str) -> list[Example]:
+    """Refuses, drops or cuts the records longer than the context. The arguments are those of `encode_pairs`."""
     longer = [number for number, example in enumerate(examples) if example.num_inputs > context]
-    return _shortened(examples, longer, context, too_long, name) if longer else examples
-
-
-def _shortened(examples: list[Example], longer: list[int], context: int, too_long: TooLong, name: str) -> list[Example]:
-    """Refuses, drops or cuts the records longer than the context."""
+    if not longer:
+        return examples
     problem = f"{name}: {len(longer):,} of {len(examples):,} records have more than the {context} tokens of the context"
     if too_long == "error":
         first = f"the first is record {longer[0] + 1} with {examples[longer[0]].num_inputs}"

@@ -314,7 +314,7 @@ class TinyLMCLI(LightningCLI):
             throughput,
             Progress(metrics),
             metrics,  # after Progress, whose line a remark follows
-            BestCheckpoint(),
+            BestCheckpoint(*getattr(self.model.objective, "monitor", ("val/loss", "min"))),
             LastCheckpoint(),
             SampleText(self.folder, prompts, self.run.sample_tokens),
             GracefulStop(self.command),

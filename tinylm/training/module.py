@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
@@ -41,7 +42,7 @@ from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
 from tinylm.training.earlier import CONFIG, text_seed_remedy
 from tinylm.training.metrics import TextMetrics
-from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, checked_losses, make_objective
+from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
 from tinylm.training.rows import number_rows
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
@@ -126,6 +127,7 @@ class LitTransformerLM(pl.LightningModule):
             add_lora(self.net, lora)
         self.objective: Any = make_objective(objective)
         self.plugins = [part for part in (optimizer, schedule, objective) if isinstance(part, Part)]
+        self.plugins += getattr(self.objective, "plugins", [])
         if (
             type(self).__module__ not in ("__main__", LitTransformerLM.__module__)
             and type(self).__qualname__.isidentifier()
@@ -200,6 +202,9 @@ class LitTransformerLM(pl.LightningModule):
         if stage == "fit":
             check_validated(self.trainer)
             number_rows(self.trainer)
+        check_preferences(self.objective, self._datamodule)
+        if hasattr(self.objective, "prepare"):
+            self.objective.prepare(self)
         if self._datamodule.packing:
             require(self.network.document_mask, "data.packing: needs model.network.document_mask to keep pairs apart")
 
@@ -386,6 +391,7 @@ class LitTransformerLM(pl.LightningModule):
         # on the CPU where the device has no float64
         device = "cpu" if self.device.type == "mps" else self.device
         self._metrics = [self.new_metrics().to(device)]
+        self._values: dict[str, MeanMetric] = {}  # of the objective
 
     def new_metrics(self, **options: Any) -> TextMetrics:
         """The metrics of an evaluation, in which nothing has been counted yet."""
@@ -396,6 +402,10 @@ class LitTransformerLM(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the metrics."""
         self._metrics[0].update(self(batch.inputs, batch.documents), batch.targets, batch.log_prob, batch.source)
+        for name, values in self.objective.evaluate(self, batch).items() if hasattr(self.objective, "evaluate") else ():
+            device = self._metrics[0].nats.device
+            mean: Any = self._values.setdefault(name, MeanMetric()).set_dtype(torch.float64).to(device)
+            mean.update(values.to(device))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss, perplexity, bits per byte, accuracy and, where it is known, the floor."""
@@ -414,7 +424,8 @@ class LitTransformerLM(pl.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        metrics = {f"{split}/{name}": value for name, value in self._metrics[0].compute().items()}
+        found = self._metrics[0].compute() | {name: float(mean.compute()) for name, mean in self._values.items()}
+        metrics = {f"{split}/{name}": value for name, value in found.items()}
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -432,6 +443,7 @@ class LitTransformerLM(pl.LightningModule):
             del checkpoint["state_dict"][name]
         checkpoint["tinylm"] = checkpoint_entry(self.network, self.tokenizer, self._adapters, self.changed)
         checkpoint["tinylm_plugins"] = describe(self.all_plugins)
+        checkpoint["tinylm_reference"] = getattr(self.objective, "fingerprint", "")
         checkpoint["tinylm_data"] = {
             "fingerprint": self._datamodule.fingerprint,
             "sources": self._datamodule.fingerprints,
@@ -478,6 +490,9 @@ class LitTransformerLM(pl.LightningModule):
         require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
         if self.trainer.state.fn == "fit":
             self._check_optimizer(checkpoint["hyper_parameters"])
+            same = checkpoint.get("tinylm_reference") in (None, getattr(self.objective, "fingerprint", ""))
+            remedy = "restore it, or begin a new run with model.init_from"
+            require(same or not self.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
             admit(self.all_plugins, checkpoint.get("tinylm_plugins"), "the checkpoint")
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
             if checkpoint["global_step"] < self._datamodule.total_steps:
@@ -486,7 +501,8 @@ class LitTransformerLM(pl.LightningModule):
     def _frozen_objective(self) -> dict[str, Tensor]:
         """The parameters of the objective that checkpoints leave out, by their names there."""
         module = self.objective if isinstance(self.objective, nn.Module) else nn.Module()
-        frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
+        named = module.state_dict(keep_vars=True).items()  # tied weights under all of their names
+        frozen = {name: each for name, each in named if isinstance(each, nn.Parameter) and not each.requires_grad}
         return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
 
     def _check_optimizer(self, theirs: dict[str, Any]) -> None:

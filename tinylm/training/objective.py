@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.checks import require
-from tinylm.data import IGNORE, Batch
+from tinylm.data import IGNORE, Batch, TextDataModule
+from tinylm.data.datamodule import data_ranks
 from tinylm.errors import ConfigError
 from tinylm.plugins import Part
 
@@ -28,7 +29,15 @@ class Objective(Protocol):
     require gradients are trained by the run's optimizer and saved in checkpoints. Frozen ones are not saved: the
     constructor must make them again.
 
-    A validation ignores the objective: `val/loss` is always the cross-entropy of the next token.
+    In a validation `val/loss` is always the cross-entropy of the next token. An objective may also have
+
+    - `prepare(network)`, called before training or evaluation and before a checkpoint is restored;
+    - `evaluate(network, batch)`, which returns values of the sequences of an evaluation batch by name, (n,) each: their
+      mean over the split is logged as val/NAME;
+    - `monitor`, a metric and `min` or `max`, by which `best.ckpt` is chosen in place of `val/loss`;
+    - `num_tokens(batch)`, the tokens that a micro-batch computes, if they are not those of `batch.inputs`;
+    - `preferences = True`, if it reads `batch.rejected`;
+    - `plugins`, the parts that it has loaded, to be recorded with the run.
     """
 
     def __call__(self, network: Any, batch: Batch) -> dict[str, Tensor]:
@@ -66,6 +75,25 @@ def checked_losses(found: Any, name: str) -> dict[str, Tensor]:
         require(key not in TAKEN, f"{where}: train/{key} is another figure; choose another name")
     require(found["loss"].requires_grad, f"{where}: loss has no gradient; compute it from network(batch.inputs, ...)")
     return {"loss": found["loss"]} | {key: value.detach() for key, value in found.items() if key != "loss"}
+
+
+def per_sequence(network: Any, batch: Batch, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the sequences of a micro-batch, such that the trainer's division gives means over those of the step."""
+    sequences = len(batch.inputs) * network.trainer.accumulate_grad_batches * data_ranks(network.trainer)[0]
+    return {name: value * (batch.num_targets / sequences) for name, value in sums.items()}
+
+
+def check_preferences(objective: Any, data: TextDataModule) -> None:
+    """Refuses preferences without an objective that reads them, and such an objective without preferences.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    reads = getattr(objective, "preferences", False)
+    remedy = "set model.objective to tinylm.training.DPO, or data.fields to [prompt,chosen] to ignore the rejected ones"
+    require(reads or not data.preferences, f"data.pairs: {data.source} holds preferences; {remedy}")
+    needs = "give a file whose records have prompt, chosen and rejected as data.pairs"
+    require(data.preferences or not reads, f"{FIELD}: {type(objective).__name__} learns from preferences; {needs}")
 
 
 def kind_of(value: Any) -> str:

@@ -130,6 +130,7 @@ def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
     known = [f"val/{name}" for name in ("loss", "perplexity", "bpb", "accuracy")]
     known += ["val/floor", "val/excess"] if "val" in data.floors else []
     known += [f"val/loss_{name}" for name in data.fingerprints]
+    known += [each for each in getattr(module.objective, "monitor", ()) if each.startswith("val/")]
     kinds = [type(each) for each in (module, *trainer.callbacks)]
     if not all(kind.__module__.startswith(("tinylm.", "lightning.")) for kind in kinds):
         return

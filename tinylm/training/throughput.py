@@ -66,7 +66,8 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts tokens."""
-        self._tokens += batch.inputs.numel() * data_ranks(trainer)[0]
+        count = getattr(pl_module.objective, "num_tokens", lambda batch: batch.inputs.numel())
+        self._tokens += count(batch) * data_ranks(trainer)[0]
         self._micro_steps += 1
 
     def stop(self) -> None:
@@ -148,6 +149,8 @@ class MetricsLog(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
         """Remarks on overfitting."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and "val/loss" in trainer.callback_metrics:
+        if trainer.sanity_checking or hasattr(pl_module.objective, "monitor"):  # whose loss is another
+            return
+        if trainer.state.fn == "fit" and "val/loss" in trainer.callback_metrics:
             loss = float(trainer.callback_metrics["val/loss"])
             self._overfitting.add(loss, self.figures(trainer, pl_module)["train/loss"])

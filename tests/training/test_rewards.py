@@ -1,0 +1,254 @@
+"""GRPO: the policy gradient by hand, rewards, and runs."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from tests import processes
+from tests.training import ranks
+from tests.training.test_preferences import STOP, columns
+from tinylm.bundle import read_checkpoint
+from tinylm.data import IGNORE, Batch
+from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.training import GRPO
+from tinylm.training.rollout import prompts_of
+
+# --- by hand
+
+
+class Bandit:
+    """A network whose next token has the same logits everywhere, in place of a LitTransformerLM."""
+
+    network = SimpleNamespace(max_seq_len=4)
+    trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1, global_rank=0)
+    tokenizer = CharTokenizer("ab", [END_OF_TEXT])
+    template = None
+    device = torch.device("cpu")
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits.requires_grad_()
+
+    def __call__(self, ids, documents=None):
+        return self.logits.expand(*ids.shape, len(self.logits))
+
+
+def gradient_of(objective: GRPO, bandit: Bandit, written: list[list[int]], rewards: list[float]) -> torch.Tensor:
+    """The gradient of the loss if a batch of one prompt gets these completions."""
+    width = max(map(len, written))
+    targets = torch.tensor([[*ids, *[IGNORE] * (width - len(ids))] for ids in written])
+    found = Batch(targets.clamp(min=0), targets, 0), torch.tensor(rewards, dtype=torch.float64)
+    objective.rewarded = lambda *_: found  # type: ignore[method-assign]
+    objective.reference_log_probs = lambda network, batch: (  # type: ignore[method-assign]
+        torch.where(batch.targets == IGNORE, 0.0, REFERENCE.log_softmax(0)[batch.targets.clamp(min=0)])
+    )
+    bandit.logits.grad = None
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    (objective(bandit, Batch(ids, ids, 7))["loss"] / 7).backward()
+    assert bandit.logits.grad is not None
+    return bandit.logits.grad.clone()
+
+
+REFERENCE = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+
+
+def test_the_expected_gradient_is_the_exact_policy_gradient_of_a_bandit():
+    """Over all groups of 3 that a bandit with two arms can give: (1 - 1/G) grad E[r], since the baseline has own r."""
+    bandit, size = Bandit(torch.tensor([0.4, -0.3], dtype=torch.float64)), 3
+    p, payoff = bandit.logits.detach().softmax(0), torch.tensor([1.0, 0.25], dtype=torch.float64)
+    objective = GRPO(group=size, beta=0, variant="dr_grpo", max_new_tokens=1)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for arms in itertools.product((0, 1), repeat=size):
+        chance = p[list(arms)].prod()
+        expected += chance * gradient_of(objective, bandit, [[arm] for arm in arms], payoff[list(arms)].tolist())
+    exact = p * (payoff - (p * payoff).sum())  # of E[r] by the logits
+    torch.testing.assert_close(expected, -(1 - 1 / size) * exact, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo"])
+def test_the_gradient_against_the_formula_token_by_token(variant):
+    """Two completions of different lengths, with the divergence from the reference, in float64."""
+    bandit = Bandit(torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64))
+    written, rewards, beta = [[0, 1, 2], [1, 2]], [1.0, 0.0], 0.3
+    found = gradient_of(GRPO(group=2, beta=beta, variant=variant, max_new_tokens=5), bandit, written, rewards)
+    logits = bandit.logits.detach().clone().requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64)
+    for ids, reward in zip(written, rewards, strict=True):
+        advantage = (reward - 0.5) / (0.5 if variant == "grpo" else 1.0)
+        for i in ids:
+            log_p, log_q = logits.log_softmax(0)[i], REFERENCE.log_softmax(0)[i]
+            kl = (log_q - log_p).exp() - (log_q - log_p) - 1
+            loss = loss - (advantage * log_p - beta * kl) / (len(ids) if variant == "grpo" else 5) / 2
+    loss.backward()
+    torch.testing.assert_close(found, logits.grad, atol=1e-14, rtol=0)
+
+
+def test_a_group_with_equal_rewards_gives_no_gradient_and_is_counted():
+    advantages, silent = GRPO(group=2).advantages(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    assert advantages.tolist() == [[0, 0], [-1, 1]] and silent.tolist() == [1, 0]
+
+
+def test_the_prompts_of_documents_and_of_pairs():
+    network, end = Bandit(torch.zeros(3)), 2
+    row = torch.tensor([[0, end, 0, 1, 0, end, 1], [0, 1, 0, 1, 0, 1, 1]])
+    text = prompts_of(network, Batch(row, row, 1), 2)
+    assert [(prompt.ids, prompt.text) for prompt in text] == [([end, 0, 1], "ab"), ([end], "")]
+    assert prompts_of(network, Batch(row, row, 1), 9)[0].ids == [end, 0, 1, 0]  # up to the end of the document
+    network.template = "pairs"  # type: ignore[assignment]
+    targets = torch.tensor([[IGNORE, IGNORE, 1, 0, end, IGNORE, IGNORE]])
+    [pair] = prompts_of(network, Batch(torch.tensor([[end, 0, 1, 1, 0, 0, 0]]), targets, 3))
+    assert pair == ([end, 0, 1], "ab", "ba")
+
+
+# --- runs
+
+GRAMMAR = """
+story: ["<hero=name> met <friend=name>. <Hero> <deed> <friend>."]
+name: [al, bo, cy, di]
+deed: [hit, fed]
+"""
+BASE = """
+model:
+  network: {d_model: 32, num_layers: 1, num_heads: 2, max_seq_len: 32}
+  optimizer: {name: muon, lr: 0.02}
+data: {corpus: "my.grammar.yaml:400", tokenizer: char, batch_size: 16, split: [0.9, 0.1], cache_dir: cache}
+run: {sample_tokens: 0, peak_flops: 1.0e+12}
+trainer: {accelerator: cpu, max_steps: 120, limit_val_batches: 0}
+"""
+LEARN = """
+model:
+  init_from: START
+  objective: {class_path: tinylm.training.GRPO, init_args: {reward: parse, group: 4, prompt_tokens: 1}}
+  optimizer: {name: adamw, lr: 0.003}
+data:
+  {corpus: "my.grammar.yaml:400", batch_size: 4, micro_batch_size: 2, split: [0.9, 0.1], cache_dir: cache}
+run: {sample_tokens: 0, peak_flops: 1.0e+12}
+trainer:
+  accelerator: cpu
+  max_steps: 6
+  val_check_interval: 3
+  limit_val_batches: 2
+  log_every_n_steps: 1
+  callbacks: [{class_path: tinylm.training.LastCheckpoint, init_args: {every_n_train_steps: 3}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A run that has learned a small grammar in part."""
+    from tinylm.training.cli import main
+
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "my.grammar.yaml").write_text(GRAMMAR)
+    (folder / "base.yaml").write_text(BASE)
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["train.py", "fit", "-c", "base.yaml"])
+    assert main() == 0
+    patch.undo()
+    return folder
+
+
+@pytest.fixture
+def words(base, tmp_path, monkeypatch) -> list[str]:
+    (tmp_path / "my.grammar.yaml").write_text(GRAMMAR)
+    (tmp_path / "learn.yaml").write_text(LEARN.replace("START", str(base / "runs" / "base")))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return ["fit", "-c", "learn.yaml"]
+
+
+@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4"]], ids=["whole", "lora"])
+def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, tmp_path):
+    (tmp_path / "stop.py").write_text(STOP)
+    words += options
+    whole = cli(*words, "--run.name", "whole")
+    assert whole.code == 0, whole.err
+    assert cli(*words, "--run.name", "half", "--trainer.callbacks+", "stop.Stop").code == 70
+    assert cli(*words, "--run.name", "half", "--resume").code == 0
+    rows = columns("whole")
+    assert rows == columns("half")
+    for name in ("reward", "kl", "entropy", "length", "silent"):
+        assert all(row[f"train/{name}"] for row in rows)
+    assert float(rows[0]["train/kl"]) == pytest.approx(0, abs=1e-5) and float(rows[-1]["train/kl"]) > 1e-4
+    assert 0 <= float(rows[-1]["val/reward"]) <= 1 and float(rows[-1]["val/excess"]) > 0
+    state = read_checkpoint("runs/whole/checkpoints/last.ckpt")["state_dict"]
+    assert not any(name.startswith("objective") for name in state)
+    assert (Path("runs/whole/checkpoints/best.ckpt")).is_file()
+    info = json.loads(Path("runs/whole/model/tinylm.json").read_text())["info"]
+    assert info["val/reward"] == max(float(row["val/reward"]) for row in rows if row["val/reward"])
+
+
+@pytest.mark.slow
+def test_two_ranks_write_different_groups_and_agree_on_the_loss(words, tmp_path):
+    arguments = [*words, "-c", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
+    first, second = processes.run_ranks(2, ranks.record, arguments, str(tmp_path), out=tmp_path)
+    assert len(first["losses"]) == 6 and first["losses"] == second["losses"]
+    assert columns("learn")[-1]["val/reward"]
+
+
+def test_the_share_of_texts_that_parse_rises(cli, words):
+    more = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--data.batch_size", "16"]
+    assert cli(*words, *more, "--data.micro_batch_size", "16", "--trainer.limit_val_batches", "0").code == 0
+    rewards = [float(row["train/reward"]) for row in columns("learn")]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
+
+
+def test_a_reward_of_ones_own_needs_trust_and_is_recorded(cli, words, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def short(prompt, completion, answer=None):\n    return 1 / (1 + len(completion))\n"
+    )
+    option = ["--model.objective.init_args.reward", "mine.short"]
+    refused = cli(*words, *option)
+    assert refused.code == 2 and "mine.short: importing it runs code" in refused.error
+    assert cli(*words, *option, "--trust", "mine", "--trainer.max_steps", "1").code == 0
+    parts = [part["class_path"] for part in read_checkpoint("runs/learn/checkpoints/last.ckpt")["tinylm_plugins"]]
+    assert parts == ["tinylm.training.GRPO", "mine.short"]
+
+
+def test_the_exact_answer_of_pairs(cli, words, tmp_path):
+    lines = [json.dumps({"prompt": f"al met {name}.", "response": f" Al fed {name}."}) for name in ("bo", "cy", "di")]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines * 8))
+    config = yaml.safe_load((tmp_path / "learn.yaml").read_text())
+    config["data"] = {"pairs": "p.jsonl", "pairs_val": "p.jsonl", "batch_size": 6}
+    config["model"]["objective"]["init_args"] = {"reward": "exact", "group": 8}
+    (tmp_path / "exact.yaml").write_text(yaml.safe_dump(config))
+    assert cli("fit", "-c", "exact.yaml").code == 0
+    found = columns("exact")
+    assert 0.1 < float(found[0]["train/reward"]) < 0.9 and found[-1]["val/reward"]
+
+
+NEEDS = {
+    "no reward": (["reward", "parsed"], "reward: no reward 'parsed', did you mean 'parse'?"),
+    "one": (["group", "1"], "group must be at least 2, got 1"),
+    "variant": (["variant", "ppo"], "variant must be one of grpo, dr_grpo, got 'ppo'"),
+    "no answers": (["reward", "exact"], "reward: exact compares with the responses of data.pairs"),
+}
+
+
+@pytest.mark.parametrize("case", NEEDS)
+def test_options_of_the_objective_are_refused_by_name(case, cli, words):
+    (name, value), problem = NEEDS[case]
+    result = cli(*words, f"--model.objective.init_args.{name}", value)
+    assert result.code == 2 and problem in result.error, result.err
+
+
+REFUSED = {
+    "dropout": (["--model.network.dropout", "0.1"], "GRPO samples without dropout; set dropout to 0"),
+    "adapter": (["--model.lora.rank", "2", "--model.lora.dropout", "0.1"], "GRPO samples without dropout"),
+    "shards": (["-c", "fsdp.yaml"], "GRPO needs whole weights, not shards; take ddp"),
+    "no grammar": (["--data.corpus", "al.txt"], "parse needs a corpus that a grammar generates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_sampled_from_or_rewarded_is_refused_by_name(case, cli, words, tmp_path):
+    options, problem = REFUSED[case]
+    (tmp_path / "al.txt").write_text("al met bo. Al fed bo." * 50)
+    (tmp_path / "fsdp.yaml").write_text("trainer: {strategy: {class_path: tinylm.training.ShardedStrategy}}")
+    result = cli(*words, *options)
+    assert result.code == 2 and problem in result.error, result.err
