@@ -56,7 +56,7 @@ class Outcome:
 
 
 def run_trials(
-    trials: Sequence[Trial], folder: Path, jobs: int = 1, report: Callable[[str], None] = notice
+    trials: Sequence[Trial], folder: Path, jobs: int = 1, report: Callable[[str], None] = notice, alone: bool = True
 ) -> list[Outcome]:
     """Trains the trials that have not finished, and prints a line for each.
 
@@ -65,6 +65,7 @@ def run_trials(
         folder: folder of the run folders
         jobs: number of trials at a time; each has its share of the GPUs, or of the processor's cores
         report: prints a line
+        alone: whether no other process may run trials there; every run folder has one writer anyway
 
     Returns:
         the outcome of every trial, in the order of the plan
@@ -75,7 +76,7 @@ def run_trials(
         Preempted: after SIGTERM, in the same way.
     """
     check_names(trials)
-    with only_writer(make_folder(folder)):
+    with only_writer(make_folder(folder)) if alone else contextlib.nullcontext():
         states = [state(trial, folder) for trial in trials]  # all of them before the first run
         todo = [trial for trial, each in zip(trials, states, strict=True) if each != "finished"]
         if done := len(trials) - len(todo):
