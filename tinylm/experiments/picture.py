@@ -26,10 +26,9 @@ def draw_differences(ablation: Ablation, summaries: Sequence[Summary], pictures:
         axes.errorbar([difference.value], [place], xerr=bar, fmt="o", color=BLUE, markersize=5, capsize=3)
     axes.set_yticks(range(len(found)), [plain(each.name) for each, _ in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
-    several = len(ablation.seeds) > 1
-    what = f"mean and 95% interval of {len(ablation.seeds)} pairs" if several else "one seed"
-    axes.set(xlabel=plain(f"validation loss minus that of {ablation.reference} (nats per token; {what})"))
-    axes.set_title(plain(f"{ablation.path.stem}: {ablation.budget}"))
+    over = f"mean and 95% interval over {len(ablation.seeds)} seeds" if len(ablation.seeds) > 1 else "one seed"
+    axes.set_xlabel(f"difference of validation loss (nats per token): {over}")
+    axes.set_title(plain(f"{ablation.path.stem}, {ablation.budget}: against {ablation.reference}"))
     tidy(axes)
     for picture in pictures:
         save_figure(figure, picture)
