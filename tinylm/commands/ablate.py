@@ -16,11 +16,11 @@ from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.experiments.ablation import Ablation, find_ablation, read_ablation, run_name
 from tinylm.experiments.check import check_variants
 from tinylm.experiments.export import KINDS, WANDB, Task, exported, usage
-from tinylm.experiments.lengths import plan_lengths
+from tinylm.experiments.lengths import known_lengths, plan_lengths
 from tinylm.experiments.results import read_results
 from tinylm.experiments.runner import raise_failures, run_trials
 from tinylm.experiments.table import as_csv, as_markdown, as_text, summarize
-from tinylm.experiments.trials import Trial
+from tinylm.experiments.trials import Trial, state
 from tinylm.files import make_folder, write_text
 from tinylm.locate import command
 from tinylm.targets import FileKind, check_target
@@ -74,7 +74,10 @@ def run(arguments: list[str]) -> None:
         return
     chosen = chosen_trial(options.trial, names) if options.trial is not None else None
     if options.table:
-        trials = ablation.trials({each.name: 1 for each in ablation.variants})
+        known = known_lengths(ablation, folder)
+        trials = ablation.trials({each.name: known.get(each.name, 1) for each in ablation.variants})
+        for trial in trials:
+            state(trial, folder)  # refuses runs of another plan
         write_results(ablation, trials, folder, not options.no_times)
         return
     if len(ablation.seeds) == 1:

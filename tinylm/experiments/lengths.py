@@ -13,7 +13,7 @@ from typing import Any
 from tinylm.errors import CannotCreateError, ConfigError, notice
 from tinylm.experiments.ablation import Ablation, Variant
 from tinylm.experiments.runner import run_trials
-from tinylm.experiments.trials import planned_options
+from tinylm.experiments.trials import planned_options, what_matters
 from tinylm.files import TEMPORARY, locked, make_folder, read_json, sha256_json, write_json
 from tinylm.runs.lineage import batch_tokens, network_config, read_config
 from tinylm.runs.metrics import read_metrics
@@ -50,8 +50,15 @@ def plan_lengths(ablation: Ablation, folder: Path, jobs: int = 1, words: Iterabl
     return {each.name: known[each.name]["steps"] for each in ablation.variants}
 
 
+def known_lengths(ablation: Ablation, folder: Path) -> dict[str, int]:
+    """The number of steps of the variants that the plan file has; nothing is measured or written."""
+    plan = _read_plan(folder / PLAN, ablation)["variants"]
+    return {each.name: plan[each.name]["steps"] for each in ablation.variants
+            if plan.get(each.name, {}).get("key") == _key(ablation, each)}  # fmt: skip
+
+
 def _key(ablation: Ablation, variant: Variant) -> str:
-    return sha256_json(planned_options(ablation.trial(variant, "x")))
+    return sha256_json(what_matters(planned_options(ablation.trial(variant, "x"))))
 
 
 def _read_plan(path: Path, ablation: Ablation) -> dict[str, Any]:

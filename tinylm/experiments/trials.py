@@ -173,14 +173,18 @@ def differences(planned: dict[str, Any], config: dict[str, Any]) -> list[str]:
     What does not matter to a result is left out (runs/settings.py), and so is what a base model decides.
     """
     found = flat_config(flat_values(config, "config.yaml"))
-    free = [name for name in FREE if name not in SEEDS]
-    free += OF_BASE if planned.get("model.init_from") else []
-    pairs = [(name, value) for name, value in planned.items() if not any(inside(name, each) for each in free)]
     return [
         f"{name} is {_shown(found.get(name))} there, {_shown(value)} planned"
-        for name, value in pairs
+        for name, value in what_matters(planned).items()
         if not name.endswith("+") and not _same(value, found.get(name)) and (name, value) != ("trainer.precision", None)
     ]
+
+
+def what_matters(planned: dict[str, Any]) -> dict[str, Any]:
+    """The planned options that decide a result."""
+    free = [name for name in FREE if name not in SEEDS]
+    free += OF_BASE if planned.get("model.init_from") else []
+    return {name: value for name, value in planned.items() if not any(inside(name, each) for each in free)}
 
 
 def _shown(value: Any) -> str:
