@@ -46,7 +46,7 @@ def exported(kind: str, task: Task) -> str:
 
 def usage(kind: str, path: Path) -> str:
     """The command that starts the exported file."""
-    return {"wandb": f"wandb sweep {path}", "slurm": f"sbatch {path}", "ray": f"python {path}"}[kind]
+    return {"wandb": "wandb sweep", "slurm": "sbatch", "ray": "python"}[kind] + f" {shlex.quote(str(path))}"
 
 
 def _header(task: Task, kind: str) -> str:
