@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylm.commands.fit_check import check_options
-from tinylm.console import Mode, Parser
+from tinylm.console import Mode, Parser, check_at_least
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.experiments.ablation import Ablation, find_ablation, read_ablation, run_name
 from tinylm.experiments.check import check_variants
@@ -57,7 +57,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for names, settings in OPTIONS.items():
         parser.add_argument(*names.split(), **settings)
     parser.add_overwrite_option()
-    return parser.parse(arguments)
+    options = parser.parse(arguments)
+    check_at_least(1, options, "jobs")
+    return options
 
 
 def run(arguments: list[str]) -> None:
