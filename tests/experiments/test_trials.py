@@ -25,6 +25,9 @@ def test_planned_options_are_those_that_fit_uses(tmp_path):
     }  # fmt: skip
     found = planned_options(Trial(name="x", configs=[base], options={"model.optimizer": {"name": "muon"}}))
     assert found == {"data.corpus": "a.txt", "model.optimizer.name": "muon"}
+    added = [Trial(name="x", configs=[base, base], options={name: [2]}) for name in ("data.split", "data.split+")]
+    (tmp_path / "base.yaml").write_text("data: {split: [1]}\n")
+    assert [planned_options(trial) for trial in added] == [{"data.split": [2]}, {"data.split": [1, 2]}]
     with pytest.raises(FileNotFoundError, match="nowhere: no such config"):
         planned_options(Trial(name="x", configs=["nowhere"]))
 

@@ -51,10 +51,9 @@ def plan_lengths(ablation: Ablation, folder: Path, jobs: int = 1, words: Iterabl
 
 
 def known_lengths(ablation: Ablation, folder: Path) -> dict[str, int]:
-    """The number of steps of the variants that the plan file has; nothing is measured or written."""
+    """The number of steps of the variants that the plan file names; nothing is measured or written."""
     plan = _read_plan(folder / PLAN, ablation)["variants"]
-    return {each.name: plan[each.name]["steps"] for each in ablation.variants
-            if plan.get(each.name, {}).get("key") == _key(ablation, each)}  # fmt: skip
+    return {each.name: plan[each.name]["steps"] for each in ablation.variants if each.name in plan}
 
 
 def _key(ablation: Ablation, variant: Variant) -> str:

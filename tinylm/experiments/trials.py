@@ -120,6 +120,7 @@ def _override(found: dict[str, Any], values: dict[str, Any]) -> None:
     """Adds the options of a later config.
 
     Another class drops the arguments of the one before; so do a class and a group of options that replace each other.
+    A name that ends in `+` appends to a list.
     """
     flat = flat_config(values)
     flat = {f"{name}.class_path" if name in GROUPS and isinstance(value, str) else name: value
@@ -132,7 +133,11 @@ def _override(found: dict[str, Any], values: dict[str, Any]) -> None:
         theirs = [name for name in flat if inside(name, group)]
         if theirs and (f"{group}.class_path" in flat) != (f"{group}.class_path" in found):
             _drop(found, group)
-    found |= flat
+    for name, value in flat.items():
+        list_name = name.removesuffix("+")
+        earlier = found.get(list_name) or []
+        appended = name != list_name and isinstance(value, list) and isinstance(earlier, list)
+        found[list_name] = [*earlier, *value] if appended else value
 
 
 def _drop(found: dict[str, Any], part: str) -> None:
@@ -176,7 +181,7 @@ def differences(planned: dict[str, Any], config: dict[str, Any]) -> list[str]:
     return [
         f"{name} is {_shown(found.get(name))} there, {_shown(value)} planned"
         for name, value in what_matters(planned).items()
-        if not name.endswith("+") and not _same(value, found.get(name)) and (name, value) != ("trainer.precision", None)
+        if not _same(value, found.get(name)) and (name, value) != ("trainer.precision", None)
     ]
 
 
