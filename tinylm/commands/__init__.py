@@ -37,6 +37,7 @@ GROUPS = {  # name: module, summary
     "Understand": {
         "plot": ("plot", "draw the learning curves of several runs in one picture"),
         "reproduce": ("reproduce", "how to train a run again, and what differs today; --run does it"),
+        "ablate": ("ablate", "train variants of a config over seeds; a table with intervals"),
         "compare": ("compare", "compare runs in a table: loss, time, spread over seeds"),
         "analyze": ("analyze", "look inside a model: attention, activations, logit lens, cost"),
         "tokenizer": ("tokenizer", "train, inspect or convert a tokenizer"),

@@ -10,7 +10,7 @@ import sys
 
 from tinylm.console import Parser, table
 from tinylm.errors import ConfigError, did_you_mean, notice
-from tinylm.runs.compare import Row, find_runs, read_run, sort_rows
+from tinylm.runs.compare import Row, duration, find_runs, read_run, sort_rows
 from tinylm.runs.groups import group_by_seed
 from tinylm.runs.lineage import unknown_parents
 
@@ -34,14 +34,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         hint = did_you_mean(options.sort, COLUMNS, SHOWN_AS) or f"; it is one of {', '.join(COLUMNS)}"
         raise ConfigError(f"--sort {options.sort}: no such column{hint}")
     return options
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 59 s` or `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def count(number: float) -> str:

@@ -130,7 +130,7 @@ class WandbTracker(WandbLogger, Tracker):
         if self._watch_every < 1:
             raise ConfigError(f"trainer.logger: watch_every must be at least 1, got {self._watch_every}")
         check_environment()
-        check_sweep(self._config)
+        check_sweep({**self._config, "run": {"name": self.folder.name, "dir": str(self.folder.parent)}})
         if self._config:
             self._wandb_init["group"] = self._wandb_init["group"] or group_name(self._config)
             self._wandb_init["job_type"] = self._wandb_init["job_type"] or job_type(self._config)

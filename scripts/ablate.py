@@ -1,0 +1,6 @@
+"""Runs `tinylm ablate`."""
+
+from command import run
+
+if __name__ == "__main__":
+    run("ablate")
