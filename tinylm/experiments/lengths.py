@@ -15,7 +15,7 @@ from tinylm.experiments.ablation import Ablation, Variant
 from tinylm.experiments.runner import run_trials
 from tinylm.experiments.trials import planned_options, what_matters
 from tinylm.files import TEMPORARY, locked, make_folder, read_json, sha256_json, write_json
-from tinylm.runs.lineage import batch_tokens, network_config, read_config
+from tinylm.runs.lineage import network_config, planned_tokens, read_config
 from tinylm.runs.metrics import read_metrics
 
 PLAN, LOCK = "plan.json", ".plan.lock"
@@ -103,9 +103,10 @@ def _cost(run: Path, unit: str, name: str) -> float:
     if unit == "seconds":
         _, seconds = read_metrics(run / "metrics.csv")["perf/step_seconds"]
         return statistics.median(seconds[len(seconds) // 2 :])
-    tokens, network = batch_tokens(config), network_config(config)
-    if tokens is None or network is None:
+    planned, network = planned_tokens(config), network_config(config)
+    if planned is None or network is None or config["data"].get("batch_schedule"):
         raise ConfigError(f"budget.{unit}: the tokens of a step of {name} vary, or are unknown; give steps or seconds")
+    tokens = float(planned(1))
     if unit == "tokens":
         return tokens
     from tinylm.model import flops_per_token  # PyTorch takes a second

@@ -88,7 +88,8 @@ def completions(
         ids = [*text.prompt, *text.ids, *([end] if text.finished == "end" else [])]
         examples.append(Example(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(text.prompt)))
     batch = pad_rows(examples, end).batch(range(len(examples)))
-    inputs, targets, documents = (each.to(network.device) for each in (batch.inputs, batch.targets, batch.documents))
+    parts = (batch.inputs, batch.targets, batch.documents)
+    inputs, targets, documents = (None if each is None else each.to(network.device) for each in parts)
     if network.template is None:  # separators determine the documents, as in generation
         documents = None
     return texts, batch._replace(inputs=inputs, targets=targets, documents=documents)
