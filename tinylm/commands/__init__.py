@@ -17,6 +17,7 @@ GROUPS = {  # name: module, summary
     "Train": {
         "configs": ("configs", "list, print or copy the configs that come with tinylm"),
         "fit": ("train", "train a model; --resume continues an interrupted run"),
+        "estimate": ("estimate", "parameters, memory, time and cost of a run before it starts"),
         "validate": ("train", "metrics of a run's best checkpoint on the validation data"),
         "test": ("train", "metrics of a run's best checkpoint on the test data"),
         "predict": ("train", "log probability of every token of a text, as JSON lines"),
