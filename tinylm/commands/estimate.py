@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tinylm.commands.fit_check import check_options
 from tinylm.commands.train import announced_configs
-from tinylm.console import Parser, table
+from tinylm.console import Parser, duration, scaled, table
 from tinylm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,26 +131,3 @@ def memory_table(found: "Estimate", workload: "Workload", device: str, memory: i
     if found.largest_rows is not None:
         rows.append(["largest micro-batch", *(f"{found.largest_rows[name]:,}" for name in names)])
     return table(rows)
-
-
-def scaled(number: float) -> str:
-    """A number with three digits and the prefix of a unit: `1.23 M`."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g} "
-
-
-def duration(seconds: float) -> str:
-    """A time in the units that suit it.
-
-    >>> duration(45), duration(234), duration(9000), duration(864000)
-    ('45 s', '3 min 54 s', '2 h 30 min', '10.0 days')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    return f"{seconds / 86400:.1f} days"

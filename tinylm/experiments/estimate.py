@@ -36,10 +36,12 @@ class Estimate:
         parameters: numbers by part of the network; tied weights count once
         trained: parameters that are trained
         token_flops: operations of a token, forward and backward, as `flops_per_token` counts them
-        step_flops: operations of an optimizer step, with recomputed blocks and Muon's iterations
+        recomputed_flops: operations of a token that `activation_checkpointing` adds
+        step_flops: operations of an optimizer step, Muon's iterations included
         run_flops: those of the run
         precision: the trainer's
         memory: bytes of one device at the peak of a step, by part, for each strategy
+        resident: bytes of this process, without a model
         largest_rows: sequences that fit a device at once, for each strategy; None if its memory is unknown
         seconds: of a step
         bound: what limits the speed
@@ -52,10 +54,12 @@ class Estimate:
     parameters: dict[str, int]
     trained: int
     token_flops: int
+    recomputed_flops: int
     step_flops: int
     run_flops: int
     precision: str
     memory: dict[str, dict[str, int]]
+    resident: int
     largest_rows: dict[str, int] | None
     seconds: float
     bound: str
@@ -78,13 +82,15 @@ def estimate(
         price: of one device for an hour
         measuring: seconds to measure for, on this machine
     """
-    process = resident_bytes() + LIBRARIES if device.on_cpu else CONTEXT
+    resident = resident_bytes()
+    process = resident + LIBRARIES if device.on_cpu else CONTEXT
     precision = workload.precision or default_precision(device, workload)
     parameters, trained = count_by_part(workload)
     token_flops = training_flops(workload, sum(parameters.values()), trained)
     step_tokens = workload.batch_size * workload.context
     step = simulate(workload, precision)
-    step_flops = step_tokens * (token_flops + recomputed_flops(workload, token_flops)) + muon_flops(workload)
+    again = recomputed_flops(workload, token_flops)
+    step_flops = step_tokens * (token_flops + again) + muon_flops(workload)
     seconds, bound = _seconds(workload, device, precision, step, step_flops, mfu, measuring)
     peak = device.peak(precision)
     hours = seconds * workload.steps / 3600
@@ -94,10 +100,12 @@ def estimate(
         parameters=parameters,
         trained=trained,
         token_flops=token_flops,
+        recomputed_flops=again,
         step_flops=step_flops,
         run_flops=step_flops * workload.steps,
         precision=precision,
         memory=memory,
+        resident=resident,
         largest_rows=fits,
         seconds=seconds,
         bound=bound,
@@ -127,10 +135,14 @@ def training_flops(workload: Workload, parameters: int, trained: int) -> int:
 
 
 def recomputed_flops(workload: Workload, token_flops: int) -> int:
-    """Operations per token that `activation_checkpointing` adds: the blocks run forward twice."""
+    """Operations per token that `activation_checkpointing` adds: the blocks run forward twice, up to their last layer.
+
+    The result of the last layer of a block, `feedforward.output`, is not needed again.
+    """
     network = workload.network
     head = 6 * network.vocab_size * network.d_model
-    return (token_flops - head) // 3 if network.activation_checkpointing else 0
+    last = 2 * network.num_layers * network.ff_width * network.d_model
+    return (token_flops - head) // 3 - last if network.activation_checkpointing else 0
 
 
 def muon_flops(workload: Workload) -> int:
@@ -182,16 +194,25 @@ def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device,
 
 
 def largest_rows(workload: Workload, device: Device, precision: str, step: StepMemory, process: int) -> dict[str, int]:
-    """The most sequences that a device can take at once, by two points of a line and a look at the result."""
+    """The most sequences that a device can take at once.
+
+    Memory grows along a line, which is drawn through two simulated steps; the second time one of them is the result.
+    """
     assert device.memory is not None
-    other = 2 * workload.rows
-    steps = {workload.rows: step, other: simulate(workload, precision, other)}
     found = {}
     for name in strategies(workload):
-        totals = {rows: sum(by_part(each, name, workload, device, process).values()) for rows, each in steps.items()}
-        slope = max((totals[other] - totals[workload.rows]) / (other - workload.rows), 1)
-        room = FILLED * device.memory - totals[workload.rows]
-        found[name] = max(0, int(workload.rows + room / slope))
+        rows, other = workload.rows, 2 * workload.rows
+        for _ in range(2):
+            totals = [
+                sum(by_part(each, name, workload, device, process).values())
+                for each in (step, simulate(workload, precision, other))
+            ]
+            slope = max((totals[1] - totals[0]) / (other - rows), 1)
+            fitting = max(0, int(rows + (FILLED * device.memory - totals[0]) / slope))
+            if fitting in (0, rows, other):
+                break
+            other = fitting
+        found[name] = fitting
     return found
 
 

@@ -124,32 +124,23 @@ def read_workload(words: Sequence[str], vocab_size: int | None, read_data: bool,
         require(chosen_path(part, list(words)) is None, refused)
     config = make_parser("").parse_args(list(words))
     check_trainer(config.trainer)
-    model, assumed = config.model, []
-    if model.objective is not None:
-        assumed.append("model.objective costs nothing")
-    network = model.network.as_dict()
-    network.pop("vocab_size", None)
+    model, trainer = config.model, config.trainer
+    network = _network(model, vocab_size)
+    largest = network.pop("vocab_size") or _largest_vocabulary(config.data.tokenizer)
     data = None
-    if model.init_from:
-        network = Start(str(find_base(model.init_from))).architecture(network)
-        vocab_size = network.pop("vocab_size") if vocab_size is None else vocab_size
-    ModelConfig(vocab_size=1, **network)  # mistakes are reported before the data are read
-    by_epochs, largest = (config.trainer.max_epochs or -1) >= 0, _vocabulary(config.data.tokenizer)
-    if read_data or by_epochs or (vocab_size is None and largest is None):
+    if read_data or largest is None or (trainer.max_epochs or -1) >= 0:
         data = TextDataModule(**(config.data.as_dict() | {"max_seq_len": network["max_seq_len"]}))
-        vocab_size = data.vocab_size
-    elif vocab_size is None:
-        vocab_size = largest
-        assumed.append(
-            f"a vocabulary of {vocab_size:,} tokens, the most that the tokenizer may have (--read-data counts)"
-        )
-    assert vocab_size is not None
-    vocab_size += -vocab_size % (model.vocab_multiple or 1)
-    context = network["max_seq_len"] if data is None else data.content.sequence_length
-    used = _devices(config.trainer) if devices is None else devices
+    size = largest if data is None else data.vocab_size
+    assert size is not None
+    used = _devices(trainer) if devices is None else devices
     rows, batch_size = _rows(config.data, used)
+    bound = f"a vocabulary of {size:,} tokens, the most that {config.data.tokenizer} may have (--read-data counts them)"
+    assumed = [bound] if data is None and vocab_size is None and not model.init_from else []
+    assumed += ["model.objective costs nothing"] if model.objective is not None else []
+    staged = [name for name in ("batch_schedule", "context_schedule") if config.data.get(name)]
+    assumed += [f"all steps cost as much as the last one (data.{name})" for name in staged]
     return Workload(
-        network=ModelConfig(vocab_size=vocab_size, **network),
+        network=ModelConfig(vocab_size=size + -size % (model.vocab_multiple or 1), **network),
         optimizer=_made(OptimizerConfig, model.optimizer),
         lora=_made(LoRAConfig, model.lora),
         freeze=_made(FreezeConfig, model.freeze),
@@ -157,12 +148,23 @@ def read_workload(words: Sequence[str], vocab_size: int | None, read_data: bool,
         compiled=model.compile,
         batch_size=batch_size,
         rows=rows,
-        context=context,
-        steps=_steps(config.trainer, data),
-        precision=None if config.trainer.precision is None else str(config.trainer.precision),
+        context=network["max_seq_len"] if data is None else data.content.sequence_length,
+        steps=_steps(trainer, data),
+        precision=None if trainer.precision is None else str(trainer.precision),
         devices=used,
         assumed=tuple(assumed),
     )
+
+
+def _network(model: Any, vocab_size: int | None) -> dict[str, Any]:
+    """The fields of the network, those of a base model included; mistakes are reported before the data are read."""
+    network = model.network.as_dict()
+    network["vocab_size"] = vocab_size
+    if model.init_from:
+        network = Start(str(find_base(model.init_from))).architecture(network)
+        network["vocab_size"] = vocab_size or network["vocab_size"]
+    ModelConfig.from_dict({**network, "vocab_size": 1})
+    return network
 
 
 def _made(kind: type, values: Any) -> Any:
@@ -170,7 +172,7 @@ def _made(kind: type, values: Any) -> Any:
     return kind(**values.as_dict()) if hasattr(values, "as_dict") else values
 
 
-def _vocabulary(tokenizer: Any) -> int | None:
+def _largest_vocabulary(tokenizer: Any) -> int | None:
     """The largest vocabulary that a name of a tokenizer allows; None if the data decide."""
     kind, _, size = str(tokenizer).partition(":")
     return int(size) if kind == "bpe" and size.isdigit() else None
