@@ -150,7 +150,7 @@ def test_a_law_is_read_as_it_was_written_and_other_files_are_refused(tmp_path):
     known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128)
     assert Law.from_dict(json.loads(json.dumps(known.to_dict())), "here").to_dict() == known.to_dict()
     (tmp_path / "law.json").write_text("{}")
-    with pytest.raises(DataError, match=r"law\.json: is no law of `tinylm scaling`"):
+    with pytest.raises(DataError, match=r"law\.json: is no report of `tinylm scaling`; take its scaling\.json"):
         law.load(tmp_path / "law.json")
 
 

@@ -6,7 +6,7 @@ N counts all parameters, the embedding included: it is tied to the output projec
 every token, and at these sizes it is half of the network. D counts the targets trained on, each once. A run costs
 D times `flops_per_token`, which is 6 N and the products of attention. E is the entropy of the text.
 
-`tinylm scaling` measures the runs and writes the constants; those of `stories` are in stories_law.json.
+`tinylm scaling` measures the runs and writes the constants to scaling.json; stories_law.json is that of `stories`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from tinylm.checks import require
 from tinylm.errors import DataError
 from tinylm.experiments.fit import Constants, interval
-from tinylm.experiments.grid import network
+from tinylm.experiments.grid import Result, network
 from tinylm.files import read_json
 from tinylm.model.size import flops_per_token, parameter_count
 
@@ -129,9 +129,20 @@ class Law:
 
 
 def load(path: str | Path = STORIES) -> Law:
-    """The law in a file, by default that of the built-in stories.
+    """The law of all runs of a study, by default that of the built-in stories; DataError for another file."""
+    return Law.from_dict(_read(path, "law_of_all"), str(path))
 
-    Raises:
-        DataError: if the file is no law.
-    """
-    return Law.from_dict(read_json(path), str(path))
+
+def load_results(path: str | Path = STORIES) -> list[Result]:
+    """The runs of a study, by default that of the built-in stories; DataError for another file."""
+    try:
+        return [Result(**each) for each in _read(path, "results")]
+    except TypeError as error:
+        raise DataError(f"{path}: is no report of `tinylm scaling`") from error
+
+
+def _read(path: str | Path, name: str) -> Any:
+    values = read_json(path)
+    if not isinstance(values, dict) or name not in values:
+        raise DataError(f"{path}: is no report of `tinylm scaling`; take its scaling.json")
+    return values[name]

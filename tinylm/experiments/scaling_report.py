@@ -1,6 +1,7 @@
 """The report of a scaling law: `scaling.json` with every figure, `scaling.md` with the tables, and three pictures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from tinylm.console import plural, table
 from tinylm.experiments.fit import Constants, interval
 from tinylm.experiments.grid import Result
 from tinylm.experiments.law import Law
-from tinylm.experiments.scaling import Fitted, Study
+from tinylm.experiments.scaling import Fitted, Study, fit_results
 from tinylm.files import write_json, write_text
 from tinylm.runs.plots import COLORS, GREY, MARKERS, new_figure, save_figure, short_number, tidy
 
@@ -42,7 +43,7 @@ def parabola(results: Sequence[Result]) -> np.ndarray | None:
 
 
 def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions: dict[str, Any]) -> dict[str, Any]:
-    """Every figure of the report."""
+    """Every figure of the report: the law that was checked, and the one of all runs, for use."""
     law, floor = fitted.law, fitted.law.constants.floor
     intervals = {name: interval([getattr(each, name) for each in law.samples]) for name in Constants._fields[1:]}
     checks = {name: checked(values, float(name), results) for name, values in predictions.items()}
@@ -57,6 +58,8 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "free": fitted.free._asdict() | {"interval": fitted.free_floor, "off": fitted.free.floor / floor - 1},
         "spread": float(np.std(law.residuals)),
         "checks": checks,
+        "law_of_all": fit_results(results, study).law.to_dict(),
+        "results": [asdict(each) for each in results],
     }
 
 
