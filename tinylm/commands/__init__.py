@@ -36,6 +36,7 @@ GROUPS = {  # name: module, summary
         "export": ("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
+        "scaling": ("scaling", "measure a scaling law with a known floor, and check it"),
         "plot": ("plot", "draw the learning curves of several runs in one picture"),
         "reproduce": ("reproduce", "how to train a run again, and what differs today; --run does it"),
         "compare": ("compare", "compare runs in a table: loss, time, spread over seeds"),
