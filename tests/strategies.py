@@ -49,6 +49,7 @@ def model_configs(draw, **overrides: st.SearchStrategy) -> ModelConfig:
     pick("attention_scale", st.sampled_from([None, 1.0, 0.3]))
     pick("qkv_bias", st.sampled_from([None, True, False]))
     pick("attention_kernel", st.sampled_from(["fused", "plain"]))
+    pick("mup_base_width", st.sampled_from([None, 3, 8]))
     normed = pick("qk_norm", st.booleans())
     pick("qk_norm_width", st.sampled_from(["head", "all"] if normed else ["head"]))
     switches = ("bias", "head_bias", "tie_embeddings", "document_mask", "zero_init_output", "activation_checkpointing")

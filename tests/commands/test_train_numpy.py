@@ -70,7 +70,8 @@ EPOCHS = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.train_toke
 EPOCHS += ["--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=2"]
 NETWORK = dict(
     d_head=6, qkv_bias="true", head_bias="true", rotary_fraction=0.7, residual="parallel", layer_pattern="SN",
-    sliding_window=5, attention_scale=0.3, rope_scaling="{kind: yarn, factor: 2.0, original_max_seq_len: 8}",
+    sliding_window=5, attention_scale=0.3, mup_base_width=8,
+    rope_scaling="{kind: yarn, factor: 2.0, original_max_seq_len: 8}",
 )  # fmt: skip
 AXES = [f"--model.network.{name}={value}" for name, value in NETWORK.items()]
 

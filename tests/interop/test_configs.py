@@ -37,7 +37,9 @@ SHAPES = {
     "gpt_neo": NEO, "gpt_neox": NEOX, "phi": PHI, "opt": OPT, "starcoder2": STARCODER2,
     "arcee": LLAMA | dict(model_type="arcee", hidden_act="relu2"), "olmo2": LLAMA | dict(model_type="olmo2"),
 }  # fmt: skip
-TRAINING_ONLY = {"document_mask", "zero_init_output", "activation_checkpointing", "attention_kernel"}
+TRAINING_ONLY = {
+    "document_mask", "zero_init_output", "mup_base_width", "activation_checkpointing", "attention_kernel",
+}  # fmt: skip
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=6)
 

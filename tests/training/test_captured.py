@@ -101,9 +101,9 @@ STEPS = [
     ("adamw", "64-true", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}),
     ("adam", "bf16-mixed", {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}}),
     ("muon", "32-true", {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}}),
-    ("muon", "32-true", {"network": {"document_mask": True, "tie_embeddings": True, "norm": "layernorm"}}),
+    ("muon", "32-true", {"network": {"document_mask": True, "norm": "layernorm", "mup_base_width": 4}}),
     ("adamw", "bf16-true", {"gradient_clip_algorithm": "value"}),
-    ("muon", "32-true", {"module": {"lora": LoRAConfig(rank=2)}}),
+    ("muon", "32-true", {"module": {"lora": LoRAConfig(rank=2)}, "network": {"mup_base_width": 4}}),
     ("adamw", "bf16-mixed", {"module": {"freeze": FreezeConfig(layers=(0,))}}),
 ]
 

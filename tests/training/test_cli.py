@@ -422,6 +422,7 @@ def test_tensorboard_that_is_not_installed_is_one_line(cli, tiny_yaml, monkeypat
     [
         ("model.network.num_layers", "1", "num_layers: checkpoint 2, config 1"),
         ("model.network.num_heads", "4", "num_heads: checkpoint 2, config 4"),
+        ("model.network.mup_base_width", "8", "mup_base_width: checkpoint None, config 8"),
         ("data.tokenizer", "byte", "vocab_size: checkpoint"),
     ],
 )

@@ -221,6 +221,7 @@ model:
     sliding_window: 9
     layer_pattern: SN
     attention_scale: 0.5
+    mup_base_width: 4
 """
 
 

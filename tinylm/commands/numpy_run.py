@@ -31,13 +31,15 @@ from tinylm.files import atomic_folder, full_disk
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
-from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.model.size import empty_model
+from tinylm.optim.optimizer import OptimizerConfig, parameter_groups
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.reference import Config, files
 from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from tinylm.reference.fast import FastTransformerLM
 from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate
+from tinylm.reference.parameters import rate_factors
 from tinylm.reference.train import Batch, Score, Step, evaluate, train
 from tinylm.reference.transformer import NumpyTransformerLM
 from tinylm.runs.folder import (
@@ -177,6 +179,7 @@ class Run:
         known = self.data.vocab_size
         check_vocab_size(size, known)
         self.network = build(ModelConfig, config.model.network, vocab_size=known)
+        parameter_groups(empty_model(self.network), self.settings)  # refuses an optimizer without a rule of muP
         self.log_every = 50 if self.trainer.log_every_n_steps is None else self.trainer.log_every_n_steps
         intervals = [each.init_args for each in self.trainer.callbacks or [] if is_last_checkpoint(each)]
         self.save_every = intervals[-1]["every_n_train_steps"] if intervals else 100
@@ -230,7 +233,8 @@ class Run:
         parameters = {name: weight.astype(self.dtype) for name, weight in weights.items()}
         self.model = FastTransformerLM(Config.from_dict(self.network.to_dict()), parameters, threads=self.threads)
         settings = {name: value for name, value in vars(self.settings).items() if name != "ns_dtype"}
-        self.optimizer = Optimizer(parameters, **settings)
+        factors = rate_factors(self.model.config, self.settings.name)
+        self.optimizer = Optimizer(parameters, **settings, factors=factors)
 
     def _resume(self) -> bool:
         """Continues from the newest undamaged checkpoint, and returns whether there is one.

@@ -18,7 +18,9 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.empty import without_weights
 
 SIZES = {"vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len", "tie_embeddings"}
-TRAINING = {"dropout", "document_mask", "zero_init_output", "activation_checkpointing", "attention_kernel"}
+TRAINING = {
+    "dropout", "document_mask", "zero_init_output", "mup_base_width", "activation_checkpointing", "attention_kernel",
+}  # fmt: skip
 
 
 def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[str]:

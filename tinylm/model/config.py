@@ -136,6 +136,8 @@ class ModelConfig:
     """Hide the documents of one sequence from each other."""
     zero_init_output: bool = False
     """Start the last projection of every sublayer at zero."""
+    mup_base_width: int | None = None
+    """muP: the d_model at which lr was chosen, so that it holds at this one (docs/mup.md). Default: off."""
     activation_checkpointing: bool = False
     """Recompute blocks: less memory, a third more time."""
 
@@ -148,7 +150,7 @@ class ModelConfig:
                 object.__setattr__(self, name, Part.of(value, name))
         check_types(self)
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_head", "d_ff", "max_seq_len")
-        for name in (*sizes, "sliding_window"):
+        for name in (*sizes, "sliding_window", "mup_base_width"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         D, H, K = self.d_model, self.num_heads, self.kv_heads
@@ -166,6 +168,9 @@ class ModelConfig:
         require(0 < self.norm_eps < math.inf, f"norm_eps must be positive, got {self.norm_eps}")
         scale = self.attention_scale
         require(scale is None or 0 < scale < math.inf, f"attention_scale must be positive, got {scale}")
+        for name, part in self.parts.items() if self.mup_base_width is not None else ():
+            known = name == "activation"
+            require(known, f"mup_base_width: how {part} ({name}) changes with the width is not known; leave one out")
 
     def _check_rotary(self) -> None:
         fraction, dim, E = self.rotary_fraction, self.rotary_dim, self.head_dim

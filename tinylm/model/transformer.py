@@ -22,6 +22,7 @@ from tinylm.model.config import ModelConfig
 from tinylm.model.count import count_parameters
 from tinylm.model.feedforward import make_feedforward
 from tinylm.model.loss import summed_loss
+from tinylm.model.mup import last_norm, matrix_std, rate_factor, width_ratio
 from tinylm.model.normalization import make_norm, widened
 from tinylm.model.positional import PositionTable, rotary_table, sinusoidal_table
 from tinylm.model.ring_cache import RingKVCache
@@ -105,6 +106,7 @@ class TransformerLM(nn.Module):
         """GPT-2's initialization: N(0, 0.02), and N(0, 0.02 / √(2 layers)) where a sublayer writes to the stream.
 
         The variance of the stream then does not grow with depth. `zero_init_output` starts these projections at zero.
+        `mup_base_width` scales the blocks' matrices and the last norm (mup.py).
         """
         residual_std = 0.0 if self.config.zero_init_output else 0.02 / math.sqrt(2 * self.config.num_layers)
         own = tuple(f"{name}." for name, each in self.named_modules() if getattr(each, "own_initialization", False))
@@ -112,9 +114,13 @@ class TransformerLM(nn.Module):
             if f"{name}.".startswith(own):
                 continue
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=residual_std if name.endswith(".output") else 0.02)
+                std = residual_std if name.endswith(".output") else 0.02
+                nn.init.normal_(module.weight, std=matrix_std(self.config, name, std))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if self.config.mup_base_width is not None:
+            norm: Any = self.get_submodule(last_norm(self.config))
+            nn.init.constant_(norm.weight, 1 / width_ratio(self.config))
 
     def forward(
         self,
@@ -185,6 +191,10 @@ class TransformerLM(nn.Module):
         """An empty cache of `cache_type` for this model, on its device; the arguments are those of `RingKVCache`."""
         weight = self.embedding.weight
         return self.cache_type(self.config, batch_size, spare=spare, dtype=weight.dtype, device=weight.device)
+
+    def rate_factors(self, optimizer: str) -> dict[nn.Parameter, float]:
+        """Factors of the learning rate by which muP (mup.py) differs from the same rate for all."""
+        return {each: rate_factor(self.config, name, each, optimizer) for name, each in self.named_parameters()}
 
     def num_parameters(self) -> int:
         """Number of parameters, tied weights counted once, LoRA adapters left out."""

@@ -1,6 +1,7 @@
 """Optimizers by name, and their parameter groups.
 
-Weight decay applies to matrices and embeddings, not to norms and biases, for which shrinking is no regularization.
+Weight decay applies to matrices and embeddings, not to norms and biases, for which shrinking is no regularization. A
+network with muP (model/mup.py) gives factors of the learning rate, by which the groups are divided further.
 """
 
 from dataclasses import dataclass
@@ -53,19 +54,39 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups the trainable parameters: matrices of the blocks (Muon only), other decaying ones, and the rest."""
-    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": []}
+    """Groups the trainable parameters: matrices of the blocks (Muon only), other decaying ones, and the rest.
+
+    Parameters whose learning rate has a factor form groups of their own, with the entries `lr` and `lr_factor`. Their
+    weight decay is divided by it, so that lr times decay is that of all others.
+    """
+    factors = rate_factors(model, config.name)
+    penalty = config.name == "adam" and config.weight_decay > 0 and any(each != 1 for each in factors.values())
+    require(not penalty, "weight_decay: with mup_base_width adam's would depend on the width; set 0, or take adamw")
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in ("muon", "decay", "no_decay")}
     for name, parameter in model.named_parameters():  # a tied weight appears once
         if parameter.requires_grad:
             is_block_matrix = parameter.ndim == 2 and "blocks." in name
             kind = "no_decay" if parameter.ndim < 2 else "decay"
-            groups["muon" if is_block_matrix and config.name == "muon" else kind].append(parameter)
-    decay = {"muon": config.weight_decay, "decay": config.weight_decay, "no_decay": 0.0}
-    return [
-        {"params": parameters, "weight_decay": decay[name], "name": name}
-        for name, parameters in groups.items()
-        if parameters
-    ]
+            kind = "muon" if is_block_matrix and config.name == "muon" else kind
+            groups.setdefault((kind, factors.get(parameter, 1.0)), []).append(parameter)
+    found: list[dict[str, Any]] = []
+    for (name, factor), parameters in groups.items():
+        decay = 0.0 if name == "no_decay" else config.weight_decay / factor
+        scaled = {} if factor == 1 else {"lr": config.lr * factor, "lr_factor": factor}
+        found += [{"params": parameters, "weight_decay": decay, "name": name, **scaled}] if parameters else []
+    return found
+
+
+def rate_factors(model: nn.Module, optimizer: str) -> dict[nn.Parameter, float]:
+    """The factors of the learning rate that the network, or one within the model, gives for an optimizer."""
+    networks: list[Any] = [each for each in model.modules() if hasattr(each, "rate_factors")]
+    return {parameter: factor for each in networks for parameter, factor in each.rate_factors(optimizer).items()}
+
+
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the parameters whose rate has no factor."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_factor", 1.0)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: bool = False) -> torch.optim.Optimizer:
@@ -100,6 +121,7 @@ def _make_part(model: nn.Module, part: Part) -> torch.optim.Optimizer:
     Raises:
         ConfigError: if it does not take the groups, is no optimizer, or has no learning rate.
     """
+    rate_factors(model, part.class_path)  # which are not known for it
     groups = parameter_groups(model, OptimizerConfig())
     for group in groups:
         if group["name"] == "decay":

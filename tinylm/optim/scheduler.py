@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from tinylm.checks import require
 from tinylm.errors import NumericError
+from tinylm.optim.optimizer import base_rate
 from tinylm.optim.schedule import ScheduleConfig, learning_rate
 from tinylm.plugins import Part
 
@@ -44,8 +45,10 @@ def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_st
     """
     if isinstance(config, Part) and is_scheduler(config):
         require(config.load() is not ReduceLROnPlateau, f"{FIELD}: {config}: waits for a metric; take another")
+        scaled = any("lr_factor" in group for group in optimizer.param_groups)
+        require(not scaled, f"{FIELD}: {config}: sets rates that mup_base_width scales; take a function")
         return config.make(optimizer, field=FIELD)
-    lr = optimizer.param_groups[0]["lr"]
+    lr = base_rate(optimizer)
     if isinstance(config, Part):
         return LambdaLR(
             optimizer, _checked(config.make_function("step", "total_steps", field=FIELD), config, total_steps)

@@ -75,6 +75,7 @@ class Config:
     layer_pattern: str | None = None
     document_mask: bool = False
     zero_init_output: bool = False
+    mup_base_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
@@ -111,6 +112,11 @@ class Config:
     def rotary_dim(self) -> int:
         """The number of a head's dimensions, the first ones, that rotary positions turn."""
         return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def width_ratio(self) -> float:
+        """d_model as a multiple of the base width of muP, m; 1 without muP."""
+        return 1.0 if self.mup_base_width is None else self.d_model / self.mup_base_width
 
     @property
     def layer_kinds(self) -> str:

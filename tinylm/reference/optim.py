@@ -141,6 +141,7 @@ class Optimizer:
         eps: of Adam
         momentum: of SGD and Muon
         ns_steps: rounds of Muon's `orthogonalize`
+        factors: of the learning rate, by parameter; decay is divided by them. Default: 1
         steps: steps taken
     """
 
@@ -153,6 +154,7 @@ class Optimizer:
     eps: float = 1e-8
     momentum: float = 0.95
     ns_steps: int = 5
+    factors: Mapping[str, float] = field(default_factory=dict)
     steps: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -181,18 +183,19 @@ class Optimizer:
         for name, averages in self._averages.items():
             if name in self._stacks:
                 weights, gradients = ([each[key] for key in self._stacks[name]] for each in (self.parameters, grads))
+                factor = self.factors.get(self._stacks[name][0], 1.0)
                 muon_step(
-                    weights, gradients, **averages, lr=lr, decay=self.weight_decay, momentum=self.momentum,
-                    ns_steps=self.ns_steps,
+                    weights, gradients, **averages, lr=lr * factor, decay=self.weight_decay / factor,
+                    momentum=self.momentum, ns_steps=self.ns_steps,
                 )  # fmt: skip
                 continue
-            weight = self.parameters[name]
-            decay = self.weight_decay if weight.ndim >= 2 else 0.0
+            weight, factor = self.parameters[name], self.factors.get(name, 1.0)
+            decay = self.weight_decay / factor if weight.ndim >= 2 else 0.0
             if self.name == "sgd":
-                sgd_step(weight, grads[name], **averages, lr=lr, decay=decay, momentum=self.momentum)
+                sgd_step(weight, grads[name], **averages, lr=lr * factor, decay=decay, momentum=self.momentum)
             else:
                 adam_step(
-                    weight, grads[name], **averages, step=self.steps, lr=lr, decay=decay, betas=self.betas,
+                    weight, grads[name], **averages, step=self.steps, lr=lr * factor, decay=decay, betas=self.betas,
                     eps=self.eps, decoupled=self.name != "adam",
                 )  # fmt: skip
 

@@ -14,7 +14,8 @@ def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> dic
     """GPT-2's initialization: matrices from N(0, 0.02), norms one, biases zero.
 
     The 2 * layers matrices that write to the residual stream are from N(0, 0.02 / √(2 * layers)) instead, so that the
-    variance of the stream does not grow with depth; with `zero_init_output` they start at zero.
+    variance of the stream does not grow with depth; with `zero_init_output` they start at zero. With muP the blocks'
+    matrices are divided by √m, and the last norm by m.
     """
     random = np.random.default_rng(seed)
     residual = 0.0 if config.zero_init_output else 0.02 / math.sqrt(2 * config.num_layers)
@@ -22,10 +23,31 @@ def initial_parameters(config: Config, seed: int, dtype: type | np.dtype) -> dic
     for name, shape in config.shapes().items():
         if len(shape) == 2:
             std = residual if name.endswith("output.weight") else 0.02
+            std /= math.sqrt(config.width_ratio) if name.startswith("blocks.") else 1.0
             parameters[name] = (std * random.standard_normal(shape)).astype(dtype)
         else:
-            parameters[name] = np.full(shape, float(name.endswith("norm.weight")), dtype)
+            one = 1.0 / config.width_ratio if name == f"{last_norm(config)}.weight" else 1.0
+            parameters[name] = np.full(shape, one * name.endswith("norm.weight"), dtype)
     return parameters
+
+
+def last_norm(config: Config) -> str:
+    """The name of the norm that the head reads."""
+    return f"blocks.{config.num_layers - 1}.feedforward_norm" if config.norm_placement == "post" else "final_norm"
+
+
+def rate_factors(config: Config, optimizer: str) -> dict[str, float]:
+    """Factors of the learning rate of each parameter under muP, so that one rate suits every width (Yang et al. 2022).
+
+    A step of Adam's moves every entry of a matrix by about lr, in a common direction: its outputs change by lr times
+    the width, so the rate is divided by m. Muon's step has lr √width for a norm, which is divided by √m. The last norm
+    is 1/m, and so is its rate.
+    """
+    m, last = config.width_ratio, f"{last_norm(config)}."
+    matrix = 1 / math.sqrt(m) if optimizer == "muon" else 1 / m
+    shapes = config.shapes().items()
+    block = {name: matrix for name, shape in shapes if len(shape) == 2 and name.startswith("blocks.")}
+    return block | {name: 1 / m for name, _ in shapes if name.startswith(last)}
 
 
 def check_parameters(config: Config, parameters: Arrays) -> None:

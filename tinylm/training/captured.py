@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tinylm.data import Batch
 from tinylm.errors import first_line, notice
 from tinylm.optim.late import reads_found_inf
+from tinylm.optim.optimizer import base_rate
 from tinylm.training.profiling import StepProfile
 from tinylm.training.ranks import RankWatch
 
@@ -123,7 +124,7 @@ class CapturedSteps(_AutomaticOptimization):
             captured.replay()
             self.module.train_loss, self.module.grad_norm, self._loss = captured.results
             self.module.agree_to_stop(self.module.train_loss)  # which on_before_optimizer_step does on the host
-        self.module.lr = optimizer.param_groups[0]["lr"]  # not the tensor that the optimizer read
+        self.module.lr = base_rate(optimizer)  # not the tensor that the optimizer read
 
     def _find(self, optimizer: Any) -> Captured | None:
         """The graph of the signature of this step, captured now if it is due."""

@@ -32,7 +32,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.late import LateCheck, late_check
-from tinylm.optim.optimizer import OptimizerConfig, check_finite, make_optimizer
+from tinylm.optim.optimizer import OptimizerConfig, base_rate, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.optim.scheduler import is_scheduler, make_scheduler
 from tinylm.plugins import Part, admit, describe
@@ -61,7 +61,7 @@ class LitTransformerLM(pl.LightningModule):
         train_loss: nats per target token of the last optimizer step, over all devices and micro-batches
         other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
-        lr: learning rate of the last optimizer step
+        lr: learning rate of the last optimizer step, without the factors of muP
         plugins: classes and functions of the user's that train, by name
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
@@ -298,7 +298,7 @@ class LitTransformerLM(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Measures the step just before the optimizer changes the weights, and refuses one that is not finite."""
         self._synchronize()
-        self.lr = optimizer.param_groups[0]["lr"]
+        self.lr = base_rate(optimizer)
         gradients = [parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = self._norm.full_tensor() if isinstance(self._norm, DTensor) else self._norm
