@@ -196,20 +196,8 @@ def call(monkeypatch, capfd, tmp_path):
 
 
 def test_the_command_reads_the_options_of_fit_and_its_own(call):
-    words = [
-        "-c",
-        "large",
-        "--devices",
-        "8",
-        "--device",
-        "h100",
-        "--price",
-        "2.5",
-        "--data.micro_batch_size",
-        "8",
-        "--trainer.max_steps",
-        "1000",
-    ]
+    line = "-c large --devices 8 --device h100 --price 2.5 --data.micro_batch_size 8 --trainer.max_steps 1000"
+    words = line.split()
     code, out, err = call(*words, "--json")
     found = json.loads(out)
     assert code == 0, err
