@@ -4,7 +4,10 @@ The options of the command line hold: the choice is made of the others. Nothing 
 with the run's own config.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 import time
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -15,7 +18,7 @@ import yaml
 
 from tinylm.chosen import PARTS, chosen_path, given_configs, names_class
 from tinylm.commands.fit_check import check_options, given_values
-from tinylm.console import duration, process_rank, scaled
+from tinylm.console import duration, process_rank
 from tinylm.errors import CannotCreateError, ConfigError, disk_problem, notice
 from tinylm.files import write_text
 
@@ -59,8 +62,9 @@ def resolve(words: list[str]) -> list[str]:
         raise ConfigError(f"{problem}, as in --budget 10min, --budget 1e15flops or --params 2M")
     choice = _choose(budgets, others, started)
     text = config_text(choice, " ".join(f"{name} {value}" for name, value in budgets.items()))
-    path = _write(text)
-    _announce(choice, path)
+    shown = any(word.startswith("--print_config") for word in words)
+    path = _temporary(text) if shown else _write(text)
+    _announce(choice, None if shown else path)
     return _with_config(others, str(path))
 
 
@@ -168,15 +172,24 @@ def promise(choice: "Choice") -> str:
     return f"{loss}; {duration(choice.seconds)} in all (within 10%); memory {choice.memory / 1e9:.2f} GB"
 
 
-def _announce(choice: "Choice", path: Path) -> None:
+def _announce(choice: "Choice", path: Path | None) -> None:
     """Prints the choice."""
     network, data, trainer = choice.values["model"]["network"], choice.values["data"], choice.values["trainer"]
-    size = f"width {network['d_model']}, {network['num_layers']} layers, {scaled(choice.parameters)}parameters"
+    size = f"width {network['d_model']}, {network['num_layers']} layers, {choice.parameters:,} parameters"
     steps = f"{trainer['max_steps']:,} steps of {data['batch_size']} x {network['max_seq_len']} tokens"
     notice(f"auto: {size}; {steps} ({choice.epochs:.1f} epochs of {data['corpus']})")
     ends = datetime.now().astimezone() + timedelta(seconds=choice.seconds)
-    notice(f"auto: expected: {promise(choice)}; begun now, it ends before {ends:%H:%M:%S}")
-    notice(f"auto: the config is {path}, to be edited and run again as -c {path}")
+    notice(f"auto: expected: {promise(choice)}: until {ends:%H:%M:%S}")
+    if path is not None:
+        notice(f"auto: the config is {path}; it can be edited, and run again by -c {path}")
+
+
+def _temporary(text: str) -> Path:
+    """A file that this process removes at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="tinylm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_text(folder / f"{AUTO}.yaml", text)
+    return folder / f"{AUTO}.yaml"
 
 
 def _write(text: str) -> Path:

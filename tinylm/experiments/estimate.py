@@ -24,7 +24,7 @@ MFU = 0.35  # share of the peak that a step uses where nothing is measured
 LAUNCH = 6e-6  # seconds between two kernels that Python starts; nothing is compiled
 CONTEXT = 600_000_000  # bytes of CUDA's context and of its libraries
 LIBRARIES = 40_000_000  # bytes that the processor's libraries load in the first steps; measured
-SHARES = {True: 0.30, False: 0.08}  # that an allocator takes beyond what exists: on a processor (measured), on CUDA
+SHARES = {True: 0.5, False: 0.08}  # that an allocator takes beyond what exists: on a processor (measured), on CUDA
 FILLED = 0.95  # share of a device's memory that a run may fill
 
 
