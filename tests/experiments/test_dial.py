@@ -59,9 +59,7 @@ def test_other_budgets_are_refused_with_examples(text):
 
 
 def test_a_budget_below_the_start_of_a_run_is_refused():
-    with pytest.raises(
-        ConfigError, match="--budget must be at least 20 seconds, in which a run starts"
-    ):
+    with pytest.raises(ConfigError, match="--budget must be at least 20 seconds, in which a run starts"):
         Budget.read("5s")
 
 
@@ -83,11 +81,8 @@ def test_a_time_is_spent_on_the_width_of_the_lowest_expected_loss():
     def loss(width: int) -> float:
         network = found.network(width)
         step = 0.002 + SPEED * flops_per_token(network) * batch
-        beside = (
-            dial.START
-            + dial.END
-            + found.validations * (dial.VALIDATION + dial.FORWARD * step / batch * found.data.content.num_tokens("val"))
-        )
+        validation = dial.FORWARD * step / batch * found.data.content.num_tokens("val")
+        beside = dial.START + dial.END + found.validations * (dial.VALIDATION + validation)  # imports of a second
         return found.law.loss(parameter_count(network), (120 - beside) / step * batch)
 
     best = min((width for width in dial.WIDTHS if width < 300), key=loss)

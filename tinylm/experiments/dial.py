@@ -31,9 +31,10 @@ EPOCHS = 2.0  # most passes over the stories
 ENCODING = 0.0007  # seconds a story
 FOR_DATA = 0.04  # share of a time that encoding may take
 VAL_STORIES = 160  # as in small.yaml
-START, END = 4.5, 2.5  # seconds of a run before its first step, and after the last validation; measured
-VALIDATION = 0.7  # seconds of a validation besides its tokens: checkpoint, sample
+START, END = 0.2, 0.4  # times of a run before its first step, and after the last validation, in that of the imports
+VALIDATION = 0.06  # that of a validation besides its tokens: checkpoint, sample
 FORWARD = 0.4  # time of a token of a validation, in that of a token trained on
+LEAST_STEPS = 40  # in which a run can be said to learn
 WIDEST = 128  # of the law's runs, in which the learning rate was looked for; wider networks take it by muP
 WIDTHS = (*range(16, WIDEST, 8), *range(WIDEST, 2049, 32))
 
@@ -76,6 +77,7 @@ class Dial:
 
     def __init__(self, budget: Budget, given: dict[str, Any], started: float) -> None:
         self.budget, self.given, self.started = budget, given, started
+        self.imports = max(time.perf_counter() - started, 1.0)  # seconds, by which the speed of all else is judged
         self.law: Law = load()
         self.device: Device = this_machine(str(given.get("trainer.accelerator", "auto")))
         self.kind = "cpu" if self.device.on_cpu else device_kind("auto")
@@ -191,10 +193,13 @@ class Dial:
         return width
 
     def _best_width(self, tokens: Callable[[int], float]) -> int:
-        def loss(width: int) -> float:
-            return self.law.loss(parameter_count(self.network(width)), max(tokens(width), 1.0))
-
-        return min(self.widths, key=loss)
+        """The width of the lowest expected loss, among those that could take some steps."""
+        counts = {width: tokens(width) for width in self.widths}
+        usable = [width for width, count in counts.items() if count >= LEAST_STEPS * self.step_tokens]
+        return min(
+            usable or self.widths[:1],
+            key=lambda width: self.law.loss(parameter_count(self.network(width)), max(counts[width], 1.0)),
+        )
 
     def precision(self, width: int) -> str:
         """The precision of a width, as `fit` chooses it."""
@@ -231,10 +236,10 @@ class Dial:
 
     def _seconds_beside(self, width: int) -> float:
         """Seconds of a run beside its steps."""
-        seconds = START + END
+        seconds = (START + END) * self.imports
         if self.data.content.has_validation:
-            per_token = FORWARD * self._guess_seconds(width) / self.step_tokens
-            seconds += self.validations * (VALIDATION + per_token * self.data.content.num_tokens("val"))
+            tokens = FORWARD * self._guess_seconds(width) / self.step_tokens * self.data.content.num_tokens("val")
+            seconds += self.validations * (VALIDATION * self.imports + tokens)
         return seconds
 
     # --- the choice
