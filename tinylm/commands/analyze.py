@@ -4,6 +4,7 @@ tinylm analyze --model runs/small                          # all analyses into o
 tinylm analyze profile --model runs/small                  # parameters, operations, memory
 tinylm analyze attention --model runs/small --text my.txt  # attention maps of every head
 tinylm analyze activations|gradients|lens|tokens ...
+tinylm analyze coordinates -c tiny --widths 64 128 256     # the coordinate check of muP: no model, but a config
 
 Without --text, a model trained on the built-in stories is analyzed on held-out ones.
 """
@@ -40,6 +41,10 @@ TABLE = FileKind("an analysis", rb" *(?:parameters  |head |layer |part |after |(
 
 def run(arguments: list[str]) -> None:
     """Prints one analysis; or writes all of them to a folder and prints a summary."""
+    if arguments[:1] == ["coordinates"]:
+        from tinylm.commands import analyze_coordinates
+
+        return analyze_coordinates.run(arguments[1:])
     options = parse(arguments)
     subject = make_subject(options)
 
@@ -75,7 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
-        hint = did_you_mean(options.command, COMMANDS) or f"; it is one of {', '.join(COMMANDS)}"
+        hint = did_you_mean(options.command, (*COMMANDS, "coordinates")) or f"; it is one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
     for path, kind in targets(options.command, options.out):

@@ -18,7 +18,8 @@ changes equally at any width, and the best learning rate stays. With m = d_model
 - Weight decay is divided by the factor of lr: the share that a step takes off a weight, lr times decay, stays.
 
 The feed-forward width must grow as `d_model`, and heads keep their dimension. Where heads grow instead, to dimension E,
-set `attention_scale` to √E_base / E: trained queries and keys are correlated, and their products grow as E.
+set `attention_scale` to √E_base / E under Adam: its steps correlate queries and keys, and their products grow as E.
+Muon's do not (docs/mup.md).
 """
 
 import math
