@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinylm.checks import require
-from tinylm.experiments.fit import Constants, Run, bootstrap, fit, interval, residuals
+from tinylm.experiments.fit import Constants, Run, bootstrap, fit, fit_free, interval, residuals
 from tinylm.experiments.grid import RESULTS, Point, Result, check_floor, plan, run_missing
 from tinylm.experiments.law import Best, Law
 from tinylm.experiments.plain_run import Texts
@@ -58,8 +58,9 @@ class Fitted(NamedTuple):
 
     Attributes:
         law: with the known floor
-        free: constants with a fitted floor
-        free_floor: 90% interval of that floor
+        free: constants of `fit_free`
+        free_floor: 90% interval of its floor
+        paper_floor: floor of `fit` by residuals of log L
         runs: number of runs fitted
         left_out: number of runs on the plateau, which are not
     """
@@ -67,6 +68,7 @@ class Fitted(NamedTuple):
     law: Law
     free: Constants
     free_floor: tuple[float, float]
+    paper_floor: float
     runs: int
     left_out: int
 
@@ -80,11 +82,11 @@ def fit_results(results: Sequence[Result], study: Study, samples: int = SAMPLES)
     """
     floor, texts = check_floor(results), study.texts
     runs = [Run(each.params, each.tokens, each.loss) for each in results if each.loss - floor <= study.plateau]
-    known, free = fit(runs, floor), fit(runs, None)
-    deviations = residuals(runs, known)
-    law = Law(known, bootstrap(runs, floor, known, samples), deviations, texts.data.vocab_size, texts.context)
-    floors = interval([each.floor for each in bootstrap(runs, None, free, samples)])
-    return Fitted(law, free, floors, len(runs), len(results) - len(runs))
+    known, free = fit(runs, floor), fit_free(runs)
+    drawn = bootstrap(runs, lambda some: fit(some, floor, known), samples)
+    law = Law(known, drawn, residuals(runs, known), texts.data.vocab_size, texts.context)
+    floors = [each.floor for each in bootstrap(runs, lambda some: fit_free(some, rounds=1), samples // 4)]
+    return Fitted(law, free, interval(floors), fit(runs, None).floor, len(runs), len(results) - len(runs))
 
 
 def predict(fitted: Fitted, study: Study, folder: Path) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "law": law.to_dict(),
         "intervals": intervals,
         "free": fitted.free._asdict() | {"interval": fitted.free_floor, "off": fitted.free.floor / floor - 1},
+        "paper_floor": fitted.paper_floor,
         "spread": float(np.std(law.residuals)),
         "checks": checks,
         "law_of_all": fit_results(results, study).law.to_dict(),
@@ -93,7 +94,8 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
         f"{found['runs']} runs fitted, on {found['text']}. L(N, D) = E + A / N^a + B / D^b, in nats per token. "
         f"Not fitted: {plural(found['left_out'], 'run')} that ended more than {found['plateau']:g} nats above E.",
         marked(rows),
-        f"Interval of the free floor: {low:.4f} to {high:.4f}. Deviation of a run's excess from the law: "
+        f"Interval of the free floor: {low:.4f} to {high:.4f}; by residuals of log L, as in the paper, "
+        f"{found['paper_floor']:.4f}. Deviation of a run's excess from the law: "
         f"{found['spread']:.0%} (standard deviation).",
         "## Predictions",
         marked(predictions_table(found["checks"])),
