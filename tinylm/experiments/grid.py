@@ -28,10 +28,10 @@ LAYERS, HEADS = 2, 4
 WARMUP = 20  # steps
 
 
-def network(width: int, vocab_size: int, context: int) -> ModelConfig:
+def network(width: int, vocab_size: int, context: int, layers: int = LAYERS) -> ModelConfig:
     """The network of a width."""
     return ModelConfig(
-        vocab_size=vocab_size, d_model=width, num_layers=LAYERS, num_heads=HEADS, max_seq_len=context
+        vocab_size=vocab_size, d_model=width, num_layers=layers, num_heads=HEADS, max_seq_len=context
     )  # fmt: skip
 
 
@@ -47,10 +47,11 @@ class Point(NamedTuple):
     budget: float  # FLOPs
     steps: int
     seed: int
+    layers: int = LAYERS
 
     def network(self, texts: Texts) -> ModelConfig:
         """The network."""
-        return network(self.width, texts.data.vocab_size, texts.context)
+        return network(self.width, texts.data.vocab_size, texts.context, self.layers)
 
     def params(self, texts: Texts) -> int:
         """Parameters of the network."""
@@ -78,6 +79,7 @@ class Result:
         loss: validation loss, nats per token
         floor: lowest possible validation loss
         seconds: of training
+        layers: of the network
     """
 
     width: int
@@ -92,21 +94,27 @@ class Result:
     loss: float
     floor: float
     seconds: float
+    layers: int = LAYERS
 
     @property
     def point(self) -> Point:
         """The run."""
-        return Point(self.width, self.budget, self.steps, self.seed)
+        return Point(self.width, self.budget, self.steps, self.seed, self.layers)
 
 
 def plan(
-    widths: Iterable[int], budgets: Iterable[float], texts: Texts, seed: int, steps: tuple[int, int]
+    widths: Iterable[int],
+    budgets: Iterable[float],
+    texts: Texts,
+    seed: int,
+    steps: tuple[int, int],
+    layers: int = LAYERS,
 ) -> list[Point]:
     """The runs of all widths and budgets, cheap ones first; `steps` are the least and the most that a run may take."""
     points = []
     for budget in sorted(budgets):
         for width in sorted(widths):
-            once = Point(width, budget, 1, seed)
+            once = Point(width, budget, 1, seed, layers)
             count = int(budget / (flops_per_token(once.network(texts)) * once.tokens(texts)))
             if steps[0] <= count <= steps[1]:
                 points.append(once._replace(steps=count))
