@@ -24,6 +24,7 @@ from tinylm.data.shard_content import ShardContent
 from tinylm.data.shard_folder import write_shards
 from tinylm.data.text_content import TextContent
 from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInputError, TinyLMError
+from tinylm.stages import Stages
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 
 TEXT = "To be, or not to be: that is the question.\n" * 40
@@ -66,7 +67,9 @@ def write_megatron(prefix: Path, documents, code=8, dtype: Any = np.uint16) -> s
 
 
 def settings(tmp_path: Path, tokenizer="char", **changes) -> Settings:
-    plain: dict[str, Any] = dict(context=16, batch_size=4, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None)
+    plain: dict[str, Any] = dict(
+        context=16, batch_size=Stages(4), split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None
+    )
     return Settings(tokenizer=tokenizer, cache_dir=tmp_path / "cache", **(plain | changes))
 
 

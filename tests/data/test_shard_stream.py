@@ -20,13 +20,14 @@ from tinylm.data.shard_index import ShardKey
 from tinylm.data.shard_stream import LocalFolder, available
 from tinylm.data.stream_content import StreamContent
 from tinylm.errors import ConfigError, DataError, MissingInputError
+from tinylm.stages import Stages
 
 CONTEXT, BATCH = 8, 4
 
 
 def content_of(source, tmp_path: Path, patience=20.0, max_cache=1 << 30, **changes) -> StreamContent:
     plain: dict[str, Any] = dict(
-        context=CONTEXT, batch_size=BATCH, split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None
+        context=CONTEXT, batch_size=Stages(BATCH), split=(0.9, 0.1), seed=3, errors="strict", train_tokens=None
     )
     settings = Settings(tokenizer="char", cache_dir=tmp_path / "cache", **(plain | changes))
     return StreamContent(str(source), settings, patience, max_cache)

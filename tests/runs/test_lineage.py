@@ -68,6 +68,14 @@ def test_measured_tokens_count_where_they_are_not_the_planned_ones(tmp_path):
     assert curve.columns["train/loss"][0].tolist() == [10 * STEP, 20 * STEP, 40 * STEP]
 
 
+def test_planned_tokens_follow_the_schedule_of_the_batch_size(tmp_path):
+    run = make_run(tmp_path / "growing", data__batch_schedule={"5": 1, "20": 2})
+    (run / "metrics.csv").write_text("step,train/loss,val/loss,val/bpb\n10,3,,\n30,2,2,3\n")
+    assert read_run(run).tokens == (5 * 1 + 15 * 2 + 10 * 4) * 8
+    ((curve,), _) = read_curves([run], "tokens")
+    assert curve.columns["train/loss"][0].tolist() == [(5 * 1 + 5 * 2) * 8, (5 * 1 + 15 * 2 + 10 * 4) * 8]
+
+
 def test_a_parent_is_found_beside_its_child_after_both_were_moved_and_a_missing_one_is_named(tmp_path):
     branch = make_branch(tmp_path / "old/branch", make_base(tmp_path / "old/base"))
     (tmp_path / "old").rename(tmp_path / "new")

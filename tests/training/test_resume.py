@@ -64,6 +64,7 @@ VARIANTS = {
         "trainer": {**EPOCHS, "max_epochs": 2},
     },
     "no validations": {"trainer": {"limit_val_batches": 0}},
+    "batches and rows that grow": {"data": {"batch_schedule": {3: 2, 7: 4}, "context_schedule": {5: 8}}},
 }
 
 
@@ -106,6 +107,8 @@ LONGER = {
     "within an epoch": (["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]),
     "epochs": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"],
                ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]),
+    "batches that grow": (["--trainer.max_steps", "3", "--data.batch_schedule", "{2: 4, 5: 6}"],
+                          ["--trainer.max_steps", "8", "--data.batch_schedule", "{2: 4, 5: 6}"]),
 }  # fmt: skip
 
 
@@ -403,6 +406,16 @@ def test_the_end_of_a_run_is_validated_and_logged(cli, tiny_yaml, tmp_path):
     metrics = read_metrics(tmp_path / "runs/mini/metrics.csv")
     assert metrics["val/loss"][0] == metrics["train/loss"][0] == [10]
     assert "=== step 10" in (tmp_path / "runs/mini/samples.txt").read_text()
+
+
+def test_the_best_checkpoint_may_be_of_a_last_step_within_an_epoch(cli, tiny_yaml, tmp_path):
+    options = ["--trainer.limit_train_batches", "3", "--trainer.max_steps", "8", "--trainer.max_epochs", "3"]
+    options += ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
+    result = cli("fit", "-c", tiny_yaml, *options)
+    assert result.code == 0 and "could not find the monitored key" not in result.err
+    steps, losses = read_metrics(tmp_path / "runs/mini/metrics.csv")["val/loss"]
+    assert steps == [3, 6, 8] and losses[2] == min(losses)  # which the tiny run reaches
+    assert read_checkpoint(tmp_path / "runs/mini/checkpoints/best.ckpt")["global_step"] == 8
 
 
 def test_a_long_validation_reads_a_part_and_the_end_the_whole(cli, tiny_yaml, tmp_path):

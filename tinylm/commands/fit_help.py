@@ -66,9 +66,10 @@ IMPORTED = (
 READING = ("field", "separator", "include", "exclude", "deduplicate", "streaming", "shard_timeout", "max_cache_gb")
 LARGE = ("loss_rows", "vocab_multiple")
 MUON = ("ns_steps", "ns_dtype")
+STAGES = ("batch_schedule", "context_schedule")
 NAMED = {  # class -> options that are only named, and by which words
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
-    "TextDataModule": (READING, "In docs/data.md: "),
+    "TextDataModule": (READING + STAGES, "In docs/data.md: "),
     "OptimizerConfig": (MUON, "muon (docs/speed-cpu.md): "),
     "LitTransformerLM": (LARGE, "For large vocabularies: "),
 }

@@ -342,7 +342,7 @@ class Run:
             f"{self.data.content.num_tokens('train'):,} to train on"
         )
         notice(
-            f"training: {self.total:,} steps of {self.data.batch_size} x {self.data.content.sequence_length} tokens "
+            f"training: {self.total:,} steps of {self.data.step_size} "
             f"({epochs(self.data)}), {self.settings.name}, "
             f"NumPy {np.__version__} ({plural(self.threads, 'thread')}), {np.dtype(self.dtype).name}"
         )

@@ -12,6 +12,7 @@ from tinylm.console import Parser, check_at_least
 from tinylm.errors import ConfigError, did_you_mean
 from tinylm.files import default_cache_dir
 from tinylm.locate import command
+from tinylm.stages import Stages
 
 FORMATS = ("nanogpt", "llmc", "megatron")
 SHARD_TOKENS = 100_000_000
@@ -87,7 +88,7 @@ def _content(options):
     settings = Settings(
         tokenizer=options.tokenizer or "char",
         context=1,
-        batch_size=1,
+        batch_size=Stages(1),
         split=split,
         seed=0,
         text_seed=options.seed,

@@ -4,8 +4,9 @@ The training tokens are cut into windows of one context each. An epoch is a seed
 grid is shifted by a seeded offset that differs from epoch to epoch, so tokens do not keep their positions. The grid
 extends beyond both ends of the text; its first and last windows are moved inwards, where they overlap their neighbors,
 so every token but the first is a target in every epoch. The samples of all epochs form one endless sequence, of which
-step s takes samples s * batch_size to (s + 1) * batch_size. No state is kept between steps, so a resumed run sees the
-same tokens in the same order on any number of processes.
+step s takes samples s * batch_size to (s + 1) * batch_size; batches that grow with the steps (`Stages`) take theirs one
+after the other as well. No state is kept between steps, so a resumed run sees the same tokens in the same order on any
+number of processes.
 
 Where documents are short, each begins a window, so no target depends on text cut off before the window.
 """
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset, Sampler
 from tinylm.data.token_array import Tokens, positions_of, read_windows
 from tinylm.errors import DataError
 from tinylm.model.loss import IGNORE
+from tinylm.stages import Stages, as_stages
 
 
 class Batch(NamedTuple):
@@ -63,7 +65,7 @@ class TrainingWindows:
     Args:
         num_tokens: number of training tokens
         context: tokens in a window, T
-        batch_size: windows in an optimizer step, over all devices
+        batch_size: windows in an optimizer step, over all devices; `Stages` if it grows
         seed: seed of the order
 
     Raises:
@@ -74,7 +76,7 @@ class TrainingWindows:
 
     num_tokens: int
     context: int
-    batch_size: int
+    batch_size: int | Stages
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,11 +92,11 @@ class TrainingWindows:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, rounded down, and at least one."""
-        return max(1, self.num_windows // self.batch_size)
+        return max(1, self.num_windows // as_stages(self.batch_size).final)
 
     def starts(self, step: int) -> np.ndarray:
         """Positions of the windows of a step in the training tokens, int64 (batch_size,)."""
-        return self.sample_starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+        return self.sample_starts(as_stages(self.batch_size).range(step))
 
     def sample_starts(self, samples: np.ndarray) -> np.ndarray:
         """Positions of samples of the endless sequence, by their numbers, int64 (n,) -> (n,)."""
@@ -278,9 +280,28 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, micro_step = divmod(index, self.accumulate)
-        shares = self.windows.starts(step).reshape(self.world_size, self.accumulate, -1)
-        num_targets = self.windows.batch_size * self.windows.context
-        return gather(self.tokens, shares[self.rank, micro_step], self.windows.context, num_targets)
+        starts, context = self.windows.starts(step), self.windows.context
+        shares = starts.reshape(self.world_size, self.accumulate, -1)
+        return gather(self.tokens, shares[self.rank, micro_step], context, len(starts) * context)
+
+
+@dataclass(frozen=True)
+class ShortRows(Dataset[Batch]):
+    """Training batches whose windows are cut into shorter rows at first; all tokens remain.
+
+    Args:
+        batches: item i is micro-batch i % accumulate of step i // accumulate
+        lengths: tokens in a row, by steps; each divides the context
+        accumulate: micro-batches in a step
+    """
+
+    batches: Dataset[Batch]
+    lengths: Stages
+    accumulate: int
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, length = self.batches[index], self.lengths.at(index // self.accumulate)
+        return batch._replace(inputs=batch.inputs.reshape(-1, length), targets=batch.targets.reshape(-1, length))
 
 
 @dataclass(frozen=True)

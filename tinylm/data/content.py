@@ -20,6 +20,7 @@ from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.shard_order import ShardOrder
 from tinylm.plugins import Part
+from tinylm.stages import Stages
 from tinylm.tokenizer import Tokenizer
 
 DEFAULT_SPLIT = (0.9, 0.1)
@@ -33,7 +34,7 @@ class Settings:
     Attributes:
         tokenizer: `data.tokenizer`; a plug-in is one to be trained
         context: tokens in a sequence
-        batch_size: sequences in an optimizer step
+        batch_size: sequences in an optimizer step, by steps
         seed: seed of the order
         text_seed: seed of generated texts, and of the split of pairs
         errors: treatment of bytes that are not UTF-8
@@ -42,7 +43,7 @@ class Settings:
 
     tokenizer: str | Part
     context: int
-    batch_size: int
+    batch_size: Stages
     split: tuple[float, ...]
     seed: int
     errors: str

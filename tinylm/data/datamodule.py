@@ -8,6 +8,7 @@ results do not depend on the hardware.
 import contextlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tinylm.data.batches import (
     Batch,
     EvaluationBatches,
     MicroSteps,
+    ShortRows,
     TrainingWindows,
     window_rows,
 )
@@ -39,6 +41,7 @@ from tinylm.data.tokens import is_tokenizer_file, own_tokenizer
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import default_cache_dir, read_chunks, why_unreadable
 from tinylm.plugins import DataPart, Part
+from tinylm.stages import Stages
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -143,6 +146,8 @@ class TextDataModule(pl.LightningDataModule):
         max_seq_len: int = 256,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
+        batch_schedule: dict[int, int] | None = None,
+        context_schedule: dict[int, int] | None = None,
         split: tuple[float, ...] = (0.9, 0.1),
         val: Text | None = None,
         weights: dict[str, float] | None = None,
@@ -178,6 +183,8 @@ class TextDataModule(pl.LightningDataModule):
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
+            batch_schedule: Smaller batches at first: {200: 8} before step 200
+            context_schedule: Shorter sequences at first: {200: 32} before step 200
             split: Fractions of train, val and perhaps test; [1.0]: no validation
             val: Validation text, given as a corpus is
             weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
@@ -217,11 +224,13 @@ class TextDataModule(pl.LightningDataModule):
         takes_bytes = "byte" in (tokenizer, saved and saved.kind)
         self.errors = "surrogateescape" if takes_bytes and errors == "strict" else errors
         self.context, self.batch_size, self.micro_batch_size = max_seq_len, batch_size, micro_batch_size
+        self.batch_sizes = Stages.of("data.batch_schedule", batch_schedule, batch_size)
+        self.contexts = Stages.of("data.context_schedule", context_schedule, max_seq_len)
         self.num_workers, self.max_val_tokens, self.text, self.pairs = num_workers, max_val_tokens, text, pairs
         settings = Settings(
             tokenizer=tokenizer,
             context=max_seq_len,
-            batch_size=batch_size,
+            batch_size=self.batch_sizes,
             split=check_split(split),
             seed=seed,
             text_seed=text_seed,
@@ -234,7 +243,7 @@ class TextDataModule(pl.LightningDataModule):
         self.content: Content
         if pairs is not None:
             refuse_options(settings.reading, "data.pairs")
-            _refuse("data.pairs", weights=weights, streaming=stream)
+            _refuse("data.pairs", weights=weights, streaming=stream, context_schedule=context_schedule)
             if val is not None:
                 raise ConfigError("data.val: is for data.corpus; give the validation pairs as data.pairs_val")
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
@@ -252,6 +261,7 @@ class TextDataModule(pl.LightningDataModule):
             self.use_tokenizer(saved)
         self._counted: pl.Trainer | None = None  # its intervals are in micro-batches
         self.total_steps = 0  # of a run of the trainer, after `setup`
+        self._epoch = 0  # optimizer steps in an epoch, after `setup`: a resume changes trainer.max_steps for a while
         self.validates = True  # in a run of the trainer
         self._set_aside: dict[str, Any] = {}  # the trainer's settings of validations, while there are none
         self.validation_tokens: int | None = None  # the most of a validation during training; None: the whole split
@@ -320,6 +330,14 @@ class TextDataModule(pl.LightningDataModule):
         """The loss floor of each evaluated split; empty if it is unknown."""
         return self.content.floors
 
+    @property
+    def step_size(self) -> str:
+        """Describes the training data of a step, such as `8 x 128 tokens`."""
+        length = self.content.sequence_length
+        row = "pairs" if self.pairs and not self.packing else f"x {length} tokens"
+        rows = f"{self.batch_sizes if self.batch_size else 'unknown'} {row}"
+        return f"{rows}, in rows of {replace(self.contexts, final=length)}" if self.contexts.before else rows
+
     def example_prompt(self) -> str:
         """A prompt that suits the data; empty if there is none."""
         return self.content.example_prompt()
@@ -382,14 +400,14 @@ class TextDataModule(pl.LightningDataModule):
 
     def _set_steps(self) -> None:
         """Sets the micro-batches of an optimizer step, makes all intervals of the trainer whole steps, and counts."""
-        trainer, steps = self.trainer, self._steps_of_order
+        trainer, self._epoch = self.trainer, self._steps_of_order
         assert trainer is not None
         accumulate = self._micro_batches_of_step()
         if getattr(trainer, "overfit_batches", 0):
             raise ConfigError("trainer.overfit_batches: not supported; set data.train_tokens, as overlays/overfit does")
         trainer.accumulate_grad_batches = accumulate
         if self._counted is not trainer:  # Lightning counts micro-batches
-            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, steps, accumulate)
+            trainer.limit_train_batches = _micro_batches(trainer.limit_train_batches, self._epoch, accumulate)
             interval, epoch = trainer.val_check_interval, self.steps_per_epoch
             whole_run = getattr(trainer, "check_val_every_n_epoch", None) is None
             if isinstance(interval, int) and interval > epoch and not whole_run:
@@ -421,7 +439,21 @@ class TextDataModule(pl.LightningDataModule):
             raise ConfigError(
                 "trainer.accumulate_grad_batches follows from data.batch_size and data.micro_batch_size; leave it out"
             )
+        self._check_stages(readers * (share // micro))
         return share // micro
+
+    def _check_stages(self, micro_batches: int) -> None:
+        """Refuses stages that cannot be divided: the micro-batches of a step, on all devices, are always as many."""
+        for size in self.batch_sizes.values:
+            if size % micro_batches:
+                raise ConfigError(
+                    f"data.batch_schedule: {size} must be divisible by the {micro_batches} micro-batches of a step on "
+                    "all devices (data.batch_size / data.micro_batch_size)"
+                )
+        length = self.content.sequence_length if self.contexts.before else 1
+        for context in self.contexts.values[:-1]:
+            if length % context:
+                raise ConfigError(f"data.context_schedule: {context} must divide the {length} tokens of a sequence")
 
     def _check_batch_size(self) -> None:
         """Refuses a batch that repeats sequences, unless it is of the default size or there is only one.
@@ -442,20 +474,21 @@ class TextDataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch of the trainer, after `setup`."""
         assert self.trainer is not None
-        steps, limit = self._steps_of_order, self.trainer.limit_train_batches
-        return min(steps, limit // self.trainer.accumulate_grad_batches) if isinstance(limit, int) else steps
+        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+        return min(self._epoch, limit // accumulate) if isinstance(limit, int) else self._epoch
 
     @property
     def _steps_of_order(self) -> int:
-        """Optimizer steps in an epoch; with `streaming`, whose epochs have no known end, those of the whole run."""
+        """Optimizer steps in an epoch; of the whole run if epochs vary, with `streaming` or batches that grow."""
         trainer = self.trainer
         assert trainer is not None
-        if not isinstance(self.order, ShardOrder):
+        option = "data.streaming" if isinstance(self.order, ShardOrder) else "data.batch_schedule"
+        if not isinstance(self.order, ShardOrder) and not self.batch_sizes.before:
             return self.order.steps_per_epoch
         if trainer.max_steps < 0:
-            raise ConfigError("trainer.max_steps: missing; with data.streaming the length of an epoch is not known")
+            raise ConfigError(f"trainer.max_steps: missing; with {option} an epoch has no fixed number of steps")
         if trainer.max_epochs not in (None, -1):
-            raise ConfigError("trainer.max_epochs: does not work with data.streaming; set trainer.max_steps alone")
+            raise ConfigError(f"trainer.max_epochs: does not work with {option}; set trainer.max_steps alone")
         return trainer.max_steps
 
     def _count_steps(self) -> int:
@@ -491,11 +524,13 @@ class TextDataModule(pl.LightningDataModule):
         assert trainer is not None
         accumulate = int(trainer.accumulate_grad_batches)
         dataset = self.content.training(accumulate, *data_ranks(trainer))
+        if self.contexts.before:
+            dataset = ShortRows(dataset, self.contexts, accumulate)
 
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate
 
-        sampler = MicroSteps(self._steps_of_order * accumulate, position)
+        sampler = MicroSteps(self._epoch * accumulate, position)
         return DataLoader(
             dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, pin_memory=self._pinned
         )

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from tinylm.data.batches import TrainingWindows
+from tinylm.stages import Stages, as_stages
 
 UNIT = 1 << 31  # shares are multiples of 1 / UNIT, so that all products fit int64
 
@@ -51,12 +52,12 @@ class MixtureOrder:
     Args:
         orders: name of each source -> its windows, of one context
         weights: name of each source -> its share of the training tokens, relative to the others
-        batch_size: windows in an optimizer step, over all devices
+        batch_size: windows in an optimizer step, over all devices; `Stages` if it grows
     """
 
     orders: Mapping[str, TrainingWindows]
     weights: Mapping[str, float]
-    batch_size: int
+    batch_size: int | Stages
 
     @property
     def version(self) -> int:
@@ -81,14 +82,15 @@ class MixtureOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch of the trainer, rounded down, and at least one."""
-        return max(1, self.num_windows // self.batch_size)
+        return max(1, self.num_windows // as_stages(self.batch_size).final)
 
     def _before(self, samples: np.ndarray) -> np.ndarray:
         return samples_before(samples, [Fraction(self.weights[name]) for name in self.names])
 
     def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The source of each sample of a step, by its index in `names`, and its number there, int64 (B,) each."""
-        before = self._before(np.arange(step * self.batch_size, (step + 1) * self.batch_size + 1))
+        samples = as_stages(self.batch_size).range(step)
+        before = self._before(np.append(samples, samples[-1] + 1))
         sources = np.diff(before, axis=0).argmax(axis=1)
         return sources, np.take_along_axis(before[:-1], sources[:, None], axis=1)[:, 0]
 
@@ -103,5 +105,5 @@ class MixtureOrder:
 
     def epochs(self, steps: int) -> dict[str, float]:
         """Epochs of each source in a run of `steps` steps."""
-        counts = self._before(np.array([steps * self.batch_size]))[0].tolist()
+        counts = self._before(as_stages(self.batch_size).total(steps)[None])[0].tolist()
         return {name: count / self.orders[name].num_windows for name, count in zip(self.names, counts, strict=True)}

@@ -96,7 +96,7 @@ class MixtureContent(Content):
     @cached_property
     def order(self) -> MixtureOrder:
         """The order of the windows of all sources."""
-        settings = self.settings
+        settings, largest = self.settings, self.settings.batch_size.final
         for name, text in self._texts.items():
             if (count := text.num_tokens("train")) <= settings.context:
                 raise DataError(f"data.corpus.{name}: {text.source}: {too_short(count, settings.context)}")
@@ -104,10 +104,10 @@ class MixtureContent(Content):
             name: replace(text.order, seed=source_seed(settings.seed, name)) for name, text in self._texts.items()
         }
         for name, weight in self.weights.items():
-            share, windows = settings.batch_size * weight, orders[name].num_windows
+            share, windows = largest * weight, orders[name].num_windows
             if share > windows:
                 raise ConfigError(
-                    f"data.batch_size: {settings.batch_size:,} takes {share:,.0f} {self.unit} of {name}, which has "
+                    f"data.batch_size: {largest:,} takes {share:,.0f} {self.unit} of {name}, which has "
                     f"{windows:,}; lower it or data.weights.{name}, or give more data"
                 )
         return MixtureOrder(orders, self.weights, settings.batch_size)
@@ -227,14 +227,15 @@ class MixtureBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, micro_step = divmod(index, self.accumulate)
-        shares = (each.reshape(self.world_size, self.accumulate, -1) for each in self.order.starts(step))
+        windows_of_step, context = self.order.starts(step), self.order.context
+        num_windows = len(windows_of_step[0])
+        shares = (each.reshape(self.world_size, self.accumulate, -1) for each in windows_of_step)
         sources, starts = (each[self.rank, micro_step] for each in shares)
-        context = self.order.context
         windows = np.empty((len(starts), context + 1), np.int64)
         for source in np.unique(sources):
             there = sources == source
             windows[there] = windows_at(self.tokens[self.order.names[source]], starts[there], context)
-        return windows_batch(windows, self.order.batch_size * context)
+        return windows_batch(windows, num_windows * context)
 
 
 @dataclass(frozen=True)

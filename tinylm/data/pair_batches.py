@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled, without_targets
 from tinylm.data.template import Example
+from tinylm.stages import Stages, as_stages
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,24 @@ class RowOrder:
 
     Args:
         num_rows: number of rows
-        batch_size: rows in an optimizer step, over all devices
+        batch_size: rows in an optimizer step, over all devices; `Stages` if it grows
         seed: seed of the order
     """
 
     version: ClassVar[int] = 1  # of the order
 
     num_rows: int
-    batch_size: int
+    batch_size: int | Stages
     seed: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, rounded down, and at least one."""
-        return max(1, self.num_rows // self.batch_size)
+        return max(1, self.num_rows // as_stages(self.batch_size).final)
 
     def rows(self, step: int) -> np.ndarray:
         """Indices of the rows of a step, int64 (batch_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return shuffled(samples, self.seed, self.num_rows)[0]
+        return shuffled(as_stages(self.batch_size).range(step), self.seed, self.num_rows)[0]
 
 
 def split_examples(examples: Sequence[Example], split: Sequence[float], seed: int) -> list[list[Example]]:

@@ -2,9 +2,9 @@
 
 The first epoch takes the shards as they are numbered, every further one in a seeded permutation. The windows of a shard
 are those of `TrainingWindows` over its tokens alone, permuted anew in each epoch: every token of a shard but its first
-is a target in every epoch. The windows of all shards of all epochs form one endless sequence, of which step s takes
-samples s * batch_size to (s + 1) * batch_size. It depends on the seed and the lengths of the shards up to the current
-one, not on what else was there when.
+is a target in every epoch. The windows of all shards of all epochs form one endless sequence, of which each step takes
+the next ones, as in `TrainingWindows`. It depends on the seed and the lengths of the shards up to the current one, not
+on what else was there when.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import numpy as np
 
 from tinylm.data.batches import TrainingWindows
 from tinylm.errors import DataError
+from tinylm.stages import Stages, as_stages
 
 
 class ShardOrder:
@@ -23,14 +24,15 @@ class ShardOrder:
     Args:
         length: number of a shard -> its tokens; None if there are no more shards. It may wait for the shard
         context: tokens in a window
-        batch_size: windows in an optimizer step, over all devices
+        batch_size: windows in an optimizer step, over all devices; `Stages` if it grows
         seed: seed of the order
     """
 
     version: ClassVar[int] = 100
 
-    def __init__(self, length: Callable[[int], int | None], context: int, batch_size: int, seed: int) -> None:
-        self._length, self.context, self.batch_size, self.seed = length, context, batch_size, seed
+    def __init__(self, length: Callable[[int], int | None], context: int, batch_size: int | Stages, seed: int) -> None:
+        self._length, self.context, self.seed = length, context, seed
+        self._sizes = as_stages(batch_size)
         self._windows: list[TrainingWindows | None] = []  # of each known shard; None if it is shorter than a window
         self._ends = np.empty(0, np.int64)  # samples of the first epoch up to and including each known shard
         self._ended = False
@@ -53,8 +55,8 @@ class ShardOrder:
         Raises:
             DataError: if no shard has a window.
         """
-        first, shards, starts = step * self.batch_size, [], []
-        last = first + self.batch_size
+        first, shards, starts = int(self._sizes.total(step)), [], []
+        last = first + self._sizes.at(step)
         while first < last:
             epoch, number, position, left = self._locate(first)
             samples = np.arange(position, position + min(left, last - first))

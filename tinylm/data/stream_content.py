@@ -84,7 +84,7 @@ class StreamContent(Content):
     @property
     def num_sequences(self) -> int:
         """Windows in the shards known so far, at least those of a step if there are as many."""
-        return self.order.known(self.settings.batch_size)
+        return self.order.known(self.settings.batch_size.final)
 
     @property
     def has_validation(self) -> bool:
@@ -147,4 +147,4 @@ class StreamBatches(Dataset[Batch]):
         for number, ids in tokens.items():
             rows = shards[share] == number
             windows[rows] = windows_at(ids, starts[share][rows], self._order.context)
-        return windows_batch(windows, self._order.batch_size * self._order.context)
+        return windows_batch(windows, len(shards) * self._order.context)

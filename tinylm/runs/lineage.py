@@ -18,6 +18,7 @@ from tinylm.files import read_json
 from tinylm.locate import MANIFEST
 from tinylm.runs.metrics import read_metrics
 from tinylm.safe_yaml import read_yaml
+from tinylm.stages import Stages
 
 if TYPE_CHECKING:
     from tinylm.model import ModelConfig
@@ -110,13 +111,14 @@ def unknown_parents(folders: Iterable[Path]) -> list[str]:
     return found
 
 
-def batch_tokens(config: dict[str, Any]) -> int | None:
-    """Tokens per optimizer step, as planned; None if they vary or the config does not give them, as with pairs."""
+def planned_tokens(config: dict[str, Any]) -> Counter | None:
+    """The function from steps to their tokens, as planned; None if the config does not give them, as with pairs."""
     data, network = config.get("data") or {}, (config.get("model") or {}).get("network") or {}
     rows, context = data.get("batch_size"), network.get("max_seq_len")
     if data.get("pairs") or not (isinstance(rows, int) and isinstance(context, int)):
         return None
-    return rows * context
+    sizes = Stages.of("data.batch_schedule", data.get("batch_schedule"), rows)
+    return lambda steps: sizes.total(np.asarray(steps)) * float(context)
 
 
 def token_counter(folder: Path, config: dict[str, Any], columns: Columns, depth: int = 0) -> Counter | None:
@@ -157,14 +159,14 @@ def _counter(
 
 def _own_counter(config: dict[str, Any], columns: Columns, begin: int) -> Counter | None:
     """Tokens since step `begin`: as planned, unless the measured speed gives others, as where the batches vary."""
-    tokens = batch_tokens(config)
+    planned = planned_tokens(config)
     rates, seconds = (columns.get(f"perf/{name}", ([], [])) for name in ("tokens_per_sec", "step_seconds"))
     if rates[0] and rates[0] == seconds[0]:
         rows = np.array([begin, *rates[0]], dtype=float)
         done = np.cumsum(np.round(np.diff(rows) * np.array(rates[1]) * np.array(seconds[1])))
-        if tokens is None or not math.isclose(done[-1], tokens * (rows[-1] - begin), rel_tol=0.01):
+        if planned is None or not math.isclose(done[-1], np.diff(planned(rows[[0, -1]]))[0], rel_tol=0.01):
             return lambda steps: np.asarray(np.interp(steps, rows, [0.0, *done]))
-    return None if tokens is None else lambda steps: (np.asarray(steps) - begin) * float(tokens)
+    return None if planned is None else lambda steps: planned(steps) - planned(begin)
 
 
 def _flops_per_token(config: dict[str, Any]) -> int | None:

@@ -93,12 +93,9 @@ class BestCheckpoint(ModelCheckpoint):
             mode=mode,
             auto_insert_metric_name=False,
             enable_version_counter=False,
+            # after every validation, also that of a run's last step, which comes after the epoch
+            save_on_train_epoch_end=False if monitor.startswith("val/") else None,
         )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves if that is due at the end of an epoch."""
-        if trainer.limit_val_batches != 0 or not str(self.monitor).startswith("val/"):
-            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state, with the score of the last validation, which Lightning leaves out."""

@@ -426,9 +426,8 @@ class TinyLMCLI(LightningCLI):
         trainable, weights = trainable_share(net)
         if trainable < weights:
             notice(f"trainable: {trainable:,} of {weights:,} parameters ({trainable / weights:.1%})")
-        row = "pairs" if data.pairs and not data.packing else f"x {data.content.sequence_length} tokens"
         notice(
-            f"training: {data.total_steps:,} steps of {data.batch_size or 'unknown'} {row} ({epochs(data)}), "
+            f"training: {data.total_steps:,} steps of {data.step_size} ({epochs(data)}), "
             f"{self.model.optimizer_name}, {devices}, precision {trainer.precision}"
         )
         if self.precision_reason is not None:

@@ -12,6 +12,7 @@ from tinylm.data.loader_content import LoaderContent
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import default_cache_dir, locked, sha256_bytes
 from tinylm.plugins import Part
+from tinylm.stages import Stages
 from tinylm.tokenizer import Tokenizer
 
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, Tensor, type(None))
@@ -46,8 +47,9 @@ class OwnData(TextDataModule):
             raise ConfigError(f"data: {name} has no train_dataloader; define it")
         self.plugins = [] if self.part is None else [self.part]
         self.num_workers, self.micro_batch_size, self.batch_size = 0, None, 0
+        self.batch_sizes = self.contexts = Stages(0)
         self.text = self.pairs = self.max_val_tokens = self.validation_tokens = None
-        self._counted, self.total_steps, self.validates = None, 0, True
+        self._counted, self.total_steps, self._epoch, self.validates = None, 0, 0, True
         self._set_aside: dict[str, Any] = {}
         self._prepared, self._stages = False, set()
 
@@ -117,6 +119,7 @@ class OwnData(TextDataModule):
         accumulate = int(self.trainer.accumulate_grad_batches)
         self.micro_batch_size = self.loaders.rows or None
         self.batch_size = self.loaders.rows * accumulate * data_ranks(self.trainer)[0]
+        self.batch_sizes = Stages(self.batch_size)
         return accumulate
 
     @property

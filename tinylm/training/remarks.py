@@ -21,7 +21,7 @@ def epochs(data: TextDataModule) -> str:
     if not data.content.num_sequences:
         return "epochs of unknown length"
     if not isinstance(data.content, MixtureContent):
-        return _epochs(data.total_steps * data.batch_size / data.content.num_sequences)
+        return _epochs(int(data.batch_sizes.total(data.total_steps)) / data.content.num_sequences)
     counts, weights = data.content.order.epochs(data.total_steps), data.content.weights
     return ", ".join(f"{name} {weights[name]:.1%}: {_epochs(count)}" for name, count in counts.items())
 

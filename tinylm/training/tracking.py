@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tinylm.errors import ConfigError, NumericError, Preempted, first_line, notice
 from tinylm.files import read_json, write_json
 from tinylm.locate import MANIFEST
+from tinylm.runs.lineage import Counter
 from tinylm.runs.metrics import read_metrics
 from tinylm.safe_yaml import read_yaml
 from tinylm.training.trackers import Tracker
@@ -101,7 +102,8 @@ class WandbTracker(WandbLogger, Tracker):
         self._module: pl.LightningModule | None = None
         self._watched = 0  # step of the last histograms
         self._logged = False
-        self._tokens_per_step, self._flops = 0, 0  # tokens of a step, FLOPs of a token; 0: unknown
+        self._tokens: Counter | None = None  # from steps to their tokens, if they are known
+        self._flops = 0  # of a token
         self._sent: dict[tuple[int, str], Any] = {}  # (step, metric) -> value in earlier segments of a resumed run
         self._catching_up = False
         self._variables: dict[str, str] = {}  # environment variables set during the run
@@ -206,7 +208,7 @@ class WandbTracker(WandbLogger, Tracker):
         network = getattr(model, "network", None)
         if network is not None:
             sizes["vocab_size"] = network.vocab_size
-            self._tokens_per_step, self._flops = step_cost(model)
+            self._tokens, self._flops = step_cost(model)
         self.experiment.config.update(sizes, allow_val_change=True)
 
     @rank_zero_only
@@ -229,9 +231,10 @@ class WandbTracker(WandbLogger, Tracker):
         self._logged = True
 
     def _axes(self, step: int | None) -> dict[str, float]:
-        if step is None or not self._tokens_per_step:
+        if step is None or self._tokens is None:
             return {}
-        return {TOKENS: step * self._tokens_per_step, FLOPS: float(step * self._tokens_per_step) * self._flops}
+        tokens = int(self._tokens(step))
+        return {TOKENS: tokens, FLOPS: float(tokens) * self._flops}
 
     def _without_repeated(self, metrics: Any, step: int | None) -> Any:
         """The metrics that W&B lacks; all of them if a loss differs, as in a run resumed with another config."""

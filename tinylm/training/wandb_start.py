@@ -9,6 +9,7 @@ import yaml
 
 from tinylm.errors import ConfigError, StorageError
 from tinylm.files import sha256_json
+from tinylm.runs.lineage import Counter
 from tinylm.runs.settings import flat_config, settings_of
 from tinylm.training.throughput import training_flops
 from tinylm.training.wandb_log import STEP
@@ -115,13 +116,13 @@ def define_axes(run: Any) -> None:
         run.define_metric(name, step_metric=STEP, summary=summary)
 
 
-def step_cost(module: Any) -> tuple[int, int]:
-    """Tokens of an optimizer step and training FLOPs of a token; zeros if the tokens of a step vary."""
+def step_cost(module: Any) -> tuple[Counter | None, int]:
+    """The function from steps to their tokens (None if it is not known), and training FLOPs of a token."""
     data = getattr(module.trainer, "datamodule", None)
-    rows = getattr(data, "batch_size", None)  # a data module of someone else's may have none
-    if rows is None or (getattr(data, "pairs", None) and not getattr(data, "packing", False)):
-        return 0, 0
-    return rows * module.network.max_seq_len, training_flops(module)
+    sizes = getattr(data, "batch_sizes", None)  # a data module of someone else's may have none
+    if sizes is None or not sizes.final or (getattr(data, "pairs", None) and not getattr(data, "packing", False)):
+        return None, 0
+    return lambda steps: sizes.total(steps) * module.network.max_seq_len, training_flops(module)
 
 
 def plain_error(error: Exception) -> ConfigError | StorageError:
