@@ -49,7 +49,7 @@ class Study:
     largest: Sequence[float]
     seed: int = 1
     seeds: int = 2
-    steps: tuple[int, int] = (250, 5200)
+    steps: tuple[int, int] = (250, 4000)
     plateau: float = 0.3
     layers: int = 2
 
@@ -147,7 +147,7 @@ def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambd
             *study.points(study.held_out, study.seeds),
             *(predicted_point(study, *each) for each in predictions.items()),
         }
-        cheap_first = sorted(rest, key=lambda point: (point.budget, point.seed, point.width))
+        cheap_first = sorted(rest, key=lambda point: (point.seed, point.budget, point.width))
         results += run_missing(cheap_first, study.texts, folder, report)
     finally:
         claim.release()
