@@ -72,9 +72,9 @@ def test_every_picture_is_shown_once():
     assert shown == sorted(path.name for path in (ROOT / "docs/tutorial").glob("*.png"))
 
 
-def test_nine_chapters_with_two_exercises_each_are_in_the_contents():
+def test_ten_chapters_with_two_exercises_each_are_in_the_contents():
     contents = (ROOT / "docs/TUTORIAL.md").read_text(encoding="utf-8")
-    assert len(CHAPTERS) == 9
+    assert len(CHAPTERS) == 10
     for path in CHAPTERS:
         text = path.read_text(encoding="utf-8")
         assert f"(tutorial/{path.name})" in contents

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinylm.errors import DataError
-from tinylm.experiments.fit import Constants, Run, bootstrap, fit, interval, residuals
+from tinylm.experiments.fit import Constants, Run, bootstrap, fit, fit_free, interval, residuals
 
 LAW = Constants(floor=0.85, size_factor=200.0, size_power=0.6, data_factor=3000.0, data_power=0.7)
 
@@ -27,7 +27,7 @@ def test_a_law_without_noise_is_recovered_exactly(floor):
 @pytest.mark.parametrize("seed", range(3))
 def test_with_noise_the_constants_are_close_and_the_free_floor_within_two_percent(seed):
     runs = runs_of(LAW, 0.03, seed)
-    known, free = fit(runs, LAW.floor), fit(runs, None)
+    known, free = fit(runs, LAW.floor), fit_free(runs)
     assert known.size_power == pytest.approx(0.6, abs=0.05) and known.data_power == pytest.approx(0.7, abs=0.05)
     assert free.floor == pytest.approx(LAW.floor, rel=0.02)
     # inside the range of the runs both predict the law within a third of its noise
@@ -49,7 +49,7 @@ def test_the_interval_of_the_bootstrap_covers_the_true_constant_as_often_as_it_s
     covered = 0
     for seed in range(12):
         runs = runs_of(LAW, 0.05, seed)
-        low, high = interval([each.data_power for each in bootstrap(runs, LAW.floor, fit(runs, LAW.floor), 40)])
+        low, high = interval([each.data_power for each in bootstrap(runs, lambda some: fit(some, LAW.floor, LAW), 40)])
         covered += low <= LAW.data_power <= high
     assert covered >= 8  # of 10.8 expected; fewer have a probability below 1%
 
@@ -68,3 +68,16 @@ def test_what_no_law_can_be_fitted_to_is_refused():
         fit(runs[:8], None)
     with pytest.raises(DataError, match=r"a run's loss of \d\.\d{4} is not above the floor of 1\.5000"):
         fit(runs, 1.5)
+
+
+def test_a_floor_fitted_by_the_excess_is_closer_than_one_fitted_by_the_loss():
+    sizes, errors = [(5e4, 7e5), (8e4, 4e5), (1e5, 5e5), (2e5, 3e5), (8e4, 2e6), (2e5, 1e6), (4e5, 3e5), (4e5, 2e6)], []
+    random = np.random.default_rng(1)
+    for _ in range(6):
+        runs = [
+            Run(n, d, LAW.floor + (LAW.loss(n, d) - LAW.floor) * np.exp(0.1 * random.standard_normal()))
+            for n, d in sizes * 2
+        ]
+        errors.append([abs(found.floor - LAW.floor) for found in (fit_free(runs, 1), fit(runs, None, LAW))])
+    by_excess, by_loss = np.median(errors, axis=0)
+    assert by_excess < by_loss

@@ -46,12 +46,14 @@ def invented(monkeypatch):
                       loss=TRUE.floor + excess, floor=TRUE.floor, seconds=1.0)  # fmt: skip
 
     monkeypatch.setattr(grid, "run_point", run_point)
+    monkeypatch.setattr(scaling, "SAMPLES", 20)
+    monkeypatch.setattr(scaling, "FREE_SAMPLES", 3)
     return done
 
 
 def study(texts: Texts) -> Study:
     budgets = [2e10, 8e10, 3.2e11]
-    return Study(texts, [16, 32, 48, 64, 96], budgets, [1.2e11], 1.2e12, seed=1, steps=(1, 10**9), plateau=100.0)
+    return Study(texts, [16, 32, 48, 64, 96], budgets, [1.2e11], [1.2e12], seed=1, steps=(1, 10**9), plateau=100.0)
 
 
 def test_a_plain_run_is_a_run_of_the_trainer(texts):
@@ -125,14 +127,14 @@ def test_a_study_predicts_before_it_trains_and_recovers_the_law(texts, tmp_path,
         assert abs(check["error"]) < 0.015 and check["low"] < check["measured"] < check["high"]
         assert 0 <= check["above_best"] < 0.02
     assert json.loads((tmp_path / "scaling.json").read_text()) == json.loads(json.dumps(report))
-    assert (tmp_path / "scaling.md").read_text().count("| 1.2e+11 |") == 6  # five runs and their prediction
+    assert (tmp_path / "scaling.md").read_text().count("| 1.2e+11 |") == 11  # ten runs and their prediction
     count = len(invented)
     again = scaling.measure(study(texts), tmp_path)
     assert len(invented) == count and again.predictions == written  # nothing is trained twice, nothing rewritten
 
 
 def test_the_best_size_is_the_minimum_of_the_law_at_its_cost():
-    known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128)
+    known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128, layers=2)
     for flops in (1e11, 1e13):
         best = known.best(flops)
         assert known.flops(best.params, best.tokens) == pytest.approx(flops, rel=1e-6)
@@ -147,7 +149,7 @@ def test_the_best_size_is_the_minimum_of_the_law_at_its_cost():
 
 
 def test_a_law_is_read_as_it_was_written_and_other_files_are_refused(tmp_path):
-    known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128)
+    known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128, layers=2)
     assert Law.from_dict(json.loads(json.dumps(known.to_dict())), "here").to_dict() == known.to_dict()
     (tmp_path / "law.json").write_text("{}")
     with pytest.raises(DataError, match=r"law\.json: is no report of `tinylm scaling`; take its scaling\.json"):
@@ -182,9 +184,9 @@ def test_results_of_other_texts_are_not_mixed(texts, tmp_path, invented):
 
 def test_a_prediction_written_before_is_kept_when_the_law_changes(texts, tmp_path, invented):
     results = run_missing(study(texts).points(study(texts).budgets), texts, tmp_path)
-    fitted = fit_results(results, study(texts), samples=3)
+    fitted = fit_results(results, study(texts))
     first = predict(fitted, study(texts), tmp_path)
-    changed = fit_results([*results[1:], results[-1]], study(texts), samples=3)
+    changed = fit_results([*results[1:], results[-1]], study(texts))
     assert predict(changed, study(texts), tmp_path) == first
 
 

@@ -1,19 +1,22 @@
 """Fits the law of loss, L(N, D) = E + A / N^a + B / D^b, to measured runs (Hoffmann et al. 2022, approach 3).
 
-The floor E is known where the entropy of the text is. Then the residuals are those of log(L - E), the excess: seeds and
-shapes change it by some percent, whether it is large or small, and never the floor. With a free floor they are those of
-log L, as in the paper.
+The floor E is known where the entropy of the text is. Then the residuals are those of log(L - E), the excess: seeds
+change it by some percent, whether it is large or small, and never the floor. The parameters minimize the Huber loss of
+the residuals, so that a run that failed to train pulls little. Each step of the Levenberg-Marquardt method solves a
+weighted linear least-squares problem; several starts guard against local minima.
 
-The parameters minimize the Huber loss of the residuals, so that a run that failed to train pulls little. Each step of
-the Levenberg-Marquardt method solves a weighted linear least-squares problem; several starts guard against local
-minima. Intervals are percentiles over fits to resampled runs (the bootstrap).
+With a free floor `fit` takes residuals of log L, as the paper does. They are dominated by the large losses of short
+runs, which say least about the floor. `fit_free` is more exact where all runs deviate by the same share of their
+excess: of all floors it takes the one under which the measured losses are likeliest.
+
+Intervals are percentiles over fits to resampled runs (the bootstrap).
 
 N and D are scaled by their geometric means inside the fit: unscaled, A and a are correlated so strongly that the
 steps become tiny.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +72,7 @@ def fit(runs: Sequence[Run], floor: float | None, start: Constants | None = None
         starts = [whole if floor is None else whole[:4]]
     best = min(map(problem.solve, starts), key=problem.cost)
     a, power_n, b, power_d, *free = np.exp(best).tolist()
-    e = free[0] if floor is None else floor
+    e = free[0] if floor is None else float(floor)
     return Constants(e, float(a * scale_n**power_n), power_n, float(b * scale_d**power_d), power_d)
 
 
@@ -138,15 +141,40 @@ def residuals(runs: Sequence[Run], law: Constants) -> list[float]:
     return [float(np.log((run.loss - law.floor) / (law.loss(run.params, run.tokens) - law.floor))) for run in runs]
 
 
+def fit_free(runs: Sequence[Run], rounds: int = 3) -> Constants:
+    """The constants with the likeliest floor, if log(L - E) deviates from the law by a Laplace distribution.
+
+    For each E the other constants are those of `fit`. With deviations r of mean size s, the n measured losses have
+    the negative log likelihood n log s + sum of log(L - E), up to a constant; the sum is the change of variables from
+    L to log(L - E). Floors within 0.2% of the lowest loss are left out: a floor that touches it is likely for no
+    other reason than that the density of that one run grows without bound.
+
+    Errors are those of `fit`.
+    """
+    lowest, best, gaps = min(run.loss for run in runs), None, np.geomspace(2e-3, 0.6, 25)
+    for _ in range(rounds):
+        found, law = [], None
+        for gap in gaps:
+            law = fit(runs, lowest * (1 - float(gap)), law)
+            r = np.array(residuals(runs, law))
+            change = sum(np.log(run.loss - law.floor) for run in runs)
+            found.append((len(r) * np.log(np.abs(r).mean() + 1e-12) + change, law))
+        place = min(range(len(found)), key=lambda index: found[index][0])
+        best = found[place][1]
+        gaps = np.geomspace(gaps[max(place - 1, 0)], gaps[min(place + 1, len(gaps) - 1)], 9)
+    assert best is not None
+    return best
+
+
 def bootstrap(
-    runs: Sequence[Run], floor: float | None, best: Constants, count: int = 200, seed: int = 0
+    runs: Sequence[Run], fit: Callable[[Sequence[Run]], Constants], count: int = 200, seed: int = 0
 ) -> list[Constants]:
     """Fits to `count` resamplings of the runs with replacement; those that no law can be fitted to are drawn again."""
     random, found = np.random.default_rng(seed), []
     for _ in range(4 * count):
         drawn = [runs[index] for index in random.integers(len(runs), size=len(runs))]
         try:
-            found.append(fit(drawn, floor, best))
+            found.append(fit(drawn))
         except DataError:
             continue
         if len(found) == count:

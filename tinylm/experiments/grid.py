@@ -28,16 +28,20 @@ LAYERS, HEADS = 2, 4
 WARMUP = 20  # steps
 
 
-def network(width: int, vocab_size: int, context: int) -> ModelConfig:
+def network(width: int, vocab_size: int, context: int, layers: int = LAYERS) -> ModelConfig:
     """The network of a width."""
     return ModelConfig(
-        vocab_size=vocab_size, d_model=width, num_layers=LAYERS, num_heads=HEADS, max_seq_len=context
+        vocab_size=vocab_size, d_model=width, num_layers=layers, num_heads=HEADS, max_seq_len=context
     )  # fmt: skip
 
 
-def learning_rate(width: int) -> float:
-    """The learning rate of a width: the best of three or four tried at widths 32, 64 and 128, and between them."""
-    return round(0.006 * (64 / width) ** 0.8, 5)
+def learning_rate(width: int, steps: int) -> float:
+    """The highest learning rate of a run: lower for wide networks and for long runs.
+
+    The constant and the powers are from two to four rates each at widths 32, 64 and 128, and at 64 with 1000 and 3300
+    steps. A rate that suits short runs keeps long ones from the small losses that they could reach.
+    """
+    return round(0.006 * (64 / width) ** 0.8 * (1000 / steps) ** 0.5, 6)
 
 
 class Point(NamedTuple):
@@ -47,10 +51,11 @@ class Point(NamedTuple):
     budget: float  # FLOPs
     steps: int
     seed: int
+    layers: int = LAYERS
 
     def network(self, texts: Texts) -> ModelConfig:
         """The network."""
-        return network(self.width, texts.data.vocab_size, texts.context)
+        return network(self.width, texts.data.vocab_size, texts.context, self.layers)
 
     def params(self, texts: Texts) -> int:
         """Parameters of the network."""
@@ -78,6 +83,7 @@ class Result:
         loss: validation loss, nats per token
         floor: lowest possible validation loss
         seconds: of training
+        layers: of the network
     """
 
     width: int
@@ -92,21 +98,27 @@ class Result:
     loss: float
     floor: float
     seconds: float
+    layers: int = LAYERS
 
     @property
     def point(self) -> Point:
         """The run."""
-        return Point(self.width, self.budget, self.steps, self.seed)
+        return Point(self.width, self.budget, self.steps, self.seed, self.layers)
 
 
 def plan(
-    widths: Iterable[int], budgets: Iterable[float], texts: Texts, seed: int, steps: tuple[int, int]
+    widths: Iterable[int],
+    budgets: Iterable[float],
+    texts: Texts,
+    seed: int,
+    steps: tuple[int, int],
+    layers: int = LAYERS,
 ) -> list[Point]:
     """The runs of all widths and budgets, cheap ones first; `steps` are the least and the most that a run may take."""
     points = []
     for budget in sorted(budgets):
         for width in sorted(widths):
-            once = Point(width, budget, 1, seed)
+            once = Point(width, budget, 1, seed, layers)
             count = int(budget / (flops_per_token(once.network(texts)) * once.tokens(texts)))
             if steps[0] <= count <= steps[1]:
                 points.append(once._replace(steps=count))
@@ -115,7 +127,7 @@ def plan(
 
 def run_point(point: Point, texts: Texts) -> Result:
     """Trains and evaluates one network."""
-    config, lr, tokens = point.network(texts), learning_rate(point.width), point.tokens(texts)
+    config, lr, tokens = point.network(texts), learning_rate(point.width, point.steps), point.tokens(texts)
     optimizer = OptimizerConfig(name="muon", lr=lr, weight_decay=0.1, momentum=0.9)
     schedule = ScheduleConfig(name="linear", warmup_steps=min(WARMUP, point.steps // 2), min_lr=0.0)
     measured = measure(texts, config, optimizer, schedule, point.steps, point.seed)

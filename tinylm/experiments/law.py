@@ -60,6 +60,7 @@ class Law:
         residuals: logarithms of measured excess over expected excess, of the fitted runs
         vocab_size: tokens in the vocabulary
         context: tokens in a window
+        layers: of the networks
     """
 
     constants: Constants
@@ -67,6 +68,7 @@ class Law:
     residuals: Sequence[float]
     vocab_size: int
     context: int
+    layers: int
 
     def loss(self, params: float, tokens: float) -> float:
         """Expected loss in nats per token."""
@@ -96,7 +98,7 @@ class Law:
     @cached_property
     def _costs(self) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of parameters and of operations per token of networks of the standard shape."""
-        sizes = [network(width, self.vocab_size, self.context) for width in WIDTHS]
+        sizes = [network(width, self.vocab_size, self.context, self.layers) for width in WIDTHS]
         return np.log([parameter_count(size) for size in sizes]), np.log([flops_per_token(size) for size in sizes])
 
     def _optimum(self, constants: Constants, flops: float) -> tuple[float, float]:
@@ -116,6 +118,7 @@ class Law:
             "residuals": [*self.residuals],
             "vocab_size": self.vocab_size,
             "context": self.context,
+            "layers": self.layers,
         }
 
     @classmethod
@@ -123,7 +126,8 @@ class Law:
         """The law of `to_dict`; DataError, naming `source`, for anything else."""
         try:
             constants, samples = Constants(**values["constants"]), [Constants(*each) for each in values["samples"]]
-            return cls(constants, samples, values["residuals"], values["vocab_size"], values["context"])
+            sizes = (values[name] for name in ("vocab_size", "context", "layers"))
+            return cls(constants, samples, values["residuals"], *sizes)
         except (KeyError, TypeError) as error:
             raise DataError(f"{source}: is no law of `tinylm scaling`") from error
 

@@ -1,5 +1,6 @@
 """The report of a scaling law: `scaling.json` with every figure, `scaling.md` with the tables, and three pictures."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,7 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "law": law.to_dict(),
         "intervals": intervals,
         "free": fitted.free._asdict() | {"interval": fitted.free_floor, "off": fitted.free.floor / floor - 1},
+        "paper_floor": fitted.paper_floor,
         "spread": float(np.std(law.residuals)),
         "checks": checks,
         "law_of_all": fit_results(results, study).law.to_dict(),
@@ -64,14 +66,18 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
 
 
 def checked(predicted: dict[str, Any], budget: float, results: Sequence[Result]) -> dict[str, Any]:
-    """A prediction beside the losses that were measured for its budget."""
-    measured = {each.width: each.loss for each in results if each.budget == budget}
-    if predicted["width"] not in measured:
+    """A prediction beside the losses that were measured for its budget, means over seeds."""
+    losses: dict[int, list[float]] = {}
+    for each in results:
+        if each.budget == budget:
+            losses.setdefault(each.width, []).append(each.loss)
+    if predicted["width"] not in losses:
         return predicted
-    loss, best = measured[predicted["width"]], min(measured.values())
+    means = {width: statistics.fmean(each) for width, each in losses.items()}
+    loss, best = means[predicted["width"]], min(means.values())
     return predicted | {
         "measured": loss, "error": loss / predicted["loss"] - 1, "best_measured": best, "above_best": loss / best - 1,
-        "sizes": len(measured),
+        "sizes": len(means), "seeds": len(losses[predicted["width"]]),
     }  # fmt: skip
 
 
@@ -93,7 +99,8 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
         f"{found['runs']} runs fitted, on {found['text']}. L(N, D) = E + A / N^a + B / D^b, in nats per token. "
         f"Not fitted: {plural(found['left_out'], 'run')} that ended more than {found['plateau']:g} nats above E.",
         marked(rows),
-        f"Interval of the free floor: {low:.4f} to {high:.4f}. Deviation of a run's excess from the law: "
+        f"Interval of the free floor: {low:.4f} to {high:.4f}; by residuals of log L, as in the paper, "
+        f"{found['paper_floor']:.4f}. Deviation of a run's excess from the law: "
         f"{found['spread']:.0%} (standard deviation).",
         "## Predictions",
         marked(predictions_table(found["checks"])),
@@ -104,13 +111,26 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
 
 def predictions_table(checks: dict[str, Any]) -> list[list[str]]:
     """What was predicted of budgets that were not fitted, and what was measured."""
-    rows = [["FLOPs", "written", "parameters", "predicted", "90%", "measured", "error", "best measured", "above it"]]
+    rows = [
+        [
+            "FLOPs",
+            "written",
+            "parameters",
+            "predicted",
+            "90%",
+            "measured",
+            "seeds",
+            "error",
+            "best measured",
+            "above it",
+        ]
+    ]
     for name, each in checks.items():
         row = [name, each["written"], f"{each['params']:,}", f"{each['loss']:.4f}"]
         row.append(f"{each['low']:.4f} to {each['high']:.4f}")
         if "measured" in each:
             alone = each["sizes"] == 1
-            row += [f"{each['measured']:.4f}", f"{each['error']:+.1%}"]
+            row += [f"{each['measured']:.4f}", str(each["seeds"]), f"{each['error']:+.1%}"]
             row += ["", ""] if alone else [f"{each['best_measured']:.4f}", f"{each['above_best']:.1%}"]
         rows.append(row + [""] * (len(rows[0]) - len(row)))
     return rows
