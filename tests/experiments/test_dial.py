@@ -183,6 +183,7 @@ def test_an_existing_file_is_kept_and_print_config_writes_none(fit):
         ("-c auto --budget soon", "--budget must be a time or a number of operations"),
         ("-c auto --budget 1min --trainer.max_steps 5", "trainer.max_steps: -c auto chooses it by --budget"),
         ("-c auto --budget 1min --model.init_from x", "model.init_from: does not work with -c auto: a base model has"),
+        ("-c auto --budget 1min --trainer.devices 2", "trainer.devices: -c auto measures one device; leave it out"),
         ("-c auto --budget 1min --data.pairs x.jsonl", "data.pairs: does not work with -c auto: pairs are for"),
         ("-c auto --budget 1min --model.lora.rank 4", "model.lora: does not work with -c auto"),
         ("-c auto --budget 1min --model.network.n_layer 4", "model.network.n_layer: no such option, did you mean"),

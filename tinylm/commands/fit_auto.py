@@ -143,6 +143,8 @@ def _check_given(given: dict[str, Any], words: list[str], budget: str) -> None:
             each == name or each.startswith(f"{name}.") for each, value in given.items() if value not in (None, False)
         ):
             raise ConfigError(f"{name}: does not work with -c auto: {reason}; leave it out")
+    if str(given.get("trainer.devices", 1)) not in ("1", "auto"):
+        raise ConfigError("trainer.devices: -c auto measures one device; leave it out, then train auto.yaml on several")
     classes = [f"{part}.class_path" for part in PARTS if chosen_path(part, words) is not None]
     classes += [name for name in ("model.optimizer", "model.schedule") if names_class(name, words)]
     if classes:

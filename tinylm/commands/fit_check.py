@@ -213,8 +213,13 @@ def given_values(words: list[str]) -> dict[str, Any]:
         in_config = CONFIG.match(word) is not None
         for name, value in _values(word, following).items():
             if not name.endswith("+") and "." in name:
-                given[name] = value if in_config else yaml.safe_load(value)
+                given[name] = value if in_config else _typed(value)
     return given
+
+
+def _typed(text: str) -> Any:
+    """The value of a word: YAML, with `1e-3` as a number."""
+    return float(text) if FRACTION.fullmatch(text) else yaml.safe_load(text)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -110,6 +110,6 @@ def _hint(name: str) -> str:
 def this_machine(name: str) -> Device:
     """The device of this machine that `fit` would use, or the one of this kind."""
     kind = device_kind(name)
-    if kind != "cpu" and not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]:
+    if kind != "cpu" and not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind):
         raise ConfigError(f"--device {name}: this machine has none; take cpu, or one of {', '.join(DEVICES)}")
     return Device(name=HERE, memory=device_memory(torch.device(kind)), on_cpu=kind == "cpu")

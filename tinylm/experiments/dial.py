@@ -166,14 +166,10 @@ class Dial:
             precision=self.given.get("trainer.precision"),
         )
 
-    def optimizer(self, width: int) -> OptimizerConfig:
-        """The optimizer of a width: that of the law's runs."""
-        options: dict[str, Any] = {
-            "name": "muon",
-            "lr": learning_rate(min(width, WIDEST)),
-            "weight_decay": 0.1,
-            "momentum": 0.9,
-        }
+    def optimizer(self, width: int, steps: int = 1000) -> OptimizerConfig:
+        """The optimizer of a run: that of the law's runs."""
+        lr = learning_rate(min(width, WIDEST), steps)
+        options: dict[str, Any] = {"name": "muon", "lr": lr, "weight_decay": 0.1, "momentum": 0.9}
         return OptimizerConfig(**(options | self._below("model.optimizer")))
 
     def choose_width(self) -> int:
@@ -311,7 +307,7 @@ class Dial:
 
     def _values(self, width: int, steps: int) -> dict[str, Any]:
         """The config."""
-        optimizer = self.optimizer(width)
+        optimizer = self.optimizer(width, steps)
         values: dict[str, Any] = {
             "model": {
                 "network": self.shape(width),
@@ -333,6 +329,8 @@ class Dial:
                 "log_every_n_steps": max(1, min(50, steps // 10)),
             },
         }
+        if not self.device.on_cpu:
+            values["trainer"]["devices"] = 1  # of which the speed was measured
         for name, value in self.given.items():
             *groups, last = name.split(".")
             place = values
