@@ -219,7 +219,7 @@ def given_values(words: list[str]) -> dict[str, Any]:
 
 def _typed(text: str) -> Any:
     """The value of a word: YAML, with `1e-3` as a number."""
-    return float(text) if FRACTION.fullmatch(text) else yaml.safe_load(text)
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
