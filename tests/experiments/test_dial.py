@@ -107,19 +107,21 @@ def test_operations_and_parameters_bound_the_run_they_name():
     assert found.law.best(cost).params == pytest.approx(choice.parameters, rel=0.1)
 
 
-def test_given_options_hold_and_end_the_promise_of_the_loss():
+def test_given_options_hold_and_end_the_promise_of_the_loss(tmp_path):
     _, choice = chosen(Budget(flops=2e10), data__batch_size=8, model__network__d_model=32)
     assert choice.values["data"]["batch_size"] == 8 and choice.values["model"]["network"]["d_model"] == 32
     assert choice.expected is None and choice.reason == "the law does not know data.batch_size=8"
     _, choice = chosen(Budget(flops=2e10), model__network__d_model=32, trainer__precision="32-true")
     assert choice.expected is not None and choice.values["trainer"]["precision"] == "32-true"
-    _, choice = chosen(Budget(flops=2e10), data__corpus="names", data__tokenizer="char", model__network__max_seq_len=64)
+    text = str(tmp_path / "my.txt")
+    Path(text).write_text("".join(f"the quick brown fox {n} jumps over the lazy dog.\n" for n in range(2000)))
+    _, choice = chosen(Budget(flops=2e10), data__corpus=text, data__tokenizer="char", model__network__max_seq_len=64)
     assert choice.reason == "the law is that of the built-in stories" and choice.expected is None
-    assert choice.values["data"]["corpus"] == "names" and choice.values["model"]["network"]["max_seq_len"] == 64
+    assert choice.values["data"]["corpus"] == text and choice.values["model"]["network"]["max_seq_len"] == 64
 
 
 def test_beyond_the_widths_of_the_law_the_learning_rate_follows_from_mup():
-    found, _ = chosen(Budget(flops=2e10), model__network__d_model=32)
+    found, _ = chosen(Budget(flops=2e10))
     wide = found.network(2 * dial.WIDEST)
     assert wide.mup_base_width == dial.WIDEST and wide.head_dim == found.network(dial.WIDEST).head_dim
     assert found.optimizer(2 * dial.WIDEST).lr == found.optimizer(dial.WIDEST).lr

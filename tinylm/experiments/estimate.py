@@ -199,7 +199,7 @@ def largest_rows(workload: Workload, device: Device, precision: str, step: StepM
     assert device.memory is not None
     found = {}
     for name in strategies(workload):
-        rows, other = workload.rows, 2 * workload.rows
+        rows, other, fitting = workload.rows, 2 * workload.rows, 0
         for _ in range(2):
             totals = [
                 sum(by_part(each, name, workload, device, process).values())
