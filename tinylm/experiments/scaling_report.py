@@ -110,7 +110,7 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
 
 
 def predictions_table(checks: dict[str, Any]) -> list[list[str]]:
-    """What was predicted of budgets that were not fitted, and what was measured."""
+    """Predictions for budgets that were not fitted, and the measured losses."""
     rows = [
         [
             "FLOPs",
