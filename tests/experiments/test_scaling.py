@@ -6,6 +6,7 @@ import math
 import lightning.pytorch as pl
 import pytest
 
+from tinylm.commands import run_command
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError, DataError
 from tinylm.experiments import grid, law, scaling, scaling_report
@@ -53,7 +54,9 @@ def invented(monkeypatch):
 
 def study(texts: Texts) -> Study:
     budgets = [2e10, 8e10, 3.2e11]
-    return Study(texts, [16, 32, 48, 64, 96], budgets, [1.2e11], [1.2e12], seed=1, steps=(1, 10**9), plateau=100.0)
+    return Study(
+        texts, [16, 32, 48, 64, 96], budgets, [1.2e11], [1.2e12], seed=1, seeds=2, steps=(1, 10**9), plateau=100.0
+    )
 
 
 def test_a_plain_run_is_a_run_of_the_trainer(texts):
@@ -194,3 +197,44 @@ def test_a_numeric_error_names_the_step(texts):
     size = network(8, texts.data.vocab_size, 32)
     with pytest.raises(ArithmeticError, match=r"step 2: the (loss|gradient norm) is nan"):
         measure(texts, size, OptimizerConfig(name="sgd", lr=1e30), ScheduleConfig(name="constant", warmup_steps=0), 5)
+
+
+SMALL = [
+    *("--corpus", "stories:400", "--tokenizer", "char", "--context", "32", "--batch-size", "2", "--widths", "8", "16"),
+    *("--budgets", "1e7", "2e7", "4e7", "--held-out", "3e7", "--largest", "6e7", "--steps", "1", "1000"),
+    *("--plateau", "100", "--val-tokens", "300", "--seeds", "1"),
+]
+
+
+def test_the_command_goes_on_and_ends_with_the_report_of_the_first_time(texts, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(scaling, "SAMPLES", 3)
+    monkeypatch.setattr(scaling, "FREE_SAMPLES", 2)
+    words = [*SMALL, "--out", str(tmp_path / "study")]
+    assert run_command("scaling", words) == 0
+    first = capfd.readouterr()
+    report = (tmp_path / "study" / "scaling.json").read_text()
+    assert first.err.count("% above the floor") == 9 and first.out.count("e+07") == 2
+    assert law.load(tmp_path / "study" / "scaling.json").layers == 2
+    assert len(law.load_results(tmp_path / "study" / "scaling.json")) == 9
+    assert run_command("scaling", words) == 0
+    again = capfd.readouterr()
+    assert again.out == first.out and again.err.count("% above the floor") == 0
+    assert (tmp_path / "study" / "scaling.json").read_text() == report
+    assert {path.suffix for path in (tmp_path / "study").iterdir()} >= {".png", ".md", ".json", ".jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["--widths", "0"], 2, "--widths must be at least 1, got 0"),
+        (["--budgets", "-1"], 2, "--budgets must be positive numbers of FLOPs, got -1"),
+        (["--held-out", "8e11"], 2, "--held-out 8e+11: is given twice; a budget is either fitted or held out"),
+        (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
+        ([], 73, "OUT: exists and is not a scaling study of tinylm; choose another path, or remove it"),
+    ],
+)
+def test_an_invalid_study_is_refused_before_it_begins(words, code, problem, tmp_path, capfd):
+    (tmp_path / "own.txt").write_text("mine")
+    assert run_command("scaling", ["--out", str(tmp_path), *words]) == code
+    assert capfd.readouterr().err == f"tinylm: error: {problem.replace('OUT', str(tmp_path))}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]

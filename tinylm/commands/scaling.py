@@ -49,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="do not fit runs that end this far above the floor (default: %(default)s)")  # fmt: skip
     add("--val-tokens", type=int, default=1 << 16, help="validation tokens (default: %(default)s)")
     add("--seed", type=int, default=1, help="seed of weights and order (default: %(default)s)")
-    add("--seeds", type=int, default=2,
+    add("--seeds", type=int, default=1,
         help="runs of each size with a held-out budget, from --seed on (default: %(default)s)")  # fmt: skip
     options = parser.parse(arguments)
     check(options)

@@ -26,7 +26,7 @@ SAMPLES, FREE_SAMPLES = 200, 30  # fits to resampled runs, and those with a free
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured.
+    """Texts, sizes and budgets of a study.
 
     Attributes:
         texts: the text
@@ -48,7 +48,7 @@ class Study:
     held_out: Sequence[float]
     largest: Sequence[float]
     seed: int = 1
-    seeds: int = 2
+    seeds: int = 1
     steps: tuple[int, int] = (250, 4000)
     plateau: float = 0.3
     layers: int = 2

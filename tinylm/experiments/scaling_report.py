@@ -110,7 +110,7 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
 
 
 def predictions_table(checks: dict[str, Any]) -> list[list[str]]:
-    """What was predicted of budgets that were not fitted, and what was measured."""
+    """Predictions for budgets that were not fitted, and the measured losses."""
     rows = [
         [
             "FLOPs",
@@ -228,6 +228,7 @@ def finish(axes: Any) -> None:
     """Plain numbers on logarithmic axes."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(short_number)
+        axis.set_minor_formatter(short_number)
     axes.tick_params(which="minor", labelsize="x-small")
     tidy(axes)
     axes.grid(which="minor", color=GREY, alpha=0.1)
