@@ -317,6 +317,29 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def scaled(number: float) -> str:
+    """A number with three digits and the prefix of a unit: `1.23 M`."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
+def duration(seconds: float) -> str:
+    """A time in the units that suit it.
+
+    >>> duration(45), duration(234), duration(9000), duration(864000)
+    ('45 s', '3 min 54 s', '2 h 30 min', '10.0 days')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 2 * 86400:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds / 86400:.1f} days"
+
+
 def process_rank() -> int:
     """The rank of this process, read from the launcher's environment; 0 for a single process."""
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # of torchrun, Lightning's own launcher, srun

@@ -17,6 +17,7 @@ GROUPS = {  # name: module, summary
     "Train": {
         "configs": ("configs", "list, print or copy the configs that come with tinylm"),
         "fit": ("train", "train a model; --resume continues an interrupted run"),
+        "estimate": ("estimate", "parameters, memory, time and cost of a run before it starts"),
         "validate": ("train", "metrics of a run's best checkpoint on the validation data"),
         "test": ("train", "metrics of a run's best checkpoint on the test data"),
         "predict": ("train", "log probability of every token of a text, as JSON lines"),
@@ -35,6 +36,7 @@ GROUPS = {  # name: module, summary
         "export": ("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
+        "scaling": ("scaling", "measure a scaling law with a known floor, and check it"),
         "plot": ("plot", "draw the learning curves of several runs in one picture"),
         "reproduce": ("reproduce", "how to train a run again, and what differs today; --run does it"),
         "ablate": ("ablate", "train variants of a config over seeds; a table with intervals"),

@@ -202,6 +202,26 @@ def _values(word: str, following: str) -> dict[str, Any]:
     return {name[2:]: value if given else following} if word.startswith("--") else {}
 
 
+def given_values(words: list[str]) -> dict[str, Any]:
+    """The options that a command line gives, by dotted name, in itself or by its configs; a later one replaces another.
+
+    >>> given_values(["--data.batch_size", "8", "--data.corpus=my.txt"])
+    {'data.batch_size': 8, 'data.corpus': 'my.txt'}
+    """
+    words, given = flat_words(words), {}
+    for word, following in pairwise([*words, ""]):
+        in_config = CONFIG.match(word) is not None
+        for name, value in _values(word, following).items():
+            if not name.endswith("+") and "." in name:
+                given[name] = value if in_config else _typed(value)
+    return given
+
+
+def _typed(text: str) -> Any:
+    """The value of a word: YAML, with `1e-3` as a number."""
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+
+
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The options of a config with their values."""
     for key, value in values.items():

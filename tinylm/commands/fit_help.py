@@ -75,11 +75,11 @@ NAMED = {  # class -> options that are only named, and by which words
 }
 COMMON = {
     "-c, --config NAME": "Config by name or path; later ones override (fit: small)",
+    "-c auto --budget T": "fit: a config for a time, as 10min (docs/auto.md)",
     "--resume [RUN]": "fit: resume a run from its newest checkpoint",
     "--ckpt_path FILE": "validate, test, predict: the checkpoint (the run's best)",
     "--seed_everything N": "Seed of weights, dropout and the order of the data (0)",
-    "--print_config": "Print the whole resolved config and exit",
-    "--trainer.help": "Show all options of Lightning's Trainer",
+    "--print_config": "Print the config; --trainer.help: Lightning's options",
     "--trust MODULE": "Import a module of yours whose classes a config names",
     "--overwrite": "predict: replace earlier predictions at run.output",
     "--debug": "Show the traceback of an error",

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinylm.chosen import given_configs
+from tinylm.commands.fit_auto import resolve
 from tinylm.commands.fit_check import check_options
 from tinylm.commands.fit_help import help_text
 from tinylm.console import process_rank
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
             tuple(f"--{option}" for option in UNUSED[name])
         ):  # in a config it may be for another command
             raise ConfigError(f"{word.partition('=')[0]}: does not work with {name}; leave it out")
-    words = resumed_run(words, default="small") if name == "fit" else words
+    words = resumed_run(resolve(words), default="small") if name == "fit" else words
     words = announced_configs(words, default="small" if name == "fit" else None)
     if not given_configs(words) and not any(word.startswith("--ckpt_path") for word in words):
         raise ConfigError("-c: missing; give the config of the run, as in -c small or -c runs/small/config.yaml")

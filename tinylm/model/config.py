@@ -137,7 +137,7 @@ class ModelConfig:
     zero_init_output: bool = False
     """Start the last projection of every sublayer at zero."""
     mup_base_width: int | None = None
-    """muP: the d_model at which lr was chosen, so that it holds at this one (docs/mup.md). Default: off."""
+    """muP: the width at which lr was chosen (docs/mup.md)."""
     activation_checkpointing: bool = False
     """Recompute blocks: less memory, a third more time."""
 

@@ -12,16 +12,16 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from tinylm.adapt import trainable_share
-from tinylm.analysis.profile import kept_bytes
 from tinylm.console import device_problem
 from tinylm.data import TextDataModule
 from tinylm.data.datamodule import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.training.checkpoint import check_validated
+from tinylm.training.memory import fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
 
-OVERHEAD = 1.25  # memory of a step over what autograd keeps, for gradients of activations; measured, CPU
+OVERHEAD = 1.25  # memory that an allocator takes over what exists; measured, CPU
 NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remarked on, and refused
 
 
@@ -228,7 +228,7 @@ def control_group_limits(root: Path = Path("/")) -> list[int]:
 def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
     """Bytes that a training step takes at its peak, estimated.
 
-    The bytes that autograd keeps of one sequence are measured, unless they are certainly few beside `there`.
+    A step is run on tensors without values (memory.py), unless it certainly needs little beside `there`.
 
     Args:
         module: the module, with its weights on the CPU in float32
@@ -247,11 +247,11 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
     rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
     if states + rough < there / 4 or rough > 100 * there:
         return states + rough + 2 * logits
-    ids = torch.zeros(1, context, dtype=torch.long)
-    low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    with torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
-        kept = kept_bytes(net, ids)
-    return states + int(OVERHEAD * rows * kept * size / 4) + 2 * logits
+    try:
+        peak = step_memory(lambda: fake_copy(net), module.optimizer, rows=rows, context=context, precision=precision)
+    except ConfigError:  # a plug-in that needs values
+        return states + rough + 2 * logits
+    return int(OVERHEAD * peak.total)
 
 
 def rough_bytes(config: ModelConfig, context: int) -> int:

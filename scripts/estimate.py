@@ -1,0 +1,6 @@
+"""Runs `tinylm estimate`."""
+
+from command import run
+
+if __name__ == "__main__":
+    run("estimate")

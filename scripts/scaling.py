@@ -1,0 +1,6 @@
+"""Runs `tinylm scaling`."""
+
+from command import run
+
+if __name__ == "__main__":
+    run("scaling")

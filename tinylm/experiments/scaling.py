@@ -1,0 +1,159 @@
+"""A scaling law measured from end to end: the grid, the fit, and predictions that were written before their runs.
+
+Until attention has learned to copy names, the loss of a run on `stories` stays on a plateau, which follows another law:
+runs that end there are shown, not fitted. The runs of some budgets are never fitted. Of each such budget the law
+recommends a size and predicts the loss; `predictions.json` has both, with the time. Only then are these runs trained,
+and compared.
+"""
+
+import datetime
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinylm.checks import require
+from tinylm.experiments.fit import Constants, Run, bootstrap, fit, fit_free, interval, residuals
+from tinylm.experiments.grid import RESULTS, Point, Result, check_floor, plan, run_missing
+from tinylm.experiments.law import Best, Law
+from tinylm.experiments.plain_run import Texts
+from tinylm.files import append_text, make_folder, read_json, write_json
+from tinylm.runs.folder import Claim
+
+PREDICTIONS = "predictions.json"
+SAMPLES, FREE_SAMPLES = 200, 30  # fits to resampled runs, and those with a free floor, which take longer
+
+
+@dataclass(frozen=True)
+class Study:
+    """Texts, sizes and budgets of a study.
+
+    Attributes:
+        texts: the text
+        widths: of the networks
+        budgets: FLOPs of the runs that are fitted
+        held_out: FLOPs of further runs, which are not
+        largest: FLOPs of single runs of the size that the law recommends, whose loss is predicted
+        seed: of the first weights
+        seeds: runs of each size with a held-out budget, from `seed` on: near the best size, sizes differ by less than
+            single runs deviate
+        steps: least and most steps of a run of the grid
+        layers: of the networks
+        plateau: nats above the floor beyond which a run is not fitted
+    """
+
+    texts: Texts
+    widths: Sequence[int]
+    budgets: Sequence[float]
+    held_out: Sequence[float]
+    largest: Sequence[float]
+    seed: int = 1
+    seeds: int = 1
+    steps: tuple[int, int] = (250, 4000)
+    plateau: float = 0.3
+    layers: int = 2
+
+    def points(self, budgets: Iterable[float], seeds: int = 1) -> list[Point]:
+        """The runs of some budgets."""
+        points = plan(self.widths, budgets, self.texts, self.seed, self.steps, self.layers)
+        return [point._replace(seed=self.seed + more) for more in range(seeds) for point in points]
+
+
+class Fitted(NamedTuple):
+    """The law of some results, and beside it the one whose floor was free.
+
+    Attributes:
+        law: with the known floor
+        free: constants of `fit_free`
+        free_floor: 90% interval of its floor
+        paper_floor: floor of `fit` by residuals of log L
+        runs: number of runs fitted
+        left_out: number of runs on the plateau, which are not
+    """
+
+    law: Law
+    free: Constants
+    free_floor: tuple[float, float]
+    paper_floor: float
+    runs: int
+    left_out: int
+
+
+def fit_results(results: Sequence[Result], study: Study) -> Fitted:
+    """Fits the law to results of one text.
+
+    Raises:
+        ConfigError: if their floors differ.
+        DataError: if they are too few.
+    """
+    floor, texts = check_floor(results), study.texts
+    runs = [Run(each.params, each.tokens, each.loss) for each in results if each.loss - floor <= study.plateau]
+    known, free = fit(runs, floor), fit_free(runs)
+    drawn = bootstrap(runs, lambda some: fit(some, floor, known), SAMPLES)
+    law = Law(known, drawn, residuals(runs, known), texts.data.vocab_size, texts.context, study.layers)
+    floors = [each.floor for each in bootstrap(runs, lambda some: fit_free(some, rounds=1), FREE_SAMPLES)]
+    return Fitted(law, free, interval(floors), fit(runs, None).floor, len(runs), len(results) - len(runs))
+
+
+def predict(fitted: Fitted, study: Study, folder: Path) -> dict[str, Any]:
+    """Writes what the law says of the budgets that were not fitted; what is written already stays as it is."""
+    path = folder / PREDICTIONS
+    earlier = read_json(path) if path.exists() else {}
+    found = {}
+    for budget in (*study.held_out, *study.largest):
+        name = f"{budget:g}"
+        found[name] = earlier.get(name) or prediction(fitted.law, study, budget)
+    if found != {name: earlier.get(name) for name in found}:
+        write_json(path, earlier | found)
+    return found
+
+
+def prediction(law: Law, study: Study, budget: float) -> dict[str, Any]:
+    """The best size for a budget, the nearest one that is trained, and the loss of that one."""
+    best = law.best(budget)
+    point = nearest(
+        plan(study.widths, [budget], study.texts, study.seed, (1, 1 << 40), study.layers), best, study.texts
+    )
+    params, tokens = point.params(study.texts), point.tokens(study.texts)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    size = {"params": params, "tokens": tokens, "width": point.width, "steps": point.steps}
+    expected = law.expect(params, tokens)._asdict()
+    return {"written": now, "best": best._asdict() | {"expected": best.expected._asdict()}, **size, **expected}
+
+
+def nearest(points: Sequence[Point], best: Best, texts: Texts) -> Point:
+    """The run whose number of parameters is nearest to the best one, by ratio."""
+    require(len(points) > 0, "no width fits this budget; give more widths")
+    return min(points, key=lambda point: max(point.params(texts) / best.params, best.params / point.params(texts)))
+
+
+class Measured(NamedTuple):
+    """A study carried out: the law of the fitted budgets, all results, and what was predicted of the others."""
+
+    fitted: Fitted
+    results: list[Result]
+    predictions: dict[str, Any]
+
+
+def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambda result: None) -> Measured:
+    """Trains what is fitted, fits, predicts, and trains the rest; what `folder` has already is not trained again."""
+    append_text(make_folder(folder) / RESULTS, "")  # the file by which the folder is recognized
+    claim = Claim(folder)
+    try:
+        results = run_missing(study.points(study.budgets), study.texts, folder, report)
+        fitted = fit_results(results, study)
+        predictions = predict(fitted, study, folder)
+        rest = {
+            *study.points(study.held_out, study.seeds),
+            *(predicted_point(study, *each) for each in predictions.items()),
+        }
+        cheap_first = sorted(rest, key=lambda point: (point.seed, point.budget, point.width))
+        results += run_missing(cheap_first, study.texts, folder, report)
+    finally:
+        claim.release()
+    return Measured(fitted, results, predictions)
+
+
+def predicted_point(study: Study, budget: str, predicted: dict[str, Any]) -> Point:
+    """The run of a prediction."""
+    return Point(predicted["width"], float(budget), predicted["steps"], study.seed, study.layers)
