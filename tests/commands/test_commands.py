@@ -388,7 +388,7 @@ def test_scripts_are_the_commands():
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"command"}
     assert names == {
         "train", "generate", "score", "evaluate", "analyze", "quantize", "export", "compare", "plot", "prepare",
-        "train_tokenizer", "train_numpy", "compare_numpy", "reproduce", "average", "scaling", "estimate",
+        "train_tokenizer", "train_numpy", "compare_numpy", "reproduce", "average", "scaling", "estimate", "ablate",
     }  # fmt: skip
     for name in names:
         lines = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()

@@ -280,7 +280,8 @@ def test_a_run_learns_the_preference_and_resumes_to_the_bit(cli, words, lora, tm
 
 
 @pytest.mark.slow
-def test_two_ranks_and_any_micro_batch_have_the_losses_of_one_batch(words, tmp_path):
+def test_two_ranks_and_any_micro_batch_have_the_losses_of_one_batch(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     common = [*words, "--model.network.dropout", "0", "--model.optimizer.name", "adamw"]
     layouts = {"whole": (1, "8"), "parts": (1, "2"), "ranks": (2, "2")}
     losses = {}

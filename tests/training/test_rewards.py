@@ -184,7 +184,8 @@ def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, 
 
 
 @pytest.mark.slow
-def test_two_ranks_write_different_groups_and_agree_on_the_loss(words, tmp_path):
+def test_two_ranks_write_different_groups_and_agree_on_the_loss(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     arguments = [*words, "-c", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
     first, second = processes.run_ranks(2, ranks.record, arguments, str(tmp_path), out=tmp_path)
     assert len(first["losses"]) == 6 and first["losses"] == second["losses"]

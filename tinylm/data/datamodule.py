@@ -185,7 +185,7 @@ class TextDataModule(pl.LightningDataModule):
             micro_batch_size: Sequences per device at once. Default: all of its share
             batch_schedule: Smaller batches at first: {200: 8} before step 200
             context_schedule: Shorter sequences at first: {200: 32} before step 200
-            split: Fractions of train, val and perhaps test; [1.0]: no validation
+            split: Fractions of train, val, test; [1.0]: no val
             val: Validation text, given as a corpus is
             weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
             field: Field or column of a record that is its text; a.b for nested ones
@@ -201,7 +201,7 @@ class TextDataModule(pl.LightningDataModule):
             cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens of a validation during training
             text: predict: the text file
-            pairs: Prompts and responses, or preferences: a .jsonl, .json or .csv file
+            pairs: Pairs or preferences: a .jsonl, .json or .csv file
             pairs_val: Validation pairs. Default: val.* beside train.*, by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
             fields: Names of prompt and response, as [question,answer]
