@@ -233,7 +233,7 @@ def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch, capfd):
     assert {line.split()[0] for line in listed} == {
         path.relative_to(CONFIGS).with_suffix("").as_posix()
         for path in CONFIGS.rglob("*.yaml")
-        if path.parent.name != "sweeps"
+        if path.parent.name not in ("sweeps", "ablations")
     }
     assert all(re.search(r"[.)]$| --config \S+|--logdir runs$", line) for line in listed), listed  # whole sentences
     text = (CONFIGS / "small.yaml").read_text(encoding="utf-8")
