@@ -59,7 +59,6 @@ def study(texts: Texts) -> Study:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*sync_dist=True")  # another test may have left a process group
 def test_a_plain_run_is_a_run_of_the_trainer(texts):
     size, steps = network(8, texts.data.vocab_size, 32), 4
     optimizer = OptimizerConfig(name="muon", lr=0.02, weight_decay=0.1)

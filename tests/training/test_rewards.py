@@ -200,15 +200,15 @@ def test_the_share_of_texts_that_parse_rises(cli, words):
 
 
 def test_a_reward_of_ones_own_needs_trust_and_is_recorded(cli, words, tmp_path):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "brief.py").write_text(
         "def short(prompt, completion, answer=None):\n    return 1 / (1 + len(completion))\n"
     )
-    option = ["--model.objective.init_args.reward", "mine.short"]
+    option = ["--model.objective.init_args.reward", "brief.short"]
     refused = cli(*words, *option)
-    assert refused.code == 2 and "mine.short: importing it runs code" in refused.error
-    assert cli(*words, *option, "--trust", "mine", "--trainer.max_steps", "1").code == 0
+    assert refused.code == 2 and "brief.short: importing it runs code" in refused.error
+    assert cli(*words, *option, "--trust", "brief", "--trainer.max_steps", "1").code == 0
     parts = [part["class_path"] for part in read_checkpoint("runs/learn/checkpoints/last.ckpt")["tinylm_plugins"]]
-    assert parts == ["tinylm.training.GRPO", "mine.short"]
+    assert parts == ["tinylm.training.GRPO", "brief.short"]
 
 
 def test_the_exact_answer_of_pairs(cli, words, tmp_path):
