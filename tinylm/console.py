@@ -328,9 +328,10 @@ def scaled(number: float) -> str:
 def duration(seconds: float) -> str:
     """A time in the units that suit it.
 
-    >>> duration(45), duration(234), duration(9000), duration(864000)
-    ('45 s', '3 min 54 s', '2 h 30 min', '10.0 days')
+    >>> duration(45), duration(239.7), duration(9000), duration(864000)
+    ('45 s', '4 min 0 s', '2 h 30 min', '10.0 days')
     """
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

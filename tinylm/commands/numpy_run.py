@@ -317,7 +317,7 @@ class Run:
             end_record(self.folder, self.state.global_step)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        minutes, seconds = divmod(time.perf_counter() - started, 60)
+        minutes, seconds = divmod(round(time.perf_counter() - started), 60)
         figures = f", {loss_and_floor(self.state.callback_metrics)}" if self.state.callback_metrics else ""
         if self.state.global_step > first or figures:
             notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")

@@ -65,7 +65,7 @@ class FinishRun(Callback):
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
             curves = f"   curves: {self.folder / 'curves.png'}"
-        minutes, seconds = divmod(time.perf_counter() - self._started, 60)
+        minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         if trainer.global_step > self._first or figures:
