@@ -326,19 +326,15 @@ def scaled(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the units that suit it.
+    """A time in hours and minutes, minutes and seconds, or seconds.
 
-    >>> duration(45), duration(239.7), duration(9000), duration(864000)
-    ('45 s', '4 min 0 s', '2 h 30 min', '10.0 days')
+    >>> duration(48), duration(239.7), duration(7500)
+    ('48 s', '4 min 00 s', '2 h 05 min')
     """
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    return f"{seconds / 86400:.1f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def process_rank() -> int:

@@ -8,9 +8,9 @@ import argparse
 import csv
 import sys
 
-from tinylm.console import Parser, table
+from tinylm.console import Parser, duration, table
 from tinylm.errors import ConfigError, did_you_mean, notice
-from tinylm.runs.compare import Row, duration, find_runs, read_run, sort_rows
+from tinylm.runs.compare import Row, find_runs, read_run, sort_rows
 from tinylm.runs.groups import group_by_seed
 from tinylm.runs.lineage import unknown_parents
 

@@ -100,6 +100,7 @@ def report(found: "Estimate", workload: "Workload", device: str, memory: int | N
     parts = ", ".join(f"{name} {size:,}" for name, size in found.parameters.items())
     frozen = "" if found.trained == total else f"; {found.trained:,} of them are trained"
     step = workload.batch_size * workload.context
+    time = f"{found.hours / 24:.1f} days" if found.hours >= 48 else duration(found.hours * 3600)
     lines = [
         f"parameters: {total:,}: {parts}{frozen}",
         f"operations: {scaled(found.token_flops)}FLOP a token, {scaled(found.step_flops)}FLOP a step, "
@@ -110,8 +111,7 @@ def report(found: "Estimate", workload: "Workload", device: str, memory: int | N
         "",
         f"speed: {found.tokens_per_second:,.0f} tokens/s, {found.seconds * 1e3:,.1f} ms a step of {step:,} tokens "
         f"({found.bound}{f'; MFU {found.mfu:.0%}' if found.mfu is not None else ''})",
-        f"time: {duration(found.hours * 3600)}, without validation"
-        + ("" if found.cost is None else f"; cost: {found.cost:,.2f}"),
+        f"time: {time}, without validation" + ("" if found.cost is None else f"; cost: {found.cost:,.2f}"),
     ]
     lines += [f"assumed: {'; '.join(workload.assumed)}"] if workload.assumed else []
     return "\n".join(lines)

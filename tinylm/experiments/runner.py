@@ -24,13 +24,12 @@ from typing import Any
 
 import filelock
 
-from tinylm.console import plural
+from tinylm.console import duration, plural
 from tinylm.errors import CannotCreateError, Interrupted, Preempted, TinyLMError, notice
 from tinylm.experiments.results import Result, read_result
 from tinylm.experiments.slots import Slot, job_slots
 from tinylm.experiments.trials import Trial, check_names, state
 from tinylm.files import make_folder
-from tinylm.runs.compare import duration
 from tinylm.signals import quit_at_next
 
 FORKS = os.name == "posix"

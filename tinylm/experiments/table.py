@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinylm.console import table
+from tinylm.console import duration, table
 from tinylm.experiments.ablation import Ablation, run_name
 from tinylm.experiments.intervals import Difference, Mean, mean, paired_difference
 from tinylm.experiments.results import Result
-from tinylm.runs.compare import duration
 
 TIMES = ("tokens_per_sec", "seconds")
 """Columns that depend on the machine, not on the configs."""

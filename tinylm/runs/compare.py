@@ -146,11 +146,3 @@ def count_parameters(folder: Path, config: dict[str, Any]) -> int | None:
 def sort_rows(rows: Iterable[Row], column: str) -> list[Row]:
     """Sorts rows by a field in ascending order, unknown values last."""
     return sorted(rows, key=lambda row: (getattr(row, column) is None, getattr(row, column)))
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 59 s` or `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
