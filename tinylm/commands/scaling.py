@@ -34,23 +34,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--tokenizer", default="bpe:2048", help="as data.tokenizer (default: %(default)s)")
     add("--context", type=int, default=128, help="tokens in a window (default: %(default)s)")
     add("--batch-size", type=int, default=4, help="windows in a step (default: %(default)s)")
-    add("--widths", type=int, nargs="+", default=[32, 48, 64, 96, 128], metavar="D",
-        help="widths of the networks (default: 32 to 128)")  # fmt: skip
+    add("--widths", type=int, nargs="+", default=[32, 48, 64, 96, 128, 192], metavar="D",
+        help="widths of the networks (default: 32 to 192)")  # fmt: skip
     add("--layers", type=int, default=2, help="blocks of the networks (default: %(default)s)")
-    add("--budgets", type=float, nargs="+", default=[2.5e11, 4.5e11, 8e11, 1.5e12], metavar="C",
-        help="FLOPs of the runs that are fitted (default: 2.5e11 4.5e11 8e11 1.5e12)")  # fmt: skip
+    add("--budgets", type=float, nargs="+", default=[2.5e11, 4.5e11, 8e11, 1.5e12, 5e12], metavar="C",
+        help="FLOPs of the runs that are fitted (default: 2.5e11 4.5e11 8e11 1.5e12 5e12)")  # fmt: skip
     add("--held-out", type=float, nargs="+", default=[6e11, 2.4e12], metavar="C",
         help="FLOPs of runs that are not fitted, to check the size recommended (default: 6e11 2.4e12)")  # fmt: skip
-    add("--largest", type=float, nargs="+", default=[5e12], metavar="C",
-        help="FLOPs of single, larger runs, whose loss is predicted (default: 5e12)")  # fmt: skip
+    add("--largest", type=float, nargs="+", default=[1.2e13], metavar="C",
+        help="FLOPs of single, larger runs, whose loss is predicted (default: 1.2e13)")  # fmt: skip
     add("--steps", type=int, nargs=2, default=(250, 4000), metavar=("LEAST", "MOST"),
         help="least and most steps of a run of the grid (default: 250 4000)")  # fmt: skip
     add("--plateau", type=float, default=0.3, metavar="NATS",
         help="do not fit runs that end this far above the floor (default: %(default)s)")  # fmt: skip
     add("--val-tokens", type=int, default=1 << 16, help="validation tokens (default: %(default)s)")
     add("--seed", type=int, default=1, help="seed of weights and order (default: %(default)s)")
-    add("--seeds", type=int, default=1,
-        help="runs of each size with a held-out budget, from --seed on (default: %(default)s)")  # fmt: skip
+    add("--seeds", type=int, default=3,
+        help="runs of each size and budget, from --seed on (default: %(default)s)")  # fmt: skip
     options = parser.parse(arguments)
     check(options)
     return options

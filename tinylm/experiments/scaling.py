@@ -35,8 +35,8 @@ class Study:
         held_out: FLOPs of further runs, which are not
         largest: FLOPs of single runs of the size that the law recommends, whose loss is predicted
         seed: of the first weights
-        seeds: runs of each size with a held-out budget, from `seed` on: near the best size, sizes differ by less than
-            single runs deviate
+        seeds: runs of each size and budget, from `seed` on: near the best size, sizes differ by less than single runs
+            deviate
         steps: least and most steps of a run of the grid
         layers: of the networks
         plateau: nats above the floor beyond which a run is not fitted
@@ -53,10 +53,10 @@ class Study:
     plateau: float = 0.3
     layers: int = 2
 
-    def points(self, budgets: Iterable[float], seeds: int = 1) -> list[Point]:
+    def points(self, budgets: Iterable[float]) -> list[Point]:
         """The runs of some budgets."""
         points = plan(self.widths, budgets, self.texts, self.seed, self.steps, self.layers)
-        return [point._replace(seed=self.seed + more) for more in range(seeds) for point in points]
+        return [point._replace(seed=self.seed + more) for more in range(self.seeds) for point in points]
 
 
 class Fitted(NamedTuple):
@@ -144,7 +144,7 @@ def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambd
         fitted = fit_results(results, study)
         predictions = predict(fitted, study, folder)
         rest = {
-            *study.points(study.held_out, study.seeds),
+            *study.points(study.held_out),
             *(predicted_point(study, *each) for each in predictions.items()),
         }
         cheap_first = sorted(rest, key=lambda point: (point.seed, point.budget, point.width))
