@@ -16,7 +16,7 @@ import yaml
 
 from tinylm.bundle import TOKENIZER
 from tinylm.chosen import GROUPS, PARTS, chosen_path, names_class
-from tinylm.console import plural
+from tinylm.console import duration, plural
 from tinylm.data import IGNORE, TextDataModule, Turn
 from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.stream_content import StreamContent
@@ -317,10 +317,10 @@ class Run:
             end_record(self.folder, self.state.global_step)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+        took = duration(time.perf_counter() - started)
         figures = f", {loss_and_floor(self.state.callback_metrics)}" if self.state.callback_metrics else ""
         if self.state.global_step > first or figures:
-            notice(f"{self.state.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+            notice(f"{self.state.global_step:,} steps in {took}{figures}")
         self._write_model()
 
     def _facts(self, config: str) -> RunFacts:

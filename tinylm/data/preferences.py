@@ -18,7 +18,7 @@ import numpy as np
 from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.pairs import Turn, Turns, fail, read_records, turns_of
 from tinylm.data.records import shown
-from tinylm.data.template import Example, Preferred, Template, TooLong, encode_turns, prompt_ids, shortened
+from tinylm.data.template import Example, Preferred, Template, TooLong, encode_turns, naming, prompt_ids, shortened
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import Tokenizer
 
@@ -98,10 +98,8 @@ def encode_preferences(
         raise ConfigError("data.too_long: truncate cuts the same prompt at two places; take error or drop")
     examples: list[Example] = []
     for number, preference in enumerate(preferences, start=1):
-        try:
+        with naming(f"{name}: record {number}"):
             chosen, rejected = (_encoded(tokenizer, turns, preference.prompt, template) for turns in preference)
-        except DataError as error:
-            raise DataError(f"{name}: record {number}: {error}") from error
         examples.append(Preferred.over(chosen, rejected))
     return shortened(examples, context, too_long, name)
 

@@ -11,7 +11,8 @@ space.
 A public model's own template, which is written in Jinja, takes the place of `chat`: chat_template.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -215,11 +216,18 @@ def encode_pairs(
     """
     examples = []
     for number, turns in enumerate(pairs, start=1):
-        try:
+        with naming(f"{name}: record {number}"):
             examples.append(encode_turns(tokenizer, turns, template))
-        except DataError as error:
-            raise DataError(f"{name}: record {number}: {error}") from error
     return shortened(examples, context, too_long, name)
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Puts the place in a file before the message of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def shortened(examples: list[Example], context: int, too_long: TooLong, name: str) -> list[Example]:

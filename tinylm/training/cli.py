@@ -59,6 +59,7 @@ from tinylm.training.classes import check_arguments, chosen_class
 from tinylm.training.earlier import recorded_seed
 from tinylm.training.finish import FinishRun
 from tinylm.training.foreign import find_base
+from tinylm.training.frozen_start import FrozenStart
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.module import LitTransformerLM
 from tinylm.training.options import (
@@ -378,6 +379,8 @@ class TinyLMCLI(LightningCLI):
         check_averaging(self.trainer)
         if (size := getattr(self.trainer.strategy, "group_size", 1)) > 1:
             self.model.check_tensor_parallel(size)  # before other processes start
+        if isinstance(self.model.objective, FrozenStart):
+            self.model.objective.check_strategy(self.trainer.strategy)
         data = self.datamodule
         share = data.batch_size // data_ranks(self.trainer)[0]
         if rows := data.micro_batch_size or share:

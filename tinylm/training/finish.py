@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tinylm.adapt import add_lora, save_adapter
 from tinylm.bundle import Bundle, load_bundle, network_weights, read_checkpoint, save_bundle
+from tinylm.console import duration
 from tinylm.data import CHAT, Batch, ChatTemplate, Template
 from tinylm.errors import ConfigError, DataError, MissingInputError, notice
 from tinylm.files import read_json
@@ -65,11 +66,11 @@ class FinishRun(Callback):
         if (self.folder / "metrics.csv").is_file():
             draw_curves(self.folder / "metrics.csv", self.folder / "curves.png", self.folder.name)
             curves = f"   curves: {self.folder / 'curves.png'}"
-        minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
+        took = duration(time.perf_counter() - self._started)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = f", {loss_and_floor(found)}" if "val/loss" in found else ""
         if trainer.global_step > self._first or figures:
-            notice(f"{trainer.global_step:,} steps in {minutes:.0f} min {seconds:.0f} s{figures}")
+            notice(f"{trainer.global_step:,} steps in {took}{figures}")
         if problem is not None:
             notice(f"no model folder is written, since it could not describe this model: {problem}")
             return

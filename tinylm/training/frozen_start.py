@@ -36,6 +36,11 @@ class FrozenStart(nn.Module):
         self.reference: TransformerLM | None = None
         self._prepared = False
 
+    def check_strategy(self, strategy: Any) -> None:
+        """Refuses a strategy of Lightning's that shards the weights."""
+        sharded = isinstance(strategy, ModelParallelStrategy)
+        require(not sharded, f"model.objective: {type(self).__name__} needs whole weights, not shards; take ddp")
+
     def prepare(self, network: Any) -> None:
         """Keeps the reference, before a checkpoint is restored.
 
@@ -44,8 +49,7 @@ class FrozenStart(nn.Module):
         """
         if self._prepared:
             return
-        sharded = isinstance(network.trainer.strategy, ModelParallelStrategy)
-        require(not sharded, f"model.objective: {type(self).__name__} needs whole weights, not shards; take ddp")
+        self.check_strategy(network.trainer.strategy)
         self._prepared, tokenizer = True, network.tokenizer
         if self.path is not None:
             self.reference, tokenizer = tinylm.load(self.path)
