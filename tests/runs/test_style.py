@@ -35,7 +35,8 @@ def test_text_and_series_stand_out_from_the_ground(theme):
             assert contrast(color, ground) > 2.1, color
         for scale in (shades(), signed_shades()):
             assert all(contrast(letters(scale(value)), scale(value)[:3]) > 4.5 for value in np.linspace(0, 1, 101))
-        assert to_rgb(shades()(0.0)) == to_rgb(signed_shades()(0.5)) == to_rgb(ground)  # nothing looks like nothing
+        for nothing in (shades()(0.0), signed_shades()(0.5)):
+            assert nothing[:3] == pytest.approx(to_rgb(ground), abs=1 / 512)
 
 
 def test_a_figure_keeps_its_theme_wherever_it_is_drawn_and_settings_of_the_user_stay(monkeypatch, tmp_path):
