@@ -12,7 +12,7 @@ from torch import Tensor
 from tinylm.analysis.activations import FAR, Activations
 from tinylm.analysis.gradients import BINS, DECADES, Gradients
 from tinylm.analysis.lens import Readings
-from tinylm.runs.plots import plain
+from tinylm.runs.axes import plain
 from tinylm.runs.style import BLUE, GREEN, GREY, ORANGE, letters, new_figure, shades, style
 
 if TYPE_CHECKING:

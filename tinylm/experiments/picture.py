@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tinylm.experiments.ablation import Ablation
 from tinylm.experiments.table import Summary
-from tinylm.runs.plots import plain, save_figure, tidy
+from tinylm.runs.axes import plain, tidy
+from tinylm.runs.plots import save_figure
 from tinylm.runs.style import BLUE, GREY, new_figure, style
 
 

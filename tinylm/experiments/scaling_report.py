@@ -14,7 +14,8 @@ from tinylm.experiments.grid import Result
 from tinylm.experiments.law import Law
 from tinylm.experiments.scaling import Fitted, Study, fit_results
 from tinylm.files import write_json, write_text
-from tinylm.runs.plots import MARKERS, save_figure, short_number, tidy
+from tinylm.runs.axes import short_number, tidy
+from tinylm.runs.plots import MARKERS, save_figure
 from tinylm.runs.style import COLORS, GREEN, ink, new_figure, style
 
 if TYPE_CHECKING:

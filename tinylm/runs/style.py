@@ -6,6 +6,7 @@ the style's cycle, and become red, green and blue only when the figure is drawn.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
     class StyledFigure(Figure):
         def draw(self, renderer: Any) -> None:
-            with style(theme):  # ticks are made, and places in the cycle looked up, when a figure is drawn
+            # ticks are made, and places in the cycle looked up, when a figure is drawn
+            with style(theme), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")  # drawn as boxes
                 super().draw(renderer)
 
     with style(theme):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinylm.errors import ConfigError
-from tinylm.runs.plots import add_legend, looks, plain, tidy
+from tinylm.runs.axes import add_legend, plain, tidy
+from tinylm.runs.plots import looks
 from tinylm.runs.settings import shown
 from tinylm.runs.style import letters, new_figure, style
 from tinylm.runs.sweep import Line, Point, Sweep
