@@ -139,10 +139,15 @@ def report_attention(subject: Subject) -> Report:
     shown, documents = subject.beginning()
     maps = attention_maps(subject.model, shown, documents)[:, 0]
     means = entropy(maps).mean(dim=-1)  # of the text in the picture, (layers, H)
-    notes = [[f"head {layer}.{head}: {means[layer, head]:.2f} nats" for head in heads] for layer in layers]
+    notes = [[f"head {layer}.{head}, entropy {means[layer, head]:.2f}" for head in heads] for layer in layers]
     words = subject.words
     labels = [words[token] for token in shown[0].tolist()]
-    figure = pictures.draw_attention(maps, labels, notes, f"{subject.name}: attention")
+    most = (maps > 0).sum(dim=-1).double().log().mean()
+    title = (
+        f"{subject.name}: attention\nentropy of a query's weights in nats, mean over these tokens "
+        f"(0: a single key, {most:.2f}: all keys alike)"
+    )
+    figure = pictures.draw_attention(maps, labels, notes, title)
     files = subject.save("attention", figure)
     files += subject.save("heads", pictures.draw_heads(tables, f"{subject.name}: heads"))
     least, most = (f"{value:.2f}" for value in found.uniform.aminmax())
@@ -211,7 +216,8 @@ def report_lens(subject: Subject) -> Report:
     ids, documents = subject.beginning()
     title = f"{subject.name}: prediction after each layer"
     readings = read_layers(subject.model, ids, documents)
-    files = subject.save("lens", pictures.draw_lens(readings, ids[0].tolist(), subject.words, title))
+    text = text_rows(subject.tokenizer, subject.texts, ids.shape[1], 1)[0].tolist()  # with the token after the last
+    files = subject.save("lens", pictures.draw_lens(readings, text, subject.words, title))
     losses = ", ".join(f"{view.loss:.2f}" for view in views)
     return Report(table(lines), f"loss after the embedding and each layer: {losses}", files)
 

@@ -14,7 +14,8 @@ def scale_axis(axis: Any, most: int, logarithmic: bool = False) -> None:
     """Gives an axis whose data are drawn at most so many ticks, with plain numbers and no offset."""
     if logarithmic:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_ticks(log_ticks(*axis.get_view_interval(), most))
+        low, high = axis.get_view_interval()
+        axis.set_ticks(log_ticks(low, high, most))
         axis.set_minor_formatter("")
     else:
         axis.get_major_locator().set_params(nbins=most)
@@ -69,8 +70,8 @@ def add_legend(figure: "Figure", axes: Any, few: int = FEW, small: bool = False)
     if len(names) > few:
         figure.set_figwidth(figure.get_figwidth() + 0.5 + 0.075 * max(map(len, names)))
     if len(names) > few and small:
-        axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=2.5)
+        axes.legend(fontsize=size, loc="upper left", bbox_to_anchor=(1.0, 1.05))
     elif len(names) > few:
-        figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize=size, handlelength=3.5)
+        figure.legend(lines, names, loc="outside right upper", fontsize=size, handlelength=3.5)
     elif names:
-        axes.legend(frameon=False, fontsize=size, handlelength=2.5)
+        axes.legend(fontsize=size)

@@ -85,6 +85,11 @@ def ink() -> str:
     return _setting("text.color")
 
 
+def faint() -> str:
+    """The colour of what matters less, such as a hatch."""
+    return _setting("grid.color")
+
+
 def shades() -> "Colormap":
     """A scale for quantities from zero: from the colour of the ground to one hue, which survives photocopying."""
     from matplotlib.colors import LinearSegmentedColormap
