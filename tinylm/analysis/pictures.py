@@ -1,6 +1,7 @@
 """Figures of attention maps, head scores, activations, gradients and the logit lens, drawn without pyplot.
 
-Quantities are drawn from white to dark in one hue, which survives photocopying and colour blindness.
+Quantities are drawn from the ground's colour to its opposite in one hue, which survives photocopying and colour
+blindness; those of both signs in `signed_shades`.
 """
 
 from collections.abc import Callable, Sequence

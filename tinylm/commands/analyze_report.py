@@ -43,6 +43,7 @@ class Subject:
     rows: int  # most sequences to compute statistics from
     shown: int  # tokens in pictures of a text
     out: Path  # folder of the pictures
+    formats: Sequence[str] = ("png", "svg")  # of the pictures
     color: bool = False  # of printed text
 
     def sequences(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -65,8 +66,8 @@ class Subject:
         return [visible(piece).replace(" ", "·") for piece in self.tokenizer.token_bytes]
 
     def save(self, name: str, figure: "Figure") -> list[Path]:
-        """Writes a figure as PNG and SVG."""
-        paths = [self.out / f"{name}.png", self.out / f"{name}.svg"]
+        """Writes a figure in every format."""
+        paths = [self.out / f"{name}.{suffix}" for suffix in self.formats]
         for path in paths:
             save_figure(figure, path)
         return paths

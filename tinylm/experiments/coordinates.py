@@ -22,6 +22,7 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import attend_plain, documents_apart
 from tinylm.model.mup import width_ratio
 from tinylm.optim import OptimizerConfig, make_optimizer
+from tinylm.runs.axes import scale_axis, tidy
 from tinylm.runs.plots import MARKERS
 from tinylm.runs.style import COLORS, new_figure, style
 
@@ -91,7 +92,7 @@ def check_coordinates(
 @style()
 def draw(found: dict[str, Coordinates]) -> "Figure":
     """Draws the changes of every place against the width, a panel for each parametrization."""
-    figure = new_figure(3.5 * len(found), 3.8)
+    figure = new_figure(3.5 * len(found), 4.6)
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
     for axis, (name, each) in zip(axes[0], found.items(), strict=True):
         for place, color, marker in zip(each.changes, cycle(COLORS), cycle(MARKERS), strict=False):
@@ -100,8 +101,11 @@ def draw(found: dict[str, Coordinates]) -> "Figure":
         axis.set(xscale="log", yscale="log", xlabel="width", title=name)
         axis.set_xticks(each.widths, [str(width) for width in each.widths])
         axis.minorticks_off()
-        axis.legend(title="slope", fontsize=7)
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axis.legend(title="slope", fontsize=8, title_fontsize=8, **below)
+        tidy(axis)
     axes[0, 0].set_ylabel("mean change of an activation")
+    scale_axis(axes[0, 0].yaxis, 6, logarithmic=True)
     return figure
 
 

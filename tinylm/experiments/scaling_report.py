@@ -14,7 +14,7 @@ from tinylm.experiments.grid import Result
 from tinylm.experiments.law import Law
 from tinylm.experiments.scaling import Fitted, Study, fit_results
 from tinylm.files import write_json, write_text
-from tinylm.runs.axes import short_number, tidy
+from tinylm.runs.axes import scale_axis, short_number, tidy
 from tinylm.runs.plots import MARKERS, save_figure
 from tinylm.runs.style import COLORS, GREEN, ink, new_figure, style
 
@@ -169,7 +169,7 @@ def short_table(found: dict[str, Any]) -> str:
 @style()
 def draw_isoflops(law: Law, results: Sequence[Result]) -> "Figure":
     """Excess against size for each budget: measured runs, their parabola and its minimum, and the law."""
-    figure = new_figure(8.0, 4.8)
+    figure = new_figure(8.5, 4.8)
     axes = figure.add_subplot()
     floor = law.constants.floor
     groups = {budget: runs for budget, runs in by_budget(results).items() if len(runs) > 1}
@@ -194,7 +194,7 @@ def draw_isoflops(law: Law, results: Sequence[Result]) -> "Figure":
 @style()
 def draw_frontier(law: Law, results: Sequence[Result]) -> "Figure":
     """Loss against computation: all runs, the law's best loss with its interval, and the floor."""
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     axes.plot([each.flops for each in results], [each.loss for each in results], "o", color=COLORS[0], markersize=4)
     budgets = np.geomspace(min(each.flops for each in results) / 2, 20 * max(each.flops for each in results), 60)
@@ -205,7 +205,7 @@ def draw_frontier(law: Law, results: Sequence[Result]) -> "Figure":
     axes.axhline(law.constants.floor, color=GREEN, linestyle="--", label="entropy of the text")
     axes.set(xscale="log", xlabel="floating-point operations of training", ylabel="loss (nats per token)")
     axes.legend()
-    tidy(axes)
+    finish(axes)
     return figure
 
 
@@ -231,8 +231,5 @@ def draw_law(law: Law, results: Sequence[Result]) -> "Figure":
 def finish(axes: Any) -> None:
     """Plain numbers on logarithmic axes."""
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(short_number)
-        axis.set_minor_formatter(short_number)
-    axes.tick_params(which="minor", labelsize="x-small")
+        scale_axis(axis, 8, logarithmic=axis.get_scale() == "log")
     tidy(axes)
-    axes.grid(which="minor", alpha=0.1)

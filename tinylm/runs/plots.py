@@ -128,20 +128,32 @@ def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> 
 def save_figure(figure: "Figure", picture: str | Path) -> None:
     """Writes a figure atomically, in the format of its suffix, one of `SUFFIXES`; PNG for any other.
 
-    The files are reproducible (no date, fixed ids), and are recognized by targets.py.
+    The files are reproducible (no date, fixed ids), and are recognized by targets.py. Their description names the
+    panels, for readers who do not see them.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    text = describe(figure)
     canvas, metadata = {
-        ".svg": (FigureCanvasSVG, {"Date": None, "Creator": "tinylm"}),
-        ".pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": "tinylm"}),
-    }.get(Path(picture).suffix, (FigureCanvasAgg, {"Software": "tinylm"}))
+        ".svg": (FigureCanvasSVG, {"Date": None, "Creator": "tinylm", "Description": text}),
+        ".pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": "tinylm", "Subject": text}),
+    }.get(Path(picture).suffix, (FigureCanvasAgg, {"Software": "tinylm", "Description": text}))
     form = canvas.__name__.removeprefix("FigureCanvas").lower().replace("agg", "png")
     with matplotlib.rc_context({"svg.hashsalt": "tinylm", "pdf.fonttype": 42}), atomic_write(picture) as file:
         canvas(figure).print_figure(file, format=form, dpi=DOTS_PER_INCH, metadata=metadata)
+
+
+def describe(figure: "Figure") -> str:
+    """The titles, the labels of the axes and the number of series of each panel, a line each."""
+    lines = [figure.get_suptitle()]
+    for axes in figure.axes:
+        words = [("", axes.get_title()), ("x: ", axes.get_xlabel()), ("y: ", axes.get_ylabel())]
+        series = f"{len(axes.lines)} lines" if axes.lines else f"{len(axes.images)} maps" if axes.images else ""
+        lines.append("; ".join([*(f"{name}{text}" for name, text in words if text), *([series] if series else [])]))
+    return "\n".join(line for line in lines if line)
 
 
 @style()

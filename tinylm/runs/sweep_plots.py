@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinylm.errors import ConfigError
-from tinylm.runs.axes import add_legend, plain, tidy
+from tinylm.runs.axes import add_legend, plain, scale_axis, tidy
 from tinylm.runs.plots import looks
 from tinylm.runs.settings import shown
 from tinylm.runs.style import letters, new_figure, style
@@ -62,7 +62,7 @@ def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = Non
         title: title of the plot
         log: logarithmic axes, "x" and "y". Default: the x axis if `is_geometric`
     """
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     values = ordered([point.at[0] for line in sweep.lines for point in line.points])
     numeric = all(map(is_number, values))
@@ -71,13 +71,13 @@ def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = Non
     for number, (line, look) in enumerate(lines):
         shift = 0.0 if numeric else 0.4 * (number - (len(sweep.lines) - 1) / 2) / max(4, len(sweep.lines))
         _errorbars(axes, line, look, places, shift)
-    if numeric and ("x" in log if log is not None else is_geometric(values)):
-        axes.set_xscale("log")
-    if log is not None and "y" in log:
-        axes.set_yscale("log")
+    if numeric:
+        scale_axis(axes.xaxis, 8, "x" in log if log is not None else is_geometric(values))
+    scale_axis(axes.yaxis, 8, log is not None and "y" in log)
     if not numeric or len(values) <= MOST_TICKS:
         crowded = len(values) > 6 or sum(len(shown(value)) for value in values) > 60
-        axes.set_xticks(list(places.values()), [plain(name) for name in places], rotation=30 if crowded else 0)
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor") if crowded else {}
+        axes.set_xticks(list(places.values()), [plain(name) for name in places], **slanted)
         axes.minorticks_off()
     axes.set(xlabel=plain(sweep.names[0]), ylabel=plain(sweep.metric), title=plain(title))
     add_legend(figure, axes, few=0)  # error bars would be behind one inside
