@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, product, takewhile
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P", "X", "<", "*"), ("-", "--", ":", "-.")
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 130
-ACROSS, SAMPLES, LETTERS = 3, 5, 95
+ACROSS, SAMPLES, LETTERS = 3, 5, 76
 """Small panels in a row, most samples below a curve, and most letters of each."""
 
 
@@ -212,24 +213,18 @@ def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _write_samples(curve: Any, place: Any, samples: Sequence[tuple[int, str]]) -> None:
-    """Writes the first words after the prompt of each sample, and marks their steps in the panel of the curve."""
+    """Writes the first words of each sample below the curve, without those that all share, and marks their steps."""
     place.set_axis_off()
-    texts = [" ".join(text.split()) for _, text in samples]
+    texts = ["".join(letter if letter.isprintable() else " " for letter in text) for _, text in samples]
     shared = sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, zip(*texts, strict=False)))
     begin = texts[0].rfind(" ", 0, shared) + 1 if len(texts) > 1 else 0
     for row, ((step, _), text) in enumerate(zip(samples, texts, strict=True)):
         curve.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-        words = "".join(letter if letter.isprintable() else " " for letter in text[begin:])
-        words = (
-            words
-            if len(words) <= LETTERS
-            else words[: words.rfind(" ", 0, LETTERS) if " " in words[:LETTERS] else LETTERS] + " …"
-        )
+        words = ("… " if begin else "") + textwrap.shorten(text[begin:], LETTERS, placeholder=" …")
+        options: dict[str, Any] = {"fontsize": 8, "va": "center", "transform": place.transAxes}
         height = 1 - (row + 0.5) / len(samples)
-        place.text(0, height, f"step {step:,}", fontsize=8, va="center", weight="bold", transform=place.transAxes)
-        place.text(
-            0.12, height, plain(("… " if begin else "") + words), fontsize=8, va="center", transform=place.transAxes
-        )
+        place.text(0, height, f"step {step:,}", weight="bold", **options)
+        place.text(0.16, height, plain(words), family="monospace", **options)
 
 
 def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
