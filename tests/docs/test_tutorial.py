@@ -23,10 +23,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_windows():
-    """Draws pictures to files only and closes all figures."""
-    plt.switch_backend("agg")
-    yield
-    plt.close("all")
+    """Draws pictures to files only, closes all figures, and leaves the style as it was."""
+    with plt.rc_context():
+        plt.switch_backend("agg")
+        yield
+        plt.close("all")
 
 
 def pictures_of(chapter: Path) -> set[str]:

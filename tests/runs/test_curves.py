@@ -143,10 +143,10 @@ def test_the_picture_has_the_runs_their_spread_and_the_floor():
     assert (loss.get_title(), loss.get_xlabel(), rate.get_title()) == ("both", "tokens", "learning rate")
     assert (loss.get_xscale(), loss.get_yscale(), rate.get_yscale()) == ("log", "log", "log")
     drawn = [line.get_ydata() for line in loss.lines]
-    assert [list(y) for y in drawn] == [[1, 2, 3], [2, 4, 6], [1, 2, 3], [2, 4, 6], [0.5, 0.5]]
-    assert len({line.get_color() for line in loss.lines}) == 3  # of the runs, and of the floor
+    assert [list(y) for y in drawn] == [[1, 2, 3], [2, 4, 6], [1, 2, 3], [2, 4, 6], [0.5, 0.5], []]
+    assert len({line.get_color() for line in loss.lines}) == 4  # of the runs, the floor, and the key to training
     labels = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert labels == ["one  6.000", "many  6.000", "best possible  0.500"]
+    assert labels == ["one  6.000", "many  6.000", "best possible  0.500", "thin, without markers: training"]
     (band,) = loss.collections
     corners = {(float(a), round(float(b), 6)) for a, b in band.get_paths()[0].vertices}
     assert {(1.0, 1.9), (1.0, 2.1), (3.0, 5.7), (3.0, 6.3)} <= corners

@@ -16,6 +16,7 @@ from tinylm.runs.metrics import read_metrics
 from tinylm.training import LitTransformerLM, OptimizerConfig, ScheduleConfig
 from tinylm.training.cli import quiet_lightning
 from tinylm.training.metrics_csv import MetricsCSV
+from tinylm.training.rows import is_logged
 from tinylm.training.throughput import MetricsLog, Throughput
 
 
@@ -78,7 +79,7 @@ def test_metrics_logged_by_lightning_stand_at_the_step_of_the_loss(corpus, tmp_p
     loggers, per_epoch = own_logs(corpus, tmp_path, 9, accumulate, str(tmp_path / "last.ckpt"))
     assert per_epoch < 9  # an epoch ends
     columns = read_metrics(tmp_path / "metrics.csv")
-    rows = [2, 4, 5, 6, 8, 9]  # 5 and 9 are the last steps of the two segments
+    rows = [1, 2, 4, 5, 6, 8, 9]  # 1 is the dense start; 5 and 9 are the last steps of the two segments
     for name in ("in_step", "at_start", "at_end_step"):
         assert columns[name] == (columns["train/loss"][0], columns["train/loss"][0]) == (rows, rows), name
     devices = [name for name in columns if name.startswith("DeviceStatsMonitor.on_train")]
@@ -107,3 +108,11 @@ def test_peak_memory_of_a_gpu_is_a_metric(monkeypatch):
     assert throughput.read(trainer, module)["perf/gpu_memory_gb"] == 2.0
     module.device = torch.device("cpu")
     assert "perf/gpu_memory_gb" not in throughput.read(trainer, module)
+
+
+def test_rows_begin_densely_whatever_the_interval():
+    found = {every: [step for step in range(1, 301) if is_logged(step, every)] for every in (0, 1, 25, 50, 300)}
+    assert found[0] == [] and found[1] == [*range(1, 301)]
+    assert found[25] == [*range(1, 11), 20, *range(25, 301, 25)]
+    assert found[50] == [*range(1, 11), 20, 30, 40, *range(50, 301, 50)]
+    assert found[300] == [*range(1, 11), *range(20, 101, 10), 200, 300]

@@ -10,7 +10,7 @@ Without --text, a model trained on the built-in stories is analyzed on held-out 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,11 @@ PICTURES = {
     "lens": ("lens",), "tokens": (),
 }  # fmt: skip
 COMMANDS = tuple(PICTURES)
+FORMATS = ("png", "svg", "pdf")
 UNUSED = {
-    "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite"),
+    "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite", "--format", "--theme"),
     "activations": ("--tokens",), "gradients": ("--tokens",),
-    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite"),
+    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite", "--format", "--theme"),
 }  # fmt: skip
 MODES = [
     Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()
@@ -62,7 +63,7 @@ def run(arguments: list[str]) -> None:
             continue
         write_text(options.out / f"{name}.txt", found.text + "\n")
         print("\n".join(f"{name}: {line}" for line in found.summary.splitlines()))
-    print(f"{options.out}: tables (.txt), pictures (.png, .svg)")
+    print(f"{options.out}: tables (.txt), pictures ({', '.join(f'.{each}' for each in options.format)})")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -73,25 +74,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_model_option()
     add("--text", type=Path, help="UTF-8 text file, read as one document (default: held-out stories of the run)")
     add("--out", type=Path, default=FOLDER, help="output folder")
+    add("--format", nargs="+", choices=FORMATS, default=["png", "svg"],
+        help="formats of the pictures, png, svg or pdf (default: png svg)")  # fmt: skip
     parser.add_overwrite_option()
     add("--length", type=int, help="tokens per sequence (default: the context)")
     add("--rows", type=int, default=32, help="largest number of sequences for the statistics")
     add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures")
+    parser.add_theme_option()
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
         hint = did_you_mean(options.command, (*COMMANDS, "coordinates")) or f"; it is one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
-    for path, kind in targets(options.command, options.out):
+    for path, kind in targets(options.command, options.out, options.format):
         check_target(path, kind, options.overwrite or options.out == FOLDER)
     return options
 
 
-def targets(chosen: str | None, out: Path) -> Iterator[tuple[Path, FileKind]]:
+def targets(chosen: str | None, out: Path, formats: Sequence[str]) -> Iterator[tuple[Path, FileKind]]:
     """The files that a command writes."""
     for name in COMMANDS if chosen is None else (chosen,):
-        yield from ((out / f"{picture}{suffix}", PICTURE) for picture in PICTURES[name] for suffix in (".png", ".svg"))
+        yield from ((out / f"{picture}.{suffix}", PICTURE) for picture in PICTURES[name] for suffix in formats)
         if chosen is None:
             yield out / f"{name}.txt", TABLE
 
@@ -124,5 +128,6 @@ def make_subject(options: argparse.Namespace) -> "Subject":
         rows=options.rows,
         shown=options.tokens,
         out=options.out,
+        formats=options.format,
         color=options.command is not None and use_color(),
     )

@@ -43,6 +43,7 @@ class Subject:
     rows: int  # most sequences to compute statistics from
     shown: int  # tokens in pictures of a text
     out: Path  # folder of the pictures
+    formats: Sequence[str] = ("png", "svg")  # of the pictures
     color: bool = False  # of printed text
 
     def sequences(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -65,8 +66,8 @@ class Subject:
         return [visible(piece).replace(" ", "·") for piece in self.tokenizer.token_bytes]
 
     def save(self, name: str, figure: "Figure") -> list[Path]:
-        """Writes a figure as PNG and SVG."""
-        paths = [self.out / f"{name}.png", self.out / f"{name}.svg"]
+        """Writes a figure in every format."""
+        paths = [self.out / f"{name}.{suffix}" for suffix in self.formats]
         for path in paths:
             save_figure(figure, path)
         return paths
@@ -139,10 +140,15 @@ def report_attention(subject: Subject) -> Report:
     shown, documents = subject.beginning()
     maps = attention_maps(subject.model, shown, documents)[:, 0]
     means = entropy(maps).mean(dim=-1)  # of the text in the picture, (layers, H)
-    notes = [[f"head {layer}.{head}: {means[layer, head]:.2f} nats" for head in heads] for layer in layers]
+    notes = [[f"head {layer}.{head}, entropy {means[layer, head]:.2f}" for head in heads] for layer in layers]
     words = subject.words
     labels = [words[token] for token in shown[0].tolist()]
-    figure = pictures.draw_attention(maps, labels, notes, f"{subject.name}: attention")
+    most = (maps > 0).sum(dim=-1).double().log().mean()
+    title = (
+        f"{subject.name}: attention\nentropy of a query's weights in nats, mean over these tokens "
+        f"(0: a single key, {most:.2f}: all keys alike)"
+    )
+    figure = pictures.draw_attention(maps, labels, notes, title)
     files = subject.save("attention", figure)
     files += subject.save("heads", pictures.draw_heads(tables, f"{subject.name}: heads"))
     least, most = (f"{value:.2f}" for value in found.uniform.aminmax())
@@ -211,7 +217,8 @@ def report_lens(subject: Subject) -> Report:
     ids, documents = subject.beginning()
     title = f"{subject.name}: prediction after each layer"
     readings = read_layers(subject.model, ids, documents)
-    files = subject.save("lens", pictures.draw_lens(readings, ids[0].tolist(), subject.words, title))
+    text = text_rows(subject.tokenizer, subject.texts, ids.shape[1], 1)[0].tolist()  # with the token after the last
+    files = subject.save("lens", pictures.draw_lens(readings, text, subject.words, title))
     losses = ", ".join(f"{view.loss:.2f}" for view in views)
     return Report(table(lines), f"loss after the embedding and each layer: {losses}", files)
 

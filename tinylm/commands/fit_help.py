@@ -54,7 +54,7 @@ TRAINER = {
     "precision": "bf16-mixed, 32-true, 64-true, ... (suits the machine)",
     "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",
-    "log_every_n_steps": "Steps between rows of metrics.csv",
+    "log_every_n_steps": "Steps between rows of metrics.csv, which begins more densely",
     "callbacks+": "Adds a callback by its class path",
     "logger+": "Adds a logger; see overlays/wandb.yaml",
 }

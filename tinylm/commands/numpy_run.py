@@ -66,6 +66,7 @@ from tinylm.training.progress import Progress
 from tinylm.training.record import compute, data_facts, given_options, seeds
 from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
 from tinylm.training.resume import ConfigRecord, prepare_files
+from tinylm.training.rows import is_logged
 from tinylm.training.samples import append_sample, has_samples
 from tinylm.training.throughput import measure_peak_flops
 
@@ -363,7 +364,7 @@ class Run:
             self.state.global_step, rate = step.number, tokens / seconds
             self._figures = {"train/loss": step.loss, "perf/tokens_per_sec": rate}
             self._figures["perf/mfu"] = rate * flops_per_token(self.network) / self.peak
-            if self.log_every and (step.number % self.log_every == 0 or step.number == self.total):
+            if is_logged(step.number, self.log_every) or (self.log_every and step.number == self.total):
                 self._log(step, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)

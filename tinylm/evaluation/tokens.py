@@ -14,9 +14,9 @@ from tinylm.model import TransformerLM
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.pieces import visible
 
-# The least loss of each shade in nats, and its number among the 256 terminal colours. Luminance falls from shade to
-# shade, so that the scale works without colour vision.
-SHADES = ((0.0, 231), (0.1, 230), (0.5, 223), (1.0, 216), (2.0, 209), (4.0, 203), (8.0, 196))
+# The least loss of each shade in nats, and its number among the 256 terminal colours: white, yellow, orange, violet.
+# Luminance falls from shade to shade, and neighbours differ in hue, so that the scale works without colour vision.
+SHADES = ((0.0, 231), (0.1, 230), (0.5, 222), (1.0, 215), (2.0, 208), (4.0, 170), (8.0, 99))
 LOSS = Scale("loss in nats", ".1f", "g", SHADES)
 
 

@@ -22,7 +22,9 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import attend_plain, documents_apart
 from tinylm.model.mup import width_ratio
 from tinylm.optim import OptimizerConfig, make_optimizer
-from tinylm.runs.plots import COLORS, MARKERS
+from tinylm.runs.axes import scale_axis, tidy
+from tinylm.runs.plots import MARKERS
+from tinylm.runs.style import COLORS, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,11 +89,11 @@ def check_coordinates(
     return Coordinates(widths=tuple(config.d_model for config in configs), changes=changes)
 
 
+@style()
 def draw(found: dict[str, Coordinates]) -> "Figure":
     """Draws the changes of every place against the width, a panel for each parametrization."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(found), figsize=(4.4 * len(found), 3.8), sharey=True, squeeze=False)
+    figure = new_figure(3.5 * len(found), 4.6)
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
     for axis, (name, each) in zip(axes[0], found.items(), strict=True):
         for place, color, marker in zip(each.changes, cycle(COLORS), cycle(MARKERS), strict=False):
             label = f"{place} ({each.slopes[place]:+.2f})"
@@ -99,9 +101,11 @@ def draw(found: dict[str, Coordinates]) -> "Figure":
         axis.set(xscale="log", yscale="log", xlabel="width", title=name)
         axis.set_xticks(each.widths, [str(width) for width in each.widths])
         axis.minorticks_off()
-        axis.legend(title="slope", fontsize=7)
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axis.legend(title="slope", fontsize=8, title_fontsize=8, **below)
+        tidy(axis)
     axes[0, 0].set_ylabel("mean change of an activation")
-    figure.tight_layout()
+    scale_axis(axes[0, 0].yaxis, 6, logarithmic=True)
     return figure
 
 

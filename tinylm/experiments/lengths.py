@@ -101,8 +101,8 @@ def _cost(run: Path, unit: str, name: str) -> float:
     """Tokens, FLOPs or seconds of a step of a run."""
     config = read_config(run)
     if unit == "seconds":
-        _, seconds = read_metrics(run / "metrics.csv")["perf/step_seconds"]
-        return statistics.median(seconds[len(seconds) // 2 :])
+        rows = zip(*read_metrics(run / "metrics.csv")["perf/step_seconds"], strict=True)
+        return statistics.median(seconds for step, seconds in rows if step > WARM_UP // 2)
     planned, network = planned_tokens(config), network_config(config)
     if planned is None or network is None or config["data"].get("batch_schedule"):
         raise ConfigError(f"budget.{unit}: the tokens of a step of {name} vary, or are unknown; give steps or seconds")

@@ -60,7 +60,7 @@ def _read(folder: Path, axis: str, smooth: float) -> Run:
     columns = {name: (np.array(steps), np.array(values)) for name, (steps, values) in read.items()}
     for name in [name for name in columns if name.startswith(SMOOTHED)]:
         steps, values = columns[name]
-        columns[name] = steps, smoothed(values, smooth)
+        columns[name] = steps, smoothed(values, smooth, steps)
     return Run(columns, _axis(folder, axis, read))
 
 
@@ -101,14 +101,27 @@ def mean_of(label: str, runs: Sequence[Run]) -> Curves:
     return Curves(f"{label}{mean}", columns, deviations, partial)
 
 
-def smoothed(values: np.ndarray, keep: float) -> np.ndarray:
+def smoothed(values: np.ndarray, keep: float, steps: np.ndarray | None = None) -> np.ndarray:
     """Exponential moving average with weights keep^(points ago), normalized, so that it has no start-up bias.
 
-    >>> smoothed(np.array([1.0, 4.0]), 0.5)
-    array([1., 3.])
+    Points that are closer than usual count, and age, as the shares of a usual distance that they are: those of a run's
+    dense start do not outweigh the others.
+
+    Args:
+        values: one for each point
+        keep: the share of the average that a point leaves, from 0 to below 1
+        steps: of the points, ascending. Default: all distances are equal
+
+    >>> smoothed(np.array([1.0, 4.0]), 0.5), smoothed(np.array([1.0, 4.0]), 0.5, np.array([10, 20]))
+    (array([1., 3.]), array([1., 3.]))
     """
+    gaps = np.ones(len(values))
+    if steps is not None and len(steps) > 1 and keep > 0:
+        usual = float(np.median(np.diff(steps)[-(len(steps) // 2) :]))  # of the later half
+        gaps = np.diff(steps, prepend=max(0.0, steps[0] - usual)) / usual
     mean, weight, found = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + value, keep * weight + 1
+    for value, gap in zip(values, gaps, strict=True):
+        kept, new = keep**gap, 1 - keep**gap
+        mean, weight = kept * mean + new * value, kept * weight + new
         found.append(mean / weight)
     return np.array(found)

@@ -1,6 +1,7 @@
-"""Reading of metrics.csv, the metrics of a run."""
+"""Reading of metrics.csv and samples.txt, the metrics of a run and the texts that it wrote."""
 
 import csv
+import re
 from pathlib import Path
 
 
@@ -18,3 +19,14 @@ def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
                 steps.append(int(row["step"]))
                 values.append(float(value))
     return columns
+
+
+def read_samples(path: str | Path) -> list[tuple[int, str]]:
+    """Reads the first sample of each step in a samples.txt: its step and its text; none where there is no file."""
+    if not Path(path).is_file():
+        return []
+    _, *parts = re.split(r"^=== step (\d+)\n", Path(path).read_bytes().decode(errors="replace"), flags=re.MULTILINE)
+    samples: dict[int, str] = {}
+    for step, text in zip(parts[::2], parts[1::2], strict=True):
+        samples.setdefault(int(step), text.strip())
+    return list(samples.items())

@@ -1,28 +1,29 @@
 """Plots of runs. matplotlib is imported when a plot is drawn."""
 
 import fnmatch
+import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, takewhile
+from itertools import cycle, product, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tinylm.files import atomic_write
-from tinylm.runs.metrics import read_metrics
+from tinylm.runs.axes import add_legend, plain, scale_axis, tidy
+from tinylm.runs.metrics import read_metrics, read_samples
+from tinylm.runs.style import COLORS, GREEN, GREY, ORANGE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette for colour-blind readers; markers and dashes help in print
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-COLORS = (BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P", "X", "<", "*"), ("-", "--", ":", "-.")
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 130
-FEW = 5
-"""Most labels inside the plot; longer legends stand beside it."""
+ACROSS, SAMPLES, LETTERS = 3, 5, 76
+"""Small panels in a row, most samples below a curve, and most letters of each."""
 
 
 class Panel(NamedTuple):
@@ -100,15 +101,16 @@ def looks(labels: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def draw_curves(metrics: str | Path, picture: str | Path, title: str) -> None:
-    """Draws loss, learning rate, gradient norm and throughput of a run against its steps.
+    """Draws loss, learning rate, gradient norm and throughput of a run against its steps, with samples of its text.
 
     Args:
-        metrics: metrics.csv of the run
-        picture: PNG file to write
+        metrics: metrics.csv of the run; samples.txt is read beside it
+        picture: file to write
         title: title of the plot
     """
     columns = {name: (np.array(steps), np.array(values)) for name, (steps, values) in read_metrics(metrics).items()}
-    draw([Curves("", columns)], [Path(picture)], title=title)
+    samples = read_samples(Path(metrics).with_name("samples.txt"))
+    draw([Curves("", columns)], [Path(picture)], title=title, log=["x"], samples=samples)
 
 
 def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> None:
@@ -127,27 +129,35 @@ def draw(curves: Sequence[Curves], pictures: Sequence[Path], **options: Any) -> 
 def save_figure(figure: "Figure", picture: str | Path) -> None:
     """Writes a figure atomically, in the format of its suffix, one of `SUFFIXES`; PNG for any other.
 
-    The files are reproducible (no date, fixed ids), and are recognized by targets.py.
+    The files are reproducible (no date, fixed ids), and are recognized by targets.py. Their description names the
+    panels, for readers who do not see them.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    text = describe(figure)
     canvas, metadata = {
-        ".svg": (FigureCanvasSVG, {"Date": None, "Creator": "tinylm"}),
-        ".pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": "tinylm"}),
-    }.get(Path(picture).suffix, (FigureCanvasAgg, {"Software": "tinylm"}))
+        ".svg": (FigureCanvasSVG, {"Date": None, "Creator": "tinylm", "Description": text}),
+        ".pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": "tinylm", "Subject": text}),
+    }.get(Path(picture).suffix, (FigureCanvasAgg, {"Software": "tinylm", "Description": text}))
     form = canvas.__name__.removeprefix("FigureCanvas").lower().replace("agg", "png")
     with matplotlib.rc_context({"svg.hashsalt": "tinylm", "pdf.fonttype": 42}), atomic_write(picture) as file:
         canvas(figure).print_figure(file, format=form, dpi=DOTS_PER_INCH, metadata=metadata)
 
 
-def plain(text: str) -> str:
-    """Escapes dollars, which matplotlib takes for mathematics."""
-    return text.replace("$", r"\$")
+def describe(figure: "Figure") -> str:
+    """The titles, the labels of the axes and the number of series of each panel, a line each."""
+    lines = [figure.get_suptitle()]
+    for axes in figure.axes:
+        words = [("", axes.get_title()), ("x: ", axes.get_xlabel()), ("y: ", axes.get_ylabel())]
+        series = f"{len(axes.lines)} lines" if axes.lines else f"{len(axes.images)} maps" if axes.images else ""
+        lines.append("; ".join([*(f"{name}{text}" for name, text in words if text), *([series] if series else [])]))
+    return "\n".join(line for line in lines if line)
 
 
+@style()
 def figure_of(
     curves: Sequence[Curves],
     *,
@@ -155,8 +165,9 @@ def figure_of(
     axis: str = "step",
     panels: Sequence[str] = ("loss", "lr", "grad_norm", "throughput"),
     log: Sequence[str] = (),
+    samples: Sequence[tuple[int, str]] = (),
 ) -> Any:
-    """Draws several runs into one matplotlib Figure: the first panel large, the others in a row below.
+    """Draws several runs into one matplotlib Figure: the first panel large, the others in rows below.
 
     Training is a thin line, validation a line with markers, the mean of several runs a line in a band of one standard
     deviation to each side. A dashed line marks the loss floor where it is known.
@@ -167,90 +178,72 @@ def figure_of(
         axis: label of the x axis
         panels: names that `find_panel` knows; one that no run has measured stays empty
         log: logarithmic axes, "x" and "y"
+        samples: steps and texts, of which a few words are written below the first panel
     """
-    figure = new_figure(9, 6 if len(panels) > 1 else 4.5)
-    small = panels[1:]
-    grid = figure.add_gridspec(2 if small else 1, max(len(small), 1), height_ratios=(2, 1) if small else None)
+    small, samples = panels[1:], _spread(samples)
+    rows, across = math.ceil(len(small) / ACROSS), min(len(small), ACROSS) or 1
+    heights = [3.4, *([0.2 + 0.17 * len(samples)] if samples else []), *[1.9] * rows]
+    figure = new_figure(7, sum(heights) + 0.3)
+    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
     measured = dict.fromkeys(column for each in curves for column in each.columns)
-    for place, name in enumerate(panels):
-        axes = figure.add_subplot(grid[0, :] if place == 0 else grid[1, place - 1])
+    below = range(len(heights) - rows, len(heights))
+    places = [grid[0, :], *(grid[row, column] for row, column in product(below, range(across)))]
+    for place, name in zip(places, panels, strict=False):
+        axes, first = figure.add_subplot(place), place is places[0]
         panel = find_panel(name, measured) or PANELS[name]
         (_fill_family if panel.family else _fill)(axes, panel, curves)
-        axes.set(xlabel=axis, **({"title": plain(title), "ylabel": plain(panel.label)} if place == 0 else {}))
-        if place > 0:
-            axes.set_title(plain(panel.label))
-        if "x" in log:
-            axes.set_xscale("log")
-        if "y" in log:
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_formatter(short_number)
-        if "x" not in log:
-            axes.xaxis.set_major_formatter(short_number)
-            axes.locator_params(axis="x", nbins=9 if place == 0 else 5)
-        if place == 0 or panel.family:
-            add_legend(figure, axes, small=place > 0)
+        axes.set(xlabel=axis, **({"title": plain(title), "ylabel": plain(panel.label)} if first else {}))
+        if not first:
+            axes.set_title(plain(panel.label), fontsize="medium")
+        for letter, along, most in (("x", axes.xaxis, 9 if first else 4), ("y", axes.yaxis, 8 if first else 5)):
+            scale_axis(along, most, letter in log)
+        if first or panel.family:
+            add_legend(figure, axes, small=not first)
         tidy(axes)
+    if samples:
+        _write_samples(figure.axes[0], figure.add_subplot(grid[1, :]), samples)
     return figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, of a size in inches; pyplot, with its global state and its windows, is not used."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """At most `SAMPLES` of the samples: the first, the last, and others evenly between them."""
+    if len(samples) <= SAMPLES:
+        return list(samples)
+    return [samples[round(place * (len(samples) - 1) / (SAMPLES - 1))] for place in range(SAMPLES)]
 
 
-def add_legend(figure: "Figure", axes: Any, few: int = FEW, small: bool = False) -> None:
-    """Adds a legend: inside the axes, or beside them if it has more than `few` lines; the figure grows by its width.
-
-    The legend of a large panel stands beside the whole figure, that of a small one beside the panel.
-    """
-    lines, names = axes.get_legend_handles_labels()
-    size = "x-small" if small else "small"
-    if len(names) > few:
-        figure.set_figwidth(figure.get_figwidth() + 0.5 + 0.075 * max(map(len, names)))
-    if len(names) > few and small:
-        axes.legend(frameon=False, fontsize=size, loc="upper left", bbox_to_anchor=(1.0, 1.05), handlelength=2.5)
-    elif len(names) > few:
-        figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize=size, handlelength=3.5)
-    elif names:
-        axes.legend(frameon=False, fontsize=size, handlelength=2.5)
-
-
-def tidy(axes: Any) -> None:
-    """A faint grid, and no frame above and to the right."""
-    axes.grid(color=GREY, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def short_number(value: float, _: Any = None) -> str:
-    """A number on an axis, such as `0.003`, `800` or `20k`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if 1e4 <= abs(value) < 1e15 and abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+def _write_samples(curve: Any, place: Any, samples: Sequence[tuple[int, str]]) -> None:
+    """Writes the first words of each sample below the curve, without those that all share, and marks their steps."""
+    place.set_axis_off()
+    texts = ["".join(letter if letter.isprintable() else " " for letter in text) for _, text in samples]
+    shared = sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, zip(*texts, strict=False)))
+    begin = texts[0].rfind(" ", 0, shared) + 1 if len(texts) > 1 else 0
+    for row, ((step, _), text) in enumerate(zip(samples, texts, strict=True)):
+        curve.axvline(step, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        words = ("… " if begin else "") + textwrap.shorten(text[begin:], LETTERS, placeholder=" …")
+        options: dict[str, Any] = {"fontsize": 8, "va": "center", "transform": place.transAxes}
+        height = 1 - (row + 0.5) / len(samples)
+        place.text(0, height, f"step {step:,}", weight="bold", **options)
+        place.text(0.16, height, plain(words), family="monospace", **options)
 
 
 def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
-    """Draws one panel for all runs."""
+    """Draws one panel for all runs. The legend gives the last value of validations: one training loss is noise."""
+    both = False
     for each, look in zip(curves, looks([each.label for each in curves]), strict=True):
         color, style, marker = look.values()
+        validated = panel.validation in each.columns
         if panel.training in each.columns:
             x, y = each.columns[panel.training]
-            has_other = panel.validation in each.columns
-            label = _label(panel.training if not each.label else "" if has_other else each.label, y)
-            faint = bool(each.label) and has_other
-            axes.plot(x, y, style, color=color, linewidth=1.0, alpha=0.55 if faint else 1.0, label=label)
+            both |= bool(each.label) and validated
+            label = (None if validated else plain(each.label)) if each.label else "training"
+            alpha = 0.55 if each.label and validated else 1.0
+            axes.plot(x, y, style, color=color, linewidth=1.0, alpha=alpha, label=label)
             _band(axes, x, y, each.spread.get(panel.training), color)
-        if panel.validation in each.columns:
+        if validated:
             x, y = each.columns[panel.validation]
-            color = color if each.label else ORANGE
-            points = {"marker": marker, "markersize": 4}
-            axes.plot(x, y, style, color=color, label=_label(each.label or panel.validation, y), **points)
+            color, points = color if each.label else ORANGE, {"marker": marker, "markersize": 4}
+            axes.plot(x, y, style, color=color, label=_label(each.label or "validation", y), **points)
             _band(axes, x, y, each.spread.get(panel.validation), color)
         if not each.label and panel.validation:  # of a run alone: its curve for each source of a mixture
             sources = sorted(name for name in each.columns if name.startswith(f"{panel.validation}_"))
@@ -261,6 +254,8 @@ def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
         floors = {round(each.columns[panel.floor][1][-1], 6) for each in curves if panel.floor in each.columns}
         for floor in sorted(floors):
             axes.axhline(floor, linestyle="--", color=GREEN, label=f"best possible  {floor:.3f}")
+    if both:
+        axes.plot([], [], color=GREY, linewidth=1.0, label="thin, without markers: training")
 
 
 def _fill_family(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinylm.errors import ConfigError
-from tinylm.runs.plots import add_legend, looks, new_figure, plain, tidy
+from tinylm.runs.axes import add_legend, plain, scale_axis, tidy
+from tinylm.runs.plots import looks
 from tinylm.runs.settings import shown
+from tinylm.runs.style import letters, new_figure, style
 from tinylm.runs.sweep import Line, Point, Sweep
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def is_geometric(values: Sequence[float]) -> bool:
     return variation([math.log(value) for value in values]) <= variation(list(values)) / 2
 
 
+@style()
 def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = None) -> "Figure":
     """Draws the metric against one setting: means with bars of one sample standard deviation, single runs as points.
 
@@ -59,7 +62,7 @@ def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = Non
         title: title of the plot
         log: logarithmic axes, "x" and "y". Default: the x axis if `is_geometric`
     """
-    figure = new_figure(7.5, 4.5)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     values = ordered([point.at[0] for line in sweep.lines for point in line.points])
     numeric = all(map(is_number, values))
@@ -68,13 +71,13 @@ def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = Non
     for number, (line, look) in enumerate(lines):
         shift = 0.0 if numeric else 0.4 * (number - (len(sweep.lines) - 1) / 2) / max(4, len(sweep.lines))
         _errorbars(axes, line, look, places, shift)
-    if numeric and ("x" in log if log is not None else is_geometric(values)):
-        axes.set_xscale("log")
-    if log is not None and "y" in log:
-        axes.set_yscale("log")
+    if numeric:
+        scale_axis(axes.xaxis, 8, "x" in log if log is not None else is_geometric(values))
+    scale_axis(axes.yaxis, 8, log is not None and "y" in log)
     if not numeric or len(values) <= MOST_TICKS:
         crowded = len(values) > 6 or sum(len(shown(value)) for value in values) > 60
-        axes.set_xticks(list(places.values()), [plain(name) for name in places], rotation=30 if crowded else 0)
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor") if crowded else {}
+        axes.set_xticks(list(places.values()), [plain(name) for name in places], **slanted)
         axes.minorticks_off()
     axes.set(xlabel=plain(sweep.names[0]), ylabel=plain(sweep.metric), title=plain(title))
     add_legend(figure, axes, few=0)  # error bars would be behind one inside
@@ -106,6 +109,7 @@ def _seeds(points: Sequence[Point]) -> str:
     return f" ({min(runs)} runs each)" if len(runs) == 1 and max(runs) > 1 else ""
 
 
+@style()
 def draw_maps(sweep: Sweep, *, title: str = "") -> "Figure":
     """Draws the metric against two settings as heat maps, one for each line, with the value written in each cell.
 
@@ -147,15 +151,17 @@ def _map(
     axes: Any, points: Sequence[Point], columns: list[str], rows: list[str], limits: tuple[float, float], digits: int
 ) -> Any:
     """Draws one heat map of values with so many decimals; cells without a run stay empty."""
+    from matplotlib import colormaps
+
     cells = [[math.nan] * len(columns) for _ in rows]
-    low, high = limits
+    (low, high), colors = limits, colormaps["viridis"]
     for point in points:
         column, row = columns.index(shown(point.at[0])), rows.index(shown(point.at[1]))
         cells[row][column] = point.mean
-        dark = high > low and (point.mean - low) / (high - low) < 0.6
+        ground = colors((point.mean - low) / (high - low) if high > low else 0.5)
         text = f"{point.mean:.{digits}f}" + (f"\n±{point.deviation:.{digits}f}" if point.deviation is not None else "")
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize="small")
+        axes.text(column, row, text, ha="center", va="center", color=letters(ground), fontsize="small")
     axes.set_xticks(range(len(columns)), [plain(name) for name in columns], rotation=30 if len(columns) > 8 else 0)
     axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
     axes.spines[:].set_visible(False)
-    return axes.imshow(cells, cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower")
+    return axes.imshow(cells, cmap=colors, vmin=low, vmax=high, aspect="auto", origin="lower")

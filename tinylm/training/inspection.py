@@ -21,6 +21,7 @@ from tinylm.data import Batch
 from tinylm.model.attention import Attention, documents_apart
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.module import LitTransformerLM
+from tinylm.training.rows import row_is_due
 
 
 def log(trainer: pl.Trainer, step: int, values: dict[str, float]) -> None:
@@ -188,6 +189,5 @@ class DropoutAnnealing(Callback):
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the dropout of the step."""
-        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if finished_step(trainer, batch_idx) and trainer.global_step % every == 0:
+        if finished_step(trainer, batch_idx) and row_is_due(trainer, trainer.global_step):
             log(trainer, trainer.global_step, {"dropout": self.now})

@@ -1,8 +1,9 @@
 """LossSpikes: how far the training loss jumps above its recent values.
 
 The spike score is that of OLMo 2 (2 OLMo 2 Furious, arXiv:2501.00656): the percentage of values at least
-seven standard deviations away from the mean of the last 1,000. Here the values are the logged ones, every
-`trainer.log_every_n_steps`, and the mean and deviation are those of the values before the one that is scored.
+seven standard deviations away from the mean of the last 1,000. Here the values are those of every
+`trainer.log_every_n_steps`, without the denser rows of a run's start, and the mean and deviation are those of the
+values before the one that is scored.
 """
 
 from collections import deque
@@ -44,8 +45,9 @@ class LossSpikes(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LitTransformerLM, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Scores the loss of a step that is logged."""
-        if finished_step(trainer, batch_idx) and row_is_due(trainer, trainer.global_step):
+        """Scores the loss of a step that is logged, from the first regular row on."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if finished_step(trainer, batch_idx) and row_is_due(trainer, step) and step >= every:
             pl_module.settle()
             if scores := self.score(pl_module.train_loss.item()):
                 log(trainer, trainer.global_step, scores)

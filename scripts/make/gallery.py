@@ -1,0 +1,169 @@
+"""Draws docs/gallery.md: every picture of tinylm in both themes, with the command that makes it.
+
+    python scripts/make/gallery.py [--runs FOLDER] [--out docs]
+
+The folder holds `tiny` and six short runs, `lr*`, which are trained if they are missing (two minutes).
+tests/test_gallery.py draws the same pictures of other runs, and compares their panels with those of docs/gallery.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from tinylm.commands import run_command
+from tinylm.console import THEME, THEMES
+from tinylm.experiments import scaling_report
+from tinylm.experiments.grid import Result
+from tinylm.experiments.law import STORIES, Law
+from tinylm.files import read_json
+from tinylm.runs.plots import draw_curves, save_figure
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+COLOURS = 128  # of a picture in docs/, to keep it small
+SHORT = ["--trainer.val_check_interval", "50", "--run.sample_tokens", "40"]
+RUNS = {"tiny": ["--trainer.max_steps", "200", *SHORT]} | {
+    f"lr{lr}-width{width}": [*SHORT, "--trainer.max_steps", "50", "--model.optimizer.lr", lr,
+                             "--model.network.d_model", width]
+    for lr, width in itertools.product(("0.001", "0.003", "0.01"), ("32", "64"))
+}  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """One picture: its name, the command that makes it, the file which that writes, and a sentence about it."""
+
+    name: str
+    command: str
+    file: str
+    text: str
+
+
+ON = "--model runs/tiny --rows 8"
+PICTURES = (
+    Picture("curves", "fit -c tiny --trainer.max_steps 200", "runs/tiny/curves.png",
+            "Every run ends with its curves: every step up to 10, then thinner, on a logarithmic axis; the best "
+            "possible loss of the built-in stories; and the first words of the samples after each validation."),
+    Picture("runs", "plot runs/lr* --x flops --log x --smooth 0.5 --out runs.png", "runs.png",
+            "Several runs together, here against the floating-point operations spent."),
+    Picture("lr", "plot runs/lr* --x lr --out lr.png", "lr.png",
+            "A metric against a config entry. Runs that differ in their seed alone become a mean with an error bar."),
+    Picture("map", "plot runs/lr* --x lr width --out map.png", "map.png", "A metric against two config entries."),
+    Picture("attention", f"analyze attention {ON} --tokens 12", "analysis/attention.png",
+            "The weights of every head on a text."),
+    Picture("heads", f"analyze attention {ON} --tokens 12", "analysis/heads.png", "Three scores of every head."),
+    Picture("activations", f"analyze activations {ON}", "analysis/activations.png",
+            "The size of activations by layer."),
+    Picture("gradients", f"analyze gradients {ON}", "analysis/gradients.png",
+            "Norm, noise and sizes of the gradient, by part of the network."),
+    Picture("lens", f"analyze lens {ON} --tokens 20", "analysis/lens.png", "The prediction after each layer."),
+    Picture("coordinates", "analyze coordinates -c tiny --widths 32 64 128", "analysis/coordinates.png",
+            "The coordinate check of muP: with it, slopes near 0."),
+    Picture("isoflops", "scaling --out scaling", "scaling/isoflops.png",
+            "Runs of equal cost and the law fitted to them (scaling.md)."),
+    Picture("frontier", "scaling --out scaling", "scaling/frontier.png", "The lowest loss to expect of a budget."),
+    Picture("law", "scaling --out scaling", "scaling/law.png", "The law against tokens."),
+)  # fmt: skip
+
+
+def make(picture: Picture) -> None:
+    """Makes a picture in the working folder, in the theme of the environment."""
+    word, *words = picture.command.split()
+    if word == "fit":  # which draws them at its end
+        draw_curves("runs/tiny/metrics.csv", picture.file, "tiny")
+    elif word == "scaling":  # the measurements behind the law of the stories
+        found = read_json(STORIES)
+        law, results = Law.from_dict(found["law"], "stories"), [Result(**each) for each in found["results"]]
+        draw = getattr(scaling_report, f"draw_{picture.name}")
+        save_figure(draw(law, results), picture.file)
+    else:
+        folders = sorted(map(str, Path().glob("runs/lr*")))
+        words = [each for word in words for each in (folders if word == "runs/lr*" else [word])]
+        formats = ["--format", "png"] if word == "analyze" and words[0] != "coordinates" else []
+        if run_command(word, [*words, *formats, "--overwrite"]):
+            raise SystemExit(f"{picture.name}: could not be made")
+
+
+def draw_all(out: Path, pictures: tuple[Picture, ...] = PICTURES) -> Iterator[Path]:
+    """Makes pictures of the runs in the working folder, and yields each file, out/NAME-THEME.png, once written."""
+    out.mkdir(parents=True, exist_ok=True)
+    for picture, theme in itertools.product(pictures, THEMES):
+        os.environ[THEME] = theme
+        Path(picture.file).parent.mkdir(parents=True, exist_ok=True)
+        make(picture)
+        small = out / f"{picture.name}-{theme}.png"
+        save_small(Path(picture.file), small)
+        yield small
+    os.environ.pop(THEME)
+
+
+def save_small(picture: Path, small: Path) -> None:
+    """Saves a PNG in few colours, with its description."""
+    image = Image.open(picture)
+    texts = PngImagePlugin.PngInfo()
+    for name in ("Software", "Description"):
+        texts.add_itxt(name, image.info[name])
+    image.convert("RGB").quantize(COLOURS).save(small, optimize=True, pnginfo=texts)
+
+
+def structure(picture: Path) -> str:
+    """The description in a PNG, without its numbers: titles, labels, and panels."""
+    return re.sub(r"\d[\d.,]*", "0", str(Image.open(picture).info["Description"]))
+
+
+def page() -> str:
+    """The text of docs/gallery.md."""
+    lines = [
+        "# Gallery",
+        "Every picture that tinylm draws, in both themes and at its real size, with its command. "
+        "`--theme dark` or, for `fit` too, `TINYLM_THEME=dark` chooses the theme; the suffix of `--out` (`plot`) or "
+        "`--format` (`analyze`) the format: PNG, SVG or PDF. In a notebook, "
+        '`plt.style.use("tinylm.tinylm")` or `["tinylm.tinylm", "tinylm.dark"]` gives your own pictures the style. '
+        "The colours are Okabe and Ito's, which readers without full colour vision tell apart.",
+        "The runs are of 200 and of 50 steps of `tiny`: the pictures are to be looked at, the models are not. "
+        "Made by [gallery.py](../scripts/make/gallery.py).",
+    ]
+    for command, group in itertools.groupby(PICTURES, lambda picture: picture.command):
+        shown = list(group)
+        lines.append(f"## {', '.join(picture.name for picture in shown)}")
+        lines.append(f"<!-- not run: scripts/make/gallery.py runs it -->\n```sh\ntinylm {command}\n```")
+        for picture in shown:
+            lines.append(picture.text)
+            lines += [
+                f"![{picture.name}, {theme}: {picture.text}](gallery/{picture.name}-{theme}.png)" for theme in THEMES
+            ]
+    return "\n\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Trains what is missing, draws, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of gallery.md and gallery/")
+    parser.add_argument("names", nargs="*", help="pictures to draw (default: all)")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    work = Path(tempfile.mkdtemp())
+    if options.runs is not None:
+        (work / "runs").symlink_to(options.runs.resolve(), target_is_directory=True)
+        options.runs.mkdir(parents=True, exist_ok=True)
+    os.chdir(work)
+    for name, words in RUNS.items():
+        if not Path("runs", name, "model").exists():
+            train = [sys.executable, "-m", "tinylm", "fit", "-c", "tiny", "--run.name", name, *words]
+            subprocess.run(train, check=True)
+    chosen = tuple(picture for picture in PICTURES if not options.names or picture.name in options.names)
+    for path in draw_all(out / "gallery", chosen):
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+    (out / "gallery.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
