@@ -4,6 +4,7 @@ tinylm analyze --model runs/small                          # all analyses into o
 tinylm analyze profile --model runs/small                  # parameters, operations, memory
 tinylm analyze attention --model runs/small --text my.txt  # attention maps of every head
 tinylm analyze activations|gradients|lens|tokens ...
+tinylm analyze network -c small --out network.svg          # a drawing of the network
 tinylm analyze coordinates -c tiny --widths 64 128 256     # the coordinate check of muP: no model, but a config
 
 Without --text, a model trained on the built-in stories is analyzed on held-out ones.
@@ -45,6 +46,10 @@ def run(arguments: list[str]) -> None:
         from tinylm.commands import analyze_coordinates
 
         return analyze_coordinates.run(arguments[1:])
+    if arguments[:1] == ["network"]:
+        from tinylm.commands import analyze_network
+
+        return analyze_network.run(arguments[1:])
     options = parse(arguments)
     subject = make_subject(options)
 
@@ -80,7 +85,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
-        hint = did_you_mean(options.command, (*COMMANDS, "coordinates")) or f"; it is one of {', '.join(COMMANDS)}"
+        hint = (
+            did_you_mean(options.command, (*COMMANDS, "coordinates", "network"))
+            or f"; it is one of {', '.join(COMMANDS)}"
+        )
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
     for path, kind in targets(options.command, options.out):
