@@ -25,9 +25,9 @@ settings.load_profile("same")  # `--hypothesis-profile` overrides it
 
 @pytest.fixture(autouse=True)
 def no_run_of_another_test():
-    """Removes what a run leaves in the environment of this process: its seed and its folder."""
+    """Removes what a command leaves in the environment of this process: its seed, its folder and its theme."""
     yield
-    for name in ("PL_GLOBAL_SEED", "TINYLM_RUN_FOLDER"):
+    for name in ("PL_GLOBAL_SEED", "TINYLM_RUN_FOLDER", "TINYLM_THEME"):
         os.environ.pop(name, None)
 
 

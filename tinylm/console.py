@@ -27,6 +27,9 @@ from tinylm.errors import (
 from tinylm.locate import STORYTELLER, command, find_model, newest_run
 from tinylm.plugins import trust_code
 
+THEME, THEMES = "TINYLM_THEME", ("light", "dark")
+"""The environment variable that chooses the theme of pictures, and the themes."""
+
 # --- options
 
 
@@ -77,6 +80,8 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(self._unknown(unknown[0], words))
         if vars(options).get("trust_code"):
             trust_code()
+        if theme := vars(options).get("theme"):
+            os.environ[THEME] = theme
         typed = {word.partition("=")[0] for word in words if word.startswith("-")}
         for mode in self._modes:
             sort, _, option = mode.name.partition(" ")
@@ -140,6 +145,11 @@ class Parser(argparse.ArgumentParser):
         """Adds `--overwrite`, to be passed to `check_target`."""
         replaced = "replace an earlier output of this command at --out (default: refuse what exists)"
         self.add_argument("--overwrite", action="store_true", help=replaced)
+
+    def add_theme_option(self) -> None:
+        """Adds `--theme`, which `parse` carries out."""
+        chosen = f"colours of the pictures, light or dark (default: {THEME} in the environment, else light)"
+        self.add_argument("--theme", choices=THEMES, help=chosen)
 
     def add_device_option(self) -> None:
         """Adds `--device`, to be passed to `pick_device`."""

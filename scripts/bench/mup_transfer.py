@@ -26,6 +26,8 @@ from tinylm.data import TextDataModule
 from tinylm.data.batches import TrainingWindows, gather
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.optim import OptimizerConfig, ScheduleConfig, learning_rate, make_optimizer
+from tinylm.runs.plots import save_figure
+from tinylm.runs.style import new_figure, style
 
 WIDTHS, BASE, HEAD, LAYERS = (64, 128, 256, 512), 128, 32, 2
 CONTEXT, BATCH, STEPS, WARMUP = 64, 8, 200, 20
@@ -109,21 +111,21 @@ def report(runs: list[dict[str, Any]]) -> None:
             print(f"{optimizer:5}  seed {seed}  {name:8}  {'  '.join(words)}  {spread}")
 
 
+@style()
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draws loss against learning rate, a column for each optimizer and a row for each parametrization."""
-    import matplotlib.pyplot as plt
-
-    from tinylm.runs.plots import save_figure
+    from matplotlib import colormaps
 
     optimizers = sorted({run["optimizer"] for run in runs})
-    figure, axes = plt.subplots(2, len(optimizers), figsize=(4.2 * len(optimizers), 6), squeeze=False, sharey="col")
+    figure = new_figure(3.5 * len(optimizers), 6)
+    axes = figure.subplots(2, len(optimizers), squeeze=False, sharey="col")
     for column, optimizer in enumerate(optimizers):
         cells = table(runs, optimizer, 0)
         for row, (mup, name) in enumerate(KINDS.items()):
             axis = axes[row, column]
             for number, width in enumerate(WIDTHS):
                 losses = dict(sorted(cells.get((mup, width), {}).items()))
-                color = plt.get_cmap("viridis")(number / (len(WIDTHS) - 0.5))
+                color = colormaps["viridis"](number / (len(WIDTHS) - 0.5))
                 axis.plot([rate(each) for each in losses], [*losses.values()], "o-", ms=3, color=color, label=width)
                 if len(losses) >= 5:
                     axis.plot(*vertex(losses), "*", ms=11, color=color)
@@ -131,7 +133,6 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             best = min(run["loss"] for run in runs if run["optimizer"] == optimizer)
             axis.set_ylim(best - 0.05, best + 1.2)
     axes[0, 0].legend(title="width")
-    figure.tight_layout()
     save_figure(figure, path)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from tinylm.analysis.activations import FAR, Activations
 from tinylm.analysis.gradients import BINS, DECADES, Gradients
 from tinylm.analysis.lens import Readings
-from tinylm.runs.plots import BLUE, GREEN, GREY, ORANGE, plain
+from tinylm.runs.plots import plain
+from tinylm.runs.style import BLUE, GREEN, GREY, ORANGE, letters, new_figure, shades, style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,21 +27,9 @@ LINES = {"stream": (BLUE, "o-"), "attention": (ORANGE, "s--"), "feedforward": (G
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     figure.suptitle(title)
     return figure
-
-
-def _shades() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("tinylm", ["#ffffff", "#9ecae1", BLUE, "#08264a"])
-
-
-def _letters(darkness: float) -> str:
-    return "white" if darkness > 0.55 else "black"
 
 
 def _numbers(tensor: Tensor) -> "np.ndarray":
@@ -53,10 +42,10 @@ def _write_tokens(axis: Any, labels: Sequence[str], **options: Any) -> None:
 
 def _tidy(*panels: "Axes") -> None:
     for axes in panels:
-        axes.grid(color=GREY, alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True)
 
 
+@style()
 def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence[str]], title: str) -> "Figure":
     """The attention maps of one text, (layers, H, T, T): layers from top to bottom, heads from left to right.
 
@@ -72,7 +61,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
     for layer, head in product(range(layers), range(heads)):
         axes: Axes = grid[layer, head]
         # square root: weights of a few hundredths stay visible
-        image = axes.imshow(_numbers(maps[layer, head]), cmap=_shades(), norm=PowerNorm(0.5, 0, 1))
+        image = axes.imshow(_numbers(maps[layer, head]), cmap=shades(), norm=PowerNorm(0.5, 0, 1))
         axes.set_title(notes[layer][head], fontsize=8)
         axes.tick_params(length=0, labelsize=6)
         if T <= LABELS and layers * heads <= MAPS:
@@ -86,20 +75,24 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
     return figure
 
 
+@style()
 def draw_heads(tables: dict[str, Tensor], title: str) -> "Figure":
     """Scores of every head, (layers, H), one panel for each named score."""
     layers, heads = next(iter(tables.values())).shape
     figure = _figure(max(0.75 * heads, 2.6) * len(tables), max(0.45 * layers, 1.2) + 1.2, title)
     for axes, (name, scores) in zip(figure.subplots(1, len(tables), squeeze=False).flat, tables.items(), strict=True):
         top = max(scores.nan_to_num().max().item(), 1.0)
-        axes.imshow(_numbers(scores), cmap=_shades(), vmin=0, vmax=top, aspect="auto")
+        axes.imshow(_numbers(scores), cmap=shades(), vmin=0, vmax=top, aspect="auto")
         axes.set(title=name, xlabel="head", ylabel="layer", xticks=range(heads), yticks=range(layers))
         for layer, head in product(range(layers), range(heads)):
             value = scores[layer, head].item()
-            axes.text(head, layer, f"{value:.2f}", ha="center", va="center", color=_letters(value / top), fontsize=8)
+            axes.text(
+                head, layer, f"{value:.2f}", ha="center", va="center", color=letters(shades()(value / top)), fontsize=8
+            )
     return figure
 
 
+@style()
 def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
     """Standard deviation, largest value, outliers and dead units by layer, one line for each place."""
     panels: dict[str, Callable[[Activations], float]] = {
@@ -111,10 +104,10 @@ def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
     figure = _figure(9, 6, title)
     layers = sorted({each.layer for each in found})
     for axes, (name, value) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for place, (color, style) in LINES.items():
+        for place, (color, form) in LINES.items():
             # the embedding is the stream before the first block
             ours = [each for each in found if each.place == place or (place, each.place) == ("stream", "embedding")]
-            axes.plot([e.layer for e in ours], [value(e) for e in ours], style, color=color, markersize=4, label=place)
+            axes.plot([e.layer for e in ours], [value(e) for e in ours], form, color=color, markersize=4, label=place)
         axes.set(title=name, xlabel="layer")
         axes.set_xticks(layers, ["embedding" if layer < 0 else str(layer) for layer in layers])
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) if name.endswith("%") else None)
@@ -123,6 +116,7 @@ def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
     return figure
 
 
+@style()
 def draw_gradients(found: Sequence[Gradients], title: str) -> "Figure":
     """The gradient norm, the noise scale and the histogram of gradient sizes of every part."""
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -159,12 +153,12 @@ def _draw_histograms(figure: "Figure", axes: "Axes", histograms: Sequence[Sequen
         width = (DECADES[1] - DECADES[0]) / BINS
         extent = (DECADES[0] + first * width, DECADES[0] + last * width, len(shares) - 0.5, -0.5)
         shares = [share[first:last] for share in shares]
-        image = axes.imshow(shares, cmap=_shades(), aspect="auto", extent=extent, vmin=0, interpolation="nearest")
+        image = axes.imshow(shares, cmap=shades(), aspect="auto", extent=extent, vmin=0, interpolation="nearest")
         figure.colorbar(image, ax=axes, label="share of the weights")
     axes.set(title="size of a weight's gradient", xlabel="power of ten")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
+@style()
 def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], title: str) -> "Figure":
     """The prediction of each layer after each token of a text, last layer on top; the darker, the more probable.
 
@@ -175,10 +169,13 @@ def draw_lens(readings: Readings, ids: Sequence[int], words: Sequence[str], titl
     layers, T = readings.best.shape
     figure = _figure(0.6 * T + 2.2, 0.34 * layers + 1.6, title)
     axes = figure.subplots()
-    image = axes.imshow(_numbers(readings.probability.flip(0)), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(_numbers(readings.probability.flip(0)), cmap=shades(), vmin=0, vmax=1, aspect="auto")
     for row, position in product(range(layers), range(T)):
         layer = layers - 1 - row
-        best, color = int(readings.best[layer, position]), _letters(readings.probability[layer, position].item())
+        best, color = (
+            int(readings.best[layer, position]),
+            letters(shades()(readings.probability[layer, position].item())),
+        )
         word = words[best] if len(words[best]) <= 9 else words[best][:8] + "…"
         axes.text(position, row, plain(word), ha="center", va="center", fontsize=7, color=color)
         if position + 1 < T and best == ids[position + 1]:

@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     modes = [
-        Mode("with --export", ("--jobs", "--trial", "--table", "--no-times")),
+        Mode("with --export", ("--jobs", "--trial", "--table", "--no-times", "--theme")),
         Mode("with --table", ("--jobs", "--trial")),
         Mode("with --trial", ("--jobs", "--no-times")),
         Mode("without --export", ("--overwrite",)),
@@ -57,6 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for names, settings in OPTIONS.items():
         parser.add_argument(*names.split(), **settings)
     parser.add_overwrite_option()
+    parser.add_theme_option()
     options = parser.parse(arguments)
     check_at_least(1, options, "jobs")
     return options

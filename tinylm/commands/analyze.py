@@ -29,9 +29,9 @@ PICTURES = {
 }  # fmt: skip
 COMMANDS = tuple(PICTURES)
 UNUSED = {
-    "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite"),
+    "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite", "--theme"),
     "activations": ("--tokens",), "gradients": ("--tokens",),
-    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite"),
+    "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite", "--theme"),
 }  # fmt: skip
 MODES = [
     Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()
@@ -82,6 +82,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--length", type=int, help="tokens per sequence (default: the context)")
     add("--rows", type=int, default=32, help="largest number of sequences for the statistics")
     add("--tokens", type=int, default=24, help="tokens shown in the attention and lens pictures")
+    parser.add_theme_option()
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):

@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> None:
     add("--steps", type=int, default=4, help="optimizer steps, at the config's lr")
     add("--out", type=Path, default=FOLDER, help="output folder")
     parser.add_overwrite_option()
+    parser.add_theme_option()
     options = parser.parse(ours)
     check_at_least(1, options, "steps")
     for path in pictures(options.out):

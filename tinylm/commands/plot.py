@@ -55,6 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                              "by ratio)")  # fmt: skip
     parser.add_argument("--each-seed", action="store_true", help="draw runs that differ only in their seed one by one")
     parser.add_argument("--title", default="", help="title of the plot")
+    parser.add_theme_option()
     options = parser.parse(arguments)
     check(options)
     return options

@@ -51,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="seed of weights and order (default: %(default)s)")
     add("--seeds", type=int, default=3,
         help="runs of each size and budget, from --seed on (default: %(default)s)")  # fmt: skip
+    parser.add_theme_option()
     options = parser.parse(arguments)
     check(options)
     return options

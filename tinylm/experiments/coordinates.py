@@ -22,7 +22,8 @@ from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import attend_plain, documents_apart
 from tinylm.model.mup import width_ratio
 from tinylm.optim import OptimizerConfig, make_optimizer
-from tinylm.runs.plots import COLORS, MARKERS
+from tinylm.runs.plots import MARKERS
+from tinylm.runs.style import COLORS, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,11 +88,11 @@ def check_coordinates(
     return Coordinates(widths=tuple(config.d_model for config in configs), changes=changes)
 
 
+@style()
 def draw(found: dict[str, Coordinates]) -> "Figure":
     """Draws the changes of every place against the width, a panel for each parametrization."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(found), figsize=(4.4 * len(found), 3.8), sharey=True, squeeze=False)
+    figure = new_figure(3.5 * len(found), 3.8)
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
     for axis, (name, each) in zip(axes[0], found.items(), strict=True):
         for place, color, marker in zip(each.changes, cycle(COLORS), cycle(MARKERS), strict=False):
             label = f"{place} ({each.slopes[place]:+.2f})"
@@ -101,7 +102,6 @@ def draw(found: dict[str, Coordinates]) -> "Figure":
         axis.minorticks_off()
         axis.legend(title="slope", fontsize=7)
     axes[0, 0].set_ylabel("mean change of an activation")
-    figure.tight_layout()
     return figure
 
 

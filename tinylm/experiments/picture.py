@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tinylm.experiments.ablation import Ablation
 from tinylm.experiments.table import Summary
-from tinylm.runs.plots import BLUE, GREY, new_figure, plain, save_figure, tidy
+from tinylm.runs.plots import plain, save_figure, tidy
+from tinylm.runs.style import BLUE, GREY, new_figure, style
 
 
+@style()
 def draw_differences(ablation: Ablation, summaries: Sequence[Summary], pictures: Sequence[Path]) -> bool:
     """Draws mean differences with 95% intervals, and those of each seed as faint points.
 

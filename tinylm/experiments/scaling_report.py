@@ -14,7 +14,8 @@ from tinylm.experiments.grid import Result
 from tinylm.experiments.law import Law
 from tinylm.experiments.scaling import Fitted, Study, fit_results
 from tinylm.files import write_json, write_text
-from tinylm.runs.plots import COLORS, GREY, MARKERS, new_figure, save_figure, short_number, tidy
+from tinylm.runs.plots import MARKERS, save_figure, short_number, tidy
+from tinylm.runs.style import COLORS, GREEN, ink, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,6 +165,7 @@ def short_table(found: dict[str, Any]) -> str:
     return table([[cell for place, cell in enumerate(row) if place != 1] for row in rows])
 
 
+@style()
 def draw_isoflops(law: Law, results: Sequence[Result]) -> "Figure":
     """Excess against size for each budget: measured runs, their parabola and its minimum, and the law."""
     figure = new_figure(8.0, 4.8)
@@ -179,16 +181,16 @@ def draw_isoflops(law: Law, results: Sequence[Result]) -> "Figure":
             axes.plot(fine, np.exp(np.polyval(curve, np.log(fine))), ":", color=color, linewidth=1)
             lowest = -curve[1] / (2 * curve[0])
             if np.log(n[0]) <= lowest <= np.log(n[-1]):
-                axes.plot(np.exp(lowest), np.exp(np.polyval(curve, lowest)), "*", color="black", markersize=9, zorder=5)
-    axes.plot([], [], "k-", linewidth=1, label="law")
-    axes.plot([], [], "k:", linewidth=1, label="parabola")
-    axes.plot([], [], "k*", linestyle="none", label="its minimum")
+                axes.plot(np.exp(lowest), np.exp(np.polyval(curve, lowest)), "*", color=ink(), markersize=9, zorder=5)
+    for form, label in (("-", "law"), (":", "parabola"), ("*", "its minimum")):
+        axes.plot([], [], form, color=ink(), linewidth=1, label=label)
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="loss above the floor (nats per token)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper")
     finish(axes)
     return figure
 
 
+@style()
 def draw_frontier(law: Law, results: Sequence[Result]) -> "Figure":
     """Loss against computation: all runs, the law's best loss with its interval, and the floor."""
     figure = new_figure(7.5, 4.5)
@@ -199,13 +201,14 @@ def draw_frontier(law: Law, results: Sequence[Result]) -> "Figure":
     axes.plot(budgets, [each.loss for each in best], "-", color=COLORS[1], label="best loss of the law")
     bounds = [each.low for each in best], [each.high for each in best]
     axes.fill_between(budgets, *bounds, color=COLORS[1], alpha=0.2, linewidth=0, label="90% of single runs")
-    axes.axhline(law.constants.floor, color="black", linestyle="--", label="entropy of the text")
+    axes.axhline(law.constants.floor, color=GREEN, linestyle="--", label="entropy of the text")
     axes.set(xscale="log", xlabel="floating-point operations of training", ylabel="loss (nats per token)")
-    axes.legend(frameon=False)
+    axes.legend()
     tidy(axes)
     return figure
 
 
+@style()
 def draw_law(law: Law, results: Sequence[Result]) -> "Figure":
     """Excess against tokens, a line for each size, and against size, a line for each budget."""
     figure = new_figure(8.0, 4.5)
@@ -219,7 +222,7 @@ def draw_law(law: Law, results: Sequence[Result]) -> "Figure":
         fine = np.geomspace(d[0], d[-1], 50)
         axes.plot(fine, [law.loss(size, tokens) - floor for tokens in fine], "-", color=color, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="loss above the floor (nats per token)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper")
     finish(axes)
     return figure
 
@@ -231,4 +234,4 @@ def finish(axes: Any) -> None:
         axis.set_minor_formatter(short_number)
     axes.tick_params(which="minor", labelsize="x-small")
     tidy(axes)
-    axes.grid(which="minor", color=GREY, alpha=0.1)
+    axes.grid(which="minor", alpha=0.1)

@@ -11,13 +11,11 @@ import numpy as np
 
 from tinylm.files import atomic_write
 from tinylm.runs.metrics import read_metrics
+from tinylm.runs.style import COLORS, GREEN, ORANGE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette for colour-blind readers; markers and dashes help in print
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-COLORS = (BLUE, ORANGE, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P", "X", "<", "*"), ("-", "--", ":", "-.")
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 130
@@ -148,6 +146,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+@style()
 def figure_of(
     curves: Sequence[Curves],
     *,
@@ -194,16 +193,6 @@ def figure_of(
     return figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, of a size in inches; pyplot, with its global state and its windows, is not used."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def add_legend(figure: "Figure", axes: Any, few: int = FEW, small: bool = False) -> None:
     """Adds a legend: inside the axes, or beside them if it has more than `few` lines; the figure grows by its width.
 
@@ -222,9 +211,8 @@ def add_legend(figure: "Figure", axes: Any, few: int = FEW, small: bool = False)
 
 
 def tidy(axes: Any) -> None:
-    """A faint grid, and no frame above and to the right."""
-    axes.grid(color=GREY, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    """A faint grid."""
+    axes.grid(True)
 
 
 def short_number(value: float, _: Any = None) -> str:

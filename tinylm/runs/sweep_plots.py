@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinylm.errors import ConfigError
-from tinylm.runs.plots import add_legend, looks, new_figure, plain, tidy
+from tinylm.runs.plots import add_legend, looks, plain, tidy
 from tinylm.runs.settings import shown
+from tinylm.runs.style import letters, new_figure, style
 from tinylm.runs.sweep import Line, Point, Sweep
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def is_geometric(values: Sequence[float]) -> bool:
     return variation([math.log(value) for value in values]) <= variation(list(values)) / 2
 
 
+@style()
 def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = None) -> "Figure":
     """Draws the metric against one setting: means with bars of one sample standard deviation, single runs as points.
 
@@ -106,6 +108,7 @@ def _seeds(points: Sequence[Point]) -> str:
     return f" ({min(runs)} runs each)" if len(runs) == 1 and max(runs) > 1 else ""
 
 
+@style()
 def draw_maps(sweep: Sweep, *, title: str = "") -> "Figure":
     """Draws the metric against two settings as heat maps, one for each line, with the value written in each cell.
 
@@ -147,15 +150,17 @@ def _map(
     axes: Any, points: Sequence[Point], columns: list[str], rows: list[str], limits: tuple[float, float], digits: int
 ) -> Any:
     """Draws one heat map of values with so many decimals; cells without a run stay empty."""
+    from matplotlib import colormaps
+
     cells = [[math.nan] * len(columns) for _ in rows]
-    low, high = limits
+    (low, high), colors = limits, colormaps["viridis"]
     for point in points:
         column, row = columns.index(shown(point.at[0])), rows.index(shown(point.at[1]))
         cells[row][column] = point.mean
-        dark = high > low and (point.mean - low) / (high - low) < 0.6
+        ground = colors((point.mean - low) / (high - low) if high > low else 0.5)
         text = f"{point.mean:.{digits}f}" + (f"\n±{point.deviation:.{digits}f}" if point.deviation is not None else "")
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize="small")
+        axes.text(column, row, text, ha="center", va="center", color=letters(ground), fontsize="small")
     axes.set_xticks(range(len(columns)), [plain(name) for name in columns], rotation=30 if len(columns) > 8 else 0)
     axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
     axes.spines[:].set_visible(False)
-    return axes.imshow(cells, cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower")
+    return axes.imshow(cells, cmap=colors, vmin=low, vmax=high, aspect="auto", origin="lower")
