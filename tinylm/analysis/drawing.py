@@ -1,8 +1,8 @@
 """Drawings made of boxes, lines and words, written as SVG by hand, or drawn by matplotlib as PNG and PDF.
 
 One unit is a pixel on a screen and a point on paper. An SVG follows the reader's choice of a light or dark page
-(`prefers-color-scheme`), on a ground of its own, so that it is legible on any page; the other formats have the theme
-that `save` is given. Words are measured in DejaVu Sans, which is wider than the fonts that browsers take for them.
+(`prefers-color-scheme`), on a ground of its own, so that it is legible on any page; the other formats have one theme.
+Words are measured in DejaVu Sans, which is wider than the fonts that browsers take for them.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,9 @@ from tinylm.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Theme = Literal["light", "dark"]
 Point = tuple[float, float]
 # Colours by their role. Okabe and Ito's blue and vermilion, lighter on a dark page.
-THEMES: dict[Theme, dict[str, str]] = {
+THEMES: dict[str, dict[str, str]] = {
     "light": {
         "paper": "#ffffff", "frame": "#f3f5f7", "box": "#e3ebf3", "edge": "#8a94a0", "ink": "#16191d",
         "faint": "#515a64", "blue": "#0072b2", "orange": "#c04f00", "green": "#007a5a", "none": "none",
@@ -121,8 +120,12 @@ class Drawing:
         cross = [Line(((x - 4, y), (x + 4, y)), color, 1.6), Line(((x, y - 4), (x, y + 4)), color, 1.6)]
         self.add(Circle(x, y, 8, "paper", color), *cross)
 
-    def save(self, path: str | Path, theme: Theme = "light") -> None:
-        """Writes the drawing, in the format of the suffix: .svg (of both themes), .png or .pdf.
+    def save(self, path: str | Path, theme: str | None = None) -> None:
+        """Writes the drawing, in the format of the suffix.
+
+        Args:
+            path: ends in .svg, which has both themes, .png or .pdf
+            theme: of a .png or .pdf. Default: `chosen_theme`
 
         Raises:
             ConfigError: for another suffix.
@@ -134,8 +137,9 @@ class Drawing:
                 file.write(self.svg().encode())
             return
         from tinylm.runs.plots import save_figure
+        from tinylm.runs.style import chosen_theme
 
-        save_figure(self.figure(theme), path)
+        save_figure(self.figure(theme or chosen_theme()), path)
 
     def svg(self) -> str:
         """The SVG file."""
@@ -153,7 +157,7 @@ class Drawing:
         ]
         return "\n".join(lines)
 
-    def figure(self, theme: Theme = "light") -> "Figure":
+    def figure(self, theme: str) -> "Figure":
         """The same as a figure of matplotlib, in one theme."""
         from matplotlib.figure import Figure
 
@@ -191,7 +195,7 @@ def wrapped(text: str, width: float, size: float = 12, bold: bool = False) -> li
 # --- SVG
 
 
-def _rules(theme: Theme) -> str:
+def _rules(theme: str) -> str:
     return "\n".join(
         f".f-{role} {{ fill: {color} }} .s-{role} {{ stroke: {color} }}" for role, color in THEMES[theme].items()
     )

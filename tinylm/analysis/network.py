@@ -172,7 +172,7 @@ def _positions(model: TransformerLM) -> Box | None:
         return Box(
             title="Learned positions",
             lines=(f"added: a row of D for each of {rows:,}",),
-            parameters=count_parameters(module),
+            parameters=_parameters(module),
         )
     if isinstance(module, PositionTable):
         if model.config.positional_encoding == "rotary":
@@ -295,24 +295,28 @@ def _linear(title: str, linear: Any, shape: str = "") -> Box:
 
 
 def _module(title: str, module: nn.Module) -> Box:
-    parameters = count_parameters(module)
+    parameters = _parameters(module)
     return Box(title=title, parameters=parameters, flops=OPERATIONS * (parameters - _idle(module)))
+
+
+def _parameters(module: nn.Module) -> int:
+    return count_parameters(nn.ModuleList([module]))  # adapters are known by the name of the layer before theirs
 
 
 def _idle(module: nn.Module) -> int:
     """Parameters that a token does not use."""
     sparse: list[Any] = [each for each in module.modules() if hasattr(each, "active_parameters")]
-    return sum(count_parameters(each) - each.active_parameters for each in sparse)
+    return sum(_parameters(each) - each.active_parameters for each in sparse)
 
 
 def _unknown(module: nn.Module, *notes: str) -> Box:
     """A module of a class that is not tinylm's: its submodules, one line each."""
     children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
-    lines = [(f"{name}: {_describe(child)}", f"{count_parameters(child):,}") for name, child in children]
+    lines = [(f"{name}: {_describe(child)}", f"{_parameters(child):,}") for name, child in children]
     own = module.named_parameters(recurse=False)
     lines += [(f"{name}: {_shape(weight)}", f"{weight.numel():,}") for name, weight in own]
     if idle := _idle(module):
-        whole = count_parameters(module)
+        whole = _parameters(module)
         lines.append((f"a token uses {whole - idle:,} of", f"{whole:,}"))
     return replace(_module(type(module).__name__, module), lines=(*lines, *(note for note in notes if note)))
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 FOLDER = Path("analysis")
 OF_FIT = ("--model.", "--data.", "--trust")
 SUFFIXES = (".svg", ".png", ".pdf")
-MODES = [Mode("with --model", ("-c", "--config", "--vocab-size"), lambda options: options.model is not None)]
+MODES = [
+    Mode("with --model", ("-c", "--config", "--vocab-size"), lambda options: options.model is not None),
+    Mode("with an SVG, which has both themes", ("--theme",), lambda options: options.out.suffix == ".svg"),
+]
 
 
 def run(arguments: list[str]) -> None:
@@ -50,6 +53,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_model_option()
     add("--out", type=Path, default=FOLDER / "network.svg", help=f"file to write: {', '.join(SUFFIXES)}")
     parser.add_overwrite_option()
+    parser.add_theme_option()
     options = parser.parse(ours)
     check_at_least(1, options, "vocab_size")
     if options.out.suffix not in SUFFIXES:
