@@ -116,7 +116,7 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
     [
         (["atention", "--model", "alone"], 2, "atention: no such subcommand, did you mean 'attention'?"),
         (["x", "--model", "alone"], 2, "it is one of profile, attention, activations, gradients, lens, tokens"),
-        (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile alone needs none)"),
+        (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile and weights need none)"),
         (["--model", "alone"], 2, "--text: missing; give a UTF-8 text file"),
         (["lens", "--model", "alone", "--text", "no.txt"], 66, "no.txt: no such file"),
         (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
