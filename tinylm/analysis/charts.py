@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DOMINANT = 5  # a first singular value so many times the second asks for a logarithmic axis
+CLOSE = 0.4  # least cosine of neighbours that are joined
 ROWS = 60  # most choices in a figure
 PROBABILITIES = {"1": 1.0, "1/4": 1 / 4, "1/16": 1 / 16, "1/64": 1 / 64, "1/1000": 1 / 1000}
 
@@ -23,7 +25,7 @@ PROBABILITIES = {"1": 1.0, "1/4": 1 / 4, "1/16": 1 / 16, "1/64": 1 / 64, "1/1000
 def draw_embeddings(found: EmbeddingMap, labels: Sequence[str], title: str) -> "Figure":
     """Tokens in two dimensions. Those in front of `found.ids` are labelled first, where there is room.
 
-    A line joins each labelled token to its nearest neighbour.
+    A line joins a labelled token to its nearest neighbour, if the cosine is at least `CLOSE`.
     """
     figure = new_figure(7, 7)
     axes = figure.subplots()
@@ -34,11 +36,14 @@ def draw_embeddings(found: EmbeddingMap, labels: Sequence[str], title: str) -> "
         axes.set(**{f"{name}label": f"{number} principal component ({share:.0%} of the variance)"})
     axes.set_title(plain(title))
     axes.margins(0.12)
+    axes.set_aspect("equal", adjustable="datalim")
     places = {token: place for place, token in enumerate(found.ids.tolist())}
     for place in _label(axes, x, y, labels):
+        axes.plot(x[place], y[place], "o", color=BLUE, markersize=3)
+        if found.cosines[place, 0] < CLOSE:
+            continue
         near = places[int(found.neighbours[place, 0])]
         axes.plot([x[place], x[near]], [y[place], y[near]], "-", color=BLUE, linewidth=0.8, alpha=0.6)
-        axes.plot(x[place], y[place], "o", color=BLUE, markersize=3)
     return figure
 
 
@@ -48,7 +53,12 @@ def _label(axes: "Axes", x: Sequence[float], y: Sequence[float], labels: Sequenc
     inside, taken, written = axes.get_window_extent(), [], []
     for place, label in enumerate(labels):
         text = axes.annotate(
-            plain(label), (x[place], y[place]), (3, 3), textcoords="offset points", fontsize=8, annotation_clip=False
+            plain(label.strip("·") or label),
+            (x[place], y[place]),
+            (3, 3),
+            textcoords="offset points",
+            fontsize=8,
+            annotation_clip=False,
         )
         box = text.get_window_extent().padded(1)
         if any(box.overlaps(other) for other in taken) or not _within(box, inside):
@@ -78,9 +88,12 @@ def draw_weights(found: Sequence[Matrix], title: str) -> "Figure":
             row[1].plot(range(1, len(each.singular) + 1), each.singular, **look)
         rows, columns = next(each.shape for each in found if each.kind == kind)
         row[0].set(ylabel=f"{kind}\n{rows:,} x {columns:,}", yticks=[])
-        row[1].set_ylim(0)
+        if any(each.singular[:2].min() * DOMINANT < each.singular[0] for each in found if each.kind == kind):
+            row[1].set_yscale("log")
+        else:
+            row[1].set_ylim(0)
     left, right = figure.axes[-2:]
-    left.set_xlabel("weight (height: share of the weights)")
+    left.set_xlabel("weight (height: density)")
     right.set_xlabel("singular values, largest first (number)")
     lines = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     few = [*lines] if len(lines) <= 8 else [*lines][:: -(-len(lines) // 8)]
@@ -95,17 +108,20 @@ def _layer(layer: int) -> str:
 @style()
 def draw_positions(found: PositionLoss, truth: PositionLoss | None, title: str) -> "Figure":
     """The loss by position with its standard error, and the best possible one if it is known."""
-    figure = new_figure(7, 4)
-    axes = figure.subplots()
+    figure = new_figure(7, 4 if truth is None else 5.5)
+    axes, *below = figure.subplots(1 if truth is None else 2, squeeze=False, sharex=True).flat
     positions = range(len(found.mean))
     low, high = (found.mean + sign * found.error.nan_to_num() for sign in (-1, 1))
     axes.fill_between(positions, low, high, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(positions, found.mean, color=BLUE, label=f"model  {found.mean.mean():.3f}")
     if truth is not None:
         axes.plot(positions, truth.mean, "--", color=GREEN, label=f"best possible  {truth.mean.mean():.3f}")
-    axes.set(title=plain(title), xlabel="tokens read before", ylabel="loss (nats per token; band: standard error)")
+        excess = found.mean - truth.mean
+        below[0].bar(positions, excess, color=[ORANGE if each > 0 else BLUE for each in excess.tolist()], width=1.0)
+        below[0].set(ylabel="model less best possible (nats)")
+    axes.set(title=plain(title), ylabel="loss (nats per token)")
     axes.set_ylim(0)
-    axes.grid(True)
+    figure.axes[-1].set_xlabel("tokens read before (band: standard error)")
     axes.legend(frameon=False)
     return figure
 
@@ -148,4 +164,4 @@ def _phrases(found: Sequence[Surprise], places: Sequence[int], words: Sequence[s
     """The token at each place, after the one before it."""
     for place in places:
         before = words[found[place - 1].id] if place else ""
-        yield f"{before}{words[found[place].id]}".strip()
+        yield f"{before}{words[found[place].id]}".replace("·", " ").strip()

@@ -6,12 +6,14 @@ tinylm analyze attention --model runs/small --text my.txt  # attention maps of e
 tinylm analyze activations|gradients|lens|tokens ...
 tinylm analyze embeddings|weights|positions|choices ...
 tinylm analyze network -c small --out network.svg          # a drawing of the network
+tinylm analyze film --model runs/small                     # attention over the checkpoints of a run, in a browser
 tinylm analyze coordinates -c tiny --widths 64 128 256     # the coordinate check of muP: no model, but a config
 
 Without --text, a model trained on the built-in stories is analyzed on held-out ones.
 """
 
 import argparse
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ PICTURES = {
     "positions": ("positions",), "choices": ("choices",),
 }  # fmt: skip
 COMMANDS = tuple(PICTURES)
+OWN_OPTIONS = ("network", "film", "coordinates")  # subcommands of other options
 UNUSED = {
     "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite", "--theme"),
     "activations": ("--tokens",), "gradients": ("--tokens",),
@@ -49,14 +52,8 @@ TABLE = FileKind(
 
 def run(arguments: list[str]) -> None:
     """Prints one analysis; or writes all of them to a folder and prints a summary."""
-    if arguments[:1] == ["coordinates"]:
-        from tinylm.commands import analyze_coordinates
-
-        return analyze_coordinates.run(arguments[1:])
-    if arguments[:1] == ["network"]:
-        from tinylm.commands import analyze_network
-
-        return analyze_network.run(arguments[1:])
+    if arguments and arguments[0] in OWN_OPTIONS:
+        return importlib.import_module(f"tinylm.commands.analyze_{arguments[0]}").run(arguments[1:])
     options = parse(arguments)
     subject = make_subject(options)
 
@@ -96,10 +93,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
-        hint = (
-            did_you_mean(options.command, (*COMMANDS, "coordinates", "network"))
-            or f"; it is one of {', '.join(COMMANDS)}"
-        )
+        hint = did_you_mean(options.command, (*COMMANDS, *OWN_OPTIONS)) or f"; it is one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
     for path, kind in targets(options.command, options.out):
