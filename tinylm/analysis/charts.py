@@ -116,8 +116,8 @@ def draw_positions(found: PositionLoss, truth: PositionLoss | None, title: str) 
     axes.plot(positions, found.mean, color=BLUE, label=f"model  {found.mean.mean():.3f}")
     if truth is not None:
         axes.plot(positions, truth.mean, "--", color=GREEN, label=f"best possible  {truth.mean.mean():.3f}")
-        excess = found.mean - truth.mean
-        below[0].bar(positions, excess, color=[ORANGE if each > 0 else BLUE for each in excess.tolist()], width=1.0)
+        excess = (found.mean - truth.mean).tolist()
+        below[0].bar(positions, excess, color=[ORANGE if each > 0 else BLUE for each in excess], width=1.0)
         below[0].set(ylabel="model less best possible (nats)")
     axes.set(title=plain(title), ylabel="loss (nats per token)")
     axes.set_ylim(0)

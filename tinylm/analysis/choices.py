@@ -30,8 +30,9 @@ class Surprise:
 def token_truths(grammar: Grammar, tokenizer: Tokenizer, text: str) -> np.ndarray:
     """-log of the true probability of every token of a text, given those before it: float64 (n,), in nats.
 
-    A token is one of several by which a word may begin: its probability is that of all words that begin with the
-    tokens so far. So the tokens of a text, and its end, have together the probability of the text.
+    The probability of a token is that of all words that begin with the word's tokens up to it. A word that is also the
+    beginning of longer ones is known to have ended only at the next token. So the tokens of a text, and its end, have
+    together the probability of the text.
 
     Raises:
         DataError: if the grammar does not generate the text, or a token spans several words.
@@ -41,13 +42,15 @@ def token_truths(grammar: Grammar, tokenizer: Tokenizer, text: str) -> np.ndarra
     if [token for word in words for token in encode(word)] != tokenizer.encode(text):
         raise DataError("a token of this tokenizer spans several words, so its true probability is not computed")
     nats: list[float] = []
+    before = 1.0  # probability of the tokens so far, given the words before this one
     for word, found in zip(words, grammar.word_probabilities(text), strict=False):  # at the end there is no token
-        before, ids = 1.0, encode(word)
+        ids, whole = encode(word), found[word]
         for count in range(1, len(ids) + 1):
             found = {each: share for each, share in found.items() if encode(each)[:count] == ids[:count]}
             now = math.fsum(found.values())
             nats.append(max(0.0, math.log(before / now)))  # not below zero by rounding
             before = now
+        before /= whole  # above 1 if longer words begin with this one
     return np.array(nats)
 
 

@@ -115,10 +115,10 @@ class Grammar(GenerativeRules):
         states: list[Any] = [(1.0, "", ((Draw(self.start),), 0, None), {})]
         for word in [*split_words(text), ""]:
             found = self._next_words(states)
-            yield {each: math.fsum(weight for weight, *_ in group) for each, group in found.items()}
             total = math.fsum(weight for weight, *_ in found.get(word, ()))
             if total == 0:
                 raise DataError(f"{self.name}: generates no text that goes on with {word!r}")
+            yield {each: math.fsum(weight for weight, *_ in group) for each, group in found.items()}
             states = [(weight / total, *state) for weight, *state in found[word]]
 
     def _next_words(self, states: list[Any]) -> dict[str, list[Any]]:
