@@ -72,7 +72,9 @@ def test_truths_of_a_story_multiply_to_its_probability():
     tokenizer = ByteTokenizer([END_OF_TEXT])
     for number in range(3):
         text = story(5, number)
-        assert token_truths(story_grammar(), tokenizer, text).sum() == pytest.approx(-log_prob(text), abs=1e-9)
+        truths = token_truths(story_grammar(), tokenizer, text)
+        assert truths.sum() == pytest.approx(-log_prob(text), abs=1e-9)
+        np.testing.assert_allclose(truths, -np.diff(story_grammar().prefix_log_probs(text)), atol=1e-9)  # of letters
         for found in story_grammar().word_probabilities(text):
             assert math.fsum(found.values()) == pytest.approx(1, abs=1e-12)
 

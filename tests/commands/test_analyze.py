@@ -5,13 +5,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tinylm.adapt import quantize
 from tinylm.bundle import load, save_bundle
 from tinylm.commands.analyze_report import text_rows
-from tinylm.data.grammar.stories import log_prob
+from tinylm.data.grammar.stories import log_prob, story_grammar
 from tinylm.data.held_out import held_out_stories
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, TransformerLM
@@ -120,8 +121,11 @@ def test_losses_and_choices_of_a_network_with_zero_weights(run, without_pictures
     nats, best = count * math.log(257), -log_prob(story)
     assert lines[-3].startswith(f"{count} tokens: {nats:.2f} nats, {best:.2f} at best, {nats / best - 1:+.1%}; largest")
     lines = run("positions", "--model", "runs/tiny", "--rows", 4)[1].splitlines()
-    assert [line.split("  ")[0] for line in lines[1:-1]] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
-    assert all(line.split()[-2:] == [f"{math.log(257):.4f}", "0.0000"] for line in lines[1:-1])  # "Once upon a time"
+    truth = -np.diff(story_grammar().prefix_log_probs(story[:64])).reshape(4, 16).mean(axis=0)  # four rows of 16 bytes
+    assert [line.split("  ")[0] for line in lines[1:-3]] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
+    for line, (begin, end) in zip(lines[1:-3], [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)], strict=True):
+        assert line.split()[-2] == f"{math.log(257):.4f}"
+        assert float(line.split()[-1]) == pytest.approx(truth[begin:end].mean(), abs=1e-4)
     assert "best possible" not in run("positions", "--model", "alone", "--text", "t.txt")[1]
     code, _, err = run("choices", "--model", "alone", "--text", "t.txt")
     assert code == 2 and "the true probabilities of this text are unknown; give a story of the built-in corpus" in err

@@ -67,4 +67,4 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.out.suffix != ".html":
         raise ConfigError(f"--out must end in .html, got {options.out}")
     check_target(options.out, FILM, options.overwrite or options.out.parent == FOLDER)
-    return argparse.Namespace(**vars(options), command="film", length=None)
+    return argparse.Namespace(**vars(options), command="film", length=None, format=())
