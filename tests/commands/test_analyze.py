@@ -3,13 +3,17 @@
 import math
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tinylm.adapt import quantize
 from tinylm.bundle import load, save_bundle
 from tinylm.commands.analyze_report import text_rows
+from tinylm.data.grammar.stories import log_prob, story_grammar
+from tinylm.data.held_out import held_out_stories
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
@@ -19,6 +23,12 @@ PICTURES = {
     "activations": ["activations.png", "activations.svg"],
     "gradients": ["gradients.png", "gradients.svg"],
     "lens": ["lens.png", "lens.svg"],
+}
+CHARTS = {
+    "embeddings": ["embeddings.png", "embeddings.svg"],
+    "weights": ["weights.png", "weights.svg"],
+    "positions": ["positions.png", "positions.svg"],
+    "choices": ["choices.png", "choices.svg"],
 }
 
 
@@ -94,12 +104,31 @@ def test_without_a_subcommand_all_reports_go_to_a_folder(run, tmp_path):
     assert code == 0
     assert re.fullmatch(r"tinylm: text: \d+ validation stories of the run\n", err)
     names = [line.partition(":")[0] for line in out.splitlines()]
-    assert names == ["profile", "profile", "attention", "activations", "gradients", "lens", "tokens", "analysis"]
+    assert names == ["profile", "profile", "attention", "activations", "gradients", "lens", "tokens", "embeddings",
+                     "weights", "positions", "choices", "analysis"]  # fmt: skip
     found = {path.name for path in (tmp_path / "analysis").iterdir()}
-    assert found == {f"{name}.txt" for name in ("profile", *PICTURES, "tokens")} | {
-        n for names in PICTURES.values() for n in names
+    assert found == {f"{name}.txt" for name in ("profile", *PICTURES, *CHARTS, "tokens")} | {
+        n for names in (PICTURES | CHARTS).values() for n in names
     }
     assert "Once upon a time" in (tmp_path / "analysis/tokens.txt").read_text().replace("[5.5]", "")
+
+
+def test_losses_and_choices_of_a_network_with_zero_weights(run, without_pictures):
+    """Each byte costs log 257, and a story -log of its probability at best."""
+    (story,) = held_out_stories(Path("runs/tiny"), 1)
+    lines = run("choices", "--model", "runs/tiny")[1].splitlines()
+    count = len(story.encode())
+    nats, best = count * math.log(257), -log_prob(story)
+    assert lines[-3].startswith(f"{count} tokens: {nats:.2f} nats, {best:.2f} at best, {nats / best - 1:+.1%}; largest")
+    lines = run("positions", "--model", "runs/tiny", "--rows", 4)[1].splitlines()
+    truth = -np.diff(story_grammar().prefix_log_probs(story[:64])).reshape(4, 16).mean(axis=0)  # four rows of 16 bytes
+    assert [line.split("  ")[0] for line in lines[1:-3]] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
+    for line, (begin, end) in zip(lines[1:-3], [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)], strict=True):
+        assert line.split()[-2] == f"{math.log(257):.4f}"
+        assert float(line.split()[-1]) == pytest.approx(truth[begin:end].mean(), abs=1e-4)
+    assert "best possible" not in run("positions", "--model", "alone", "--text", "t.txt")[1]
+    code, _, err = run("choices", "--model", "alone", "--text", "t.txt")
+    assert code == 2 and "the true probabilities of this text are unknown; give a story of the built-in corpus" in err
 
 
 def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tmp_path):
@@ -115,8 +144,8 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
     ("arguments", "code", "message"),
     [
         (["atention", "--model", "alone"], 2, "atention: no such subcommand, did you mean 'attention'?"),
-        (["x", "--model", "alone"], 2, "it is one of profile, attention, activations, gradients, lens, tokens"),
-        (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile alone needs none)"),
+        (["x", "--model", "alone"], 2, "it is one of profile, attention, activations, gradients, lens, tokens, embed"),
+        (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile and weights need none)"),
         (["--model", "alone"], 2, "--text: missing; give a UTF-8 text file"),
         (["lens", "--model", "alone", "--text", "no.txt"], 66, "no.txt: no such file"),
         (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),

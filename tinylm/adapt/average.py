@@ -12,17 +12,23 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 
 
+def checkpoints_by_step(run: str | Path) -> dict[int, Path]:
+    """A checkpoint of a run for each step that it kept; best.ckpt and last.ckpt give way to others of the same step."""
+    found: dict[int, Path] = {}
+    for path in sorted(
+        Path(run, "checkpoints").glob("*.ckpt"), key=lambda path: path.name not in ("best.ckpt", "last.ckpt")
+    ):
+        found[read_checkpoint(path, lambda *_: None)["global_step"]] = path
+    return found
+
+
 def last_checkpoints(run: str | Path, count: int) -> list[Path]:
     """The last checkpoints of a run, oldest first, one of each step.
 
     Raises:
         MissingInputError: if there are not so many.
     """
-    found: dict[int, Path] = {}
-    for path in sorted(
-        Path(run, "checkpoints").glob("*.ckpt"), key=lambda path: path.name not in ("best.ckpt", "last.ckpt")
-    ):
-        found[read_checkpoint(path, lambda *_: None)["global_step"]] = path  # best and last give way to others
+    found = checkpoints_by_step(run)
     if len(found) < count:
         remedy = "lightning.pytorch.callbacks.ModelCheckpoint with save_top_k: -1 keeps all"
         raise MissingInputError(f"{run}: has checkpoints of {len(found)} steps, --last {count} needs {count}; {remedy}")

@@ -4,12 +4,16 @@ tinylm analyze --model runs/small                          # all analyses into o
 tinylm analyze profile --model runs/small                  # parameters, operations, memory
 tinylm analyze attention --model runs/small --text my.txt  # attention maps of every head
 tinylm analyze activations|gradients|lens|tokens ...
+tinylm analyze embeddings|weights|positions|choices ...
+tinylm analyze network -c small --out network.svg          # a drawing of the network
+tinylm analyze film --model runs/small                     # attention over the checkpoints of a run, in a browser
 tinylm analyze coordinates -c tiny --widths 64 128 256     # the coordinate check of muP: no model, but a config
 
 Without --text, a model trained on the built-in stories is analyzed on held-out ones.
 """
 
 import argparse
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,40 +28,48 @@ if TYPE_CHECKING:
 
 PICTURES = {
     "profile": (), "attention": ("attention", "heads"), "activations": ("activations",), "gradients": ("gradients",),
-    "lens": ("lens",), "tokens": (),
+    "lens": ("lens",), "tokens": (), "embeddings": ("embeddings",), "weights": ("weights",),
+    "positions": ("positions",), "choices": ("choices",),
 }  # fmt: skip
 COMMANDS = tuple(PICTURES)
 FORMATS = ("png", "svg", "pdf")
+OWN_OPTIONS = ("network", "film", "coordinates")  # subcommands of other options
 UNUSED = {
     "profile": ("--text", "--rows", "--tokens", "--out", "--overwrite", "--format", "--theme"),
     "activations": ("--tokens",), "gradients": ("--tokens",),
+    "embeddings": ("--length", "--tokens"), "weights": ("--text", "--length", "--rows", "--tokens"),
+    "positions": ("--tokens",), "choices": ("--length", "--rows", "--tokens"),
     "tokens": ("--length", "--rows", "--tokens", "--out", "--overwrite", "--format", "--theme"),
 }  # fmt: skip
 MODES = [
     Mode(f"with {name}", unused, lambda options, name=name: options.command == name) for name, unused in UNUSED.items()
 ]
+WITHOUT_TEXT = ("profile", "weights")
 FOLDER = Path("analysis")
-TABLE = FileKind("an analysis", rb" *(?:parameters  |head |layer |part |after |(?:colour|in brackets).*token)")
+TABLE = FileKind(
+    "an analysis", rb" *(?:parameters  |head |layer |part |after |token |matrix |(?:colour|in brackets).*token)"
+)
 
 
 def run(arguments: list[str]) -> None:
     """Prints one analysis; or writes all of them to a folder and prints a summary."""
-    if arguments[:1] == ["coordinates"]:
-        from tinylm.commands import analyze_coordinates
-
-        return analyze_coordinates.run(arguments[1:])
+    if arguments and arguments[0] in OWN_OPTIONS:
+        return importlib.import_module(f"tinylm.commands.analyze_{arguments[0]}").run(arguments[1:])
     options = parse(arguments)
     subject = make_subject(options)
 
+    from tinylm.commands.analyze_charts import CHARTS
     from tinylm.commands.analyze_report import REPORTS
 
+    reports = REPORTS | CHARTS
+
     if options.command is not None:
-        found = REPORTS[options.command](subject)
+        found = reports[options.command](subject)
         print(found.text, *found.files, sep="\n")
         return
     for name in COMMANDS:
         try:
-            found = REPORTS[name](subject)
+            found = reports[name](subject)
         except ConfigError as error:  # such as gradients of a quantized model; the other analyses still work
             print(f"{name}: left out: {error}")
             continue
@@ -84,7 +96,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_device_option()
     options = parser.parse(arguments)
     if options.command not in (None, *COMMANDS):
-        hint = did_you_mean(options.command, (*COMMANDS, "coordinates")) or f"; it is one of {', '.join(COMMANDS)}"
+        hint = did_you_mean(options.command, (*COMMANDS, *OWN_OPTIONS)) or f"; it is one of {', '.join(COMMANDS)}"
         raise ConfigError(f"{options.command}: no such subcommand{hint}")
     check_at_least(1, options, "length", "rows", "tokens")
     for path, kind in targets(options.command, options.out, options.format):
@@ -113,11 +125,11 @@ def make_subject(options: argparse.Namespace) -> "Subject":
     context = model.config.max_seq_len
     if options.length is not None and options.length > context:
         raise ConfigError(f"--length must be at most the context, {context}, got {options.length}")
-    if options.command != "profile" and not texts:
+    if options.command not in WITHOUT_TEXT and not texts:
         # one story begins each row; the others, of 32 tokens and more, fill up the last row
         texts = held_out_stories(Path(given), options.rows + context // 32 + 1)
         if not texts:
-            raise ConfigError("--text: missing; give a UTF-8 text file (profile alone needs none)")
+            raise ConfigError("--text: missing; give a UTF-8 text file (profile and weights need none)")
         notice(f"text: {len(texts)} validation stories of the run")
     return Subject(
         name=Path(given).resolve().name,

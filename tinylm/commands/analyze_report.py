@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -80,18 +80,23 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
     is filled up from the next text. The token ids, (N <= most, length + 1), are inputs and, shifted by one, targets; if
     the texts fill no sequence, the result is one shorter row.
     """
-    ids: list[int] = []
-    begins: list[int] = []
-    for text in texts:
-        document = document_ids(tokenizer, text).tolist()
-        begins += range(len(ids), len(ids) + len(document), length)
-        ids += document
-        if len(begins) >= most and len(ids) > begins[most - 1] + length:
-            break
-    if len(ids) < 2:
+    rows = cut_rows((document_ids(tokenizer, text).tolist() for text in texts), length, most)
+    if len(rows[0]) < 2:
         raise DataError("the text has no token to predict; give a longer one")
-    whole = [ids[begin : begin + length + 1] for begin in begins[:most] if begin + length < len(ids)]
-    return torch.tensor(whole or [ids])
+    return torch.tensor(rows)
+
+
+def cut_rows(documents: Iterable[Sequence[Any]], length: int, most: int) -> list[list[Any]]:
+    """Rows of `length + 1` values, of documents cut as `text_rows` cuts tokens; one shorter row if none is whole."""
+    values: list[Any] = []
+    begins: list[int] = []
+    for document in documents:
+        begins += range(len(values), len(values) + len(document), length)
+        values += document
+        if len(begins) >= most and len(values) > begins[most - 1] + length:
+            break
+    whole = [values[begin : begin + length + 1] for begin in begins[:most] if begin + length < len(values)]
+    return whole or [values]
 
 
 @dataclass(frozen=True)

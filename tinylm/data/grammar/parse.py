@@ -5,7 +5,8 @@ where the next words tell the alternatives apart.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import takewhile
 from operator import eq
@@ -16,6 +17,18 @@ import numpy as np
 
 from tinylm.data.grammar.generate import Choice, Derivation, GenerativeRules, log_prob_of, recall
 from tinylm.data.grammar.rules import Draw, Recall, capitalize, read_rules
+from tinylm.errors import DataError
+
+WORD = re.compile(r"\s?\S*")
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, each with the white space before it.
+
+    >>> split_words('"Oh!" said Ann.\\n')
+    ['"Oh!"', ' said', ' Ann.', '\\n']
+    """
+    return [word for word in WORD.findall(text) if word]
 
 
 class Grammar(GenerativeRules):
@@ -88,6 +101,56 @@ class Grammar(GenerativeRules):
                     choice = Choice(symbol.rule, each.text, each.probability)
                     chosen = log_prob + math.log(each.probability)
                     states.append((at, (each.symbols, 0, after), variables, (choice, trail), chosen))
+        return found
+
+    def word_probabilities(self, text: str) -> Iterator[dict[str, float]]:
+        """The probability of each possible next word, before every word of `split_words(text)` and at the end.
+
+        These are the predictions of the best possible predictor: they are summed over all derivations that begin like
+        the text, and know nothing of the words to come. The word `""` is the end of the text.
+
+        Raises:
+            DataError: at a word with which no generated text goes on.
+        """
+        states: list[Any] = [(1.0, "", ((Draw(self.start),), 0, None), {})]
+        for word in [*split_words(text), ""]:
+            found = self._next_words(states)
+            total = math.fsum(weight for weight, *_ in found.get(word, ()))
+            if total == 0:
+                raise DataError(f"{self.name}: generates no text that goes on with {word!r}")
+            yield {each: math.fsum(weight for weight, *_ in group) for each, group in found.items()}
+            states = [(weight / total, *state) for weight, *state in found[word]]
+
+    def _next_words(self, states: list[Any]) -> dict[str, list[Any]]:
+        """Continues states by a word: word -> the states after it.
+
+        A state is a probability, text that is written but not read yet, and symbols and variables as in `_search`.
+        """
+        found: dict[str, list[Any]] = {}
+        states = [*states]
+        while states:
+            weight, ahead, todo, variables = states.pop()
+            while todo is not None and todo[1] == len(todo[0]):
+                todo = todo[2]
+            word = WORD.match(ahead)[0]  # pyright: ignore[reportOptionalSubscript] (matches anything)
+            if len(word) < len(ahead) or todo is None:
+                found.setdefault(word, []).append((weight, ahead[len(word) :], todo, variables))
+                continue
+            symbol, after = todo[0][todo[1]], (todo[0], todo[1] + 1, todo[2])
+            if isinstance(symbol, Recall):
+                symbol = recall(symbol, variables)
+            if isinstance(symbol, str):
+                states.append((weight, ahead + symbol, after, variables))
+            elif symbol.rule in self.entries:
+                excluded = self._excluded(symbol, variables)
+                for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
+                    if number not in excluded:
+                        share, entry = self._choice(symbol, number, excluded), self.entries[symbol.rule][number]
+                        then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
+                        states.append((weight * share.probability, ahead + written, after, then))
+            else:
+                for each in self.rules[symbol.rule]:
+                    states.append((weight * each.probability, ahead, (each.symbols, 0, after), variables))
         return found
 
     def log_prob(self, text: str) -> float:
