@@ -14,7 +14,7 @@ GLOSSARY, REFERENCES = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for na
 PAGES = ("glossary", "references", "tips", "lecturer", "contributing")
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?![a-z]+:)(?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 
-# Terms of the field, by the heading that explains them; pointed brackets stand for any of several words.
+# Terms of the field, by the heading that explains them: a pattern of the words in which they occur.
 TERMS = {
     "accuracy": r"accurac(y|ies)", "activation": "activations?", "activation checkpointing": "activation_checkpointing",
     "adam": "adamw?", "adapter": "adapters?", "attention": "attention", "batch": "batch(es)?|batch[ _-]size",
@@ -23,20 +23,23 @@ TERMS = {
     "checkpoint": "checkpoints?", "clipping": "clipping", "completion": "completions?", "context": "context",
     "corpus": "corpus", "distributed data parallelism": "ddp", "document mask": "document_mask", "dropout": "dropout",
     "embedding": "embeddings?", "entropy": "entropy", "epoch": "epochs?", "exact match": "exact match",
-    "feed-forward layer": "feed-forward|feedforward", "finetuning": "finetun(e|ing)", "floor": "floor|above the best possible",
-    "flop": "[GT]?FLOPs?", "freezing": "frozen|freeze", "fsdp": "fsdp", "gelu": "gelu", "gradient": "gradients?",
-    "gradient norm": "grad_norm|norm of the gradient", "greedy decoding": "greedy", "head": "heads?",
-    "grouped-query attention": "multi-query|num_kv_heads", "kernel": "kernels?", "query, key, value": "quer(y|ies)|keys?/values?",
-    "kv cache": "kv-cache|KV cache", "layernorm": "layernorm", "learning rate": "learning rates?|lr",
-    "linear layer": "linear layers?", "logit lens": "(logit )?lens", "logits": "logits?", "lora": "lora", "loss": "loss(es)?",
-    "mfu": "mfu", "micro-batch": "micro_batch_size|micro-batch(es)?", "min-p": "min-p", "momentum": "momentum",
-    "muon": "muon", "mup": "mup", "nat": "nats?", "norm": "norms?", "optimizer": "optimizers?", "overlay": "overlays?",
-    "packing": "packing", "parameter": "parameters?", "perplexity": "perplexity", "positional encoding": "positional_encoding",
-    "precision": "precision|32-true", "projection": "projections?", "prompt": "prompts?", "qk-norm": "qk_norm|qk-norm",
-    "quantization": "quantiz(e[sd]?|ation)", "rank": "ranks?", "relu": "relu2?", "repetition penalty": "[a-z]+-penalty",
-    "residual stream": "(residual )?stream", "rmsnorm": "rmsnorm", "rotary positions": "rotary", "run": "runs?",
-    "sampling": "sampling", "scaling law": "scaling laws?", "schedule": "schedule|cosine", "seed": "seeds?", "sgd": "sgd",
-    "sinusoidal positions": "sinusoidal", "sliding window": "sliding_window", "special token": "special tokens?|end-of-text token",
+    "feed-forward layer": "feed-forward|feedforward", "finetuning": "finetun(e|ing)",
+    "floor": "floor|above the best possible", "flop": "[GT]?FLOPs?", "freezing": "frozen|freeze", "fsdp": "fsdp",
+    "gelu": "gelu", "gradient": "gradients?", "gradient norm": "grad_norm|norm of the gradient",
+    "greedy decoding": "greedy", "head": "heads?", "grouped-query attention": "multi-query|num_kv_heads",
+    "kernel": "kernels?", "query, key, value": "quer(y|ies)|keys?/values?", "kv cache": "kv-cache|KV cache",
+    "layernorm": "layernorm", "learning rate": "learning rates?|lr", "linear layer": "linear layers?",
+    "logit lens": "(logit )?lens", "logits": "logits?", "lora": "lora", "loss": "loss(es)?", "mfu": "mfu",
+    "micro-batch": "micro_batch_size|micro-batch(es)?", "min-p": "min-p", "momentum": "momentum", "muon": "muon",
+    "mup": "mup", "nat": "nats?", "norm": "norms?", "optimizer": "optimizers?", "overlay": "overlays?",
+    "packing": "packing", "parameter": "parameters?", "perplexity": "perplexity",
+    "positional encoding": "positional_encoding", "precision": "precision|32-true", "projection": "projections?",
+    "prompt": "prompts?", "qk-norm": "qk_norm|qk-norm", "quantization": "quantiz(e[sd]?|ation)", "rank": "ranks?",
+    "relu": "relu2?", "repetition penalty": "[a-z]+-penalty", "residual stream": "(residual )?stream",
+    "rmsnorm": "rmsnorm", "rotary positions": "rotary", "run": "runs?", "sampling": "sampling",
+    "scaling law": "scaling laws?", "schedule": "schedule|cosine", "seed": "seeds?", "sgd": "sgd",
+    "sinusoidal positions": "sinusoidal", "sliding window": "sliding_window",
+    "special token": "special tokens?|end-of-text token",
     "speculative decoding": "speculative decoding|draft model|prompt lookup", "split": "splits?",
     "standard error": "standard error", "step": "steps?", "stop string": "stop strings?", "swiglu": "swiglu",
     "temperature": "temperature", "tensor parallelism": "tensor_parallel", "throughput": "throughput|tokens/s",
@@ -55,7 +58,7 @@ def entries() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def words_of_users() -> str:
-    """What a new user reads: the help of all commands, and the first output in README."""
+    """The help of all commands and the first output in README, which a new user reads first."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for name in COMMANDS:
