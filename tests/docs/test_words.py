@@ -109,6 +109,33 @@ def test_links_lead_to_what_they_name(page):
             assert re.search(rf"^\s*(def|class) {name[1]}\b", target.read_text(encoding="utf-8"), re.MULTILINE), link[0]
 
 
+def paragraphs_of_the_tutorial() -> list[str]:
+    """Prose in the order of reading, without headings, contents, code and captions."""
+    chapters = sorted((DOCS / "tutorial").glob("*.md"), key=lambda path: int(path.stem.partition("-")[0]))
+    found = []
+    for path in (DOCS / "TUTORIAL.md", *chapters):
+        text = path.read_text(encoding="utf-8").partition("## Build it")[0]
+        text = re.sub(
+            r"^```.*?^```$|^#[^\n]*|^\[Next: [^\n]*|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.MULTILINE | re.DOTALL
+        )
+        found += [each for each in text.split("\n\n") if not re.match(r"\s*\d+\. \[", each)]
+    return found
+
+
+def test_terms_of_the_tutorial_are_explained_where_they_first_appear():
+    paragraphs, explained = paragraphs_of_the_tutorial(), {}
+    for number, text in enumerate(paragraphs):
+        for term in re.findall(r"\*\*([^*]+)\*\*", text):  # a term is bold where it is explained
+            explained.setdefault(term.lower(), number)
+    assert len(explained) > 80
+    for term, number in explained.items():
+        word = re.compile(rf"(?<![\w-]){re.escape(term.removesuffix('s'))}(s|es)?(?![\w-])", re.IGNORECASE)
+        first = next(each for each, text in enumerate(paragraphs) if word.search(text))
+        assert first == number or "chapter" in paragraphs[first], (
+            f"{term}: used before it is explained, in {paragraphs[first]}"
+        )
+
+
 # --- references
 
 NAME = r"[A-Z][\w-]{1,24}"
