@@ -52,7 +52,7 @@ TERMS = {
 
 def entries() -> dict[str, str]:
     """The text of each entry of the glossary, by its heading in lower case."""
-    parts = re.split(r"^### (.+)$", GLOSSARY, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^## (.+)$", GLOSSARY, flags=re.MULTILINE)[1:]
     return {heading.lower(): text for heading, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
