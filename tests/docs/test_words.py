@@ -16,6 +16,8 @@ LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?![a-z]+:)(?P<target>[^)#\s]*)(?:#(?P
 
 # Terms of the field, by the heading that explains them: a pattern of the words in which they occur.
 TERMS = {
+    "ablation": "ablations?", "few-shot": "num-fewshot", "grammar": "grammars?", "preference": "preferences?",
+    "sublayer": "sublayers?", "sweep": "sweeps?",
     "accuracy": r"accurac(y|ies)", "activation": "activations?", "activation checkpointing": "activation_checkpointing",
     "adam": "adamw?", "adapter": "adapters?", "attention": "attention", "batch": "batch(es)?|batch[ _-]size",
     "beam search": "beam search|beams", "bfloat16": "bf16|bfloat16", "bias": "bias(es)?", "block": "blocks?",
