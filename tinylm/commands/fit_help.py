@@ -88,8 +88,8 @@ INTRODUCTION = """\
 usage: tinylm {command} -c CONFIG [--OPTION VALUE ...]
 
 {purpose}
-Options have the same dotted names in a YAML config and on the command line; later
-ones override earlier ones. `tinylm configs` lists the configs. (Defaults.)
+Options have the same dotted names in YAML and on the command line; later ones win.
+`tinylm configs` lists the configs, docs/glossary.md explains the terms. (Defaults.)
 """
 PURPOSES = {
     "fit": "Trains a model and writes a run folder: runs/<name of the config>.",
