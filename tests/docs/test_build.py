@@ -2,14 +2,14 @@
 
 import ast
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests import processes
-from tests.docs.runner import ROOT
+from tests.docs.runner import ROOT, Result
 
 BUILD = ROOT / "docs/tutorial/build"
 NAMES = {int(path.name.partition("_")[0]): path.name for path in BUILD.glob("*.py")}
@@ -26,7 +26,7 @@ MISTAKES = [  # chapter, what the solution has, what a mistaken one has, part of
     (2, "theta ** (", "10000.0 ** (", "another width and theta"),
     (2, "torch.arange(num_positions).float()", "torch.arange(1, num_positions + 1).float()", "angles of three"),
     (2, "second * cos + first * sin", "second * cos - first * sin", "turned by a right angle"),
-    (2, "first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin", "right angle"),
+    (2, "turns.cos(), turns.sin()", "turns.cos(), -turns.sin()", "turned by a right angle"),
     (2, "x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])", "tinylm's rotate"),
     (2, "x.chunk(2, dim=-1)", "x.chunk(2, dim=1)", "two texts"),
     (3, "scores - scores.amax(dim=-1, keepdim=True)", "scores", "(1000, 1000)"),
@@ -47,7 +47,7 @@ MISTAKES = [  # chapter, what the solution has, what a mistaken one has, part of
     (4, "x = x + attention(attention_norm(x))", "x = attention_norm(x)\n    x = x + attention(x)", "add nothing"),
     (4, "attention(attention_norm(x))", "attention(x)", "block is tinylm's"),
     (4, "x = x + attention(attention_norm(x))", "x += attention(attention_norm(x))", "is not changed"),
-    (4, "return x + feedforward(feedforward_norm(x))", "return x + feedforward(attention_norm(x))", "block is tinylm's"),
+    (4, "feedforward(feedforward_norm(x))", "feedforward(x)", "block is tinylm's"),
     (5, "dy.T @ x", "x.T @ dy", "gradient of the weight"),
     (5, "logits - logits.max(axis=1, keepdims=True)", "logits", "overflow"),
     (5, ", dlogits / len(targets)", ", dlogits", "slope"),
@@ -71,15 +71,15 @@ MISTAKES = [  # chapter, what the solution has, what a mistaken one has, part of
     (7, "    excluded[order[0]] = False\n    return", "    excluded[order[0]] = p < 0.1\n    return", "small p"),
     (7, "cumsum(dim=-1) > u", "cumsum(dim=-1) >= u", "0.25"),
     (7, "    if temperature == 0:\n        return int(logits.argmax())\n", "", "temperature 0"),
-    (7, "choose(logits.softmax(dim=-1), u)", "choose(logits.exp(), u)", "evenly spaced" ),
+    (7, "choose(logits.softmax(dim=-1), u)", "choose(logits.exp(), u)", "0.8 and 0.2"),
     (7, "    logits = apply_temperature(logits, temperature)\n    if k", "    if k", "0.8 and 0.2"),
     (8, "counts.get(pair, 0) + count", "counts.get(pair, 0) + 1", "3 times"),
     (8, "            i += 2\n", "            i += 1\n", "(9, 1, 2)"),
     (8, "key=lambda pair: (-counts[pair], pair)", "key=lambda pair: (counts[pair], pair)", "first merge"),
-    (8, "min(counts, key=lambda pair: (-counts[pair], pair))", "max(counts, key=lambda pair: (counts[pair], pair))", "first merge"),
+    (8, "(-counts[pair], pair)", "(-counts[pair], -pair[0])", "first merge"),
     (8, " and (counts := count_pairs(words))", "", "no pair is left"),
     (8, "for i, pair in enumerate(merges):", "for i, pair in reversed([*enumerate(merges)]):", "a and bc"),
-    (8, "merged.get(key, 0) + count", "count", ""),
+    (8, "256 + len(merges)", "len(merges)", "first merge"),
     (9, "linear.requires_grad_(False)", "linear", "20 are trainable"),
     (9, "torch.zeros(linear.out_features, rank)", "torch.randn(linear.out_features, rank)", "new layer computes"),
     (9, "torch.randn(rank, linear.in_features)", "torch.zeros(rank, linear.in_features)", "first step"),
@@ -87,7 +87,7 @@ MISTAKES = [  # chapter, what the solution has, what a mistaken one has, part of
     (9, "self.scale = alpha / rank", "self.scale = 1.0", "by hand"),
     (9, "self.linear.weight + self.scale * (", "self.linear.weight + (", "W + scale"),
     (9, "self.linear.weight + self.scale", "self.linear.weight.add_(self.b @ self.a) + self.scale", "as it is"),
-    (9, "nn.Parameter(torch.zeros(linear.out_features, rank))", "torch.zeros(linear.out_features, rank)", "20 are trainable"),
+    (9, "nn.Parameter(torch.zeros(", "(torch.zeros(", "20 are trainable"),
     (10, "np.array(losses) - floor", "np.array(losses)", "40 and 0.5"),
     (10, "float(-slope)", "float(slope)", "power 1/2"),
     (10, "float(np.exp(at_zero))", "float(at_zero)", "factor 2"),
@@ -105,7 +105,7 @@ MISTAKES = [  # chapter, what the solution has, what a mistaken one has, part of
     (11, "torch.where(counts, gains, 0.0)", "gains", "beyond the end"),
     (11, "- beta * divergence", "+ beta * divergence", "beta times"),
     (11, "(chosen - rejected)", "(rejected - chosen)", "5 and -5"),
-    (11, "-torch.nn.functional.logsigmoid(beta * (chosen - rejected))", "-torch.sigmoid(beta * (chosen - rejected)).log()", "finite"),
+    (11, "torch.nn.functional.logsigmoid(", "(lambda z: z.sigmoid().log())(", "finite"),
 ]  # fmt: skip
 
 
@@ -176,23 +176,26 @@ def test_each_chapter_has_mistakes_that_are_found():
     assert all(sum(mistake[0] == number for mistake in MISTAKES) >= 2 for number in NAMES)
 
 
+LAST = "return attention_weights(query, key) @ value"  # line 49 of 3_head.py
+
+
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        ("return attention_weights(query, key) @ value", "attention_weights(query, key) @ value", "found None; is a `return` missing?"),
-        ("return attention_weights(query, key) @ value", "return attention_weights(query, key)", "expected the shape (5, 16), found (5, 5)"),
-        ("return attention_weights(query, key) @ value", "return 'x'", "expected a tensor of shape (5, 16), found 'x'"),
-        ("return attention_weights(query, key) @ value", "return value @ value", "line 58: RuntimeError: "),
-        ("return attention_weights(query, key) @ value", "while True:\n        query = query", "line 59: no result after 0.2 seconds"),
-        ("return attention_weights(query, key) @ value", "raise SystemExit", "line 58: SystemExit"),
-        ("return attention_weights(query, key) @ value", "def more(n): return more(n + 1)\n    more(0)", "line 58: RecursionError: "),
-        ("key: Tensor, value: Tensor) ->", "value: Tensor) ->", "TypeError: attend() takes 2 positional arguments but 3"),
+        (LAST, LAST.removeprefix("return "), "expected a tensor of shape (5, 16), found None; is a `return` missing?"),
+        (LAST, "return attention_weights(query, key)", "expected the shape (5, 16), found (5, 5)"),
+        (LAST, "return 'x'", "expected a tensor of shape (5, 16), found 'x'"),
+        (LAST, "return value @ value", "line 49: RuntimeError: "),
+        (LAST, "while True:\n        query = query", "no result after 0.2 seconds; is there a loop"),
+        (LAST, "raise SystemExit", "line 49: SystemExit"),
+        (LAST, "return attend(query, key, value)", "RecursionError: maximum recursion depth exceeded"),
+        ("key: Tensor, value: Tensor) ->", "value: Tensor) ->", "TypeError: attend() takes 2 positional arguments"),
         ("def attend(", "def attended(", "3_head.py does not define attend; "),
         ("def attend(", "def attend(:", "3_head.py, line "),
         ("import torch\n", "import torch\n1 / 0\n", "3_head.py, line 4: ZeroDivisionError: division by zero"),
-        ("import torch\n", "import torch\nwhile True:\n    pass\n", "3_head.py, line "),
+        ("import torch\n", "import torch\nwhile True:\n    pass\n", "no result after 0.2 seconds"),
     ],
-)  # fmt: skip
+)
 def test_an_error_of_the_reader_is_one_clear_line(before, after, line, check, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "check", lambda name, path, run=check.check: run(name, path, seconds=0.2))
@@ -202,6 +205,17 @@ def test_an_error_of_the_reader_is_one_clear_line(before, after, line, check, tm
     assert [each for each in output.splitlines() if line in each], output
     assert "Traceback" not in output and "NotImplemented" not in output
     assert sys.gettrace() is None
+
+
+def test_the_contents_show_what_the_check_prints(check, tmp_path, monkeypatch, capsys):
+    contents = (ROOT / "docs/TUTORIAL.md").read_text(encoding="utf-8")
+    expected = contents.partition("check.py 3\n3. ")[2].partition("```")[0]
+    projected = "    return attend(x @ query_weight.T, x @ key_weight.T, x @ value_weight.T)"
+    masked = 'scores.masked_fill(later, float("-inf"))'
+    written(tmp_path, 3, (masked, "scores"), (projected, "    raise NotImplementedError"))
+    monkeypatch.chdir(tmp_path)
+    assert check.main(["3"]) == 1
+    assert Result(0, "3. " + expected, capsys.readouterr().out).good
 
 
 def test_the_reader_works_on_a_copy_that_is_never_overwritten(check, tmp_path, monkeypatch, capsys):
@@ -248,7 +262,6 @@ def test_a_missing_file_is_named(check, tmp_path, monkeypatch, capsys):
 
 
 def test_the_script_runs_from_any_folder(tmp_path):
-    output = tmp_path / "output"
-    process = processes.start(processes.script, ROOT / "docs/tutorial/check.py", ["1"], tmp_path, output)
-    process.join(60)
-    assert process.exitcode == 1 and "1_tokenizer.py is not in this folder" in output.read_text(encoding="utf-8")
+    words = [sys.executable, str(ROOT / "docs/tutorial/check.py"), "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1 and done.stdout.startswith("1_tokenizer.py is not in this folder"), done

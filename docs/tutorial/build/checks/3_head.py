@@ -40,12 +40,6 @@ def properties(mine):
         "exp(-inf) is 0; if all scores of the row were -inf there would be nothing to attend to",
     )
     yield (
-        "the weights of the first two tokens of the chapter are (1, 0) and (0.67, 0.33)",
-        torch.tensor([[1.0, 0.0], [share, 1 - share]]),
-        lambda: mine.attention_weights(*by_hand),
-        "the scores of the second token are 1/√2 and 0",
-    )
-    yield (
         "no token attends to later ones",
         torch.zeros(5, 5),
         lambda: mine.attention_weights(query, key).triu(diagonal=1),
@@ -61,7 +55,13 @@ def properties(mine):
         "if all keys are equal, a token attends to all it sees alike",
         torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None],
         lambda: mine.attention_weights(torch.randn(4, 3), torch.ones(4, 3)),
-        "a token sees itself, too",
+        "a token sees itself and all tokens before it",
+    )
+    yield (
+        "the weights of the first two tokens of the chapter are (1, 0) and (0.67, 0.33)",
+        torch.tensor([[1.0, 0.0], [share, 1 - share]]),
+        lambda: mine.attention_weights(*by_hand),
+        "the first token sees itself alone; the scores of the second are 1/√2 and 0",
     )
     yield (
         "the weights are PyTorch's at the width 16",

@@ -26,16 +26,13 @@ def slopes(function, array, step=1e-5):
 
 
 def descent(weight, x, targets, rate, steps):
-    """The weight and the losses of PyTorch's gradient descent."""
-    parameter, losses = torch.tensor(weight, requires_grad=True), []
-    optimizer = torch.optim.SGD([parameter], lr=rate)
+    """The weight and the losses of gradient descent with PyTorch's gradients."""
+    losses = []
     for _ in range(steps):
-        loss = F.cross_entropy(torch.tensor(x) @ parameter.T, torch.tensor(targets))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return parameter.detach().numpy(), np.array(losses)
+        loss, (gradient,) = gradients(lambda w: F.cross_entropy(torch.tensor(x) @ w.T, torch.tensor(targets)), weight)
+        weight = weight - rate * gradient
+        losses.append(loss)
+    return weight, np.array(losses)
 
 
 def properties(mine):
@@ -112,7 +109,7 @@ def properties(mine):
         "rows, targets: dlogits[np.arange(N), targets] -= 1 changes one number of each row",
     )
     yield (
-        "descent reports the loss before each of 20 steps, as PyTorch's SGD finds them",
+        "descent reports the loss before each of 20 steps, as with PyTorch's gradients",
         losses,
         lambda: np.array(mine.descend(start.copy(), x, targets, 0.5, 20)[1]),
         "subtract rate times the gradient: uphill, the loss would rise",

@@ -59,11 +59,7 @@ def learn(words: dict[Word, int], num_merges: int) -> list[Pair]:
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         token = 256 + len(merges)
         merges.append(best)
-        merged: dict[Word, int] = {}
-        for word, count in words.items():
-            key = merge(word, best, token)
-            merged[key] = merged.get(key, 0) + count
-        words = merged
+        words = {merge(word, best, token): count for word, count in words.items()}
     return merges
 
 
