@@ -24,13 +24,18 @@ def read() -> NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def execute(notebook: NotebookNode, folder: Path) -> None:
+def execute(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     """Executes all cells in a folder; their outputs replace those of the notebook.
 
-    Successive pieces of printed text are joined, and what says nothing about the notebook itself is left out.
+    Pieces of printed text that follow each other are joined. The path of the repository is left out of them.
+
+    Args:
+        notebook: is changed in place
+        folder: the working folder
+        environment: additional environment variables of the kernel
     """
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel sets it by itself
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # which a kernel sets if there is none
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     language = notebook.metadata.language_info
     client = NotebookClient(
         notebook,
@@ -39,10 +44,10 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
-    notebook.metadata.language_info = language  # not the version of Python here
+    client.execute(env={**os.environ, **backend, **path, **environment})
+    notebook.metadata.language_info = language  # without the version of Python
     for output in (each for cell in code_cells(notebook) for each in cell.outputs if "text" in each):
-        output.text = output.text.replace(f"{ROOT}{os.sep}", "")  # where the repository lies
+        output.text = output.text.replace(f"{ROOT}{os.sep}", "")
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -54,8 +59,7 @@ def main() -> None:
     """Remakes the outputs of the notebook."""
     notebook = read()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TINYLM_CACHE"] = folder
-        execute(notebook, Path(folder))
+        execute(notebook, Path(folder), TINYLM_CACHE=folder)
     nbformat.write(notebook, NOTEBOOK)
 
 
