@@ -136,6 +136,8 @@ def in_words(error: BaseException, path: Path) -> str:
     if isinstance(error, OutOfTime):
         return f"{place}{error}"
     text = str(error).partition("\n")[0]
+    if not lines and "'NoneType'" in text:
+        return "the code gives None; is a `return` missing?"
     return f"{place}{type(error).__name__}: {shortened(text, 160)}" if text else f"{place}{type(error).__name__}"
 
 
@@ -149,11 +151,14 @@ def check(name: str, path: Path, seconds: float = SECONDS) -> Iterator[Result]:
     if missing:
         raise Problem(f"{path.name} does not define {', '.join(missing)}; {BUILD / name} shows what is needed")
     torch.manual_seed(0)
-    for sentence, expected, find, hint in properties(mine):
-        result = evaluate(sentence, expected, find, hint, path, seconds)
-        yield result
-        if "never ends" in result.difference:
-            break  # the other properties would wait as long
+    try:
+        for sentence, expected, find, hint in properties(mine):
+            result = evaluate(sentence, expected, find, hint, path, seconds)
+            yield result
+            if "never ends" in result.difference:
+                break  # the other properties would wait as long
+    except Exception as error:  # such as of a class that the properties need
+        raise Problem(f"{path.name}, {in_words(error, path)}") from None
 
 
 def has(module: ModuleType, name: str) -> bool:
@@ -255,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Problem as problem:
         print(problem)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def command(*words: object) -> str:

@@ -16,7 +16,7 @@ def gradients(function, *arrays):
 
 
 def slopes(function, array, step=1e-5):
-    """How fast a function of an array changes with each of its numbers."""
+    """The slope of a function of an array in each of its numbers, by small changes."""
     found = np.zeros_like(array)
     for index in np.ndindex(array.shape):
         change = np.zeros_like(array)

@@ -7,7 +7,7 @@ Pair = tuple[int, int]
 
 
 def count_pairs(words: dict[Word, int]) -> dict[Pair, int]:
-    """How often each pair of neighbours occurs in all words together.
+    """Counts each pair of neighbours in all words together.
 
     Args:
         words: word, as a tuple of tokens -> number of its occurrences in the text
