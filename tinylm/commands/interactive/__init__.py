@@ -1,0 +1,79 @@
+"""The prompt loop of `tinylm generate --interactive`: each line is a prompt, and its answer is printed below.
+
+    session.py     what has been said: prompts, answers, /again, /more, /undo, the memory of a conversation
+    prompts.py     how well a prompt fits the training text
+    commands.py    the commands and what they print
+    settings.py    /set
+    screen.py      input and output at a pipe
+    terminal.py    input and output at a terminal, by prompt_toolkit
+
+A model trained on conversations remembers the earlier turns; for any other, prompts are independent. A line that begins
+with `/` is a command. At a terminal Ctrl-C stops an answer. When lines come through a pipe, stdout gets nothing but
+answers and what commands print, prompt_toolkit is not imported, and Ctrl-C ends the program.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tinylm.commands.interactive.commands import execute
+from tinylm.commands.interactive.screen import Screen, at_terminal
+from tinylm.commands.interactive.session import Model, Session
+from tinylm.errors import TinyLMError, notice
+
+__all__ = ["Model", "converse"]
+
+
+def converse(model: Model, settings: dict[str, Any], open_model: Callable[[str], Model] | None = None) -> Model:
+    """Reads prompts and commands from stdin until it ends or `/quit` is typed. An invalid line prints an error.
+
+    Args:
+        model: the model to begin with
+        settings: options of `Generator.generate` to begin with; invalid ones raise ConfigError
+        open_model: loads the model at a path, for /model. None: /model is refused
+
+    Returns:
+        the model in use at the end
+    """
+    model.generator.check_options(settings)
+    screen = _screen()
+    session = Session(model, settings, screen, open_model)
+    if screen.interactive:
+        notice("the model is ready; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    _loop(session, screen)
+    return session.model
+
+
+def _screen() -> Screen:
+    if not at_terminal():
+        return Screen()
+    from tinylm.commands.interactive.terminal import Terminal  # imported here: a pipe does without prompt_toolkit
+
+    return Terminal()
+
+
+def _loop(session: Session, screen: Screen) -> None:
+    interrupted = False  # by Ctrl-C at the last prompt
+    while True:
+        try:
+            try:
+                line = screen.read()
+            except KeyboardInterrupt:
+                if interrupted or not screen.interactive:
+                    raise
+                interrupted = True
+                notice("Ctrl-C again, or Ctrl-D, leaves")
+                continue
+            except EOFError:
+                return
+            interrupted = False
+            if not execute(line, session, screen):
+                return
+        except KeyboardInterrupt:
+            if not screen.interactive:
+                raise
+            if interrupted:
+                return
+            notice("interrupted")
+        except TinyLMError as error:
+            print(f"tinylm: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
