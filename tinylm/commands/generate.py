@@ -216,7 +216,6 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
 def describe(bundle: "Bundle", generator: "Generator", threads: int | None, path: Path, chat: bool) -> "Model":
     """A model for the prompt loop. The validation loss of a checkpoint is that recorded in its run."""
     from tinylm.commands.interactive import Model
-    from tinylm.data.template import find_template
     from tinylm.runs.metrics import read_metrics
 
     info, metrics = dict(bundle.info), path.parent.parent / "metrics.csv"
@@ -224,8 +223,11 @@ def describe(bundle: "Bundle", generator: "Generator", threads: int | None, path
         for step, loss in zip(*read_metrics(metrics).get("val/loss", ([], [])), strict=True):
             if step <= info["step"]:
                 info["val/loss"] = loss
-    template = find_template("chat", bundle.tokenizer) if chat else None
-    return Model(generator, info, template, threads)
+    if not chat:
+        return Model(generator, info, threads=threads)
+    from tinylm.data.template import find_template
+
+    return Model(generator, info, find_template("chat", bundle.tokenizer), threads)
 
 
 def open_model(given: str, options: argparse.Namespace) -> "Model":

@@ -12,14 +12,13 @@ with `/` is a command. At a terminal Ctrl-C stops an answer. When lines come thr
 answers and what commands print, prompt_toolkit is not imported, and Ctrl-C ends the program.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from tinylm.commands.interactive.commands import execute
 from tinylm.commands.interactive.screen import Screen, at_terminal
 from tinylm.commands.interactive.session import Model, Session
-from tinylm.errors import TinyLMError, notice
+from tinylm.errors import TinyLMError
 
 __all__ = ["Model", "converse"]
 
@@ -39,7 +38,7 @@ def converse(model: Model, settings: dict[str, Any], open_model: Callable[[str],
     screen = _screen()
     session = Session(model, settings, screen, open_model)
     if screen.interactive:
-        notice("the model is ready; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        screen.say("the model is ready; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
     _loop(session, screen)
     return session.model
 
@@ -53,27 +52,15 @@ def _screen() -> Screen:
 
 
 def _loop(session: Session, screen: Screen) -> None:
-    interrupted = False  # by Ctrl-C at the last prompt
     while True:
         try:
-            try:
-                line = screen.read()
-            except KeyboardInterrupt:
-                if interrupted or not screen.interactive:
-                    raise
-                interrupted = True
-                notice("Ctrl-C again, or Ctrl-D, leaves")
-                continue
-            except EOFError:
+            if not execute(screen.read(), session, screen):
                 return
-            interrupted = False
-            if not execute(line, session, screen):
-                return
+        except EOFError:
+            return
         except KeyboardInterrupt:
             if not screen.interactive:
                 raise
-            if interrupted:
-                return
-            notice("interrupted")
+            screen.say("interrupted")
         except TinyLMError as error:
-            print(f"tinylm: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            screen.say(f"error: {' '.join(str(error).split())}")

@@ -17,7 +17,7 @@ from tinylm.commands.interactive import settings as options
 from tinylm.commands.interactive.screen import Screen
 from tinylm.commands.interactive.session import Session
 from tinylm.console import plural, use_color
-from tinylm.errors import CannotCreateError, ConfigError, did_you_mean, notice
+from tinylm.errors import CannotCreateError, ConfigError, did_you_mean
 from tinylm.files import write_text
 
 COMMANDS = {
@@ -91,7 +91,7 @@ def _set(session: Session, screen: Screen, argument: str) -> None:
         screen.show(f"{shown}   ({options.descriptions()[name]})")
         return
     session.set(name, value)
-    notice(options.show({name: value}))
+    screen.say(options.show({name: value}))
 
 
 def _settings(session: Session, screen: Screen) -> None:
@@ -102,7 +102,7 @@ def _probs(session: Session, screen: Screen, argument: str) -> None:
     if argument not in ("on", "off"):
         raise ConfigError("/probs takes on or off, as in: /probs on")
     session.show_probs = argument == "on"
-    notice(output.PROBABILITY.legend(use_color()) if session.show_probs else "answers are shown as plain text")
+    screen.say(output.PROBABILITY.legend(use_color()) if session.show_probs else "answers are shown as plain text")
 
 
 def _stats(session: Session, screen: Screen) -> None:
@@ -131,7 +131,7 @@ def _save(session: Session, screen: Screen, argument: str) -> None:
         output.write_completions(path, completions, session.generator.tokenizer)
     else:
         write_text(path, _conversation(session, output.is_jsonl(path)))
-    notice(f"saved: {path}")
+    screen.say(f"saved: {path}")
 
 
 def _conversation(session: Session, jsonl: bool) -> str:

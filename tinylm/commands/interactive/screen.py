@@ -1,8 +1,12 @@
 """Input and output of the prompt loop where there is no terminal: lines in, text out, nothing added."""
 
+import contextlib
 import io
 import math
 import sys
+from collections.abc import Iterator
+
+from tinylm.errors import notice
 
 
 def at_terminal() -> bool:
@@ -36,9 +40,19 @@ class Screen:
         """Writes a piece of an answer."""
         print(piece, end="", flush=True)
 
-    def end(self) -> None:
-        """Ends an answer."""
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Surrounds an answer, and ends its line."""
+        yield
         print(flush=True)
+
+    def say(self, message: str) -> None:
+        """Prints a notice on stderr."""
+        notice(message)
+
+    def put(self, text: str) -> None:
+        """Writes a text as it is, without an end of line."""
+        print(text, end="", flush=True)
 
     def show(self, text: str) -> None:
         """Prints what a command has to say."""

@@ -11,18 +11,18 @@ Left out: the cache of keys and values is not kept from turn to turn; the conver
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinylm.commands import output
 from tinylm.commands.interactive.prompts import Fit, describe, fit_of, known_beginning
 from tinylm.commands.interactive.screen import Screen
 from tinylm.console import interruptible, plural, use_color
-from tinylm.data.chat_template import ChatTemplate
-from tinylm.data.pairs import Turn
-from tinylm.data.template import Template, prompt_ids
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError
 from tinylm.generation.generate import Generator
 from tinylm.generation.text import Completion, Reader, Text
+
+if TYPE_CHECKING:
+    from tinylm.data.template import ChatTemplate, Template
 
 REPLACEMENT = "\ufffd"  # what the decoder puts for bytes that are no character
 
@@ -40,7 +40,7 @@ class Model:
 
     generator: Generator
     info: dict[str, Any] = field(default_factory=dict)
-    template: Template | ChatTemplate | None = None
+    template: "Template | ChatTemplate | None" = None
     threads: int | None = None
 
 
@@ -116,7 +116,7 @@ class Session:
         *before, last = self._said("/again draws another answer")
         seed = last.seed if self.settings.get("seed") is None else self._seed()
         if self.settings.get("temperature") == 0:
-            notice("temperature 0 always gives the same answer; /set temperature 0.8 draws others")
+            self._screen.say("temperature 0 always gives the same answer; /set temperature 0.8 draws others")
         self._answer(tuple(before), last.prompt, seed, last.draw + 1 if seed == last.seed else 0)
 
     def more(self) -> None:
@@ -153,13 +153,13 @@ class Session:
             raise ConfigError("/undo takes back a prompt, and there is none")
         self.exchanges = self._earlier.pop()
         last = repr(self.exchanges[-1].prompt) if self.exchanges else "none"
-        notice(f"taken back; the last prompt is now: {last}")
+        self._screen.say(f"taken back; the last prompt is now: {last}")
 
     def reset(self) -> None:
         """Forgets everything that has been said; `undo` restores it."""
         if self.exchanges:
             self._keep(())
-        notice("forgotten; /undo restores it")
+        self._screen.say("forgotten; /undo restores it")
 
     def open_model(self, path: str) -> None:
         """Takes another model, with the same settings, and forgets what has been said.
@@ -173,7 +173,7 @@ class Session:
         model = self._open(path)
         model.generator.check_options(self.settings)
         self.model, self.exchanges, self._earlier = model, (), []
-        notice("the model is ready; the conversation begins anew")
+        self._screen.say("the model is ready; the conversation begins anew")
 
     def set(self, name: str, value: Any) -> None:
         """Changes a setting; ConfigError for an invalid value."""
@@ -203,7 +203,7 @@ class Session:
         text, pieces = self.generator.begin(prompt, log_probs=True, **drawn)
         fit = fit_of(self.generator, text.prompt, self.model.info)
         if fit is not None and fit.unlike and draw == 0:
-            notice(describe(fit, known_beginning(self.generator, self.model.info)))
+            self._screen.say(describe(fit, known_beginning(self.generator, self.model.info)))
         answer = self._show(text, pieces)
         if text.ids or text.finished:
             self._keep((*before, Exchange(prompt, text, answer, seed, draw, fit, dropped)))
@@ -214,22 +214,21 @@ class Session:
         `begun` is shown before the pieces; the result are these alone.
         """
         parts, first = [], len(text.ids)
-        self._screen.write("" if self.show_probs else begun)
-        try:
-            with interruptible():
-                for piece in pieces:
-                    parts.append(piece)
-                    if not self.show_probs:
-                        self._screen.write(piece)
-        except KeyboardInterrupt:
-            if not self._screen.interactive:
-                raise
-        answer = "".join(parts)
-        if self.show_probs:
-            new = Completion("", answer, text.ids[first:], text.log_probs[first:], text.finished)
-            self._screen.show(output.show_probabilities(new, self.generator.tokenizer, use_color()))
-        else:
-            self._screen.end()
+        write = (lambda piece: None) if self.show_probs else self._screen.write
+        with self._screen.answering():
+            write(begun)
+            try:
+                with interruptible():
+                    for piece in pieces:
+                        parts.append(piece)
+                        write(piece)
+            except KeyboardInterrupt:
+                if not self._screen.interactive:
+                    raise
+            answer = "".join(parts)
+            if self.show_probs:
+                new = Completion("", answer, text.ids[first:], text.log_probs[first:], text.finished)
+                self._screen.put(output.show_probabilities(new, self.generator.tokenizer, use_color()))
         self._name_invalid_bytes(text.ids[first:], answer)
         return answer
 
@@ -237,7 +236,7 @@ class Session:
         """Says that the answer has bytes that are no text, if the model has not learned the character itself."""
         written = self.generator.tokenizer.decode(ids, "ignore", continues=True).count(REPLACEMENT)
         if (count := answer.count(REPLACEMENT) - written) > 0:
-            notice(f"{REPLACEMENT} above stands for bytes that are not UTF-8 text, {plural(count, 'time')}")
+            self._screen.say(f"{REPLACEMENT} above stands for bytes that are not UTF-8 text, {plural(count, 'time')}")
 
     # --- memory
 
@@ -257,7 +256,9 @@ class Session:
             self.generator.encode_prompt = lambda _: ids
             if dropped > (before[-1].dropped if before else 0):
                 turns = plural(2 * dropped, "turn")
-                notice(f"the conversation exceeds the context of {context} tokens: its first {turns} are not read")
+                self._screen.say(
+                    f"the conversation exceeds the context of {context} tokens: its first {turns} are not read"
+                )
         count = len(self.generator.whole_prompt(prompt))
         if count > context and self.settings.get("truncate") is None:
             remedy = "/set truncate left reads only its end"
@@ -266,6 +267,9 @@ class Session:
 
     def _conversation(self, before: Sequence[Exchange], prompt: str) -> list[int]:
         """The ids of a conversation that ends with a user's message, to be answered."""
+        from tinylm.data.pairs import Turn
+        from tinylm.data.template import prompt_ids
+
         assert self.model.template is not None
         pairs = [(each.prompt, each.answer) for each in before]
         turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]

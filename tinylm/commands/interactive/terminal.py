@@ -5,9 +5,12 @@ bold. Left out: colours that a theme would have to know.
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
+import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,6 +43,7 @@ class Terminal(Screen):
 
     def __init__(self) -> None:
         self._answer = Wrapped(self)
+        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # the terminal's replies could end up among the keys
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -59,18 +63,39 @@ class Terminal(Screen):
         return max(shutil.get_terminal_size().columns, 20)
 
     def read(self) -> str:
-        """The next prompt or command; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        typed = self._session.prompt()
+        """The next prompt or command; EOFError at Ctrl-D, or at a second Ctrl-C on an empty line."""
+        pressed = False
+        while True:
+            try:
+                typed = self._session.prompt()
+                break
+            except KeyboardInterrupt:
+                if pressed and not self._session.default_buffer.text:
+                    raise EOFError from None
+                pressed = True
+                self.say("Ctrl-C again, or Ctrl-D, leaves")
         return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # keys that are not UTF-8
 
     def write(self, piece: str) -> None:
         """Writes a piece of an answer. Control characters, which could confuse the terminal, are escaped."""
         self._answer.write("".join(map(_harmless, piece)))
 
-    def end(self) -> None:
-        """Ends an answer."""
-        self._answer.end()
-        print(flush=True)
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Surrounds an answer. A blank line follows it, and then its notices."""
+        held = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(held):
+                yield
+        finally:
+            self._answer.end()
+            print(flush=True)
+            for line in held.getvalue().splitlines():
+                self.say(line.removeprefix("tinylm: "))
+
+    def say(self, message: str) -> None:
+        """Prints a notice on stderr, wrapped at words."""
+        print(textwrap.fill(f"tinylm: {message}", int(self.width)), file=sys.stderr, flush=True)
 
 
 def _harmless(character: str) -> str:
