@@ -1,4 +1,4 @@
-"""How well a prompt fits the training text, by the model's own loss on it.
+"""The fit of a prompt to the training text, by the model's own loss on it.
 
 A model continues what it has seen. The loss of a prompt, in nats per token, says whether it has: on the validation text
 it is about the validation loss, and a prompt of random tokens costs ln V, with V tokens in the vocabulary. A prompt is
@@ -44,7 +44,7 @@ class Fit(NamedTuple):
 
 
 def fit_of(generator: Generator, ids: list[int], info: dict[str, Any]) -> Fit | None:
-    """How well a prompt fits; None if nothing in it is predicted, or the validation loss is unknown.
+    """The fit of a prompt; None if nothing in it is predicted, or the validation loss is unknown.
 
     Args:
         generator: has the model

@@ -1,4 +1,4 @@
-"""What has been said in a prompt loop: prompts and their answers, and the commands that change them.
+"""The state of a prompt loop: prompts and their answers, and the commands that change them.
 
 The history is a tuple of exchanges. Every command makes a new one and keeps the old, so `undo` restores exactly what
 was. Nothing else is remembered between two answers: an answer follows from the exchanges before it, the settings, and

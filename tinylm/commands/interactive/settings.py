@@ -18,7 +18,7 @@ LISTS = ("stop", "banned_tokens")
 
 
 def descriptions() -> dict[str, str]:
-    """What each setting does, in a line."""
+    """A line on each setting, by name."""
     import docstring_parser  # jsonargparse uses it for the help of configs
 
     fields = docstring_parser.parse_from_object(SamplingConfig).params

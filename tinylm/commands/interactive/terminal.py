@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 import textwrap
 import unicodedata
@@ -18,7 +17,7 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import History
+from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
@@ -27,7 +26,7 @@ from prompt_toolkit.utils import get_cwidth
 from tinylm.commands.interactive.commands import COMMANDS, NAMES
 from tinylm.commands.interactive.screen import Screen
 from tinylm.commands.interactive.settings import DEFAULTS
-from tinylm.errors import TinyLMError
+from tinylm.errors import ConfigError, TinyLMError
 from tinylm.files import default_cache_dir, locked
 
 HISTORY_LENGTH = 1000  # prompts
@@ -51,7 +50,7 @@ class Terminal(Screen):
             completer=LineCompleter(),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
-            history=SharedHistory(default_cache_dir() / "prompts.jsonl"),
+            history=_history(),
             key_bindings=_keys(),
             style=Style.from_dict({"": "bold", "prompt": "bold"}),
             enable_suspend=True,
@@ -60,7 +59,7 @@ class Terminal(Screen):
     @property
     def width(self) -> float:
         """Columns of the window, at least 20."""
-        return max(shutil.get_terminal_size().columns, 20)
+        return max(os.get_terminal_size(sys.__stdout__.fileno()).columns, 20)
 
     def read(self) -> str:
         """The next prompt or command; EOFError at Ctrl-D, or at a second Ctrl-C on an empty line."""
@@ -74,11 +73,17 @@ class Terminal(Screen):
                     raise EOFError from None
                 pressed = True
                 self.say("Ctrl-C again, or Ctrl-D, leaves")
-        return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # keys that are not UTF-8
+        return typed.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # keys that are not UTF-8
 
     def write(self, piece: str) -> None:
         """Writes a piece of an answer. Control characters, which could confuse the terminal, are escaped."""
         self._answer.write("".join(map(_harmless, piece)))
+
+    def show(self, text: str) -> None:
+        """Prints what a command has to say, wrapped at words."""
+        width = int(self.width)
+        lines = [textwrap.fill(line, width, subsequent_indent="  ") or line for line in text.splitlines()]
+        print("\n".join(lines), flush=True)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -244,6 +249,13 @@ class SharedHistory(History):
         """Appends a prompt."""
         with contextlib.suppress(OSError, TinyLMError), locked(self._lock):
             _append(self._path, json.dumps(string) + "\n")
+
+
+def _history() -> History:
+    try:
+        return SharedHistory(default_cache_dir() / "prompts.jsonl")
+    except ConfigError:  # a user without a home folder
+        return InMemoryHistory()
 
 
 def _append(path: Path, text: str) -> None:
