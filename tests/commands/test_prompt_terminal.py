@@ -1,6 +1,6 @@
 """The prompt loop at a real terminal: keys in, and what then stands on the screen.
 
-`python -m tests.commands.test_prompt_terminal` prints a session of twenty inputs.
+`python -m tests.commands.test_prompt_terminal` prints the twenty inputs and the session of docs/prompt.md as they look.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ if sys.platform == "win32":
 
 from tinylm.commands.interactive.terminal import HISTORY_LENGTH, SharedHistory, Wrapped, get_cwidth
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["generate", "--interactive", "--model", "storyteller", "--device", "cpu"]
 SETTINGS = dict(max_new_tokens=20, temperature=0.8, seed=1)
 BEGINNING = "Once upon a time"
@@ -107,6 +108,33 @@ def test_twenty_inputs_at_a_terminal(folder):
         assert terminal.exit_code() == 0
     finally:
         terminal.close()
+
+
+def session_of_the_page() -> tuple[list[str], str]:
+    """The lines typed in docs/prompt.md, and all that stands on the screen then."""
+    text = (ROOT / "docs" / "prompt.md").read_text(encoding="utf-8")
+    shown = re.search(r"```console\n\$ [^\n]*\n(.*?)```", text, re.DOTALL)[1]
+    return re.findall(r"^> (.*)", shown, re.MULTILINE), shown
+
+
+def type_lines(folder: Path, lines: list[str]) -> str:
+    """The screen after these lines, the last of which leaves."""
+    terminal = start(folder)
+    try:
+        terminal.until()
+        for line in lines[:-1]:
+            terminal.answer(line)
+        terminal.type(lines[-1] + "\r")
+        assert terminal.exit_code() == 0
+        terminal.until("\r\n")
+        return "\n".join(terminal.lines()).rstrip() + "\n"
+    finally:
+        terminal.close()
+
+
+def test_the_session_of_the_page_is_what_a_terminal_shows(folder):
+    lines, shown = session_of_the_page()
+    assert len(lines) >= 8 and type_lines(folder, lines) == shown
 
 
 # --- keys
@@ -246,9 +274,5 @@ def test_a_long_history_is_shortened_and_a_damaged_one_read(tmp_path):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        terminal = start(Path(temporary))
-        terminal.until()
-        for _ in twenty(terminal):
-            pass
-        print("\n".join(terminal.lines()))
-        terminal.close()
+        print(type_lines(Path(temporary), [typed for typed, _ in TWENTY]))
+        print(type_lines(Path(temporary), session_of_the_page()[0]))

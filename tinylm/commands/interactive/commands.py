@@ -102,7 +102,10 @@ def _probs(session: Session, screen: Screen, argument: str) -> None:
     if argument not in ("on", "off"):
         raise ConfigError("/probs takes on or off, as in: /probs on")
     session.show_probs = argument == "on"
-    screen.say(output.PROBABILITY.legend(use_color()) if session.show_probs else "answers are shown as plain text")
+    if session.show_probs:
+        screen.put(output.PROBABILITY.legend(use_color()) + "\n")
+    else:
+        screen.say("answers are shown as plain text")
 
 
 def _stats(session: Session, screen: Screen) -> None:

@@ -51,7 +51,7 @@ class Screen:
         notice(message)
 
     def put(self, text: str) -> None:
-        """Writes a text as it is, without an end of line."""
+        """Writes a text that may have colours, without an end of line."""
         print(text, end="", flush=True)
 
     def show(self, text: str) -> None:

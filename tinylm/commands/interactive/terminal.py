@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 import unicodedata
@@ -30,6 +31,8 @@ from tinylm.errors import ConfigError, TinyLMError
 from tinylm.files import default_cache_dir, locked
 
 HISTORY_LENGTH = 1000  # prompts
+COLOR = r"\x1b\[[\d;]*m"
+COLORED_SPACE = r"(?=\x1b\[[\d;]+48[\d;]+m )"
 JOINER = "\u200d"  # joins the emoji around it into one
 VALUES = {"/probs": ("on", "off")}
 SETTING_VALUES = {"truncate": ("left", "off")}
@@ -84,6 +87,19 @@ class Terminal(Screen):
         width = int(self.width)
         lines = [textwrap.fill(line, width, subsequent_indent="  ") or line for line in text.splitlines()]
         print("\n".join(lines), flush=True)
+
+    def put(self, text: str) -> None:
+        """Writes a text that may have colours; where it has, lines end before coloured spaces."""
+        if "\x1b" not in text:
+            self._answer.write(text)
+        column = 0
+        for word in re.split(COLORED_SPACE, text) if "\x1b" in text else ():
+            size = get_cwidth(re.sub(COLOR, "", word.rstrip("\n")))
+            if column + size > self.width:
+                print()
+                column = 0
+            print(word, end="", flush=True)
+            column += size
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
