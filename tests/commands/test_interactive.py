@@ -10,16 +10,17 @@ import torch
 import yaml
 
 import tinylm
+from tests.data.test_chat_template import CHATML, SPECIAL
 from tinylm.bundle import save_bundle
 from tinylm.commands.interactive import Model, converse
 from tinylm.commands.interactive.prompts import Fit, describe, fit_of, known_beginning
 from tinylm.data import CHAT, Turn, read_pairs
 from tinylm.data.grammar.stories import stories
-from tinylm.data.template import prompt_ids, use_template
+from tinylm.data.template import find_template, prompt_ids, use_template
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.tokenizer import ByteTokenizer, CharTokenizer
+from tinylm.tokenizer import ByteTokenizer, CharTokenizer, Chat
 
 SETTINGS = dict(max_new_tokens=9, temperature=0.8, seed=1)
 
@@ -361,6 +362,21 @@ def test_a_conversation_is_remembered_in_its_template(chat, read, monkeypatch, c
         ids("ab"), ids("ab", first, "cd"), ids("ab", first, "cd"), ids("ab", first, "cd", second, "e"), ids("f"),
     ]  # fmt: skip
     assert third and not any("unlike" in line for line in err)  # the loss of questions means nothing
+
+
+def test_a_public_models_own_template_holds_the_conversation(monkeypatch, capfd):
+    torch.manual_seed(0)
+    tokenizer = ByteTokenizer(SPECIAL).with_chat(Chat(CHATML, {}, {}))
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=256)
+    generator, template = Generator(TransformerLM(config).eval(), tokenizer), find_template("chat", tokenizer)
+    use_template(generator, template)
+    letters = [i for i in range(tokenizer.vocab_size) if not 97 <= i <= 122]
+    model, settings = Model(generator, {"template": "chat"}, template), {"max_new_tokens": 4, "banned_tokens": letters}
+    (first, second), _ = heard(model, monkeypatch, capfd, "ab", "cd", **settings)
+    text = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
+    text += f"{first}<|im_end|>\n<|im_start|>user\ncd<|im_end|>\n<|im_start|>assistant\n"
+    generator.encode_prompt = lambda _: tokenizer.encode(text, allow_special=True)
+    assert generator.generate("", **SETTINGS | settings) == second
 
 
 def test_a_conversation_is_trimmed_by_whole_turns_and_says_so(chat, read, monkeypatch, capfd):

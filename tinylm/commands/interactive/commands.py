@@ -175,9 +175,9 @@ def help_text(width: float) -> str:
 def _row(name: str, text: str, width: float) -> str:
     if width == math.inf:
         return f"  {name:20}{text}"
-    if width < NARROW:
-        return f"  {name}\n{textwrap.fill(text, int(width), initial_indent='    ', subsequent_indent='    ')}"
-    return textwrap.fill(text, int(width), initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
+    first, indent = (f"  {name}\n    ", 4) if width < NARROW else (f"  {name:20}", 22)
+    lines = textwrap.wrap(text, int(width) - indent, break_on_hyphens=False)
+    return first + f"\n{' ' * indent}".join(lines)
 
 
 ACTIONS: dict[str, Callable[[Session, Screen, str], None]] = {

@@ -62,7 +62,7 @@ class Terminal(Screen):
     @property
     def width(self) -> float:
         """Columns of the window, at least 20."""
-        return max(os.get_terminal_size(sys.__stdout__.fileno()).columns, 20)
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, 20)
 
     def read(self) -> str:
         """The next prompt or command; EOFError at Ctrl-D, or at a second Ctrl-C on an empty line."""
@@ -84,16 +84,14 @@ class Terminal(Screen):
 
     def show(self, text: str) -> None:
         """Prints what a command has to say, wrapped at words."""
-        width = int(self.width)
-        lines = [textwrap.fill(line, width, subsequent_indent="  ") or line for line in text.splitlines()]
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(self._wrapped, text.splitlines())), flush=True)
 
     def put(self, text: str) -> None:
         """Writes a text that may have colours; where it has, lines end before coloured spaces."""
         if "\x1b" not in text:
-            self._answer.write(text)
+            return self._answer.write(text)
         column = 0
-        for word in re.split(COLORED_SPACE, text) if "\x1b" in text else ():
+        for word in re.split(COLORED_SPACE, text):
             size = get_cwidth(re.sub(COLOR, "", word.rstrip("\n")))
             if column + size > self.width:
                 print()
@@ -116,7 +114,10 @@ class Terminal(Screen):
 
     def say(self, message: str) -> None:
         """Prints a notice on stderr, wrapped at words."""
-        print(textwrap.fill(f"tinylm: {message}", int(self.width)), file=sys.stderr, flush=True)
+        print(self._wrapped(f"tinylm: {message}"), file=sys.stderr, flush=True)
+
+    def _wrapped(self, line: str) -> str:
+        return textwrap.fill(line, int(self.width), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _harmless(character: str) -> str:
