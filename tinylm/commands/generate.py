@@ -117,6 +117,7 @@ def run(arguments: list[str]) -> None:
     from tinylm.bundle import load_bundle
 
     bundle = load_bundle(path, pick_device(options.device))
+    asked = argparse.Namespace(**vars(options))
     if prompts == [None]:
         prompts = [bundle.info.get("prompt", "")]
         options.chat |= bundle.info.get("template") == "chat"
@@ -126,7 +127,7 @@ def run(arguments: list[str]) -> None:
         from tinylm.commands.interactive import converse
 
         model = converse(
-            describe(bundle, generator, threads, path, options.chat), settings, lambda given: open_model(given, options)
+            describe(bundle, generator, threads, path, options.chat), settings, lambda given: open_model(given, asked)
         )
         generator, threads = model.generator, model.threads
     else:

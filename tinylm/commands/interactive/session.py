@@ -243,16 +243,18 @@ class Session:
     def _remember(self, before: tuple[Exchange, ...], prompt: str) -> int:
         """Lets the generator read a prompt after the exchanges before it; returns how many of these do not fit.
 
-        Whole exchanges are dropped, the oldest first, until a quarter of the context is free for the answer, or
-        max_new_tokens, if that is less.
+        The newest exchanges are read, as many as leave a quarter of the context free for the answer, or max_new_tokens,
+        if that is less.
         """
         context, most = self.generator.model.config.max_seq_len, self.settings.get("max_new_tokens", 500)
         dropped = 0
         if self.model.template is not None:
-            ids = self._conversation(before, prompt)
-            while dropped < len(before) and len(ids) > context - min(most, context // 4):
-                dropped += 1
-                ids = self._conversation(before[dropped:], prompt)
+            ids, dropped = self._conversation((), prompt), len(before)
+            while dropped:
+                longer = self._conversation(before[dropped - 1 :], prompt)
+                if len(longer) > context - min(most, context // 4):
+                    break
+                ids, dropped = longer, dropped - 1
             self.generator.encode_prompt = lambda _: ids
             if dropped > (before[-1].dropped if before else 0):
                 turns = plural(2 * dropped, "turn")
