@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import tinylm
 from tests.commands.conftest import save_model
 from tinylm.commands import run_command
-from tinylm.commands.interactive import converse
+from tinylm.commands.interactive import Model, converse
 from tinylm.commands.output import read_prompts
 from tinylm.data import open_corpus, read_pairs
 from tinylm.generation import Generator
+from tinylm.model import ModelConfig, TransformerLM
 from tinylm.tokenizer import ByteTokenizer
 
 # within a line: line separator, paragraph separator, next line, form feed, vertical tab, a lone CR, file separator
@@ -78,11 +78,15 @@ def test_a_corpus_of_lines_keeps_all_other_separators(tmp_path):
 
 
 def test_piped_prompts_keep_all_other_separators(tmp_path, monkeypatch, capfd):
-    generator = Generator(*tinylm.load(save_model(tmp_path / "m"), device="cpu"))
-    prompts: list[str] = []
-    monkeypatch.setattr(generator, "stream", lambda prompt, **_: prompts.append(prompt) or ["x"])
+    tokenizer = ByteTokenizer()
+    shape = dict(vocab_size=tokenizer.vocab_size, d_model=16, num_layers=1, num_heads=2, max_seq_len=64)
+    generator = Generator(TransformerLM(ModelConfig(**shape)).eval(), tokenizer)
+    prompts, begin = [], generator.begin
+    monkeypatch.setattr(
+        generator, "begin", lambda prompt, **options: prompts.append(prompt) or begin(prompt, **options)
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file_of(LINES)), encoding="latin-1"))
-    converse(generator, {"max_new_tokens": 1})
+    converse(Model(generator), {"max_new_tokens": 1})
     assert prompts == LINES
 
 

@@ -120,8 +120,8 @@ HELP += [
 HELP += [["predict", "-c", "tiny", "--dat.text", "x"], ["train-numpy", "-c", "tiny", "--trainer.max_stepz", "5"]]
 HELP += [["generate", "--model", "README.md", *words.split()] for words in ["", *MISTAKES, "--prompts-file nowhere"]]
 HEAVY = {
-    "torch", "lightning", "jsonargparse", "matplotlib", "torchmetrics", "transformers", "sympy", "wandb", "fsspec",
-    "requests", "jinja2",
+    "torch", "lightning", "jsonargparse", "matplotlib", "prompt_toolkit", "torchmetrics", "transformers", "sympy",
+    "wandb", "fsspec", "requests", "jinja2",
 }  # fmt: skip
 WATCH = """
 import contextlib, io, sys

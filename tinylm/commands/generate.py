@@ -19,6 +19,7 @@ from tinylm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tinylm.bundle import Bundle
+    from tinylm.commands.interactive import Model
     from tinylm.generation.generate import Generator
     from tinylm.generation.text import Completion
 
@@ -116,6 +117,7 @@ def run(arguments: list[str]) -> None:
     from tinylm.bundle import load_bundle
 
     bundle = load_bundle(path, pick_device(options.device))
+    asked = argparse.Namespace(**vars(options))
     if prompts == [None]:
         prompts = [bundle.info.get("prompt", "")]
         options.chat |= bundle.info.get("template") == "chat"
@@ -124,7 +126,10 @@ def run(arguments: list[str]) -> None:
     if options.interactive:
         from tinylm.commands.interactive import converse
 
-        converse(generator, settings)
+        model = converse(
+            describe(bundle, generator, threads, path, options.chat), settings, lambda given: open_model(given, asked)
+        )
+        generator, threads = model.generator, model.threads
     else:
         print_completions(generator, prompts, options, settings, batch_size)
     if options.stats:
@@ -207,6 +212,34 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
 
         use_template(generator, find_template("chat", tokenizer))
     return generator, threads
+
+
+def describe(bundle: "Bundle", generator: "Generator", threads: int | None, path: Path, chat: bool) -> "Model":
+    """A model for the prompt loop. The validation loss of a checkpoint is that recorded in its run."""
+    from tinylm.commands.interactive import Model
+    from tinylm.runs.metrics import read_metrics
+
+    info, metrics = dict(bundle.info), path.parent.parent / "metrics.csv"
+    if "val/loss" not in info and path.is_file() and metrics.is_file():
+        for step, loss in zip(*read_metrics(metrics).get("val/loss", ([], [])), strict=True):
+            if step <= info["step"]:
+                info["val/loss"] = loss
+    if not chat:
+        return Model(generator, info, threads=threads)
+    from tinylm.data.template import find_template
+
+    return Model(generator, info, find_template("chat", bundle.tokenizer), threads)
+
+
+def open_model(given: str, options: argparse.Namespace) -> "Model":
+    """The model at a path, for the prompt loop, with the other options of the command."""
+    from tinylm.bundle import load_bundle
+
+    _, path = announce_model(given)
+    bundle = load_bundle(path, pick_device(options.device))
+    chat = options.chat or bundle.info.get("template") == "chat"
+    generator, threads = make_generator(bundle, argparse.Namespace(**vars(options) | {"chat": chat}), rows=1)
+    return describe(bundle, generator, threads, path, chat)
 
 
 @interruptible()

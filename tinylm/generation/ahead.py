@@ -47,14 +47,15 @@ class _Loop:
     ) -> None:
         self.generator, self.static, self.rows, self.config, self.log_probs = generator, static, rows, config, log_probs
         self.cache, self.stats = static.cache, generator.stats
-        self.launched = [0] * len(rows)
+        self.launched = [len(text.ids) for text in rows]
         self.flight: deque[tuple[Callable[[], list], dict[int, Text]]] = deque()
         self.announced = False
 
     def run(self, waiting: Iterator[Text]) -> Iterator[Text]:
         """Extends the texts of the rows, and then those that wait."""
         self.stats.cache_bytes = self.cache.num_bytes
-        self.generator.prefill(self.cache, [text.prompt[:-1] for text in self.rows])
+        context = self.cache.max_len
+        self.generator.prefill(self.cache, [text.window(context)[:-1] for text in self.rows])
         for row, text in enumerate(self.rows):
             self.static.begin(row, text)
         while True:
@@ -77,8 +78,8 @@ class _Loop:
         for row, text in enumerate(self.rows):
             following = next(waiting, None) if text.finished else None
             if following is not None:
-                self.rows[row], self.launched[row] = following, 0
-                self.generator.prefill(self.cache, [following.prompt[:-1]], row)
+                self.rows[row], self.launched[row] = following, len(following.ids)
+                self.generator.prefill(self.cache, [following.window(self.cache.max_len)[:-1]], row)
                 self.static.begin(row, following)
 
     def _launch(self, wanting: list[int]) -> None:
@@ -111,5 +112,5 @@ class _Loop:
         self.announced = True
         for row in full:
             text = self.rows[row]
-            self.generator.prefill(self.cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
+            self.generator.prefill(self.cache, [text.window(context)[:-1]], row)
             self.static.begin(row, text)

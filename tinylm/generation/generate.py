@@ -157,7 +157,7 @@ class Generator:
         """Extends texts until they are finished, a batch at a time.
 
         Args:
-            texts: their prompts must fit the context
+            texts: their prompts must fit the context; one that has tokens already goes on after them
             config: how tokens are chosen; its seed and stop strings are left to the caller
             batch_size: texts generated at once
             log_probs: whether to record log probabilities
@@ -174,7 +174,7 @@ class Generator:
         device, context = next(self.model.parameters()).device, self.model.config.max_seq_len
         cache = self.decoder.make_cache(len(rows))
         self.stats.cache_bytes = cache.num_bytes
-        self.prefill(cache, [text.prompt[:-1] for text in rows])
+        self.prefill(cache, [text.window(context)[:-1] for text in rows])
         while rows:
             check_interrupt()
             growing = [text for text in rows if not text.finished]
@@ -189,12 +189,12 @@ class Generator:
                 following = next(waiting, None) if text.finished else None
                 if following is not None:
                     rows[row] = following
-                    self.prefill(cache, [following.prompt[:-1]], row)
+                    self.prefill(cache, [following.window(context)[:-1]], row)
                 elif cache.lengths[row] == context and not text.finished:
                     if not announced:
                         announce_sliding(context)
                     announced = True
-                    self.prefill(cache, [[*text.prompt, *text.ids][-max(context // 2, 1) : -1]], row)
+                    self.prefill(cache, [text.window(context)[:-1]], row)
             unfinished = [row for row, text in enumerate(rows) if not text.finished]
             if unfinished and self.decoder.fixed_rows:  # finished rows idle
                 cache.truncate([length if row in unfinished else 0 for row, length in enumerate(cache.lengths)])

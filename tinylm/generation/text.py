@@ -29,6 +29,12 @@ class Text:
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
 
+    def window(self, context: int) -> list[int]:
+        """The newest ids, those that the model reads next. A text that exceeds the context keeps its newest half."""
+        ids = [*self.prompt, *self.ids]
+        step = context + 1 - max(context // 2, 1)
+        return ids[max(len(ids) - context + step - 1, 0) // step * step :]
+
     def completion(self, prompt: str, generated: str) -> "Completion":
         """The result, given the prompt and the generated text as strings."""
         return Completion(prompt, generated, self.ids, self.log_probs, self.finished)

@@ -45,10 +45,11 @@ class RandomTimes:
     Args:
         vocab_size: number of tokens, V
         random: random numbers of the text
+        drawn: tokens that the text has already
     """
 
-    def __init__(self, vocab_size: int, random: Random) -> None:
-        self._size, self._random, self._next, self._drawn = vocab_size, random, deque(), 0
+    def __init__(self, vocab_size: int, random: Random, drawn: int = 0) -> None:
+        self._size, self._random, self._next, self._drawn = vocab_size, random, deque(), drawn
 
     def __getitem__(self, ahead: int) -> Tensor:
         """Those of the token `ahead` places after the next one, float64 (V,)."""
@@ -236,9 +237,9 @@ class SpeculativeGenerator(Generator):
         self.stats.cache_bytes = reader.cache.num_bytes
         drafter = _Lookup(self.lookup) if self.draft is None else _DraftModel(self, config)
         for text in texts:
-            reader.restart()
+            reader.restart(len(text.prompt) + len(text.ids) - len(text.window(reader.context)))
             drafter.restart()
-            times = RandomTimes(self.tokenizer.vocab_size, text.random)
+            times = RandomTimes(self.tokenizer.vocab_size, text.random, len(text.ids))
             while not text.finished:
                 check_interrupt()
                 room = reader.make_room(len(text.prompt) + len(text.ids))
