@@ -1,6 +1,6 @@
 """Measures hyperparameters from one end of their range to the other, and draws a picture of each.
 
-    python scripts/examples/ranges.py --out runs/ranges.jsonl                    # 66 runs, half an hour on one core
+    python scripts/examples/ranges.py --out runs/ranges.jsonl                    # 34 runs, ten minutes of one core
     python scripts/examples/ranges.py --out runs/ranges.jsonl --draw docs/ranges
 
 All runs are the network of `tiny` on the built-in stories for 400 steps of 8 x 128 tokens, with Muon, but for one
@@ -20,7 +20,6 @@ from tinylm.model import ModelConfig
 from tinylm.optim import OptimizerConfig, ScheduleConfig
 
 CONTEXT, TOKENS = 128, 400 * 8 * 128  # of a row, and of a whole run
-SEEDS = (0, 1)
 
 
 class Setting(NamedTuple):
@@ -85,7 +84,7 @@ def read(path: Path) -> dict[tuple[Setting, int], dict[str, Any]]:
     return found
 
 
-def draw(name: str, known: dict[tuple[Setting, int], dict[str, Any]], folder: Path) -> None:
+def draw(name: str, known: dict[tuple[Setting, int], dict[str, Any]], seeds: int, folder: Path) -> None:
     """Draws the loss against one hyperparameter: a point for each run, a line through the means."""
     import matplotlib.pyplot as plt
 
@@ -94,14 +93,15 @@ def draw(name: str, known: dict[tuple[Setting, int], dict[str, Any]], folder: Pa
     figure, axis = plt.subplots(figsize=(5, 3.2))
     found = RANGES[name]
     losses = {
-        value: [known[Setting()._replace(**{name: value}), seed]["loss"] for seed in SEEDS] for value in found.values
+        value: [known[Setting()._replace(**{name: value}), seed]["loss"] for seed in range(seeds)]
+        for value in found.values
     }
     whole = {value: [each for each in those if each is not None] for value, those in losses.items()}
     axis.plot([*whole], [sum(those) / len(those) if those else float("nan") for those in whole.values()], "-")
     points = [(value, loss) for value, those in whole.items() for loss in those]
     axis.plot(*zip(*points, strict=True), "o", ms=4)
     for value, those in whole.items():
-        if len(those) < len(SEEDS):
+        if len(those) < seeds:
             axis.annotate("diverges", (value, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="center")
     floor = next(each["floor"] for each in known.values() if each["loss"] is not None)
     axis.axhline(floor, ls="--", color="gray")
@@ -122,10 +122,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file of the runs, JSON lines")
     parser.add_argument("--only", choices=RANGES, nargs="+", default=[*RANGES], help="hyperparameters to measure")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each value (default: %(default)s)")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="folder of the pictures")
     options = parser.parse_args()
     known = read(options.out)
-    for seed in SEEDS:
+    for seed in range(options.seeds):
         for name in options.only:
             for value in RANGES[name].values:
                 setting = Setting()._replace(**{name: value})
@@ -138,12 +139,12 @@ def main() -> None:
     for name in options.only:
         print(name)
         for value in RANGES[name].values:
-            each = [known[Setting()._replace(**{name: value}), seed] for seed in SEEDS]
+            each = [known[Setting()._replace(**{name: value}), seed] for seed in range(options.seeds)]
             losses = "  ".join("diverges" if run["loss"] is None else f"{run['loss']:.4f}" for run in each)
             print(f"  {value:<8g} {losses}  {max(run.get('seconds', 0) for run in each):.0f} s")
         if options.draw is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
-            draw(name, known, options.draw)
+            draw(name, known, options.seeds, options.draw)
 
 
 if __name__ == "__main__":
