@@ -7,7 +7,8 @@
 
 The exit status is 0 if every property holds. build/ has the files with gaps, build/solutions/ a solution of each, and
 build/checks/ the properties: `properties(mine)` yields for each a sentence, the expected value, a function that finds
-it by the reader's code, and a hint. Expected values come from PyTorch, from tinylm or from a calculation by hand.
+it by the reader's code, and a hint; build/compare.py compares the two values. Expected values come from PyTorch, from
+tinylm or from a calculation by hand.
 
 An endless loop is stopped where the reader's own lines run, not within a single call of a library.
 """
@@ -23,16 +24,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 BUILD = Path(__file__).resolve().parent / "build"
 SECONDS = 10  # for one property
 OK, WRONG, TODO = "ok", "wrong", "to do"
-KINDS = {"Tensor": "a tensor", "ndarray": "an array"}
 
 
 class Problem(Exception):
@@ -138,22 +137,30 @@ def in_words(error: BaseException, path: Path) -> str:
     text = str(error).partition("\n")[0]
     if not lines and "'NoneType'" in text:
         return "the code gives None; is a `return` missing?"
-    return f"{place}{type(error).__name__}: {shortened(text, 160)}" if text else f"{place}{type(error).__name__}"
+    return f"{place}{type(error).__name__}: {text[:160]}" if text else f"{place}{type(error).__name__}"
+
+
+def ours(name: str) -> dict[str, Any]:
+    """The names of a file in build/; Problem without PyTorch or tinylm. It is not needed for --start and --help."""
+    try:
+        import torch
+
+        torch.manual_seed(0)  # properties draw tensors at random
+        return runpy.run_path(str(BUILD / name))
+    except ImportError as error:
+        raise Problem(f"{error}; install tinylm into this environment: pip install -e {BUILD.parents[2]}") from None
 
 
 def check(name: str, path: Path, seconds: float = SECONDS) -> Iterator[Result]:
     """Checks the properties of a chapter; Problem if the file as a whole does not serve."""
-    import torch  # not for --start and --help, which need not wait for it
-
-    properties = runpy.run_path(str(BUILD / "checks" / name))["properties"]
+    compare, properties = ours("compare.py")["compare"], ours(f"checks/{name}")["properties"]
     mine = load(path, seconds)
     missing = [each for each in required(name) if not has(mine, each)]
     if missing:
         raise Problem(f"{path.name} does not define {', '.join(missing)}; {BUILD / name} shows what is needed")
-    torch.manual_seed(0)
     try:
         for sentence, expected, find, hint in properties(mine):
-            result = evaluate(sentence, expected, find, hint, path, seconds)
+            result = evaluate(sentence, partial(compare, expected, find), hint, path, seconds)
             yield result
             if "never ends" in result.difference:
                 break  # the other properties would wait as long
@@ -167,69 +174,18 @@ def has(module: ModuleType, name: str) -> bool:
     return hasattr(module, outer) and (not inner or hasattr(getattr(module, outer), inner))
 
 
-def evaluate(sentence: str, expected: Any, find: Callable[[], Any], hint: str, path: Path, seconds: float) -> Result:
-    """Compares one expected value with that of the reader's code."""
+def evaluate(sentence: str, compare: Callable[[], str], hint: str, path: Path, seconds: float) -> Result:
+    """One property; `compare` runs the reader's code and gives the difference from what is expected, in words."""
     try:
         with limited(path, seconds):
-            found = find()
+            wrong = compare()
     except NotImplementedError as error:
         return Result(TODO, sentence, in_words(error, path))
-    except (Exception, SystemExit, OutOfTime) as error:
-        return Result(WRONG, sentence, in_words(error, path), "" if isinstance(error, OutOfTime) else hint)
-    wrong = difference(expected, found)
+    except OutOfTime as error:
+        return Result(WRONG, sentence, in_words(error, path))
+    except (Exception, SystemExit) as error:
+        return Result(WRONG, sentence, in_words(error, path), hint)
     return Result(WRONG, sentence, wrong, hint) if wrong else Result(OK, sentence)
-
-
-# --- expected and found
-
-
-def difference(expected: Any, found: Any) -> str:
-    """The difference between two values in words; empty if they are equal, or close for floating-point numbers."""
-    if found is None and expected is not None:
-        return f"expected {described(expected)}, found None; is a `return` missing?"
-    kind = KINDS.get(type(expected).__name__)
-    if kind is None and not isinstance(expected, float):
-        found = found.item() if isinstance(found, np.generic) else found
-        same = isinstance(found, type(expected)) and bool(found == expected)
-        return "" if same else f"expected {described(expected)}, found {described(found)}"
-    if kind is not None and not isinstance(found, type(expected)):
-        return f"expected {described(expected)}, found {described(found)}"
-    try:
-        ours, theirs = numbers(expected), numbers(found)
-    except (TypeError, ValueError, RuntimeError):
-        return f"expected {described(expected)}, found {described(found)}"
-    if ours.shape != theirs.shape:
-        return f"expected the shape {ours.shape}, found {theirs.shape}"
-    return first_difference(ours, theirs)
-
-
-def first_difference(expected: np.ndarray, found: np.ndarray) -> str:
-    """The first place where two arrays of one shape differ."""
-    wrong = np.argwhere(~np.isclose(found, expected, rtol=1e-4, atol=1e-5))
-    if not len(wrong):
-        return ""
-    index = tuple(wrong[0].tolist())
-    place = f" at {list(index)}" if index else ""
-    share = f" ({len(wrong)} of {expected.size} numbers differ)" if expected.size > 1 else ""
-    return f"expected {expected[index]:.6g}{place}, found {found[index]:.6g}{share}"
-
-
-def numbers(value: Any) -> np.ndarray:
-    """A number, array or tensor as an array of float64."""
-    if hasattr(value, "detach"):
-        value = value.detach()
-    return np.asarray(value, dtype=np.float64)
-
-
-def described(value: Any) -> str:
-    """A value in a few words."""
-    kind = KINDS.get(type(value).__name__)
-    return shortened(repr(value), 80) if kind is None else f"{kind} of shape {tuple(value.shape)}"
-
-
-def shortened(text: str, length: int) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 # --- the command

@@ -13,7 +13,7 @@ from tests.docs.attempts import MISTAKES, OTHERS
 from tests.docs.runner import ROOT, Result
 
 BUILD = ROOT / "docs/tutorial/build"
-NAMES = {int(path.name.partition("_")[0]): path.name for path in BUILD.glob("*.py")}
+NAMES = {int(path.name.partition("_")[0]): path.name for path in BUILD.glob("[0-9]*.py")}
 CHAPTERS = sorted((ROOT / "docs/tutorial").glob("*.md"))
 
 
@@ -187,6 +187,12 @@ def test_a_missing_file_is_named(check, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert check.main(["3", "--file", "my.py"]) == 1
     assert "my.py: No such file or directory" in capsys.readouterr().out
+
+
+def test_an_environment_without_the_packages_is_told_so(check, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
+    assert check.main(["3", "--file", str(BUILD / "3_head.py")]) == 1
+    assert "install tinylm into this environment: pip install -e " in capsys.readouterr().out
 
 
 def test_the_script_runs_from_any_folder(tmp_path):

@@ -78,12 +78,13 @@ def test_the_first_cell_installs_tinylm_only_where_it_is_missing(stored, tmp_pat
     program = compile(TransformerManager().transform_cell(source), "cell", "exec")
     exec(program, {"get_ipython": lambda: shell})
     assert installed == []
-    missing = [None, "found"]  # before and after the installation
+    folder, package = SimpleNamespace(origin=None), SimpleNamespace(origin="tinylm/__init__.py")
+    missing = [folder, package]  # before and after the installation
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: missing.pop(0))
     exec(program, {"get_ipython": lambda: shell})
     assert [name for name, _ in installed] == ["pip"]
     assert f"installing it from {address}" in capsys.readouterr().out
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: folder)
     with pytest.raises(ModuleNotFoundError, match="set REPOSITORY to the address of its git repository"):
         exec(program, {"get_ipython": lambda: shell})
 
