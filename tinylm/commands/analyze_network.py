@@ -25,6 +25,7 @@ OF_FIT = ("--model.", "--data.", "--trust")
 SUFFIXES = (".svg", ".png", ".pdf")
 MODES = [
     Mode("with --model", ("-c", "--config", "--vocab-size"), lambda options: options.model is not None),
+    Mode("without --model (fit's --trust NAME does)", ("--trust-code",), lambda options: options.model is None),
     Mode("with an SVG, which has both themes", ("--theme",), lambda options: options.out.suffix == ".svg"),
 ]
 
