@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests import own_parts as own
 from tests.analysis.drawn import faults
 from tests.strategies import model_configs
 from tinylm import plugins
@@ -64,21 +63,22 @@ def test_presets_sum_to_the_stated_totals_and_are_drawn_without_faults(name):
 @pytest.mark.parametrize(
     "parts",
     [
-        dict(attention=own.NarrowAttention),
-        dict(attention=own.GatedAttention, feedforward=own.Sparse),
-        dict(norm=own.Signed, positional_encoding=own.Sines, norm_placement="post"),
-        dict(activation=own.cubed),
+        dict(attention="own_parts.NarrowAttention"),
+        dict(attention="own_parts.GatedAttention", feedforward="own_parts.Sparse"),
+        dict(norm="own_parts.Signed", positional_encoding="own_parts.Sines", norm_placement="post"),
+        dict(activation="own_parts.cubed"),
     ],
     ids=str,
 )
-def test_plug_ins_are_counted_and_named(parts):
+def test_plug_ins_are_counted_and_named(parts, own_parts):
+    plugins.trust(["own_parts"])
     config = ModelConfig(**SHAPE, **parts)
     network = read_network(empty_model(config))
     assert (network.parameters, network.flops) == (parameter_count(config), flops_per_token(config))
     drawing = draw_network(network, "own")
     assert faults(drawing) == []
     shown = {shape.text for shape in drawing.shapes if isinstance(shape, Words)}
-    assert {part.__name__ for part in parts.values() if callable(part)} <= shown
+    assert {path.removeprefix("own_parts.") for path in parts.values() if "." in path} <= shown
 
 
 def test_latent_attention_and_experts_show_their_insides(examples):
