@@ -147,6 +147,12 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
         (["x", "--model", "alone"], 2, "it is one of profile, attention, activations, gradients, lens, tokens, embed"),
         (["lens", "--model", "alone"], 2, "--text: missing; give a UTF-8 text file (profile and weights need none)"),
         (["--model", "alone"], 2, "--text: missing; give a UTF-8 text file"),
+        (
+            ["choices", "--model", "alone"],
+            2,
+            "choices: alone was trained on a corpus that is not known here, whose true",
+        ),
+        (["choices", "--model", "runs/play"], 2, "choices: runs/play was trained on shakespeare, whose true probabil"),
         (["lens", "--model", "alone", "--text", "no.txt"], 66, "no.txt: no such file"),
         (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
         (["lens", "--model", "alone", "--text", "e.txt"], 65, "the text has no token to predict; give a longer one"),
@@ -159,6 +165,9 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
 )
 def test_errors_are_one_line(arguments, code, message, run, tmp_path):
     (tmp_path / "e.txt").write_text("")
+    if "runs/play" in arguments:
+        shutil.copytree(tmp_path / "alone", tmp_path / "runs/play/model")
+        (tmp_path / "runs/play/config.yaml").write_text("data: {corpus: shakespeare, split: [0.9, 0.1], seed: 0}\n")
     if "int8" in arguments:
         model, tokenizer = load(tmp_path / "alone")
         save_bundle(tmp_path / "int8", quantize(model, bits=8), tokenizer)

@@ -33,6 +33,7 @@ def test_a_config_and_a_model_are_drawn(run, model):
         (["-c", "small", "--model", "m"], 2, "-c: does not work with --model; leave it out"),
         (["--model", "m", "--model.network.d_model", "8"], 2, "--model.network.d_model: does not work with --model"),
         (["-c", "small", "--theme", "dark"], 2, "--theme: does not work with an SVG, which has both themes; leave it"),
+        (["-c", "small", "--trust-code"], 2, "--trust-code: does not work without --model"),
         (["-c", "small", "--vocab-size", "0"], 2, "--vocab-size must be at least 1, got 0"),
         (["-c", "small", "--model.network.d_modell=3"], 2, "no such option, did you mean 'model.network.d_model'?"),
         (["-c", "small", "--out", "mine.svg"], 73, "mine.svg: exists and is not a picture of tinylm"),

@@ -27,6 +27,7 @@ WRITERS = {  # command, its words, the target, and whether what it wrote can be 
     "svg": (["plot", "runs", "--out", "out.svg"], "out.svg", True),
     "table": (["analyze", "--model", "model", *TEXT, "--rows", "2", "--out", "out"], "out/profile.txt", True),
     "heads": (["analyze", "attention", "--model", "model", *TEXT, "--out", "out"], "out/heads.png", True),
+    "drawing": (["analyze", "network", "--model", "model", "--out", "out.svg"], "out.svg", True),
     "config": (["configs", "small", "--out", "out.yaml"], "out.yaml", False),
 }
 

@@ -158,7 +158,7 @@ class Drawing:
         return "\n".join(lines)
 
     def figure(self, theme: str) -> "Figure":
-        """The same as a figure of matplotlib, in one theme."""
+        """A figure of matplotlib with these shapes, in one theme."""
         from matplotlib.figure import Figure
 
         colors = THEMES[theme]

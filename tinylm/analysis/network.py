@@ -8,41 +8,17 @@ one `Stage`. A part that is not one of tinylm's own classes, such as a plug-in, 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
-import torch
 from torch import nn
 
+from tinylm.analysis.boxes import OPERATIONS, Box, linear_box, module_box, parameters, sizes, unknown_box
 from tinylm.analysis.watch import blocks_of
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import Attention
-from tinylm.model.count import count_parameters
 from tinylm.model.feedforward import FeedForward, SwiGLU
-from tinylm.model.lora import LoRALinear
 from tinylm.model.normalization import HeadsRMSNorm, RMSNorm
 from tinylm.model.positional import PositionTable
-from tinylm.model.quantized import QuantizedLinear
-
-TIMES = "\u00d7"
-OPERATIONS = 6  # per parameter and token: a multiplication and an addition forward, and twice that backward
-
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """A module, or a step without parameters.
-
-    Attributes:
-        title: what it is
-        lines: details; a pair is a line with a left and a right end
-        parameters: weights of its own; tied weights count for the embedding
-        flops: operations of training on one token
-    """
-
-    title: str
-    lines: tuple[str | tuple[str, str], ...] = ()
-    parameters: int = 0
-    flops: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,26 +148,26 @@ def _positions(model: TransformerLM) -> Box | None:
         return Box(
             title="Learned positions",
             lines=(f"added: a row of D for each of {rows:,}",),
-            parameters=_parameters(module),
+            parameters=parameters(module),
         )
     if isinstance(module, PositionTable):
         if model.config.positional_encoding == "rotary":
             return None  # drawn in attention, which rotates
         return Box(title="Sinusoidal positions", lines=("added: a table, which is not trained",))
-    return None if module is None else _unknown(module)
+    return None if module is None else unknown_box(module)
 
 
 def _head(model: TransformerLM) -> Box:
     tied, head = model.config.tie_embeddings, model.head
     weights, bias = head.in_features * head.out_features, 0 if head.bias is None else head.out_features
-    lines = (f"{_sizes(head)}: the logits of the next token", *(["its weights are the embedding's"] if tied else []))
+    lines = (f"{sizes(head)}: the logits of the next token", *(["its weights are the embedding's"] if tied else []))
     return Box(
         title="Head", lines=lines, parameters=bias + (0 if tied else weights), flops=OPERATIONS * (weights + bias)
     )
 
 
 def _norm(module: nn.Module) -> Box | None:
-    return None if isinstance(module, nn.Identity) else _module(type(module).__name__, module)
+    return None if isinstance(module, nn.Identity) else module_box(type(module).__name__, module)
 
 
 # --- blocks
@@ -211,128 +187,69 @@ def _stage(model: TransformerLM, layer: int) -> Stage:
 
 def _attention(model: TransformerLM, layer: int) -> Layer:
     module, config = blocks_of(model)[layer].attention, model.config
-    keys, window = config.max_seq_len, model.windows[layer % len(model.windows)]
-    keys = min(keys, window or keys)
-    if type(module) is not Attention:
-        own = getattr(module, "score_flops", None)
-        scores = 4 * config.num_heads * config.head_dim * keys if own is None else own(keys)
-        box = _unknown(module, _cached(module, config))
-        return Layer(title="Attention", rows=((replace(box, flops=box.flops + 3 * scores),),), shapes=("(B, T, D)",))
-    E = module.head_dim
-    heads, kv = module.query.out_features // E, module.key.out_features // E
-    rows: list[tuple[Box | None, ...]] = [
-        (
-            _linear("query", module.query, "(B, T, H, E)"),
-            _linear("key", module.key, "(B, T, K, E)"),
-            _linear("value", module.value, "(B, T, K, E)"),
-        )
-    ]
-    if module.query_norm is not None and module.key_norm is not None:
-        norms = (module.query_norm, module.key_norm)
-        rows.append((*(_qk_norm(norm) for norm in norms), None))
-    if config.positional_encoding == "rotary" and module.rotates:
-        part = f"{config.rotary_dim} of {E}" if config.rotary_dim < E else "by position"
-        rows.append((Box(title="rotate", lines=(part,)), Box(title="rotate", lines=(part,)), None))
-    scale = f"q kᵀ / √{E}" if module.scale is None else f"{module.scale:g} q kᵀ"
-    shared = f"; {kv} of keys and values, each for {heads // kv}" if kv < heads else ""
-    lines = [f"{_count(heads, 'head')} of {E}{shared}", "each token sees itself and those before"]
-    lines += (
-        [f"at most {window:,} tokens: a sliding window"] if window is not None and window < config.max_seq_len else []
+    window = model.windows[layer % len(model.windows)]
+    keys = min(config.max_seq_len, window or config.max_seq_len)
+    if type(module) is Attention:
+        return _own_attention(module, config, keys)
+    own = getattr(module, "score_flops", None)
+    scores = 4 * config.num_heads * config.head_dim * keys if own is None else own(keys)
+    box = unknown_box(module, _cached(module, config))
+    return Layer(title="Attention", rows=((replace(box, flops=box.flops + 3 * scores),),), shapes=("(B, T, D)",))
+
+
+def _own_attention(module: Attention, config: ModelConfig, keys: int) -> Layer:
+    """tinylm's attention, whose queries see at most so many keys."""
+    projections = (
+        linear_box("query", module.query, "(B, T, H, E)"),
+        linear_box("key", module.key, "(B, T, K, E)"),
+        linear_box("value", module.value, "(B, T, K, E)"),
     )
-    rows.append((Box(title=f"softmax({scale}) v", lines=tuple(lines), flops=12 * heads * E * keys),))
-    rows.append((_linear("output", module.output),))
+    rows: list[tuple[Box | None, ...]] = [projections]
+    if module.query_norm is not None and module.key_norm is not None:
+        rows.append((_qk_norm(module.query_norm), _qk_norm(module.key_norm), None))
+    if config.positional_encoding == "rotary" and module.rotates:
+        part = f"{config.rotary_dim} of {module.head_dim}" if config.rotary_dim < module.head_dim else "by position"
+        rotation = Box(title="rotate", lines=(part,))
+        rows.append((rotation, rotation, None))
+    rows += [(_scores(module, config, keys),), (linear_box("output", module.output),)]
     shapes = ("",) * (len(rows) - 2) + ("(B, T, H E)", "(B, T, D)")
     return Layer(title="Attention", rows=tuple(rows), shapes=shapes)
 
 
+def _scores(module: Attention, config: ModelConfig, keys: int) -> Box:
+    """The products of queries and keys, and of their weights and the values."""
+    E = module.head_dim
+    heads, kv = module.query.out_features // E, module.key.out_features // E
+    scale = f"q kᵀ / √{E}" if module.scale is None else f"{module.scale:g} q kᵀ"
+    shared = f"; {kv} of keys and values, each for {heads // kv}" if kv < heads else ""
+    lines = [f"{heads} head{'s' * (heads > 1)} of {E}{shared}", "each token sees itself and those before"]
+    if keys < config.max_seq_len:
+        lines.append(f"at most {keys:,} tokens: a sliding window")
+    return Box(title=f"softmax({scale}) v", lines=tuple(lines), flops=12 * heads * E * keys)
+
+
 def _qk_norm(norm: RMSNorm) -> Box:
-    box = _module("RMSNorm", norm)
+    box = module_box("RMSNorm", norm)
     return replace(box, lines=("all heads as one",)) if isinstance(norm, HeadsRMSNorm) else box
 
 
 def _feedforward(module: Any) -> Layer:
     if type(module) is SwiGLU:
-        first = (_linear("gate", module.gate), _linear("input", module.input))
+        first = (linear_box("gate", module.gate), linear_box("input", module.input))
         middle = Box(title="silu(gate) · input")
     elif type(module) is FeedForward:
-        first, middle = (_linear("input", module.input),), _activation(module.activation)
+        first, middle = (linear_box("input", module.input),), _activation(module.activation)
     else:
-        return Layer(title="Feed-forward", rows=((_unknown(module),),), shapes=("(B, T, D)",))
-    rows = (first, (middle,), (_linear("output", module.output),))
+        return Layer(title="Feed-forward", rows=((unknown_box(module),),), shapes=("(B, T, D)",))
+    rows = (first, (middle,), (linear_box("output", module.output),))
     return Layer(title="Feed-forward", rows=rows, shapes=("(B, T, F)", "(B, T, F)", "(B, T, D)"))
 
 
 def _activation(activation: Any) -> Box:
     if isinstance(activation, nn.Module):
-        return _module(type(activation).__name__, activation)
+        return module_box(type(activation).__name__, activation)
     function = activation.func if isinstance(activation, partial) else activation
     return Box(title=getattr(function, "__name__", type(function).__name__))
-
-
-# --- modules
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _sizes(linear: Any) -> str:
-    return f"{linear.in_features:,} → {linear.out_features:,}"
-
-
-def _form(linear: Any) -> list[str]:
-    """The features of a linear layer that its sizes do not tell."""
-    if isinstance(linear, LoRALinear):
-        ranks = ", ".join(str(len(linear.lora_a[name])) for name in linear.active)
-        return ["with bias"] * (linear.bias is not None) + [f"+ LoRA, rank {ranks}"] * bool(ranks)
-    bits = [linear.kind] if isinstance(linear, QuantizedLinear) else []
-    return ["with bias"] * (linear.bias is not None) + bits
-
-
-def _linear(title: str, linear: Any, shape: str = "") -> Box:
-    lines = (_sizes(linear), *_form(linear), *([shape] if shape else []))
-    return replace(_module(title, linear), lines=lines)
-
-
-def _module(title: str, module: nn.Module) -> Box:
-    parameters = _parameters(module)
-    return Box(title=title, parameters=parameters, flops=OPERATIONS * (parameters - _idle(module)))
-
-
-def _parameters(module: nn.Module) -> int:
-    return count_parameters(nn.ModuleList([module]))  # adapters are known by the name of the layer before theirs
-
-
-def _idle(module: nn.Module) -> int:
-    """Parameters that a token does not use."""
-    sparse: list[Any] = [each for each in module.modules() if hasattr(each, "active_parameters")]
-    return sum(_parameters(each) - each.active_parameters for each in sparse)
-
-
-def _unknown(module: nn.Module, *notes: str) -> Box:
-    """A module of a class that is not tinylm's: its submodules, one line each."""
-    children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
-    lines = [(f"{name}: {_describe(child)}", f"{_parameters(child):,}") for name, child in children]
-    own = module.named_parameters(recurse=False)
-    lines += [(f"{name}: {_shape(weight)}", f"{weight.numel():,}") for name, weight in own]
-    if idle := _idle(module):
-        whole = _parameters(module)
-        lines.append((f"a token uses {whole - idle:,} of", f"{whole:,}"))
-    return replace(_module(type(module).__name__, module), lines=(*lines, *(note for note in notes if note)))
-
-
-def _shape(weight: torch.Tensor) -> str:
-    return f" {TIMES} ".join(f"{size:,}" for size in weight.shape)
-
-
-def _describe(module: Any) -> str:
-    name = type(module).__name__
-    if isinstance(module, nn.Linear | QuantizedLinear):
-        return f"{name} {_sizes(module)}"
-    if isinstance(module, nn.ModuleList):
-        runs = [(kind, len(list(group))) for kind, group in groupby(type(each).__name__ for each in module)]
-        return ", ".join(f"{count} {TIMES} {kind}" for kind, count in runs)
-    return name
 
 
 def _cached(module: nn.Module, config: ModelConfig) -> str:

@@ -6,8 +6,9 @@ Equal blocks are drawn once. Each part has its parameters and operations; the ax
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tinylm.analysis.boxes import TIMES, Box
 from tinylm.analysis.drawing import Drawing, Line, Rectangle, Words, wrapped
-from tinylm.analysis.network import TIMES, Box, Layer, Network, Stage
+from tinylm.analysis.network import Layer, Network, Stage
 
 WIDTH = 390  # of a phone
 STREAM = 30  # the x of the residual stream
@@ -121,9 +122,7 @@ class _Painter:
                 self.drawing.add(Words(STREAM + 14, self.y, line, 12 if bold else SMALL, bold=bold,
                                        color="ink" if bold else "faint"))  # fmt: skip
         self.y += 4
-        {"pre": self.sequential, "output": self.sequential, "post": self.sequential}.get(stage.form, self.parallel)(
-            stage
-        )
+        (self.parallel if stage.form.startswith("parallel") else self.sequential)(stage)
         self.y += 12
         self.drawing.add(Line(((STREAM, self.stream or top), (STREAM, self.y)), "blue", 3))
         self.stream = self.y

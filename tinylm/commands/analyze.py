@@ -119,7 +119,7 @@ def make_subject(options: argparse.Namespace) -> "Subject":
 
     import tinylm
     from tinylm.commands.analyze_report import Subject
-    from tinylm.data.held_out import held_out_stories
+    from tinylm.data.held_out import corpus_of, held_out_stories
 
     model, tokenizer = tinylm.load(found, device=pick_device(options.device))
     context = model.config.max_seq_len
@@ -128,6 +128,11 @@ def make_subject(options: argparse.Namespace) -> "Subject":
     if options.command not in WITHOUT_TEXT and not texts:
         # one story begins each row; the others, of 32 tokens and more, fill up the last row
         texts = held_out_stories(Path(given), options.rows + context // 32 + 1)
+        if not texts and options.command == "choices":
+            corpus = corpus_of(Path(given)) or "a corpus that is not known here"
+            raise ConfigError(
+                f"choices: {given} was trained on {corpus}, whose true probabilities are unknown; give a run on stories"
+            )
         if not texts:
             raise ConfigError("--text: missing; give a UTF-8 text file (profile and weights need none)")
         notice(f"text: {len(texts)} validation stories of the run")

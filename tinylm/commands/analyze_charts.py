@@ -86,8 +86,8 @@ def report_choices(subject: Subject) -> Report:
     text, words = subject.texts[0], subject.words
     if log_prob(text) == -torch.inf:
         raise ConfigError(
-            "choices: the true probabilities of this text are unknown; give a story of the built-in corpus, or a run "
-            "that was trained on it"
+            "choices: the true probabilities of this text are unknown; give a story of the built-in corpus, or leave "
+            "--text out for a run on stories"
         )
     found = surprises(subject.model, subject.tokenizer, story_grammar(), text)
     places = choices(found)

@@ -52,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", help="run folder with several checkpoints", required=True)
     parser.add_trust_option()
-    add("--frames", type=int, default=12, help="most checkpoints, denser at the beginning of training")
+    add("--frames", type=int, default=12, help="largest number of checkpoints, denser at the beginning of training")
     add("--text", type=Path, help="UTF-8 text file, read as one document (default: held-out stories of the run)")
     add("--tokens", type=int, default=24, help="tokens shown in the maps")
     add("--rows", type=int, default=32, help="largest number of sequences for loss and scores")

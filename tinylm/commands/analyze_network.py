@@ -25,6 +25,7 @@ OF_FIT = ("--model.", "--data.", "--trust")
 SUFFIXES = (".svg", ".png", ".pdf")
 MODES = [
     Mode("with --model", ("-c", "--config", "--vocab-size"), lambda options: options.model is not None),
+    Mode("without --model (fit's --trust NAME does)", ("--trust-code",), lambda options: options.model is None),
     Mode("with an SVG, which has both themes", ("--theme",), lambda options: options.out.suffix == ".svg"),
 ]
 
@@ -48,9 +49,16 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     ours, theirs = split(arguments)
     parser = Parser("analyze network", __doc__, MODES)
     add = parser.add_argument
-    add("-c", "--config", action="append", default=[], help="config by name or path; later ones override (small)")
+    add(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        help="config by name or path; later ones override (default: small)",
+    )
     add("--vocab-size", type=int, help="number of tokens (default: bpe:SIZE counts in full, others are read)")
-    parser.add_model_option()
+    add("--model", help="run folder, model folder or checkpoint, or storyteller (default: the config of -c)")
+    parser.add_trust_option()
     add("--out", type=Path, default=FOLDER / "network.svg", help=f"file to write: {', '.join(SUFFIXES)}")
     parser.add_overwrite_option()
     parser.add_theme_option()

@@ -1,4 +1,4 @@
-"""Held-out stories for a model: the first validation stories of the run that trained it."""
+"""The corpus of the run that trained a model, and held-out stories: the first of the run's validation data."""
 
 import itertools
 from pathlib import Path
@@ -14,8 +14,7 @@ def held_out_stories(model: Path, count: int) -> list[str]:
 
     Of a mixture, those of the first source that is stories.
     """
-    configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
-    config = next((path for path in configs if path.is_file()), None)
+    config = _config(model)
     try:
         data = {} if config is None else read_yaml(config)["data"]
         separate = data.get("val") is not None
@@ -31,3 +30,17 @@ def held_out_stories(model: Path, count: int) -> list[str]:
     seed = data.get("text_seed", data["seed"])  # earlier versions had one seed for the text and for the order
     corpus = open_corpus(stories, split=split, cache_dir=default_cache_dir(), seed=seed)
     return ["".join(story) for story in itertools.islice(corpus.documents(part), count)]
+
+
+def corpus_of(model: Path) -> str | None:
+    """The name of the corpus that a run, its model folder or checkpoint was trained on; None if it is not known."""
+    config = _config(model)
+    try:
+        return None if config is None else str(read_yaml(config)["data"]["corpus"])
+    except (DataError, LookupError, TypeError):
+        return None  # a config.yaml of another program
+
+
+def _config(model: Path) -> Path | None:
+    configs = [folder / "config.yaml" for folder in (model, *model.resolve().parents[:2])]
+    return next((path for path in configs if path.is_file()), None)
