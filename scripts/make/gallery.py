@@ -136,9 +136,7 @@ def page() -> str:
         lines.append(f"<!-- not run: scripts/make/gallery.py runs it -->\n```sh\ntinylm {command}\n```")
         for picture in shown:
             lines.append(picture.text)
-            lines += [
-                f"![{picture.name}, {theme}: {picture.text}](gallery/{picture.name}-{theme}.png)" for theme in THEMES
-            ]
+            lines += [f"![{picture.name} in the {theme} theme](gallery/{picture.name}-{theme}.png)" for theme in THEMES]
     return "\n\n".join(lines) + "\n"
 
 
