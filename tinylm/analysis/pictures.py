@@ -78,7 +78,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
     side = max(1.7, PER_TOKEN * T)
     named = max(side * heads, side * layers) <= LARGEST
     side = side if named else 1.7
-    figure = _figure(side * heads + 1.8, side * layers + 1.3, title)
+    figure = _figure(side * heads + 1.8, (side + 0.25) * layers + 1.5, title)
     grid = figure.subplots(layers, heads, squeeze=False)
     future = np.triu(np.ones((T, T), dtype=bool), 1)
     image = None
