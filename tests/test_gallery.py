@@ -65,7 +65,7 @@ def runs(tmp_path_factory) -> Path:
 
 def test_every_picture_of_the_gallery_has_its_panels_and_room_for_its_texts(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    monkeypatch.setattr(analyze_coordinates, "measure", lambda *_: dict.fromkeys(("muP", "without"), coordinates()))
+    monkeypatch.setattr(analyze_coordinates, "measure", lambda *_: dict.fromkeys(("muP", "standard"), coordinates()))
     with crowded_texts() as faults:
         files = list(gallery.draw_all(tmp_path))
     assert faults == []

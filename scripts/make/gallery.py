@@ -106,16 +106,17 @@ def draw_all(out: Path, pictures: tuple[Picture, ...] = PICTURES) -> Iterator[Pa
 
 def save_small(picture: Path, small: Path) -> None:
     """Saves a PNG in few colours, with its description."""
-    image = Image.open(picture)
     texts = PngImagePlugin.PngInfo()
-    for name in ("Software", "Description"):
-        texts.add_itxt(name, image.info[name])
-    image.convert("RGB").quantize(COLOURS).save(small, optimize=True, pnginfo=texts)
+    with Image.open(picture) as image:
+        for name in ("Software", "Description"):
+            texts.add_itxt(name, image.info[name])
+        image.convert("RGB").quantize(COLOURS).save(small, optimize=True, pnginfo=texts)
 
 
 def structure(picture: Path) -> str:
     """The description in a PNG, without its numbers: titles, labels, and panels."""
-    return re.sub(r"\d[\d.,]*", "0", str(Image.open(picture).info["Description"]))
+    with Image.open(picture) as image:
+        return re.sub(r"\d[\d.,]*", "0", image.info["Description"])
 
 
 def page() -> str:
