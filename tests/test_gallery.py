@@ -58,14 +58,14 @@ def runs(tmp_path_factory) -> Path:
     (tiny / "samples.txt").write_text("".join(f"=== step {25 * i}\n{text}\n\n" for i, text in enumerate(texts, 1)))
     for lr, width in itertools.product((0.001, 0.003, 0.01), (32, 64)):
         run = folder / f"runs/lr{lr}-width{width}"
-        make_run(run, model__optimizer={"lr": lr}, model__network__d_model=width)
+        make_run(run, trainer__max_steps=50, model__optimizer={"lr": lr}, model__network__d_model=width)
         write_metrics(run, 1 + lr)
     return folder
 
 
 def test_every_picture_of_the_gallery_has_its_panels_and_room_for_its_texts(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    monkeypatch.setattr(analyze_coordinates, "measure", lambda *_: dict.fromkeys(("muP", "without"), coordinates()))
+    monkeypatch.setattr(analyze_coordinates, "measure", lambda *_: dict.fromkeys(("muP", "standard"), coordinates()))
     with crowded_texts() as faults:
         files = list(gallery.draw_all(tmp_path))
     assert faults == []

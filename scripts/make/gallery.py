@@ -106,16 +106,17 @@ def draw_all(out: Path, pictures: tuple[Picture, ...] = PICTURES) -> Iterator[Pa
 
 def save_small(picture: Path, small: Path) -> None:
     """Saves a PNG in few colours, with its description."""
-    image = Image.open(picture)
     texts = PngImagePlugin.PngInfo()
-    for name in ("Software", "Description"):
-        texts.add_itxt(name, image.info[name])
-    image.convert("RGB").quantize(COLOURS).save(small, optimize=True, pnginfo=texts)
+    with Image.open(picture) as image:
+        for name in ("Software", "Description"):
+            texts.add_itxt(name, image.info[name])
+        image.convert("RGB").quantize(COLOURS).save(small, optimize=True, pnginfo=texts)
 
 
 def structure(picture: Path) -> str:
     """The description in a PNG, without its numbers: titles, labels, and panels."""
-    return re.sub(r"\d[\d.,]*", "0", str(Image.open(picture).info["Description"]))
+    with Image.open(picture) as image:
+        return re.sub(r"\d[\d.,]*", "0", image.info["Description"])
 
 
 def page() -> str:
@@ -136,9 +137,7 @@ def page() -> str:
         lines.append(f"<!-- not run: scripts/make/gallery.py runs it -->\n```sh\ntinylm {command}\n```")
         for picture in shown:
             lines.append(picture.text)
-            lines += [
-                f"![{picture.name}, {theme}: {picture.text}](gallery/{picture.name}-{theme}.png)" for theme in THEMES
-            ]
+            lines += [f"![{picture.name} in the {theme} theme](gallery/{picture.name}-{theme}.png)" for theme in THEMES]
     return "\n\n".join(lines) + "\n"
 
 

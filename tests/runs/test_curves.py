@@ -8,7 +8,9 @@ import pytest
 from tests.runs.test_compare import NETWORK, make_run
 from tinylm.errors import DataError
 from tinylm.model import ModelConfig, flops_per_token
+from tinylm.runs.axes import log_ticks
 from tinylm.runs.curves import read_curves, smoothed
+from tinylm.runs.metrics import read_samples
 from tinylm.runs.plots import Curves, figure_of, find_panel, looks
 
 
@@ -131,6 +133,46 @@ def test_smoothing_is_the_weighted_mean_of_all_points_before():
         weights = [keep ** np.arange(n, -1, -1.0) for n in range(50)]
         expected = [np.average(values[: n + 1], weights=w) for n, w in enumerate(weights)]
         np.testing.assert_allclose(smoothed(values, keep), expected)
+
+
+def test_a_dense_start_counts_as_much_as_one_point_for_its_steps():
+    """Five equal values, ten steps apart, are one value of fifty steps."""
+    steps, values = np.array([50, 100, 150, 200, 250]), np.array([7.0, 3.0, 2.0, 1.5, 1.25])
+    dense = np.array([10, 20, 30, 40, *steps])
+    found = smoothed(np.array([7.0] * 4 + [*values]), 0.9, dense)
+    np.testing.assert_allclose(found[4:], smoothed(values, 0.9, steps), rtol=1e-12)
+    np.testing.assert_allclose(smoothed(values, 0.9, steps), smoothed(values, 0.9), rtol=1e-12)  # equal distances
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "expected"),
+    [
+        (1, 800, 9, [1, 2, 5, 10, 20, 50, 100, 200, 500]),
+        (1, 800, 6, [1, 3, 10, 30, 100, 300]),
+        (1, 800, 4, [1, 10, 100]),
+        (2e9, 6e11, 4, [1e10, 1e11]),
+        (1e3, 2e12, 4, [1e3, 1e6, 1e9, 1e12]),
+        (1.3e11, 5e11, 4, [2e11, 3e11, 4e11, 5e11]),  # less than a decade: evenly spaced
+    ],
+)
+def test_logarithmic_axes_have_few_round_ticks(low, high, most, expected):
+    assert log_ticks(low, high, most) == pytest.approx(expected)
+
+
+def test_a_run_alone_is_drawn_with_the_words_of_its_samples(tmp_path):
+    text = "=== step 2\nOnce upon a time $x$\n\n=== step 2\nsecond prompt\n\n=== step 30\nOnce upon\n=== a lamp\n\n"
+    (tmp_path / "samples.txt").write_text(text)
+    samples = read_samples(tmp_path / "samples.txt")
+    assert samples == [(2, "Once upon a time $x$"), (30, "Once upon\n=== a lamp")]
+    assert read_samples(tmp_path / "no.txt") == []
+    x = np.array([1.0, 30.0])
+    curve = Curves("", {"train/loss": (x, x), "val/loss": (x, x), "val/floor": (x, x)})
+    loss, words = figure_of([curve], panels=["loss"], samples=samples).axes
+    written = [each.get_text() for each in words.texts]
+    assert written == ["step 2", r"… a time \$x\$", "step 30", "… === a lamp"]  # without the words that both share
+    assert [line.get_xdata()[0] for line in loss.lines[-2:]] == [2, 30]
+    labels = [each.get_text() for each in loss.get_legend().get_texts()]
+    assert labels == ["training", "validation  30.000", "best possible  30.000"]
 
 
 def test_the_picture_has_the_runs_their_spread_and_the_floor():

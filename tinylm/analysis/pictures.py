@@ -4,6 +4,7 @@ Quantities are drawn from the ground's colour to its opposite in one hue, which 
 blindness; those of both signs in `signed_shades`.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,10 @@ LINES = {
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":
+    """An empty figure with a title, which is broken into lines that fit."""
     figure = new_figure(width, height)
-    figure.suptitle(title)
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(11 * width))]
+    figure.suptitle(plain("\n".join(lines)))
     return figure
 
 
@@ -75,7 +78,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
     side = max(1.7, PER_TOKEN * T)
     named = max(side * heads, side * layers) <= LARGEST
     side = side if named else 1.7
-    figure = _figure(side * heads + 1.8, side * layers + 1.3, title)
+    figure = _figure(side * heads + 1.8, (side + 0.25) * layers + 1.5, title)
     grid = figure.subplots(layers, heads, squeeze=False)
     future = np.triu(np.ones((T, T), dtype=bool), 1)
     image = None
@@ -93,7 +96,7 @@ def draw_attention(maps: Tensor, labels: Sequence[str], notes: Sequence[Sequence
             axes.set_ylabel(f"layer {layer}")
     assert image is not None
     bar = figure.colorbar(image, ax=list(grid.flat), ticks=[0, 0.01, 0.05, 0.2, 0.5, 1], format="{x:g}", shrink=0.6)
-    bar.set_label("weight of a query (row) on a key (column); hatched: keys to come")
+    bar.set_label("weight of query (row) on key (column)")
     return figure
 
 

@@ -101,7 +101,7 @@ def draw(found: dict[str, Coordinates]) -> "Figure":
         axis.set(xscale="log", yscale="log", xlabel="width", title=name)
         axis.set_xticks(each.widths, [str(width) for width in each.widths])
         axis.minorticks_off()
-        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        below: dict[str, Any] = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         axis.legend(title="slope", fontsize=8, title_fontsize=8, **below)
         tidy(axis)
     axes[0, 0].set_ylabel("mean change of an activation")

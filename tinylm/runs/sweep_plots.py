@@ -76,7 +76,7 @@ def draw_lines(sweep: Sweep, *, title: str = "", log: Sequence[str] | None = Non
     scale_axis(axes.yaxis, 8, log is not None and "y" in log)
     if not numeric or len(values) <= MOST_TICKS:
         crowded = len(values) > 6 or sum(len(shown(value)) for value in values) > 60
-        slanted = dict(rotation=30, ha="right", rotation_mode="anchor") if crowded else {}
+        slanted: dict[str, Any] = dict(rotation=30, ha="right", rotation_mode="anchor") if crowded else {}
         axes.set_xticks(list(places.values()), [plain(name) for name in places], **slanted)
         axes.minorticks_off()
     axes.set(xlabel=plain(sweep.names[0]), ylabel=plain(sweep.metric), title=plain(title))
