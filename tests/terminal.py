@@ -25,6 +25,7 @@ class Terminal:
 
     Attributes:
         screen: what is shown, with the lines that have left the window
+        echo: what the line editor wrote for the last prompt
     """
 
     def __init__(self, *words: str, folder: Path, columns: int = 80, **environment: str) -> None:
@@ -34,7 +35,7 @@ class Terminal:
         from pexpect.fdpexpect import fdspawn
 
         self.screen = pyte.HistoryScreen(columns, 24, history=2000)
-        self._stream = pyte.Stream(self.screen)
+        self._stream, self.echo = pyte.Stream(self.screen), ""
         master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
         environment = {"TERM": "xterm-256color"} | environment
@@ -46,8 +47,8 @@ class Terminal:
         """The output up to a sign; by default that after what was typed, up to the next prompt."""
         self._keys.expect_exact(sign)
         self._stream.feed(self._keys.before + sign)
-        printed = self._keys.before.rpartition(TYPED)[2].replace("\r\n", "\n")
-        return re.sub(r"\x1b\[\??[\d;]*[A-Za-z]|\r", "", printed)
+        self.echo, _, printed = self._keys.before.rpartition(TYPED)
+        return re.sub(r"\x1b\[\??[\d;]*[A-Za-z]|\r", "", printed.replace("\r\n", "\n"))
 
     def type(self, keys: str) -> None:
         """Presses keys."""

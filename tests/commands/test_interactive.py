@@ -303,6 +303,15 @@ def test_another_model_begins_anew_with_the_same_settings(model, load, generator
     assert "nowhere: no such model" in err and "there is none yet" in err
 
 
+def test_after_a_chat_model_another_need_not_be_one(chat, model, load, generator, tmp_path, monkeypatch):
+    save_bundle(tmp_path / "chat", chat.generator.model, chat.generator.tokenizer, {"template": "chat"})
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"ab\n/model {model}\nab\n"))
+    words = ["--model", tmp_path / "chat", "--interactive", "--device", "cpu", "--max-new-tokens", 9, "--seed", 1]
+    code, out, err = load("generate")(*words)
+    first, second = chat.generator.generate("ab", **SETTINGS), generator.generate("ab", **SETTINGS)
+    assert (code, out) == (0, f"{first}\n{second}\n") and "error" not in err
+
+
 def test_the_loss_of_a_checkpoint_is_that_of_its_run(model, load, tmp_path, monkeypatch):
     from tinylm.bundle import Bundle
     from tinylm.commands.generate import describe as described

@@ -55,7 +55,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--prompt", help="text to continue (default: the sample prompt of the run)")
     add("--prompts-file", type=Path, help="prompts, one per line; in a .jsonl file the field `prompt`")
-    add("--interactive", action="store_true", help="read prompts from the terminal or a pipe")
+    add("--interactive", action="store_true", help="read prompts from the terminal or a pipe; /help lists commands")
     add("--chat", action="store_true", help="take each prompt as a user's turn; print only the answer")
     add = parser.add_argument_group("sampling").add_argument
     most = "largest number of tokens to generate (default: 500; with --num-beams 100, or what the context has room for)"

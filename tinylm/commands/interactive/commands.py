@@ -60,7 +60,8 @@ def execute(line: str, session: Session, screen: Screen) -> bool:
     elif name in NAMES:
         raise ConfigError(f"{name} takes nothing after it; for a prompt that begins so: /say {line.strip()}")
     else:
-        raise ConfigError(f"{name}: no such command{did_you_mean(name, NAMES) or '; /help lists all'}")
+        hint = did_you_mean(name, NAMES) or "; /help lists all, and /say takes any text as a prompt"
+        raise ConfigError(f"{name}: no such command{hint}")
     return True
 
 
@@ -70,7 +71,7 @@ def split(line: str, at_terminal: bool = True) -> tuple[str, str]:
     >>> split(" /SET temp 0.5"), split("exit"), split("exit, pursued by a bear"), split("/say  /x")
     (('/set', 'temp 0.5'), ('/quit', ''), ('', 'exit, pursued by a bear'), ('/say', ' /x'))
     """
-    stripped = line.lstrip(" ")
+    stripped = line.lstrip()
     if at_terminal and (word := WORDS.get(stripped.strip().lower())):
         return word, ""
     name, _, argument = stripped.partition(" ")
