@@ -23,7 +23,7 @@ CONTEXT, TOKENS = 128, 400 * 8 * 128  # of a row, and of a whole run
 
 
 class Setting(NamedTuple):
-    """What differs between the runs."""
+    """The settings that differ between runs."""
 
     lr: float = 0.01
     batch: int = 8  # rows of a step
