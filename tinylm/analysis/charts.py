@@ -23,7 +23,7 @@ PROBABILITIES = {"1": 1.0, "1/4": 1 / 4, "1/16": 1 / 16, "1/64": 1 / 64, "1/1000
 
 @style()
 def draw_embeddings(found: EmbeddingMap, labels: Sequence[str], title: str) -> "Figure":
-    """Tokens in two dimensions. Those in front of `found.ids` are labelled first, where there is room.
+    """Tokens in two dimensions. The first of `found.ids` are labelled first, where there is room.
 
     A line joins a labelled token to its nearest neighbour, if the cosine is at least `CLOSE`.
     """
@@ -75,7 +75,7 @@ def _within(box: Any, outer: Any) -> bool:
 
 @style()
 def draw_weights(found: Sequence[Matrix], title: str) -> "Figure":
-    """The distribution and the singular values of every kind of matrix; the darker a line, the deeper its layer."""
+    """The distribution and the singular values of every kind of matrix; deeper layers have stronger colours."""
     kinds = list(dict.fromkeys(each.kind for each in found))
     layers = max(each.layer for each in found) + 1
     figure = new_figure(7, 1.5 * len(kinds) + 1.1)
@@ -121,7 +121,7 @@ def draw_positions(found: PositionLoss, truth: PositionLoss | None, title: str) 
         below[0].set(ylabel="model less best possible (nats)")
     axes.set(title=plain(title), ylabel="loss (nats per token)")
     axes.set_ylim(0)
-    figure.axes[-1].set_xlabel("tokens read before (band: standard error)")
+    figure.axes[-1].set_xlabel("position in the sequence (band: standard error)")
     axes.legend(frameon=False)
     return figure
 

@@ -31,7 +31,6 @@ THEMES: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
-LEAST = 10  # size of the smallest words
 HEAD = 7  # length of an arrow's head
 
 

@@ -4,6 +4,7 @@ A matrix turns the unit ball into an ellipsoid whose half axes are its singular 
 their squares over the largest square: 1 if one direction dominates, the smaller side of the matrix if all are equal.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def _weights(model: TransformerLM) -> Iterator[tuple[str, int, Tensor]]:
                 continue
             if isinstance(each, nn.Linear | nn.Embedding):
                 seen.add(id(each.weight))
-            yield name, layer, each.weight.detach()
+            yield re.sub(r"\b\d+\b", "*", name), layer, each.weight.detach()  # experts.* is one kind
 
 
 def describe(kind: str, layer: int, weight: Tensor) -> Matrix:

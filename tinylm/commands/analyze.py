@@ -47,7 +47,8 @@ MODES = [
 WITHOUT_TEXT = ("profile", "weights")
 FOLDER = Path("analysis")
 TABLE = FileKind(
-    "an analysis", rb" *(?:parameters  |head |layer |part |after |token |matrix |(?:colour|in brackets).*token)"
+    "an analysis",
+    rb" *(?:parameters  |head |layer |part |after |token |matrix |position |(?:colour|in brackets).*token)",
 )
 
 

@@ -55,7 +55,7 @@ def report_positions(subject: Subject) -> Report:
     """The loss by position, beside the best possible one for built-in stories."""
     ids, targets, documents = subject.sequences()
     found, truth = position_losses(subject.model, ids, targets, documents), best_by_position(subject)
-    rows = [["tokens read before", "loss", *(["best possible"] if truth else [])]]
+    rows = [["position", "loss", *(["best possible"] if truth else [])]]
     for first, last in ranges(len(found.mean)):
         part = slice(first, last + 1)
         name = str(first) if first == last else f"{first} to {last}"
