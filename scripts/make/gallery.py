@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,35 +73,42 @@ PICTURES = (
 )  # fmt: skip
 
 
-def make(picture: Picture) -> None:
-    """Makes a picture in the working folder, in the theme of the environment."""
-    word, *words = picture.command.split()
+def make(command: str, pictures: Sequence[Picture]) -> None:
+    """Makes the pictures of a command in the working folder, in the theme of the environment."""
+    word, *words = command.split()
     if word == "fit":  # which draws them at its end
-        draw_curves("runs/tiny/metrics.csv", picture.file, "tiny")
+        draw_curves("runs/tiny/metrics.csv", pictures[0].file, "tiny")
     elif word == "scaling":  # the measurements behind the law of the stories
         found = read_json(STORIES)
         law, results = Law.from_dict(found["law"], "stories"), [Result(**each) for each in found["results"]]
-        draw = getattr(scaling_report, f"draw_{picture.name}")
-        save_figure(draw(law, results), picture.file)
+        for picture in pictures:
+            save_figure(getattr(scaling_report, f"draw_{picture.name}")(law, results), picture.file)
     else:
         folders = sorted(map(str, Path().glob("runs/lr*")))
         words = [each for word in words for each in (folders if word == "runs/lr*" else [word])]
         formats = ["--format", "png"] if word == "analyze" and words[0] != "coordinates" else []
         if run_command(word, [*words, *formats, "--overwrite"]):
-            raise SystemExit(f"{picture.name}: could not be made")
+            raise SystemExit(f"tinylm {command}: failed")
 
 
-def draw_all(out: Path, pictures: tuple[Picture, ...] = PICTURES) -> Iterator[Path]:
+def draw_all(out: Path, pictures: Sequence[Picture] = PICTURES) -> Iterator[Path]:
     """Makes pictures of the runs in the working folder, and yields each file, out/NAME-THEME.png, once written."""
     out.mkdir(parents=True, exist_ok=True)
-    for picture, theme in itertools.product(pictures, THEMES):
-        os.environ[THEME] = theme
-        Path(picture.file).parent.mkdir(parents=True, exist_ok=True)
-        make(picture)
-        small = out / f"{picture.name}-{theme}.png"
-        save_small(Path(picture.file), small)
-        yield small
-    os.environ.pop(THEME)
+    for command, group in by_command(pictures):
+        for theme in THEMES:
+            os.environ[THEME] = theme
+            for picture in group:
+                Path(picture.file).parent.mkdir(parents=True, exist_ok=True)
+            make(command, group)
+            for picture in group:
+                save_small(Path(picture.file), out / f"{picture.name}-{theme}.png")
+                yield out / f"{picture.name}-{theme}.png"
+    os.environ.pop(THEME, None)
+
+
+def by_command(pictures: Sequence[Picture]) -> list[tuple[str, list[Picture]]]:
+    """The pictures of each command, in their order."""
+    return [(command, [*group]) for command, group in itertools.groupby(pictures, lambda picture: picture.command)]
 
 
 def save_small(picture: Path, small: Path) -> None:
@@ -131,8 +138,7 @@ def page() -> str:
         "The runs are of 200 and of 50 steps of `tiny`: the pictures are to be looked at, the models are not. "
         "Made by [gallery.py](../scripts/make/gallery.py).",
     ]
-    for command, group in itertools.groupby(PICTURES, lambda picture: picture.command):
-        shown = list(group)
+    for command, shown in by_command(PICTURES):
         lines.append(f"## {', '.join(picture.name for picture in shown)}")
         lines.append(f"<!-- not run: scripts/make/gallery.py runs it -->\n```sh\ntinylm {command}\n```")
         for picture in shown:

@@ -101,9 +101,7 @@ def test_only_units_can_be_dead_and_what_is_zero_everywhere_has_no_panel(model):
     assert [axes.get_title() for axes in figure.axes] == ["standard deviation", "largest distance from the mean"]
     some = [replace(each, dead=0.5) for each in found]
     (dead,) = [axes for axes in draw_activations(some, "t").axes if axes.get_title() == "dead units"]
-    assert [
-        line.get_ydata().tolist() if hasattr(line.get_ydata(), "tolist") else line.get_ydata() for line in dead.lines
-    ] == [[50.0, 50.0]]
+    assert [list(line.get_ydata()) for line in dead.lines] == [[50.0, 50.0]]
     assert dead.get_ylabel() == "% of the units"
 
 

@@ -77,6 +77,17 @@ def test_each_subcommand_writes_the_files_it_prints(command, run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == PICTURES[command]
 
 
+def test_formats_and_the_theme_are_options(run, tmp_path):
+    options = ("gradients", "--model", "alone", "--text", "t.txt", "--out", "o", "--format", "svg", "pdf")
+    files = []
+    for theme in ("light", "dark"):
+        code, out, _ = run(*options, "--theme", theme, "--overwrite")
+        assert code == 0 and out.splitlines()[-2:] == ["o/gradients.svg", "o/gradients.pdf"]
+        files.append((tmp_path / "o/gradients.svg").read_text())
+    assert "#17191d" not in files[0] and "#17191d" in files[1]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["gradients.pdf", "gradients.svg"]
+
+
 def test_statistics_of_a_network_with_zero_weights(run, without_pictures):
     """Attention and predictions are uniform: the loss is log 257 at every layer, and every unit is dead."""
     options = ["--model", "alone", "--text", "t.txt", "--out", "o"]
@@ -156,6 +167,8 @@ def test_reports_that_a_model_cannot_give_are_left_out(run, without_pictures, tm
         (["lens", "--model", "alone", "--text", "no.txt"], 66, "no.txt: no such file"),
         (["lens", "--model", "nowhere", "--text", "t.txt"], 66, "nowhere: no such model"),
         (["lens", "--model", "alone", "--text", "e.txt"], 65, "the text has no token to predict; give a longer one"),
+        (["tokens", "--model", "alone", "--theme", "dark"], 2, "--theme: does not work with tokens; leave it out"),
+        (["lens", "--model", "alone", "--theme", "drak"], 2, "--theme: invalid choice: 'drak'"),
         (["profile", "--model", "alone", "--length", "17"], 2, "--length must be at most the context, 16, got 17"),
         (["lens", "--model", "alone", "--rows", "0"], 2, "--rows must be at least 1, got 0"),
         (["gradients", "--model", "alone", "--text", "t.txt", "--rows", "1"], 2, "need at least 2 sequences, got 1"),

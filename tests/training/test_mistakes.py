@@ -502,6 +502,15 @@ def test_overfitting_is_remarked_on_by_both_programs(tiny_yaml, tmp_path, monkey
     assert capfd.readouterr().err.count("has risen for 3 validations") == 1
 
 
+@pytest.mark.parametrize("command", ["fit", "train-numpy"])
+def test_an_unknown_theme_is_refused_before_the_run(tiny_yaml, tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINYLM_THEME", "drak")
+    assert run_command(command, ["-c", str(tiny_yaml)]) == 2
+    assert "TINYLM_THEME must be one of light, dark, got 'drak'" in capfd.readouterr().err
+    assert not Path("runs").exists()
+
+
 # --- progress
 
 

@@ -4,6 +4,7 @@ Quantities are drawn from the ground's colour to its opposite in one hue, which 
 blindness; those of both signs in `signed_shades`.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -118,7 +119,7 @@ def draw_heads(tables: dict[str, Tensor], title: str) -> "Figure":
         for layer, head in product(range(layers), range(heads)):
             value = scores[layer, head].item()
             color = letters(shades()((value - low) / (high - low)))
-            if value == value:
+            if not math.isnan(value):
                 axes.text(head, layer, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
         bar = figure.colorbar(image, ax=axes, aspect=12)
         scale_axis(bar.ax.yaxis, 4)
@@ -241,10 +242,8 @@ def _draw_line(axes: "Axes", readings: Readings, ids: Sequence[int], words: Sequ
     image = axes.imshow(_numbers(readings.probability[:, shown].flip(0)), cmap=shades(), vmin=0, vmax=1, aspect="auto")
     for row, (column, position) in product(range(layers), enumerate(line)):
         layer = layers - 1 - row
-        best, color = (
-            int(readings.best[layer, position]),
-            letters(shades()(readings.probability[layer, position].item())),
-        )
+        best = int(readings.best[layer, position])
+        color = letters(shades()(readings.probability[layer, position].item()))
         axes.text(column, row, legible(words[best], LONGEST), ha="center", va="center", fontsize=7, color=color)
         if position + 1 < len(ids) and best == ids[position + 1]:
             corner = (column - 0.46, row - 0.43)

@@ -17,6 +17,7 @@ from tinylm.data import TextDataModule
 from tinylm.data.datamodule import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
+from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
 from tinylm.training.memory import fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
@@ -29,11 +30,12 @@ NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remark
 
 
 def check_trainer(trainer: Any) -> None:
-    """Checks the length of a run and its intervals in `trainer`; for `fit` and `train-numpy`.
+    """Checks the length of a run, its intervals in `trainer`, and the theme of its curves; for `fit` and `train-numpy`.
 
     Raises:
         ConfigError: if the run has no end, or a value would be misread.
     """
+    chosen_theme()  # not only when the curves are drawn, at the end
     if trainer.max_steps < 0 and (trainer.max_epochs or -1) < 0:
         raise ConfigError(NO_END)
     for name in ("gradient_clip_val", "log_every_n_steps"):
