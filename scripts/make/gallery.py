@@ -151,6 +151,12 @@ def page() -> str:
         for picture in shown:
             lines.append(picture.text)
             lines += [f"![{picture.name} in the {theme} theme](gallery/{picture.name}-{theme}.png)" for theme in THEMES]
+    lines += [
+        "## network, film",
+        "`tinylm analyze network` draws a network ([network.svg](network.svg), both themes in one file), and "
+        "`tinylm analyze film` writes attention over the checkpoints of a run as a page with a slider "
+        "([analysis-pictures.md](analysis-pictures.md)).",
+    ]
     return "\n\n".join(lines) + "\n"
 
 
