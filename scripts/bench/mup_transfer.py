@@ -26,6 +26,7 @@ from tinylm.data import TextDataModule
 from tinylm.data.batches import TrainingWindows, gather
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.optim import OptimizerConfig, ScheduleConfig, learning_rate, make_optimizer
+from tinylm.runs.axes import scale_axis
 from tinylm.runs.plots import save_figure
 from tinylm.runs.style import new_figure, style
 
@@ -117,8 +118,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import colormaps
 
     optimizers = sorted({run["optimizer"] for run in runs})
-    figure = new_figure(3.5 * len(optimizers), 6)
-    axes = figure.subplots(2, len(optimizers), squeeze=False, sharey="col")
+    figure = new_figure(5 * len(optimizers), 6)
+    axes = figure.subplots(2, len(optimizers), squeeze=False, sharex=True, sharey="col")
     for column, optimizer in enumerate(optimizers):
         cells = table(runs, optimizer, 0)
         for row, (mup, name) in enumerate(KINDS.items()):
@@ -129,9 +130,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 axis.plot([rate(each) for each in losses], [*losses.values()], "o-", ms=3, color=color, label=width)
                 if len(losses) >= 5:
                     axis.plot(*vertex(losses), "*", ms=11, color=color)
-            axis.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=f"{optimizer}, {name}")
+            axis.set(xlabel="learning rate", ylabel="validation loss", title=f"{optimizer}, {name}")
             best = min(run["loss"] for run in runs if run["optimizer"] == optimizer)
             axis.set_ylim(best - 0.05, best + 1.2)
+            scale_axis(axis.xaxis, 5, logarithmic=True)
     axes[0, 0].legend(title="width")
     save_figure(figure, path)
 
