@@ -18,6 +18,8 @@ from tinylm.errors import NumericError
 from tinylm.experiments.plain_run import Texts, measure
 from tinylm.model import ModelConfig
 from tinylm.optim import OptimizerConfig, ScheduleConfig
+from tinylm.runs.plots import save_figure
+from tinylm.runs.style import new_figure, style
 
 CONTEXT, TOKENS = 128, 400 * 8 * 128  # of a row, and of a whole run
 
@@ -44,7 +46,7 @@ class Range(NamedTuple):
 
 RANGES = {
     "lr": Range("learning rate of Muon", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
-    "batch": Range("rows of 128 tokens in a step; the tokens of all steps stay the same", (1, 2, 4, 8, 16, 32, 64)),
+    "batch": Range("batch: rows of 128 tokens, of equally many in all", (1, 2, 4, 8, 16, 32, 64)),
     "width": Range("width d_model", (16, 32, 64, 96, 128, 192)),
     "layers": Range("layers", (1, 2, 3, 4, 6)),
     "heads": Range("heads in each layer of width 96", (1, 2, 4, 8, 16)),
@@ -84,13 +86,11 @@ def read(path: Path) -> dict[tuple[Setting, int], dict[str, Any]]:
     return found
 
 
+@style()
 def draw(name: str, known: dict[tuple[Setting, int], dict[str, Any]], seeds: int, folder: Path) -> None:
     """Draws the loss against one hyperparameter: a point for each run, a line through the means."""
-    import matplotlib.pyplot as plt
-
-    from tinylm.runs.plots import save_figure
-
-    figure, axis = plt.subplots(figsize=(5, 3.2))
+    figure = new_figure(5, 3.2)
+    axis = figure.subplots()
     found = RANGES[name]
     losses = {
         value: [known[Setting()._replace(**{name: value}), seed]["loss"] for seed in range(seeds)]
@@ -105,15 +105,14 @@ def draw(name: str, known: dict[tuple[Setting, int], dict[str, Any]], seeds: int
             axis.annotate("diverges", (value, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="center")
     floor = next(each["floor"] for each in known.values() if each["loss"] is not None)
     axis.axhline(floor, ls="--", color="gray")
-    axis.annotate("best possible", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axis.annotate("best possible", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8)
+    axis.set_ylim(bottom=floor - 0.1 * (axis.get_ylim()[1] - floor))
     axis.axvline(getattr(Setting(), name), ls=":", color="gray")
     axis.set(xlabel=found.label, ylabel="validation loss, nats per token")
     if found.logarithmic:
         axis.set_xscale("log")
         axis.set_xticks(found.values, [f"{value:g}" for value in found.values])
         axis.minorticks_off()
-    else:
-        axis.set_xticks(found.values)
     save_figure(figure, folder / f"{name}.png")
 
 

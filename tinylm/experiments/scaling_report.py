@@ -50,6 +50,7 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
     law, floor = fitted.law, fitted.law.constants.floor
     intervals = {name: interval([getattr(each, name) for each in law.samples]) for name in Constants._fields[1:]}
     checks = {name: checked(values, float(name), results) for name, values in predictions.items()}
+    whole = fit_results(results, study)
     return {
         "text": study.texts.name,
         "runs": fitted.runs,
@@ -58,50 +59,62 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "floor": floor,
         "law": law.to_dict(),
         "intervals": intervals,
-        "free": fitted.free._asdict() | {"interval": fitted.free_floor, "off": fitted.free.floor / floor - 1},
+        "free": free_floor(fitted),
+        "free_of_all": free_floor(whole) | {"runs": whole.runs},
         "paper_floor": fitted.paper_floor,
         "spread": float(np.std(law.residuals)),
         "checks": checks,
-        "law_of_all": fit_results(results, study).law.to_dict(),
+        "law_of_all": whole.law.to_dict(),
         "results": [asdict(each) for each in results],
     }
 
 
+def free_floor(fitted: Fitted) -> dict[str, Any]:
+    """The law with a free floor: its constants, the interval of the floor, and how far it is off the known one."""
+    off = fitted.free.floor / fitted.law.constants.floor - 1
+    return fitted.free._asdict() | {"interval": fitted.free_floor, "off": off}
+
+
 def checked(predicted: dict[str, Any], budget: float, results: Sequence[Result]) -> dict[str, Any]:
-    """A prediction beside the losses that were measured for its budget, means over seeds."""
+    """A prediction beside the losses that were measured for its budget, medians over seeds.
+
+    The law, fitted with a Huber loss, is that of the usual run; now and then one ends on an earlier plateau.
+    """
     losses: dict[int, list[float]] = {}
     for each in results:
         if each.budget == budget:
             losses.setdefault(each.width, []).append(each.loss)
     if predicted["width"] not in losses:
         return predicted
-    means = {width: statistics.fmean(each) for width, each in losses.items()}
-    loss, best = means[predicted["width"]], min(means.values())
+    usual = {width: statistics.median(each) for width, each in losses.items()}
+    loss, best = usual[predicted["width"]], min(usual.values())
     return predicted | {
         "measured": loss, "error": loss / predicted["loss"] - 1, "best_measured": best, "above_best": loss / best - 1,
-        "sizes": len(means), "seeds": len(losses[predicted["width"]]),
+        "sizes": len(usual), "seeds": len(losses[predicted["width"]]),
     }  # fmt: skip
 
 
 def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
     """The tables."""
-    law, free, intervals = found["law"]["constants"], found["free"], found["intervals"]
-    rows = [["", "floor known", "90%", "floor free"]]
-    rows.append(["E", f"{law['floor']:.4f}", "", f"{free['floor']:.4f} ({free['off']:+.1%})"])
+    law, free, whole, intervals = found["law"]["constants"], found["free"], found["free_of_all"], found["intervals"]
+    rows = [["", "floor known", "90%", "floor free", f"floor free, all {whole['runs']} runs"]]
+    rows.append(
+        ["E", f"{law['floor']:.4f}", "", *(f"{each['floor']:.4f} ({each['off']:+.1%})" for each in (free, whole))]
+    )
     for symbol, name in (("A", "size_factor"), ("a", "size_power"), ("B", "data_factor"), ("b", "data_power")):
         low, high = intervals[name]
-        rows.append([symbol, f"{law[name]:.4g}", f"{low:.4g} to {high:.4g}", f"{free[name]:.4g}"])
+        rows.append([symbol, f"{law[name]:.4g}", f"{low:.4g} to {high:.4g}", f"{free[name]:.4g}", f"{whole[name]:.4g}"])
     runs = [["FLOPs", "parameters", "tokens", "loss", "above the floor"]]
     for each in sorted(results, key=lambda each: (each.budget, each.params)):
         excess = f"{each.loss / each.floor - 1:.1%}"
         runs.append([f"{each.budget:g}", f"{each.params:,}", f"{each.tokens:,}", f"{each.loss:.4f}", excess])
-    low, high = free["interval"]
+    spans = (f"{low:.4f} to {high:.4f}" for low, high in (free["interval"], whole["interval"]))
     return "\n\n".join([
         "# Scaling law",
         f"{found['runs']} runs fitted, on {found['text']}. L(N, D) = E + A / N^a + B / D^b, in nats per token. "
         f"Not fitted: {plural(found['left_out'], 'run')} that ended more than {found['plateau']:g} nats above E.",
         marked(rows),
-        f"Interval of the free floor: {low:.4f} to {high:.4f}; by residuals of log L, as in the paper, "
+        f"Interval of the free floor: {', with all runs '.join(spans)}; by residuals of log L, as in the paper, "
         f"{found['paper_floor']:.4f}. Deviation of a run's excess from the law: "
         f"{found['spread']:.0%} (standard deviation).",
         "## Predictions",
