@@ -22,8 +22,12 @@ from PIL import Image, PngImagePlugin
 from tinylm.commands import run_command
 from tinylm.console import THEME, THEMES
 from tinylm.experiments import scaling_report
+from tinylm.experiments.ablation import find_ablation, read_ablation
 from tinylm.experiments.grid import Result
+from tinylm.experiments.intervals import Difference
 from tinylm.experiments.law import STORIES, Law
+from tinylm.experiments.picture import draw_differences
+from tinylm.experiments.table import Summary
 from tinylm.files import read_json
 from tinylm.runs.plots import draw_curves, save_figure
 
@@ -73,6 +77,9 @@ PICTURES = (
             "The surprise of each choice in a story, beside its true probability."),
     Picture("coordinates", "analyze coordinates -c tiny --widths 32 64 128", "analysis/coordinates.png",
             "The coordinate check of muP: with it, slopes near 0."),
+    Picture("ablation", "ablate activation", "runs/activation/ablation.png",
+            "Differences to the base with their 95% intervals, over three seeds, as measured in ablations.md ("
+            "`ablate` also draws a point for each seed)."),
     Picture("isoflops", "scaling --out scaling", "scaling/isoflops.png",
             "Runs of equal cost and the law fitted to them (scaling.md)."),
     Picture("frontier", "scaling --out scaling", "scaling/frontier.png", "The lowest loss to expect of a budget."),
@@ -85,6 +92,8 @@ def make(command: str, pictures: Sequence[Picture]) -> None:
     word, *words = command.split()
     if word == "fit":  # which draws them at its end
         draw_curves("runs/tiny/metrics.csv", pictures[0].file, "tiny")
+    elif word == "ablate":  # the measurements of ablations.md
+        draw_differences(read_ablation(find_ablation(words[0])), measured_differences(), [Path(pictures[0].file)])
     elif word == "scaling":  # the measurements behind the law of the stories
         found = read_json(STORIES)
         law, results = Law.from_dict(found["law"], "stories"), [Result(**each) for each in found["results"]]
@@ -96,6 +105,17 @@ def make(command: str, pictures: Sequence[Picture]) -> None:
         formats = ["--format", "png"] if word == "analyze" and words[0] != "coordinates" else []
         if run_command(word, [*words, *formats, "--overwrite"]):
             raise SystemExit(f"tinylm {command}: failed")
+
+
+def measured_differences() -> list[Summary]:
+    """The differences and intervals in the table of docs/ablations.md."""
+    row = re.compile(r"^\| (\S+) \| 3 \|.*\| ([+-][\d.]+) \| ([+-][\d.]+) to ([+-][\d.]+) \|", re.MULTILINE)
+    found = []
+    for name, *figures in row.findall((DOCS / "ablations.md").read_text(encoding="utf-8")):
+        mean, low, high = map(float, figures)
+        unknown = dict.fromkeys(("loss", "bpb", "excess", "tokens_per_sec", "seconds"))
+        found.append(Summary(name=name, runs=3, difference=Difference((), mean, (high - low) / 2), fixed={}, **unknown))
+    return found
 
 
 def draw_all(out: Path, pictures: Sequence[Picture] = PICTURES) -> Iterator[Path]:
