@@ -267,13 +267,19 @@ class Session:
             raise ConfigError(f"the prompt has {count} tokens, the context holds {context}; {remedy}")
         return dropped
 
+    def _without_special(self, answer: str) -> str:
+        """An answer without the names of special tokens, which only an untrained model writes in its turn."""
+        for name in self.generator.tokenizer.special_tokens:
+            answer = answer.replace(name, "")
+        return answer
+
     def _conversation(self, before: Sequence[Exchange], prompt: str) -> list[int]:
         """The ids of a conversation that ends with a user's message, to be answered."""
         from tinylm.data.pairs import Turn
         from tinylm.data.template import prompt_ids
 
         assert self.model.template is not None
-        pairs = [(each.prompt, each.answer) for each in before]
+        pairs = [(each.prompt, self._without_special(each.answer)) for each in before]
         turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
         turns += [Turn("user", prompt), Turn("assistant", "")]
         return prompt_ids(self.generator.tokenizer, turns, self.model.template)
