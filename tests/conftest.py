@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def no_run_of_another_test():
     yield
     for name in ("PL_GLOBAL_SEED", "TINYLM_RUN_FOLDER", "TINYLM_THEME"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def trust_of_a_test() -> Iterator[None]:
+    """Forgets the modules that a test has trusted; `--trust-code` trusts them all, for the whole process."""
+    trusted, given = {*plugins._trusted}, {**plugins.Part._given}
+    yield
+    plugins._trusted, plugins.Part._given = trusted, given
 
 
 @pytest.fixture
