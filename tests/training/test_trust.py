@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tinylm import plugins
-
 MINE = """
 from pathlib import Path
 Path("imported").touch()
@@ -38,8 +36,6 @@ def mine(tmp_path, monkeypatch) -> Path:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "mine.py").write_text(MINE)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(plugins, "_trusted", set())
-    monkeypatch.setattr(plugins.Part, "_given", {})  # whatever other tests have used
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     return tmp_path / "theirs"
 

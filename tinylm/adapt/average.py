@@ -11,6 +11,9 @@ from tinylm.errors import ConfigError, MissingInputError
 from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 
+KEEP_ALL = "lightning.pytorch.callbacks.ModelCheckpoint with save_top_k: -1 keeps all"
+"""The remedy where a run has too few checkpoints."""
+
 
 def checkpoints_by_step(run: str | Path) -> dict[int, Path]:
     """A checkpoint of a run for each step that it kept; best.ckpt and last.ckpt give way to others of the same step."""
@@ -30,8 +33,8 @@ def last_checkpoints(run: str | Path, count: int) -> list[Path]:
     """
     found = checkpoints_by_step(run)
     if len(found) < count:
-        remedy = "lightning.pytorch.callbacks.ModelCheckpoint with save_top_k: -1 keeps all"
-        raise MissingInputError(f"{run}: has checkpoints of {len(found)} steps, --last {count} needs {count}; {remedy}")
+        problem = f"has checkpoints of {len(found)} steps, --last {count} needs {count}"
+        raise MissingInputError(f"{run}: {problem}; {KEEP_ALL}")
     return [found[step] for step in sorted(found)[-count:]]
 
 

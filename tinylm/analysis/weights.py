@@ -46,8 +46,7 @@ def matrices(model: TransformerLM) -> list[Matrix]:
 def _weights(model: TransformerLM) -> Iterator[tuple[str, int, Tensor]]:
     linear = (nn.Linear, nn.Embedding, QuantizedLinear)
     seen: set[int] = set()
-    places = [("", -1, model), *(("", layer, block) for layer, block in enumerate(blocks_of(model)))]
-    for _, layer, module in places:
+    for layer, module in [(-1, model), *enumerate(blocks_of(model))]:
         for name, each in module.named_modules():
             if not isinstance(each, linear) or (layer < 0 and name.startswith("blocks.")) or id(each.weight) in seen:
                 continue

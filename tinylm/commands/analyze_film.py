@@ -23,17 +23,14 @@ def run(arguments: list[str]) -> None:
     """Writes the page and prints the steps."""
     options = parse(arguments)
 
-    from tinylm.adapt.average import checkpoints_by_step
+    from tinylm.adapt.average import KEEP_ALL, checkpoints_by_step
     from tinylm.analysis.film import page, spaced, take_frame
     from tinylm.bundle import load
     from tinylm.commands.analyze import make_subject
 
     found = checkpoints_by_step(options.model)
     if len(found) < 2:
-        raise MissingInputError(
-            f"{options.model}: has checkpoints of {len(found)} steps, a film needs 2; "
-            "lightning.pytorch.callbacks.ModelCheckpoint with save_top_k: -1 keeps all"
-        )
+        raise MissingInputError(f"{options.model}: has checkpoints of {len(found)} steps, a film needs 2; {KEEP_ALL}")
     subject = make_subject(options)
     device = subject.model.embedding.weight.device
     frames = []

@@ -364,7 +364,7 @@ class Run:
             self.state.global_step, rate = step.number, tokens / seconds
             self._figures = {"train/loss": step.loss, "perf/tokens_per_sec": rate}
             self._figures["perf/mfu"] = rate * flops_per_token(self.network) / self.peak
-            if is_logged(step.number, self.log_every) or (self.log_every and step.number == self.total):
+            if is_logged(step.number, self.log_every, self.total):
                 self._log(step, seconds / (step.number - logged))
                 seconds, tokens, logged = 0.0, 0, step.number
             self.progress.on_train_batch_end(self.state, self, None, None, accumulate - 1)

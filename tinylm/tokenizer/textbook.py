@@ -13,9 +13,12 @@ Encoding applies the learned merges to a new word, in the same order.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 Pair = tuple[int, int]
+Token = TypeVar("Token")
 
 
 def learn_merges(counts: dict[tuple[int, ...], int], num_merges: int, token_bytes: list[bytes]) -> list[Pair]:
@@ -62,9 +65,9 @@ def merge_word(word: list[int], merged: dict[Pair, int]) -> list[int]:
         word = merge_pair(word, pair, merged[pair])
 
 
-def merge_pair(word: list[int] | tuple[int, ...], pair: Pair, token: int) -> list[int]:
+def merge_pair(word: Sequence[Token], pair: tuple[Token, Token], token: Token) -> list[Token]:
     """The word with every occurrence of the pair, from left to right, replaced by a token."""
-    result: list[int] = []
+    result: list[Token] = []
     i = 0
     while i < len(word):
         found = tuple(word[i : i + 2]) == pair

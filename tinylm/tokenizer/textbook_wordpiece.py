@@ -24,6 +24,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 
+from tinylm.tokenizer.textbook import merge_pair
+
 MARK = "##"  # of pieces within a word
 UNKNOWN = "[UNK]"
 
@@ -72,7 +74,7 @@ def learn_pieces(counts: Mapping[str, int], num_pieces: int) -> list[str]:
             pieces.append(join(*best))
         merged = Counter[Word]()
         for word, count in words.items():
-            merged[merge_pair(word, best)] += count
+            merged[tuple(merge_pair(word, best, join(*best)))] += count
         words = merged
     return pieces
 
@@ -86,17 +88,6 @@ def count_pieces(words: Mapping[Word, int]) -> tuple[Counter[str], Counter[tuple
         for pair in pairwise(word):
             pairs[pair] += count
     return singles, pairs
-
-
-def merge_pair(word: Word, pair: tuple[str, str]) -> Word:
-    """The word with every occurrence of the pair, from left to right, replaced by one piece."""
-    result: list[str] = []
-    i = 0
-    while i < len(word):
-        found = word[i : i + 2] == pair
-        result.append(join(*pair) if found else word[i])
-        i += 2 if found else 1
-    return tuple(result)
 
 
 def encode_word(word: str, vocabulary: Collection[str]) -> list[str]:

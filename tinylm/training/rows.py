@@ -14,14 +14,14 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 
 
 def row_is_due(trainer: pl.Trainer, step: int) -> bool:
-    """Whether the metrics of a step are logged: those of `is_logged`, and those of the last step."""
+    """Whether the metrics of a step are logged, by `is_logged`."""
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     data = getattr(trainer, "datamodule", None)
-    return is_logged(step, every) or (every > 0 and step == getattr(data, "total_steps", None))
+    return is_logged(step, every, getattr(data, "total_steps", None))
 
 
-def is_logged(step: int, every: int) -> bool:
-    """Whether a step is one of every so many, or of the dense start before the first of these.
+def is_logged(step: int, every: int, last: int | None = None) -> bool:
+    """Whether a step is the last, one of every so many, or of the dense start before the first of these.
 
     Most of what a small model learns, it learns in the first steps, where a run's curve is worth a few more rows.
 
@@ -30,7 +30,7 @@ def is_logged(step: int, every: int) -> bool:
     """
     if every <= 0:
         return False
-    return step % every == 0 or (step < every and step % 10 ** (len(str(step)) - 1) == 0)
+    return step == last or step % every == 0 or (step < every and step % 10 ** (len(str(step)) - 1) == 0)
 
 
 class _Loop(_TrainingEpochLoop):

@@ -140,8 +140,7 @@ def _save(session: Session, screen: Screen, argument: str) -> None:
 
 def _conversation(session: Session, jsonl: bool) -> str:
     """The turns as a record that `data.pairs` reads, or as text."""
-    pairs = [(each.prompt, each.answer) for each in session.exchanges]
-    turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    turns = [turn for each in session.exchanges for turn in each.turns]
     if jsonl:
         return json.dumps({"messages": [{"role": r, "content": text} for r, text in turns]}, ensure_ascii=False) + "\n"
     return "\n\n".join(f"{role}: {text.strip()}" for role, text in turns) + "\n"

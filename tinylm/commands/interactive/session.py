@@ -10,7 +10,7 @@ Left out: the cache of keys and values is not kept from turn to turn; the conver
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tinylm.commands import output
@@ -65,6 +65,11 @@ class Exchange:
     draw: int
     fit: Fit | None
     dropped: int
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The two turns, each a role and its text."""
+        return ("user", self.prompt), ("assistant", self.answer)
 
     @property
     def completion(self) -> Completion:
@@ -279,7 +284,7 @@ class Session:
         from tinylm.data.template import prompt_ids
 
         assert self.model.template is not None
-        pairs = [(each.prompt, self._without_special(each.answer)) for each in before]
-        turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+        said = [replace(each, answer=self._without_special(each.answer)) for each in before]
+        turns = [Turn(role, text) for each in said for role, text in each.turns]
         turns += [Turn("user", prompt), Turn("assistant", "")]
         return prompt_ids(self.generator.tokenizer, turns, self.model.template)
