@@ -256,7 +256,7 @@ def test_functions_that_need_the_modules_alone_take_plugins(name, trusted):
     assert unknown_part(model, plugins=True) is None
     layers = add_lora(model, LoRAConfig(rank=2, targets=("blocks.*.attention.query",)))
     assert len(layers) == 2
-    torch.testing.assert_close(larger(ids)[..., :10], model(ids), rtol=0, atol=1e-5)  # another shape, another kernel
+    torch.testing.assert_close(larger(ids)[..., :10], model(ids), rtol=0, atol=1e-6)  # another shape, another kernel
 
 
 def test_a_changed_plugin_is_found(trusted):
