@@ -363,6 +363,21 @@ class Tokenizer(ABC):
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return len(text)
 
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a text in a segmentation drawn at random (subword regularization), int64 (n,).
+
+        Args:
+            text: any text; names of special tokens are plain text
+            alpha: for the unigram model, the power to which the probability of a segmentation is raised (Kudo 2018);
+                for byte pair encoding, the probability with which a merge is left out (BPE dropout, Provilkov et al.
+                2020)
+            random: source of random numbers
+
+        Raises:
+            ConfigError: for a kind of tokenizer with one segmentation only, or an alpha out of range.
+        """
+        raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
+
     # --- ids -> text
 
     def until_stop(self, ids: list[int]) -> list[int]:

@@ -1,15 +1,90 @@
-"""Unicode normalization form C (NFC), which composes letters and their marks, with offsets into the original text.
+"""Normalizers: changes of a text before it is split, such as Unicode normalization form C (NFC).
 
-    "e" U+0301  ->  "é"
+    "e" U+0301  ->  "é"        NFC composes letters and their marks
 
-A text can be cut, and its parts normalized independently, before any character that never joins the one before it.
+A normalizer also gives the offsets of each character of its result in the original text, and says where a text can be
+cut so that its parts can be normalized independently.
 """
 
 import unicodedata
+from abc import ABC, abstractmethod
 from functools import cache
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
+
+from tinylm.errors import ConfigError
+
+
+class Normalizer(ABC):
+    """A change of a text before it is split.
+
+    Attributes:
+        kind: its name in files
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type["Normalizer"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds[cls.kind] = cls
+
+    @abstractmethod
+    def normalize(self, text: str, *, continues: bool = False) -> str:
+        """The normalized text.
+
+        Args:
+            text: any text
+            continues: whether more of the text stands before it, so that nothing is put before it
+        """
+
+    @abstractmethod
+    def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The offsets in a text where each character of the normalized text begins and ends, int64 (n,) each."""
+
+    @abstractmethod
+    def may_cut(self, text: str, cut: int) -> bool:
+        """Whether `text[:cut]` and `text[cut:]`, which continues it, can be normalized independently."""
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `__init__`, as plain values."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind and the options."""
+        return {"kind": self.kind, **self.options()}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Normalizer":
+        """Recreates a normalizer from `to_dict`.
+
+        Raises:
+            ConfigError: for an unknown kind.
+        """
+        options = dict(values)
+        kind = options.pop("kind", None)
+        if kind not in Normalizer.kinds:
+            raise ConfigError(f"normalizer: no kind {kind!r}, known are {', '.join(Normalizer.kinds)}")
+        return Normalizer.kinds[kind](**options)
+
+
+class NFC(Normalizer):
+    """Unicode normalization form C."""
+
+    kind = "nfc"
+
+    def normalize(self, text: str, *, continues: bool = False) -> str:
+        """The text in NFC."""
+        return nfc(text)
+
+    def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The offsets as in `nfc_offsets`."""
+        return nfc_offsets(text)
+
+    def may_cut(self, text: str, cut: int) -> bool:
+        """Before any character that never joins the one before it."""
+        return text[cut].isascii() or text[cut] not in joining()
 
 
 def nfc(text: str) -> str:

@@ -20,7 +20,7 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
-from tinylm.tokenizer.normalize import joining, nfc, nfc_offsets
+from tinylm.tokenizer.normalize import NFC, Normalizer
 
 Prefix = Literal["none", "always", "each", "first"]
 CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer}
@@ -77,6 +77,7 @@ class PipelineTokenizer(Tokenizer):
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
+        self._normalizer: Normalizer | None = NFC() if normalization else None
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
@@ -137,7 +138,7 @@ class PipelineTokenizer(Tokenizer):
 
     def _normal(self, text: str) -> str:
         """A part between added tokens, normalized."""
-        text = nfc(text) if self.normalization else text
+        text = self._normalizer.normalize(text) if self._normalizer else text
         if self.spaces == "normalizer":
             text = text.replace(" ", SPACE)
         return self._space + text if self.prefix == "always" and text else text
@@ -212,8 +213,8 @@ class PipelineTokenizer(Tokenizer):
             if token is not None:
                 yield Part(token.id, "", begins, ends)
                 continue
-            if self.normalization:
-                begins, ends = (begin + each for each in nfc_offsets(text[begin:end]))
+            if self._normalizer:
+                begins, ends = (begin + each for each in self._normalizer.offsets(text[begin:end]))
             normal = self._normal(text[begin:end])
             begins, ends = _with_prefix(begins, ends, len(normal))
             for first, last, inner in self._normalized.split(normal, special):
@@ -250,7 +251,7 @@ class PipelineTokenizer(Tokenizer):
 
     def _may_cut(self, text: str, cut: int) -> bool:
         """Whether normalization and added tokens do not look across a cut."""
-        if self.normalization and not text[cut].isascii() and text[cut] in joining():
+        if self._normalizer and not self._normalizer.may_cut(text, cut):
             return False
         begin = max(cut - self._longest, 0)
         window = text[begin : cut + self._longest]
