@@ -1,11 +1,13 @@
-"""Merging with a heap, and in many words at once, against the textbook."""
+"""Merging with a heap, in many words at once, and with dropout, against the textbook and exact probabilities."""
+
+from collections import Counter
 
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tinylm.tokenizer import textbook
-from tinylm.tokenizer.fast.merging import MergeTable, merge_word
+from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 
 many = settings(max_examples=300, deadline=None)
 tables = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=10)
@@ -44,3 +46,25 @@ def test_a_pair_may_become_an_existing_token():
     assert merge_word([0, 6], dict(ranked)) == [5]
     [*_, (_, tokens, _)] = MergeTable(ranked).merge_words(np.array([0, 6], dtype=np.int32), np.array([2]))
     assert tokens.tolist() == [5]
+
+
+@many
+@given(tables, words)
+def test_without_dropout_nothing_is_left_out_and_with_all_of_it_nothing_is_merged(pairs, words):
+    ranked = {pair: (rank, token) for rank, (pair, token) in enumerate(merged_pairs(pairs).items())}
+    random = np.random.default_rng(0)
+    for word in words:
+        assert merge_some(word, ranked, 0.0, random) == merge_word(list(word), ranked)
+        assert merge_some(word, ranked, 1.0, random) == word
+
+
+def test_dropout_has_its_exact_probabilities():
+    """abc with the merges ab, bc and ab c: of the two pairs, bc has a turn only if ab is left out."""
+    ranked, p = {(0, 1): (0, 4), (1, 2): (1, 5), (4, 2): (2, 6)}, 0.3
+    expected = {(6,): (1 - p) ** 2, (4, 2): (1 - p) * p, (0, 5): p * (1 - p), (0, 1, 2): p**2}
+    random, draws = np.random.default_rng(0), 20_000
+    found = Counter(tuple(merge_some([0, 1, 2], ranked, p, random)) for _ in range(draws))
+    assert found.keys() == expected.keys()
+    for ids, probability in expected.items():
+        error = (probability * (1 - probability) / draws) ** 0.5
+        assert abs(found[ids] / draws - probability) < 4 * error

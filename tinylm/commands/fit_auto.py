@@ -35,6 +35,7 @@ UNKNOWN = {  # options of runs that the law does not describe
     "data.streaming": "a stream has no known size",
     "data.batch_schedule": "the law's batches are of one size",
     "data.context_schedule": "the law's sequences are of one length",
+    "data.subword_alpha": "the law's tokens are those of one segmentation",
 }
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "RANK")
 

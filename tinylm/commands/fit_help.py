@@ -69,7 +69,7 @@ MUON = ("ns_steps", "ns_dtype")
 STAGES = ("batch_schedule", "context_schedule")
 NAMED = {  # class -> options that are only named, and by which words
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
-    "TextDataModule": (READING + STAGES, "In docs/data.md: "),
+    "TextDataModule": (READING + STAGES + ("subword_alpha",), "In docs/data.md: "),
     "OptimizerConfig": (MUON, "muon (docs/speed-cpu.md): "),
     "LitTransformerLM": (LARGE, "For large vocabularies: "),
 }

@@ -34,6 +34,7 @@ from tinylm.data.open_content import Streaming, open_content
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.pair_content import PairContent
 from tinylm.data.shard_order import ShardOrder
+from tinylm.data.subwords import SampledRows, check_alpha
 from tinylm.data.template import Template, TooLong
 from tinylm.data.text_content import TextContent, WindowContent
 from tinylm.data.token_array import TokenArray, Tokens
@@ -173,6 +174,7 @@ class TextDataModule(pl.LightningDataModule):
         streaming: bool = False,
         shard_timeout: float | None = None,
         max_cache_gb: float | None = None,
+        subword_alpha: float | None = None,
     ) -> None:
         """Creates the data module.
 
@@ -210,6 +212,7 @@ class TextDataModule(pl.LightningDataModule):
             streaming: Shards one by one, as they appear, or by URL
             shard_timeout: Seconds to wait for a shard. Default: 600
             max_cache_gb: Size of the cache of a URL. Default: 50
+            subword_alpha: Draw the tokens anew each time: BPE dropout's probability, or the alpha of unigram
         """
         super().__init__()
         sizes: dict[str, int | None] = dict(max_seq_len=max_seq_len, batch_size=batch_size)
@@ -227,6 +230,7 @@ class TextDataModule(pl.LightningDataModule):
         self.batch_sizes = Stages.of("data.batch_schedule", batch_schedule, batch_size)
         self.contexts = Stages.of("data.context_schedule", context_schedule, max_seq_len)
         self.num_workers, self.max_val_tokens, self.text, self.pairs = num_workers, max_val_tokens, text, pairs
+        self.subword_alpha = subword_alpha
         settings = Settings(
             tokenizer=tokenizer,
             context=max_seq_len,
@@ -244,6 +248,7 @@ class TextDataModule(pl.LightningDataModule):
         if pairs is not None:
             refuse_options(settings.reading, "data.pairs")
             _refuse("data.pairs", weights=weights, streaming=stream, context_schedule=context_schedule)
+            _refuse("data.pairs", subword_alpha=subword_alpha)
             if val is not None:
                 raise ConfigError("data.val: is for data.corpus; give the validation pairs as data.pairs_val")
             self.content = PairContent(pairs, pairs_val, template, fields, packing, too_long, settings)
@@ -363,6 +368,8 @@ class TextDataModule(pl.LightningDataModule):
         """
         if stage == "fit":
             _ = self.order  # a text too short to train on is too short for a split, too
+            if self.subword_alpha is not None:
+                check_alpha(self.tokenizer, self.subword_alpha)
             self._set_validation()
             self._set_steps()
             return
@@ -531,6 +538,9 @@ class TextDataModule(pl.LightningDataModule):
         dataset = self.content.training(accumulate, *data_ranks(trainer))
         if self.contexts.before:
             dataset = ShortRows(dataset, self.contexts, accumulate)
+        if self.subword_alpha is not None:
+            seed = self.content.settings.seed
+            dataset = SampledRows(dataset, self.tokenizer, self.subword_alpha, seed, accumulate, data_ranks(trainer)[1])
 
         def position() -> int:  # in micro-batches; runs are saved after whole steps only
             return trainer.global_step * accumulate

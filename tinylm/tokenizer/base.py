@@ -378,6 +378,42 @@ class Tokenizer(ABC):
         """
         raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
 
+    def resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """Other ids of the text that these ids stand for, drawn as by `sample`, int64 (n,) -> (m,).
+
+        Special and other added tokens stay, and so do up to three ids at each end of the text between them that hold
+        only some bytes of a character.
+
+        Raises:
+            ConfigError: as in `sample`.
+        """
+        parts, done = [np.empty(0, dtype=np.int64)], 0
+        for place in [*np.flatnonzero(self._atomic[ids]).tolist(), len(ids)]:
+            run = ids[done:place]
+            begin, end = self._whole_characters(run)
+            parts += [run[:begin], self._resample(run[begin:end], alpha, random), run[end:], ids[place : place + 1]]
+            done = place + 1
+        return np.concatenate(parts)
+
+    @cached_property
+    def _atomic(self) -> np.ndarray:
+        """Whether each id is never a part of the text around it, bool (V,): those without text."""
+        return self.byte_lengths == 0
+
+    def _whole_characters(self, ids: np.ndarray) -> tuple[int, int]:
+        """Where the ids begin and end that stand for whole characters."""
+        pieces = [self.token_bytes[token] for token in ids]
+        for begin in range(min(len(ids), 3) + 1):
+            for end in range(len(ids), max(begin, len(ids) - 3) - 1, -1):
+                with contextlib.suppress(UnicodeDecodeError):
+                    b"".join(pieces[begin:end]).decode()
+                    return begin, end
+        return 0, 0
+
+    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """Other ids of the text of ids without special tokens."""
+        return self.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
+
     # --- ids -> text
 
     def until_stop(self, ids: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ is merged only once. `pretokenize.py` splits text into words, `words.py` recogni
 merges from word counts, and `merging.py` merges. Any text can be encoded, since every byte is a token. Given GPT-2's
 merges, the ids are GPT-2's.
 
-Not supported: BPE dropout and tokens that span words. `pipeline.py` normalizes text and finds added tokens.
+Not supported: tokens that span words. `pipeline.py` normalizes text and finds added tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.learning import MergeLearner, Pair
-from tinylm.tokenizer.fast.merging import MergeTable, merge_word
+from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
@@ -44,6 +44,7 @@ MAX_BYTES = 1 << 26  # of all tokens, which thirty merges of a stranger's file c
 WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
 ALONE = 30  # blocks; with fewer, further processes do not pay off
 SHORT = 1500  # characters; longer texts are encoded faster with NumPy
+LONG = 1000  # bytes; a longer word is cut before merges are left out
 
 
 class BPETokenizer(Tokenizer):
@@ -251,6 +252,21 @@ class BPETokenizer(Tokenizer):
                     self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
 
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a text, int64 (n,), with BPE dropout: each merge is left out with the probability alpha.
+
+        Raises:
+            ConfigError: for an alpha that is not from 0 to 1.
+            DataError: for a lone surrogate.
+        """
+        check_dropout(alpha)
+        tokens: list[int] = []
+        for word in self._splitter.words(text):
+            inner = utf8(word).translate(BYTE_IDS, self._left_out)
+            for begin in range(0, len(inner), LONG):
+                tokens += merge_some([*inner[begin : begin + LONG]], self._merged, alpha, random)
+        return self._outer(np.array(tokens, dtype=np.int64))
+
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; missing bytes lie in between."""
         spans = super().spans(text, ids)
@@ -319,6 +335,12 @@ class BPETokenizer(Tokenizer):
             "special_tokens": list(self.special_tokens),
         }
         return options if self.ids is None else options | {"ids": self.ids}
+
+
+def check_dropout(probability: float) -> None:
+    """Raises ConfigError for a probability out of range."""
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"alpha must be from 0 to 1, the probability of leaving out a merge, got {probability}")
 
 
 def check_ids(ids: Sequence[int], count: int, may_miss: int = 0) -> np.ndarray | None:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.bpe import check_ids
+from tinylm.tokenizer.bpe import LONG, check_dropout, check_ids
 from tinylm.tokenizer.fast.blocks import utf8
-from tinylm.tokenizer.fast.merging import Pair, merge_word
+from tinylm.tokenizer.fast.merging import Pair, merge_some, merge_word
 
 SPACE = "▁"
 MAX_REMEMBERED = 1 << 18  # parts
@@ -100,11 +100,25 @@ class CharacterBPE:
             return [*chain.from_iterable(map(known.__getitem__, parts))]
 
     def _merge(self, part: str) -> list[int]:
+        return merge_word(self._unmerged(part), self._merged)
+
+    def _unmerged(self, part: str) -> list[int]:
+        """The ids of characters, or of the bytes of those without a token."""
         ids: list[int] = []
         for character in part:
             token = self.vocab.get(character)
             ids += [self._bytes[byte] for byte in utf8(character)] if token is None else [token]
-        return merge_word(ids, self._merged)
+        return ids
+
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a text, int64 (n,), with BPE dropout, as in `BPETokenizer.sample`."""
+        check_dropout(alpha)
+        found: list[int] = []
+        for part in self._cuts.split(text) if text else ():
+            ids = self._unmerged(part)
+            for begin in range(0, len(ids), LONG):
+                found += merge_some(ids[begin : begin + LONG], self._merged, alpha, random)
+        return np.array(found, dtype=np.int64)
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The bytes of a text, with its ▁, that each of its ids covers, as in `Tokenizer.spans`."""

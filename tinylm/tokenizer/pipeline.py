@@ -8,8 +8,9 @@ The order of the steps, and what each does to the parts between added tokens, ar
 A text can be cut for bulk encoding only where no step looks across the cut (`safe_cut`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -143,8 +144,18 @@ class PipelineTokenizer(Tokenizer):
             text = text.replace(" ", SPACE)
         return self._space + text if self.prefix == "always" and text else text
 
-    def _encode(self, text: str, special: bool, continues: bool = False) -> list[np.ndarray]:
-        """The ids of a text, in parts. `continues`: more text stands before it, so that nothing is put before it."""
+    def _encode(
+        self, text: str, special: bool, continues: bool = False, ids_of: Callable[[str], np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """The ids of a text, in parts.
+
+        Args:
+            text: any text
+            special: whether special tokens are found
+            continues: whether more text stands before it, so that nothing is put before it
+            ids_of: encodes a part as the core reads it; default: `_core_ids`
+        """
+        ids_of = ids_of or self._core_ids
         found = [np.empty(0, dtype=np.int64)]
         for begin, end, token in self._plain.split(text, special):
             if token is not None:
@@ -158,8 +169,22 @@ class PipelineTokenizer(Tokenizer):
                     found.append(np.array([inner.id]))
                 else:
                     piece = self._prefixed(normal[first:last], begin + first == 0, continues)
-                    found.append(self._core_ids(piece))
+                    found.append(ids_of(piece))
         return found
+
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a text in a segmentation of the core drawn at random, as in `Tokenizer.sample`, int64 (n,)."""
+        return np.concatenate(self._encode(text, False, ids_of=lambda piece: self.core.sample(piece, alpha, random)))
+
+    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+        text = b"".join(self.token_bytes[token] for token in ids).decode()
+        return self.core.sample(text.replace(" ", self._space), alpha, random)
+
+    @cached_property
+    def _atomic(self) -> np.ndarray:
+        atomic = self.byte_lengths == 0
+        atomic[[token.id for token in self.added]] = True
+        return atomic
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
         """A part as the core reads it; `opens`: at the beginning of the text."""

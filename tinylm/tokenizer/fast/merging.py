@@ -2,7 +2,7 @@
 
 As long as a word has a learned pair of neighbours, the leftmost occurrence of the pair learned first is merged
 (`textbook.merge_word`). Two fast implementations are tested against that definition: one for a single word of any
-length, one for thousands of short words at once.
+length, one for thousands of short words at once. A third leaves out merges at random (BPE dropout).
 """
 
 from collections.abc import Iterable
@@ -42,6 +42,28 @@ def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
             if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
                 heappush(queue, (merged[ids[left], ids[after[left]]][0], left))
     return [token for token in ids if token >= 0]
+
+
+def merge_some(ids: list[int], merged: dict[Pair, Pair], dropout: float, random: np.random.Generator) -> list[int]:
+    """Encodes one word with BPE dropout (Provilkov et al. 2020), in O(n^2).
+
+    Before each merge, every pair that could be merged is left out with the probability `dropout`, anew each time; of
+    the others the leftmost occurrence of the pair learned first is merged. If all are left out, the word is finished.
+
+    Args:
+        ids: the byte tokens of the word
+        merged: pair -> (rank, merged token)
+        dropout: 0 gives the ids of `merge_word`, 1 leaves the bytes
+        random: source of random numbers
+    """
+    ids = list(ids)
+    while True:
+        found = [(merged[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in merged]
+        kept = [each for each, draw in zip(found, random.random(len(found)), strict=True) if draw >= dropout]
+        if not kept:
+            return ids
+        (_, token), place = min(kept)
+        ids[place : place + 2] = [token]
 
 
 class MergeTable:

@@ -1,0 +1,62 @@
+"""Subword regularization: the tokens of a training text are drawn anew each time it is read.
+
+    "the whale"    epoch 1: the| whale    epoch 2: the| wh|ale    epoch 3: t|he| wha|le
+
+A model that sees several segmentations of a word learns how its spellings belong together (Kudo 2018, for the unigram
+model; Provilkov et al. 2020, BPE dropout). Validation, samples and scores use the one segmentation of `encode`.
+
+The token ids of a text are stored once, as always. Each row of a batch is segmented again when it is read, so this
+works for every source of text, and the draws are a pure function of (seed, step, row): they are the same after a
+resume and on any number of processes. A row that is drawn into more tokens than the context loses its last ones.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tinylm.data.batches import Batch, windows_batch
+from tinylm.errors import ConfigError
+from tinylm.tokenizer import Tokenizer
+
+
+def check_alpha(tokenizer: Tokenizer, alpha: float) -> None:
+    """Raises ConfigError if the tokenizer draws no samples, or alpha is out of range."""
+    try:
+        tokenizer.sample("a", alpha, np.random.default_rng(0))
+    except ConfigError as error:
+        raise ConfigError(f"data.subword_alpha: {error}") from error
+
+
+@dataclass(frozen=True)
+class SampledRows(Dataset[Batch]):
+    """Training batches whose rows are segmented at random.
+
+    Args:
+        batches: item i is micro-batch i % accumulate of step i // accumulate
+        tokenizer: made their token ids
+        alpha: as in `Tokenizer.sample`
+        seed: of the draws
+        accumulate: micro-batches in a step
+        rank: this process, of those that read different rows
+    """
+
+    batches: Dataset[Batch]
+    tokenizer: Tokenizer
+    alpha: float
+    seed: int
+    accumulate: int
+    rank: int
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = self.batches[index]
+        step, micro_step = divmod(index, self.accumulate)
+        first = (self.rank * self.accumulate + micro_step) * len(batch.inputs)  # of the rows of the step
+        rows = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).numpy()
+        for number, row in enumerate(rows):
+            random = np.random.Generator(np.random.PCG64([self.seed, step, first + number]))
+            ids = self.tokenizer.resample(row, self.alpha, random)
+            if len(ids) >= len(row):  # fewer are possible, where the draw is shorter than the one of `encode`
+                rows[number] = ids[: len(row)]
+        return windows_batch(rows, batch.num_targets)
