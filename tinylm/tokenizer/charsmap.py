@@ -2,8 +2,8 @@
 
     "ﬁ" -> "fi"      "e" U+0301 -> "é"      "\\t" -> " "      the longest string of the table is replaced first
 
-The table is a trie over the UTF-8 of the strings that are replaced, stored as a double array (Aoe 1989, in the layout of
-Darts-clone), and the replacements, each ended by NUL. A unit of the array is a node of the trie, in 32 bits:
+The table is a trie over the UTF-8 of the strings that are replaced, stored as a double array (Aoe 1989; the layout is
+that of Darts-clone), and the replacements, each ended by NUL. A unit of the array is a node of the trie, in 32 bits:
 
     bits 0-7    label: the byte that leads to the node
     bit 8       whether a string ends here; the unit at the node's base then holds the offset of its replacement
@@ -16,7 +16,8 @@ those that may, and only these are looked up.
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ MOST_NODES = 1 << 20  # reached at once, by one more character
 MOST_KNOWN = 1 << 18  # remembered steps
 SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does not replace as a whole
 NOWHERE = -1
+NOTHING: Mapping[int, int] = MappingProxyType({})
 _NEAR = r"(?:\r\n|[\x00-\x7F])?"
 _GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # ASCII characters elsewhere stand alone
 
@@ -73,6 +75,11 @@ class Charsmap:
         self._known: dict[tuple[int, str], tuple[int, str | None]] = {}
         short = [chr(point) for point in np.flatnonzero(self._kinds[:128] & ALONE)]
         self._ascii = None if (self._kinds[:128] & INNER).any() else {ord(each): self._alone(each) for each in short}
+
+    @property
+    def replacements(self) -> list[str]:
+        """The texts that strings of the table are replaced by, and ends of them that nothing uses."""
+        return self._texts.decode("utf-8", "replace").split("\0")
 
     # --- the trie
 
@@ -185,11 +192,21 @@ class Charsmap:
 
     # --- text
 
-    def changes(self, text: str) -> list[Change]:
-        """The replacements in a text, in order: at each place that of the longest string, as in SentencePiece."""
+    def changes(self, text: str, kept: Mapping[int, int] = NOTHING) -> list[Change]:
+        """The replacements in a text, in order: at each place that of the longest string, as in SentencePiece.
+
+        Args:
+            text: any text
+            kept: where parts begin that are not changed, and where they end; they are found before strings of the table
+        """
         found, done = [], 0
-        for begin in self._candidates(text):
+        candidates = self._candidates(text)
+        for begin in sorted({*candidates, *kept}) if kept else candidates:
             if begin < done:
+                continue
+            if begin in kept:
+                done = kept[begin]
+                found.append(Change(begin, done, text[begin:done]))
                 continue
             base, place, longest = self._root, begin, None
             while base != NOWHERE and place < len(text):
@@ -249,6 +266,10 @@ class Charsmap:
     def may_cut(self, text: str, cut: int) -> bool:
         """Whether no string of the table can contain both sides of a cut."""
         return not self._kinds[ord(text[cut])] & INNER
+
+    def keeps(self, character: str) -> bool:
+        """Whether a character stays as it is unless the one after it continues a string of the table."""
+        return not self._kinds[ord(character)] & (ALONE | INNER)
 
 
 def _points(text: str) -> np.ndarray:
