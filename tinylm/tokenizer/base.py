@@ -136,7 +136,7 @@ class Tokenizer(ABC):
     @property
     def adds_begin(self) -> bool:
         """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
-        return (self._marks is not None and self._marks.begin is not None) or "template" in self.origin
+        return self.marks.begin is not None and (self._marks is not None or "template" in self.origin)
 
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
@@ -154,7 +154,8 @@ class Tokenizer(ABC):
     def origin(self) -> dict[str, Any]:
         """Settings of the folder of another program that it was read from, which an export writes again; often empty.
 
-        Its keys are names of files (`config.json`); `with_marks` forgets it.
+        Its keys are names of files (`config.json`), and `template`: the post_processor of tokenizer.json if it puts a
+        token behind a text, or true if it only puts one before it. `with_marks` forgets it.
         """
         return self._origin or {}
 
@@ -379,6 +380,10 @@ class Tokenizer(ABC):
         raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
 
     # --- ids -> text
+
+    def normalized(self, text: str) -> str:
+        """The text that decoding its ids gives if every character is known: the text itself, unless changed before."""
+        return text
 
     def until_stop(self, ids: list[int]) -> list[int]:
         """The ids before the first of `marks.stops`."""

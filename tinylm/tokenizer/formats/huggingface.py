@@ -7,7 +7,7 @@ tokenizer. Everything else is refused, with the name of the field that would cha
 tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every text. A letter
 that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC, tokens added behind a text, models other than BPE.
+Not supported: other normalizers than NFC, models other than BPE.
 """
 
 from collections.abc import Sequence
@@ -95,8 +95,10 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The post_processor that puts `marks.begin` before a text, if the file that was read had one."""
-    begin = tokenizer.marks.begin
+    """The post_processor that puts marks around a text, if the file that was read had one."""
+    begin, template = tokenizer.marks.begin, tokenizer.origin.get("template")
+    if isinstance(template, dict):
+        return template
     if begin is None or not tokenizer.adds_begin:
         return None
     name = next(name for name, token in tokenizer.special_tokens.items() if token == begin)
@@ -225,9 +227,15 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
             raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, and what it has written itself')
         _check_fields(values)
         tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
-        begin = read_template(values.get("post_processor"))
-        marks = tokenizer.marks
+        return with_template(tokenizer, values.get("post_processor"))
+
+
+def with_template(tokenizer: Tokenizer, post_processor: Any) -> Tokenizer:
+    """The tokenizer with the ids that a post_processor puts around a text as its marks."""
+    (begin, end), marks = read_template(post_processor), tokenizer.marks
+    if end is None:
         return tokenizer if begin is None else tokenizer.with_marks(begin, marks.end, marks.stops)
+    return tokenizer.with_marks(begin, end, [*marks.stops, end]).with_origin({"template": post_processor})
 
 
 def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
