@@ -49,8 +49,11 @@ class SentencePieceNormalizer(Normalizer):
         self.add_dummy_prefix, self.remove_extra_whitespaces = add_dummy_prefix, remove_extra_whitespaces
         self.escape_whitespaces, self.treat_whitespace_as_suffix = escape_whitespaces, treat_whitespace_as_suffix
         self._table = read_base64(charsmap) if charsmap else None
-        if remove_extra_whitespaces and "  " in "".join([*self.symbols, *(self._table.replacements if self._table else ())]):
-            raise ConfigError("remove_extra_whitespaces: a symbol or replacement has two spaces; tinylm has no rule for it")
+        written = [*self.symbols, *(self._table.replacements if self._table else ())]
+        if remove_extra_whitespaces and any("  " in each for each in written):
+            raise ConfigError(
+                "remove_extra_whitespaces: a symbol or replacement has two spaces; tinylm has no rule for it"
+            )
         longest = sorted(self.symbols, key=len, reverse=True)
         self._symbols = re.compile(f"(?=({'|'.join(map(re.escape, longest))}))") if longest else None
         self._longest = max(map(len, longest), default=0)
