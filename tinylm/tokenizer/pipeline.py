@@ -49,7 +49,7 @@ class PipelineTokenizer(Tokenizer):
     Args:
         core: the options of `BPETokenizer` or `CharacterBPE`, and its `kind`; `ids` of tokens are final
         added: the options of each `AddedToken`
-        normalization: "nfc", or nothing
+        normalization: "nfc", or `Normalizer.to_dict` of another normalizer, or nothing
         spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
         prefix: a space is put before every part between added tokens: "always"; "each", unless the part begins with
             one; "first", likewise, but only at the beginning of the text. "none": nowhere
@@ -67,7 +67,7 @@ class PipelineTokenizer(Tokenizer):
         self,
         core: dict[str, Any],
         added: Sequence[dict[str, Any]] = (),
-        normalization: str = "",
+        normalization: str | dict[str, Any] = "",
         spaces: str = "",
         prefix: Prefix = "none",
         strip: bool = False,
@@ -77,18 +77,21 @@ class PipelineTokenizer(Tokenizer):
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
-        self._normalizer: Normalizer | None = NFC() if normalization else None
+        other = isinstance(normalization, dict)
+        self._normalizer = Normalizer.from_dict(normalization) if other else NFC() if normalization else None
+        self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
-        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
+        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._name)
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
 
     def _check(self) -> None:
         characters = isinstance(self.core, CharacterBPE)
         allowed = {"none", "each"} if not characters else {"none", "always", "each", "first"}
-        if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
+        plain = isinstance(self.normalization, dict) or self.normalization in ("", "nfc")
+        if not plain or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
         if len({*names}) < len(names):
@@ -101,7 +104,9 @@ class PipelineTokenizer(Tokenizer):
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         for token in self.added:
-            name = self._normal(token.content) if token.normalized else token.content
+            if token.id == getattr(self.core, "unknown", None):
+                continue
+            name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
         return found
 
@@ -136,9 +141,14 @@ class PipelineTokenizer(Tokenizer):
 
     # --- text -> ids
 
-    def _normal(self, text: str) -> str:
-        """A part between added tokens, normalized."""
-        text = self._normalizer.normalize(text) if self._normalizer else text
+    def _name(self, content: str) -> str:
+        """An added token as it stands in normalized text."""
+        other = isinstance(self.normalization, dict) and self._normalizer
+        return other.name_of(content) if other else self._normal(content)
+
+    def _normal(self, text: str, continues: bool = False) -> str:
+        """A part between added tokens, normalized. `continues`: more of it stands before it."""
+        text = self._normalizer.normalize(text, continues=continues) if self._normalizer else text
         if self.spaces == "normalizer":
             text = text.replace(" ", SPACE)
         return self._space + text if self.prefix == "always" and text else text
@@ -150,7 +160,7 @@ class PipelineTokenizer(Tokenizer):
             if token is not None:
                 found.append(np.array([token.id]))
                 continue
-            normal = self._normal(text[begin:end])
+            normal = self._normal(text[begin:end], continues and not begin)
             if self.prefix == "always" and continues and not begin:
                 normal = normal[1:]
             for first, last, inner in self._normalized.split(normal, special):
