@@ -204,7 +204,11 @@ def _origin(model: list[Field]) -> str:
     others = []
     for field in model:
         if field.number == NORMALIZER and isinstance(field.value, bytes):
-            inner = [each for each in read_message(field.value, "normalizer_spec") if each.number != CHARSMAP]
+            inner = [
+                each
+                for each in read_message(field.value, "normalizer_spec")
+                if each[:1] != (CHARSMAP,) or not each.value
+            ]
             others.append(field._replace(value=write_message(inner)))
         elif field.number != PIECES:
             others.append(field)
