@@ -13,7 +13,8 @@ put one before the text, and turn what they do not know into `<unk>`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,10 +24,15 @@ from tinylm.errors import ConfigError
 from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.characters import BYTE_NAMES, SPACE
 from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.counting import count_words
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
+from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.normalize import Normalizer
 from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
 
+VOCAB_SIZE = 4096  # by default
 UNKNOWN_PIECE = "<unk>"
+SPELLING = "<0x123456789ABCDEF>"  # characters of the names of bytes; where each is a piece, no text is taken for a byte
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
 LONG = 1 << 16  # characters; longer texts are encoded in blocks
 LOOK = 64  # characters before a cut, whose normalization is looked at
@@ -92,6 +98,69 @@ class UnigramTokenizer(Tokenizer):
         way = byte_ids if unknown is None or byte_fallback else unknown
         self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype)
         self._changes = self.normalizer is not None or self.spacing is not None or marker
+
+    # --- training
+
+    @classmethod
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
+        """Learns pieces from texts that arrive in chunks. Options as in `train_from_blocks`."""
+        found = blocks(streams, WordSplitter(pattern).safe_cut)
+        return cls.train_from_blocks(found, pattern=pattern, **options)
+
+    @classmethod
+    def train(
+        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
+    ) -> Self:
+        """Learns pieces from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
+        safe_cut = WordSplitter(pattern).safe_cut
+        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
+        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+
+    @classmethod
+    def train_from_blocks(
+        cls,
+        found: Iterable[Block],
+        *,
+        vocab_size: int = VOCAB_SIZE,
+        pattern: str = "gpt2",
+        byte_fallback: bool = True,
+        character_coverage: float = 0.9995,
+        special_tokens: Sequence[str] = (),
+        processes: int | None = 1,
+        memory_limit: int | None = None,
+        progress: Callable[[str, int], object] = lambda stage, done: None,
+    ) -> Self:
+        """Learns pieces and their probabilities. No piece goes across words, whose first character may be a space.
+
+        Args:
+            found: the text
+            vocab_size: number of bytes (or `<unk>`), pieces and special tokens; smaller if the text has fewer pieces
+            pattern: that of `WordSplitter`, which splits the text into words
+            byte_fallback: whether characters without a piece become bytes; else they become `<unk>`
+            character_coverage: share of the text whose characters get a piece; the rarest others get none
+            special_tokens: as in the class
+            processes: processes that count words; None for one per core
+            memory_limit: megabytes for distinct words, besides about 200 for the program. Beyond it the rarest words
+                are dropped, with a notice.
+            progress: called with ("counting", bytes read so far), then with ("pruning", pieces that are left)
+
+        Raises:
+            ConfigError: if vocab_size has no room for the characters.
+            DataError: if the text is empty or has a lone surrogate.
+        """
+        first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
+        least, most = len(first) + len(special_tokens) + 1, vocab_size - len(first) - len(special_tokens)
+        if most < 1:
+            raise ConfigError(f"vocab_size must be at least {least}, got {vocab_size}")
+        counted = count_words(found, pattern, processes, memory_limit, progress)
+        pieces, scores = learn_unigram(
+            *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
+        )
+        if byte_fallback:
+            pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        nothing: list[float | None] = [None] * len(first)
+        way = {"byte_fallback": True} if byte_fallback else {"unknown": 0}
+        return cls([*first, *pieces], [*nothing, *scores], special_tokens=special_tokens, **way)
 
     # --- text -> ids
 
@@ -329,3 +398,23 @@ def _through(
     found = begins[np.minimum(more_begins, len(begins) - 1)]
     last = ends[np.maximum(more_ends - 1, 0)]
     return found, np.where(more_begins == more_ends, found, last)
+
+
+def with_characters(
+    pieces: list[str], scores: list[float], characters: str, most: int
+) -> tuple[list[str], list[float]]:
+    """Pieces with all of these characters, and their scores; the least likely longer pieces make room for them.
+
+    Args:
+        pieces: pieces in falling order of their scores
+        scores: log probabilities
+        characters: those that must be pieces; missing ones get the smallest score
+        most: number of pieces that there may be
+    """
+    missing = [each for each in dict.fromkeys(characters) if each not in pieces]
+    longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]
+    drop = {*longer[len(longer) - min(max(len(pieces) + len(missing) - most, 0), len(longer)) :]}
+    left = [(piece, score) for place, (piece, score) in enumerate(zip(pieces, scores, strict=True)) if place not in drop]
+    least = min(scores)
+    found = left + [(each, least) for each in missing]
+    return [piece for piece, _ in found], [score for _, score in found]
