@@ -28,6 +28,7 @@ from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.rewriting import Spacing, through
 from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
@@ -91,7 +92,9 @@ class UnigramTokenizer(Tokenizer):
         self.special_tokens = {name: numbers.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
         self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
         self.spacing = None if spacing is None else Normalizer.from_dict(spacing)
-        never = {token for token, piece in enumerate(self.pieces) if piece in special_tokens or (marker and " " in piece)}
+        never = {
+            token for token, piece in enumerate(self.pieces) if piece in special_tokens or (marker and " " in piece)
+        }
         found = {names[i]: score for i, score in enumerate(self.scores) if score is not None and i not in never}
         least = min(found.values(), default=0.0) - UNKNOWN_PENALTY if unknown_score is None else unknown_score
         ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
@@ -166,9 +169,24 @@ class UnigramTokenizer(Tokenizer):
 
     def _inner(self, text: str, continues: bool = False) -> str:
         """A text as the model reads it. `continues`: more of the text stands before it."""
-        for step in (self.normalizer, self.spacing):
-            text = step.normalize(text, continues=continues) if step else text
+        normal = self.normalizer.normalize(text, continues=continues) if self.normalizer else text
+        return self.spaced(normal, continues or self._begins_later(text))
+
+    def _begins_later(self, text: str) -> bool:
+        """Whether normalization drops the beginning of a text; what is then first is not its beginning."""
+        if not (self.opens_once and self.normalizer):
+            return False
+        return bool(self.normalizer.offsets(text[:LOOK])[0][:1].any())
+
+    def spaced(self, text: str, continues: bool = False) -> str:
+        """A normalized text as the model reads it, with spaces for ▁. `continues` as for normalizers."""
+        text = self.spacing.normalize(text, continues=continues) if self.spacing else text
         return text.replace(SPACE, " ") if self.marker else text
+
+    @property
+    def opens_once(self) -> bool:
+        """Whether a space is put only before a text, and not before its parts behind added tokens."""
+        return isinstance(self.spacing, Spacing) and self.spacing.prefix == "first"
 
     def normalized(self, text: str) -> str:
         """The text that decoding its ids gives if every character has a piece or becomes bytes."""
@@ -190,6 +208,18 @@ class UnigramTokenizer(Tokenizer):
             return np.concatenate([self._encode_block(block, continues or block.start > 0) for block in found])
         return np.array(self.model.encode(self._inner(text, continues)), dtype=np.int64)
 
+    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
+        """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
+        if not allow_special or not self.special_tokens:
+            return self.encode_ordinary(text)
+        parts = [np.empty(0, dtype=np.int64)]
+        for part, special, start in self._split_special(text):
+            if special is not None:
+                parts.append(np.array([special]))
+            else:
+                parts.append(self.encode_part(part, continues=self.opens_once and start > 0))
+        return np.concatenate(parts)
+
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text and the characters each covers, as in `Tokenizer.encode_with_offsets`.
 
@@ -200,33 +230,44 @@ class UnigramTokenizer(Tokenizer):
             if special is not None:
                 found = np.array([special]), np.array([[start, start + len(part)]])
             else:
-                found = self.offsets_of_part(part, start)
+                found = self._offsets_of_part(part, start, self.opens_once and start > 0)
             ids.append(found[0])
             offsets.append(found[1])
         return np.concatenate(ids), np.concatenate(offsets)
 
-    def offsets_of_part(self, text: str, start: int = 0, *, continues: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a part of a text, int64 (n,), and the characters each covers, int64 (n, 2), counted from `start`.
+    def _offsets_of_part(self, text: str, start: int, continues: bool) -> tuple[np.ndarray, np.ndarray]:
+        begins, ends = np.arange(len(text)), np.arange(1, len(text) + 1)
+        if self.normalizer:
+            begins, ends = self.normalizer.offsets(text)
+            text = self.normalizer.normalize(text)
+        continues = continues or (self.opens_once and bool(begins[:1].any()))
+        ids, offsets = self.offsets_of_normal(text, begins, ends, continues)
+        return ids, start + offsets
 
-        `continues` as in `encode_part`.
+    def offsets_of_normal(
+        self, text: str, begins: np.ndarray, ends: np.ndarray, continues: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a normalized text, int64 (n,), and the characters of the original each covers, int64 (n, 2).
+
+        Args:
+            text: the normalized text
+            begins: where each of its characters begins in the original text, int64 (characters,)
+            ends: where it ends
+            continues: as for normalizers
         """
-        inner, begins, ends = text, np.arange(len(text)), np.arange(1, len(text) + 1)
-        for step in (self.normalizer, self.spacing):
-            if step:
-                more_begins, more_ends = step.offsets(inner)
-                changed = step.normalize(inner)
-                if continues and (put := len(changed) - len(step.normalize(inner, continues=True))):
-                    changed, more_begins, more_ends = changed[put:], more_begins[put:], more_ends[put:]
-                begins, ends = _through(begins, ends, more_begins, more_ends)
-                inner = changed
-        tokens = self.model.tokens(inner.replace(SPACE, " ") if self.marker else inner)
-        ids = np.array([token.id for token in tokens], dtype=np.int64)
+        inner = self.spaced(text, continues)
+        if self.spacing:
+            more_begins, more_ends = self.spacing.offsets(text)
+            put = len(more_begins) - len(inner)  # at the beginning of a text only
+            begins, ends = through(begins, ends, more_begins[put:], more_ends[put:])
+        tokens = self.model.tokens(inner)
         places = np.array([(token.begin, token.end - 1) for token in tokens], dtype=np.int64).reshape(-1, 2)
-        return ids, start + np.stack([begins[places[:, 0]], ends[places[:, 1]]], axis=1)
+        ids = np.array([token.id for token in tokens], dtype=np.int64)
+        return ids, np.stack([begins[places[:, 0]], ends[places[:, 1]]], axis=1)
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
-        offsets = self.offsets_of_part(text)[1]
+        offsets = self._offsets_of_part(text, 0, False)[1]
         size = np.cumsum([0, *(len(utf8(character)) for character in text)])
         return size[offsets]
 
@@ -234,7 +275,7 @@ class UnigramTokenizer(Tokenizer):
         """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
         if not self._changes and self.unknown is None:
             return super().bytes_behind(text, ids, first)
-        begin = self.offsets_of_part(text)[1][first, 0] if 0 < first < len(ids) else 0
+        begin = self._offsets_of_part(text, 0, False)[1][first, 0] if 0 < first < len(ids) else 0
         return len(utf8(text[begin:])) if first < len(ids) else 0
 
     # --- blocks
@@ -283,10 +324,10 @@ class UnigramTokenizer(Tokenizer):
         return 0
 
     def _may_cut(self, text: str, cut: int) -> bool:
-        if text[cut - 1].isspace() or any(step and not step.may_cut(text, cut) for step in (self.normalizer,)):
+        if text[cut - 1].isspace() or (self.normalizer and not self.normalizer.may_cut(text, cut)):
             return False
         before = self._inner(text[max(cut - LOOK, 0) : cut], continues=True)[-1:]
-        return bool(before) and self.model.splits(before, " ")
+        return before not in ("", " ") and self.model.splits(before, " ")
 
     def _any_cut(self, text: str) -> int:
         """The last place between two characters that no piece has side by side; 0 for none."""
@@ -386,20 +427,6 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
         raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")
 
 
-def _through(
-    begins: np.ndarray, ends: np.ndarray, more_begins: np.ndarray, more_ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of a text that was changed twice: those of the second change, by way of those of the first.
-
-    A character that stands for none of the text before it, at `begin == end`, stands for none of the first text.
-    """
-    if not len(begins):
-        return more_begins, more_ends
-    found = begins[np.minimum(more_begins, len(begins) - 1)]
-    last = ends[np.maximum(more_ends - 1, 0)]
-    return found, np.where(more_begins == more_ends, found, last)
-
-
 def with_characters(
     pieces: list[str], scores: list[float], characters: str, most: int
 ) -> tuple[list[str], list[float]]:
@@ -414,7 +441,9 @@ def with_characters(
     missing = [each for each in dict.fromkeys(characters) if each not in pieces]
     longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]
     drop = {*longer[len(longer) - min(max(len(pieces) + len(missing) - most, 0), len(longer)) :]}
-    left = [(piece, score) for place, (piece, score) in enumerate(zip(pieces, scores, strict=True)) if place not in drop]
+    left = [
+        (piece, score) for place, (piece, score) in enumerate(zip(pieces, scores, strict=True)) if place not in drop
+    ]
     least = min(scores)
     found = left + [(each, least) for each in missing]
     return [piece for piece, _ in found], [score for _, score in found]

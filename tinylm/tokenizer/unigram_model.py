@@ -65,6 +65,11 @@ class UnigramModel:
         self._remembered: dict[bytes, list[int]] = {}
         self._words = WordTable(dtype)
 
+    @cached_property
+    def closed(self) -> bool:
+        """Whether every character of a piece is a piece, so that `unknown_score` decides nothing."""
+        return all(character in self._ids for character in {*"".join(self._ids)})
+
     # --- cuts
 
     @cached_property
