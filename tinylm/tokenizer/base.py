@@ -72,7 +72,7 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
-    most_per_byte: ClassVar = 1  # ids for each byte of a text
+    most_per_byte = 1  # ids for each byte of a text
     _marks: Marks | None = None
     _origin: dict[str, Any] | None = None
     _chat: Chat | None = None

@@ -29,6 +29,7 @@ from tinylm.tokenizer.normalize import Normalizer
 LEAF = 1 << 31  # marks a unit that holds a value
 ALONE, FIRST, INNER = 1, 2, 4  # a character that is replaced alone, begins a longer string, or continues one
 MOST_NODES = 1 << 20  # reached at once, by one more character
+LONGEST = 1000  # characters of a replacement
 MOST_KNOWN = 1 << 18  # remembered steps
 SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does not replace as a whole
 NOWHERE = -1
@@ -78,7 +79,7 @@ class Charsmap:
 
     @property
     def replacements(self) -> list[str]:
-        """The texts that strings of the table are replaced by, and ends of them that nothing uses."""
+        """The texts that strings of the table are replaced by."""
         return self._texts.decode("utf-8", "replace").split("\0")
 
     # --- the trie
@@ -155,11 +156,12 @@ class Charsmap:
     def _check_values(self, values: np.ndarray) -> None:
         for value in np.unique(values & (LEAF - 1)).tolist():
             try:
-                if value >= len(self._texts):
+                if value >= len(self._texts) or len(self._text(value)) > LONGEST:
                     raise ValueError
-                self._text(value)
             except ValueError as error:
-                raise ConfigError("precompiled_charsmap: is damaged, a replacement is missing or not UTF-8") from error
+                raise ConfigError(
+                    "precompiled_charsmap: is damaged, a replacement is missing, very long or not UTF-8"
+                ) from error
 
     def _text(self, value: int) -> str:
         end = self._texts.find(b"\0", value)
@@ -263,13 +265,13 @@ class Charsmap:
                 return new
         return None
 
-    def may_cut(self, text: str, cut: int) -> bool:
-        """Whether no string of the table can contain both sides of a cut."""
-        return not self._kinds[ord(text[cut])] & INNER
-
     def keeps(self, character: str) -> bool:
-        """Whether a character stays as it is unless the one after it continues a string of the table."""
+        """Whether a character stays as it is, unless it begins a string of the table that the next one continues."""
         return not self._kinds[ord(character)] & (ALONE | INNER)
+
+    def ignores(self, character: str) -> bool:
+        """Whether a character is in no string of the table."""
+        return not self._kinds[ord(character)]
 
 
 def _points(text: str) -> np.ndarray:

@@ -50,9 +50,9 @@ class PipelineTokenizer(Tokenizer):
     """BPE with added tokens, normalization and a space before the text.
 
     Args:
-        core: the options of `BPETokenizer`, `CharacterBPE` or `UnigramTokenizer`, and its `kind`; `ids` of tokens are final
+        core: the options of `BPETokenizer`, `CharacterBPE` or `UnigramTokenizer`, and its `kind`; `ids` are final
         added: the options of each `AddedToken`
-        normalization: "nfc", or nothing
+        normalization: "nfc", or `Normalizer.to_dict` of another normalizer, or nothing
         spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
         prefix: a space is put before every part between added tokens: "always"; "each", unless the part begins with
             one; "first", likewise, but only at the beginning of the text. "none": nowhere
@@ -70,7 +70,7 @@ class PipelineTokenizer(Tokenizer):
         self,
         core: dict[str, Any],
         added: Sequence[dict[str, Any]] = (),
-        normalization: str = "",
+        normalization: str | dict[str, Any] = "",
         spaces: str = "",
         prefix: Prefix = "none",
         strip: bool = False,
@@ -80,26 +80,26 @@ class PipelineTokenizer(Tokenizer):
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
-        self._normalizer: Normalizer | None = NFC() if normalization else None
+        other = isinstance(normalization, dict)
+        self._normalizer = Normalizer.from_dict(normalization) if other else NFC() if normalization else None
         if isinstance(self.core, UnigramTokenizer):
             self._normalizer = self.core.normalizer
+        self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
-        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
+        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._name)
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
 
     def _check(self) -> None:
-        if isinstance(self.core, UnigramTokenizer) and (self.normalization, self.spaces, self.prefix) != (
-            "",
-            "",
-            "none",
-        ):
+        given = self.normalization, self.spaces, self.prefix
+        if isinstance(self.core, UnigramTokenizer) and given != ("", "", "none"):
             raise ConfigError("normalization, spaces and prefix are options of the core of kind 'unigram'")
         characters = isinstance(self.core, CharacterBPE)
         allowed = {"none", "each"} if not characters else {"none", "always", "each", "first"}
-        if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
+        plain = isinstance(self.normalization, dict) or self.normalization in ("", "nfc")
+        if not plain or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
         if len({*names}) < len(names):
@@ -112,7 +112,9 @@ class PipelineTokenizer(Tokenizer):
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         for token in self.added:
-            name = self._normal(token.content) if token.normalized else token.content
+            if token.id == getattr(self.core, "unknown", None):
+                continue
+            name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
         return found
 
@@ -147,8 +149,13 @@ class PipelineTokenizer(Tokenizer):
 
     # --- text -> ids
 
+    def _name(self, content: str) -> str:
+        """An added token as it stands in normalized text."""
+        other = isinstance(self.normalization, dict) and self._normalizer
+        return other.name_of(content) if other else self._normal(content)
+
     def _normal(self, text: str, continues: bool = False) -> str:
-        """A part between added tokens, normalized."""
+        """A part between added tokens, normalized. `continues`: more of it stands before it."""
         text = self._normalizer.normalize(text, continues=continues) if self._normalizer else text
         if self.spaces == "normalizer":
             text = text.replace(" ", SPACE)

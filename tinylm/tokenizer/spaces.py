@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import NOTHING, Change, Charsmap, applied, changed_offsets, read_base64
+from tinylm.tokenizer.charsmap import LONGEST, NOTHING, Change, applied, changed_offsets, read_base64
+from tinylm.tokenizer.fast.blocks import utf8
 from tinylm.tokenizer.normalize import Normalizer
 
 SPACE = "▁"
@@ -29,6 +30,9 @@ class SentencePieceNormalizer(Normalizer):
         escape_whitespaces: whether spaces are written ▁
         treat_whitespace_as_suffix: whether the space is put behind a text instead
         symbols: user-defined symbols
+
+    Attributes:
+        most_per_byte: most bytes that one byte of a text becomes
 
     Raises:
         ConfigError: if the table is damaged; for two spaces in a replacement or a symbol if extra ones are removed.
@@ -55,8 +59,10 @@ class SentencePieceNormalizer(Normalizer):
                 "remove_extra_whitespaces: a symbol or replacement has two spaces; tinylm has no rule for it"
             )
         longest = sorted(self.symbols, key=len, reverse=True)
-        self._symbols = re.compile(f"(?=({'|'.join(map(re.escape, longest))}))") if longest else None
-        self._longest = max(map(len, longest), default=0)
+        first = "|".join(sorted({re.escape(name[:2]) for name in longest}))  # a quick look, which most places fail
+        self._symbols = re.compile(f"(?={first})(?=({'|'.join(map(re.escape, longest))}))") if longest else None
+        self._spaced = any({" ", SPACE} & {*name[1:]} for name in longest)
+        self.most_per_byte = min(max([4, *(len(utf8(each)) + 1 for each in written)]), 4 * LONGEST)
         self._space = SPACE if escape_whitespaces else " "
 
     @property
@@ -130,18 +136,19 @@ class SentencePieceNormalizer(Normalizer):
         return np.concatenate([first, begins, last]), np.concatenate([first, ends, last])
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Where no replacement, symbol or run of spaces lies on both sides."""
+        """Where no replacement, symbol or run of spaces lies on both sides; with symbols only before a space."""
         if self.add_dummy_prefix and self.treat_whitespace_as_suffix:
             return False
-        if self._table is not None and not self._table.may_cut(text, cut):
+        before, behind = text[cut - 1], text[cut]
+        if self._table is not None and not (self._table.keeps(before) and self._table.ignores(behind)):
             return False
-        if self.remove_extra_whitespaces:
-            before = text[cut - 1]
-            if before in (" ", SPACE) or (self._table is not None and not self._table.keeps(before)):
-                return False
-        begin = max(cut - self._longest, 0)
-        found = self._kept(text[begin : cut + self._longest])
-        return not any(begin + first < cut < begin + last for first, last in found.items())
+        if self.remove_extra_whitespaces and before in (" ", SPACE):
+            return False
+        return not self.symbols or (behind == " " and not self._spaced)
+
+    def name_of(self, content: str) -> str:
+        """A symbol itself; anything else is normalized."""
+        return content if content in self.symbols else self.normalize(content)
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`."""

@@ -144,6 +144,8 @@ def _bytes_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
 def _characters_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
     core = tokenizer.core
     assert isinstance(core, CharacterBPE)
+    if tokenizer.normalization or core.unknown is not None or core.unused:
+        raise ConfigError("tokenizer: SentencePiece's normalization, <unk> or unused pieces; write a .model instead")
     replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizer = pre_tokenizer = None
     if tokenizer.spaces == "normalizer":
