@@ -22,9 +22,10 @@ from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.normalize import NFC, Normalizer
+from tinylm.tokenizer.unigram import UnigramTokenizer
 
 Prefix = Literal["none", "always", "each", "first"]
-CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer}
+CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer, UnigramTokenizer.kind: UnigramTokenizer}
 MOST_CUTS = 100  # places tried for a cut
 
 
@@ -36,19 +37,21 @@ class Part(NamedTuple):
         text: as the core reads it
         begins: offset in the original text where each of its characters begins, int64 (n,)
         ends: offset where it ends, int64 (n,)
+        opens: whether it stands at the beginning of the text
     """
 
     token: int | None
     text: str
     begins: np.ndarray
     ends: np.ndarray
+    opens: bool = False
 
 
 class PipelineTokenizer(Tokenizer):
     """BPE with added tokens, normalization and a space before the text.
 
     Args:
-        core: the options of `BPETokenizer` or `CharacterBPE`, and its `kind`; `ids` of tokens are final
+        core: the options of `BPETokenizer`, `CharacterBPE` or `UnigramTokenizer`, and its `kind`; `ids` are final
         added: the options of each `AddedToken`
         normalization: "nfc", or `Normalizer.to_dict` of another normalizer, or nothing
         spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
@@ -74,12 +77,14 @@ class PipelineTokenizer(Tokenizer):
         strip: bool = False,
     ) -> None:
         options = dict(core)
-        self.core: BPETokenizer | CharacterBPE = CORES[options.pop("kind")](**options)
+        self.core: BPETokenizer | CharacterBPE | UnigramTokenizer = CORES[options.pop("kind")](**options)
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
         other = isinstance(normalization, dict)
         self._normalizer = Normalizer.from_dict(normalization) if other else NFC() if normalization else None
+        if isinstance(self.core, UnigramTokenizer):
+            self._normalizer = self.core.normalizer
         self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
@@ -89,6 +94,9 @@ class PipelineTokenizer(Tokenizer):
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
 
     def _check(self) -> None:
+        given = self.normalization, self.spaces, self.prefix
+        if isinstance(self.core, UnigramTokenizer) and given != ("", "", "none"):
+            raise ConfigError("normalization, spaces and prefix are options of the core of kind 'unigram'")
         characters = isinstance(self.core, CharacterBPE)
         allowed = {"none", "each"} if not characters else {"none", "always", "each", "first"}
         plain = isinstance(self.normalization, dict) or self.normalization in ("", "nfc")
@@ -177,8 +185,9 @@ class PipelineTokenizer(Tokenizer):
                 if inner is not None:
                     found.append(np.array([inner.id]))
                 else:
-                    piece = self._prefixed(normal[first:last], begin + first == 0, continues)
-                    found.append(self._core_ids(piece))
+                    opens = begin + first == 0
+                    piece = self._prefixed(normal[first:last], opens, continues)
+                    found.append(self._core_ids(piece, self._goes_on(opens, continues)))
         return found
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
@@ -189,7 +198,13 @@ class PipelineTokenizer(Tokenizer):
             return self._space + piece
         return piece
 
-    def _core_ids(self, piece: str) -> np.ndarray:
+    def _goes_on(self, opens: bool, continues: bool) -> bool:
+        """Whether a core that puts a space before a text puts none before this part of it."""
+        return (opens and continues) or (not opens and isinstance(self.core, UnigramTokenizer) and self.core.opens_once)
+
+    def _core_ids(self, piece: str, goes_on: bool) -> np.ndarray:
+        if isinstance(self.core, UnigramTokenizer):
+            return np.array(self.core.model.encode(self.core.spaced(piece, goes_on)), dtype=np.int64)
         if isinstance(self.core, CharacterBPE):
             return np.array(self.core.encode(piece), dtype=np.int64)
         return self.core.encode_ordinary(piece)
@@ -216,8 +231,13 @@ class PipelineTokenizer(Tokenizer):
             if part.token is not None:
                 ids.append(np.array([part.token]))
                 offsets.append(np.stack([part.begins[:1], part.ends[-1:]], axis=1))
+            elif isinstance(self.core, UnigramTokenizer):
+                goes_on = self._goes_on(part.opens, continues=False)
+                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, goes_on)
+                ids.append(found[0])
+                offsets.append(found[1])
             else:
-                ids.append(self._core_ids(part.text))
+                ids.append(self._core_ids(part.text, goes_on=False))
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 
@@ -236,14 +256,16 @@ class PipelineTokenizer(Tokenizer):
             if self._normalizer:
                 begins, ends = (begin + each for each in self._normalizer.offsets(text[begin:end]))
             normal = self._normal(text[begin:end])
-            begins, ends = _with_prefix(begins, ends, len(normal))
+            if self.prefix == "always":
+                begins, ends = _with_prefix(begins, ends, len(normal))
             for first, last, inner in self._normalized.split(normal, special):
                 where = begins[first:last], ends[first:last]
                 if inner is not None:
                     yield Part(inner.id, "", *where)
                     continue
-                piece = self._prefixed(normal[first:last], begin + first == 0, continues=False)
-                yield Part(None, piece, *_with_prefix(*where, len(piece)))
+                opens = begin + first == 0
+                piece = self._prefixed(normal[first:last], opens, continues=False)
+                yield Part(None, piece, *_with_prefix(*where, len(piece)), opens)
 
     def _offsets(self, part: Part, ids: np.ndarray) -> np.ndarray:
         """The characters of the original text that each id of a part covers, int64 (n, 2)."""

@@ -74,7 +74,7 @@ def read_pattern(pre_tokenizer: Any) -> tuple[str, bool]:
 def read_normalizer(normalizer: Any) -> list[str]:
     """The steps of a normalizer: `nfc`, `prepend` (of a ▁) and `replace` (of spaces by ▁)."""
     found = []
-    for step in _flat(normalizer, "normalizers"):
+    for step in flat(normalizer, "normalizers"):
         match step:
             case {"type": "NFC"}:
                 found.append("nfc")
@@ -106,7 +106,7 @@ def read_metaspace(pre_tokenizer: Any) -> tuple[str, bool] | None:
 
 def read_decoder(decoder: Any) -> bool:
     """Whether the decoder of a model of characters drops the first space."""
-    match _flat(decoder, "decoders"):
+    match flat(decoder, "decoders"):
         case [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"},
@@ -124,7 +124,7 @@ def read_template(post_processor: Any) -> tuple[int | None, int | None]:
     """The ids that a post_processor puts before and behind every text; None for none."""
     before: list[Any] = []
     behind: list[Any] = []
-    for step in _flat(post_processor, "processors"):
+    for step in flat(post_processor, "processors"):
         match step:
             case {"type": "ByteLevel"}:
                 pass
@@ -176,11 +176,11 @@ def read_added(added: list[dict[str, Any]], vocab: dict[str, int]) -> list[Added
     return found
 
 
-def _flat(step: Any, inner: str) -> list[Any]:
+def flat(step: Any, inner: str) -> list[Any]:
     """The steps of nested sequences, in order."""
     if step is None:
         return []
-    return [each for part in step[inner] for each in _flat(part, inner)] if type_of(step) == "Sequence" else [step]
+    return [each for part in step[inner] for each in flat(part, inner)] if type_of(step) == "Sequence" else [step]
 
 
 def type_of(step: Any) -> str | None:
