@@ -45,6 +45,7 @@ from tinylm.tokenizer.formats.scores import check_added, scores_of
 from tinylm.tokenizer.normalize import Normalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.spaces import SentencePieceNormalizer
+from tinylm.tokenizer.unigram import UnigramTokenizer
 
 NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)  # types of models
@@ -188,7 +189,26 @@ def _characters(
 
 
 def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, trainer: list[Field]) -> Tokenizer:
-    raise ConfigError("unigram")
+    """SentencePiece prefers user-defined symbols to other pieces by their score, which is higher than any other."""
+    byte_fallback = bool(integer(trainer, BYTE_FALLBACK))
+    largest = max((piece.score for piece in pieces if piece.type == NORMAL), default=0.0)
+    scores: list[float | None] = []
+    for piece in pieces:
+        if piece.type == USER_DEFINED:
+            scores.append(len(piece.name.encode()) * max(largest, SMALLEST) - 0.1)
+        else:
+            scores.append(piece.score if piece.type == NORMAL else None)
+    unknown = next(token for token, piece in enumerate(pieces) if piece.type == UNKNOWN_TYPE)
+    return UnigramTokenizer(
+        [piece.name for piece in pieces],
+        scores,
+        unknown=None if byte_fallback else unknown,
+        byte_fallback=byte_fallback,
+        marker=normalizer.escape_whitespaces,
+        normalizer=normalizer.to_dict(),
+        strip=normalizer.strips,
+        special_tokens=[piece.name for piece in pieces if piece.type in (UNKNOWN_TYPE, CONTROL)],
+    )
 
 
 def _marked(tokenizer: Tokenizer, pieces: Sequence[Piece], trainer: list[Field]) -> Tokenizer:
