@@ -55,6 +55,7 @@ class UnigramTokenizer(Tokenizer):
         spacing: `Normalizer.to_dict` of what is done to the result, in the parts between added tokens, or None
         split: whether pieces go across the beginning of a word where a space stands ("pieces"), or not ("spaces")
         strip: whether decoding drops the first space of a text
+        surface: what `unknown` is decoded to. Default: its name
         special_tokens: names. Those that are pieces keep their ids, and no text contains them; the others' ids follow.
 
     Raises:
@@ -63,7 +64,7 @@ class UnigramTokenizer(Tokenizer):
 
     kind = "unigram"
     ends = (END_OF_TEXT, "</s>")
-    most_per_byte = 12  # a compatibility character of 3 bytes may become 33
+    most_per_byte: int = 12  # a compatibility character of 3 bytes may become 33
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class UnigramTokenizer(Tokenizer):
         spacing: dict[str, Any] | None = None,
         split: Literal["pieces", "spaces"] = "pieces",
         strip: bool = False,
+        surface: str | None = None,
         special_tokens: Sequence[str] = (),
     ) -> None:
         self.pieces, self.scores, self.unknown, self.byte_fallback = list(pieces), list(scores), unknown, byte_fallback
@@ -88,6 +90,9 @@ class UnigramTokenizer(Tokenizer):
         token_bytes = [utf8(name) for name in names]
         for byte, token in enumerate(byte_ids):
             token_bytes[token] = bytes([byte])
+        self.surface = surface
+        if unknown is not None and surface is not None:
+            token_bytes[unknown] = utf8(surface)
         super().__init__(token_bytes, [name for name in special_tokens if name not in numbers])
         self.special_tokens = {name: numbers.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
         self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
@@ -162,8 +167,8 @@ class UnigramTokenizer(Tokenizer):
         if byte_fallback:
             pieces, scores = with_characters(pieces, scores, SPELLING, most)
         nothing: list[float | None] = [None] * len(first)
-        way = {"byte_fallback": True} if byte_fallback else {"unknown": 0}
-        return cls([*first, *pieces], [*nothing, *scores], special_tokens=special_tokens, **way)
+        unknown = None if byte_fallback else 0
+        return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)
 
     # --- text -> ids
 
@@ -406,6 +411,7 @@ class UnigramTokenizer(Tokenizer):
             "spacing": self.spacing and self.spacing.to_dict(),
             "split": self.split,
             "strip": self.strip,
+            "surface": self.surface,
             "special_tokens": list(self.special_tokens),
         }
 

@@ -63,7 +63,7 @@ class UnigramModel:
         self._names = [utf8(piece) for piece in scores]
         self._numbers = np.array([*(self._ids[piece] for piece in scores), self._unknown or 0], dtype=np.int64)
         self._remembered: dict[bytes, list[int]] = {}
-        self._words = WordTable(dtype)
+        self._dtype, self._words = dtype, WordTable(dtype)
 
     @cached_property
     def closed(self) -> bool:
@@ -74,7 +74,7 @@ class UnigramModel:
 
     @cached_property
     def _apart(self) -> np.ndarray:
-        """Whether a text can be cut between two bytes, bool (65536,); indexed by 256 times the first plus the second."""
+        """Whether a text can be cut between two bytes, bool (65536,), at 256 times the first plus the second."""
         joined = np.frombuffer(SEPARATOR.join(self._names) + SEPARATOR, dtype=np.uint8)
         apart = np.ones(1 << 16, dtype=bool)
         apart[_pairs(joined)] = False
@@ -178,7 +178,7 @@ class UnigramModel:
         """The ids of texts, (n,), given as UTF-8 with `SEPARATOR` between them, which becomes the id `separator`."""
         text = np.frombuffer(data, dtype=np.uint8)
         if self._words.size > MAX_KNOWN:
-            self._words = WordTable(self._words.lists.dtype)
+            self._words = WordTable(self._dtype)
         starts = self.starts(text)
         numbers = self._words.numbers(text, starts)
         new, places = self._words.new_words(numbers)
