@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinylm.errors import ConfigError, notice
-from tinylm.interop.sentencepiece import UNKNOWN as UNKNOWN_PIECE
-from tinylm.interop.sentencepiece import check_added, to_pieces
 from tinylm.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import refuse_own_class
 from tinylm.tokenizer.characters import BYTE_NAMES, CharacterBPE
 from tinylm.tokenizer.fast.pretokenize import DIGITS, QWEN2
+from tinylm.tokenizer.formats.scores import UNKNOWN as UNKNOWN_PIECE
+from tinylm.tokenizer.formats.scores import check_added, to_pieces
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 # Our patterns -> llama.cpp's names. dbrx is llama-bpe without the rule that a word in the vocabulary is never merged.

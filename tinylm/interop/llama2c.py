@@ -25,7 +25,6 @@ from tinylm.errors import ConfigError
 from tinylm.files import atomic_folder, file_size, open_input, write_text
 from tinylm.interop.forms import misfits, swap_rotary_pairs, weight_shapes
 from tinylm.interop.plain import plain_weights
-from tinylm.interop.sentencepiece import from_pieces, to_pieces
 from tinylm.locate import LLAMA2C_MAGIC, is_llama2c
 from tinylm.model import ModelConfig, TransformerLM, parameter_count
 from tinylm.model.positional import rotary_table
@@ -33,6 +32,7 @@ from tinylm.targets import FolderKind, check_target
 from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.characters import BYTE_NAMES, SPACE
 from tinylm.tokenizer.formats.merges import reading
+from tinylm.tokenizer.formats.scores import from_pieces, to_pieces
 
 SIZES = ("d_model", "d_ff", "num_layers", "num_heads", "num_kv_heads", "vocab_size", "max_seq_len")
 HEADER = struct.Struct("<7i")

@@ -8,6 +8,7 @@ from tinylm.tokenizer.formats.gpt2 import read_gpt2, write_gpt2
 from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
 from tinylm.tokenizer.load import load_tokenizer
+from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CharTokenizer",
     "Chat",
     "Tokenizer",
+    "UnigramTokenizer",
     "WordTokenizer",
     "load_tokenizer",
     "read_gpt2",

@@ -72,7 +72,7 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
-    most_per_byte: ClassVar = 1  # ids for each byte of a text
+    most_per_byte = 1  # ids for each byte of a text
     _marks: Marks | None = None
     _origin: dict[str, Any] | None = None
     _chat: Chat | None = None
@@ -136,7 +136,7 @@ class Tokenizer(ABC):
     @property
     def adds_begin(self) -> bool:
         """Whether the files of another program, from which the tokenizer comes, put `marks.begin` before a text."""
-        return (self._marks is not None and self._marks.begin is not None) or "template" in self.origin
+        return self.marks.begin is not None and (self._marks is not None or "template" in self.origin)
 
     def with_marks(self, begin: int | None, end: int | None, stops: Iterable[int]) -> "Tokenizer":
         """A copy with other marks, as in `Marks`.
@@ -154,7 +154,8 @@ class Tokenizer(ABC):
     def origin(self) -> dict[str, Any]:
         """Settings of the folder of another program that it was read from, which an export writes again; often empty.
 
-        Its keys are names of files (`config.json`); `with_marks` forgets it.
+        Its keys are names of files (`config.json`), and `template`: the post_processor of tokenizer.json if it puts a
+        token behind a text, or true if it only puts one before it. `with_marks` forgets it.
         """
         return self._origin or {}
 
@@ -415,6 +416,10 @@ class Tokenizer(ABC):
         return self.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 
     # --- ids -> text
+
+    def normalized(self, text: str) -> str:
+        """The text that decoding its ids gives if every character is known: the text itself, unless changed before."""
+        return text
 
     def until_stop(self, ids: list[int]) -> list[int]:
         """The ids before the first of `marks.stops`."""

@@ -1,14 +1,17 @@
-"""BPE on characters with byte fallback, as SentencePiece writes it (Llama 2, Mistral).
+"""BPE on characters, as SentencePiece writes it (Llama 2, Mistral).
 
     "▁Once▁upon"        a space is written ▁; there are no words: a merge may use any two neighbours
 
-A character without a token becomes the tokens of its bytes, which never merge. Most texts can be cut before a space,
-since no token continues after a character with a space: the parts are merged independently, and each distinct part only
-once.
+Hugging Face's files list merges in the order in which they apply. SentencePiece's have a score for each token instead:
+of all neighbours that join to a token, those with the highest score are joined first, and the leftmost of equals.
+
+A character without a token becomes the tokens of its bytes, which never merge, or `<unk>`. Most texts can be cut before
+a space, since no token continues after a character with a space: the parts are merged independently, and each distinct
+part only once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -23,18 +26,25 @@ from tinylm.tokenizer.fast.merging import Pair, merge_some, merge_word
 SPACE = "▁"
 MAX_REMEMBERED = 1 << 18  # parts
 BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
+UNKNOWN = " \u2047 "  # what SentencePiece decodes <unk> to
 
 
 class CharacterBPE:
     """BPE on the characters of a text in which spaces are written ▁.
 
     Args:
-        vocab: name -> id; needs the names of all bytes, from `<0x00>` to `<0xFF>`
+        vocab: name -> id; without `unknown`, needs the names of all bytes, from `<0x00>` to `<0xFF>`
         merges: pairs of ids, in the order in which they were learned
         words: whether no merge crosses the beginning of a ▁
+        scores: the score of each token, in the order of `vocab`, instead of merges: all pairs that join to a token are
+            merged
+        unknown: the id of each run of characters without a token. Default: their bytes
+        surface: what it is decoded to
+        unused: ids of tokens that are split again into what they were joined from
 
     Attributes:
         token_bytes: the bytes of each id
+        merges: all merges, whether given or found by the scores
 
     Raises:
         ConfigError: if a byte is missing, an id repeats or is out of range, or a merge has no result in the vocabulary.
@@ -42,19 +52,38 @@ class CharacterBPE:
 
     kind = "characters"
 
-    def __init__(self, vocab: dict[str, int], merges: Sequence[Sequence[int]], words: bool = False) -> None:
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[Sequence[int]] = (),
+        words: bool = False,
+        scores: Sequence[float] | None = None,
+        unknown: int | None = None,
+        surface: str = UNKNOWN,
+        unused: Sequence[int] = (),
+    ) -> None:
         check_ids([*vocab.values()], len(vocab))
-        self.vocab, self.merges, self.words = vocab, [(left, right) for left, right in merges], words
-        for name in BYTE_NAMES:
+        self.vocab, self.words, self.unknown, self.surface = vocab, words, unknown, surface
+        self.scores = None if scores is None else dict(zip(vocab, scores, strict=True))
+        self.unused, self._unused = [*unused], {*unused}
+        for name in BYTE_NAMES if unknown is None else ():
             if name not in vocab:
                 raise ConfigError(f"vocab: lacks the byte {name}, which byte_fallback needs")
         self._names: dict[int, str] = {token: name for name, token in vocab.items()}
-        self._bytes = [vocab[name] for name in BYTE_NAMES]
-        self.token_bytes = [b""] * (max(self._names, default=-1) + 1)
+        self._bytes = [vocab[name] for name in BYTE_NAMES] if unknown is None else []
+        self.merges = (
+            [(left, right) for left, right in merges]
+            if self.scores is None
+            else merges_by(self.scores, vocab, BYTE_NAMES if unknown is None else ())
+        )
+        self.token_bytes = [b""] * (max([*self._names, -1 if unknown is None else unknown]) + 1)
         for token, name in self._names.items():
             self.token_bytes[token] = utf8(name.replace(SPACE, " "))
         for byte, token in enumerate(self._bytes):
             self.token_bytes[token] = bytes([byte])
+        if unknown is not None:
+            check_ids([*vocab.values(), unknown], len(vocab) + 1)
+            self.token_bytes[unknown] = utf8(surface)
         self._merged: dict[Pair, Pair] = {}  # pair -> (rank, id)
         whole = self._read_merges()
         self._inner = {first for name in whole for first, second in pairwise(name) if second == SPACE}  # before a space
@@ -74,11 +103,23 @@ class CharacterBPE:
                 raise ConfigError(f"merges: merge {rank} makes {name[:40]!r}, which is no token, or is one of a byte")
             self._merged[left, right] = rank, self.vocab[name]
             whole.append(name)
+        if self.scores is not None:
+            ranks = {score: rank for rank, score in enumerate(sorted({*self.scores.values()}, reverse=True))}
+            for pair, (_, token) in self._merged.items():
+                self._merged[pair] = ranks[self.scores[self._names[token]]], token
         return whole
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`, as plain values."""
-        return {"vocab": self.vocab, "merges": [list(pair) for pair in self.merges], "words": self.words}
+        if self.scores is None:
+            found = {"merges": [list(pair) for pair in self.merges]}
+        else:
+            found = {"scores": [*self.scores.values()]}
+        if self.unknown is not None:
+            found |= {"unknown": self.unknown, "surface": self.surface}
+        if self.unused:
+            found |= {"unused": self.unused}
+        return {"vocab": self.vocab, **found, "words": self.words}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text.
@@ -88,6 +129,14 @@ class CharacterBPE:
         """
         if not text:
             return []
+        if self.unused:
+            return self._without_unused(text)
+        ids = self._encode_parts(text)
+        if self.unknown is None or self.unknown not in ids:
+            return ids
+        return [token for before, token in pairwise([-1, *ids]) if token != self.unknown or before != self.unknown]
+
+    def _encode_parts(self, text: str) -> list[int]:
         known, parts = self._remembered, self._cuts.split(text)
         try:
             return [*chain.from_iterable(map(known.__getitem__, parts))]
@@ -99,16 +148,41 @@ class CharacterBPE:
                     known[part] = self._merge(part)
             return [*chain.from_iterable(map(known.__getitem__, parts))]
 
-    def _merge(self, part: str) -> list[int]:
-        return merge_word(self._unmerged(part), self._merged)
+    def _merge(self, part: str, joined: dict[int, Pair] | None = None) -> list[int]:
+        return merge_word(self._unmerged(part), self._merged, joined)
 
     def _unmerged(self, part: str) -> list[int]:
-        """The ids of characters, or of the bytes of those without a token."""
+        """The ids of characters; of those without a token, those of their bytes, or `unknown`."""
         ids: list[int] = []
         for character in part:
             token = self.vocab.get(character)
-            ids += [self._bytes[byte] for byte in utf8(character)] if token is None else [token]
+            if token is not None:
+                ids.append(token)
+            elif self.unknown is None:
+                ids += [self._bytes[byte] for byte in utf8(character)]
+            else:
+                utf8(character)  # raises for a lone surrogate, which is not an unknown character
+                ids.append(self.unknown)
         return ids
+
+    def _without_unused(self, text: str) -> list[int]:
+        """The ids of a text, in which unused tokens are split again.
+
+        One pair stands for all occurrences of a token in a text, as in SentencePiece: the last that was found.
+        """
+        joined: dict[int, Pair] = {}
+        return self._split_unused(self._merge(text, joined), joined)
+
+    def _split_unused(self, ids: list[int], joined: Mapping[int, Pair]) -> list[int]:
+        """The ids with unused tokens split into the pairs that they were joined from; equal unknowns become one."""
+        stack, found = ids[::-1], []
+        while stack:
+            token = stack.pop()
+            if token in self._unused and token in joined:
+                stack += joined[token][::-1]
+            elif token != self.unknown or found[-1:] != [token]:
+                found.append(token)
+        return found
 
     def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
         """The ids of a text, int64 (n,), with BPE dropout, as in `BPETokenizer.sample`."""
@@ -118,12 +192,21 @@ class CharacterBPE:
             ids = self._unmerged(part)
             for begin in range(0, len(ids), LONG):
                 found += merge_some(ids[begin : begin + LONG], self._merged, alpha, random)
-        return np.array(found, dtype=np.int64)
+        return np.array(self._split_unused(found, self._pairs), dtype=np.int64)
+
+    @cached_property
+    def _pairs(self) -> dict[int, Pair]:
+        """A pair that makes each merged token."""
+        return {token: pair for pair, (_, token) in self._merged.items()}
 
     def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The bytes of a text, with its ▁, that each of its ids covers, as in `Tokenizer.spans`."""
-        ends = np.cumsum(self._sizes[ids])
-        return np.stack([ends - self._sizes[ids], ends], axis=1)
+        sizes = self._sizes[ids]
+        if self.unknown is not None and (unknown := np.flatnonzero(ids == self.unknown)).size:
+            runs = re.finditer(f"[^{re.escape(''.join(name for name in self.vocab if len(name) == 1))}]+", text)
+            sizes[unknown] = [len(utf8(run[0])) for run in runs]
+        ends = np.cumsum(sizes)
+        return np.stack([ends - sizes, ends], axis=1)
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -134,11 +217,44 @@ class CharacterBPE:
         sizes[self._bytes] = 1
         return sizes
 
+    def _knows(self, character: str) -> bool:
+        """Whether no run of unknown characters, which is one token, goes across a character."""
+        return self.unknown is None or character in self.vocab
+
     def safe_cut(self, text: str) -> int:
         """A late position where a cut changes no token, whatever text follows; 0 if there is none."""
+        if self.unused or not self._knows(SPACE):
+            return 0
         cut = text.rfind(" ")
         while cut > 0 and (text[cut - 1] in self._inner or text[cut - 1] in (" ", SPACE)):
             cut = text.rfind(" ", 0, cut)
-        if cut <= 0 and self._lone:
+        if cut <= 0 and self._lone and self._knows("\n"):
             cut = text.rfind("\n")
         return max(cut, 0)
+
+
+def all_merges(vocab: Mapping[str, int], byte_names: Sequence[str] = BYTE_NAMES) -> list[Pair]:
+    """The pairs of ids whose names join to a name, grouped by what they make in the order of `vocab`.
+
+    Within a group the longest left part comes first, as transformers orders them.
+
+    Args:
+        vocab: name -> id
+        byte_names: names of bytes, which never merge
+    """
+    bytes_, pairs = {*byte_names}, []
+    for name in vocab:
+        if name not in bytes_:
+            for cut in range(len(name) - 1, 0, -1):
+                left, right = name[:cut], name[cut:]
+                if left in vocab and right in vocab and left not in bytes_ and right not in bytes_:
+                    pairs.append((vocab[left], vocab[right]))
+    return pairs
+
+
+def merges_by(
+    scores: Mapping[str, float], vocab: Mapping[str, int], byte_names: Sequence[str] = BYTE_NAMES
+) -> list[Pair]:
+    """The pairs of `all_merges`, those that make a token of a higher score first."""
+    order = sorted(vocab, key=lambda name: -scores[name])
+    return all_merges({name: vocab[name] for name in order}, byte_names)

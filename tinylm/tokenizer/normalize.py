@@ -47,6 +47,10 @@ class Normalizer(ABC):
     def may_cut(self, text: str, cut: int) -> bool:
         """Whether `text[:cut]` and `text[cut:]`, which continues it, can be normalized independently."""
 
+    def name_of(self, content: str) -> str:
+        """An added token as it stands in normalized text."""
+        return self.normalize(content)
+
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`, as plain values."""
         return {}

@@ -11,6 +11,7 @@ A text can be cut for bulk encoding only where no step looks across the cut (`sa
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -22,9 +23,10 @@ from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.normalize import NFC, Normalizer
+from tinylm.tokenizer.unigram import UnigramTokenizer
 
 Prefix = Literal["none", "always", "each", "first"]
-CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer}
+CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer, UnigramTokenizer.kind: UnigramTokenizer}
 MOST_CUTS = 100  # places tried for a cut
 
 
@@ -36,21 +38,23 @@ class Part(NamedTuple):
         text: as the core reads it
         begins: offset in the original text where each of its characters begins, int64 (n,)
         ends: offset where it ends, int64 (n,)
+        opens: whether it stands at the beginning of the text
     """
 
     token: int | None
     text: str
     begins: np.ndarray
     ends: np.ndarray
+    opens: bool = False
 
 
 class PipelineTokenizer(Tokenizer):
     """BPE with added tokens, normalization and a space before the text.
 
     Args:
-        core: the options of `BPETokenizer` or `CharacterBPE`, and its `kind`; `ids` of tokens are final
+        core: the options of `BPETokenizer`, `CharacterBPE` or `UnigramTokenizer`, and its `kind`; `ids` are final
         added: the options of each `AddedToken`
-        normalization: "nfc", or nothing
+        normalization: "nfc", or `Normalizer.to_dict` of another normalizer, or nothing
         spaces: who writes spaces as ▁ for a core of characters: "normalizer", or "words", after added tokens are found
         prefix: a space is put before every part between added tokens: "always"; "each", unless the part begins with
             one; "first", likewise, but only at the beginning of the text. "none": nowhere
@@ -68,28 +72,36 @@ class PipelineTokenizer(Tokenizer):
         self,
         core: dict[str, Any],
         added: Sequence[dict[str, Any]] = (),
-        normalization: str = "",
+        normalization: str | dict[str, Any] = "",
         spaces: str = "",
         prefix: Prefix = "none",
         strip: bool = False,
     ) -> None:
         options = dict(core)
-        self.core: BPETokenizer | CharacterBPE = CORES[options.pop("kind")](**options)
+        self.core: BPETokenizer | CharacterBPE | UnigramTokenizer = CORES[options.pop("kind")](**options)
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
-        self._normalizer: Normalizer | None = NFC() if normalization else None
+        other = isinstance(normalization, dict)
+        self._normalizer = Normalizer.from_dict(normalization) if other else NFC() if normalization else None
+        if isinstance(self.core, UnigramTokenizer):
+            self._normalizer = self.core.normalizer
+        self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()
         self._plain = AddedTokens(token for token in self.added if not token.normalized)
-        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._normal)
+        self._normalized = AddedTokens((token for token in self.added if token.normalized), self._name)
         self._longest = 2 + max((len(name) for found in self._finders for name in found.tokens), default=0)
 
     def _check(self) -> None:
+        given = self.normalization, self.spaces, self.prefix
+        if isinstance(self.core, UnigramTokenizer) and given != ("", "", "none"):
+            raise ConfigError("normalization, spaces and prefix are options of the core of kind 'unigram'")
         characters = isinstance(self.core, CharacterBPE)
         allowed = {"none", "each"} if not characters else {"none", "always", "each", "first"}
-        if self.normalization not in ("", "nfc") or self.prefix not in allowed or bool(self.spaces) != characters:
+        plain = isinstance(self.normalization, dict) or self.normalization in ("", "nfc")
+        if not plain or self.prefix not in allowed or bool(self.spaces) != characters:
             raise ConfigError(f"normalization, spaces or prefix do not fit the core {self.core.kind!r}")
         ids, names = [token.id for token in self.added], [token.content for token in self.added]
         if len({*names}) < len(names):
@@ -102,7 +114,9 @@ class PipelineTokenizer(Tokenizer):
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         for token in self.added:
-            name = self._normal(token.content) if token.normalized else token.content
+            if token.id == getattr(self.core, "unknown", None):
+                continue
+            name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
         return found
 
@@ -137,15 +151,29 @@ class PipelineTokenizer(Tokenizer):
 
     # --- text -> ids
 
-    def _normal(self, text: str) -> str:
-        """A part between added tokens, normalized."""
-        text = self._normalizer.normalize(text) if self._normalizer else text
+    def _name(self, content: str) -> str:
+        """An added token as it stands in normalized text."""
+        other = isinstance(self.normalization, dict) and self._normalizer
+        return other.name_of(content) if other else self._normal(content)
+
+    def normalized(self, text: str) -> str:
+        """The text that decoding its ids gives if every character is known."""
+        parts = []
+        for begin, end, token in self._plain.split(text, special=False):
+            part = text[begin:end] if token is not None else self._normal(text[begin:end])
+            parts.append(part.replace(SPACE, " ") if self.spaces else part)
+        whole = "".join(parts)
+        return whole.removeprefix(" ") if self.strip else whole
+
+    def _normal(self, text: str, continues: bool = False) -> str:
+        """A part between added tokens, normalized. `continues`: more of it stands before it."""
+        text = self._normalizer.normalize(text, continues=continues) if self._normalizer else text
         if self.spaces == "normalizer":
             text = text.replace(" ", SPACE)
         return self._space + text if self.prefix == "always" and text else text
 
     def _encode(
-        self, text: str, special: bool, continues: bool = False, ids_of: Callable[[str], np.ndarray] | None = None
+        self, text: str, special: bool, continues: bool = False, ids_of: Callable[[str, bool], np.ndarray] | None = None
     ) -> list[np.ndarray]:
         """The ids of a text, in parts.
 
@@ -153,7 +181,7 @@ class PipelineTokenizer(Tokenizer):
             text: any text
             special: whether special tokens are found
             continues: whether more text stands before it, so that nothing is put before it
-            ids_of: encodes a part as the core reads it; default: `_core_ids`
+            ids_of: as `_core_ids`, which is the default
         """
         ids_of = ids_of or self._core_ids
         found = [np.empty(0, dtype=np.int64)]
@@ -161,29 +189,39 @@ class PipelineTokenizer(Tokenizer):
             if token is not None:
                 found.append(np.array([token.id]))
                 continue
-            normal = self._normal(text[begin:end])
+            normal = self._normal(text[begin:end], continues and not begin)
             if self.prefix == "always" and continues and not begin:
                 normal = normal[1:]
             for first, last, inner in self._normalized.split(normal, special):
                 if inner is not None:
                     found.append(np.array([inner.id]))
                 else:
-                    piece = self._prefixed(normal[first:last], begin + first == 0, continues)
-                    found.append(ids_of(piece))
+                    opens = begin + first == 0
+                    piece = self._prefixed(normal[first:last], opens, continues)
+                    found.append(ids_of(piece, self._goes_on(opens, continues)))
         return found
 
     def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
         """The ids of a text in a segmentation of the core drawn at random, as in `Tokenizer.sample`, int64 (n,)."""
-        return np.concatenate(self._encode(text, False, ids_of=lambda piece: self.core.sample(piece, alpha, random)))
+
+        def drawn(piece: str, goes_on: bool) -> np.ndarray:
+            if isinstance(self.core, UnigramTokenizer):
+                return self.core.model.sample(self.core.spaced(piece, goes_on), alpha, random)
+            return self.core.sample(piece, alpha, random)
+
+        return np.concatenate(self._encode(text, False, ids_of=drawn))
 
     def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
-        text = b"".join(self.token_bytes[token] for token in ids).decode()
-        return self.core.sample(text.replace(" ", self._space), alpha, random)
+        text = b"".join(self.token_bytes[token] for token in ids).decode().replace(" ", self._space)
+        core = self.core.model if isinstance(self.core, UnigramTokenizer) else self.core
+        return core.sample(text, alpha, random)
 
     @cached_property
     def _atomic(self) -> np.ndarray:
         atomic = self.byte_lengths == 0
         atomic[[token.id for token in self.added]] = True
+        if (unknown := getattr(self.core, "unknown", None)) is not None:
+            atomic[unknown] = True
         return atomic
 
     def _prefixed(self, piece: str, opens: bool, continues: bool) -> str:
@@ -194,7 +232,13 @@ class PipelineTokenizer(Tokenizer):
             return self._space + piece
         return piece
 
-    def _core_ids(self, piece: str) -> np.ndarray:
+    def _goes_on(self, opens: bool, continues: bool) -> bool:
+        """Whether a core that puts a space before a text puts none before this part of it."""
+        return (opens and continues) or (not opens and isinstance(self.core, UnigramTokenizer) and self.core.opens_once)
+
+    def _core_ids(self, piece: str, goes_on: bool) -> np.ndarray:
+        if isinstance(self.core, UnigramTokenizer):
+            return np.array(self.core.model.encode(self.core.spaced(piece, goes_on)), dtype=np.int64)
         if isinstance(self.core, CharacterBPE):
             return np.array(self.core.encode(piece), dtype=np.int64)
         return self.core.encode_ordinary(piece)
@@ -221,8 +265,13 @@ class PipelineTokenizer(Tokenizer):
             if part.token is not None:
                 ids.append(np.array([part.token]))
                 offsets.append(np.stack([part.begins[:1], part.ends[-1:]], axis=1))
+            elif isinstance(self.core, UnigramTokenizer):
+                goes_on = self._goes_on(part.opens, continues=False)
+                found = self.core.offsets_of_normal(part.text, part.begins, part.ends, goes_on)
+                ids.append(found[0])
+                offsets.append(found[1])
             else:
-                ids.append(self._core_ids(part.text))
+                ids.append(self._core_ids(part.text, goes_on=False))
                 offsets.append(self._offsets(part, ids[-1]))
         return np.concatenate(ids), np.concatenate(offsets)
 
@@ -241,14 +290,16 @@ class PipelineTokenizer(Tokenizer):
             if self._normalizer:
                 begins, ends = (begin + each for each in self._normalizer.offsets(text[begin:end]))
             normal = self._normal(text[begin:end])
-            begins, ends = _with_prefix(begins, ends, len(normal))
+            if self.prefix == "always":
+                begins, ends = _with_prefix(begins, ends, len(normal))
             for first, last, inner in self._normalized.split(normal, special):
                 where = begins[first:last], ends[first:last]
                 if inner is not None:
                     yield Part(inner.id, "", *where)
                     continue
-                piece = self._prefixed(normal[first:last], begin + first == 0, continues=False)
-                yield Part(None, piece, *_with_prefix(*where, len(piece)))
+                opens = begin + first == 0
+                piece = self._prefixed(normal[first:last], opens, continues=False)
+                yield Part(None, piece, *_with_prefix(*where, len(piece)), opens)
 
     def _offsets(self, part: Part, ids: np.ndarray) -> np.ndarray:
         """The characters of the original text that each id of a part covers, int64 (n, 2)."""
@@ -289,13 +340,20 @@ class PipelineTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
         """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
+        ids = list(ids)
         text = super().decode(ids, errors)
-        return text.removeprefix(" ") if self.strip and not continues else text
+        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
+
+    def _strips(self, first: list[int]) -> bool:
+        """Whether decoding drops a space before these first ids: not that of an unknown character."""
+        return self.strip and first != [getattr(self.core, "unknown", None)]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        first = self.strip
-        for piece in super().decode_stream(ids):
+        ids = iter(ids)
+        opening = list(islice(ids, 1))
+        first = self._strips(opening)
+        for piece in super().decode_stream(chain(opening, ids)):
             yield from filter(None, [piece.removeprefix(" ") if first else piece])
             first = False
 

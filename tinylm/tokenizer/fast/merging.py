@@ -17,13 +17,16 @@ Pair = tuple[int, int]
 NEVER = 2**31 - 1  # the rank of a pair that was not learned
 
 
-def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
+def merge_word(ids: list[int], merged: dict[Pair, Pair], joined: dict[int, Pair] | None = None) -> list[int]:
     """Encodes one word of n bytes in O(n log n): a heap of (rank, position) over a linked list of tokens.
 
     Args:
         ids: the byte tokens of the word; modified in place
         merged: pair -> (rank, merged token)
+        joined: filled with merged token -> the last pair of neighbours that could make it
     """
+    if joined is not None:
+        joined.update((merged[pair][1], pair) for pair in pairwise(ids) if pair in merged)
     after = [*range(1, len(ids)), -1]  # position of the next token, -1 at the end
     before = list(range(-1, len(ids) - 1))
     queue = [(merged[pair][0], position) for position, pair in enumerate(pairwise(ids)) if pair in merged]
@@ -39,8 +42,10 @@ def merge_word(ids: list[int], merged: dict[Pair, Pair]) -> list[int]:
         if after[position] >= 0:
             before[after[position]] = position
         for left in (before[position], position):
-            if left >= 0 and after[left] >= 0 and (ids[left], ids[after[left]]) in merged:
-                heappush(queue, (merged[ids[left], ids[after[left]]][0], left))
+            if left >= 0 and after[left] >= 0 and (pair := (ids[left], ids[after[left]])) in merged:
+                heappush(queue, (merged[pair][0], left))
+                if joined is not None:
+                    joined[merged[pair][1]] = pair
     return [token for token in ids if token >= 0]
 
 

@@ -77,13 +77,13 @@ def read_folder(folder: str | Path) -> Tokenizer:
         raise DataError(f"{source}: is not a Hugging Face tokenizer.json (it has no model with a vocab)")
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         _check_known(settings, KNOWN_SETTINGS)
-        if settings.get("add_eos_token"):
+        begin, end = read_template(values.get("post_processor"))
+        if settings.get("add_eos_token") and end is None:
             raise unknown("add_eos_token", True)
         values = _with_settings(values, settings)
     tokenizer = from_tokenizer_json(values, str(source))
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         _check_prefix(tokenizer, settings)
-        begin = read_template(values.get("post_processor"))
         if source.name != TOKENIZER:
             begin = _begin(tokenizer, settings)
         elif (asked := settings.get("add_bos_token")) is not None and asked != (begin is not None):
@@ -102,11 +102,15 @@ def _marked(
         end = _id_of(tokenizer, settings, "eos_token")
         if BEGINS in settings:
             begin = _id_of(tokenizer, settings, "bos_token") if settings[BEGINS] else None
-    end = end if end in stops or not stops else stops[0]
+    template = tokenizer.origin.get("template", begin is not None)
+    if isinstance(template, dict):
+        end = tokenizer.marks.end  # which the template puts behind a text
+    elif stops and end not in stops:
+        end = stops[0]
     marked = tokenizer.with_marks(begin, end, stops or (() if end is None else (end,)))
     if BEGINS in settings:
         return marked
-    return marked.with_origin(_origin(settings, config, generation, begin))
+    return marked.with_origin(_origin(settings, config, generation, template))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -172,13 +176,13 @@ def _content(token: Any, field: str) -> str | None:
     return content
 
 
-def _origin(settings: dict, config: dict, generation: dict, begin: int | None) -> dict[str, Any]:
+def _origin(settings: dict, config: dict, generation: dict, template: Any) -> dict[str, Any]:
     """The settings that an export writes again."""
     tokens = {*NAMED, *LISTED, "add_bos_token", "add_prefix_space"}
     names = {name: value for name, value in settings.items() if name in tokens}
     generation = {name: value for name, value in generation.items() if name != "transformers_version"}
     found = {CONFIG: {name: config[name] for name in IDS if name in config}, GENERATION: generation, SETTINGS: names}
-    found["template"] = begin is not None
+    found["template"] = template
     return {name: value for name, value in found.items() if value}
 
 

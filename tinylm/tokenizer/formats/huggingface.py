@@ -2,12 +2,12 @@
 
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
-Files equivalent to a BPETokenizer or a PipelineTokenizer are read, and so are files that tinylm wrote from any
+Files equivalent to a BPETokenizer, a UnigramTokenizer or a PipelineTokenizer are read, and so are files that tinylm wrote from any
 tokenizer. Everything else is refused, with the name of the field that would change ids. Hugging Face matches special
 tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every text. A letter
 that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC, tokens added behind a text, models other than BPE.
+Not supported: other normalizers than NFC for BPE, models other than BPE and Unigram.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,9 @@ from tinylm.tokenizer.formats.steps import (
     type_of,
     unknown,
 )
+from tinylm.tokenizer.formats.unigram import read_unigram, unigram_steps
 from tinylm.tokenizer.pipeline import PipelineTokenizer
+from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 
 # --- writing
@@ -73,8 +75,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     match tokenizer:
         case PipelineTokenizer():
             added = tokenizer.added
-            write = _bytes_pipeline if isinstance(tokenizer.core, BPETokenizer) else _characters_pipeline
-            steps = write(tokenizer)
+            steps = _pipeline_steps(tokenizer)
         case BPETokenizer():
             names, ids = tokenizer.names_and_ids()
             steps = _byte_level(names, tokenizer.special_tokens, ids, _merges(tokenizer, names), tokenizer.pattern)
@@ -83,6 +84,8 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             steps = _byte_level(names, tokenizer.special_tokens, range(tokenizer.vocab_size), [], ALL)
         case CharTokenizer():
             steps = _word_level(list(tokenizer.characters), tokenizer, CHARACTER, UNKNOWN)
+        case UnigramTokenizer():
+            steps = unigram_steps(tokenizer)
         case WordTokenizer():
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
         case _:
@@ -95,8 +98,10 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The post_processor that puts `marks.begin` before a text, if the file that was read had one."""
-    begin = tokenizer.marks.begin
+    """The post_processor that puts marks around a text, if the file that was read had one."""
+    begin, template = tokenizer.marks.begin, tokenizer.origin.get("template")
+    if isinstance(template, dict):
+        return template
     if begin is None or not tokenizer.adds_begin:
         return None
     name = next(name for name, token in tokenizer.special_tokens.items() if token == begin)
@@ -111,6 +116,15 @@ def _template(tokenizer: Tokenizer) -> dict[str, Any] | None:
         "pair": [first, text, second],
         "special_tokens": tokens,
     }
+
+
+def _pipeline_steps(tokenizer: PipelineTokenizer) -> dict[str, Any]:
+    match tokenizer.core:
+        case UnigramTokenizer():
+            return unigram_steps(tokenizer.core)
+        case BPETokenizer():
+            return _bytes_pipeline(tokenizer)
+    return _characters_pipeline(tokenizer)
 
 
 def _merges(core: BPETokenizer, names: list[str]) -> list[list[str]]:
@@ -130,6 +144,8 @@ def _bytes_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
 def _characters_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
     core = tokenizer.core
     assert isinstance(core, CharacterBPE)
+    if tokenizer.normalization or core.unknown is not None or core.unused:
+        raise ConfigError("tokenizer: SentencePiece's normalization, <unk> or unused pieces; write a .model instead")
     replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizer = pre_tokenizer = None
     if tokenizer.spaces == "normalizer":
@@ -221,13 +237,21 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
         kind = values["model"].get("type", "BPE" if "merges" in values["model"] else None)  # old files omit it
         if kind == "WordLevel":
             return _from_word_level(values)
+        if kind == "Unigram":
+            return with_template(read_unigram(values), values.get("post_processor"))
         if kind != "BPE":
-            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, and what it has written itself')
+            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE and Unigram, and what it has written itself')
         _check_fields(values)
         tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
-        begin = read_template(values.get("post_processor"))
-        marks = tokenizer.marks
+        return with_template(tokenizer, values.get("post_processor"))
+
+
+def with_template(tokenizer: Tokenizer, post_processor: Any) -> Tokenizer:
+    """The tokenizer with the ids that a post_processor puts around a text as its marks."""
+    (begin, end), marks = read_template(post_processor), tokenizer.marks
+    if end is None:
         return tokenizer if begin is None else tokenizer.with_marks(begin, marks.end, marks.stops)
+    return tokenizer.with_marks(begin, end, [*marks.stops, end]).with_origin({"template": post_processor})
 
 
 def _from_byte_level(values: dict[str, Any]) -> Tokenizer:

@@ -74,7 +74,7 @@ def read_pattern(pre_tokenizer: Any) -> tuple[str, bool]:
 def read_normalizer(normalizer: Any) -> list[str]:
     """The steps of a normalizer: `nfc`, `prepend` (of a ▁) and `replace` (of spaces by ▁)."""
     found = []
-    for step in _flat(normalizer, "normalizers"):
+    for step in flat(normalizer, "normalizers"):
         match step:
             case {"type": "NFC"}:
                 found.append("nfc")
@@ -106,7 +106,7 @@ def read_metaspace(pre_tokenizer: Any) -> tuple[str, bool] | None:
 
 def read_decoder(decoder: Any) -> bool:
     """Whether the decoder of a model of characters drops the first space."""
-    match _flat(decoder, "decoders"):
+    match flat(decoder, "decoders"):
         case [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"},
@@ -120,24 +120,40 @@ def read_decoder(decoder: Any) -> bool:
     raise unknown("decoder", decoder)
 
 
-def read_template(post_processor: Any) -> int | None:
-    """The id that a post_processor puts before every text; None for none."""
-    before = []
-    for step in _flat(post_processor, "processors"):
+def read_template(post_processor: Any) -> tuple[int | None, int | None]:
+    """The ids that a post_processor puts before and behind every text; None for none."""
+    before: list[Any] = []
+    behind: list[Any] = []
+    for step in flat(post_processor, "processors"):
         match step:
-            case {"type": "ByteLevel"} | {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}:
+            case {"type": "ByteLevel"}:
                 pass
-            case {
-                "type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": str(name)}}, {"Sequence": {"id": "A"}}],
-                "special_tokens": dict(tokens),
-            } if isinstance(tokens.get(name), dict) and len(tokens[name].get("ids", [])) == 1:
-                before += tokens[name]["ids"]
+            case {"type": "BertProcessing" | "RobertaProcessing", "cls": [str(), first], "sep": [str(), last]}:
+                before, behind = [first, *before], [*behind, last]
+            case {"type": "TemplateProcessing", "single": list(parts), **more}:
+                first, last = _around(parts, more.get("special_tokens"))
+                before, behind = first + before, behind + last
             case _:
                 raise unknown("post_processor", post_processor)
-    if len(before) > 1 or any(type(each) is not int for each in before):
+    if len(before) > 1 or len(behind) > 1 or any(type(each) is not int for each in before + behind):
         raise unknown("post_processor", post_processor)
-    return before[0] if before else None
+    return before[0] if before else None, behind[0] if behind else None
+
+
+def _around(parts: list[Any], tokens: Any) -> tuple[list[Any], list[Any]]:
+    """The ids before and behind the text in the parts of a template."""
+    found: list[list[Any]] = [[]]
+    for part in parts:
+        match part:
+            case {"Sequence": {"id": "A"}}:
+                found.append([])
+            case {"SpecialToken": {"id": str(name)}} if name in (tokens or {}):
+                found[-1] += tokens[name]["ids"]
+            case _:
+                raise unknown("post_processor", parts)
+    if len(found) != 2:
+        raise unknown("post_processor", parts)
+    return found[0], found[1]
 
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -160,11 +176,11 @@ def read_added(added: list[dict[str, Any]], vocab: dict[str, int]) -> list[Added
     return found
 
 
-def _flat(step: Any, inner: str) -> list[Any]:
+def flat(step: Any, inner: str) -> list[Any]:
     """The steps of nested sequences, in order."""
     if step is None:
         return []
-    return [each for part in step[inner] for each in _flat(part, inner)] if type_of(step) == "Sequence" else [step]
+    return [each for part in step[inner] for each in flat(part, inner)] if type_of(step) == "Sequence" else [step]
 
 
 def type_of(step: Any) -> str | None:

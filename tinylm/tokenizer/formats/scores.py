@@ -1,15 +1,14 @@
-"""SentencePiece's BPE as llama.cpp and llama2.c compute it: pieces with scores instead of merges.
+"""SentencePiece's BPE as it, llama.cpp and llama2.c compute it: pieces with scores instead of merges.
 
-Of all neighbours whose pieces join to a piece, the pair with the highest score is joined first. A `CharacterBPE` comes
-to the same if its merges are all those pairs, in the order of the scores of what they make.
+Of all neighbours whose pieces join to a piece, the pair with the highest score is joined first. A `CharacterBPE` that
+has merges comes to the same if they are all those pairs, in the order of the scores of what they make.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer import Tokenizer
-from tinylm.tokenizer.characters import BYTE_NAMES, CharacterBPE
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.characters import CharacterBPE, all_merges
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 UNKNOWN = "<unk>"  # never a token of a text, since bytes stand for unknown characters
@@ -42,12 +41,14 @@ def to_pieces(tokenizer: Tokenizer, program: str) -> Pieces:
     if not isinstance(tokenizer, PipelineTokenizer) or not isinstance(tokenizer.core, CharacterBPE):
         raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no pieces with scores, which {program} needs")
     if tokenizer.prefix not in ("always", "none") or tokenizer.core.words or tokenizer.normalization:
-        raise ConfigError(f"tokenizer: its spaces are put or split otherwise than in {program}")
+        raise ConfigError(f"tokenizer: its spaces are put or split otherwise than in {program}, or it normalizes text")
+    if tokenizer.core.unknown is not None or tokenizer.core.unused:
+        raise ConfigError(f"tokenizer: has no bytes for unknown characters, or unused pieces, unlike {program}")
     check_added(tokenizer, program)
     core = tokenizer.core
     names = {token: name for name, token in core.vocab.items()} | {each.id: each.content for each in tokenizer.added}
     added = {token.id for token in tokenizer.added}
-    scores = _scores(core, added, program)
+    scores = scores_of(core, added, program)
     special = {token.id for token in tokenizer.added if token.special}
     return Pieces(names, scores, special, added - special, tokenizer.prefix == "always")
 
@@ -60,8 +61,19 @@ def check_added(tokenizer: PipelineTokenizer, program: str) -> None:
                 raise ConfigError(f"tokenizer: added token {token.content!r} has {flag}, which {program} does not know")
 
 
-def _scores(core: CharacterBPE, added: set[int], program: str) -> dict[int, float]:
-    """Minus the rank of each piece, by id; 0 for pieces that nothing is joined to."""
+def scores_of(core: CharacterBPE, added: set[int], program: str) -> dict[int, float]:
+    """The score of each piece, by id; for a core with merges minus its rank, or 0 if nothing is joined to it.
+
+    Args:
+        core: the pieces
+        added: ids of added tokens, which nothing is joined to
+        program: the one that needs scores, for errors
+
+    Raises:
+        ConfigError: if no scores give the ids that the merges give.
+    """
+    if core.scores is not None:
+        return {core.vocab[name]: score for name, score in core.scores.items()}
     joined = {name: token for name, token in core.vocab.items() if token not in added}
     names = {token: name for name, token in core.vocab.items()}
     ranks: dict[int, int] = {}
@@ -78,22 +90,6 @@ def _scores(core: CharacterBPE, added: set[int], program: str) -> dict[int, floa
     return {token: -float(ranks.get(token, 0)) for token in core.vocab.values()}
 
 
-def all_merges(vocab: Mapping[str, int]) -> list[tuple[int, int]]:
-    """The pairs of ids whose names join to a name, grouped by what they make in the order of `vocab`.
-
-    Within a group the longest left part comes first, as transformers orders them.
-    """
-    bytes_ = {*BYTE_NAMES}
-    pairs = []
-    for name in vocab:
-        if name not in bytes_:
-            for cut in range(len(name) - 1, 0, -1):
-                left, right = name[:cut], name[cut:]
-                if left in vocab and right in vocab and left not in bytes_ and right not in bytes_:
-                    pairs.append((vocab[left], vocab[right]))
-    return pairs
-
-
 def from_pieces(names: list[str], scores: list[float], special: set[int]) -> PipelineTokenizer:
     """The tokenizer of pieces with scores, which puts a space before every text.
 
@@ -107,7 +103,5 @@ def from_pieces(names: list[str], scores: list[float], special: set[int]) -> Pip
     """
     added = [{"content": names[token], "id": token} for token in sorted(special)]
     vocab = {name: token for token, name in enumerate(names) if token not in special}
-    order = sorted(vocab, key=lambda name: -scores[vocab[name]])
-    merges = all_merges({name: vocab[name] for name in order})
-    core = {"kind": CharacterBPE.kind, "vocab": vocab, "merges": merges}
+    core = {"kind": CharacterBPE.kind, "vocab": vocab, "scores": [scores[token] for token in vocab.values()]}
     return PipelineTokenizer(core, added, spaces="normalizer", prefix="always", strip=True)

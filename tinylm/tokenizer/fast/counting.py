@@ -1,0 +1,48 @@
+"""Counts the words of a corpus, in several processes and in bounded memory."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from tinylm.errors import ConfigError, DataError, notice
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
+from tinylm.workers import map_in_order
+
+WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
+ALONE = 30  # blocks; with fewer, further processes do not pay off
+
+
+def count_words(
+    found: Iterable[Block],
+    pattern: str,
+    processes: int | None,
+    memory_limit: int | None,
+    progress: Callable[[str, int], object],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct words of a text: their UTF-8, uint8 (bytes,), sizes in bytes, (words,), and counts, (words,).
+
+    Args:
+        found: the text
+        pattern: that of `WordSplitter`
+        processes: processes that count words; None for one per core
+        memory_limit: megabytes for distinct words. Beyond it the rarest words are dropped, with a notice.
+        progress: called with ("counting", bytes read so far)
+
+    Raises:
+        ConfigError: for a memory_limit below 1.
+        DataError: if the text is empty or has a lone surrogate.
+    """
+    if memory_limit is not None and memory_limit < 1:
+        raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
+    count, total, num_bytes = BlockCounter(pattern), WordCounter((memory_limit or 0) * WORDS_PER_MEGABYTE), 0
+    for length, *counted in map_in_order(count, found, processes, alone=ALONE):
+        total.add(*counted)
+        num_bytes += length
+        progress("counting", num_bytes)
+    if total.forgotten:
+        notice(f"more words than {memory_limit} MB can hold: forgot rare ones, {total.forgotten:,} occurrences")
+    words, sizes, counts = total.take()
+    if not len(counts):
+        raise DataError("the corpus is empty: training needs at least one word")
+    return words, sizes, counts

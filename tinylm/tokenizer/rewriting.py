@@ -1,0 +1,355 @@
+"""The normalizers of a tokenizer.json, one after the other, as Hugging Face's `tokenizers` applies them.
+
+    Replace "``" by '"' > NFKD > StripAccents > Lowercase > Replace " {2,}" by " "        ALBERT's
+    "``Ünïted  States"   >   '"united states'
+
+Each step also gives the offsets of its result in the text that it was given. A text can be cut before a space behind a
+visible ASCII character, unless a step replaces strings that contain both.
+"""
+
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import regex
+
+from tinylm.errors import ConfigError
+from tinylm.tokenizer.charsmap import Precompiled
+from tinylm.tokenizer.normalize import Normalizer, joining
+
+SPACE = "▁"
+# Unicode's White_Space, as Rust has it; Python adds U+001C to U+001F
+WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
+MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces
+_NOT_WHITE = re.compile(f"[^{WHITE}]+")
+
+Offsets = tuple[np.ndarray, np.ndarray]
+
+
+class Step(ABC):
+    """One normalizer of a sequence."""
+
+    @abstractmethod
+    def apply(self, text: str, continues: bool) -> str:
+        """The text after the step; `continues` as in `Normalizer.normalize`."""
+
+    @abstractmethod
+    def offsets(self, text: str) -> Offsets:
+        """As in `Normalizer.offsets`."""
+
+    def may_cut(self, text: str, cut: int) -> bool:
+        """Whether the step does not look across a cut before a space, behind a visible ASCII character."""
+        return True
+
+
+class Mapped(Step):
+    """A step that changes each character by itself.
+
+    Args:
+        fast: changes a text
+        one: changes a character
+    """
+
+    def __init__(self, fast: Callable[[str], str], one: Callable[[str], str]) -> None:
+        self._fast, self._one = fast, one
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The changed text."""
+        return self._fast(text)
+
+    def offsets(self, text: str) -> Offsets:
+        """All that a character becomes stands for it."""
+        counts = np.array([len(self._one(character)) for character in text], dtype=np.int64)
+        begins = np.repeat(np.arange(len(text)), counts)
+        return begins, begins + 1
+
+
+class Form(Step):
+    """A normalization form of Unicode: NFC, NFD, NFKC or NFKD."""
+
+    def __init__(self, form: Any) -> None:
+        self._form = form
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The text in this form."""
+        return unicodedata.normalize(self._form, text)
+
+    def offsets(self, text: str) -> Offsets:
+        """A character stands for the letter and all of its marks from which it is made."""
+        joins, begins, ends = _joining_compatible(), [], []
+        borders = [0, *(place for place in range(1, len(text)) if text[place] not in joins), len(text)]
+        for begin, end in pairwise(borders):
+            count = len(self.apply(text[begin:end], False))
+            begins += [begin] * count
+            ends += [end] * count
+        return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+
+class Replaced(Step):
+    """Replaces all matches of a pattern.
+
+    Args:
+        pattern: matches what is replaced
+        content: what it is replaced by
+        fixed: the string, if the pattern matches only this one
+        anchored: whether the pattern matches only at the beginning or end of a text
+    """
+
+    def __init__(self, pattern: str, content: str, fixed: str = "", anchored: bool = False) -> None:
+        self._pattern, self._content, self._fixed, self._anchored = regex.compile(pattern), content, fixed, anchored
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The text with all replacements; at its beginning none if it `continues` and the pattern looks there."""
+        if self._fixed:
+            return text.replace(self._fixed, self._content)
+        return "".join(new for _, _, new in self._pieces(text, continues))
+
+    def _pieces(self, text: str, continues: bool = False) -> Iterator[tuple[int, int, str]]:
+        """The parts of a text, and what each becomes."""
+        done = 0
+        for match in self._pattern.finditer(text):
+            if continues and self._anchored and not match.start():
+                continue
+            yield done, match.start(), text[done : match.start()]
+            yield match.start(), match.end(), self._content
+            done = match.end()
+        yield done, len(text), text[done:]
+
+    def offsets(self, text: str) -> Offsets:
+        """A replacement stands for all that it replaces."""
+        begins, ends = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for begin, end, new in self._pieces(text):
+            same = new == text[begin:end]
+            begins.append(np.arange(begin, end) if same else np.full(len(new), begin))
+            ends.append(np.arange(begin, end) + 1 if same else np.full(len(new), end))
+        return np.concatenate(begins), np.concatenate(ends)
+
+    def may_cut(self, text: str, cut: int) -> bool:
+        """A fixed string must not lie on both sides; a pattern matches spaces alone."""
+        if not self._fixed:
+            return True
+        window = text[max(cut - len(self._fixed) + 1, 0) : cut + len(self._fixed) - 1]
+        return self._fixed not in window
+
+
+class Prepended(Step):
+    """Puts a string before a text that is not empty."""
+
+    def __init__(self, string: str) -> None:
+        self._string = string
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The text, with the string before it unless it `continues`."""
+        return self._string + text if text and not continues else text
+
+    def offsets(self, text: str) -> Offsets:
+        """The string covers no character."""
+        put, kept = np.zeros(len(self._string) if text else 0, dtype=np.int64), np.arange(len(text))
+        return np.concatenate([put, kept]), np.concatenate([put, kept + 1])
+
+
+class Stripped(Step):
+    """Drops white space at the ends of a text."""
+
+    def __init__(self, left: bool, right: bool) -> None:
+        self._left, self._right = left, right
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The text without it; what `continues` has no left end."""
+        text = text.lstrip(WHITE) if self._left and not continues else text
+        return text.rstrip(WHITE) if self._right else text
+
+    def offsets(self, text: str) -> Offsets:
+        """Those of the characters that stay."""
+        kept = self.apply(text, False)
+        begin = len(text) - len(text.lstrip(WHITE)) if self._left else 0
+        return np.arange(begin, begin + len(kept)), np.arange(begin, begin + len(kept)) + 1
+
+
+class Table(Step):
+    """SentencePiece's table of replacements."""
+
+    def __init__(self, charsmap: str) -> None:
+        self._normalizer = Precompiled(charsmap)
+
+    def apply(self, text: str, continues: bool) -> str:
+        """The text with all replacements."""
+        return self._normalizer.normalize(text, continues=continues)
+
+    def offsets(self, text: str) -> Offsets:
+        """As in `Precompiled.offsets`."""
+        return self._normalizer.offsets(text)
+
+
+def _lower(text: str) -> str:
+    return text.replace("Σ", "σ").lower()  # Python alone makes a final one ς
+
+
+_MARKS = regex.compile(r"\p{M}+")
+_NMT = {
+    **dict.fromkeys([*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F], ""),
+    **dict.fromkeys([9, 10, 12, 13, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD], " "),
+}
+
+
+def _without_marks(text: str) -> str:
+    return text if text.isascii() else _MARKS.sub("", text)
+
+
+def _nmt(text: str) -> str:
+    return text.translate(_NMT)
+
+
+@cache
+def _joining_compatible() -> frozenset[str]:
+    """The characters that may join the one before them in any normalization form."""
+    joins = joining()
+    others = (chr(point) for point in range(0x80, 0x110000) if unicodedata.decomposition(chr(point)))
+    return joins | {each for each in others if unicodedata.normalize("NFKD", each)[0] in joins}
+
+
+def step_of(values: Any) -> Step | None:
+    """The step that a normalizer of a tokenizer.json describes; None for an unknown one."""
+    match values:
+        case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" as form, **more} if not more:
+            return Form(form)
+        case {"type": "Lowercase", **more} if not more:
+            return Mapped(_lower, _lower)
+        case {"type": "StripAccents", **more} if not more:
+            return Mapped(_without_marks, _without_marks)
+        case {"type": "Nmt", **more} if not more:
+            return Mapped(_nmt, _nmt)
+        case {"type": "Strip", "strip_left": bool(left), "strip_right": bool(right), **more} if not more:
+            return Stripped(left, right)
+        case {"type": "Prepend", "prepend": str(string), **more} if not more and len(string) <= MOST_LONGER:
+            return Prepended(string)
+        case {"type": "Precompiled", "precompiled_charsmap": str(charsmap), **more} if not more:
+            return Table(charsmap)
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new), **more} if not more and old:
+            return Replaced(re.escape(old), new, fixed=old) if len(new) <= MOST_LONGER * len(old) else None
+        case {"type": "Replace", "pattern": {"Regex": str(pattern)}, "content": str(new), **more} if not more:
+            return _replaced_pattern(pattern, new)
+    return None
+
+
+def _replaced_pattern(pattern: str, content: str) -> Step | None:
+    """The step for a pattern of spaces; None for any other."""
+    if len(content) > MOST_LONGER:
+        return None
+    if pattern in (BOTH_ENDS, FIRST_MARK):
+        return Replaced(pattern.replace(r"\z", r"\Z"), content, anchored=True)
+    return Replaced(pattern, content) if regex.fullmatch(r" (?:\+|\{\d+,\d*\})", pattern) else None
+
+
+class Rewriting(Normalizer):
+    """Normalizers of a tokenizer.json, one after the other.
+
+    Args:
+        steps: as in the file, without the sequences around them
+
+    Raises:
+        ConfigError: for a step that has no counterpart here.
+    """
+
+    kind = "rewriting"
+
+    def __init__(self, steps: Sequence[dict[str, Any]]) -> None:
+        self.steps = list(steps)
+        self._steps: list[Step] = []
+        for values in self.steps:
+            step = step_of(values)
+            if step is None:
+                raise ConfigError(f"normalizer: {str(values)[:200]} is not supported")
+            self._steps.append(step)
+
+    def normalize(self, text: str, *, continues: bool = False) -> str:
+        """The text after all steps."""
+        for step in self._steps:
+            text = step.apply(text, continues)
+        return text
+
+    def offsets(self, text: str) -> Offsets:
+        """The offsets of each character, through all steps."""
+        found = np.arange(len(text)), np.arange(1, len(text) + 1)
+        for step in self._steps:
+            found = through(*found, *step.offsets(text))
+            text = step.apply(text, False)
+        return found
+
+    def may_cut(self, text: str, cut: int) -> bool:
+        """Before a space, behind a visible ASCII character, if no step replaces a string with both."""
+        if text[cut] != " " or not "!" <= text[cut - 1] <= "~":
+            return False
+        return all(step.may_cut(text, cut) for step in self._steps)
+
+    def options(self) -> dict[str, Any]:
+        """The steps."""
+        return {"steps": self.steps}
+
+
+class Spacing(Normalizer):
+    """What the pre_tokenizers WhitespaceSplit and Metaspace do before they cut a text at its spaces.
+
+    Args:
+        words: whether the words alone are kept, with one ▁ before each
+        prefix: whether a ▁ is put before a text that begins with none: "always", at the beginning of the text only
+            ("first"), or "never"
+
+    Raises:
+        ConfigError: for words without a prefix, which would not be apart.
+    """
+
+    kind = "spacing"
+
+    def __init__(self, words: bool = False, prefix: str = "always") -> None:
+        if prefix not in ("always", "first", "never") or (words and prefix != "always"):
+            raise ConfigError(f"pre_tokenizer: WhitespaceSplit needs a Metaspace that always puts ▁, got {prefix!r}")
+        self.words, self.prefix = words, prefix
+
+    def normalize(self, text: str, *, continues: bool = False) -> str:
+        """The text, with ▁ for spaces."""
+        if self.words:
+            return "".join(word if word[0] == SPACE else SPACE + word for word in _NOT_WHITE.findall(text))
+        text = text.replace(" ", SPACE)
+        return SPACE + text if self._puts(text) and not continues else text
+
+    def _puts(self, text: str) -> bool:
+        return self.prefix != "never" and text != "" and text[0] not in (SPACE, " ")
+
+    def offsets(self, text: str) -> Offsets:
+        """The ▁ before a word covers no character."""
+        if not self.words:
+            put, kept = np.zeros(1 if self._puts(text) else 0, dtype=np.int64), np.arange(len(text))
+            return np.concatenate([put, kept]), np.concatenate([put, kept + 1])
+        begins, ends = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for word in _NOT_WHITE.finditer(text):
+            put = np.full(0 if word[0][0] == SPACE else 1, word.start())
+            begins += [put, np.arange(word.start(), word.end())]
+            ends += [put, np.arange(word.start(), word.end()) + 1]
+        return np.concatenate(begins), np.concatenate(ends)
+
+    def may_cut(self, text: str, cut: int) -> bool:
+        """Before a space."""
+        return text[cut] == " "
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `__init__`."""
+        return {"words": self.words, "prefix": self.prefix}
+
+
+def through(begins: np.ndarray, ends: np.ndarray, more_begins: np.ndarray, more_ends: np.ndarray) -> Offsets:
+    """Offsets of a text that was changed twice: those of the second change, by way of those of the first.
+
+    A character that stands for none of the text before it, at `begin == end`, stands for none of the first text.
+    """
+    if not len(begins):
+        return more_begins, more_ends
+    found = begins[np.minimum(more_begins, len(begins) - 1)]
+    last = ends[np.maximum(more_ends - 1, 0)]
+    return found, np.where(more_begins == more_ends, found, last)

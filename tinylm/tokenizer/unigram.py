@@ -1,0 +1,464 @@
+"""The unigram model (Kudo 2018): the most likely segmentation, by probabilities of pieces.
+
+    hug  -1.2    h  -3.0    u  -3.5    g  -3.2    gs  -4.0    s  -2.8        log probabilities
+    "hugs"   >   hug s (-4.0), not h u gs (-10.5)
+
+`textbook_unigram.py` does this for one word. Here a text is cut wherever no piece could go across, in most models
+between words, and each distinct part is segmented once: `segmentation.py` segments one part, `fast/segmenting.py` all
+new parts of a block.
+
+A model that tinylm trains encodes any text without loss: spaces and line ends are characters like all others, and a
+character without a piece becomes its bytes. Models of other programs may normalize the text first, write spaces as ▁,
+put one before the text, and turn what they do not know into `<unk>`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from tinylm.errors import ConfigError
+from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
+from tinylm.tokenizer.characters import BYTE_NAMES, SPACE
+from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.counting import count_words
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
+from tinylm.tokenizer.fast.unigram_learning import learn_unigram
+from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.rewriting import Spacing, through
+from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
+
+VOCAB_SIZE = 4096  # by default
+UNKNOWN_PIECE = "<unk>"
+SPELLING = "<0x123456789ABCDEF>"  # characters of the names of bytes; where each is a piece, no text is taken for a byte
+UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
+LONG = 1 << 16  # characters; longer texts are encoded in blocks
+LOOK = 64  # characters before a cut, whose normalization is looked at
+MOST_CUTS = 100  # places tried for a cut
+VISIBLE = [*map(chr, range(0x21, 0x7F))]
+
+
+class UnigramTokenizer(Tokenizer):
+    """Pieces with log probabilities, in the order of their ids.
+
+    Args:
+        pieces: the name of each id, distinct. With `byte_fallback`, the bytes are named `<0x00>` to `<0xFF>`.
+        scores: log probability of each, in nats; None for one that no text contains, such as a byte
+        unknown: the id of characters without a piece, or None
+        byte_fallback: whether a character without a piece becomes its bytes
+        unknown_score: log probability of a character without a piece. Default: 10 nats below the smallest score
+        marker: whether ▁ stands for a space, in pieces and in the text to be segmented
+        normalizer: `Normalizer.to_dict` of what is done to a text first, or None
+        spacing: `Normalizer.to_dict` of what is done to the result, in the parts between added tokens, or None
+        split: whether pieces go across the beginning of a word where a space stands ("pieces"), or not ("spaces")
+        strip: whether decoding drops the first space of a text
+        surface: what `unknown` is decoded to. Default: its name
+        special_tokens: names. Those that are pieces keep their ids, and no text contains them; the others' ids follow.
+
+    Raises:
+        ConfigError: for pieces that repeat, scores that are no numbers, or no way to write an unknown character.
+    """
+
+    kind = "unigram"
+    ends = (END_OF_TEXT, "</s>")
+    most_per_byte: int = 12  # a compatibility character of 3 bytes may become 33
+
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        scores: Sequence[float | None],
+        unknown: int | None = None,
+        byte_fallback: bool = False,
+        unknown_score: float | None = None,
+        marker: bool = False,
+        normalizer: dict[str, Any] | None = None,
+        spacing: dict[str, Any] | None = None,
+        split: Literal["pieces", "spaces"] = "pieces",
+        strip: bool = False,
+        surface: str | None = None,
+        special_tokens: Sequence[str] = (),
+    ) -> None:
+        self.pieces, self.scores, self.unknown, self.byte_fallback = list(pieces), list(scores), unknown, byte_fallback
+        self.unknown_score, self.marker, self.split, self.strip = unknown_score, marker, split, strip
+        numbers = {piece: token for token, piece in enumerate(self.pieces)}
+        _check(self, numbers, special_tokens)
+        names = [piece.replace(SPACE, " ") if marker else piece for piece in self.pieces]
+        byte_ids = [numbers[name] for name in BYTE_NAMES] if byte_fallback else []
+        token_bytes = [utf8(name) for name in names]
+        for byte, token in enumerate(byte_ids):
+            token_bytes[token] = bytes([byte])
+        self.surface = surface
+        if unknown is not None and surface is not None:
+            token_bytes[unknown] = utf8(surface)
+        super().__init__(token_bytes, [name for name in special_tokens if name not in numbers])
+        self.special_tokens = {name: numbers.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
+        self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
+        self.spacing = None if spacing is None else Normalizer.from_dict(spacing)
+        never = {
+            token for token, piece in enumerate(self.pieces) if piece in special_tokens or (marker and " " in piece)
+        }
+        found = {names[i]: score for i, score in enumerate(self.scores) if score is not None and i not in never}
+        least = min(found.values(), default=0.0) - UNKNOWN_PENALTY if unknown_score is None else unknown_score
+        ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
+        way = byte_ids if unknown is None or byte_fallback else unknown
+        self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype)
+        self._changes = self.normalizer is not None or self.spacing is not None or marker
+
+    # --- training
+
+    @classmethod
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
+        """Learns pieces from texts that arrive in chunks. Options as in `train_from_blocks`."""
+        found = blocks(streams, WordSplitter(pattern).safe_cut)
+        return cls.train_from_blocks(found, pattern=pattern, **options)
+
+    @classmethod
+    def train(
+        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
+    ) -> Self:
+        """Learns pieces from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
+        safe_cut = WordSplitter(pattern).safe_cut
+        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
+        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+
+    @classmethod
+    def train_from_blocks(
+        cls,
+        found: Iterable[Block],
+        *,
+        vocab_size: int = VOCAB_SIZE,
+        pattern: str = "gpt2",
+        byte_fallback: bool = True,
+        character_coverage: float = 0.9995,
+        special_tokens: Sequence[str] = (),
+        processes: int | None = 1,
+        memory_limit: int | None = None,
+        progress: Callable[[str, int], object] = lambda stage, done: None,
+    ) -> Self:
+        """Learns pieces and their probabilities. No piece goes across words, whose first character may be a space.
+
+        Args:
+            found: the text
+            vocab_size: number of bytes (or `<unk>`), pieces and special tokens; smaller if the text has fewer pieces
+            pattern: that of `WordSplitter`, which splits the text into words
+            byte_fallback: whether characters without a piece become bytes; else they become `<unk>`
+            character_coverage: share of the text whose characters get a piece; the rarest others get none
+            special_tokens: as in the class
+            processes: processes that count words; None for one per core
+            memory_limit: megabytes for distinct words, besides about 200 for the program. Beyond it the rarest words
+                are dropped, with a notice.
+            progress: called with ("counting", bytes read so far), then with ("pruning", pieces that are left)
+
+        Raises:
+            ConfigError: if vocab_size has no room for the characters.
+            DataError: if the text is empty or has a lone surrogate.
+        """
+        first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
+        least, most = len(first) + len(special_tokens) + 1, vocab_size - len(first) - len(special_tokens)
+        if most < 1:
+            raise ConfigError(f"vocab_size must be at least {least}, got {vocab_size}")
+        counted = count_words(found, pattern, processes, memory_limit, progress)
+        pieces, scores = learn_unigram(
+            *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
+        )
+        if byte_fallback:
+            pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        nothing: list[float | None] = [None] * len(first)
+        unknown = None if byte_fallback else 0
+        return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)
+
+    # --- text -> ids
+
+    def _inner(self, text: str, continues: bool = False) -> str:
+        """A text as the model reads it. `continues`: more of the text stands before it."""
+        normal = self.normalizer.normalize(text, continues=continues) if self.normalizer else text
+        return self.spaced(normal, continues or self._begins_later(text))
+
+    def _begins_later(self, text: str) -> bool:
+        """Whether normalization drops the beginning of a text; what is then first is not its beginning."""
+        if not (self.opens_once and self.normalizer):
+            return False
+        return bool(self.normalizer.offsets(text[:LOOK])[0][:1].any())
+
+    def spaced(self, text: str, continues: bool = False) -> str:
+        """A normalized text as the model reads it, with spaces for ▁. `continues` as for normalizers."""
+        text = self.spacing.normalize(text, continues=continues) if self.spacing else text
+        return text.replace(SPACE, " ") if self.marker else text
+
+    @property
+    def opens_once(self) -> bool:
+        """Whether a space is put only before a text, and not before its parts behind added tokens."""
+        return isinstance(self.spacing, Spacing) and self.spacing.prefix == "first"
+
+    def normalized(self, text: str) -> str:
+        """The text that decoding its ids gives if every character has a piece or becomes bytes."""
+        inner = self._inner(text)
+        return inner.removeprefix(" ") if self.strip else inner
+
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
+        """The ids of a text, int64 (n,).
+
+        Raises:
+            DataError: for a lone surrogate, or a part without a place to cut that is too long.
+        """
+        return self.encode_part(text, continues=False)
+
+    def encode_part(self, text: str, *, continues: bool) -> np.ndarray:
+        """The ids of a part of a text, int64 (n,). `continues`: more of the text stands before it."""
+        if len(text) > LONG:
+            found = blocks([[text]], self.safe_cut)
+            return np.concatenate([self._encode_block(block, continues or block.start > 0) for block in found])
+        return np.array(self.model.encode(self._inner(text, continues)), dtype=np.int64)
+
+    def encode_array(self, text: str, *, allow_special: bool = False) -> np.ndarray:
+        """The ids of a text, int64 (n,). Arguments and errors as in `Tokenizer.encode_array`."""
+        if not allow_special or not self.special_tokens:
+            return self.encode_ordinary(text)
+        parts = [np.empty(0, dtype=np.int64)]
+        for part, special, start in self._split_special(text):
+            if special is not None:
+                parts.append(np.array([special]))
+            else:
+                parts.append(self.encode_part(part, continues=self.opens_once and start > 0))
+        return np.concatenate(parts)
+
+    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text and the characters each covers, as in `Tokenizer.encode_with_offsets`.
+
+        A space that was put before the text covers no character; characters made of one cover all of it.
+        """
+        ids, offsets = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
+        for part, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
+            if special is not None:
+                found = np.array([special]), np.array([[start, start + len(part)]])
+            else:
+                found = self._offsets_of_part(part, start, self.opens_once and start > 0)
+            ids.append(found[0])
+            offsets.append(found[1])
+        return np.concatenate(ids), np.concatenate(offsets)
+
+    def _offsets_of_part(self, text: str, start: int, continues: bool) -> tuple[np.ndarray, np.ndarray]:
+        begins, ends = np.arange(len(text)), np.arange(1, len(text) + 1)
+        if self.normalizer:
+            begins, ends = self.normalizer.offsets(text)
+            text = self.normalizer.normalize(text)
+        continues = continues or (self.opens_once and bool(begins[:1].any()))
+        ids, offsets = self.offsets_of_normal(text, begins, ends, continues)
+        return ids, start + offsets
+
+    def offsets_of_normal(
+        self, text: str, begins: np.ndarray, ends: np.ndarray, continues: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a normalized text, int64 (n,), and the characters of the original each covers, int64 (n, 2).
+
+        Args:
+            text: the normalized text
+            begins: where each of its characters begins in the original text, int64 (characters,)
+            ends: where it ends
+            continues: as for normalizers
+        """
+        inner = self.spaced(text, continues)
+        if self.spacing:
+            more_begins, more_ends = self.spacing.offsets(text)
+            put = len(more_begins) - len(inner)  # at the beginning of a text only
+            begins, ends = through(begins, ends, more_begins[put:], more_ends[put:])
+        tokens = self.model.tokens(inner)
+        places = np.array([(token.begin, token.end - 1) for token in tokens], dtype=np.int64).reshape(-1, 2)
+        ids = np.array([token.id for token in tokens], dtype=np.int64)
+        return ids, np.stack([begins[places[:, 0]], ends[places[:, 1]]], axis=1)
+
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text without special tokens, from and up to, that each of its ids covers, int64 (n, 2)."""
+        offsets = self._offsets_of_part(text, 0, False)[1]
+        size = np.cumsum([0, *(len(utf8(character)) for character in text)])
+        return size[offsets]
+
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        if not self._changes and self.unknown is None:
+            return super().bytes_behind(text, ids, first)
+        begin = self._offsets_of_part(text, 0, False)[1][first, 0] if 0 < first < len(ids) else 0
+        return len(utf8(text[begin:])) if first < len(ids) else 0
+
+    # --- blocks
+
+    def encode_block(self, block: Block) -> np.ndarray:
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
+        return self.encode_packed(block).astype(np.int64)
+
+    def encode_packed(self, block: Block) -> np.ndarray:
+        """The ids of a block in `dtype` (n,). All new parts are segmented at once."""
+        return self._encode_block(block, block.start > 0)
+
+    def _encode_block(self, block: Block, continues: bool) -> np.ndarray:
+        if not self._changes:
+            return self.model.encode_data(block.data, self.end_of_text)
+        texts = [self._inner(text, continues and not number) for number, text in enumerate(block.texts)]
+        return self.model.encode_data(SEPARATOR.join(map(utf8, texts)), self.end_of_text)
+
+    def _file_blocks(self, path: Path) -> Iterator[Block]:
+        if not self._changes and all(self.model.splits(character, " ") for character in VISIBLE):
+            return file_blocks(path, self.safe_cut)
+        return super()._file_blocks(path)
+
+    def safe_cut(self, text: str) -> int:
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none.
+
+        Raises:
+            DataError: for a text without such a position that is too long to be segmented as a whole.
+        """
+        cut = self._spaced_cut(text)
+        if not cut and not self._changes:
+            cut = self._any_cut(text)
+        if not cut and len(text) > LONGEST:
+            raise too_long(np.frombuffer(utf8(text), dtype=np.uint8), 0, len(utf8(text)))
+        return cut
+
+    def _spaced_cut(self, text: str) -> int:
+        """The last place before a space that no piece and no normalization looks across; 0 for none near the end."""
+        cut = len(text)
+        for _ in range(MOST_CUTS):
+            cut = text.rfind(" ", 0, cut)
+            if cut <= 0:
+                return 0
+            if self._may_cut(text, cut):
+                return cut
+        return 0
+
+    def _may_cut(self, text: str, cut: int) -> bool:
+        if text[cut - 1].isspace() or (self.normalizer and not self.normalizer.may_cut(text, cut)):
+            return False
+        before = self._inner(text[max(cut - LOOK, 0) : cut], continues=True)[-1:]
+        return before not in ("", " ") and self.model.splits(before, " ")
+
+    def _any_cut(self, text: str) -> int:
+        """The last place between two characters that no piece has side by side; 0 for none."""
+        for end in range(len(text), 1, -LONG):
+            begin = max(end - LONG - 1, 0)
+            for cut in range(end - 1, begin, -1):
+                if self.model.splits(text[cut - 1], text[cut]):
+                    return cut
+        return 0
+
+    # --- other segmentations
+
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a text in a segmentation drawn at random, as in `Tokenizer.sample`, int64 (n,).
+
+        Segmentations are drawn with their probability to the power alpha: 0 draws all alike; the larger it is, the more
+        often the most likely one.
+
+        Raises:
+            ConfigError: for an alpha below 0.
+        """
+        return self.model.sample(self._inner(text), alpha, random)
+
+    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+        return self.model.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
+
+    @cached_property
+    def _atomic(self) -> np.ndarray:
+        atomic = self.byte_lengths == 0
+        if self.unknown is not None:
+            atomic[self.unknown] = True
+        return atomic
+
+    def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
+        """The n most likely segmentations of a text, the best first: ids, and log probability in nats.
+
+        Names of special tokens are plain text. There are fewer if the text has fewer segmentations.
+        """
+        if n < 1:
+            raise ConfigError(f"n must be at least 1, got {n}")
+        return self.model.n_best(self._inner(text), n)
+
+    def log_probability(self, text: str) -> float:
+        """The log probability of a text, in nats: the sum over all of its segmentations."""
+        return self.model.log_total(self._inner(text))
+
+    # --- ids -> text
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
+        """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
+        text = super().decode(ids, errors)
+        return text.removeprefix(" ") if self.strip and not continues else text
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
+        first = self.strip
+        for piece in super().decode_stream(ids):
+            yield from filter(None, [piece.removeprefix(" ") if first else piece])
+            first = False
+
+    # --- files
+
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """A copy with more special tokens, whose ids follow the existing ones. Existing names are skipped.
+
+        Raises:
+            ConfigError: for the name of a piece.
+        """
+        names = list(names)
+        if taken := {*names} & ({*self.pieces} - self.special_tokens.keys()):
+            raise ConfigError(f"special_tokens: {min(taken)!r} is an ordinary piece; use another name")
+        return super().with_special_tokens(names)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `__init__`, as plain values."""
+        return {
+            "pieces": self.pieces,
+            "scores": self.scores,
+            "unknown": self.unknown,
+            "byte_fallback": self.byte_fallback,
+            "unknown_score": self.unknown_score,
+            "marker": self.marker,
+            "normalizer": self.normalizer and self.normalizer.to_dict(),
+            "spacing": self.spacing and self.spacing.to_dict(),
+            "split": self.split,
+            "strip": self.strip,
+            "surface": self.surface,
+            "special_tokens": list(self.special_tokens),
+        }
+
+
+def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens: Sequence[str]) -> None:
+    """Checks the arguments of a tokenizer; `numbers`: piece -> id."""
+    pieces, scores, unknown = tokenizer.pieces, tokenizer.scores, tokenizer.unknown
+    if len(numbers) < len(pieces) or len(scores) != len(pieces) or "" in numbers:
+        raise ConfigError(f"pieces must be distinct and not empty, with a score each, got {len(pieces)}, {len(scores)}")
+    if not all(score is None or (isinstance(score, int | float) and math.isfinite(score)) for score in scores):
+        raise ConfigError("scores must be finite numbers, or None for a piece that no text contains")
+    if tokenizer.byte_fallback and (missing := [name for name in BYTE_NAMES if name not in numbers]):
+        raise ConfigError(f"pieces: lacks the byte {missing[0]}, which byte_fallback needs")
+    if (unknown is None and not tokenizer.byte_fallback) or (unknown is not None and not 0 <= unknown < len(pieces)):
+        raise ConfigError(f"unknown must be the id of a piece, or byte_fallback be true, got {unknown}")
+    if tokenizer.split not in ("pieces", "spaces"):
+        raise ConfigError(f"split must be pieces or spaces, got {tokenizer.split!r}")
+    if len({*special_tokens}) < len(special_tokens):
+        raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")
+
+
+def with_characters(
+    pieces: list[str], scores: list[float], characters: str, most: int
+) -> tuple[list[str], list[float]]:
+    """Pieces with all of these characters, and their scores; the least likely longer pieces make room for them.
+
+    Args:
+        pieces: pieces in falling order of their scores
+        scores: log probabilities
+        characters: those that must be pieces; missing ones get the smallest score
+        most: number of pieces that there may be
+    """
+    missing = [each for each in dict.fromkeys(characters) if each not in pieces]
+    longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]
+    drop = {*longer[len(longer) - min(max(len(pieces) + len(missing) - most, 0), len(longer)) :]}
+    left = [
+        (piece, score) for place, (piece, score) in enumerate(zip(pieces, scores, strict=True)) if place not in drop
+    ]
+    least = min(scores)
+    found = left + [(each, least) for each in missing]
+    return [piece for piece, _ in found], [score for _, score in found]

@@ -1,0 +1,295 @@
+"""The unigram model of a tokenizer: pieces and scores, applied to text that is already normalized.
+
+A text is cut into parts where no piece goes across, which changes no segmentation: most parts are words. Each distinct
+part is segmented once. Whether some piece has a character followed by another is read from a table of pairs of bytes,
+the last byte of the one and the first of the other; this finds all cuts between ASCII characters and many others.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer.fast.arrays import slices
+from tinylm.tokenizer.fast.blocks import SEPARATOR, utf8
+from tinylm.tokenizer.fast.pretokenize import BETWEEN
+from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, trace, words_of
+from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
+from tinylm.tokenizer.segmentation import Arc, Pieces
+
+MAX_REMEMBERED = 1 << 18  # parts of short texts
+SHORT = 300  # bytes; longer texts are encoded faster with NumPy
+LONGEST = 1 << 21  # bytes of a part, which take seconds
+DRAWN = 1 << 16  # bytes segmented at once at random
+SPACE_BYTE = 32
+
+
+class Token(NamedTuple):
+    """A token of a text: its id, and where the characters that it covers begin and end."""
+
+    id: int
+    begin: int
+    end: int
+
+
+class UnigramModel:
+    """Pieces with ids and scores.
+
+    Args:
+        ids: piece -> id
+        scores: piece -> log probability
+        unknown_score: log probability of a character that is no piece
+        unknown: the id of a run of such characters, or the 256 ids of the bytes that they become
+        spaces: whether no piece may begin before a space and end after it; otherwise the pieces decide
+        dtype: of ids in blocks
+    """
+
+    def __init__(
+        self,
+        ids: Mapping[str, int],
+        scores: Mapping[str, float],
+        unknown_score: float,
+        unknown: int | Sequence[int],
+        spaces: bool,
+        dtype: np.dtype,
+    ) -> None:
+        self.pieces, self._ids, self.spaces = Pieces(scores, unknown_score), dict(ids), spaces
+        self._unknown = unknown if isinstance(unknown, int) else None
+        self._bytes = np.array([] if isinstance(unknown, int) else unknown, dtype=np.int64)
+        self._names = [utf8(piece) for piece in scores]
+        self._numbers = np.array([*(self._ids[piece] for piece in scores), self._unknown or 0], dtype=np.int64)
+        self._remembered: dict[bytes, list[int]] = {}
+        self._dtype, self._words = dtype, WordTable(dtype)
+
+    @cached_property
+    def closed(self) -> bool:
+        """Whether every character of a piece is a piece, so that `unknown_score` decides nothing."""
+        return all(character in self._ids for character in {*"".join(self._ids)})
+
+    # --- cuts
+
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """Whether a text can be cut between two bytes, bool (65536,), at 256 times the first plus the second."""
+        joined = np.frombuffer(SEPARATOR.join(self._names) + SEPARATOR, dtype=np.uint8)
+        apart = np.ones(1 << 16, dtype=bool)
+        apart[_pairs(joined)] = False
+        apart = apart.reshape(256, 256)
+        apart[:, 0x80:0xC0] = False  # within a character
+        apart[BETWEEN], apart[:, BETWEEN] = True, True
+        return apart.reshape(-1)
+
+    def starts(self, data: np.ndarray) -> np.ndarray:
+        """Where the parts of texts begin, int64 (parts,); a separator is a part.
+
+        Args:
+            data: UTF-8, uint8 (bytes,), with `SEPARATOR` between texts
+
+        Raises:
+            DataError: for a part that is too long.
+        """
+        if not len(data):
+            return np.zeros(0, dtype=np.int64)
+        cut = np.ones(len(data), dtype=bool)
+        if self.spaces:
+            edge = data == BETWEEN
+            cut[1:] = (data[1:] == SPACE_BYTE) | edge[1:] | edge[:-1]
+        else:
+            cut[1:] = self._apart[_pairs(data)]
+        starts = np.flatnonzero(cut)
+        sizes = np.diff(starts, append=len(data))
+        if sizes.max() > LONGEST:
+            raise too_long(data, int(starts[sizes.argmax()]), int(sizes.max()))
+        return starts
+
+    def splits(self, before: str, after: str) -> bool:
+        """Whether a text can be cut between two characters, so that even unknown ones on both sides are not one run."""
+        if self.spaces:
+            return after == " "
+        pair = utf8(before)[-1] << 8 | utf8(after)[0]
+        apart = bool(self._apart[pair])
+        return apart and (self._unknown is None or before in self._ids or after in self._ids)
+
+    # --- the most likely segmentation
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text.
+
+        Raises:
+            DataError: for a lone surrogate, or a part that is too long.
+        """
+        data = utf8(text)
+        if len(data) > SHORT:
+            return self.encode_data(data, None).tolist()
+        starts = [*self.starts(np.frombuffer(data, dtype=np.uint8)).tolist(), len(data)]
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.clear()
+        found: list[int] = []
+        for begin, end in pairwise(starts):
+            part = data[begin:end]
+            if part not in self._remembered:
+                self._remembered[part] = self._encode_part(part.decode())
+            found += self._remembered[part]
+        return found if self._unknown is None or self.spaces else _fused(found, self._unknown)
+
+    def _encode_part(self, part: str) -> list[int]:
+        return [token.id for token in self._tokens(part, self.pieces.best_path(part))]
+
+    def _tokens(self, part: str, path: Sequence[Arc], offset: int = 0) -> list[Token]:
+        """The tokens of a segmentation. Unknown characters become bytes, or one token if they are neighbours."""
+        found: list[Token] = []
+        for begin, end in path:
+            token = self._ids.get(part[begin:end])
+            if token is not None:
+                found.append(Token(token, offset + begin, offset + end))
+            elif self._unknown is None:
+                found += [Token(int(self._bytes[byte]), offset + begin, offset + end) for byte in utf8(part[begin:end])]
+            else:
+                found.append(Token(self._unknown, offset + begin, offset + end))
+        return found if self._unknown is None else _fused_tokens(found, self._unknown)
+
+    def tokens(self, text: str) -> list[Token]:
+        """The tokens of a text, with the characters that they cover. Otherwise as `encode`."""
+        found: list[Token] = []
+        for offset, part in self._parts(text):
+            found += self._tokens(part, self.pieces.best_path(part), offset)
+        return found if self._unknown is None or self.spaces else _fused_tokens(found, self._unknown)
+
+    def _parts(self, text: str) -> Iterator[tuple[int, str]]:
+        """The parts of a text, and where they begin."""
+        data, offset = utf8(text), 0
+        for begin, end in pairwise([*self.starts(np.frombuffer(data, dtype=np.uint8)).tolist(), len(data)]):
+            part = data[begin:end].decode()
+            yield offset, part
+            offset += len(part)
+
+    # --- many texts at once
+
+    @cached_property
+    def _trie(self) -> PieceTrie:
+        scores = np.array([*self.pieces.scores.values()], dtype=np.float64)
+        return PieceTrie(self._names, scores, self.pieces.unknown_score)
+
+    def encode_data(self, data: bytes, separator: int | None) -> np.ndarray:
+        """The ids of texts, (n,), given as UTF-8 with `SEPARATOR` between them, which becomes the id `separator`."""
+        text = np.frombuffer(data, dtype=np.uint8)
+        if self._words.size > MAX_KNOWN:
+            self._words = WordTable(self._dtype)
+        starts = self.starts(text)
+        numbers = self._words.numbers(text, starts)
+        new, places = self._words.new_words(numbers)
+        self._learn_parts(text, starts[places], np.diff(starts, append=len(text))[places], new, separator)
+        ids = self._words.lists.take(numbers)
+        return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
+
+    def _learn_parts(
+        self, text: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray, separator: int | None
+    ) -> None:
+        """Segments new parts and stores their ids in `_words`. Arguments as in `BPETokenizer._merge_new_words`."""
+        lists = self._words.lists
+        edge = text[starts] == BETWEEN
+        if separator is not None:
+            lists.put(numbers[edge], np.full(edge.sum(), separator), np.ones(edge.sum(), dtype=np.int64))
+        short = (sizes <= SPELLED) & ~edge
+        words = words_of(text, starts[short], sizes[short])
+        arcs = self._trie.arcs(words)
+        lists.put(numbers[short], *self._ids_of(words, arcs, *trace(words, arcs, best_arcs(words, arcs))))
+        for place in np.flatnonzero(sizes > SPELLED):
+            ids = self._encode_part(text[starts[place] : starts[place] + sizes[place]].tobytes().decode())
+            lists.put(numbers[[place]], np.array(ids, dtype=np.int64), np.array([len(ids)]))
+
+    def _ids_of(self, words: Words, arcs: Any, chosen: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of chosen arcs, and their count in each word."""
+        pieces, word = arcs.pieces[chosen], np.repeat(np.arange(len(counts)), counts)
+        ids, unknown = self._numbers[pieces], pieces < 0
+        if not unknown.any():
+            return ids, counts
+        if self._unknown is None:
+            sizes = np.where(unknown, arcs.ends[chosen] - arcs.begins[chosen], 1)
+            ids, is_byte = np.repeat(ids, sizes), np.repeat(unknown, sizes)
+            ids[is_byte] = self._bytes[slices(words.data, arcs.begins[chosen][unknown], sizes[unknown])]
+            return ids, np.bincount(word, sizes, len(counts)).astype(np.int64)
+        kept = np.ones(len(ids), dtype=bool)
+        kept[1:] = ~(unknown[1:] & unknown[:-1] & (word[1:] == word[:-1]))
+        return ids[kept], np.bincount(word[kept], minlength=len(counts))
+
+    # --- other segmentations
+
+    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+        """The ids of a segmentation drawn with its probability to the power alpha, int64 (n,).
+
+        Raises:
+            ConfigError: for an alpha below 0.
+        """
+        if not (alpha >= 0 and math.isfinite(alpha)):
+            raise ConfigError(f"alpha must be at least 0, got {alpha}")
+        data = np.frombuffer(utf8(text), dtype=np.uint8)
+        starts = self.starts(data)
+        sizes = np.diff(starts, append=len(data))
+        groups = np.flatnonzero(np.diff(starts // DRAWN)) + 1
+        found = [np.zeros(0, dtype=np.int64)]
+        for begin, end in pairwise([0, *groups.tolist(), len(starts)]):
+            if begin < end:
+                words = words_of(data, starts[begin:end], sizes[begin:end])
+                arcs = self._trie.arcs(words)
+                last = drawn_arcs(words, arcs, alpha, random)
+                found.append(self._ids_of(words, arcs, *trace(words, arcs, last))[0])
+        ids = np.concatenate(found)
+        return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
+
+    def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
+        """The n most likely segmentations of a text, as ids with their log probability, the best first."""
+        best: list[tuple[float, list[Token]]] = [(0.0, [])]
+        for offset, part in self._parts(text):
+            of_part = [(score, self._tokens(part, path, offset)) for score, path in self.pieces.n_best(part, n)]
+            found = [(before + score, tokens + more) for before, tokens in best for score, more in of_part]
+            best = sorted(found, key=lambda each: -each[0])[:n]
+        fuse = self._unknown is not None and not self.spaces
+        return [
+            ([token.id for token in (_fused_tokens(tokens, self._unknown or 0) if fuse else tokens)], score)
+            for score, tokens in best
+        ]
+
+    def log_total(self, text: str, alpha: float = 1.0) -> float:
+        """The log of the sum, over all segmentations of a text, of their probability to the power alpha."""
+        return math.fsum(self.pieces.log_total(part, alpha) for _, part in self._parts(text))
+
+
+def _pairs(data: np.ndarray) -> np.ndarray:
+    """Each byte but the last, times 256, plus the one after it, uint16 (bytes - 1,)."""
+    return data[:-1].astype(np.uint16) << np.uint16(8) | data[1:]
+
+
+def _fused(ids: list[int], unknown: int) -> list[int]:
+    """The ids with one `unknown` for each run of them."""
+    return [token for place, token in enumerate(ids) if token != unknown or not place or ids[place - 1] != unknown]
+
+
+def _fused_array(ids: np.ndarray, unknown: int) -> np.ndarray:
+    again = np.zeros(len(ids), dtype=bool)
+    again[1:] = (ids[1:] == unknown) & (ids[:-1] == unknown)
+    return ids[~again] if again.any() else ids
+
+
+def _fused_tokens(tokens: list[Token], unknown: int) -> list[Token]:
+    found: list[Token] = []
+    for token in tokens:
+        if token.id == unknown and found and found[-1].id == unknown and found[-1].end == token.begin:
+            found[-1] = found[-1]._replace(end=token.end)
+        else:
+            found.append(token)
+    return found
+
+
+def too_long(data: np.ndarray, begin: int, size: int) -> DataError:
+    """The error for a part of too many bytes."""
+    place = int(((data[:begin] & 0xC0) != 0x80).sum())
+    shown = data[begin : begin + 80].tobytes().decode(errors="ignore")[:20]
+    return DataError(
+        f"the text has {size:,} bytes from character {place} on ({shown!a}...) in which pieces could go across every "
+        f"place; the unigram model takes {LONGEST:,} at most: insert spaces or line ends"
+    )
