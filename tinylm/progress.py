@@ -68,22 +68,30 @@ class ProgressBar:
 
 
 @contextmanager
-def merging(counting: ProgressBar, merges: int, follow: bool = False) -> Iterator[Callable[[str, int], None]]:
-    """The `progress` option of a BPETokenizer's training, which shows the merges after the words.
+def learning(counting: ProgressBar, pieces: int, follow: bool = False) -> Iterator[Callable[[str, int], None]]:
+    """The `progress` option of a tokenizer's training, which shows how pieces are learned after the words are counted.
 
     Args:
-        counting: shows the bytes whose words are counted; closed at the first merge
-        merges: number of merges to learn
+        counting: shows the bytes whose words are counted; closed when pieces are learned
+        pieces: number of pieces to learn, by merging smaller ones or by pruning many
         follow: whether the training moves `counting`, rather than the reader of the text
     """
-    with ProgressBar("merging", merges, "merges") as bar:
+    first = pieces  # before pruning
+    with ProgressBar("merging", pieces, "merges") as merging, ProgressBar("pruning", None, "pieces") as pruning:
 
         def progress(stage: str, done: int) -> None:
+            nonlocal first
+            if stage == "counting":
+                if follow:
+                    counting.to(done)
+                return
+            counting.close()
             if stage == "merging":
-                counting.close()
-                bar.to(done)
-            elif follow:
-                counting.to(done)
+                merging.to(done)
+                return
+            if pruning.total is None:
+                first, pruning.total = done, max(done - pieces, 0)
+            pruning.to(first - done)
 
         yield progress
 

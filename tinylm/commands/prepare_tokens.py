@@ -29,7 +29,7 @@ FORMATS = {  # of files of ids
     "npy": FileKind("an array of ids", rb"\x93NUMPY"),
     "bin": FileKind("recognizably a file of ids"),
 }
-TRAINED = ("bpe", "char", "word")  # kinds whose tokens depend on the corpus
+TRAINED = ("bpe", "char", "unigram", "word", "wordpiece")  # kinds whose tokens depend on the corpus
 MODES = [
     Mode("with --format shards", {"--overwrite"}, lambda options: options.format == "shards"),
     Mode("with --format jsonl, npy or bin", {"--shard", "--verify"}, lambda options: options.format != "shards"),

@@ -13,11 +13,10 @@ from pathlib import Path
 from tinylm.console import Mode, Parser, use_color
 from tinylm.errors import ConfigError, DataError, did_you_mean, notice
 from tinylm.files import file_size, read_chunks
-from tinylm.progress import ProgressBar, merging
+from tinylm.progress import ProgressBar, learning
 from tinylm.targets import check_target
 from tinylm.tokenizer import (
     END_OF_TEXT,
-    BPETokenizer,
     Tokenizer,
     load_tokenizer,
     tokenizer_class,
@@ -30,9 +29,12 @@ from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
 from tinylm.tokenizer.pieces import show_pieces, statistics
 
-KINDS = ("bpe", "word", "char", "byte")
+KINDS = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
+LEARNED = {"--vocab-size", "--pattern", "--memory-limit", "--processes"}
 OPTIONS = {
-    "bpe": {"--vocab-size", "--pattern", "--memory-limit", "--processes"},
+    "bpe": LEARNED,
+    "unigram": LEARNED,
+    "wordpiece": LEARNED | {"--min-frequency"},
     "word": {"--vocab-size", "--min-frequency"},
 }
 ALL_OPTIONS = set().union(*OPTIONS.values())
@@ -56,13 +58,13 @@ def train_parser() -> Parser:
     add("--out", type=Path, required=True, help="file to write")
     parser.add_overwrite_option()
     add("--kind", choices=KINDS, default="bpe", help="kind of tokenizer")
-    add("--vocab-size", type=int, help="number of tokens, special ones included (default: bpe 4096, word all words)")
-    add("--pattern", help="bpe: gpt2, gpt4, or a regular expression that matches one word (default: gpt2)")
-    add("--min-frequency", type=int, help="word: leave out words that occur less often (default: 1)")
+    add("--vocab-size", type=int, help="number of tokens, special ones included (default: 4096; word: all words)")
+    add("--pattern", help="how words are split: gpt2, gpt4, or a regular expression that matches one (default: gpt2)")
+    add("--min-frequency", type=int, help="leave out rarer words (word, default: 1) or pairs (wordpiece, default: 2)")
     special = f"special tokens (default: {END_OF_TEXT}; word: <pad> <unk> <bos> <eos>)"
     add("--special-tokens", nargs="*", metavar="TOKEN", help=special)
-    add("--memory-limit", type=int, help="bpe: memory for the distinct words, in MB (default: no limit)")
-    add("--processes", type=int, help="bpe: number of processes (default: one per core)")
+    add("--memory-limit", type=int, help="memory for the distinct words, in MB (default: no limit)")
+    add("--processes", type=int, help="processes that count words (default: one per core)")
     return parser
 
 
@@ -79,13 +81,13 @@ def train(arguments: list[str]) -> None:
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
         raise DataError(f"{options.corpus[0]}: is empty; give a file with text")
-    merges = settings.get("vocab_size", VOCAB_SIZE) - 256 - len(settings.get("special_tokens", ()))
-    with ProgressBar("counting words", size) as bar, merging(bar, merges, follow=True) as progress:
-        if options.kind == "bpe":
-            tokenizer = BPETokenizer.train(options.corpus, **settings, progress=progress)
+    kind, pieces = tokenizer_class(options.kind), settings.get("vocab_size", VOCAB_SIZE) - 256
+    with ProgressBar("counting words", size) as bar, learning(bar, pieces, follow=True) as progress:
+        if OPTIONS.get(options.kind, set()) >= LEARNED:
+            tokenizer = kind.train(options.corpus, **settings, progress=progress)
         else:
             streams = (read_chunks(path, report=bar.update) for path in options.corpus)
-            tokenizer = tokenizer_class(options.kind).train_from_streams(streams, **settings)
+            tokenizer = kind.train_from_streams(streams, **settings)
     seconds = time.monotonic() - started
     tokenizer.save(options.out, options.overwrite)
     print(f"{options.out}: {options.kind}, {tokenizer.vocab_size:,} tokens, from {size:,} bytes in {seconds:.1f} s")

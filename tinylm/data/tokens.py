@@ -24,7 +24,7 @@ from tinylm.data.shard_index import FORMAT, ShardIndex, Tokens, open_parts, read
 from tinylm.errors import ConfigError, DataError, TinyLMError, did_you_mean, notice
 from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
 from tinylm.plugins import Part, describe
-from tinylm.progress import merging
+from tinylm.progress import learning
 from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
 from tinylm.tokenizer.base import END_OF_TEXT
 from tinylm.tokenizer.bpe import VOCAB_SIZE
@@ -56,7 +56,7 @@ def resolve_tokenizer(spec: str | Part, corpus: Corpus, cache_dir: Path) -> Toke
     """Loads or trains the tokenizer that `data.tokenizer` names.
 
     Args:
-        spec: a kind to train on the corpus, `bpe` and `word` optionally with a vocabulary size (`bpe:2048`); the file
+        spec: a kind to train on the corpus, most of them optionally with a vocabulary size (`bpe:2048`); the file
             of a tokenizer; a pretrained vocabulary of `pretrained.py` (`tiktoken:gpt2`); or a plug-in, a class to train
         corpus: the training text
         cache_dir: a trained tokenizer is saved in its `tokenizers` folder, so that all processes of a job share it
@@ -93,8 +93,8 @@ def _kind_to_train(spec: str, corpus: Corpus) -> tuple[str, type[Tokenizer], dic
     if name not in Tokenizer.kinds and (better := _meant(spec)):
         raise ConfigError(f"data.tokenizer: no kind {spec!r}, did you mean '{better}'?")
     kind = tokenizer_class(name)
-    if size and (name not in ("bpe", "word") or not size.isdecimal()):
-        raise ConfigError(f"data.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048")
+    if size and not (kind.has_size and size.isdecimal()):
+        raise ConfigError(f"data.tokenizer: {spec}: only {', '.join(_sized())} have a size, written as bpe:2048")
     options: dict[str, Any] = _special_tokens(corpus)
     if kind is WordTokenizer:
         options = {}  # it has its own special tokens, one of them for unknown words
@@ -129,8 +129,13 @@ def _meant(spec: str) -> str | None:
     published = spec.lower().replace("-", "")
     if published in VOCABULARIES or published in OTHER_NAMES:
         return f"tiktoken:{OTHER_NAMES.get(published, published)}"
-    sized = re.fullmatch(r"(bpe|word)\W?(\d+)", spec)
+    sized = re.fullmatch(rf"({'|'.join(_sized())})\W?(\d+)", spec)
     return f"{sized[1]}:{sized[2]}" if sized else None
+
+
+def _sized() -> list[str]:
+    """The kinds that have a size."""
+    return [name for name, kind in Tokenizer.kinds.items() if kind.has_size]
 
 
 def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> Tokenizer:
@@ -140,9 +145,9 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
         with corpus.reading("characters of"):
             tokenizer = kind.train_from_texts(corpus.texts(), **options)
     else:
-        merges = options.get("vocab_size", VOCAB_SIZE) - 256 - len(options.get("special_tokens", ()))
-        with corpus.reading("counting words of", "train") as counting, merging(counting, merges) as progress:
-            more = {"processes": None, "progress": progress} if kind is BPETokenizer else {}
+        pieces = options.get("vocab_size", VOCAB_SIZE) - 256 - len(options.get("special_tokens", ()))
+        with corpus.reading("counting words of", "train") as counting, learning(counting, pieces) as progress:
+            more = {"processes": None, "progress": progress} if hasattr(kind, "train_from_blocks") else {}
             tokenizer = kind.train_from_streams(corpus.documents("train"), **options, **more)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)

@@ -17,6 +17,7 @@ from tinylm.model.empty import without_weights
 from tinylm.model.lora import A, B
 from tinylm.optim.optimizer import OptimizerConfig
 from tinylm.plugins import Part
+from tinylm.tokenizer import Tokenizer
 from tinylm.training.foreign import find_base
 from tinylm.training.parser import make_parser
 from tinylm.training.preflight import check_trainer, chosen_devices
@@ -175,7 +176,7 @@ def _made(kind: type, values: Any) -> Any:
 def _largest_vocabulary(tokenizer: Any) -> int | None:
     """The largest vocabulary that a name of a tokenizer allows; None if the data decide."""
     kind, _, size = str(tokenizer).partition(":")
-    return int(size) if kind == "bpe" and size.isdigit() else None
+    return int(size) if kind in Tokenizer.kinds and Tokenizer.kinds[kind].has_size and size.isdigit() else None
 
 
 def _devices(trainer: Any) -> int:

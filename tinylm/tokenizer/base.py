@@ -64,6 +64,7 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: name of the subclass in files and configs
+        has_size: whether training takes `vocab_size`, the number of tokens
         ends: names of special tokens that end a text
         token_bytes: the bytes of each id; for a special token, its name in UTF-8
         special_tokens: name -> id
@@ -71,6 +72,7 @@ class Tokenizer(ABC):
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}
+    has_size: ClassVar[bool] = False
     ends: ClassVar[tuple[str, ...]] = (END_OF_TEXT,)
     most_per_byte = 1  # ids for each byte of a text
     _marks: Marks | None = None

@@ -67,6 +67,7 @@ class BPETokenizer(Tokenizer):
     """
 
     kind = "bpe"
+    has_size = True
 
     def __init__(
         self,

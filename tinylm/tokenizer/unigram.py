@@ -64,6 +64,7 @@ class UnigramTokenizer(Tokenizer):
     """
 
     kind = "unigram"
+    has_size = True
     ends = (END_OF_TEXT, "</s>")
     most_per_byte: int = 12  # a compatibility character of 3 bytes may become 33
 

@@ -37,6 +37,7 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
+    has_size = True
     ends = (END_OF_TEXT, END)
 
     def __init__(self, words: Sequence[str], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
