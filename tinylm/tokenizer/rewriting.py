@@ -24,7 +24,7 @@ from tinylm.tokenizer.normalize import Normalizer, joining
 
 SPACE = "▁"
 # Unicode's White_Space, as Rust has it; Python adds U+001C to U+001F
-WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
 MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces
 _NOT_WHITE = re.compile(f"[^{WHITE}]+")
@@ -188,7 +188,7 @@ class Table(Step):
 
 
 def _lower(text: str) -> str:
-    return text.replace("Σ", "σ").lower()  # Python alone makes a final one ς
+    return text.replace("\u03a3", "\u03c3").lower()  # a final sigma too, which Python alone writes otherwise
 
 
 _MARKS = regex.compile(r"\p{M}+")

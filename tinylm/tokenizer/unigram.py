@@ -54,6 +54,8 @@ class UnigramTokenizer(Tokenizer):
         normalizer: `Normalizer.to_dict` of what is done to a text first, or None
         spacing: `Normalizer.to_dict` of what is done to the result, in the parts between added tokens, or None
         split: whether pieces go across the beginning of a word where a space stands ("pieces"), or not ("spaces")
+        sums: whether probabilities of segmentations are compared part by part ("parts"), or by sums of float32 from the
+            beginning of a text on, as in SentencePiece ("text"), in which rounding may decide between nearly equal ones
         strip: whether decoding drops the first space of a text
         surface: what `unknown` is decoded to. Default: its name
         special_tokens: names. Those that are pieces keep their ids, and no text contains them; the others' ids follow.
@@ -77,12 +79,14 @@ class UnigramTokenizer(Tokenizer):
         normalizer: dict[str, Any] | None = None,
         spacing: dict[str, Any] | None = None,
         split: Literal["pieces", "spaces"] = "pieces",
+        sums: Literal["parts", "text"] = "parts",
         strip: bool = False,
         surface: str | None = None,
         special_tokens: Sequence[str] = (),
     ) -> None:
         self.pieces, self.scores, self.unknown, self.byte_fallback = list(pieces), list(scores), unknown, byte_fallback
         self.unknown_score, self.marker, self.split, self.strip = unknown_score, marker, split, strip
+        self.sums, self.surface = sums, surface
         numbers = {piece: token for token, piece in enumerate(self.pieces)}
         _check(self, numbers, special_tokens)
         names = [piece.replace(SPACE, " ") if marker else piece for piece in self.pieces]
@@ -90,7 +94,6 @@ class UnigramTokenizer(Tokenizer):
         token_bytes = [utf8(name) for name in names]
         for byte, token in enumerate(byte_ids):
             token_bytes[token] = bytes([byte])
-        self.surface = surface
         if unknown is not None and surface is not None:
             token_bytes[unknown] = utf8(surface)
         super().__init__(token_bytes, [name for name in special_tokens if name not in numbers])
@@ -102,9 +105,10 @@ class UnigramTokenizer(Tokenizer):
         }
         found = {names[i]: score for i, score in enumerate(self.scores) if score is not None and i not in never}
         least = min(found.values(), default=0.0) - UNKNOWN_PENALTY if unknown_score is None else unknown_score
+        least = float(np.float32(least)) if sums == "text" else least
         ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
         way = byte_ids if unknown is None or byte_fallback else unknown
-        self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype)
+        self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype, sums == "text")
         self._changes = self.normalizer is not None or self.spacing is not None or marker
 
     # --- training
@@ -294,9 +298,13 @@ class UnigramTokenizer(Tokenizer):
         return self._encode_block(block, block.start > 0)
 
     def _encode_block(self, block: Block, continues: bool) -> np.ndarray:
-        if not self._changes:
+        if not self._changes and self.sums == "parts":
             return self.model.encode_data(block.data, self.end_of_text)
         texts = [self._inner(text, continues and not number) for number, text in enumerate(block.texts)]
+        if self.sums == "text":
+            end = [] if self.end_of_text is None else [self.end_of_text]
+            found = [np.array([*end * bool(number), *self.model.encode(text)]) for number, text in enumerate(texts)]
+            return np.concatenate(found).astype(self.dtype)
         return self.model.encode_data(SEPARATOR.join(map(utf8, texts)), self.end_of_text)
 
     def _file_blocks(self, path: Path) -> Iterator[Block]:
@@ -410,6 +418,7 @@ class UnigramTokenizer(Tokenizer):
             "normalizer": self.normalizer and self.normalizer.to_dict(),
             "spacing": self.spacing and self.spacing.to_dict(),
             "split": self.split,
+            "sums": self.sums,
             "strip": self.strip,
             "surface": self.surface,
             "special_tokens": list(self.special_tokens),
@@ -427,8 +436,10 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
         raise ConfigError(f"pieces: lacks the byte {missing[0]}, which byte_fallback needs")
     if (unknown is None and not tokenizer.byte_fallback) or (unknown is not None and not 0 <= unknown < len(pieces)):
         raise ConfigError(f"unknown must be the id of a piece, or byte_fallback be true, got {unknown}")
-    if tokenizer.split not in ("pieces", "spaces"):
-        raise ConfigError(f"split must be pieces or spaces, got {tokenizer.split!r}")
+    if tokenizer.split not in ("pieces", "spaces") or tokenizer.sums not in ("parts", "text"):
+        raise ConfigError(
+            f"split must be pieces or spaces, sums parts or text, got {tokenizer.split}, {tokenizer.sums}"
+        )
     if len({*special_tokens}) < len(special_tokens):
         raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")
 

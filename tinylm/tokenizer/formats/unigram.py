@@ -3,8 +3,8 @@
     normalizer > pre_tokenizer (Metaspace: spaces become ▁) > model: [[piece, log probability], ...]
 
 `tokenizers` finds every piece in a text whatever it is named: the text `<0x0A>` may become the byte of a line end, and
-is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches. The name of a
-special token that only normalization makes, such as that of `<UNK>` in lower case, is found there, but not here.
+is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches. The name of
+a special token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
 
 Not supported: pre_tokenizers other than Metaspace and WhitespaceSplit with it, patterns of anything but spaces.
 """
@@ -53,9 +53,11 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
         tokenizer = UnigramTokenizer(**options, special_tokens=special)
     else:
         tokenizer = UnigramTokenizer(**options, special_tokens=[name for name in special if name in {*pieces}])
-    given = min(scores, default=0.0) - UNKNOWN_PENALTY
+    given = min((float(score) for _, score in model["vocab"]), default=0.0) - UNKNOWN_PENALTY
     if given != tokenizer.model.pieces.unknown_score and not tokenizer.model.closed:
-        tokenizer = UnigramTokenizer(**tokenizer.options() | {"unknown_score": given})
+        options = tokenizer.options()
+        options["unknown_score"] = given
+        tokenizer = UnigramTokenizer(**options)
     if added is None:
         return tokenizer
     core = {"kind": tokenizer.kind, **tokenizer.options()}
