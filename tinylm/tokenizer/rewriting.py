@@ -102,12 +102,14 @@ class Replaced(Step):
     """
 
     def __init__(self, pattern: str, content: str, fixed: str = "", anchored: bool = False) -> None:
-        self._pattern, self._content, self._fixed, self._anchored = regex.compile(pattern), content, fixed, anchored
+        self._pattern, self._content, self._fixed, self._anchored = re.compile(pattern), content, fixed, anchored
 
     def apply(self, text: str, continues: bool) -> str:
         """The text with all replacements; at its beginning none if it `continues` and the pattern looks there."""
         if self._fixed:
             return text.replace(self._fixed, self._content)
+        if not self._anchored:
+            return self._pattern.sub(self._content.replace("\\", r"\\"), text)
         return "".join(new for _, _, new in self._pieces(text, continues))
 
     def _pieces(self, text: str, continues: bool = False) -> Iterator[tuple[int, int, str]]:
