@@ -90,7 +90,6 @@ class CharacterBPE:
         self._lone = not any("\n" in name for name in whole)  # whether no token joins a line end with anything
         before = "" if words else rf"(?<=[^{re.escape(''.join(self._inner | {SPACE}))}])"
         self._cuts = re.compile(f"{before}(?={SPACE})")
-        self._known = all(each in vocab for each in (SPACE, "\n"))  # whether no run of unknown characters goes across
         self._remembered: dict[str, list[int]] = {}
 
     def _read_merges(self) -> list[str]:
@@ -195,14 +194,18 @@ class CharacterBPE:
         sizes[self._bytes] = 1
         return sizes
 
+    def _knows(self, character: str) -> bool:
+        """Whether no run of unknown characters, which is one token, goes across a character."""
+        return self.unknown is None or character in self.vocab
+
     def safe_cut(self, text: str) -> int:
         """A late position where a cut changes no token, whatever text follows; 0 if there is none."""
-        if self.unused or (self.unknown is not None and not self._known):
+        if self.unused or not self._knows(SPACE):
             return 0
         cut = text.rfind(" ")
         while cut > 0 and (text[cut - 1] in self._inner or text[cut - 1] in (" ", SPACE)):
             cut = text.rfind(" ", 0, cut)
-        if cut <= 0 and self._lone:
+        if cut <= 0 and self._lone and self._knows("\n"):
             cut = text.rfind("\n")
         return max(cut, 0)
 

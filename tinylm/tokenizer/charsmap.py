@@ -17,6 +17,7 @@ those that may, and only these are looked up.
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -332,6 +333,7 @@ class Precompiled(Normalizer):
         return {"charsmap": self.charsmap}
 
 
+@lru_cache(maxsize=4)
 def read_base64(charsmap: str) -> Charsmap:
     """The table that is written in base64; raises ConfigError if it is damaged."""
     try:

@@ -10,6 +10,7 @@ A text can be cut for bulk encoding only where no step looks across the cut (`sa
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -154,6 +155,15 @@ class PipelineTokenizer(Tokenizer):
         other = isinstance(self.normalization, dict) and self._normalizer
         return other.name_of(content) if other else self._normal(content)
 
+    def normalized(self, text: str) -> str:
+        """The text that decoding its ids gives if every character is known."""
+        parts = []
+        for begin, end, token in self._plain.split(text, special=False):
+            part = text[begin:end] if token is not None else self._normal(text[begin:end])
+            parts.append(part.replace(SPACE, " ") if self.spaces else part)
+        whole = "".join(parts)
+        return whole.removeprefix(" ") if self.strip else whole
+
     def _normal(self, text: str, continues: bool = False) -> str:
         """A part between added tokens, normalized. `continues`: more of it stands before it."""
         text = self._normalizer.normalize(text, continues=continues) if self._normalizer else text
@@ -296,13 +306,20 @@ class PipelineTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
         """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
+        ids = list(ids)
         text = super().decode(ids, errors)
-        return text.removeprefix(" ") if self.strip and not continues else text
+        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
+
+    def _strips(self, first: list[int]) -> bool:
+        """Whether decoding drops a space before these first ids: not that of an unknown character."""
+        return self.strip and first != [getattr(self.core, "unknown", None)]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        first = self.strip
-        for piece in super().decode_stream(ids):
+        ids = iter(ids)
+        opening = list(islice(ids, 1))
+        first = self._strips(opening)
+        for piece in super().decode_stream(chain(opening, ids)):
             yield from filter(None, [piece.removeprefix(" ") if first else piece])
             first = False
 
