@@ -18,6 +18,7 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ class Charsmap:
         self._find_kinds()
         self._known: dict[tuple[int, str], tuple[int, str | None]] = {}
         short = [chr(point) for point in np.flatnonzero(self._kinds[:128] & ALONE)]
-        self._ascii = None if (self._kinds[:128] & INNER).any() else {ord(each): self._alone(each) for each in short}
+        lone = not (self._kinds[:128] & INNER).any()
+        self.ascii_table = {ord(each): self._alone(each) for each in short} if lone else None
 
     @property
     def replacements(self) -> list[str]:
@@ -231,8 +233,8 @@ class Charsmap:
 
     def normalize(self, text: str) -> str:
         """The text with all replacements, as in SentencePiece but for white space."""
-        if self._ascii is not None and text.isascii():
-            return text.translate(self._ascii)
+        if self.ascii_table is not None and text.isascii():
+            return text.translate(self.ascii_table)
         return applied(text, self.changes(text))
 
     def changes_by_grapheme(self, text: str) -> list[Change]:
@@ -317,8 +319,15 @@ class Precompiled(Normalizer):
         self._table = read_base64(charsmap)
 
     def normalize(self, text: str, *, continues: bool = False) -> str:
-        """The text with the replacements of `Charsmap.changes_by_grapheme`."""
-        return applied(text, self._table.changes_by_grapheme(text))
+        """The text with the replacements of `Charsmap.changes_by_grapheme`; quickly where lines are ASCII."""
+        alone = self._table.ascii_table
+        if alone is None or "\r" in text:
+            return applied(text, self._table.changes_by_grapheme(text))
+        parts = []
+        for plain, lines in groupby(text.split("\n"), str.isascii):  # no grapheme goes across a line end
+            part = "\n".join(lines)
+            parts.append(part.translate(alone) if plain else applied(part, self._table.changes_by_grapheme(part)))
+        return alone.get(ord("\n"), "\n").join(parts)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The offsets of each character; all characters of a replacement stand for all of what is replaced."""

@@ -171,6 +171,7 @@ def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, train
         byte_fallback=byte_fallback,
         marker=normalizer.escape_whitespaces,
         normalizer=normalizer.to_dict(),
+        sums="text",
         strip=normalizer.strips,
         special_tokens=[pieces[token].name for token in _ids(pieces, PieceType.UNKNOWN, PieceType.CONTROL)],
     )
