@@ -3,8 +3,8 @@
     Replace "``" by '"' > NFKD > StripAccents > Lowercase > Replace " {2,}" by " "        ALBERT's
     "``Ünïted  States"   >   '"united states'
 
-Each step also gives the offsets of its result in the text that it was given. A text can be cut before a space behind a
-visible ASCII character, unless a step replaces strings that contain both.
+Each step also gives the offsets of its result in the text that it was given. A text can be cut between a visible
+character and a space or line end, unless a step replaces strings that contain both.
 """
 
 import re
@@ -44,7 +44,7 @@ class Step(ABC):
         """As in `Normalizer.offsets`."""
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Whether the step does not look across a cut before a space, behind a visible ASCII character."""
+        """Whether the step does not look across a cut between a visible character and a space or line end."""
         return True
 
 
@@ -188,6 +188,10 @@ class Table(Step):
         """As in `Precompiled.offsets`."""
         return self._normalizer.offsets(text)
 
+    def may_cut(self, text: str, cut: int) -> bool:
+        """A line end ends every grapheme; a space may belong to the one before it."""
+        return text[cut] in "\r\n" or self._normalizer.may_cut(text, cut)
+
 
 def _lower(text: str) -> str:
     return text.replace("\u03a3", "\u03c3").lower()  # a final sigma too, which Python alone writes otherwise
@@ -285,8 +289,8 @@ class Rewriting(Normalizer):
         return found
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before a space, behind a visible ASCII character, if no step replaces a string with both."""
-        if text[cut] != " " or not "!" <= text[cut - 1] <= "~":
+        """Between a visible character and a space or line end, if no step replaces a string with both."""
+        if text[cut] not in " \r\n" or text[cut - 1] in WHITE:
             return False
         return all(step.may_cut(text, cut) for step in self._steps)
 
@@ -337,8 +341,8 @@ class Spacing(Normalizer):
         return np.concatenate(begins), np.concatenate(ends)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before a space."""
-        return text[cut] == " "
+        """Before white space."""
+        return text[cut] in WHITE
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`."""

@@ -153,21 +153,17 @@ def expected_counts(counts: Mapping[str, int], scores: Scores) -> tuple[dict[str
     return found, log_prob
 
 
-def losses(counts: Mapping[str, int], scores: Scores) -> dict[str, float]:
-    """The loss, in nats, of the text in its best segmentation if a piece of several characters is removed.
+def losses(expected: Mapping[str, float], scores: Scores) -> dict[str, float]:
+    """The loss of the text, in nats, if a piece of several characters is removed, by `expected_counts`.
 
     Its occurrences are spelled by the best segmentation of the piece by others, whose probabilities stay.
     """
-    used = Counter[str]()
-    for word, count in counts.items():
-        for piece in encode_word(word, scores):
-            used[piece] += count
     found = {}
     for piece in scores:
         if len(piece) > 1:
             others = {each: score for each, score in scores.items() if each != piece}
             instead = math.fsum(scores[each] for each in encode_word(piece, others))
-            found[piece] = used[piece] * (scores[piece] - instead)
+            found[piece] = expected[piece] * (scores[piece] - instead)
     return found
 
 
@@ -185,6 +181,7 @@ def train(
     """
     scores = seed_pieces(counts, num_seeds)
     while True:
+        expected = {}
         for _ in range(rounds):
             expected, _ = expected_counts(counts, scores)
             scores = normalized({piece: max(count, 1e-9) for piece, count in expected.items()})
@@ -193,7 +190,7 @@ def train(
         wanted = max(num_pieces - characters, 0)
         if len(longer) <= wanted:
             return scores
-        lost = losses(counts, scores)
+        lost = losses(expected, scores)
         longer.sort(key=lambda piece: (-lost[piece], piece))
         kept = {*longer[: max(wanted, math.floor(keep * len(longer)))]}
         left = {piece: score for piece, score in scores.items() if len(piece) == 1 or piece in kept}

@@ -326,10 +326,11 @@ class UnigramTokenizer(Tokenizer):
         return cut
 
     def _spaced_cut(self, text: str) -> int:
-        """The last place before a space that no piece and no normalization looks across; 0 for none near the end."""
+        """The last place before a space or line end that nothing looks across; 0 for none near the end."""
         cut = len(text)
         for _ in range(MOST_CUTS):
-            cut = text.rfind(" ", 0, cut)
+            cut = max(text.rfind(" ", 0, cut), text.rfind("\n", 0, cut))
+            cut -= text[max(cut - 1, 0) : cut + 1] == "\r\n"
             if cut <= 0:
                 return 0
             if self._may_cut(text, cut):
@@ -340,7 +341,8 @@ class UnigramTokenizer(Tokenizer):
         if text[cut - 1].isspace() or (self.normalizer and not self.normalizer.may_cut(text, cut)):
             return False
         before = self._inner(text[max(cut - LOOK, 0) : cut], continues=True)[-1:]
-        return before not in ("", " ") and self.model.splits(before, " ")
+        after = self._inner(text[cut : cut + LOOK], continues=True)[:1]
+        return before not in ("", " ") and after != "" and self.model.splits(before, after)
 
     def _any_cut(self, text: str) -> int:
         """The last place between two characters that no piece has side by side; 0 for none."""

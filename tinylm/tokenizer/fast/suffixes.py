@@ -1,0 +1,119 @@
+"""The repeated substrings of words, found by a suffix array (Manber and Myers 1990).
+
+Sorting all suffixes of the words puts equal substrings side by side, so that each substring is a run of the array.
+Those of "banana":
+
+    suffix            a   ana   anana   banana   na   nana
+    common prefix     0   1     3       0        0    2        characters shared with the suffix before
+
+    runs of one character      [a ana anana]  [banana]  [na nana]
+    runs of two characters     [ana anana]  [banana]  [na nana]         "a" is too short
+
+A substring that is always followed, or always preceded, by the same character is less useful than the longer one: "an"
+is always part of "ana" here. Only maximal substrings are found: they are followed by at least two different
+characters, and preceded by two, where the beginning and the end of a word count as characters that differ from all
+others. Their number grows with the length of the text, and that of all substrings with its square.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+END = 0  # symbol behind each word
+
+
+class Runs(NamedTuple):
+    """Substrings, as runs of the sorted suffixes.
+
+    Attributes:
+        lengths: characters of each substring, (runs,)
+        begins: index of the first suffix that begins with it, (runs,)
+        ends: one past the index of the last one, (runs,)
+        counts: occurrences of each substring: the sum of the weights of these suffixes, int64 (runs,)
+    """
+
+    lengths: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
+
+
+class Suffixes:
+    """The sorted suffixes of words.
+
+    Args:
+        symbols: the characters of all words as numbers from 1, each word followed by `END`, int32 (n,)
+        weights: the number of occurrences of the word at each position, (n,)
+        longest: characters by which suffixes are sorted
+
+    Attributes:
+        order: the positions of the suffixes, without those that begin with `END`, in sorted order
+    """
+
+    def __init__(self, symbols: np.ndarray, weights: np.ndarray, longest: int) -> None:
+        self.longest = longest
+        self._symbols = np.concatenate([symbols, np.zeros(longest, dtype=np.int32)])
+        self.order = _sorted(symbols, longest)
+        self._common = self._common_prefixes()
+        self._before = np.append(0, np.cumsum(weights[self.order]))
+        before = np.append(END, symbols)[self.order]
+        self._varied = np.cumsum(np.append(True, before[1:] != before[:-1]) | (before == END))
+        self._begins_word = before == END
+        ends = np.flatnonzero(symbols == END)
+        sizes = ends[np.searchsorted(ends, self.order)] - self.order
+        alone = self._begins_word & (np.maximum(self._common[1:], self._common[:-1]) < sizes)
+        self._alone = np.flatnonzero(alone)  # whole words that are part of no other word
+        self._alone_sizes = sizes[self._alone]
+
+    def _common_prefixes(self) -> np.ndarray:
+        """The number of characters that each suffix shares with the one before it; for the end of the array -1."""
+        common = np.zeros(len(self.order) + 1, dtype=np.int8)
+        common[-1] = -1
+        same = np.arange(1, len(self.order))
+        for length in range(self.longest):
+            left, right = (self._symbols[self.order[same - back] + length] for back in (1, 0))
+            same = same[(left == right) & (left != END)]
+            common[same] = length + 1
+        return common
+
+    def substrings(self) -> Runs:
+        """All single characters, and the maximal longer substrings that occur at least twice; the longest first."""
+        found = [*map(self._maximal, range(self.longest, 1, -1)), self._characters()]
+        lengths = np.repeat(np.arange(self.longest, 0, -1), [len(begins) for begins, _ in found])
+        begins, ends = (np.concatenate(each) for each in zip(*found, strict=True))
+        counts = self._before[ends] - self._before[begins]
+        kept = (counts > 1) | (lengths == 1)
+        return Runs(lengths[kept], begins[kept], ends[kept], counts[kept])
+
+    def _characters(self) -> tuple[np.ndarray, np.ndarray]:
+        edges = np.flatnonzero(self._common < 1)
+        return edges[:-1], edges[1:]
+
+    def _maximal(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """First indices, and ends, of the runs of maximal substrings of a length."""
+        edges = np.flatnonzero(self._common < length)  # where the first `length` characters change
+        branching = np.unique(np.searchsorted(edges, np.flatnonzero(self._common == length), side="right") - 1)
+        begins, ends = edges[branching], edges[branching + 1]
+        varied = (self._varied[ends - 1] > self._varied[begins]) | self._begins_word[begins]
+        alone = self._alone[self._alone_sizes == length]
+        return np.append(begins[varied], alone), np.append(ends[varied], alone + 1)
+
+
+def _sorted(symbols: np.ndarray, longest: int) -> np.ndarray:
+    """Positions sorted by their first `longest` symbols or more, by prefix doubling; those of `END` are left out.
+
+    Once the positions are ranked by w symbols, the ranks at i and at i + w rank them by 2w. The first w symbols are
+    packed into one integer.
+    """
+    bits, width = int(symbols.max(initial=1)).bit_length(), 1
+    ranks, largest = symbols.astype(np.int64), 1 << bits
+    while True:
+        while width < longest and largest <= 1 << 31:
+            ranks = ranks * largest + np.append(ranks[width:], np.zeros(min(width, len(ranks)), dtype=np.int64))
+            width, largest = 2 * width, largest * largest
+        order = ranks.argsort()
+        if width >= longest:
+            return order[np.count_nonzero(symbols == END) :].astype(np.int32)
+        in_order = ranks[order]
+        ranks[order] = np.cumsum(np.append(0, in_order[1:] != in_order[:-1]))
+        largest = int(ranks.max()) + 1
