@@ -161,15 +161,17 @@ class UnigramTokenizer(Tokenizer):
             DataError: if the text is empty or has a lone surrogate.
         """
         first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
-        least, most = len(first) + len(special_tokens) + 1, vocab_size - len(first) - len(special_tokens)
-        if most < 1:
-            raise ConfigError(f"vocab_size must be at least {least}, got {vocab_size}")
+        most = vocab_size - len(first) - len(special_tokens)
         counted = count_words(found, pattern, processes, memory_limit, progress)
-        pieces, scores = learn_unigram(
-            *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
-        )
-        if byte_fallback:
-            pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        try:
+            pieces, scores = learn_unigram(
+                *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
+            )
+            if byte_fallback:
+                pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        except ConfigError as error:
+            others = f"{len(first)} bytes or unknown and {len(special_tokens)} special tokens"
+            raise ConfigError(f"vocab_size={vocab_size} is too small beside {others}: {error}") from error
         nothing: list[float | None] = [None] * len(first)
         unknown = None if byte_fallback else 0
         return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)
@@ -456,6 +458,9 @@ def with_characters(
         scores: log probabilities
         characters: those that must be pieces; missing ones get the smallest score
         most: number of pieces that there may be
+
+    Raises:
+        ConfigError: if there is no room for all characters.
     """
     missing = [each for each in dict.fromkeys(characters) if each not in pieces]
     longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]

@@ -48,7 +48,8 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
     options["strip"] = _read_decoder(values.get("decoder"), options["marker"], fallback)
     options["unknown"] = None if fallback and unk is not None and pieces[unk] in BYTE_NAMES else unk
     special, added = _read_added(values, pieces)
-    options["scores"] = _without_names_of_bytes(pieces, scores, {*special}) if fallback else scores
+    names = [*BYTE_NAMES] if fallback else [] if unk is None or pieces[unk] in special else [pieces[unk]]
+    options["scores"] = _without_names(pieces, scores, names, {*special})
     if added is None:
         tokenizer = UnigramTokenizer(**options, special_tokens=special)
     else:
@@ -112,21 +113,20 @@ def _read_added(values: dict[str, Any], pieces: Sequence[str]) -> tuple[list[str
     return [token.content for token in added if token.special], added
 
 
-def _without_names_of_bytes(
-    pieces: Sequence[str], scores: Sequence[float | None], special: set[str]
+def _without_names(
+    pieces: Sequence[str], scores: Sequence[float | None], names: Sequence[str], special: set[str]
 ) -> list[float | None]:
-    """The scores, with None for bytes whose names are more likely spelled by other pieces, so that no text has them."""
+    """The scores, with None for those of these names that other pieces spell more likely, so that no text has them."""
     others = {
         piece: score
         for piece, score in zip(pieces, scores, strict=True)
-        if score is not None and piece not in special and piece not in BYTE_NAMES
+        if score is not None and piece not in special and piece not in names
     }
-    finder, found = Pieces(others, 0.0), list(scores)
-    names, numbers = {*BYTE_NAMES}, {piece: token for token, piece in enumerate(pieces)}
-    for name in names & numbers.keys():
+    finder, found, numbers = Pieces(others, 0.0), list(scores), {piece: token for token, piece in enumerate(pieces)}
+    for name in names:
         path = [name[begin:end] for begin, end in finder.best_path(name)]
-        score = scores[numbers[name]]
-        if all(piece in others for piece in path) and score is not None and sum(map(others.__getitem__, path)) > score:
+        score = scores[numbers[name]] if name in numbers else None
+        if score is not None and all(each in others for each in path) and sum(map(others.__getitem__, path)) > score:
             found[numbers[name]] = None
     return found
 
