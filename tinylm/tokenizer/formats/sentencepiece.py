@@ -80,6 +80,8 @@ def from_sentencepiece(data: bytes) -> Tokenizer:
         ConfigError: if it is damaged, or of a type that tinylm does not read.
     """
     model = read_message(data, "model")
+    if missing := {ModelField.TRAINER, ModelField.NORMALIZER} - {field.number for field in model}:
+        raise ConfigError(f"is cut or damaged, it lacks {ModelField(min(missing)).name.lower()}_spec")
     trainer = message(model, ModelField.TRAINER, "trainer_spec")
     spec = message(model, ModelField.NORMALIZER, "normalizer_spec")
     if last(message(model, ModelField.DENORMALIZER, "denormalizer_spec"), SpecField.CHARSMAP, BYTES):
