@@ -156,7 +156,8 @@ class UnigramLearner:
         occurrences = self._occurrences(suffixes.order, begins, ends)
         self._words = Lattice(corpus.starts, corpus.sizes, occurrences)
         self._inner = Lattice(self._places, self._lengths, occurrences, whole=False)  # pieces, as words of other pieces
-        self._last = self._inner.last
+        self._seeds = len(counts)
+        self._alive = np.arange(self._seeds)  # the words of `_inner` that are still pieces
 
     def _occurrences(self, order: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Occurrences:
         """All occurrences of the pieces, which are runs of the sorted suffixes."""
@@ -193,7 +194,7 @@ class UnigramLearner:
     def losses(self) -> np.ndarray:
         """The loss if each piece is removed, as in `textbook_unigram.losses`; infinite for characters, (pieces,)."""
         found, longer = np.full(len(self.scores), np.inf), self._lengths > 1
-        instead = self._inner.best(self.scores)[self._last[longer]]
+        instead = self._inner.best(self.scores)[self._alive[longer]]
         found[longer] = self.expected[longer] * (self.scores[longer] - instead)
         return found
 
@@ -204,9 +205,9 @@ class UnigramLearner:
         self._keep(kept)
 
     def _keep(self, kept: np.ndarray) -> None:
+        self._alive = self._alive[kept]
         self._words.keep(kept)
-        self._inner.keep(kept)
-        self._last = self._last[kept]
+        self._inner.keep(kept, np.isin(np.arange(self._seeds), self._alive))
         self._places, self._lengths = self._places[kept], self._lengths[kept]
         self.expected, self.scores = self.expected[kept], self.scores[kept]
 
