@@ -14,10 +14,10 @@ algorithm takes one step for each slice:
 
     before[column + length][words] += before[column][words] * weights
 
-Probabilities are multiplied, rather than their logarithms added, which would take several times as long. The weight of
-an arc is its probability, divided by that of the best segmentation up to its end, and multiplied by that of the best one
-up to its begin. Nothing can then underflow or overflow: `before` is at least 1, and at most the number of
-segmentations. The factors cancel in every ratio.
+Probabilities are multiplied, rather than their logarithms added, which would take several times as long. An arc has its
+probability as weight, times that of the best segmentation up to its begin, divided by that of the best one up to its
+end. So nothing can underflow or overflow: `before` is at least 1, and at most the number of segmentations. The factors
+cancel in every ratio.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,9 +45,9 @@ class Lattice:
     """
 
     def __init__(self, starts: np.ndarray, sizes: np.ndarray, occurrences: Occurrences, whole: bool = True) -> None:
-        self._sizes = sizes
         longest = int(sizes.max(initial=0))
         self._reach = np.searchsorted(-sizes, -np.arange(longest + 1), side="right").tolist()  # words in each column
+        self._ending = [*map(slice, [*self._reach[1:], 0], self._reach)]  # those whose last column it is
         text = int((starts + sizes).max(initial=0))
         found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for length, places, pieces in occurrences:
@@ -62,9 +62,8 @@ class Lattice:
                 found[column, length] = words, at[words]
         self._steps = sorted(found)
         self._bounds = np.cumsum([0, *(len(found[step][0]) for step in self._steps)])
-        nothing = np.zeros(0, dtype=np.int32)
-        self.words = np.concatenate([nothing, *(found[step][0] for step in self._steps)])
-        self.pieces = np.concatenate([nothing, *(found[step][1] for step in self._steps)])
+        self.words = np.concatenate([found[step][0] for step in self._steps])
+        self.pieces = np.concatenate([found[step][1] for step in self._steps])
 
     def keep(self, pieces: np.ndarray, words: np.ndarray | None = None) -> None:
         """Drops arcs.
@@ -89,14 +88,13 @@ class Lattice:
             elif high > low:
                 yield column, column + length, slice(low, high), self.words[low:high]
 
-    def _columns(self, value: float) -> list[np.ndarray]:
-        """An array over the words for each column: zeros in the first one, `value` in the others."""
-        return [np.full(reach, value if column else 0.0, dtype=np.float64) for column, reach in enumerate(self._reach)]
+    def _columns(self, first: float, others: float) -> list[np.ndarray]:
+        """An array over the words for each column, filled with a value."""
+        return [np.full(reach, others if t else first) for t, reach in enumerate(self._reach)]
 
     def _at_ends(self, columns: list[np.ndarray]) -> np.ndarray:
         """The value of each word in its last column, (words,)."""
-        reach = [*self._reach, 0]
-        return np.concatenate([columns[t][reach[t + 1] :] for t in reversed(range(len(columns)))])
+        return np.concatenate([columns[t][ending] for t, ending in enumerate(self._ending)][::-1])
 
     def best(self, scores: np.ndarray) -> np.ndarray:
         """The log probability of the best segmentation of each word, (words,); minus infinity if there is none.
@@ -108,7 +106,7 @@ class Lattice:
 
     def _best(self, scores: np.ndarray) -> list[np.ndarray]:
         """The log probability of the best segmentation up to each column."""
-        best = self._columns(-np.inf)
+        best = self._columns(0.0, -np.inf)
         for begin, end, arcs, words in self._slices():
             found = best[begin][words] + scores[self.pieces[arcs]]
             best[end][words] = np.maximum(best[end][words], found)
@@ -117,27 +115,41 @@ class Lattice:
     def expected(self, scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
         """The expected number of occurrences of each piece, (pieces,), and the log probability of all words.
 
+        Every word must have a segmentation.
+
         Args:
             scores: the log probability of each piece, (pieces,)
             counts: occurrences of each word, (words,)
         """
-        best, slices = self._best(scores), [*self._slices()]
-        before, after = self._columns(0), self._columns(0)
-        before[0][:] = 1
-        flow = scores[self.pieces]  # weights at first
-        for begin, end, arcs, words in slices:
-            weights = flow[arcs]
-            weights += best[begin][words] - best[end][words]
-            np.exp(weights, out=weights)
-            before[end][words] += before[begin][words] * weights
+        best = self._best(scores)
+        weights, before = self._forward(scores, best)
         total = self._at_ends(before)
-        reach = [*self._reach, 0]
-        for t, column in enumerate(after):
-            column[reach[t + 1] :] = (counts / total)[reach[t + 1] : reach[t]]
-        for begin, end, arcs, words in reversed(slices):
-            weights = flow[arcs]
-            weights *= after[end][words]
-            after[begin][words] += weights
-            weights *= before[begin][words]
         log_prob = float(counts @ (np.log(total) + self._at_ends(best)))
+        flow = self._backward(weights, before, counts / total)
         return np.bincount(self.pieces, flow, len(scores)), log_prob
+
+    def _forward(self, scores: np.ndarray, best: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The weight of each arc, (arcs,), and the sum over all segmentations up to each column."""
+        before, weights = self._columns(1.0, 0.0), scores[self.pieces]
+        for begin, end, arcs, words in self._slices():
+            weights[arcs] += best[begin][words] - best[end][words]
+            np.exp(weights[arcs], out=weights[arcs])
+            before[end][words] += before[begin][words] * weights[arcs]
+        return weights, before
+
+    def _backward(self, weights: np.ndarray, before: list[np.ndarray], last: np.ndarray) -> np.ndarray:
+        """The expected number of times that each arc is taken, (arcs,), which overwrites its weight.
+
+        Args:
+            weights: as `_forward` returns them
+            before: as `_forward` returns them
+            last: occurrences of each word, divided by the sum over all of its segmentations, (words,)
+        """
+        after = self._columns(0.0, 0.0)
+        for column, ending in zip(after, self._ending, strict=True):
+            column[ending] = last[ending]
+        for begin, end, arcs, words in reversed([*self._slices()]):
+            weights[arcs] *= after[end][words]
+            after[begin][words] += weights[arcs]
+            weights[arcs] *= before[begin][words]
+        return weights
