@@ -18,7 +18,7 @@ from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, BPETokenizer, bpe, load_tokenizer, textbook
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES
-from tinylm.tokenizer.fast import blocks, merging
+from tinylm.tokenizer.fast import blocks, counting, merging
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.merging import merge_word
 from tinylm.tokenizer.fast.pretokenize import PATTERNS
@@ -135,7 +135,7 @@ def test_long_words_and_words_of_each_length_have_the_same_ids_in_blocks(trained
 
 def test_a_file_is_encoded_as_its_text_by_one_process_or_more(trained, tale, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
-    monkeypatch.setattr(bpe, "ALONE", 1)
+    monkeypatch.setattr(counting, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(tale.encode())
     expected = trained._encode_short(tale)
     for processes in (1, 2):
@@ -161,7 +161,7 @@ def test_a_file_without_spaces_or_of_one_word_is_cut_as_its_text(pattern, tmp_pa
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_file_that_is_not_utf8_is_refused_with_the_position(processes, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 1000)
-    monkeypatch.setattr(bpe, "ALONE", 1)
+    monkeypatch.setattr(counting, "ALONE", 1)
     (tmp_path / "t.txt").write_bytes(b"word " * 2000 + b"\xff" + b" word" * 100)
     with pytest.raises(DataError, match=r"t\.txt: is not UTF-8 at byte 10000 \(invalid start byte\); repair"):
         BPETokenizer([]).encode_file(tmp_path / "t.txt", processes)
@@ -218,7 +218,7 @@ def test_merges_equal_those_of_tokenizers_on_any_text(text, num_merges):
 
 def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 2000)
-    monkeypatch.setattr(bpe, "ALONE", 1)
+    monkeypatch.setattr(counting, "ALONE", 1)
     told = []
     parallel = BPETokenizer.train_from_texts(
         [tale], vocab_size=900, processes=2, progress=lambda stage, done: told.append((stage, done))
@@ -230,7 +230,7 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
 
 
 def test_a_memory_limit_forgets_rare_words_with_a_notice(monkeypatch, capfd):
-    monkeypatch.setattr(bpe, "WORDS_PER_MEGABYTE", 10)
+    monkeypatch.setattr(counting, "WORDS_PER_MEGABYTE", 10)
     text = "the cat " * 200 + " ".join(map("".join, product("zyxwvu", repeat=3)))
     limited = BPETokenizer.train_from_texts([text], vocab_size=262, memory_limit=2)
     assert re.search(r"more words than 2 MB can hold: forgot rare ones, \d+ occurrences", capfd.readouterr().err)

@@ -6,6 +6,8 @@ from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 from tinylm.tokenizer.formats.gpt2 import read_gpt2, write_gpt2
 from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_tokenizer_json
+from tinylm.tokenizer.formats.sentencepiece import read_sentencepiece
+from tinylm.tokenizer.formats.sentencepiece_writer import write_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
 from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
@@ -24,10 +26,12 @@ __all__ = [
     "WordTokenizer",
     "load_tokenizer",
     "read_gpt2",
+    "read_sentencepiece",
     "read_tiktoken",
     "read_tokenizer_json",
     "tokenizer_class",
     "write_gpt2",
+    "write_sentencepiece",
     "write_tiktoken",
     "write_tokenizer_json",
 ]

@@ -22,18 +22,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinylm.errors import ConfigError, DataError, notice
+from tinylm.errors import ConfigError
 from tinylm.files import read_json
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES, printable
 from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.learning import MergeLearner, Pair
 from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
-from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
-from tinylm.workers import map_in_order
 
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
@@ -41,8 +41,6 @@ VOCAB_SIZE = 4096  # by default
 MAX_REMEMBERED = 1 << 18  # cached words of short texts
 MAX_IDS = 1 << 24  # a damaged file must not make a huge, sparse vocabulary
 MAX_BYTES = 1 << 26  # of all tokens, which thirty merges of a stranger's file could double to gigabytes
-WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
-ALONE = 30  # blocks; with fewer, further processes do not pay off
 SHORT = 1500  # characters; longer texts are encoded faster with NumPy
 LONG = 1000  # bytes; a longer word is cut before merges are left out
 
@@ -191,23 +189,12 @@ class BPETokenizer(Tokenizer):
             ConfigError: if vocab_size is smaller than the number of bytes and special tokens.
             DataError: if the text is empty or has a lone surrogate.
         """
-        if memory_limit is not None and memory_limit < 1:
-            raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
             raise ConfigError(f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}")
-        count, total, num_bytes = BlockCounter(pattern), WordCounter((memory_limit or 0) * WORDS_PER_MEGABYTE), 0
-        for length, *counted in map_in_order(count, found, processes, alone=ALONE):
-            total.add(*counted)
-            num_bytes += length
-            progress("counting", num_bytes)
-        if total.forgotten:
-            notice(f"more words than {memory_limit} MB can hold: forgot rare ones, {total.forgotten:,} occurrences")
-        words, sizes, counts = total.take()
-        if not len(counts):
-            raise DataError("the corpus is empty: training needs at least one word")
+        words, sizes, counts = count_words(found, pattern, processes, memory_limit, progress)
         learner = MergeLearner(_BYTE_IDS[words], sizes, counts, [bytes([byte]) for byte in BYTES])
-        del count, total, words, sizes, counts  # frees much memory
+        del words, sizes, counts  # frees much memory
         merges: list[Pair] = []
         for pair in learner.learn(vocab_size - len(special_tokens)):
             merges.append(pair)

@@ -18,6 +18,7 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,11 +30,13 @@ from tinylm.tokenizer.normalize import Normalizer
 
 LEAF = 1 << 31  # marks a unit that holds a value
 ALONE, FIRST, INNER = 1, 2, 4  # a character that is replaced alone, begins a longer string, or continues one
-MOST_NODES = 1 << 20  # reached at once, by one more character
+MOST_VISITS = 1 << 17  # of nodes, to check a table; that of NFKC needs 25,000
+LONGEST_KEY = 64  # characters that are replaced
 LONGEST = 1000  # characters of a replacement
 MOST_KNOWN = 1 << 18  # remembered steps
 SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does not replace as a whole
 NOWHERE = -1
+LABELS = np.arange(1, 256)
 NOTHING: Mapping[int, int] = MappingProxyType({})
 _NEAR = r"(?:\r\n|[\x00-\x7F])?"
 _GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # ASCII characters elsewhere stand alone
@@ -72,11 +75,12 @@ class Charsmap:
         self._units: list[int] = self._array.tolist()
         self._texts = data[4 + size :]
         self._kinds = np.zeros(0x110000, dtype=np.uint8)
-        self._root = self._base(0)
+        self._root, self._visits = self._base(0), 0
         self._find_kinds()
         self._known: dict[tuple[int, str], tuple[int, str | None]] = {}
         short = [chr(point) for point in np.flatnonzero(self._kinds[:128] & ALONE)]
-        self._ascii = None if (self._kinds[:128] & INNER).any() else {ord(each): self._alone(each) for each in short}
+        lone = not (self._kinds[:128] & INNER).any()
+        self.ascii_table = {ord(each): self._alone(each) for each in short} if lone else None
 
     @property
     def replacements(self) -> list[str]:
@@ -90,18 +94,17 @@ class Charsmap:
         return node ^ ((unit >> 10) << ((unit >> 6) & 8))
 
     def _find_kinds(self) -> None:
-        """Fills the kind of each character, and checks the table: a walk over all nodes, each visited once."""
-        nodes, visited, place = np.array([self._root]), np.zeros(len(self._array), dtype=bool), 0
+        """Fills the kind of each character, and checks the table, one more character of its strings at a time."""
+        points, nodes, ends = self._characters_from(np.array([self._root]))
+        self._kinds[points[ends]] |= ALONE
+        self._kinds[points[self._continued(nodes)]] |= FIRST
+        length = 1
         while len(nodes):
-            points, nodes, ends = self._characters_from(nodes)
-            self._kinds[points] |= INNER if place else 0
-            if not place:
-                self._kinds[points[ends]] |= ALONE
-                self._kinds[points[self._continued(nodes)]] |= FIRST
-            nodes = np.unique(nodes)
-            nodes = nodes[~visited[nodes]]
-            visited[nodes] = True
-            place += 1
+            if length == LONGEST_KEY:
+                raise ConfigError("precompiled_charsmap: is damaged, its strings have no end")
+            points, nodes, _ = self._characters_from(np.unique(nodes))
+            self._kinds[points] |= INNER
+            length += 1
 
     def _characters_from(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The steps by one character from any of these nodes.
@@ -135,17 +138,18 @@ class Charsmap:
 
     def _children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The children of nodes: the index of their parent, their labels and bases, and whether a string ends there."""
-        labels = np.arange(1, 256)
-        rows_of, found, size = [], [], len(self._array)
+        self._visits += len(nodes)
+        if self._visits > MOST_VISITS:
+            raise ConfigError("precompiled_charsmap: is damaged, its strings have no end")
+        size = len(self._array)
+        rows_of, found = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for begin in range(0, len(nodes), 4096):
-            places = nodes[begin : begin + 4096, None] ^ labels
-            fits = self._array.take(places, mode="clip") & (LEAF | 0xFF) == labels
+            places = nodes[begin : begin + 4096, None] ^ LABELS
+            fits = self._array.take(places, mode="clip") & (LEAF | 0xFF) == LABELS
             rows, columns = np.nonzero(fits & (places < size))
             rows_of.append(rows + begin)
             found.append(places[rows, columns])
         rows, places = np.concatenate(rows_of), np.concatenate(found)
-        if len(places) > MOST_NODES:
-            raise ConfigError("precompiled_charsmap: is damaged, its strings have no end")
         units = self._array[places]
         bases = places ^ ((units >> 10) << ((units >> 6) & 8))
         ends = (units >> 8 & 1).astype(bool)
@@ -187,7 +191,8 @@ class Charsmap:
         text = self._text(self._units[start] & (LEAF - 1)) if self._units[node] >> 8 & 1 else None
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
-        step = self._known[base, character] = start if self._continued(np.array([start]))[0] else NOWHERE, text
+        goes_on = (self._array.take(start ^ LABELS, mode="clip") & (LEAF | 0xFF) == LABELS).any()
+        step = self._known[base, character] = start if goes_on else NOWHERE, text
         return step
 
     def _alone(self, character: str) -> str:
@@ -231,8 +236,8 @@ class Charsmap:
 
     def normalize(self, text: str) -> str:
         """The text with all replacements, as in SentencePiece but for white space."""
-        if self._ascii is not None and text.isascii():
-            return text.translate(self._ascii)
+        if self.ascii_table is not None and text.isascii():
+            return text.translate(self.ascii_table)
         return applied(text, self.changes(text))
 
     def changes_by_grapheme(self, text: str) -> list[Change]:
@@ -317,8 +322,15 @@ class Precompiled(Normalizer):
         self._table = read_base64(charsmap)
 
     def normalize(self, text: str, *, continues: bool = False) -> str:
-        """The text with the replacements of `Charsmap.changes_by_grapheme`."""
-        return applied(text, self._table.changes_by_grapheme(text))
+        """The text with the replacements of `Charsmap.changes_by_grapheme`; quickly where lines are ASCII."""
+        alone = self._table.ascii_table
+        if alone is None or "\r" in text:
+            return applied(text, self._table.changes_by_grapheme(text))
+        parts = []
+        for plain, lines in groupby(text.split("\n"), str.isascii):  # no grapheme goes across a line end
+            part = "\n".join(lines)
+            parts.append(part.translate(alone) if plain else applied(part, self._table.changes_by_grapheme(part)))
+        return alone.get(ord("\n"), "\n").join(parts)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The offsets of each character; all characters of a replacement stand for all of what is replaced."""
@@ -337,6 +349,7 @@ class Precompiled(Normalizer):
 def read_base64(charsmap: str) -> Charsmap:
     """The table that is written in base64; raises ConfigError if it is damaged."""
     try:
-        return Charsmap(base64.b64decode(charsmap, validate=True))
-    except (binascii.Error, ValueError) as error:
+        data = base64.b64decode(charsmap, validate=True)
+    except binascii.Error as error:
         raise ConfigError(f"precompiled_charsmap: is damaged ({error})") from error
+    return Charsmap(data)

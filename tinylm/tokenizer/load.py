@@ -8,14 +8,16 @@ from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.formats.folder import has_tokenizer, read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import require
+from tinylm.tokenizer.formats.sentencepiece import is_sentencepiece, read_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer from a file or a folder.
 
-    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, or tiktoken's ranks if its name ends in
-    .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and merges.txt.
+    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, a SentencePiece model, or tiktoken's ranks
+    if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and
+    merges.txt, else tokenizer.model.
 
     Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
     it the marks of its own model instead.
@@ -30,7 +32,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".tiktoken":
         notice(f"{path} does not record its pattern: assuming gpt2; read_tiktoken takes another pattern")
         return read_tiktoken(path)
-    if foreign := _foreign(require(path)):
+    if _is_sentencepiece(require(path)):
+        tokenizer = read_sentencepiece(path)
+        return _for_training(tokenizer).with_origin(tokenizer.origin)
+    if foreign := _foreign(path):
         raise DataError(f"{path}: {foreign}")
     values = read_json(path)
     numbers = isinstance(values, dict) and all(type(each) is int for each in values.values())
@@ -57,6 +62,12 @@ def _load_folder(folder: Path) -> Tokenizer:
     raise MissingInputError(f"{folder}: has no tokenizer.tinylm.json, no tokenizer.json, no vocab.json with merges.txt")
 
 
+def _is_sentencepiece(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(8)
+    return is_sentencepiece(head) or (path.suffix == ".model" and not head.startswith(b"minbpe v"))
+
+
 def _foreign(path: Path) -> str | None:
     """Says what a file of another program is and what to do instead; None for what may be readable."""
     with path.open("rb") as file:
@@ -66,8 +77,6 @@ def _foreign(path: Path) -> str | None:
         return (
             "is a tokenizer of minbpe; write base64 of each token's bytes, and its id, on the lines of a .tiktoken file"
         )
-    if head[:1] == b"\n" and head[2:3] == b"\n" and b"<unk>" in head:
-        return f"is a SentencePiece model, which tinylm does not read; {train}"
     if head[:1] == b"\x80":
         return "is a pickle, such as nanoGPT's meta.pkl, which could run code; for its characters, use the kind char"
     if head[:1] == b"{":

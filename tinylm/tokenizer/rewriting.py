@@ -3,8 +3,8 @@
     Replace "``" by '"' > NFKD > StripAccents > Lowercase > Replace " {2,}" by " "        ALBERT's
     "``Ünïted  States"   >   '"united states'
 
-Each step also gives the offsets of its result in the text that it was given. A text can be cut before a space behind a
-visible ASCII character, unless a step replaces strings that contain both.
+Each step also gives the offsets of its result in the text that it was given. A text can be cut between a visible
+character and a space or line end, unless a step replaces strings that contain both.
 """
 
 import re
@@ -24,7 +24,7 @@ from tinylm.tokenizer.normalize import Normalizer, joining
 
 SPACE = "▁"
 # Unicode's White_Space, as Rust has it; Python adds U+001C to U+001F
-WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
 MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces
 _NOT_WHITE = re.compile(f"[^{WHITE}]+")
@@ -44,7 +44,7 @@ class Step(ABC):
         """As in `Normalizer.offsets`."""
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Whether the step does not look across a cut before a space, behind a visible ASCII character."""
+        """Whether the step does not look across a cut between a visible character and a space or line end."""
         return True
 
 
@@ -102,12 +102,14 @@ class Replaced(Step):
     """
 
     def __init__(self, pattern: str, content: str, fixed: str = "", anchored: bool = False) -> None:
-        self._pattern, self._content, self._fixed, self._anchored = regex.compile(pattern), content, fixed, anchored
+        self._pattern, self._content, self._fixed, self._anchored = re.compile(pattern), content, fixed, anchored
 
     def apply(self, text: str, continues: bool) -> str:
         """The text with all replacements; at its beginning none if it `continues` and the pattern looks there."""
         if self._fixed:
             return text.replace(self._fixed, self._content)
+        if not self._anchored:
+            return self._pattern.sub(self._content.replace("\\", r"\\"), text)
         return "".join(new for _, _, new in self._pieces(text, continues))
 
     def _pieces(self, text: str, continues: bool = False) -> Iterator[tuple[int, int, str]]:
@@ -186,9 +188,13 @@ class Table(Step):
         """As in `Precompiled.offsets`."""
         return self._normalizer.offsets(text)
 
+    def may_cut(self, text: str, cut: int) -> bool:
+        """A line end ends every grapheme; a space may belong to the one before it."""
+        return text[cut] in "\r\n" or self._normalizer.may_cut(text, cut)
+
 
 def _lower(text: str) -> str:
-    return text.replace("Σ", "σ").lower()  # Python alone makes a final one ς
+    return text.replace("\u03a3", "\u03c3").lower()  # a final sigma too, which Python alone writes otherwise
 
 
 _MARKS = regex.compile(r"\p{M}+")
@@ -283,8 +289,8 @@ class Rewriting(Normalizer):
         return found
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before a space, behind a visible ASCII character, if no step replaces a string with both."""
-        if text[cut] != " " or not "!" <= text[cut - 1] <= "~":
+        """Between a visible character and a space or line end, if no step replaces a string with both."""
+        if text[cut] not in " \r\n" or text[cut - 1] in WHITE:
             return False
         return all(step.may_cut(text, cut) for step in self._steps)
 
@@ -335,8 +341,8 @@ class Spacing(Normalizer):
         return np.concatenate(begins), np.concatenate(ends)
 
     def may_cut(self, text: str, cut: int) -> bool:
-        """Before a space."""
-        return text[cut] == " "
+        """Before white space."""
+        return text[cut] in WHITE
 
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__`."""

@@ -40,10 +40,10 @@ class Pieces:
             here = best[begin]
             for end in range(begin + 1, min(begin + longest.get(character, 0), size) + 1):
                 score = scores.get(word[begin:end])
-                if score is not None and here + score > best[end]:
-                    best[end], begins[end] = round_to(here + score), begin
-            if character not in scores and here + self.unknown_score > best[begin + 1]:
-                best[begin + 1], begins[begin + 1] = round_to(here + self.unknown_score), begin
+                if score is not None and (total := round_to(here + score)) > best[end]:
+                    best[end], begins[end] = total, begin
+            if character not in scores and (total := round_to(here + self.unknown_score)) > best[begin + 1]:
+                best[begin + 1], begins[begin + 1] = total, begin
         return _traced(begins, size)
 
     def n_best(self, word: str, n: int) -> list[tuple[float, list[Arc]]]:

@@ -55,6 +55,8 @@ class UnigramTokenizer(Tokenizer):
         normalizer: `Normalizer.to_dict` of what is done to a text first, or None
         spacing: `Normalizer.to_dict` of what is done to the result, in the parts between added tokens, or None
         split: whether pieces go across the beginning of a word where a space stands ("pieces"), or not ("spaces")
+        sums: whether probabilities of segmentations are compared part by part ("parts"), or by sums of float32 from the
+            beginning of a text on, as in SentencePiece ("text"), in which rounding may decide between nearly equal ones
         strip: whether decoding drops the first space of a text
         surface: what `unknown` is decoded to. Default: its name
         special_tokens: names. Those that are pieces keep their ids, and no text contains them; the others' ids follow.
@@ -79,12 +81,14 @@ class UnigramTokenizer(Tokenizer):
         normalizer: dict[str, Any] | None = None,
         spacing: dict[str, Any] | None = None,
         split: Literal["pieces", "spaces"] = "pieces",
+        sums: Literal["parts", "text"] = "parts",
         strip: bool = False,
         surface: str | None = None,
         special_tokens: Sequence[str] = (),
     ) -> None:
         self.pieces, self.scores, self.unknown, self.byte_fallback = list(pieces), list(scores), unknown, byte_fallback
         self.unknown_score, self.marker, self.split, self.strip = unknown_score, marker, split, strip
+        self.sums, self.surface = sums, surface
         numbers = {piece: token for token, piece in enumerate(self.pieces)}
         _check(self, numbers, special_tokens)
         names = [piece.replace(SPACE, " ") if marker else piece for piece in self.pieces]
@@ -92,7 +96,6 @@ class UnigramTokenizer(Tokenizer):
         token_bytes = [utf8(name) for name in names]
         for byte, token in enumerate(byte_ids):
             token_bytes[token] = bytes([byte])
-        self.surface = surface
         if unknown is not None and surface is not None:
             token_bytes[unknown] = utf8(surface)
         super().__init__(token_bytes, [name for name in special_tokens if name not in numbers])
@@ -104,9 +107,10 @@ class UnigramTokenizer(Tokenizer):
         }
         found = {names[i]: score for i, score in enumerate(self.scores) if score is not None and i not in never}
         least = min(found.values(), default=0.0) - UNKNOWN_PENALTY if unknown_score is None else unknown_score
+        least = float(np.float32(least)) if sums == "text" else least
         ids = {name: token for token, name in enumerate(names) if name in found and token not in never}
         way = byte_ids if unknown is None or byte_fallback else unknown
-        self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype)
+        self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype, sums == "text")
         self._changes = self.normalizer is not None or self.spacing is not None or marker
 
     # --- training
@@ -159,15 +163,17 @@ class UnigramTokenizer(Tokenizer):
             DataError: if the text is empty or has a lone surrogate.
         """
         first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
-        least, most = len(first) + len(special_tokens) + 1, vocab_size - len(first) - len(special_tokens)
-        if most < 1:
-            raise ConfigError(f"vocab_size must be at least {least}, got {vocab_size}")
+        most = vocab_size - len(first) - len(special_tokens)
         counted = count_words(found, pattern, processes, memory_limit, progress)
-        pieces, scores = learn_unigram(
-            *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
-        )
-        if byte_fallback:
-            pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        try:
+            pieces, scores = learn_unigram(
+                *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
+            )
+            if byte_fallback:
+                pieces, scores = with_characters(pieces, scores, SPELLING, most)
+        except ConfigError as error:
+            others = f"{len(first)} bytes or unknown and {len(special_tokens)} special tokens"
+            raise ConfigError(f"vocab_size={vocab_size} is too small beside {others}: {error}") from error
         nothing: list[float | None] = [None] * len(first)
         unknown = None if byte_fallback else 0
         return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)
@@ -296,9 +302,13 @@ class UnigramTokenizer(Tokenizer):
         return self._encode_block(block, block.start > 0)
 
     def _encode_block(self, block: Block, continues: bool) -> np.ndarray:
-        if not self._changes:
+        if not self._changes and self.sums == "parts":
             return self.model.encode_data(block.data, self.end_of_text)
         texts = [self._inner(text, continues and not number) for number, text in enumerate(block.texts)]
+        if self.sums == "text":
+            end = [] if self.end_of_text is None else [self.end_of_text]
+            found = [np.array([*end * bool(number), *self.model.encode(text)]) for number, text in enumerate(texts)]
+            return np.concatenate(found).astype(self.dtype)
         return self.model.encode_data(SEPARATOR.join(map(utf8, texts)), self.end_of_text)
 
     def _file_blocks(self, path: Path) -> Iterator[Block]:
@@ -320,10 +330,11 @@ class UnigramTokenizer(Tokenizer):
         return cut
 
     def _spaced_cut(self, text: str) -> int:
-        """The last place before a space that no piece and no normalization looks across; 0 for none near the end."""
+        """The last place before a space or line end that nothing looks across; 0 for none near the end."""
         cut = len(text)
         for _ in range(MOST_CUTS):
-            cut = text.rfind(" ", 0, cut)
+            cut = max(text.rfind(" ", 0, cut), text.rfind("\n", 0, cut))
+            cut -= text[max(cut - 1, 0) : cut + 1] == "\r\n"
             if cut <= 0:
                 return 0
             if self._may_cut(text, cut):
@@ -334,7 +345,8 @@ class UnigramTokenizer(Tokenizer):
         if text[cut - 1].isspace() or (self.normalizer and not self.normalizer.may_cut(text, cut)):
             return False
         before = self._inner(text[max(cut - LOOK, 0) : cut], continues=True)[-1:]
-        return before not in ("", " ") and self.model.splits(before, " ")
+        after = self._inner(text[cut : cut + LOOK], continues=True)[:1]
+        return before not in ("", " ") and after != "" and self.model.splits(before, after)
 
     def _any_cut(self, text: str) -> int:
         """The last place between two characters that no piece has side by side; 0 for none."""
@@ -420,6 +432,7 @@ class UnigramTokenizer(Tokenizer):
             "normalizer": self.normalizer and self.normalizer.to_dict(),
             "spacing": self.spacing and self.spacing.to_dict(),
             "split": self.split,
+            "sums": self.sums,
             "strip": self.strip,
             "surface": self.surface,
             "special_tokens": list(self.special_tokens),
@@ -437,8 +450,10 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
         raise ConfigError(f"pieces: lacks the byte {missing[0]}, which byte_fallback needs")
     if (unknown is None and not tokenizer.byte_fallback) or (unknown is not None and not 0 <= unknown < len(pieces)):
         raise ConfigError(f"unknown must be the id of a piece, or byte_fallback be true, got {unknown}")
-    if tokenizer.split not in ("pieces", "spaces"):
-        raise ConfigError(f"split must be pieces or spaces, got {tokenizer.split!r}")
+    if tokenizer.split not in ("pieces", "spaces") or tokenizer.sums not in ("parts", "text"):
+        raise ConfigError(
+            f"split must be pieces or spaces, sums parts or text, got {tokenizer.split}, {tokenizer.sums}"
+        )
     if len({*special_tokens}) < len(special_tokens):
         raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")
 
@@ -453,6 +468,9 @@ def with_characters(
         scores: log probabilities
         characters: those that must be pieces; missing ones get the smallest score
         most: number of pieces that there may be
+
+    Raises:
+        ConfigError: if there is no room for all characters.
     """
     missing = [each for each in dict.fromkeys(characters) if each not in pieces]
     longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]

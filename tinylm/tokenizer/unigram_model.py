@@ -5,6 +5,7 @@ part is segmented once. Whether some piece has a character followed by another i
 the last byte of the one and the first of the other; this finds all cuts between ASCII characters and many others.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,13 +18,14 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import SEPARATOR, utf8
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
-from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, trace, words_of
+from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, margins, trace, words_of
 from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
 from tinylm.tokenizer.segmentation import Arc, Pieces
 
 MAX_REMEMBERED = 1 << 18  # parts of short texts
 SHORT = 300  # bytes; longer texts are encoded faster with NumPy
 LONGEST = 1 << 21  # bytes of a part, which take seconds
+ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
 DRAWN = 1 << 16  # bytes segmented at once at random
 SPACE_BYTE = 32
 
@@ -46,6 +48,8 @@ class UnigramModel:
         unknown: the id of a run of such characters, or the 256 ids of the bytes that they become
         spaces: whether no piece may begin before a space and end after it; otherwise the pieces decide
         dtype: of ids in blocks
+        rounds: whether sums of scores, from the beginning of a text on, are rounded to float32 as in SentencePiece.
+            Segmentations of nearly equal probability then depend on all of the text before them.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class UnigramModel:
         unknown: int | Sequence[int],
         spaces: bool,
         dtype: np.dtype,
+        rounds: bool = False,
     ) -> None:
         self.pieces, self._ids, self.spaces = Pieces(scores, unknown_score), dict(ids), spaces
         self._unknown = unknown if isinstance(unknown, int) else None
@@ -63,7 +68,13 @@ class UnigramModel:
         self._names = [utf8(piece) for piece in scores]
         self._numbers = np.array([*(self._ids[piece] for piece in scores), self._unknown or 0], dtype=np.int64)
         self._remembered: dict[bytes, list[int]] = {}
-        self._dtype, self._words = dtype, WordTable(dtype)
+        self._dtype, self.rounds = dtype, rounds
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins the table of known parts anew."""
+        self._words = WordTable(self._dtype)
+        self._margins, self._totals = np.zeros(0), np.zeros(0)  # of each part, if `rounds`
 
     @cached_property
     def closed(self) -> bool:
@@ -123,6 +134,8 @@ class UnigramModel:
             DataError: for a lone surrogate, or a part that is too long.
         """
         data = utf8(text)
+        if self.rounds and len(data) <= SHORT:
+            return self._encode_rounded(text)
         if len(data) > SHORT:
             return self.encode_data(data, None).tolist()
         starts = [*self.starts(np.frombuffer(data, dtype=np.uint8)).tolist(), len(data)]
@@ -135,6 +148,10 @@ class UnigramModel:
                 self._remembered[part] = self._encode_part(part.decode())
             found += self._remembered[part]
         return found if self._unknown is None or self.spaces else _fused(found, self._unknown)
+
+    def _encode_rounded(self, text: str) -> list[int]:
+        """The ids of a text, with sums from its beginning on that are rounded to float32."""
+        return [token.id for token in self._tokens(text, self.pieces.best_path(text, _float32))]
 
     def _encode_part(self, part: str) -> list[int]:
         return [token.id for token in self._tokens(part, self.pieces.best_path(part))]
@@ -154,6 +171,8 @@ class UnigramModel:
 
     def tokens(self, text: str) -> list[Token]:
         """The tokens of a text, with the characters that they cover. Otherwise as `encode`."""
+        if self.rounds and len(text) <= ROUNDED:
+            return self._tokens(text, self.pieces.best_path(text, _float32))
         found: list[Token] = []
         for offset, part in self._parts(text):
             found += self._tokens(part, self.pieces.best_path(part), offset)
@@ -178,13 +197,20 @@ class UnigramModel:
         """The ids of texts, (n,), given as UTF-8 with `SEPARATOR` between them, which becomes the id `separator`."""
         text = np.frombuffer(data, dtype=np.uint8)
         if self._words.size > MAX_KNOWN:
-            self._words = WordTable(self._dtype)
+            self._forget()
         starts = self.starts(text)
         numbers = self._words.numbers(text, starts)
         new, places = self._words.new_words(numbers)
         self._learn_parts(text, starts[places], np.diff(starts, append=len(text))[places], new, separator)
+        if self.rounds and len(data) <= ROUNDED and self._is_close(numbers, np.diff(starts, append=len(text))):
+            return np.array(self._encode_rounded(data.decode()), dtype=np.int64)
         ids = self._words.lists.take(numbers)
         return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
+
+    def _is_close(self, numbers: np.ndarray, sizes: np.ndarray) -> bool:
+        """Whether rounding to float32 may decide a segmentation: each sum of a part is off by half a unit at most."""
+        sums = 40 - np.cumsum(self._totals[numbers])
+        return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
     def _learn_parts(
         self, text: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray, separator: int | None
@@ -197,7 +223,17 @@ class UnigramModel:
         short = (sizes <= SPELLED) & ~edge
         words = words_of(text, starts[short], sizes[short])
         arcs = self._trie.arcs(words)
-        lists.put(numbers[short], *self._ids_of(words, arcs, *trace(words, arcs, best_arcs(words, arcs))))
+        last, best = best_arcs(words, arcs)
+        chosen, counts = trace(words, arcs, last)
+        lists.put(numbers[short], *self._ids_of(words, arcs, chosen, counts))
+        if self.rounds and len(numbers):
+            self._margins, self._totals = (
+                np.pad(each, (0, max(self._words.size - len(each), 0))) for each in (self._margins, self._totals)
+            )
+            self._margins[numbers], self._totals[numbers] = 0.0, 0.0  # long parts are always close
+            if len(counts):
+                self._margins[numbers[short]] = margins(arcs, last, best, chosen, counts)
+                self._totals[numbers[short]] = best[words.ends]
         for place in np.flatnonzero(sizes > SPELLED):
             ids = self._encode_part(text[starts[place] : starts[place] + sizes[place]].tobytes().decode())
             lists.put(numbers[[place]], np.array(ids, dtype=np.int64), np.array([len(ids)]))
@@ -257,6 +293,10 @@ class UnigramModel:
     def log_total(self, text: str, alpha: float = 1.0) -> float:
         """The log of the sum, over all segmentations of a text, of their probability to the power alpha."""
         return math.fsum(self.pieces.log_total(part, alpha) for _, part in self._parts(text))
+
+
+def _float32(value: float) -> float:
+    return ctypes.c_float(value).value
 
 
 def _pairs(data: np.ndarray) -> np.ndarray:

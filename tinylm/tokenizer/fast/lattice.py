@@ -1,32 +1,30 @@
-"""All segmentations of many words at once: sums, expected counts and best segmentations.
+"""All segmentations of many words at once: their sum, expected counts and the best ones.
 
-An arc is a piece at one place in a word. A segmentation is a path of arcs from the beginning of the word to its end.
-`textbook_unigram` walks through one word after another; here all words take the same step together. Words are ordered
-by length, longest first, and positions are numbered column by column, so that the words that reach a column are its
-first ones:
+An arc is a piece at one place of a word. A segmentation is a path of arcs from the beginning of the word to its end.
+`textbook_unigram` walks through one word after another; here all words take the same step together. Words are sorted
+by length, the longest first, so that the words with at least t characters are the first ones:
 
-    characters read    0   1   2   3   4
-    hugs               0   3   6   8  10
-    hug                1   4   7   9
-    hu                 2   5
+    word     column 0    1    2    3    4          before[t]: an array over the words that reach column t, here
+    hugs            .    .    .    .    .          of sizes 3, 3, 3, 2, 1
+    hug             .    .    .    .
+    hu              .    .    .
 
-Arcs are sorted by begin, then by length. Those that begin in one column and have the same length form a slice. They
-begin at different positions, and all end the same number of positions further (`hu` in all three words: 6), so that one
-step of the forward algorithm is
+Arcs that begin in the same column and have the same length form a slice, at most one arc to a word. The forward
+algorithm takes one step for each slice:
 
-    before[begins + shift] += before[begins] * weights
+    before[column + length][words] += before[column][words] * weights
 
-Probabilities are multiplied, rather than their logarithms added, which would take several times as long. The weight of
-an arc is its probability divided by the factor between the best segmentations up to its begin and up to its end.
-Nothing can then underflow or overflow: `before` lies between 1 and the number of segmentations. The factors cancel in
-every ratio.
+Probabilities are multiplied, rather than their logarithms added, which would take several times as long. An arc has its
+probability as weight, times that of the best segmentation up to its begin, divided by that of the best one up to its
+end. So nothing can underflow or overflow: `before` is at least 1, and at most the number of segmentations. The factors
+cancel in every ratio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-LONGEST = 256  # characters of a word: 2^256 segmentations are far from the largest float64, 2^1024
+LONGEST = 256  # characters of a word: 2^255 segmentations are far from the largest float64, 2^1024
 
 Occurrences = Sequence[tuple[int, np.ndarray, np.ndarray]]  # a length; positions in the text; the piece at each
 
@@ -37,88 +35,121 @@ class Lattice:
     Args:
         starts: where each word begins in the text, int (words,)
         sizes: characters of each word, at most `LONGEST`, in descending order, int (words,)
-        occurrences: for each length of pieces, where in the text they occur; arcs that do not fit in a word are left
-            out
-        whole: whether an arc may be the whole word
+        occurrences: for each length, where in the text pieces of this length occur. Those that do not fit in a word are
+            ignored.
+        whole: whether an arc may be a whole word
 
     Attributes:
-        pieces: the piece of each arc, int32 (arcs,)
-        begins: the position at which each arc begins, int32 (arcs,)
-        last: the position at which each word ends, (words,)
+        pieces: the piece of each arc, int32 (arcs,); sorted by column, length and word
+        words: the word of each arc, int64 (arcs,): indices of this type need no conversion
     """
 
     def __init__(self, starts: np.ndarray, sizes: np.ndarray, occurrences: Occurrences, whole: bool = True) -> None:
         longest = int(sizes.max(initial=0))
-        reach = np.searchsorted(-sizes, -np.arange(longest + 1), side="right")  # words that reach each column
-        self._first = np.append(0, np.cumsum(reach))  # position of the longest word in each column
-        self.last = self._first[sizes] + np.arange(len(sizes))
+        self._reach = np.searchsorted(-sizes, -np.arange(longest + 1), side="right").tolist()  # words in each column
+        self._ending = [*map(slice, [*self._reach[1:], 0], self._reach)]  # those whose last column it is
+        text = int((starts + sizes).max(initial=0))
         found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for length, places, pieces in occurrences:
-            table = np.full(int(max(places.max(initial=0), starts.max(initial=0) + longest)) + 1, -1, dtype=np.int32)
-            table[places] = pieces
+            inside = places < text
+            table = np.full(text, -1, dtype=np.int32)
+            table[places[inside]] = pieces[inside]
             for column in range(longest - length + 1):
-                at = table[starts[: reach[column + length]] + column]
+                at = table[starts[: self._reach[column + length]] + column]
                 if column == 0 and not whole:
                     at[sizes[: len(at)] == length] = -1
                 words = np.flatnonzero(at >= 0)
-                found[column, length] = words.astype(np.int32) + np.int32(self._first[column]), at[words]
-        slices = sorted(found)
-        self._shifts = [int(self._first[column + length] - self._first[column]) for column, length in slices]
-        self._bounds = np.append(0, np.cumsum([len(found[each][0]) for each in slices])).astype(np.int64)
-        empty = np.zeros(0, dtype=np.int32)
-        self.begins = np.concatenate([empty, *(found[each][0] for each in slices)])
-        self.pieces = np.concatenate([empty, *(found.pop(each)[1] for each in slices)])
+                found[column, length] = words, at[words]
+        self._steps = sorted(found)
+        self._bounds = np.cumsum([0, *(len(found[step][0]) for step in self._steps)])
+        self.words = np.concatenate([found[step][0] for step in self._steps])
+        self.pieces = np.concatenate([found[step][1] for step in self._steps])
 
-    def _slices(self) -> list[tuple[int, int, int]]:
+    def keep(self, pieces: np.ndarray, words: np.ndarray | None = None) -> None:
+        """Drops arcs.
+
+        Args:
+            pieces: whether to keep the arcs of each piece, bool (pieces,); those kept are numbered anew
+            words: whether to keep the arcs of each word, bool (words,); default: all
+        """
+        kept = pieces[self.pieces]
+        if words is not None:
+            kept &= words[self.words]
+        self._bounds = np.append(0, np.cumsum(kept))[self._bounds]
+        self.words = self.words[kept]
+        self.pieces = (np.cumsum(pieces, dtype=np.int32) - 1)[self.pieces[kept]]
+
+    def _slices(self) -> Iterator[tuple[int, int, slice, slice | np.ndarray]]:
+        """Yields the column of begin, that of end, the arcs, and their words."""
         bounds = self._bounds.tolist()
-        return [each for each in zip(bounds, bounds[1:], self._shifts, strict=False) if each[0] < each[1]]
+        for (column, length), low, high in zip(self._steps, bounds, bounds[1:], strict=False):
+            if high - low == self._reach[column + length]:  # all words
+                yield column, column + length, slice(low, high), slice(high - low)
+            elif high > low:
+                yield column, column + length, slice(low, high), self.words[low:high]
 
-    def keep(self, kept: np.ndarray) -> None:
-        """Drops the arcs of the pieces that are not `kept`, bool (pieces,), and renumbers the others."""
-        arcs = kept[self.pieces]
-        self._bounds = np.append(0, np.cumsum(arcs))[self._bounds]
-        self.begins = self.begins[arcs]
-        self.pieces = (np.cumsum(kept, dtype=np.int32) - 1)[self.pieces[arcs]]
+    def _columns(self, first: float, others: float) -> list[np.ndarray]:
+        """An array over the words for each column, filled with a value."""
+        return [np.full(reach, others if t else first) for t, reach in enumerate(self._reach)]
+
+    def _at_ends(self, columns: list[np.ndarray]) -> np.ndarray:
+        """The value of each word in its last column, (words,)."""
+        return np.concatenate([columns[t][ending] for t, ending in enumerate(self._ending)][::-1])
 
     def best(self, scores: np.ndarray) -> np.ndarray:
-        """The log probability of the best segmentation up to each position, (positions,); minus infinity if none.
+        """The log probability of the best segmentation of each word, (words,); minus infinity if there is none.
 
         Args:
             scores: the log probability of each piece, (pieces,)
         """
-        best = np.full(self._first[-1], -np.inf)
-        best[: len(self.last)] = 0
-        for low, high, shift in self._slices():
-            begins = self.begins[low:high]
-            ends = begins + shift
-            best[ends] = np.maximum(best[ends], best[begins] + scores[self.pieces[low:high]])
+        return self._at_ends(self._best(scores))
+
+    def _best(self, scores: np.ndarray) -> list[np.ndarray]:
+        """The log probability of the best segmentation up to each column."""
+        best = self._columns(0.0, -np.inf)
+        for begin, end, arcs, words in self._slices():
+            found = best[begin][words] + scores[self.pieces[arcs]]
+            best[end][words] = np.maximum(best[end][words], found)
         return best
 
     def expected(self, scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
         """The expected number of occurrences of each piece, (pieces,), and the log probability of all words.
 
+        Every word must have a segmentation.
+
         Args:
             scores: the log probability of each piece, (pieces,)
             counts: occurrences of each word, (words,)
         """
-        best = self.best(scores)
-        weights, slices = scores[self.pieces], self._slices()
-        weights += best[self.begins]
-        for low, high, shift in slices:
-            weights[low:high] -= best[self.begins[low:high] + shift]
-        weights = np.exp(weights, out=weights)
-        before = np.zeros(len(best))
-        before[: len(self.last)] = 1
-        for low, high, shift in slices:
-            begins = self.begins[low:high]
-            before[begins + shift] += before[begins] * weights[low:high]
-        total = before[self.last]
-        log_prob = float(counts @ (np.log(total) + best[self.last]))
-        after = np.zeros(len(best))
-        after[self.last] = counts / total
-        for low, high, shift in reversed(slices):
-            begins = self.begins[low:high]
-            weights[low:high] *= after[begins + shift]
-            after[begins] += weights[low:high]
-        weights *= before[self.begins]
-        return np.bincount(self.pieces, weights, len(scores)), log_prob
+        best = self._best(scores)
+        weights, before = self._forward(scores, best)
+        total = self._at_ends(before)
+        log_prob = float(counts @ (np.log(total) + self._at_ends(best)))
+        flow = self._backward(weights, before, counts / total)
+        return np.bincount(self.pieces, flow, len(scores)), log_prob
+
+    def _forward(self, scores: np.ndarray, best: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The weight of each arc, (arcs,), and the sum over all segmentations up to each column."""
+        before, weights = self._columns(1.0, 0.0), scores[self.pieces]
+        for begin, end, arcs, words in self._slices():
+            weights[arcs] += best[begin][words] - best[end][words]
+            np.exp(weights[arcs], out=weights[arcs])
+            before[end][words] += before[begin][words] * weights[arcs]
+        return weights, before
+
+    def _backward(self, weights: np.ndarray, before: list[np.ndarray], last: np.ndarray) -> np.ndarray:
+        """The expected number of times that each arc is taken, (arcs,), which overwrites its weight.
+
+        Args:
+            weights: as `_forward` returns them
+            before: as `_forward` returns them
+            last: occurrences of each word, divided by the sum over all of its segmentations, (words,)
+        """
+        after = self._columns(0.0, 0.0)
+        for column, ending in zip(after, self._ending, strict=True):
+            column[ending] = last[ending]
+        for begin, end, arcs, words in reversed([*self._slices()]):
+            weights[arcs] *= after[end][words]
+            after[begin][words] += weights[arcs]
+            weights[arcs] *= before[begin][words]
+        return weights

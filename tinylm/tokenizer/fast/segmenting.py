@@ -124,9 +124,12 @@ def character_sizes(first: np.ndarray) -> np.ndarray:
     return _SIZES[first]
 
 
-def best_arcs(words: Words, arcs: Arcs) -> np.ndarray:
-    """The last arc of the most likely segmentation up to each offset, int64 (bytes,); of equally likely ones the
-    first, as in `segmentation.best_path`."""
+def best_arcs(words: Words, arcs: Arcs) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely segmentation up to each offset; of equally likely ones the first, as in `Pieces.best_path`.
+
+    Returns:
+        its last arc, int64 (bytes,), and its log probability, float64 (bytes,)
+    """
     best = np.full(len(words.data), -np.inf)
     best[words.begins] = 0
     last = np.zeros(len(best), dtype=np.int64)
@@ -136,7 +139,25 @@ def best_arcs(words: Words, arcs: Arcs) -> np.ndarray:
         better = np.flatnonzero(found > best[ends])
         best[ends[better]] = found[better]
         last[ends[better]] = first + better
-    return last
+    return last, best
+
+
+def margins(arcs: Arcs, last: np.ndarray, best: np.ndarray, chosen: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """By how much, in nats, each word's segmentation is better at its closest decision, float64 (words,).
+
+    Args:
+        arcs: the arcs of the words
+        last: as from `best_arcs`
+        best: as from `best_arcs`
+        chosen: as from `trace`
+        counts: as from `trace`, at least 1 each
+    """
+    others = np.ones(len(arcs.begins), dtype=bool)
+    others[last[arcs.ends]] = False
+    second = np.full(len(best), -np.inf)
+    np.maximum.at(second, arcs.ends[others], (best[arcs.begins] + arcs.scores)[others])
+    ends = arcs.ends[chosen]
+    return np.minimum.reduceat(best[ends] - second[ends], np.cumsum(counts) - counts)
 
 
 def drawn_arcs(words: Words, arcs: Arcs, alpha: float, random: np.random.Generator) -> np.ndarray:

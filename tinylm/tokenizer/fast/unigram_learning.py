@@ -31,7 +31,7 @@ from tinylm.tokenizer.fast.lattice import LONGEST, Lattice, Occurrences
 from tinylm.tokenizer.fast.suffixes import END, Suffixes
 
 STEP = 1024  # scores are multiples of 1/1024: sums of them are exact, so that ties are ties in any program
-RARE = 0.5  # expected count below which a piece is dropped; that of a character is raised to it
+RARE = 0.499  # expected count below which a piece is dropped; just below 0.5, so that rounding does not decide on 0.5
 MORE = 1.1  # times the vocabulary: where the last pruning begins
 
 
@@ -156,7 +156,8 @@ class UnigramLearner:
         occurrences = self._occurrences(suffixes.order, begins, ends)
         self._words = Lattice(corpus.starts, corpus.sizes, occurrences)
         self._inner = Lattice(self._places, self._lengths, occurrences, whole=False)  # pieces, as words of other pieces
-        self._last = self._inner.last
+        self._seeds = len(counts)
+        self._alive = np.arange(self._seeds)  # the words of `_inner` that are still pieces
 
     def _occurrences(self, order: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Occurrences:
         """All occurrences of the pieces, which are runs of the sorted suffixes."""
@@ -180,8 +181,7 @@ class UnigramLearner:
         if len(self.scores) > num_pieces:
             self.prune(num_pieces)
         for _ in range(rounds):
-            self.expected, _ = self._words.expected(self.scores, self._corpus.counts)
-            self.scores = np.log(np.maximum(self.expected, RARE) / np.maximum(self.expected, RARE).sum())
+            self.settle()
 
     def estimate(self) -> None:
         """One step of expectation maximization; drops pieces whose expected count is less than `RARE`."""
@@ -190,23 +190,30 @@ class UnigramLearner:
         self._keep(self.expected >= RARE)
         self.scores = digamma(self.expected) - digamma(self.expected.sum())
 
+    def settle(self) -> None:
+        """A step without the sparse prior: the probability of each piece is its share of all expected counts."""
+        self.expected, _ = self._words.expected(self.scores, self._corpus.counts)
+        counts = np.maximum(self.expected, RARE)
+        self.scores = np.log(counts / counts.sum())
+
     def losses(self) -> np.ndarray:
         """The loss if each piece is removed, as in `textbook_unigram.losses`; infinite for characters, (pieces,)."""
         found, longer = np.full(len(self.scores), np.inf), self._lengths > 1
-        instead = self._inner.best(self.scores)[self._last[longer]]
+        instead = self._inner.best(self.scores)[self._alive[longer]]
         found[longer] = self.expected[longer] * (self.scores[longer] - instead)
         return found
 
     def prune(self, size: int) -> None:
         """Removes the pieces with the smallest loss until `size` are left."""
         kept = np.zeros(len(self.scores), dtype=bool)
-        kept[np.argsort(-self.losses(), kind="stable")[:size]] = True
+        losses = self.losses().astype(np.float32)  # equal losses stay equal if sums are rounded in another order
+        kept[np.argsort(-losses, kind="stable")[:size]] = True
         self._keep(kept)
 
     def _keep(self, kept: np.ndarray) -> None:
+        self._alive = self._alive[kept]
         self._words.keep(kept)
-        self._inner.keep(kept)
-        self._last = self._last[kept]
+        self._inner.keep(kept, np.isin(np.arange(self._seeds), self._alive))
         self._places, self._lengths = self._places[kept], self._lengths[kept]
         self.expected, self.scores = self.expected[kept], self.scores[kept]
 

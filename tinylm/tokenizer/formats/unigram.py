@@ -3,8 +3,8 @@
     normalizer > pre_tokenizer (Metaspace: spaces become ▁) > model: [[piece, log probability], ...]
 
 `tokenizers` finds every piece in a text whatever it is named: the text `<0x0A>` may become the byte of a line end, and
-is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches. The name of a
-special token that only normalization makes, such as that of `<UNK>` in lower case, is found there, but not here.
+is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches. The name of
+a special token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
 
 Not supported: pre_tokenizers other than Metaspace and WhitespaceSplit with it, patterns of anything but spaces.
 """
@@ -48,14 +48,17 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
     options["strip"] = _read_decoder(values.get("decoder"), options["marker"], fallback)
     options["unknown"] = None if fallback and unk is not None and pieces[unk] in BYTE_NAMES else unk
     special, added = _read_added(values, pieces)
-    options["scores"] = _without_names_of_bytes(pieces, scores, {*special}) if fallback else scores
+    names = [*BYTE_NAMES] if fallback else [] if unk is None or pieces[unk] in special else [pieces[unk]]
+    options["scores"] = _without_names(pieces, scores, names, {*special})
     if added is None:
         tokenizer = UnigramTokenizer(**options, special_tokens=special)
     else:
         tokenizer = UnigramTokenizer(**options, special_tokens=[name for name in special if name in {*pieces}])
-    given = min(scores, default=0.0) - UNKNOWN_PENALTY
+    given = min((float(score) for _, score in model["vocab"]), default=0.0) - UNKNOWN_PENALTY
     if given != tokenizer.model.pieces.unknown_score and not tokenizer.model.closed:
-        tokenizer = UnigramTokenizer(**tokenizer.options() | {"unknown_score": given})
+        options = tokenizer.options()
+        options["unknown_score"] = given
+        tokenizer = UnigramTokenizer(**options)
     if added is None:
         return tokenizer
     core = {"kind": tokenizer.kind, **tokenizer.options()}
@@ -110,21 +113,20 @@ def _read_added(values: dict[str, Any], pieces: Sequence[str]) -> tuple[list[str
     return [token.content for token in added if token.special], added
 
 
-def _without_names_of_bytes(
-    pieces: Sequence[str], scores: Sequence[float | None], special: set[str]
+def _without_names(
+    pieces: Sequence[str], scores: Sequence[float | None], names: Sequence[str], special: set[str]
 ) -> list[float | None]:
-    """The scores, with None for bytes whose names are more likely spelled by other pieces, so that no text has them."""
+    """The scores, with None for those of these names that other pieces spell more likely, so that no text has them."""
     others = {
         piece: score
         for piece, score in zip(pieces, scores, strict=True)
-        if score is not None and piece not in special and piece not in BYTE_NAMES
+        if score is not None and piece not in special and piece not in names
     }
-    finder, found = Pieces(others, 0.0), list(scores)
-    names, numbers = {*BYTE_NAMES}, {piece: token for token, piece in enumerate(pieces)}
-    for name in names & numbers.keys():
+    finder, found, numbers = Pieces(others, 0.0), list(scores), {piece: token for token, piece in enumerate(pieces)}
+    for name in names:
         path = [name[begin:end] for begin, end in finder.best_path(name)]
-        score = scores[numbers[name]]
-        if all(piece in others for piece in path) and score is not None and sum(map(others.__getitem__, path)) > score:
+        score = scores[numbers[name]] if name in numbers else None
+        if score is not None and all(each in others for each in path) and sum(map(others.__getitem__, path)) > score:
             found[numbers[name]] = None
     return found
 
