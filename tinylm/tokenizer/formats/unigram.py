@@ -45,6 +45,8 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
     pieces = [piece for piece, _ in model["vocab"]]
     scores: list[float | None] = [float(score) for _, score in model["vocab"]]
     fallback, unk = model.get("byte_fallback", False), model.get("unk_id")
+    if unk is not None and not (type(unk) is int and 0 <= unk < len(pieces)):
+        raise unknown("model.unk_id", unk)
     options: dict[str, Any] = _read_steps(values) | {"pieces": pieces, "byte_fallback": fallback}
     options["strip"] = _read_decoder(values.get("decoder"), options["marker"], fallback)
     options["unknown"] = None if fallback and unk is not None and pieces[unk] in BYTE_NAMES else unk
