@@ -4,7 +4,8 @@
     "``Ünïted  States"   >   '"united states'
 
 Each step also gives the offsets of its result in the text that it was given. A text can be cut between a visible
-character and a space or line end, unless a step replaces strings that contain both.
+character and a space or line end, unless a step replaces strings that contain both. Letters that are too new for the
+Unicode version of one of the two programs may be treated differently.
 """
 
 import re
@@ -85,9 +86,10 @@ class Form(Step):
         joins, begins, ends = _joining_compatible(), [], []
         borders = [0, *(place for place in range(1, len(text)) if text[place] not in joins), len(text)]
         for begin, end in pairwise(borders):
-            count = len(self.apply(text[begin:end], False))
-            begins += [begin] * count
-            ends += [end] * count
+            changed = self.apply(text[begin:end], False)
+            same = changed == text[begin:end]
+            begins += range(begin, end) if same else [begin] * len(changed)
+            ends += range(begin + 1, end + 1) if same else [end] * len(changed)
         return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
 
 
