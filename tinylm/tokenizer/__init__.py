@@ -9,6 +9,7 @@ from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_toke
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
 from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -19,6 +20,7 @@ __all__ = [
     "CharTokenizer",
     "Chat",
     "Tokenizer",
+    "WordPieceTokenizer",
     "WordTokenizer",
     "load_tokenizer",
     "read_gpt2",
