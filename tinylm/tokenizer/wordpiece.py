@@ -262,7 +262,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def _unknown_word(self, text: str, start: int) -> DataError:
         """The error for the first unknown word of a text that begins at `start`."""
-        place = 0
+        place, chunk = 0, text
         for chunk in self._chunks.chunks(text):
             place = text.index(chunk, place)
             if self._ids_of(chunk) is None:

@@ -24,9 +24,10 @@ from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 from tinylm.tokenizer.normalize import Normalizer
 
+WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"  # letters, digits and underscores, as \w in `tokenizers`
 PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "bert": r"\S",  # bert_words
-    "whitespace": r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d\p{White_Space}]+",
+    "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",
     "spaces": r"\P{White_Space}+",
 }
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
@@ -93,16 +94,17 @@ class WholeWords:
     def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """The words of a block, as in `WordSplitter.word_starts`."""
         data, starts = self._splitter.word_starts(block)
-        if self._first in block.data:
-            places = np.flatnonzero(data == self._first[0])
-            starts = np.unique(np.concatenate([starts, places, places + 1]))
-            starts = starts[starts < len(data)]
-        sizes = np.diff(starts, append=len(data))
-        if sizes.max(initial=0) > self._longest:
-            long = np.flatnonzero(sizes > self._longest).tolist()
-            cuts = [self._cuts(data, starts[i], starts[i] + sizes[i]) for i in long]
-            starts = np.sort(np.concatenate([starts, *cuts]))
-        return data, starts
+        long = np.flatnonzero(np.diff(starts, append=len(data)) > self._longest)
+        if not len(long) and self._first not in block.data:
+            return data, starts
+        marks = np.zeros(len(data) + 1, dtype=bool)
+        marks[starts] = True
+        alone = np.flatnonzero(data == self._first[0])
+        marks[alone] = marks[alone + 1] = True
+        edges = np.append(np.flatnonzero(marks[:-1]), len(data))
+        for i in np.flatnonzero(np.diff(edges) > self._longest).tolist():
+            marks[self._cuts(data, edges[i], edges[i + 1])] = True
+        return data, np.flatnonzero(marks[:-1])
 
     def _cuts(self, data: np.ndarray, begin: int, end: int) -> np.ndarray:
         """The offsets within a long word at which its further parts begin."""
@@ -140,11 +142,14 @@ class SpacedWords:
         return text if self._normalizer is None else self._normalizer.normalize(text)
 
     @cached_property
+    def _alone(self) -> str:
+        """The characters that are chunks of their own, in a regular expression."""
+        found = regex.escape(_PUNCTUATION.decode()) if self._pattern == "bert" else ""
+        return found + ("\u5000-\u9fff" if self._han else "")
+
+    @cached_property
     def _cut(self) -> regex.Pattern[str]:
-        alone = regex.escape(_PUNCTUATION.decode()) if self._pattern == "bert" else ""
-        alone += "\u5000-\u9fff" if self._han else ""
-        one = f"|[{alone}]" if alone else ""
-        return regex.compile(rf"[^ \t\n\r{alone}]+{one}")
+        return regex.compile(rf"[^ \t\n\r{self._alone}]+" + (f"|[{self._alone}]" if self._alone else ""))
 
     def chunks(self, text: str) -> list[str]:
         """Parts of a text, cut where neither normalization nor splitting looks across."""
@@ -178,9 +183,7 @@ class SpacedWords:
 
     @cached_property
     def _last(self) -> regex.Pattern[str]:
-        alone = regex.escape(_PUNCTUATION.decode()) if self._pattern == "bert" else ""
-        alone += "\u5000-\u9fff" if self._han else ""
-        return regex.compile(rf"(?r)[ \t\n\r{alone}]")
+        return regex.compile(rf"(?r)[ \t\n\r{self._alone}]")
 
     def places(self, text: str) -> tuple[list[tuple[int, int, str]], np.ndarray, np.ndarray]:
         """The words of a text with the place of each in the normalized text, and the offsets of its characters."""

@@ -1,4 +1,4 @@
-"""WordPiece training from counted words: their characters, then the pieces that fast/scoring.py or learning.py learns."""
+"""WordPiece training from counted words: their characters, then the pieces that are learned."""
 
 from collections.abc import Callable
 from typing import Literal
