@@ -7,6 +7,7 @@ from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
 from tinylm.tokenizer.formats.gpt2 import read_gpt2, write_gpt2
 from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_tokenizer_json
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
+from tinylm.tokenizer.formats.wordpiece import write_vocab_txt
 from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 from tinylm.tokenizer.wordpiece import WordPieceTokenizer
@@ -30,4 +31,5 @@ __all__ = [
     "write_gpt2",
     "write_tiktoken",
     "write_tokenizer_json",
+    "write_vocab_txt",
 ]

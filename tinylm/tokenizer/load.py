@@ -9,13 +9,15 @@ from tinylm.tokenizer.formats.folder import has_tokenizer, read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import require
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
+from tinylm.tokenizer.formats.wordpiece import is_vocab_txt, vocab_txt_values
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer from a file or a folder.
 
     A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, or tiktoken's ranks if its name ends in
-    .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and merges.txt.
+    .tiktoken, or BERT's vocab.txt. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and
+    merges.txt, else vocab.txt.
 
     Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
     it the marks of its own model instead.
@@ -30,7 +32,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".tiktoken":
         notice(f"{path} does not record its pattern: assuming gpt2; read_tiktoken takes another pattern")
         return read_tiktoken(path)
-    if foreign := _foreign(require(path)):
+    if is_vocab_txt(require(path)):
+        return _for_training(from_tokenizer_json(vocab_txt_values(path, {}), source=str(path)))
+    if foreign := _foreign(path):
         raise DataError(f"{path}: {foreign}")
     values = read_json(path)
     numbers = isinstance(values, dict) and all(type(each) is int for each in values.values())
@@ -74,6 +78,4 @@ def _foreign(path: Path) -> str | None:
         return None
     if path.name == "merges.txt" or head.startswith(b"#version"):
         return "is the list of merges alone; give the folder that holds vocab.json and merges.txt"
-    if path.name == "vocab.txt" or b"\n[UNK]\n" in head:
-        return f"is a WordPiece vocabulary, which tinylm does not read; {train}"
     return None

@@ -21,9 +21,10 @@ from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.normalize import NFC, Normalizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 Prefix = Literal["none", "always", "each", "first"]
-CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer}
+CORES = {each.kind: each for each in (CharacterBPE, BPETokenizer, WordPieceTokenizer)}
 MOST_CUTS = 100  # places tried for a cut
 
 
@@ -73,11 +74,11 @@ class PipelineTokenizer(Tokenizer):
         strip: bool = False,
     ) -> None:
         options = dict(core)
-        self.core: BPETokenizer | CharacterBPE = CORES[options.pop("kind")](**options)
+        self.core: BPETokenizer | CharacterBPE | WordPieceTokenizer = CORES[options.pop("kind")](**options)
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
-        self._normalizer: Normalizer | None = NFC() if normalization else None
+        self._normalizer: Normalizer | None = NFC() if normalization else getattr(self.core, "normalizer", None)
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}
         self.token_bytes = self._all_bytes()

@@ -115,7 +115,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def _piece_bytes(self, piece: str) -> bytes:
         """The bytes that a piece adds to the decoded text."""
-        if piece.startswith(self.mark) and piece != self.mark:
+        if piece.startswith(self.mark):
             return utf8(self._clean(piece[len(self.mark) :]))
         return utf8(self._clean(self.separator + piece))
 
@@ -326,7 +326,7 @@ class WordPieceTokenizer(Tokenizer):
             words, begins, ends = self._chunks.places(text)
             for begin, _, word in words:
                 found += [(int(begins[first]), int(ends[last - 1])) for first, last in self._parts(word, begin)]
-        offsets = np.append(0, np.cumsum([len(character.encode("utf-8", "replace")) for character in text]))
+        offsets = np.cumsum([0, *(len(utf8(character)) for character in text)])
         return offsets[np.array(found, dtype=np.int64).reshape(-1, 2)]
 
     def _parts(self, word: str, place: int) -> Iterator[tuple[int, int]]:

@@ -14,10 +14,11 @@ The distinct words are linked lists in arrays, with one cell per character. A pi
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-Pair = tuple[int, int]
+Places = Any  # list[int] or an int32 array
 END = -1  # of a word, in either direction
 NOTHING = -1  # in the cell of no piece
 
@@ -72,7 +73,7 @@ class ScoreLearner:
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         keys = keys[begins]
         self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
-        self._places: list[np.ndarray | list[int]] = np.split(firsts, begins[1:])  # present and former occurrences
+        self._places: list[Places] = [*np.split(firsts, begins[1:])]  # present and former occurrences
         self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
         self._counts = np.add.reduceat(weights[firsts], begins) if len(begins) else np.empty(0, dtype=np.int64)
         self._scores = np.zeros(len(keys))
@@ -153,9 +154,8 @@ class ScoreLearner:
         size = len(self._pairs)
         if size + len(added) > len(self._counts):
             more = len(self._counts) // 2 + len(added)
-            self._left, self._right, self._counts, self._scores = (
-                np.pad(each, (0, more)) for each in (self._left, self._right, self._counts, self._scores)
-            )
+            self._left, self._right = np.pad(self._left, (0, more)), np.pad(self._right, (0, more))
+            self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
         for number, key in enumerate(added, start=size):
             self._pairs[key] = number
             self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF

@@ -7,7 +7,7 @@ tokenizer. Everything else is refused, with the name of the field that would cha
 tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every text. A letter
 that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC, models other than BPE.
+Not supported: other normalizers than NFC and those of BERT.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,10 @@ from tinylm.tokenizer.formats.steps import (
     type_of,
     unknown,
 )
+from tinylm.tokenizer.formats.wordpiece import from_wordpiece, wordpiece_steps
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 # --- writing
 
@@ -74,7 +76,8 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case PipelineTokenizer():
             added = tokenizer.added
             write = _bytes_pipeline if isinstance(tokenizer.core, BPETokenizer) else _characters_pipeline
-            steps = write(tokenizer)
+            core = tokenizer.core
+            steps = wordpiece_steps(core) if isinstance(core, WordPieceTokenizer) else write(tokenizer)
         case BPETokenizer():
             names, ids = tokenizer.names_and_ids()
             steps = _byte_level(names, tokenizer.special_tokens, ids, _merges(tokenizer, names), tokenizer.pattern)
@@ -85,6 +88,8 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             steps = _word_level(list(tokenizer.characters), tokenizer, CHARACTER, UNKNOWN)
         case WordTokenizer():
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
+        case WordPieceTokenizer():
+            steps = wordpiece_steps(tokenizer)
         case _:
             raise ConfigError(f"tokenizer: kind {tokenizer.kind} cannot be written as tokenizer.json")
     listed = [
@@ -223,6 +228,9 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
         kind = values["model"].get("type", "BPE" if "merges" in values["model"] else None)  # old files omit it
         if kind == "WordLevel":
             return _from_word_level(values)
+        if kind == "WordPiece":
+            _check_fields({name: value for name, value in values.items() if name != "model"})
+            return with_template(from_wordpiece(values), values.get("post_processor"))
         if kind != "BPE":
             raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, and what it has written itself')
         _check_fields(values)
@@ -305,7 +313,7 @@ def _pair(merge: Any) -> Sequence[str]:
 
 def _check_fields(values: dict[str, Any]) -> None:
     """Checks the fields that no step reads."""
-    found = values | {f"model.{name}": value for name, value in values["model"].items()}
+    found = values | {f"model.{name}": value for name, value in values.get("model", {}).items()}
     for name, harmless in HARMLESS.items():
         if found.get(name, harmless[0]) not in harmless:
             raise unknown(name, found.get(name))
