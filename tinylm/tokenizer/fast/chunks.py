@@ -53,7 +53,7 @@ class Chunks(Protocol):
         ...
 
     def safe_cut(self, text: str) -> int:
-        """As in `Tokenizer.safe_cut`."""
+        """A late position at which a text can be cut, as in `Tokenizer.safe_cut`."""
         ...
 
 
