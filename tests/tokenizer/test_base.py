@@ -20,6 +20,7 @@ from tinylm.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
+    WordPieceTokenizer,
     WordTokenizer,
     load_tokenizer,
     tokenizer_class,
@@ -30,6 +31,9 @@ from tinylm.tokenizer.fast import blocks
 KINDS = {"char": lambda text, **options: CharTokenizer.train_from_texts([text], **options)}
 KINDS["byte"] = lambda text, **options: ByteTokenizer.train_from_texts([text], **options)
 KINDS["bpe"] = lambda text, **options: BPETokenizer.train_from_texts([text], vocab_size=280, **options)
+KINDS["wordpiece"] = lambda text, special_tokens=(): WordPieceTokenizer.train_from_texts(
+    [text], special_tokens=special_tokens
+)
 KINDS["word"] = lambda text, special_tokens=(): WordTokenizer.train_from_texts([text], special_tokens=special_tokens)
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 kinds_of_pieces = pytest.mark.parametrize("make", [KINDS[kind] for kind in ("char", "byte", "bpe")])

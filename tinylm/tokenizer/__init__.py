@@ -9,9 +9,11 @@ from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_toke
 from tinylm.tokenizer.formats.sentencepiece import read_sentencepiece
 from tinylm.tokenizer.formats.sentencepiece_writer import write_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
+from tinylm.tokenizer.formats.wordpiece import write_vocab_txt
 from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,6 +25,7 @@ __all__ = [
     "Chat",
     "Tokenizer",
     "UnigramTokenizer",
+    "WordPieceTokenizer",
     "WordTokenizer",
     "load_tokenizer",
     "read_gpt2",
@@ -34,4 +37,5 @@ __all__ = [
     "write_sentencepiece",
     "write_tiktoken",
     "write_tokenizer_json",
+    "write_vocab_txt",
 ]

@@ -10,14 +10,15 @@ from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokeniz
 from tinylm.tokenizer.formats.merges import require
 from tinylm.tokenizer.formats.sentencepiece import is_sentencepiece, read_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
+from tinylm.tokenizer.formats.wordpiece import is_vocab_txt, vocab_txt_values
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer from a file or a folder.
 
-    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, a SentencePiece model, or tiktoken's ranks
-    if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else vocab.json and
-    merges.txt, else tokenizer.model.
+    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, a SentencePiece model, BERT's vocab.txt, or
+    tiktoken's ranks if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else
+    vocab.json and merges.txt, else tokenizer.model, else vocab.txt.
 
     Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
     it the marks of its own model instead.
@@ -35,6 +36,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if _is_sentencepiece(require(path)):
         tokenizer = read_sentencepiece(path)
         return _for_training(tokenizer).with_origin(tokenizer.origin)
+    if is_vocab_txt(require(path)):
+        return _for_training(from_tokenizer_json(vocab_txt_values(path, {}), source=str(path)))
     if foreign := _foreign(path):
         raise DataError(f"{path}: {foreign}")
     values = read_json(path)
@@ -83,6 +86,4 @@ def _foreign(path: Path) -> str | None:
         return None
     if path.name == "merges.txt" or head.startswith(b"#version"):
         return "is the list of merges alone; give the folder that holds vocab.json and merges.txt"
-    if path.name == "vocab.txt" or b"\n[UNK]\n" in head:
-        return f"is a WordPiece vocabulary, which tinylm does not read; {train}"
     return None

@@ -24,9 +24,10 @@ from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.normalize import NFC, Normalizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 Prefix = Literal["none", "always", "each", "first"]
-CORES = {CharacterBPE.kind: CharacterBPE, BPETokenizer.kind: BPETokenizer, UnigramTokenizer.kind: UnigramTokenizer}
+CORES = {each.kind: each for each in (CharacterBPE, BPETokenizer, UnigramTokenizer, WordPieceTokenizer)}
 MOST_CUTS = 100  # places tried for a cut
 
 
@@ -78,14 +79,14 @@ class PipelineTokenizer(Tokenizer):
         strip: bool = False,
     ) -> None:
         options = dict(core)
-        self.core: BPETokenizer | CharacterBPE | UnigramTokenizer = CORES[options.pop("kind")](**options)
+        core_class = CORES[options.pop("kind")]
+        self.core: BPETokenizer | CharacterBPE | UnigramTokenizer | WordPieceTokenizer = core_class(**options)
         self.added = [AddedToken(**each) for each in added]
         self.normalization, self.spaces, self.prefix, self.strip = normalization, spaces, prefix, strip
         self._check()
-        other = isinstance(normalization, dict)
-        self._normalizer = Normalizer.from_dict(normalization) if other else NFC() if normalization else None
-        if isinstance(self.core, UnigramTokenizer):
-            self._normalizer = self.core.normalizer
+        self._normalizer: Normalizer | None = getattr(self.core, "normalizer", None)
+        if normalization:
+            self._normalizer = Normalizer.from_dict(normalization) if isinstance(normalization, dict) else NFC()
         self.most_per_byte = max(self.most_per_byte, getattr(self._normalizer, "most_per_byte", 0))
         self._space = SPACE if isinstance(self.core, CharacterBPE) else " "
         self.special_tokens = {token.content: token.id for token in self.added if token.special}

@@ -42,10 +42,11 @@ class MergeLearner:
         ids: the byte tokens of the distinct words, concatenated, int (bytes,)
         sizes: length of each word in bytes, int (words,)
         counts: number of occurrences of each word, int (words,)
-        token_bytes: the bytes of each token; new tokens are appended
+        token_bytes: the bytes of each token; new tokens are appended. Instead of bytes, any other sequence that
+            identifies a token will do, with one item per cell.
     """
 
-    def __init__(self, ids: np.ndarray, sizes: np.ndarray, counts: np.ndarray, token_bytes: list[bytes]) -> None:
+    def __init__(self, ids: np.ndarray, sizes: np.ndarray, counts: np.ndarray, token_bytes: list[Any]) -> None:
         ends = np.cumsum(sizes + 1)
         self._cells = np.full(ends[-1], NOTHING, dtype=np.int32)
         inside = np.ones(len(self._cells), dtype=bool)

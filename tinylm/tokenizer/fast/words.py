@@ -9,6 +9,8 @@ seven bytes. The number of the prefix and the number of the next piece form the 
 Two words therefore have the same number if and only if they have the same bytes. Hash collisions cannot confuse them.
 """
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -159,18 +161,27 @@ class WordCounter:
         return self._table.lists.take(words), self._table.lists.sizes(words), counts
 
 
+class Splitter(Protocol):
+    """Splits the texts of a block into words, as `WordSplitter` does. It can be pickled."""
+
+    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The block's text, uint8 (bytes,), and the offsets at which words begin, int64 (words,)."""
+        ...
+
+
 class BlockCounter:
     """A picklable word counter for one block.
 
     Args:
-        pattern: that of `WordSplitter`
+        splitter: the pattern of a `WordSplitter`, or another splitter with its `word_starts`
     """
 
-    def __init__(self, pattern: str) -> None:
-        self._splitter, self._counter = WordSplitter(pattern), WordCounter()
+    def __init__(self, splitter: str | Splitter) -> None:
+        self._splitter = WordSplitter(splitter) if isinstance(splitter, str) else splitter
+        self._counter = WordCounter()
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return BlockCounter, (self._splitter.pattern,)
+    def __reduce__(self) -> tuple[type, tuple[Splitter]]:
+        return BlockCounter, (self._splitter,)
 
     def __call__(self, block: Block) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the size of the block in bytes, then its distinct words as arguments of `WordCounter.add`."""

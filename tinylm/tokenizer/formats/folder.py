@@ -1,4 +1,4 @@
-"""A folder of Hugging Face: tokenizer.json, or vocab.json with merges.txt, and the settings around it.
+"""A folder of Hugging Face: tokenizer.json, vocab.json with merges.txt or vocab.txt, and the settings around it.
 
     tokenizer_config.json     more added tokens, add_prefix_space, and the class that reads vocab.json
     config.json               the ids that begin and end a text
@@ -18,7 +18,14 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.fast.pretokenize import QWEN2, WordSplitter
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
-from tinylm.tokenizer.formats.steps import FLAGS, read_template, unknown
+from tinylm.tokenizer.formats.steps import FLAGS, read_template, type_of, unknown
+from tinylm.tokenizer.formats.wordpiece import (
+    BERTS_SETTINGS,
+    VOCABULARY,
+    check_settings,
+    has_vocab_txt,
+    vocab_txt_values,
+)
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 TOKENIZER, SETTINGS, CONFIG, GENERATION = (
@@ -70,13 +77,19 @@ def read_folder(folder: str | Path) -> Tokenizer:
     if (folder / TOKENIZER).is_file():
         source = folder / TOKENIZER
         values = read_json(source)
+    elif not (folder / "vocab.json").is_file() and has_vocab_txt(folder):
+        source = folder / VOCABULARY
+        values = vocab_txt_values(source, settings)
     else:
         source = require(folder / "vocab.json")
         values = _from_vocabulary(folder, settings, config)
     if not is_tokenizer_json(values):
         raise DataError(f"{source}: is not a Hugging Face tokenizer.json (it has no model with a vocab)")
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
-        _check_known(settings, KNOWN_SETTINGS)
+        wordpiece = type_of(values["model"]) == "WordPiece"
+        _check_known(settings, KNOWN_SETTINGS | BERTS_SETTINGS if wordpiece else KNOWN_SETTINGS)
+        if wordpiece and source.name == TOKENIZER:
+            check_settings(settings, values.get("normalizer"))
         begin, end = read_template(values.get("post_processor"))
         if settings.get("add_eos_token") and end is None:
             raise unknown("add_eos_token", True)
@@ -84,7 +97,7 @@ def read_folder(folder: str | Path) -> Tokenizer:
     tokenizer = from_tokenizer_json(values, str(source))
     with reading(folder / SETTINGS, "a tokenizer_config.json"):
         _check_prefix(tokenizer, settings)
-        if source.name != TOKENIZER:
+        if source.name not in (TOKENIZER, VOCABULARY):
             begin = _begin(tokenizer, settings)
         elif (asked := settings.get("add_bos_token")) is not None and asked != (begin is not None):
             notice(f"{folder / SETTINGS}: add_bos_token={asked} is overruled by {TOKENIZER}, as in transformers 5")
@@ -115,7 +128,8 @@ def _marked(
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has files that `read_folder` reads."""
-    return (folder / TOKENIZER).is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return pair or (folder / TOKENIZER).is_file() or has_vocab_txt(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:

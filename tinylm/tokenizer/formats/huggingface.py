@@ -7,7 +7,7 @@ wrote from any tokenizer. Everything else is refused, with the name of the field
 matches special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every
 text. A letter that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC for BPE, models other than BPE and Unigram.
+Not supported: other normalizers than NFC for BPE, and than BERT's for WordPiece.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,11 @@ from tinylm.tokenizer.formats.steps import (
     unknown,
 )
 from tinylm.tokenizer.formats.unigram import read_unigram, unigram_steps
+from tinylm.tokenizer.formats.wordpiece import from_wordpiece, wordpiece_steps
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
+from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 # --- writing
 
@@ -88,6 +90,8 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             steps = unigram_steps(tokenizer)
         case WordTokenizer():
             steps = _word_level(tokenizer.words, tokenizer, PATTERNS["words"], UNKNOWN_WORD)
+        case WordPieceTokenizer():
+            steps = wordpiece_steps(tokenizer)
         case _:
             raise ConfigError(f"tokenizer: kind {tokenizer.kind} cannot be written as tokenizer.json")
     listed = [
@@ -122,6 +126,8 @@ def _pipeline_steps(tokenizer: PipelineTokenizer) -> dict[str, Any]:
     match tokenizer.core:
         case UnigramTokenizer():
             return unigram_steps(tokenizer.core)
+        case WordPieceTokenizer():
+            return wordpiece_steps(tokenizer.core)
         case BPETokenizer():
             return _bytes_pipeline(tokenizer)
     return _characters_pipeline(tokenizer)
@@ -239,8 +245,11 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
             return _from_word_level(values)
         if kind == "Unigram":
             return with_template(read_unigram(values), values.get("post_processor"))
+        if kind == "WordPiece":
+            _check_fields({name: value for name, value in values.items() if name != "model"})
+            return with_template(from_wordpiece(values), values.get("post_processor"))
         if kind != "BPE":
-            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE and Unigram, and what it has written itself')
+            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, Unigram, WordPiece, and what it has written itself')
         _check_fields(values)
         tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
         return with_template(tokenizer, values.get("post_processor"))
@@ -321,7 +330,7 @@ def _pair(merge: Any) -> Sequence[str]:
 
 def _check_fields(values: dict[str, Any]) -> None:
     """Checks the fields that no step reads."""
-    found = values | {f"model.{name}": value for name, value in values["model"].items()}
+    found = values | {f"model.{name}": value for name, value in values.get("model", {}).items()}
     for name, harmless in HARMLESS.items():
         if found.get(name, harmless[0]) not in harmless:
             raise unknown(name, found.get(name))

@@ -1,0 +1,203 @@
+"""Splits text into chunks that WordPiece encodes independently, each distinct chunk once.
+
+There are two kinds. Whole words keep every character, so that decoding gives back the text:
+
+    "a cat\n"       ->  "a" " cat" "\n"
+
+Spaced words are normalized, and lose the white space between them. A chunk is a part of the text before normalization,
+often a word, and becomes any number of words:
+
+    "Día  (two)\n"  ->  "Día" "(" "two" ")"    ->  "dia" "(" "two" ")"
+"""
+
+import re
+from functools import cached_property
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import regex
+
+from tinylm.errors import ConfigError
+from tinylm.tokenizer.bert import BertNormalizer, bert_words, is_punctuation
+from tinylm.tokenizer.fast.blocks import Block
+from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.normalize import Normalizer
+
+WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"  # letters, digits and underscores, as \w in `tokenizers`
+PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
+    "bert": r"\S",  # bert_words
+    "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",
+    "spaces": r"\P{White_Space}+",
+}
+_SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
+_WHITE, _ALONE = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
+_WHITE[[*_SPACES]] = _ALONE[[*_PUNCTUATION]] = True
+
+
+class Chunks(Protocol):
+    """A way to split text. It can be pickled, for processes that count."""
+
+    separator: str  # stands between words in the decoded text
+
+    def chunks(self, text: str) -> list[str]:
+        """The chunks of a text."""
+        ...
+
+    def words(self, chunk: str) -> list[str]:
+        """The words of a chunk, normalized."""
+        ...
+
+    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks of a block, as in `WordSplitter.word_starts`; of the text, white space may be missing."""
+        ...
+
+    def safe_cut(self, text: str) -> int:
+        """A late position at which a text can be cut, as in `Tokenizer.safe_cut`."""
+        ...
+
+
+class WholeWords:
+    """The words of a pattern of `WordSplitter`, cut so that every one can be spelled.
+
+    Args:
+        pattern: that of `WordSplitter`
+        mark: what continuing pieces begin with; its first character is a word of its own, so that no word begins with
+            the mark, and looks like a continuing piece
+        longest: characters of a word; longer ones are cut after so many
+    """
+
+    separator = ""
+
+    def __init__(self, pattern: str, mark: str, longest: int) -> None:
+        if not mark[:1].isascii() or mark[:1].isspace():
+            raise ConfigError(f"mark must begin with an ASCII character, got {mark!r}")
+        self._arguments = pattern, mark, longest
+        self._splitter, self._first, self._longest = WordSplitter(pattern), mark[0].encode(), longest
+        self.parts = rf"{re.escape(mark[0])}|[^{re.escape(mark[0])}]{{1,{longest}}}"
+        self._parts = re.compile(self.parts)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return WholeWords, self._arguments
+
+    def chunks(self, text: str) -> list[str]:
+        """The words of a text, which concatenate to it."""
+        words = self._splitter.words(text)
+        if self._first.decode() not in text and max(map(len, words), default=0) <= self._longest:
+            return words
+        return [*chain.from_iterable(map(self._parts.findall, words))]
+
+    def words(self, chunk: str) -> list[str]:
+        """The chunk itself."""
+        return [chunk]
+
+    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The words of a block, as in `WordSplitter.word_starts`."""
+        data, starts = self._splitter.word_starts(block)
+        long = np.flatnonzero(np.diff(starts, append=len(data)) > self._longest)
+        if not len(long) and self._first not in block.data:
+            return data, starts
+        marks = np.zeros(len(data) + 1, dtype=bool)
+        marks[starts] = True
+        alone = np.flatnonzero(data == self._first[0])
+        marks[alone] = marks[alone + 1] = True
+        edges = np.append(np.flatnonzero(marks[:-1]), len(data))
+        for i in np.flatnonzero(np.diff(edges) > self._longest).tolist():
+            marks[self._cuts(data, edges[i], edges[i + 1])] = True
+        return data, np.flatnonzero(marks[:-1])
+
+    def _cuts(self, data: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """The offsets within a long word at which its further parts begin."""
+        characters = np.flatnonzero((data[begin:end] & 0xC0) != 0x80)
+        return begin + characters[self._longest :: self._longest]
+
+    def safe_cut(self, text: str) -> int:
+        """The position of `WordSplitter.safe_cut`."""
+        return self._splitter.safe_cut(text)
+
+
+class SpacedWords:
+    """Words between white space, normalized.
+
+    Args:
+        pattern: `bert`: every punctuation character is a word; `whitespace`: every run of letters, digits and
+            underscores, and every run of other characters; `spaces`: whatever stands between white space
+        normalizer: applied to the text before
+    """
+
+    separator = " "
+
+    def __init__(self, pattern: str, normalizer: Normalizer | None) -> None:
+        if not isinstance(normalizer, BertNormalizer | None):
+            raise ConfigError(f"normalizer: WordPiece has the kind bert or none, got {normalizer.kind}")
+        self._pattern, self._normalizer = pattern, normalizer
+        self._han = pattern == "bert" and normalizer is not None and normalizer.handle_chinese_chars
+        self._expression = regex.compile(PATTERNS[pattern])
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return SpacedWords, (self._pattern, self._normalizer)
+
+    def normalize(self, text: str) -> str:
+        """The normalized text."""
+        return text if self._normalizer is None else self._normalizer.normalize(text)
+
+    @cached_property
+    def _alone(self) -> str:
+        """The characters that are chunks of their own, in a regular expression."""
+        found = regex.escape(_PUNCTUATION.decode()) if self._pattern == "bert" else ""
+        return found + ("\u5000-\u9fff" if self._han else "")
+
+    @cached_property
+    def _cut(self) -> regex.Pattern[str]:
+        return regex.compile(rf"[^ \t\n\r{self._alone}]+" + (f"|[{self._alone}]" if self._alone else ""))
+
+    def chunks(self, text: str) -> list[str]:
+        """Parts of a text, cut where neither normalization nor splitting looks across."""
+        return self._cut.findall(text)
+
+    def words(self, chunk: str) -> list[str]:
+        """The normalized words of a part of a text."""
+        text = self.normalize(chunk)
+        return bert_words(text) if self._pattern == "bert" else self._expression.findall(text)
+
+    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks of a block without the white space between them, as in `WordSplitter.word_starts`."""
+        data = np.frombuffer(block.data, dtype=np.uint8)
+        white, alone = _WHITE.take(data), data == BETWEEN
+        if self._pattern == "bert":
+            alone |= _ALONE.take(data)
+        starts = alone.copy()
+        starts[1:] |= alone[:-1] | white[:-1]
+        starts[:1] = True
+        if self._han:
+            han = np.flatnonzero((data >= 0xE5) & (data <= 0xE9))  # the first of three bytes, U+5000 to U+9FFF
+            starts[han] = True
+            starts[han[han + 3 < len(data)] + 3] = True
+        kept = ~white
+        return data[kept], np.flatnonzero(starts[kept])
+
+    def safe_cut(self, text: str) -> int:
+        """A late position before a space or the like, across which nothing looks; 0 if there is none."""
+        found = self._last.search(text)
+        return found.start() if found else 0
+
+    @cached_property
+    def _last(self) -> regex.Pattern[str]:
+        return regex.compile(rf"(?r)[ \t\n\r{self._alone}]")
+
+    def places(self, text: str) -> tuple[list[tuple[int, int, str]], np.ndarray, np.ndarray]:
+        """The words of a text with the place of each in the normalized text, and the offsets of its characters."""
+        normal = self.normalize(text)
+        if self._normalizer is None:
+            begins, ends = np.arange(len(text)), np.arange(1, len(text) + 1)
+        else:
+            begins, ends = self._normalizer.offsets(text)
+        if self._pattern != "bert":
+            found = [(match.start(), match.end(), match[0]) for match in self._expression.finditer(normal)]
+            return found, begins, ends
+        found, place = [], 0
+        for word in bert_words(normal):
+            place = normal.index(word, place)
+            found.append((place, place + len(word), word))
+            place += len(word)
+        return found, begins, ends

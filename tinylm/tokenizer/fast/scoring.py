@@ -1,0 +1,179 @@
+"""WordPiece training with NumPy: learns the pieces of the highest scores.
+
+`textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: those of the
+pairs on either side of an occurrence, and of the two pieces that it joins. But scores also rise, as their parts become
+rarer, so a priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all
+pairs lie in one array. A merge updates those of the pairs with one of its pieces, and `argmax` finds the next one.
+
+The distinct words are linked lists in arrays, with one cell per character. A piece is in the cell of its first one:
+
+    word        h  ##u  ##g  ##s         ##u ##g -> ##ug       h ##ug   -  ##s
+    following   1    2    3  END                               1    3   -  END
+    previous  END    0    1    2                             END    0   -    1
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+Places = Any  # list[int] or an int32 array
+END = -1  # of a word, in either direction
+NOTHING = -1  # in the cell of no piece
+
+
+class ScoreLearner:
+    """Learns merges by the score count(ab) / (count(a) count(b)) from counted words.
+
+    Of pairs with equal scores the most frequent is merged, and of equally frequent ones the first by `names`.
+
+    Args:
+        characters: the numbers of the characters of the distinct words, concatenated, int (n,); a character that
+            continues a word has another number than the same one at its beginning
+        sizes: characters of each word, int (words,)
+        counts: number of occurrences of each word, int (words,)
+        names: the string of each number; those of merged pieces are appended
+        mark: what the strings of continuing pieces begin with, and those of others do not
+        min_frequency: least number of occurrences of a pair that is merged. None: a limit that falls. It begins at half
+            the count of the most frequent pair, and is halved whenever no pair is left.
+    """
+
+    def __init__(
+        self,
+        characters: np.ndarray,
+        sizes: np.ndarray,
+        counts: np.ndarray,
+        names: list[str],
+        mark: str,
+        min_frequency: int | None = 1,
+    ) -> None:
+        self._names, self._mark, self._falls = names, mark, min_frequency is None
+        self._numbers = {name: number for number, name in enumerate(names)}
+        ends = np.cumsum(sizes)
+        cells, weights = characters.astype(np.int32), np.repeat(counts, sizes)
+        following = np.arange(1, len(cells) + 1, dtype=np.int32)
+        previous = np.arange(-1, len(cells) - 1, dtype=np.int32)
+        following[ends - 1] = previous[ends - sizes] = END
+        self._singles = np.bincount(cells, weights, len(names)).astype(np.int64)
+        self._number_pairs(cells, following, weights)
+        self._least = int(self._counts.max(initial=2)) // 2 if min_frequency is None else max(min_frequency, 1)
+        self._rate(np.arange(len(self._pairs)))
+        # memoryviews: faster for single elements
+        self._cells, self._weights, self._following, self._previous = (
+            each.data for each in (cells, weights, following, previous)
+        )
+
+    def _number_pairs(self, cells: np.ndarray, following: np.ndarray, weights: np.ndarray) -> None:
+        """Numbers all pairs, in their order, and counts them."""
+        firsts = np.flatnonzero(following != END).astype(np.int32)
+        keys = cells[firsts].astype(np.int64) << 32 | cells[following[firsts]]
+        order = np.argsort(keys, kind="stable")
+        keys, firsts = keys[order], firsts[order]
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        keys = keys[begins]
+        self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
+        self._places: list[Places] = [*np.split(firsts, begins[1:])]  # present and former occurrences
+        self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
+        self._counts = np.add.reduceat(weights[firsts], begins) if len(begins) else np.empty(0, dtype=np.int64)
+        self._scores = np.zeros(len(keys))
+        self._of: defaultdict[int, list[int]] = defaultdict(list)  # piece -> its pairs
+        for number, key in enumerate(keys.tolist()):
+            self._of[key >> 32].append(number)
+            self._of[key & 0xFFFFFFFF].append(number)
+
+    def _rate(self, pairs: np.ndarray) -> None:
+        """Updates the scores of pairs; 0 for those that are too rare."""
+        counts = self._counts.take(pairs)
+        products = self._singles.take(self._left.take(pairs)) * self._singles.take(self._right.take(pairs))
+        self._scores[pairs] = np.where(counts >= self._least, counts / np.maximum(products, 1), 0)
+
+    def learn(self, num_pieces: int) -> Iterator[str]:
+        """Yields each piece as it is learned.
+
+        Args:
+            num_pieces: number of pieces at which to stop, characters included; learning ends earlier if no pair is left
+        """
+        while len(self._names) < num_pieces and len(self._scores):
+            best = int(self._scores.argmax())
+            if not self._scores[best]:
+                if not self._falls or self._least == 1:
+                    return
+                self._least = max(self._least // 2, 1)
+                self._rate(np.arange(len(self._pairs)))
+                continue
+            best = self._first_of_equals(best)
+            known = len(self._names)
+            self._merge(best)
+            if len(self._names) > known:
+                yield self._names[-1]
+
+    def _first_of_equals(self, best: int) -> int:
+        """Of the pairs with this pair's score, the most frequent, and of those the first by name."""
+        equals = np.flatnonzero(self._scores == self._scores[best])
+        if len(equals) > 1:
+            counts = self._counts[equals]
+            equals = equals[counts == counts.max()]
+        if len(equals) == 1:
+            return int(equals[0])
+        names, left, right = self._names, self._left, self._right
+        return min(equals.tolist(), key=lambda pair: (names[left[pair]], names[right[pair]]))
+
+    def _merge(self, pair: int) -> None:
+        left, right = int(self._left[pair]), int(self._right[pair])
+        piece = self._joined(left, right)
+        changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
+        new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
+        cells, following, previous, total = self._cells, self._following, self._previous, 0
+        for place in sorted(self._places[pair]):
+            second = following[place]
+            if cells[place] != left or second == END or cells[second] != right:
+                continue
+            weight, before, after = self._weights[place], previous[place], following[second]
+            total += weight
+            if before != END:
+                changes[cells[before] << 32 | left] -= weight
+                changes[cells[before] << 32 | piece] += weight
+                new[cells[before] << 32 | piece].append(before)
+            if after != END:
+                changes[right << 32 | cells[after]] -= weight
+                changes[piece << 32 | cells[after]] += weight
+                new[piece << 32 | cells[after]].append(place)
+                previous[after] = place
+            cells[place], cells[second], following[place] = piece, NOTHING, after
+        self._places[pair] = []
+        changes[left << 32 | right] -= total
+        for each, change in ((left, -total), (right, -total), (piece, total)):
+            self._singles[each] += change
+        self._count(changes, new)
+        self._rate(np.array([*self._of[left], *self._of[right], *self._of[piece]]))
+
+    def _count(self, changes: dict[int, int], new: dict[int, list[int]]) -> None:
+        """Applies changes of counts, to new pairs as well."""
+        added = [key for key, change in changes.items() if key not in self._pairs]
+        size = len(self._pairs)
+        if size + len(added) > len(self._counts):
+            more = len(self._counts) // 2 + len(added)
+            self._left, self._right = np.pad(self._left, (0, more)), np.pad(self._right, (0, more))
+            self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
+        for number, key in enumerate(added, start=size):
+            self._pairs[key] = number
+            self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF
+            self._of[key >> 32].append(number)
+            self._of[key & 0xFFFFFFFF].append(number)
+            self._places.append([])
+        for key, change in changes.items():
+            self._counts[self._pairs[key]] += change
+        for key, places in new.items():
+            number = self._pairs[key]
+            self._places[number] = [*self._places[number], *places]
+
+    def _joined(self, left: int, right: int) -> int:
+        """The number of the piece that two neighbours form: a known one with this name, or a new one."""
+        name = self._names[left] + self._names[right].removeprefix(self._mark)
+        number = self._numbers.setdefault(name, len(self._names))
+        if number == len(self._names):
+            self._names.append(name)
+            if number == len(self._singles):
+                self._singles = np.pad(self._singles, (0, number))
+        return number

@@ -1,0 +1,97 @@
+"""WordPiece training from counted words: their characters, then the pieces that are learned."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from tinylm.errors import ConfigError, notice
+from tinylm.tokenizer.fast.learning import MergeLearner
+from tinylm.tokenizer.fast.scoring import ScoreLearner
+
+Score = Literal["likelihood", "count"]
+Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
+
+
+def learn_pieces(
+    words: Words,
+    num_pieces: int,
+    mark: str,
+    score: Score,
+    min_frequency: int | None,
+    learned: Callable[[int], object] = lambda done: None,
+) -> list[str]:
+    """Learns a vocabulary: every character in both forms, then the merged pieces.
+
+    Args:
+        words: the distinct words: the code points of their characters, int64 (n,), the number of characters of each,
+            (words,), and how often each occurs, (words,)
+        num_pieces: size of the vocabulary; at most half of it are characters, each of which has two forms
+        mark: what continuing pieces begin with
+        score: as in `WordPieceTokenizer.train_from_blocks`
+        min_frequency: likewise
+        learned: called with the number of pieces after each merge
+
+    Raises:
+        ConfigError: if there is no room for a character.
+    """
+    points, (characters, sizes, counts) = _alphabet(words, num_pieces // 4), words
+    if not len(points):
+        raise ConfigError(f"vocab_size must leave room for at least 4 pieces, got {num_pieces}")
+    words = _spelled(points, words)
+    letters = [chr(point) for point in points.tolist()]
+    names = sorted([*letters, *(mark + letter for letter in letters if letter != mark[0])])
+    index = {name: number for number, name in enumerate(names)}
+    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters])
+    characters, sizes, counts = words
+    if not len(sizes):
+        return names
+    inside = np.ones(len(characters), dtype=np.int64)
+    inside[np.cumsum(sizes) - sizes] = 0
+    numbers = forms[np.searchsorted(points, characters), inside]
+    if score == "count":
+        return _by_count(numbers, sizes, counts, names, mark, num_pieces, learned)
+    for _ in ScoreLearner(numbers, sizes, counts, names, mark, min_frequency).learn(num_pieces):
+        learned(len(names))
+    return names
+
+
+def _by_count(
+    numbers: np.ndarray,
+    sizes: np.ndarray,
+    counts: np.ndarray,
+    names: list[str],
+    mark: str,
+    num_pieces: int,
+    learned: Callable[[int], object],
+) -> list[str]:
+    """Learns pieces by the most frequent pair. A piece is the tuple of its characters' numbers, as bytes are in BPE."""
+    pieces = [(number,) for number in range(len(names))]
+    for _ in MergeLearner(numbers, sizes, counts, pieces).learn(num_pieces):
+        learned(len(pieces))
+    return ["".join([names[first], *(names[each].removeprefix(mark) for each in rest)]) for first, *rest in pieces]
+
+
+def _alphabet(words: Words, most: int) -> np.ndarray:
+    """The code points of the most frequent characters, in their order, int64 (n,)."""
+    characters, sizes, counts = words
+    points, index = np.unique(characters, return_inverse=True)
+    if len(points) <= most:
+        return points
+    frequency = np.bincount(index, np.repeat(counts, sizes))
+    kept = np.argsort(-frequency, kind="stable")[:most]
+    notice(
+        f"{len(points):,} characters do not fit in half of the vocabulary: left out {len(points) - most:,} rare ones, "
+        f"{int(frequency.sum() - frequency[kept].sum()):,} occurrences; they become [UNK]"
+    )
+    return np.sort(points[kept])
+
+
+def _spelled(points: np.ndarray, words: Words) -> Words:
+    """The words that have no other characters than these."""
+    characters, sizes, counts = words
+    known = np.isin(characters, points)
+    if known.all():
+        return words
+    whole = np.logical_and.reduceat(known, np.cumsum(sizes) - sizes)
+    return characters[np.repeat(whole, sizes)], sizes[whole], counts[whole]

@@ -1,0 +1,436 @@
+"""WordPiece (Schuster and Nakajima 2012; BERT, Devlin et al. 2019): words spelled by the longest pieces that fit.
+
+    vocabulary     un  ##aff  ##able  the  ...        ## marks pieces that continue a word
+    "unaffable"    un ##aff ##able
+
+`textbook_wordpiece.py` does this in forty lines. Text is split in one of two ways. Our own tokenizers use GPT-2's
+pattern, whose words contain their spaces, so decoding gives back the text. BERT's are lossy: text is normalized
+(bert.py), white space only separates words, and decoding puts single spaces between them.
+
+A word that cannot be spelled is unknown as a whole, usually because of a character that the training text lacked. It
+becomes `[UNK]` if there is such a token; otherwise encoding fails. This file is fast because every distinct word is
+spelled only once (words.py).
+
+Not supported: byte fallback.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from tinylm.errors import ConfigError, DataError
+from tinylm.tokenizer.base import Tokenizer
+from tinylm.tokenizer.bert import BertNormalizer
+from tinylm.tokenizer.bpe import ALONE, MAX_REMEMBERED, SHORT, VOCAB_SIZE
+from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
+from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
+from tinylm.tokenizer.fast.pretokenize import BETWEEN
+from tinylm.tokenizer.fast.spelling import Score, Words, learn_pieces
+from tinylm.tokenizer.fast.words import MAX_KNOWN, BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.normalize import Normalizer
+from tinylm.workers import map_in_order
+
+UNKNOWN_PIECE = "[UNK]"
+MARK, LONGEST = "##", 100
+CLEANED = [  # what decoding in other programs changes, in this order
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+    (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+]  # fmt: skip
+
+
+class WordPieceTokenizer(Tokenizer):
+    """Pieces, numbered in their order, then the special tokens that are not among them.
+
+    Args:
+        pieces: the vocabulary; those that continue a word begin with the mark
+        pattern: how text is split. `bert`, `whitespace` or `spaces`, as in `SpacedWords`: white space separates words.
+            Any other is a pattern of `WordSplitter`, whose words contain white space.
+        normalizer: the kind and options of a `Normalizer`; only for words that white space separates
+        unknown: the token of unknown words
+        mark: what continuing pieces begin with
+        longest: characters; longer words are unknown if white space separates words, and are cut otherwise
+        cleanup: whether decoding leaves out the space before punctuation, as in `transformers`
+        special_tokens: names; those that are pieces have their ids
+
+    Attributes:
+        unknown: the id of unknown words, or None
+
+    Raises:
+        ConfigError: if a piece repeats or is empty, or the options do not fit together.
+        DataError: if a piece has a lone surrogate.
+    """
+
+    kind = "wordpiece"
+    has_size = True
+    most_per_byte = 2  # decomposed letters
+
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        pattern: str = "gpt2",
+        normalizer: dict[str, Any] | None = None,
+        unknown: str = UNKNOWN_PIECE,
+        mark: str = MARK,
+        longest: int = LONGEST,
+        cleanup: bool = False,
+        special_tokens: Sequence[str] = (),
+    ) -> None:
+        self.pieces, self.pattern, self.mark, self.longest, self.cleanup = list(pieces), pattern, mark, longest, cleanup
+        self._unknown_name = unknown
+        self.normalizer = None if normalizer is None else Normalizer.from_dict(normalizer)
+        self._check()
+        self._chunks = _chunks(pattern, self.normalizer, mark, longest)
+        self.separator = self._chunks.separator
+        known = {piece: token for token, piece in enumerate(self.pieces)}
+        super().__init__(
+            [self._piece_bytes(piece) for piece in self.pieces], [n for n in special_tokens if n not in known]
+        )
+        if len({*special_tokens}) < len(special_tokens):
+            raise ConfigError(f"special_tokens must be distinct and not empty, got {list(special_tokens)}")
+        self.special_tokens = {name: known.get(name, self.special_tokens.get(name, -1)) for name in special_tokens}
+        for name, token in self.special_tokens.items():
+            self.token_bytes[token] = utf8(name)
+        self.unknown = self.special_tokens.get(unknown, known.get(unknown))
+        self._begins = {piece: token for piece, token in known.items() if piece not in self.special_tokens}
+        self._insides = {piece[len(mark) :]: token for piece, token in self._begins.items() if piece.startswith(mark)}
+        self._insides.pop("", None)
+        self._most = max(map(len, self._begins), default=0)
+        self._remembered: dict[str, list[int]] = {}  # chunk -> ids, for short texts
+        self._words = WordTable(self.dtype)  # for blocks
+
+    def _check(self) -> None:
+        if self.normalizer is not None and self.pattern not in PATTERNS:
+            raise ConfigError(f"normalizer: needs a pattern of {', '.join(PATTERNS)}, got {self.pattern!r}")
+        if self.cleanup and self.pattern not in PATTERNS:
+            raise ConfigError(f"cleanup: needs a pattern of {', '.join(PATTERNS)}, got {self.pattern!r}")
+        if not all(isinstance(piece, str) and piece for piece in self.pieces) or not self.mark or self.longest < 1:
+            raise ConfigError("pieces and mark must be strings that are not empty, and longest at least 1")
+        if len({*self.pieces}) < len(self.pieces):
+            twice = next(piece for piece, count in Counter(self.pieces).items() if count > 1)
+            raise ConfigError(f"pieces must be distinct, got {twice[:40]!r} twice")
+
+    def _piece_bytes(self, piece: str) -> bytes:
+        """The bytes that a piece adds to the decoded text."""
+        if piece.startswith(self.mark):
+            return utf8(self._clean(piece[len(self.mark) :]))
+        return utf8(self._clean(self.separator + piece))
+
+    def _clean(self, text: str) -> str:
+        for found, instead in CLEANED if self.cleanup else ():
+            text = text.replace(found, instead)
+        return text
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `__init__`."""
+        return {
+            "pieces": self.pieces,
+            "pattern": self.pattern,
+            "normalizer": self.normalizer and self.normalizer.to_dict(),
+            "unknown": self._unknown_name,
+            "mark": self.mark,
+            "longest": self.longest,
+            "cleanup": self.cleanup,
+            "special_tokens": list(self.special_tokens),
+        }
+
+    # --- training
+
+    @classmethod
+    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
+        """Learns pieces from texts, each an iterable of chunks. Options and errors as in `train_from_blocks`."""
+        return cls.train_from_blocks(blocks(streams, _for_training(pattern, None).safe_cut), pattern=pattern, **options)
+
+    @classmethod
+    def train(
+        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
+    ) -> Self:
+        """Learns pieces from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
+        safe_cut = _for_training(pattern, None).safe_cut
+        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
+        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+
+    @classmethod
+    def train_from_blocks(
+        cls,
+        found: Iterable[Block],
+        *,
+        vocab_size: int = VOCAB_SIZE,
+        pattern: str = "gpt2",
+        normalizer: dict[str, Any] | None = None,
+        score: Score = "likelihood",
+        min_frequency: int | None = None,
+        special_tokens: Sequence[str] = (UNKNOWN_PIECE,),
+        processes: int | None = 1,
+        progress: Callable[[str, int], object] = lambda stage, done: None,
+    ) -> Self:
+        """Learns pieces: every character, at the beginning of a word and inside, then merged neighbours.
+
+        Args:
+            found: the text
+            vocab_size: number of pieces and special tokens; smaller if every word becomes one piece first. At most half
+                of the pieces are characters; rarer ones are left out, with a notice.
+            pattern: as in the class
+            normalizer: as in the class; with the pattern `bert`, by default that of BERT's uncased models
+            score: of the pair that is merged next. `likelihood`: count(ab) / (count(a) count(b)), as in
+                textbook_wordpiece.py; `count`: count(ab), as in byte pair encoding and Hugging Face's WordPieceTrainer
+            min_frequency: with `likelihood`: least number of occurrences of a pair. The score alone favours the rarest
+                pairs: 1 spends the vocabulary on names and misprints (0.97 tokens per byte with 8,000 pieces on 14.6 MB
+                of English). By default the limit falls: it begins at half the count of the most frequent pair, and is
+                halved whenever no pair is left (0.29 tokens per byte, as `count` gives).
+            special_tokens: as in the class
+            processes: processes that count words; None for one per core
+            progress: called with ("counting", bytes read so far), then with ("merging", pieces so far)
+
+        Raises:
+            ConfigError: for options that do not fit together, or a vocab_size too small for four pieces.
+            DataError: if the text is empty or has a lone surrogate.
+        """
+        _check_training(score, min_frequency)
+        if pattern == "bert" and normalizer is None:
+            normalizer = BertNormalizer().to_dict()
+        chunks = _for_training(pattern, normalizer)
+        words = _count(found, chunks, processes, lambda done: progress("counting", done))
+        num_pieces = vocab_size - len(special_tokens)
+        merged = lambda done: progress("merging", done)  # noqa: E731
+        pieces = learn_pieces(words, num_pieces, MARK, score, min_frequency, merged)
+        return cls(pieces, pattern, normalizer, special_tokens=special_tokens)
+
+    # --- encoding
+
+    def _spell(self, word: str) -> list[int] | None:
+        """The ids of a word's pieces, by the longest match; None if it cannot be spelled."""
+        if len(word) > self.longest:
+            return None
+        if (whole := self._begins.get(word)) is not None:
+            return [whole]
+        found, start, known, most = [], 0, self._begins, self._most
+        while start < len(word):
+            for end in range(min(start + most, len(word)), start, -1):
+                if (token := known.get(word[start:end])) is not None:
+                    break
+            else:
+                return None
+            found.append(token)
+            start, known = end, self._insides
+        return found
+
+    def _ids_of(self, chunk: str) -> list[int] | None:
+        """The ids of a chunk; None if it has an unknown word, and there is no token for that."""
+        found: list[int] = []
+        for word in self._chunks.words(chunk):
+            ids = self._spell(word)
+            if ids is None:
+                utf8(chunk)  # raises for a lone surrogate, which is not an unknown word
+                if self.unknown is None:
+                    return None
+                ids = [self.unknown]
+            found += ids
+        return found
+
+    def encode_ordinary(self, text: str, start: int = 0) -> np.ndarray:
+        """The ids of a text, int64 (n,).
+
+        Raises:
+            DataError: for an unknown word without a token for it, with its position; for a lone surrogate.
+        """
+        if len(text) > SHORT:
+            parts = [self.encode_block(block) for block in blocks([[text]], self.safe_cut)]
+            return np.concatenate(parts)
+        return np.array(self._encode_short(text, start), dtype=np.int64)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of a text, as a list; short texts take a faster path."""
+        if allow_special or len(text) > SHORT:
+            return super().encode(text, allow_special=allow_special)
+        return self._encode_short(text)
+
+    def _encode_short(self, text: str, start: int = 0) -> list[int]:
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.clear()
+        known, chunks = self._remembered, self._chunks.chunks(text)
+        for chunk in chunks:
+            if chunk not in known:
+                ids = self._ids_of(chunk)
+                if ids is None:
+                    raise self._unknown_word(text, start)
+                known[chunk] = ids
+        return [*chain.from_iterable(map(known.__getitem__, chunks))]
+
+    def _unknown_word(self, text: str, start: int) -> DataError:
+        """The error for the first unknown word of a text that begins at `start`."""
+        place, chunk = 0, text
+        for chunk in self._chunks.chunks(text):
+            place = text.index(chunk, place)
+            if self._ids_of(chunk) is None:
+                break
+            place += len(chunk)
+        return DataError(
+            f"word {chunk[:40]!a} at position {start + place} cannot be spelled by the vocabulary of "
+            f"{len(self.pieces)} pieces; add it to the corpus, or train the tokenizer with the special token "
+            f"{self._unknown_name}"
+        )
+
+    def encode_block(self, block: Block) -> np.ndarray:
+        """The ids of the texts of a block, int64 (n,), separated by `end_of_text` if there is such a token."""
+        return self.encode_packed(block).astype(np.int64)
+
+    def encode_packed(self, block: Block) -> np.ndarray:
+        """The ids of a block in `dtype` (n,). Each new word is spelled once."""
+        if self._words.size > MAX_KNOWN:
+            self._words = WordTable(self.dtype)
+        data, starts = self._chunks.word_starts(block)
+        numbers = self._words.numbers(data, starts)
+        new, places = self._words.new_words(numbers)
+        ends = np.append(starts, len(data))[places + 1]
+        found = []
+        for begin, end in zip(starts[places].tolist(), ends.tolist(), strict=True):
+            if data[begin] == BETWEEN:
+                found.append([] if self.end_of_text is None else [self.end_of_text])
+            elif (ids := self._ids_of(data[begin:end].tobytes().decode())) is not None:
+                found.append(ids)
+            else:
+                raise self._unknown_in(block)
+        sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        self._words.lists.put(new, np.array([*chain.from_iterable(found)], dtype=np.int64), sizes)
+        return self._words.lists.take(numbers)
+
+    def _unknown_in(self, block: Block) -> DataError:
+        """The error for the first unknown word of a block."""
+        start = block.start
+        for text in block.texts:
+            if any(self._ids_of(chunk) is None for chunk in self._chunks.chunks(text)):
+                return self._unknown_word(text, start)
+            start = 0
+        raise AssertionError("the block has no unknown word")
+
+    def safe_cut(self, text: str) -> int:
+        """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
+        return self._chunks.safe_cut(text)
+
+    def _file_blocks(self, path: Path) -> Iterator[Block]:
+        return file_blocks(path, self.safe_cut)
+
+    def spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The bytes of a text that each of its ids covers, as in `Tokenizer.spans`; white space may lie between."""
+        found: list[tuple[int, int]] = []
+        if isinstance(self._chunks, WholeWords):
+            place = 0
+            for chunk in self._chunks.chunks(text):
+                found += self._parts(chunk, place)
+                place += len(chunk)
+        else:
+            words, begins, ends = self._chunks.places(text)
+            for begin, _, word in words:
+                found += [(int(begins[first]), int(ends[last - 1])) for first, last in self._parts(word, begin)]
+        offsets = np.cumsum([0, *(len(utf8(character)) for character in text)])
+        return offsets[np.array(found, dtype=np.int64).reshape(-1, 2)]
+
+    def _parts(self, word: str, place: int) -> Iterator[tuple[int, int]]:
+        """Where the pieces of a word at a place begin and end."""
+        ids = self._spell(word)
+        if ids is None:
+            yield place, place + len(word)
+            return
+        for number, token in enumerate(ids):
+            size = len(self.pieces[token]) - (len(self.mark) if number else 0)
+            yield place, place + size
+            place += size
+
+    def bytes_behind(self, text: str, ids: np.ndarray, first: int) -> int:
+        """Bytes of a text, without special tokens, that its ids from index `first` on stand for."""
+        if isinstance(self._chunks, WholeWords) and self.unknown not in ids:
+            return super().bytes_behind(text, ids, first)
+        if first >= len(ids):
+            return 0
+        return len(utf8(text)) - (int(self.spans(text, ids)[first, 0]) if first else 0)
+
+    # --- decoding
+
+    def normalized(self, text: str) -> str:
+        """The text that decoding gives if every character has a piece."""
+        if isinstance(self._chunks, WholeWords):
+            return text
+        words = chain.from_iterable(map(self._chunks.words, self._chunks.chunks(text)))
+        return "".join(self._clean(" " + word) for word in words).removeprefix(" ")
+
+    def _bytes(self, token: int) -> bytes:
+        found = super()._bytes(token)
+        return utf8(self.separator) + found if int(token) in self._special_ids else found
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special_tokens.values())
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
+        """The text of token ids, as in `Tokenizer.decode`; without the space before its first word."""
+        text = super().decode(ids, errors)
+        return text.removeprefix(self.separator) if not continues else text
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
+        first = bool(self.separator)
+        for piece in super().decode_stream(ids):
+            yield from filter(None, [piece.removeprefix(self.separator) if first else piece])
+            first = False
+
+
+def _chunks(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
+    return SpacedWords(pattern, normalizer) if pattern in PATTERNS else WholeWords(pattern, mark, longest)
+
+
+def _for_training(pattern: str, normalizer: dict[str, Any] | None) -> WholeWords | SpacedWords:
+    return _chunks(pattern, None if normalizer is None else Normalizer.from_dict(normalizer), MARK, LONGEST)
+
+
+def _check_training(score: str, min_frequency: int | None) -> None:
+    if score not in ("likelihood", "count"):
+        raise ConfigError(f"score must be likelihood or count, got {score!r}")
+    if min_frequency is not None and (score == "count" or min_frequency < 1):
+        raise ConfigError(
+            f"min_frequency must be at least 1, and needs score likelihood, got {min_frequency} and {score}"
+        )
+
+
+def _count(
+    found: Iterable[Block], chunks: WholeWords | SpacedWords, processes: int | None, read: Callable[[int], object]
+) -> Words:
+    """Counts the words of a text, as arguments of `learn_pieces`.
+
+    Raises:
+        DataError: if there is none.
+    """
+    total, num_bytes = WordCounter(), 0
+    for length, *counted in map_in_order(BlockCounter(chunks), found, processes, alone=ALONE):
+        total.add(*counted)
+        num_bytes += length
+        read(num_bytes)
+    data, sizes, counts = total.take()
+    del total  # frees much memory
+    if isinstance(chunks, SpacedWords):
+        data, sizes, counts = _normalized(chunks, data, sizes, counts)
+    if not len(counts):
+        raise DataError("the corpus is empty: training needs at least one word")
+    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
+    ends = np.cumsum(sizes)
+    return points, before[ends] - before[ends - sizes], counts
+
+
+def _normalized(
+    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The normalized words of counted chunks, without words that would be unknown because of their length."""
+    text, place, total = data.tobytes(), 0, Counter[str]()
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        for word in chunks.words(text[place : place + size].decode()):
+            if len(word) <= LONGEST:
+                total[word] += count
+        place += size
+    words = [utf8(word) for word in total]
+    sizes = np.array([*map(len, words)], dtype=np.int64)
+    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)
