@@ -21,19 +21,22 @@ from tinylm.tokenizer import (
     load_tokenizer,
     tokenizer_class,
     write_gpt2,
+    write_sentencepiece,
     write_tiktoken,
     write_tokenizer_json,
+    write_vocab_txt,
 )
 from tinylm.tokenizer.base import TOKENIZER_FILE
 from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
 from tinylm.tokenizer.pieces import show_pieces, statistics
+from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
 
 KINDS = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
-LEARNED = {"--vocab-size", "--pattern", "--memory-limit", "--processes"}
+LEARNED = {"--vocab-size", "--pattern", "--processes"}
 OPTIONS = {
-    "bpe": LEARNED,
-    "unigram": LEARNED,
+    "bpe": LEARNED | {"--memory-limit"},
+    "unigram": LEARNED | {"--memory-limit"},
     "wordpiece": LEARNED | {"--min-frequency"},
     "word": {"--vocab-size", "--min-frequency"},
 }
@@ -46,6 +49,8 @@ WRITERS: dict[str, Callable[[Tokenizer, Path, bool], None]] = {
     "huggingface": write_tokenizer_json,  # tokenizer.json
     "gpt2": write_gpt2,  # folder with vocab.json and merges.txt
     "tiktoken": write_tiktoken,  # file of ranks
+    "sentencepiece": write_sentencepiece,  # .model
+    "bert": write_vocab_txt,  # vocab.txt
     "tinylm": lambda tokenizer, path, overwrite: tokenizer.save(path, overwrite),
 }
 
@@ -59,9 +64,9 @@ def train_parser() -> Parser:
     parser.add_overwrite_option()
     add("--kind", choices=KINDS, default="bpe", help="kind of tokenizer")
     add("--vocab-size", type=int, help="number of tokens, special ones included (default: 4096; word: all words)")
-    add("--pattern", help="how words are split: gpt2, gpt4, or a regular expression that matches one (default: gpt2)")
-    add("--min-frequency", type=int, help="leave out rarer words (word, default: 1) or pairs (wordpiece, default: 2)")
-    special = f"special tokens (default: {END_OF_TEXT}; word: <pad> <unk> <bos> <eos>)"
+    add("--pattern", help="words: gpt2, gpt4, a regular expression, or, of wordpiece, bert (default: gpt2)")
+    add("--min-frequency", type=int, help="leave out rarer words (word, default: 1) or pairs (wordpiece)")
+    special = f"special tokens (default: {END_OF_TEXT}; wordpiece: also {UNKNOWN_PIECE}; word: <pad> <unk> <bos> <eos>)"
     add("--special-tokens", nargs="*", metavar="TOKEN", help=special)
     add("--memory-limit", type=int, help="memory for the distinct words, in MB (default: no limit)")
     add("--processes", type=int, help="processes that count words (default: one per core)")
@@ -76,7 +81,7 @@ def train(arguments: list[str]) -> None:
     if options.special_tokens is not None:
         settings["special_tokens"] = options.special_tokens
     elif options.kind != "word":
-        settings["special_tokens"] = [END_OF_TEXT]
+        settings["special_tokens"] = [UNKNOWN_PIECE, END_OF_TEXT] if options.kind == "wordpiece" else [END_OF_TEXT]
     check_target(options.out, TOKENIZER_FILE, options.overwrite)
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
@@ -116,7 +121,7 @@ def export(arguments: list[str]) -> None:
     parser = Parser("tokenizer export", "Writes a tokenizer in the format of another library.")
     parser.add_argument("tokenizer", help="tokenizer file or folder, in any supported format")
     parser.add_argument("--to", choices=[*WRITERS], required=True, help="output format")
-    parser.add_argument("--out", type=Path, required=True, help="file to write; a folder for gpt2")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; a folder for gpt2 and bert")
     parser.add_overwrite_option()
     options = parser.parse(arguments)
     tokenizer = load_tokenizer(options.tokenizer)

@@ -25,9 +25,17 @@ from tinylm.errors import ConfigError, DataError, TinyLMError, did_you_mean, not
 from tinylm.files import locked, make_folder, sha256_bytes, sha256_json, sweep, write_json
 from tinylm.plugins import Part, describe
 from tinylm.progress import learning
-from tinylm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, WordTokenizer, load_tokenizer, tokenizer_class
+from tinylm.tokenizer import (
+    CharTokenizer,
+    Tokenizer,
+    WordPieceTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    tokenizer_class,
+)
 from tinylm.tokenizer.base import END_OF_TEXT
 from tinylm.tokenizer.bpe import VOCAB_SIZE
+from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
 
 TOKENIZER_FORMAT = 2
 
@@ -98,6 +106,8 @@ def _kind_to_train(spec: str, corpus: Corpus) -> tuple[str, type[Tokenizer], dic
     options: dict[str, Any] = _special_tokens(corpus)
     if kind is WordTokenizer:
         options = {}  # it has its own special tokens, one of them for unknown words
+    elif kind is WordPieceTokenizer:  # a character may be missing from the training split
+        options["special_tokens"] = [UNKNOWN_PIECE, *options["special_tokens"]]
     if size:
         options["vocab_size"] = int(size)
     return name, kind, options

@@ -16,8 +16,8 @@ from tinylm.tokenizer.formats.wordpiece import is_vocab_txt, vocab_txt_values
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer from a file or a folder.
 
-    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, a SentencePiece model, BERT's vocab.txt, or
-    tiktoken's ranks if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else
+    A file is one written by `Tokenizer.save`, Hugging Face's tokenizer.json, a SentencePiece model, BERT's vocab.txt,
+    or tiktoken's ranks if its name ends in .tiktoken. A folder holds tokenizer.tinylm.json, else tokenizer.json, else
     vocab.json and merges.txt, else tokenizer.model, else vocab.txt.
 
     Another program's tokenizer begins texts with its end-of-text token, as in training by tinylm; `read_folder` gives
@@ -75,7 +75,6 @@ def _foreign(path: Path) -> str | None:
     """Says what a file of another program is and what to do instead; None for what may be readable."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
-    train = "train one of your own: tinylm tokenizer train TEXT --out FILE"
     if head.startswith(b"minbpe v"):
         return (
             "is a tokenizer of minbpe; write base64 of each token's bytes, and its id, on the lines of a .tiktoken file"

@@ -249,7 +249,8 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
             _check_fields({name: value for name, value in values.items() if name != "model"})
             return with_template(from_wordpiece(values), values.get("post_processor"))
         if kind != "BPE":
-            raise ConfigError(f'model.type is "{kind}"; tinylm reads BPE, Unigram, WordPiece, and what it has written itself')
+            known = "BPE, Unigram, WordPiece, and what it has written itself"
+            raise ConfigError(f'model.type is "{kind}"; tinylm reads {known}')
         _check_fields(values)
         tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
         return with_template(tokenizer, values.get("post_processor"))
