@@ -33,6 +33,7 @@ from tinylm.runs.style import new_figure, style
 ONE_SIZE = ("char", "byte")  # kinds whose vocabulary has the size that it has
 KINDS = ("bpe", "unigram", "wordpiece")
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
+UNKNOWN = ("[UNK]", "<unk>")
 CONTEXT, BATCH = 128, 8  # tokens of a row, rows of a step
 
 
@@ -48,24 +49,29 @@ class Split(Texts):
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of the held-out text."""
-        lengths = self.data.tokenizer.byte_lengths
-        return int(lengths[self.data.tokens["val"][:]].sum())
+        """Bytes of the held-out text; ConfigError if some of it is unknown, and its bits per byte so as well."""
+        tokenizer, ids = self.data.tokenizer, self.data.tokens["val"][:]
+        unknown = sum(int((ids == tokenizer.special_tokens.get(name, -1)).sum()) for name in UNKNOWN)
+        if unknown:
+            raise ConfigError(f"{unknown:,} words of the held-out text are unknown")
+        return int(tokenizer.byte_lengths[ids].sum())
 
 
 @cache
 def texts(corpus: str, tokenizer: str) -> Split:
     """The text of a corpus, encoded by a tokenizer that has learned from it."""
-    return Split(corpus, tokenizer, CONTEXT, BATCH, val_tokens=1 << 40, seed=0)
+    return Split(corpus, tokenizer, UNKNOWN = ("[UNK]", "<unk>")
+CONTEXT, BATCH, val_tokens=1 << 40, seed=0)
 
 
 def run(corpus: str, tokenizer: str, flops: float, seed: int) -> dict[str, Any]:
     """Trains and evaluates a network.
 
     Raises:
-        ConfigError: if there is no vocabulary of this size.
+        ConfigError: if there is no vocabulary of this size, or some of the text is unknown to it.
     """
     text = texts(corpus, tokenizer)
+    size = text.num_bytes
     network = ModelConfig(
         vocab_size=text.data.vocab_size, d_model=96, num_layers=2, num_heads=4, max_seq_len=CONTEXT, dropout=0.0
     )
@@ -76,10 +82,10 @@ def run(corpus: str, tokenizer: str, flops: float, seed: int) -> dict[str, Any]:
     seconds = time.process_time() - started
     loss, floor = evaluate(text, model)
     count = text.data.content.num_tokens("val")
-    bits = count / text.num_bytes / math.log(2)  # a byte, of one nat a token
+    bits = count / size / math.log(2)  # a byte, of one nat a token
     return {
         "corpus": corpus, "tokenizer": tokenizer, "seed": seed, "vocab_size": network.vocab_size, "steps": steps,
-        "loss": loss, "bits_per_byte": loss * bits, "floor": floor * bits, "tokens_per_byte": count / text.num_bytes,
+        "loss": loss, "bits_per_byte": loss * bits, "floor": floor * bits, "tokens_per_byte": count / size,
         "tokens_per_second": steps * BATCH * CONTEXT / seconds,
     }  # fmt: skip
 
