@@ -60,8 +60,7 @@ class Split(Texts):
 @cache
 def texts(corpus: str, tokenizer: str) -> Split:
     """The text of a corpus, encoded by a tokenizer that has learned from it."""
-    return Split(corpus, tokenizer, UNKNOWN = ("[UNK]", "<unk>")
-CONTEXT, BATCH, val_tokens=1 << 40, seed=0)
+    return Split(corpus, tokenizer, CONTEXT, BATCH, val_tokens=1 << 40, seed=0)
 
 
 def run(corpus: str, tokenizer: str, flops: float, seed: int) -> dict[str, Any]:
