@@ -37,7 +37,6 @@ def test_runs_are_measured_once_and_compared_by_the_byte(script, tmp_path, monke
         assert each["bits_per_byte"] == pytest.approx(expected)
     assert rows["char"]["tokens_per_byte"] == rows["byte"]["tokens_per_byte"] == 1.0
     assert rows["bpe:280"]["tokens_per_byte"] < 1.0
-    assert rows["byte"]["steps"] < rows["char"]["steps"]  # more rows of the output layer, fewer steps
     assert (tmp_path / "t.png").stat().st_size > 0
     printed = capsys.readouterr().out
     assert "bpe:10: left out (vocab_size must be at least" in printed
