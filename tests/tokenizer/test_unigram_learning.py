@@ -15,6 +15,7 @@ from scripts.bench import pieces as bench
 from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError
 from tinylm.tokenizer import textbook_unigram as textbook
+from tinylm.tokenizer.fast import unigram_learning
 from tinylm.tokenizer.fast.lattice import LONGEST
 from tinylm.tokenizer.fast.unigram_learning import STEP, Corpus, UnigramLearner, digamma, learn_unigram
 
@@ -135,6 +136,15 @@ def test_small_and_strange_corpora():
     assert len(pieces) == 8 and max(map(len, pieces)) == 16 and np.isfinite(scores).all()
     with pytest.raises(ConfigError, match=r"num_pieces must be at least 3, the number of characters, got 2"):
         learn_unigram(*arrays({"abc": 1}), 2)
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\u4e2d", "😀"])  # of one to four bytes
+def test_only_the_beginning_of_a_long_word_is_read(character, monkeypatch):
+    counts = {character + "b" * 7: 5, "b" + character * 1000: 2}
+    whole = learn_unigram(*arrays(counts), 8)
+    monkeypatch.setattr(unigram_learning, "LONG", 50)
+    shortened = {character + "b" * 7: 5, "b" + character * (49 // len(character.encode())): 2}
+    assert learn_unigram(*arrays(counts), 8) == learn_unigram(*arrays(shortened), 8) != whole
 
 
 def test_characters_beyond_the_coverage_get_no_piece_and_end_words():

@@ -32,6 +32,9 @@ from tinylm.tokenizer.fast.suffixes import END, Suffixes
 
 STEP = 1024  # scores are multiples of 1/1024: sums of them are exact, so that ties are ties in any program
 RARE = 0.499  # expected count below which a piece is dropped; just below 0.5, so that rounding does not decide on 0.5
+LONG = (
+    1 << 14
+)  # bytes; of longer words only the beginning is read, so that data of many megabytes cannot fill the memory
 MORE = 1.1  # times the vocabulary: where the last pruning begins
 
 
@@ -60,7 +63,7 @@ def learn_unigram(
         seeds: pieces of several characters to start from
         shrink: share of the pieces that a pruning keeps
         rounds: expectation maximization steps before each pruning, and at the end
-        progress: called before each pruning with the number of pieces that are left
+        progress: called with the number of pieces that are left, before each pruning and at the end
 
     Returns:
         the pieces, the most probable first, and their log probabilities, which are multiples of 1/1024
@@ -96,6 +99,7 @@ class Corpus:
     """
 
     def __init__(self, words: np.ndarray, sizes: np.ndarray, counts: np.ndarray, coverage: float) -> None:
+        words, sizes = _beginnings(words, sizes)
         points = np.frombuffer(words.tobytes().decode().encode("utf-32-le"), dtype="<u4")
         characters_before = np.append(0, np.cumsum((words & 0xC0) != 0x80))  # each byte but those that continue one
         lengths = np.diff(characters_before[np.append(0, np.cumsum(sizes))])
@@ -109,6 +113,15 @@ class Corpus:
         self.weights = np.repeat(counts, lengths + 1)
         self.starts, self.sizes = _stretches(self.symbols)
         self.counts = self.weights[self.starts].astype(np.float64)
+
+
+def _beginnings(words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first `LONG` bytes of each word, without an incomplete character at their end, and their sizes."""
+    begins, kept = np.cumsum(sizes) - sizes, np.minimum(sizes, LONG)
+    for _ in range(3):  # at most three bytes follow the first one of a character
+        cut = np.flatnonzero(kept < sizes)
+        kept[cut] -= (words[begins[cut] + kept[cut]] & 0xC0) == 0x80
+    return slices(words, begins, kept), kept
 
 
 def _covering(counts: np.ndarray, coverage: float) -> np.ndarray:
