@@ -21,6 +21,7 @@ cancel in every ratio.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -61,9 +62,11 @@ class Lattice:
                 words = np.flatnonzero(at >= 0)
                 found[column, length] = words, at[words]
         self._steps = sorted(found)
-        self._bounds = np.cumsum([0, *(len(found[step][0]) for step in self._steps)])
-        self.words = np.concatenate([found[step][0] for step in self._steps])
-        self.pieces = np.concatenate([found[step][1] for step in self._steps])
+        self._bounds = [0, *accumulate(len(found[step][0]) for step in self._steps)]
+        self.words = np.empty(self._bounds[-1], dtype=np.int64)
+        self.pieces = np.empty(self._bounds[-1], dtype=np.int32)
+        for step, (low, high) in zip(self._steps, pairwise(self._bounds), strict=True):
+            self.words[low:high], self.pieces[low:high] = found.pop(step)  # frees memory on the way
 
     def keep(self, pieces: np.ndarray, words: np.ndarray | None = None) -> None:
         """Drops arcs.
@@ -75,14 +78,14 @@ class Lattice:
         kept = pieces[self.pieces]
         if words is not None:
             kept &= words[self.words]
-        self._bounds = np.append(0, np.cumsum(kept))[self._bounds]
+        left = [np.count_nonzero(kept[low:high]) for low, high in pairwise(self._bounds)]
+        self._bounds = [0, *accumulate(left)]
         self.words = self.words[kept]
         self.pieces = (np.cumsum(pieces, dtype=np.int32) - 1)[self.pieces[kept]]
 
     def _slices(self) -> Iterator[tuple[int, int, slice, slice | np.ndarray]]:
         """Yields the column of begin, that of end, the arcs, and their words."""
-        bounds = self._bounds.tolist()
-        for (column, length), low, high in zip(self._steps, bounds, bounds[1:], strict=False):
+        for (column, length), (low, high) in zip(self._steps, pairwise(self._bounds), strict=True):
             if high - low == self._reach[column + length]:  # all words
                 yield column, column + length, slice(low, high), slice(high - low)
             elif high > low:

@@ -44,7 +44,7 @@ class Suffixes:
     Args:
         symbols: the characters of all words as numbers from 1, each word followed by `END`, int32 (n,)
         weights: the number of occurrences of the word at each position, (n,)
-        longest: characters by which suffixes are sorted
+        longest: characters by which suffixes are sorted and compared, at most 127
 
     Attributes:
         order: the positions of the suffixes, without those that begin with `END`, in sorted order
@@ -52,17 +52,18 @@ class Suffixes:
 
     def __init__(self, symbols: np.ndarray, weights: np.ndarray, longest: int) -> None:
         self.longest = longest
-        self._symbols = np.concatenate([symbols, np.zeros(longest, dtype=np.int32)])
+        self._symbols = np.append(symbols, np.zeros(longest, dtype=np.int32))
         self.order = _sorted(symbols, longest)
         self._common = self._common_prefixes()
-        self._before = np.append(0, np.cumsum(weights[self.order]))
-        before = np.append(END, symbols)[self.order]
-        self._varied = np.cumsum(np.append(True, before[1:] != before[:-1]) | (before == END))
-        self._begins_word = before == END
+        self._weights = np.append(0, np.cumsum(weights[self.order]))  # of all suffixes before each one
+        preceding = np.append(END, symbols)[self.order]
+        self._whole = preceding == END  # suffixes that are whole words
+        changes = np.append(True, preceding[1:] != preceding[:-1]) | self._whole
+        self._changes = np.cumsum(changes)  # of the preceding character, up to each suffix
         ends = np.flatnonzero(symbols == END)
         sizes = ends[np.searchsorted(ends, self.order)] - self.order
-        alone = self._begins_word & (np.maximum(self._common[1:], self._common[:-1]) < sizes)
-        self._alone = np.flatnonzero(alone)  # whole words that are part of no other word
+        shared = np.maximum(self._common[1:], self._common[:-1])
+        self._alone = np.flatnonzero(self._whole & (shared < sizes))  # words that are not part of another one
         self._alone_sizes = sizes[self._alone]
 
     def _common_prefixes(self) -> np.ndarray:
@@ -81,7 +82,7 @@ class Suffixes:
         found = [*map(self._maximal, range(self.longest, 1, -1)), self._characters()]
         lengths = np.repeat(np.arange(self.longest, 0, -1), [len(begins) for begins, _ in found])
         begins, ends = (np.concatenate(each) for each in zip(*found, strict=True))
-        counts = self._before[ends] - self._before[begins]
+        counts = self._weights[ends] - self._weights[begins]
         kept = (counts > 1) | (lengths == 1)
         return Runs(lengths[kept], begins[kept], ends[kept], counts[kept])
 
@@ -94,7 +95,7 @@ class Suffixes:
         edges = np.flatnonzero(self._common < length)  # where the first `length` characters change
         branching = np.unique(np.searchsorted(edges, np.flatnonzero(self._common == length), side="right") - 1)
         begins, ends = edges[branching], edges[branching + 1]
-        varied = (self._varied[ends - 1] > self._varied[begins]) | self._begins_word[begins]
+        varied = (self._changes[ends - 1] > self._changes[begins]) | self._whole[begins]
         alone = self._alone[self._alone_sizes == length]
         return np.append(begins[varied], alone), np.append(ends[varied], alone + 1)
 

@@ -12,13 +12,13 @@ training on 15 MB of text down to about two seconds:
 
 The schedule is that of SentencePiece (unigram_model_trainer.cc), and so is the step from expected counts to
 probabilities, exp(digamma(count)) rather than the count, which makes rare pieces rarer still (a variational estimate
-with a sparse prior; Liang and Klein 2007). Different from SentencePiece are:
+with a sparse prior; Liang and Klein 2007). Training differs from SentencePiece's in three ways:
 
 - Words end where the pre-tokenizer says. SentencePiece finds its seeds in whole lines, where a word that is always
-  followed by a space is not a maximal substring without it, and is lost.
+  followed by a space is not maximal without the space, and is lost.
 - The loss of a piece is its expected count times the difference of log probabilities, as in `textbook_unigram`.
-- The last pruning, from 1.1 times the vocabulary, is one by loss. SentencePiece takes the most probable pieces, and
-  leaves the probability of the others unused.
+- The last pruning, from 1.1 times the vocabulary, is by loss too, and the probabilities are estimated once more.
+  SentencePiece takes the most probable pieces; the probability of the others is left unused.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from tinylm.tokenizer.fast.suffixes import END, Suffixes
 
 STEP = 1024  # scores are multiples of 1/1024: sums of them are exact, so that ties are ties in any program
 RARE = 0.499  # expected count below which a piece is dropped; just below 0.5, so that rounding does not decide on 0.5
+LONG = 1 << 14  # bytes; only the beginning of longer words is read, so that one of 200 MB does not fill the memory
 MORE = 1.1  # times the vocabulary: where the last pruning begins
 
 
@@ -56,11 +57,11 @@ def learn_unigram(
         counts: occurrences of each word, (words,)
         num_pieces: size of the vocabulary, characters included; smaller if the words have fewer substrings of use
         coverage: share of the text that the characters with a piece must cover; the rarest ones get none
-        longest: characters of a piece
+        longest: characters of a piece, at most 127
         seeds: pieces of several characters to start from
-        shrink: share of the pieces that a pruning keeps
+        shrink: share of the pieces that a pruning keeps, less than 1
         rounds: expectation maximization steps before each pruning, and at the end
-        progress: called before each pruning with the number of pieces that are left
+        progress: called with the number of pieces that are left, before each pruning and at the end
 
     Returns:
         the pieces, the most probable first, and their log probabilities, which are multiples of 1/1024
@@ -96,6 +97,7 @@ class Corpus:
     """
 
     def __init__(self, words: np.ndarray, sizes: np.ndarray, counts: np.ndarray, coverage: float) -> None:
+        words, sizes = _beginnings(words, sizes)
         points = np.frombuffer(words.tobytes().decode().encode("utf-32-le"), dtype="<u4")
         characters_before = np.append(0, np.cumsum((words & 0xC0) != 0x80))  # each byte but those that continue one
         lengths = np.diff(characters_before[np.append(0, np.cumsum(sizes))])
@@ -109,6 +111,15 @@ class Corpus:
         self.weights = np.repeat(counts, lengths + 1)
         self.starts, self.sizes = _stretches(self.symbols)
         self.counts = self.weights[self.starts].astype(np.float64)
+
+
+def _beginnings(words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first `LONG` bytes of each word, without an incomplete character at their end, and their sizes."""
+    begins, kept = np.cumsum(sizes) - sizes, np.minimum(sizes, LONG)
+    for _ in range(3):  # at most three bytes follow the first one of a character
+        cut = np.flatnonzero(kept < sizes)
+        kept[cut] -= (words[begins[cut] + kept[cut]] & 0xC0) == 0x80
+    return slices(words, begins, kept), kept
 
 
 def _covering(counts: np.ndarray, coverage: float) -> np.ndarray:
