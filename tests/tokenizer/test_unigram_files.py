@@ -88,7 +88,7 @@ def xlm_r(table):
 
 
 def from_spm(table):
-    """As transformers 5 converts a `.model` with byte fallback."""
+    """The steps to which transformers 5 converts a `.model` with byte fallback."""
     ends, marks = normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(r"\A▁"), "▁▁")
     steps = [table, ends, SPACES, normalizers.Replace(" ", "▁"), marks]
     return metaspace(split=False) | {"normalizer": normalizers.Sequence(steps), "decoder": back(True, True)}
