@@ -29,14 +29,13 @@ from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.normalize import Normalizer, through
 from tinylm.tokenizer.spacing import Spacing
-from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
+from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
 UNKNOWN_PIECE = "<unk>"
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
 LONG = 1 << 16  # characters; longer texts are encoded in blocks
 LOOK = 64  # characters before a cut, whose normalization is looked at
-MOST_CUTS = 100  # places tried for a cut
 VISIBLE = [*map(chr, range(0x21, 0x7F))]
 
 
@@ -319,7 +318,9 @@ class UnigramTokenizer(Tokenizer):
         """
         cut = self._spaced_cut(text)
         if not cut and not self._changes:
-            cut = self._any_cut(text)
+            begin = max(len(text) - LONG, 0)
+            cut = self.model.last_cut(text[begin:])
+            cut += begin if cut else 0
         if not cut and len(text) > LONGEST:
             raise too_long(np.frombuffer(utf8(text), dtype=np.uint8), 0, len(utf8(text)))
         return cut
@@ -342,15 +343,6 @@ class UnigramTokenizer(Tokenizer):
         before = self._inner(text[max(cut - LOOK, 0) : cut], continues=True)[-1:]
         after = self._inner(text[cut : cut + LOOK], continues=True)[:1]
         return before not in ("", " ") and after != "" and self.model.splits(before, after)
-
-    def _any_cut(self, text: str) -> int:
-        """The last place between two characters that no piece has side by side; 0 for none."""
-        for end in range(len(text), 1, -LONG):
-            begin = max(end - LONG - 1, 0)
-            for cut in range(end - 1, begin, -1):
-                if self.model.splits(text[cut - 1], text[cut]):
-                    return cut
-        return 0
 
     # --- other segmentations
 
