@@ -258,11 +258,15 @@ class Rewriting(Normalizer):
     Args:
         steps: as in the file, without the sequences around them
 
+    Attributes:
+        most_per_byte: most bytes that one byte of a text becomes; a compatibility character of 3 becomes 33 at most
+
     Raises:
         ConfigError: for a step that has no counterpart here.
     """
 
     kind = "rewriting"
+    most_per_byte = 12
 
     def __init__(self, steps: Sequence[dict[str, Any]]) -> None:
         self.steps = list(steps)

@@ -241,7 +241,7 @@ class UnigramModel:
         return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
 
     def _is_close(self, numbers: np.ndarray, sizes: np.ndarray) -> bool:
-        """Whether rounding to float32 may decide a segmentation: each sum of a part is off by half a unit at most."""
+        """Whether rounding to float32 may decide a segmentation: no sum is off by more than half a unit a character."""
         sums = 40 - np.cumsum(self._totals[numbers])
         return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
@@ -373,10 +373,9 @@ def _fused_tokens(tokens: list[Token], unknown: int) -> list[Token]:
 
 
 def too_long(data: np.ndarray, begin: int, size: int) -> DataError:
-    """The error for a part of too many bytes."""
-    place = int(((data[:begin] & 0xC0) != 0x80).sum())
+    """The error for a part of too many bytes, which is shown by its beginning."""
     shown = data[begin : begin + 80].tobytes().decode(errors="ignore")[:20]
     return DataError(
-        f"the text has {size:,} bytes from character {place} on ({shown!a}...) in which pieces could go across every "
-        f"place; the unigram model takes {LONGEST:,} at most: insert spaces or line ends"
+        f"the text has {size:,} bytes from {shown!a}... on in which pieces could go across every place; the unigram "
+        f"model takes {LONGEST:,} at most: insert spaces or line ends"
     )
