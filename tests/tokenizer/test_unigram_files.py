@@ -151,14 +151,14 @@ def test_ids_and_texts_are_those_of_tokenizers(made, kind):
             cut = len(text) // 2
             text = text[:cut] + names[place % len(names)] + text[cut:]
         found, expected = ours.encode(text, allow_special=True), other.encode(text, add_special_tokens=False).ids
-        if place % 4 == 0:
+        if place % 8 == 0:
             ids, offsets = ours.encode_with_offsets(text, allow_special=True)
             assert ids.tolist() == found
             assert ((offsets >= 0) & (offsets <= len(text))).all() and (offsets[:, 0] <= offsets[:, 1]).all()
         if kind in ("ALBERT", "stripped") and any(text.lower().count(name) > text.count(name) for name in names):
             continue  # `tokenizers` finds the name of a special token that lower case makes
         assert found == expected, text
-        if "ByteFallback" not in str(other.decoder):
+        if place % 4 == 0 and "ByteFallback" not in str(other.decoder):
             assert ours.decode(found) == other.decode(found, skip_special_tokens=False)
 
 
