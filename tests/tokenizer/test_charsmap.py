@@ -14,7 +14,7 @@ from tokenizers import normalizers
 
 from tests.tokenizer.scripts import texts
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import LEAF, Charsmap, Precompiled, read_base64
+from tinylm.tokenizer.charsmap import LEAF, Charsmap, Precompiled
 from tinylm.tokenizer.charsmap_rules import compile_charsmap, named_charsmap, named_rules
 from tinylm.tokenizer.formats.protobuf import read_message
 from tinylm.tokenizer.normalize import Normalizer
@@ -64,7 +64,7 @@ def test_a_table_is_applied_by_graphemes_as_by_tokenizers(tables, strings):
         normalizers.Precompiled(tables["nmt_nfkc"]),
     )
     single = [key for key in dict(library("nmt_nfkc").Decompile()) if len(key) == 1]
-    for text in [*strings, *single]:
+    for text in [*strings[::3], *single[::5]]:
         normal = ours.normalize(text)
         assert normal == theirs.normalize_str(text)
         begins, ends = ours.offsets(text)
@@ -112,7 +112,7 @@ def test_rules_from_unicode_data_are_those_of_sentencepiece(rule, strings):
     for key in ours.keys() | theirs.keys():
         if ours.get(key) != theirs.get(key):
             assert any(unicodedata.category(each) == "Cn" for each in key + theirs[key]) and key not in ours
-    table = read_base64(named_charsmap(rule))
+    table = Charsmap(compile_charsmap(ours))
     assert {key: table.normalize(key) for key in ours} == ours
     assert [table.normalize(text) for text in strings[:300]] == [
         library(rule).Normalize(text) for text in strings[:300]

@@ -50,12 +50,10 @@ def named_rules(name: str) -> Rules:
     if name.startswith("nmt_"):
         rules |= dict.fromkeys(SPACES, " ") | dict.fromkeys(REMOVED, "")
         del rules[FULLWIDTH_TILDE]
-        rules = _needed(rules)
     if name.endswith("_cf"):
         rules = {key: "".join(map(_folded, text)) for key, text in rules.items()}
         rules |= {each: _folded(each) for each in _characters() if _folded(each) != each and each not in rules}
-        rules = _needed(rules)
-    return rules
+    return _needed(rules)
 
 
 def _characters() -> Iterator[str]:
@@ -82,7 +80,7 @@ def _nfkc() -> Rules:
         composed = unicodedata.normalize("NFKC", parts)
         if composed != parts:
             rules.update(("".join(key), composed) for key in product(*([part, *variants[part]] for part in parts)))
-    return _needed({key: text for key, text in rules.items() if key != text})
+    return {key: text for key, text in rules.items() if key != text}
 
 
 def _folded(character: str) -> str:
