@@ -121,3 +121,17 @@ def joining() -> frozenset[str]:
         if not parts.startswith("<"):
             joins.update(chr(int(part, 16)) for part in parts.split()[1:])
     return frozenset(joins | {each for each in composed if unicodedata.normalize("NFD", each)[0] in joins})
+
+
+def through(
+    begins: np.ndarray, ends: np.ndarray, more_begins: np.ndarray, more_ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of a text that was changed twice: those of the second change, by way of those of the first.
+
+    A character that stands for none of the text before it, at `begin == end`, stands for none of the first text.
+    """
+    if not len(begins):
+        return more_begins, more_ends
+    found = begins[np.minimum(more_begins, len(begins) - 1)]
+    last = ends[np.maximum(more_ends - 1, 0)]
+    return found, np.where(more_begins == more_ends, found, last)

@@ -4,7 +4,8 @@
     "``Ünïted  States"   >   '"united states'
 
 Each step also gives the offsets of its result in the text that it was given. A text can be cut between a visible
-character and a space or line end, unless a step replaces strings that contain both.
+character and a space or line end, unless a step replaces strings that contain both. Letters that are too new for the
+Unicode version of one of the two programs may be treated differently.
 """
 
 import re
@@ -20,14 +21,11 @@ import regex
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.charsmap import Precompiled
-from tinylm.tokenizer.normalize import Normalizer, joining
+from tinylm.tokenizer.normalize import Normalizer, joining, through
+from tinylm.tokenizer.spacing import WHITE
 
-SPACE = "▁"
-# Unicode's White_Space, as Rust has it; Python adds U+001C to U+001F
-WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
 MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces
-_NOT_WHITE = re.compile(f"[^{WHITE}]+")
 
 Offsets = tuple[np.ndarray, np.ndarray]
 
@@ -41,7 +39,7 @@ class Step(ABC):
 
     @abstractmethod
     def offsets(self, text: str) -> Offsets:
-        """As in `Normalizer.offsets`."""
+        """The offsets, in the text that the step was given, of each character of its result; int64 (n,) each."""
 
     def may_cut(self, text: str, cut: int) -> bool:
         """Whether the step does not look across a cut between a visible character and a space or line end."""
@@ -85,9 +83,10 @@ class Form(Step):
         joins, begins, ends = _joining_compatible(), [], []
         borders = [0, *(place for place in range(1, len(text)) if text[place] not in joins), len(text)]
         for begin, end in pairwise(borders):
-            count = len(self.apply(text[begin:end], False))
-            begins += [begin] * count
-            ends += [end] * count
+            changed = self.apply(text[begin:end], False)
+            same = changed == text[begin:end]
+            begins += range(begin, end) if same else [begin] * len(changed)
+            ends += range(begin + 1, end + 1) if same else [end] * len(changed)
         return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
 
 
@@ -185,7 +184,7 @@ class Table(Step):
         return self._normalizer.normalize(text, continues=continues)
 
     def offsets(self, text: str) -> Offsets:
-        """As in `Precompiled.offsets`."""
+        """The offsets of `Precompiled`."""
         return self._normalizer.offsets(text)
 
     def may_cut(self, text: str, cut: int) -> bool:
@@ -297,65 +296,3 @@ class Rewriting(Normalizer):
     def options(self) -> dict[str, Any]:
         """The steps."""
         return {"steps": self.steps}
-
-
-class Spacing(Normalizer):
-    """What the pre_tokenizers WhitespaceSplit and Metaspace do before they cut a text at its spaces.
-
-    Args:
-        words: whether the words alone are kept, with one ▁ before each
-        prefix: whether a ▁ is put before a text that begins with none: "always", at the beginning of the text only
-            ("first"), or "never"
-
-    Raises:
-        ConfigError: for words without a prefix, which would not be apart.
-    """
-
-    kind = "spacing"
-
-    def __init__(self, words: bool = False, prefix: str = "always") -> None:
-        if prefix not in ("always", "first", "never") or (words and prefix != "always"):
-            raise ConfigError(f"pre_tokenizer: WhitespaceSplit needs a Metaspace that always puts ▁, got {prefix!r}")
-        self.words, self.prefix = words, prefix
-
-    def normalize(self, text: str, *, continues: bool = False) -> str:
-        """The text, with ▁ for spaces."""
-        if self.words:
-            return "".join(word if word[0] == SPACE else SPACE + word for word in _NOT_WHITE.findall(text))
-        text = text.replace(" ", SPACE)
-        return SPACE + text if self._puts(text) and not continues else text
-
-    def _puts(self, text: str) -> bool:
-        return self.prefix != "never" and text != "" and text[0] not in (SPACE, " ")
-
-    def offsets(self, text: str) -> Offsets:
-        """The ▁ before a word covers no character."""
-        if not self.words:
-            put, kept = np.zeros(1 if self._puts(text) else 0, dtype=np.int64), np.arange(len(text))
-            return np.concatenate([put, kept]), np.concatenate([put, kept + 1])
-        begins, ends = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-        for word in _NOT_WHITE.finditer(text):
-            put = np.full(0 if word[0][0] == SPACE else 1, word.start())
-            begins += [put, np.arange(word.start(), word.end())]
-            ends += [put, np.arange(word.start(), word.end()) + 1]
-        return np.concatenate(begins), np.concatenate(ends)
-
-    def may_cut(self, text: str, cut: int) -> bool:
-        """Before white space."""
-        return text[cut] in WHITE
-
-    def options(self) -> dict[str, Any]:
-        """The arguments of `__init__`."""
-        return {"words": self.words, "prefix": self.prefix}
-
-
-def through(begins: np.ndarray, ends: np.ndarray, more_begins: np.ndarray, more_ends: np.ndarray) -> Offsets:
-    """Offsets of a text that was changed twice: those of the second change, by way of those of the first.
-
-    A character that stands for none of the text before it, at `begin == end`, stands for none of the first text.
-    """
-    if not len(begins):
-        return more_begins, more_ends
-    found = begins[np.minimum(more_begins, len(begins) - 1)]
-    last = ends[np.maximum(more_ends - 1, 0)]
-    return found, np.where(more_begins == more_ends, found, last)

@@ -27,13 +27,12 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, 
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
-from tinylm.tokenizer.normalize import Normalizer
-from tinylm.tokenizer.rewriting import Spacing, through
+from tinylm.tokenizer.normalize import Normalizer, through
+from tinylm.tokenizer.spacing import Spacing
 from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
 UNKNOWN_PIECE = "<unk>"
-SPELLING = "<0x123456789ABCDEF>"  # characters of the names of bytes; where each is a piece, no text is taken for a byte
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
 LONG = 1 << 16  # characters; longer texts are encoded in blocks
 LOOK = 64  # characters before a cut, whose normalization is looked at
@@ -167,8 +166,6 @@ class UnigramTokenizer(Tokenizer):
             pieces, scores = learn_unigram(
                 *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
             )
-            if byte_fallback:
-                pieces, scores = with_characters(pieces, scores, SPELLING, most)
         except ConfigError as error:
             others = f"{len(first)} bytes or unknown and {len(special_tokens)} special tokens"
             raise ConfigError(f"vocab_size={vocab_size} is too small beside {others}: {error}") from error
@@ -453,28 +450,3 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
         )
     if len({*special_tokens}) < len(special_tokens):
         raise ConfigError(f"special_tokens must be distinct, got {list(special_tokens)}")
-
-
-def with_characters(
-    pieces: list[str], scores: list[float], characters: str, most: int
-) -> tuple[list[str], list[float]]:
-    """Pieces with all of these characters, and their scores; the least likely longer pieces make room for them.
-
-    Args:
-        pieces: pieces in falling order of their scores
-        scores: log probabilities
-        characters: those that must be pieces; missing ones get the smallest score
-        most: number of pieces that there may be
-
-    Raises:
-        ConfigError: if there is no room for all characters.
-    """
-    missing = [each for each in dict.fromkeys(characters) if each not in pieces]
-    longer = [place for place, piece in enumerate(pieces) if len(piece) > 1]
-    drop = {*longer[len(longer) - min(max(len(pieces) + len(missing) - most, 0), len(longer)) :]}
-    left = [
-        (piece, score) for place, (piece, score) in enumerate(zip(pieces, scores, strict=True)) if place not in drop
-    ]
-    least = min(scores)
-    found = left + [(each, least) for each in missing]
-    return [piece for piece, _ in found], [score for _, score in found]

@@ -19,11 +19,12 @@ from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import SEPARATOR, utf8
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, margins, trace, words_of
-from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
+from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.segmentation import Arc, Pieces
 
 MAX_REMEMBERED = 1 << 18  # parts of short texts
 SHORT = 300  # bytes; longer texts are encoded faster with NumPy
+TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is faster where they are few
 LONGEST = 1 << 21  # bytes of a part, which take seconds
 ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
 DRAWN = 1 << 16  # bytes segmented at once at random
@@ -220,7 +221,7 @@ class UnigramModel:
         edge = text[starts] == BETWEEN
         if separator is not None:
             lists.put(numbers[edge], np.full(edge.sum(), separator), np.ones(edge.sum(), dtype=np.int64))
-        short = (sizes <= SPELLED) & ~edge
+        short = (sizes <= TOGETHER) & ~edge
         words = words_of(text, starts[short], sizes[short])
         arcs = self._trie.arcs(words)
         last, best = best_arcs(words, arcs)
@@ -234,7 +235,7 @@ class UnigramModel:
             if len(counts):
                 self._margins[numbers[short]] = margins(arcs, last, best, chosen, counts)
                 self._totals[numbers[short]] = best[words.ends]
-        for place in np.flatnonzero(sizes > SPELLED):
+        for place in np.flatnonzero(sizes > TOGETHER):
             ids = self._encode_part(text[starts[place] : starts[place] + sizes[place]].tobytes().decode())
             lists.put(numbers[[place]], np.array(ids, dtype=np.int64), np.array([len(ids)]))
 

@@ -108,7 +108,8 @@ class PieceTrie:
         distance = (np.arange(len(words.data)) - np.repeat(words.begins, sizes))[begins]
         narrow = distance.astype(np.uint16) if distance.max(initial=0) < 1 << 16 else distance  # sorted by radix
         order = np.argsort(narrow, kind="stable")
-        steps = np.append(0, np.cumsum(np.bincount(distance)))
+        counts = np.bincount(distance)
+        steps = np.append(0, np.cumsum(counts[counts > 0]))
         return Arcs(begins[order], ends[order], pieces[order], self._scores[pieces[order]], steps)
 
 

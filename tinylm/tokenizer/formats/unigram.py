@@ -3,8 +3,9 @@
     normalizer > pre_tokenizer (Metaspace: spaces become ▁) > model: [[piece, log probability], ...]
 
 `tokenizers` finds every piece in a text whatever it is named: the text `<0x0A>` may become the byte of a line end, and
-is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches. The name of
-a special token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
+is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches, if each
+character of their names is a piece; otherwise a notice names a text that is read differently. The name of a special
+token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
 
 Not supported: pre_tokenizers other than Metaspace and WhitespaceSplit with it, patterns of anything but spaces.
 """
@@ -13,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tinylm.errors import ConfigError
+from tinylm.errors import ConfigError, notice
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.formats.steps import flat, read_added, read_metaspace, type_of, unknown
 from tinylm.tokenizer.pipeline import PipelineTokenizer
-from tinylm.tokenizer.rewriting import Spacing, step_of
+from tinylm.tokenizer.rewriting import step_of
 from tinylm.tokenizer.segmentation import Pieces
+from tinylm.tokenizer.spacing import Spacing
 from tinylm.tokenizer.unigram import UNKNOWN_PENALTY, UnigramTokenizer
 
 FIELDS = {"type", "unk_id", "vocab", "byte_fallback"}
@@ -44,6 +46,8 @@ def read_unigram(values: dict[str, Any]) -> UnigramTokenizer | PipelineTokenizer
     pieces = [piece for piece, _ in model["vocab"]]
     scores: list[float | None] = [float(score) for _, score in model["vocab"]]
     fallback, unk = model.get("byte_fallback", False), model.get("unk_id")
+    if unk is not None and not (type(unk) is int and 0 <= unk < len(pieces)):
+        raise unknown("model.unk_id", unk)
     options: dict[str, Any] = _read_steps(values) | {"pieces": pieces, "byte_fallback": fallback}
     options["strip"] = _read_decoder(values.get("decoder"), options["marker"], fallback)
     options["unknown"] = None if fallback and unk is not None and pieces[unk] in BYTE_NAMES else unk
@@ -152,9 +156,21 @@ def unigram_steps(tokenizer: UnigramTokenizer) -> dict[str, Any]:
         raise ConfigError(
             f"unknown_score is {found.unknown_score}, but Hugging Face takes {theirs}, 10 below the smallest score"
         )
+    _tell_of_names(tokenizer)
     unk = tokenizer.pieces.index(BYTE_NAMES[0]) if tokenizer.unknown is None else tokenizer.unknown
     model = {"type": "Unigram", "unk_id": unk, "vocab": vocab, "byte_fallback": tokenizer.byte_fallback}
     return {**steps, "decoder": _write_decoder(tokenizer), "model": model}
+
+
+def _tell_of_names(tokenizer: UnigramTokenizer) -> None:
+    """Says which characters are no pieces, so that `tokenizers` takes the name of a byte for the byte."""
+    spelling = {*"".join(BYTE_NAMES)} if tokenizer.byte_fallback else set()
+    if missing := sorted(spelling - tokenizer.model.pieces.scores.keys()):
+        name = next(name for name in BYTE_NAMES if missing[0] in name)
+        notice(
+            f"tokenizer.json: {missing[0]!r} is no piece, so that tokenizers will read the text {name} as a byte; "
+            "tinylm reads it as text"
+        )
 
 
 def _write_normalizer(tokenizer: UnigramTokenizer) -> dict[str, Any]:
