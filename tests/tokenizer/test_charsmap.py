@@ -14,8 +14,9 @@ from tokenizers import normalizers
 
 from tests.tokenizer.scripts import texts
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import LEAF, Charsmap, Precompiled
+from tinylm.tokenizer.charsmap import Charsmap, Precompiled
 from tinylm.tokenizer.charsmap_rules import compile_charsmap, named_charsmap, named_rules
+from tinylm.tokenizer.double_array import LEAF
 from tinylm.tokenizer.formats.protobuf import read_message
 from tinylm.tokenizer.normalize import Normalizer
 from tinylm.tokenizer.spaces import SentencePieceNormalizer

@@ -4,7 +4,7 @@
     nmt_nfkc    nfkc, with white space of all kinds made spaces, and control characters removed: for translation
     ..._cf      the same, then case folding
 
-`compile_charsmap` writes the double array that charsmap.py reads: equal ends of strings share their nodes, and the
+`compile_charsmap` writes the double array that double_array.py reads: equal ends of strings share their nodes, and the
 children of a node go to the first free units that fit.
 """
 
@@ -17,7 +17,7 @@ from functools import cache
 from itertools import product
 
 from tinylm.errors import ConfigError, did_you_mean
-from tinylm.tokenizer.charsmap import LEAF
+from tinylm.tokenizer.double_array import LEAF
 
 RULES = ("nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
