@@ -114,10 +114,10 @@ def test_rules_from_unicode_data_are_those_of_sentencepiece(rule, strings):
         if ours.get(key) != theirs.get(key):
             assert any(unicodedata.category(each) == "Cn" for each in key + theirs[key]) and key not in ours
     table = Charsmap(compile_charsmap(ours))
-    assert {key: table.normalize(key) for key in ours} == ours
-    assert [table.normalize(text) for text in strings[:300]] == [
-        library(rule).Normalize(text) for text in strings[:300]
-    ]
+    some = random.Random(2).sample([*ours], 3_000)
+    assert [table.normalize(key) for key in some] == [ours[key] for key in some]
+    other = library(rule)
+    assert [table.normalize(text) for text in strings[:300]] == [other.Normalize(text) for text in strings[:300]]
 
 
 NOTHING = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "escape_whitespaces": False}
@@ -145,7 +145,7 @@ def _varint(value: int) -> bytes:
 
 def test_a_damaged_table_is_refused_or_read_within_its_bounds(tables):
     draw, table = random.Random(1), tables["nmt_nfkc"]
-    for _ in range(40):
+    for _ in range(20):
         data = bytearray(table[: draw.choice([len(table), draw.randrange(len(table))])])
         for _ in range(draw.choice([0, 1, 3])):
             data[draw.randrange(len(data))] = draw.randrange(256)

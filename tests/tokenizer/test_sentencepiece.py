@@ -84,12 +84,12 @@ def test_a_text_that_is_cut_has_the_same_ids(kind, shape):
     ours, cuts = read(kind, shape), 0
     if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties otherwise
         ours = UnigramTokenizer(**ours.options() | {"sums": "parts"})
-    for text in TEXTS[:150]:
+    for text in TEXTS[:80]:
         if 0 < (cut := ours.safe_cut(text[: len(text) // 2])) < len(text):
             parts = [ours.encode_block(Block([text[:cut]])), ours.encode_block(Block([text[cut:]], cut))]
             assert [*parts[0], *parts[1]] == ours.encode(text)
             cuts += 1
-    assert cuts > 20 or shape == "suffix"
+    assert cuts > 10 or shape == "suffix"
 
 
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
@@ -184,7 +184,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, len(small()) - 1), st.integers(0, 25
 
 
 @given(st.sampled_from(["bpe", "unigram"]), CHANGES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_changed_bytes_are_refused_in_one_line_or_read(tmp_path_factory, kind, changes):
     data = bytearray(small(kind))
     for place, byte in changes:

@@ -52,7 +52,7 @@ def named_rules(name: str) -> Rules:
         del rules[FULLWIDTH_TILDE]
     if name.endswith("_cf"):
         rules = {key: "".join(map(_folded, text)) for key, text in rules.items()}
-        rules |= {each: _folded(each) for each in _characters() if _folded(each) != each and each not in rules}
+        rules |= {each: new for each in _characters() if each not in rules and (new := _folded(each)) != each}
     return _needed(rules)
 
 
