@@ -733,12 +733,8 @@ def test_the_error_for_other_files_lists_the_supported_formats(content, tmp_path
         load_tokenizer(tmp_path / "t.json")
 
 
-SENTENCEPIECE = (
-    b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\n\n\x03<s>\x15\x00\x00\x00\x00\x18\x03"  # as its trainer writes
-)
 FOREIGN = {  # content, what it is, what to do
     "minbpe.model": (b"minbpe v1\n\n0\n104 101\n", "is a tokenizer of minbpe", "on the lines of a .tiktoken file"),
-    "tokenizer.model": (SENTENCEPIECE, "is a SentencePiece model", "tinylm tokenizer train TEXT --out FILE"),
     "meta.pkl": (pickle.dumps({"stoi": {"a": 0}, "itos": {0: "a"}}), "is a pickle, such as nanoGPT's", "the kind char"),
     "merges.txt": (
         b"#version: 0.2\nt h\n",
@@ -761,12 +757,6 @@ def test_a_tokenizer_of_another_program_is_named_with_what_to_do(name, tmp_path)
     with pytest.raises(DataError, match=f"{re.escape(name)}: {re.escape(kind)}.*; .*{re.escape(remedy)}") as raised:
         load_tokenizer(tmp_path / name)
     assert "\n" not in str(raised.value)
-
-
-def test_a_folder_with_a_sentencepiece_model_alone_names_it(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(SENTENCEPIECE)
-    with pytest.raises(DataError, match=r"tokenizer\.model: is a SentencePiece model"):
-        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("step", [None, "Whitespace", "BertPreTokenizer", "ByteLevel"])

@@ -66,7 +66,7 @@ def model_card(
     title = str(info.get("run", folder))
     parts = [HEADER.format(title=title, parameters=parameter_count(config), architecture=family.architecture)]
     if tokenizer is not None:
-        own = tokenizer.marks.begin is not None and not tokenizer.origin
+        own = tokenizer.marks.begin is not None and not tokenizer.imported
         begin = "tokenizer.bos_token + " if own else ""
         parts.append(USAGE.format(folder=folder, begin=begin, new_tokens=min(100, max(config.max_seq_len // 2, 1))))
         parts.append(_ends(tokenizer))
@@ -91,7 +91,7 @@ def _ends(tokenizer: Tokenizer) -> str:
     stops = " or ".join(f"`{names.get(token, token)}`" for token in tokenizer.marks.stops)
     if tokenizer.end_of_text is None:
         return WITHOUT_END
-    return IMPORTED.format(stops=stops) if tokenizer.origin else WITH_END.format(end=names[tokenizer.end_of_text])
+    return IMPORTED.format(stops=stops) if tokenizer.imported else WITH_END.format(end=names[tokenizer.end_of_text])
 
 
 def _table(title: str, values: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def token_settings(tokenizer: Tokenizer | None, context: int) -> tuple[dict, dic
     Those of an imported tokenizer are written as they were read (`Tokenizer.origin`).
     """
     settings: dict[str, Any] = {**TOKENIZER_CONFIG, "model_max_length": context}
-    if tokenizer is not None and tokenizer.origin:
+    if tokenizer is not None and tokenizer.imported:
         ends = dict.fromkeys(IDS) | tokenizer.origin.get(CONFIG, {})
         given = {name: value for name, value in ends.items() if value is not None}
         return ends, tokenizer.origin.get(GENERATION, given), settings | tokenizer.origin.get(SETTINGS, {})

@@ -161,6 +161,11 @@ class Tokenizer(ABC):
         """
         return self._origin or {}
 
+    @property
+    def imported(self) -> bool:
+        """Whether `origin` has settings of a model's folder, not only what SentencePiece's file says about training."""
+        return bool(self.origin.keys() - {"tokenizer.model"})
+
     def with_origin(self, origin: dict[str, Any]) -> "Tokenizer":
         """A copy with the settings of another program's folder."""
         return self._with(self.options(), self._marks, origin)

@@ -203,10 +203,14 @@ class CharacterBPE:
         """The bytes of a text, with its ▁, that each of its ids covers, as in `Tokenizer.spans`."""
         sizes = self._sizes[ids]
         if self.unknown is not None and (unknown := np.flatnonzero(ids == self.unknown)).size:
-            runs = re.finditer(f"[^{re.escape(''.join(name for name in self.vocab if len(name) == 1))}]+", text)
-            sizes[unknown] = [len(utf8(run[0])) for run in runs]
+            sizes[unknown] = [len(utf8(run[0])) for run in self._unknown_runs.finditer(text)]
         ends = np.cumsum(sizes)
         return np.stack([ends - sizes, ends], axis=1)
+
+    @cached_property
+    def _unknown_runs(self) -> re.Pattern[str]:
+        known = "".join(name for name in self.vocab if len(name) == 1)
+        return re.compile(f"[^{re.escape(known)}]+" if known else r"[\s\S]+")
 
     @cached_property
     def _sizes(self) -> np.ndarray:

@@ -2,16 +2,9 @@
 
     "ﬁ" -> "fi"      "e" U+0301 -> "é"      "\\t" -> " "      the longest string of the table is replaced first
 
-The table is a trie over the UTF-8 of the strings that are replaced, stored as a double array (Aoe 1989; the layout is
-that of Darts-clone), and the replacements, each ended by NUL. A unit of the array is a node of the trie, in 32 bits:
-
-    bits 0-7    label: the byte that leads to the node
-    bit 8       whether a string ends here; the unit at the node's base then holds the offset of its replacement
-    bits 9-31   offset: the base is the node's index XOR the offset (times 256 if bit 9 is set)
-
-The child of a node by byte c is the unit at base XOR c, if its label is c. `Charsmap` reads the array of a stranger's
-file: no index leaves it, and the work is bounded. Most characters of a text begin no string of the table; NumPy finds
-those that may, and only these are looked up.
+The table is a trie over the UTF-8 of the strings that are replaced (double_array.py), whose values are offsets of the
+replacements, each ended by NUL. Most characters of a text begin no string of the table; NumPy finds those that may, and
+only these are looked up.
 """
 
 import base64
@@ -26,17 +19,14 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError
+from tinylm.tokenizer.double_array import DAMAGED, NOWHERE, DoubleArray
 from tinylm.tokenizer.normalize import Normalizer
 
-LEAF = 1 << 31  # marks a unit that holds a value
 ALONE, FIRST, INNER = 1, 2, 4  # a character that is replaced alone, begins a longer string, or continues one
-MOST_VISITS = 1 << 17  # of nodes, to check a table; that of NFKC needs 25,000
 LONGEST_KEY = 64  # characters that are replaced
 LONGEST = 1000  # characters of a replacement
 MOST_KNOWN = 1 << 18  # remembered steps
 SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does not replace as a whole
-NOWHERE = -1
-LABELS = np.arange(1, 256)
 NOTHING: Mapping[int, int] = MappingProxyType({})
 _NEAR = r"(?:\r\n|[\x00-\x7F])?"
 _GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # ASCII characters elsewhere stand alone
@@ -62,6 +52,9 @@ class Charsmap:
     Args:
         data: uint32 size of the double array in bytes, the array, the replacements; little-endian
 
+    Attributes:
+        ascii_table: what ASCII characters become, for `str.translate`, if each is replaced alone; else None
+
     Raises:
         ConfigError: if the table is damaged.
     """
@@ -69,13 +62,9 @@ class Charsmap:
     def __init__(self, data: bytes) -> None:
         size = int.from_bytes(data[:4], "little")
         if not 0 < size <= len(data) - 4 or size % 4:
-            raise ConfigError(f"precompiled_charsmap: is damaged, a trie of {size} bytes in {len(data)}")
-        self.data = data
-        self._array = np.frombuffer(data[4 : 4 + size], dtype="<u4").astype(np.int64)
-        self._units: list[int] = self._array.tolist()
-        self._texts = data[4 + size :]
+            raise ConfigError(f"{DAMAGED}, a trie of {size} bytes in {len(data)}")
+        self._trie, self._texts = DoubleArray(data[4 : 4 + size]), data[4 + size :]
         self._kinds = np.zeros(0x110000, dtype=np.uint8)
-        self._root, self._visits = self._base(0), 0
         self._find_kinds()
         self._known: dict[tuple[int, str], tuple[int, str | None]] = {}
         short = [chr(point) for point in np.flatnonzero(self._kinds[:128] & ALONE)]
@@ -87,116 +76,49 @@ class Charsmap:
         """The texts that strings of the table are replaced by."""
         return self._texts.decode("utf-8", "replace").split("\0")
 
-    # --- the trie
-
-    def _base(self, node: int) -> int:
-        unit = self._units[node]
-        return node ^ ((unit >> 10) << ((unit >> 6) & 8))
-
     def _find_kinds(self) -> None:
         """Fills the kind of each character, and checks the table, one more character of its strings at a time."""
-        points, nodes, ends = self._characters_from(np.array([self._root]))
-        self._kinds[points[ends]] |= ALONE
-        self._kinds[points[self._continued(nodes)]] |= FIRST
-        length = 1
-        while len(nodes):
-            if length == LONGEST_KEY:
-                raise ConfigError("precompiled_charsmap: is damaged, its strings have no end")
-            points, nodes, _ = self._characters_from(np.unique(nodes))
+        points, nodes, values = self._trie.characters_from(np.array([self._trie.root]))
+        self._kinds[points[values >= 0]] |= ALONE
+        self._kinds[points[self._trie.continued(nodes)]] |= FIRST
+        found = [values]
+        for _ in range(LONGEST_KEY):
+            points, nodes, values = self._trie.characters_from(np.unique(nodes))
             self._kinds[points] |= INNER
-            length += 1
-
-    def _characters_from(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The steps by one character from any of these nodes.
-
-        Args:
-            nodes: bases of nodes, int64 (n,)
-
-        Returns:
-            code points, int64 (m,); the bases of the nodes they lead to, (m,); whether a string ends there, bool (m,)
-        """
-        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
-        points, left = np.zeros(len(nodes), np.int64), np.full(len(nodes), -1)  # left: bytes of the character to come
-        while len(nodes):
-            rows, labels, nodes, ends = self._children(nodes)
-            lead = left[rows] < 0
-            more = np.select(
-                [labels < 0x80, labels < 0xC2, labels < 0xE0, labels < 0xF0, labels < 0xF5], [0, -1, 1, 2, 3], -1
-            )
-            left = np.where(lead, more, np.where(labels & 0xC0 == 0x80, left[rows] - 1, -1))
-            points = np.where(
-                lead, labels & (0x7F >> np.where(more > 0, more + 1, 0)), points[rows] << 6 | labels & 0x3F
-            )
-            whole = left == 0
-            wrong = points[whole]
-            if (left < 0).any() or (ends & ~whole).any() or ((wrong >> 11 == 0x1B) | (wrong >= 0x110000)).any():
-                raise ConfigError("precompiled_charsmap: is damaged, it replaces what is not UTF-8")
-            found.append((wrong, nodes[whole], ends[whole]))
-            nodes, points, left = nodes[~whole], points[~whole], left[~whole]
-        points, nodes, ends = map(np.concatenate, zip(*found, strict=True))
-        return points, nodes, ends
-
-    def _children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The children of nodes: the index of their parent, their labels and bases, and whether a string ends there."""
-        self._visits += len(nodes)
-        if self._visits > MOST_VISITS:
-            raise ConfigError("precompiled_charsmap: is damaged, its strings have no end")
-        size = len(self._array)
-        rows_of, found = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-        for begin in range(0, len(nodes), 4096):
-            places = nodes[begin : begin + 4096, None] ^ LABELS
-            fits = self._array.take(places, mode="clip") & (LEAF | 0xFF) == LABELS
-            rows, columns = np.nonzero(fits & (places < size))
-            rows_of.append(rows + begin)
-            found.append(places[rows, columns])
-        rows, places = np.concatenate(rows_of), np.concatenate(found)
-        units = self._array[places]
-        bases = places ^ ((units >> 10) << ((units >> 6) & 8))
-        ends = (units >> 8 & 1).astype(bool)
-        if (bases >= size).any():
-            raise ConfigError("precompiled_charsmap: is damaged, a node lies outside the trie")
-        self._check_values(self._array[bases[ends]])
-        return rows, units & 0xFF, bases, ends
+            found.append(values)
+        if len(nodes):
+            raise ConfigError(f"{DAMAGED}, its strings have no end")
+        self._check_values(np.unique(np.concatenate(found)))
 
     def _check_values(self, values: np.ndarray) -> None:
-        for value in np.unique(values & (LEAF - 1)).tolist():
-            try:
+        try:
+            for value in values[values >= 0].tolist():
                 if value >= len(self._texts) or len(self._text(value)) > LONGEST:
                     raise ValueError
-            except ValueError as error:
-                raise ConfigError(
-                    "precompiled_charsmap: is damaged, a replacement is missing, very long or not UTF-8"
-                ) from error
+        except ValueError as error:
+            raise ConfigError(f"{DAMAGED}, a replacement is missing, very long or not UTF-8") from error
 
     def _text(self, value: int) -> str:
         end = self._texts.find(b"\0", value)
         return self._texts[value : end if end >= 0 else None].decode()
 
-    def _continued(self, bases: np.ndarray) -> np.ndarray:
-        """Whether any byte leads on from each node, bool (n,)."""
-        found = np.zeros(len(bases), dtype=bool)
-        found[self._children(bases)[0]] = True
-        return found
-
     def _step(self, base: int, character: str) -> tuple[int, str | None]:
-        """The node that a character leads to, or NOWHERE, and the replacement of the string that ends there, if any."""
+        """The node that a character leads to, or NOWHERE, and the replacement of the string that ends there, if any.
+
+        A node without children is NOWHERE, too.
+        """
         if (step := self._known.get((base, character))) is not None:
             return step
-        node, start = base, base
-        for byte in character.encode():
-            node = start ^ byte
-            if not byte or node >= len(self._units) or self._units[node] & (LEAF | 0xFF) != byte:
-                return NOWHERE, None
-            start = self._base(node)
-        text = self._text(self._units[start] & (LEAF - 1)) if self._units[node] >> 8 & 1 else None
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
-        goes_on = (self._array.take(start ^ LABELS, mode="clip") & (LEAF | 0xFF) == LABELS).any()
-        step = self._known[base, character] = start if goes_on else NOWHERE, text
+        node, ends = self._trie.step(base, character)
+        text = self._text(self._trie.value(node)) if ends else None
+        step = node if node != NOWHERE and self._trie.goes_on(node) else NOWHERE, text
+        self._known[base, character] = step
         return step
 
     def _alone(self, character: str) -> str:
-        return self._step(self._root, character)[1] or ""
+        return self._step(self._trie.root, character)[1] or ""
 
     # --- text
 
@@ -216,7 +138,7 @@ class Charsmap:
                 done = kept[begin]
                 found.append(Change(begin, done, text[begin:done]))
                 continue
-            base, place, longest = self._root, begin, None
+            base, place, longest = self._trie.root, begin, None
             while base != NOWHERE and place < len(text):
                 base, new = self._step(base, text[place])
                 place += 1
@@ -264,7 +186,7 @@ class Charsmap:
         return [Change(place, place + 1, self._alone(text[place])) for place in places]
 
     def _shortest(self, text: str) -> str | None:
-        base = self._root
+        base = self._trie.root
         for character in text:
             base, new = self._step(base, character)
             if new is not None or base == NOWHERE:

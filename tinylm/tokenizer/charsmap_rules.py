@@ -4,7 +4,7 @@
     nmt_nfkc    nfkc, with white space of all kinds made spaces, and control characters removed: for translation
     ..._cf      the same, then case folding
 
-`compile_charsmap` writes the double array that charsmap.py reads: equal ends of strings share their nodes, and the
+`compile_charsmap` writes the double array that double_array.py reads: equal ends of strings share their nodes, and the
 children of a node go to the first free units that fit.
 """
 
@@ -17,7 +17,7 @@ from functools import cache
 from itertools import product
 
 from tinylm.errors import ConfigError, did_you_mean
-from tinylm.tokenizer.charsmap import LEAF
+from tinylm.tokenizer.double_array import LEAF
 
 RULES = ("nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
@@ -50,12 +50,10 @@ def named_rules(name: str) -> Rules:
     if name.startswith("nmt_"):
         rules |= dict.fromkeys(SPACES, " ") | dict.fromkeys(REMOVED, "")
         del rules[FULLWIDTH_TILDE]
-        rules = _needed(rules)
     if name.endswith("_cf"):
         rules = {key: "".join(map(_folded, text)) for key, text in rules.items()}
-        rules |= {each: _folded(each) for each in _characters() if _folded(each) != each and each not in rules}
-        rules = _needed(rules)
-    return rules
+        rules |= {each: new for each in _characters() if each not in rules and (new := _folded(each)) != each}
+    return _needed(rules)
 
 
 def _characters() -> Iterator[str]:
@@ -82,7 +80,7 @@ def _nfkc() -> Rules:
         composed = unicodedata.normalize("NFKC", parts)
         if composed != parts:
             rules.update(("".join(key), composed) for key in product(*([part, *variants[part]] for part in parts)))
-    return _needed({key: text for key, text in rules.items() if key != text})
+    return {key: text for key, text in rules.items() if key != text}
 
 
 def _folded(character: str) -> str:

@@ -104,7 +104,7 @@ class SentencePieceNormalizer(Normalizer):
         return (normal.rstrip(self._space) if self.remove_extra_whitespaces else normal) + after
 
     def _added(self, continues: bool) -> tuple[str, str]:
-        """What is put before a text and behind it."""
+        """The strings that are put before a text and behind it."""
         if not self.add_dummy_prefix:
             return "", ""
         if self.treat_whitespace_as_suffix:

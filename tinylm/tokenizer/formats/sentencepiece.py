@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinylm.errors import ConfigError, DataError
 from tinylm.files import file_size
 from tinylm.tokenizer.added import AddedToken
@@ -162,7 +164,9 @@ def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, train
     largest = max([SMALLEST, *(piece.score for piece in pieces if piece.type == PieceType.NORMAL)])
     scores: list[float | None] = []
     for piece in pieces:
-        preferred = len(piece.name.encode()) * largest - 0.1 if piece.type == PieceType.USER_DEFINED else None
+        preferred = None
+        if piece.type == PieceType.USER_DEFINED:
+            preferred = float(np.float32(len(piece.name.encode()) * largest - 0.1))
         scores.append(piece.score if piece.type == PieceType.NORMAL else preferred)
     [unknown] = _ids(pieces, PieceType.UNKNOWN)
     return UnigramTokenizer(

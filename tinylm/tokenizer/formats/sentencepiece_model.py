@@ -42,7 +42,7 @@ class SpecField(IntEnum):
 
 
 class ModelType(IntEnum):
-    """How a model segments text."""
+    """The algorithm that segments text."""
 
     UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
 

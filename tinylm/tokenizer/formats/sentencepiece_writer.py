@@ -46,7 +46,7 @@ MODEL = FileKind("a SentencePiece model", rb"\n.\n")
 
 
 class Model(NamedTuple):
-    """What a model file says.
+    """The content of a model file, apart from what only training reads.
 
     Attributes:
         type: ModelType.BPE or ModelType.UNIGRAM
