@@ -414,7 +414,7 @@ def _count(
         data, sizes, counts = _normalized(chunks, data, sizes, counts)
     if not len(counts):
         raise DataError("the corpus is empty: training needs at least one word")
-    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
     before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
     ends = np.cumsum(sizes)
     return points, before[ends] - before[ends - sizes], counts

@@ -30,6 +30,7 @@ PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",
     "spaces": r"\P{White_Space}+",
 }
+TAIL = 1 << 12  # characters; further from the end only spaces and line ends are sought
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
 _WHITE, _ALONE = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
 _WHITE[[*_SPACES]] = _ALONE[[*_PUNCTUATION]] = True
@@ -178,8 +179,10 @@ class SpacedWords:
 
     def safe_cut(self, text: str) -> int:
         """A late position before a space or the like, across which nothing looks; 0 if there is none."""
-        found = self._last.search(text)
-        return found.start() if found else 0
+        tail = max(len(text) - TAIL, 0)
+        if found := self._last.search(text, tail):
+            return found.start()
+        return max(text.rfind(" ", 0, tail), text.rfind("\n", 0, tail), 0)
 
     @cached_property
     def _last(self) -> regex.Pattern[str]:

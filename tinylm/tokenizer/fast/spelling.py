@@ -24,7 +24,7 @@ def learn_pieces(
     """Learns a vocabulary: every character in both forms, then the merged pieces.
 
     Args:
-        words: the distinct words: the code points of their characters, int64 (n,), the number of characters of each,
+        words: the distinct words: the code points of their characters, int (n,), the number of characters of each,
             (words,), and how often each occurs, (words,)
         num_pieces: size of the vocabulary; at most half of it are characters, each of which has two forms
         mark: what continuing pieces begin with
@@ -42,11 +42,11 @@ def learn_pieces(
     letters = [chr(point) for point in points.tolist()]
     names = sorted([*letters, *(mark + letter for letter in letters if letter != mark[0])])
     index = {name: number for number, name in enumerate(names)}
-    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters])
+    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters], dtype=np.int32)
     characters, sizes, counts = words
     if not len(sizes):
         return names
-    inside = np.ones(len(characters), dtype=np.int64)
+    inside = np.ones(len(characters), dtype=np.int8)
     inside[np.cumsum(sizes) - sizes] = 0
     numbers = forms[np.searchsorted(points, characters), inside]
     if score == "count":
