@@ -20,8 +20,8 @@ import regex
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.bert import BertNormalizer, bert_words, is_punctuation
-from tinylm.tokenizer.fast.blocks import Block
-from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.fast.blocks import SEPARATOR, Block
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.normalize import Normalizer
 
 WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"  # letters, digits and underscores, as \w in `tokenizers`
@@ -32,8 +32,15 @@ PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
 }
 TAIL = 1 << 12  # characters; further from the end only spaces and line ends are sought
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
-_WHITE, _ALONE = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
-_WHITE[[*_SPACES]] = _ALONE[[*_PUNCTUATION]] = True
+_WHITE, _ALONE = 1, 2  # kinds of bytes, besides 0
+
+
+def _kinds(alone: bytes) -> bytes:
+    """Table for `bytes.translate` from byte to kind."""
+    return bytes(_WHITE if byte in _SPACES else _ALONE if byte in alone else 0 for byte in range(256))
+
+
+_KINDS, _KINDS_OF_BERT = _kinds(SEPARATOR), _kinds(SEPARATOR + _PUNCTUATION)
 
 
 class Chunks(Protocol):
@@ -164,9 +171,9 @@ class SpacedWords:
     def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """The chunks of a block without the white space between them, as in `WordSplitter.word_starts`."""
         data = np.frombuffer(block.data, dtype=np.uint8)
-        white, alone = _WHITE.take(data), data == BETWEEN
-        if self._pattern == "bert":
-            alone |= _ALONE.take(data)
+        table = _KINDS_OF_BERT if self._pattern == "bert" else _KINDS
+        kinds = np.frombuffer(block.data.translate(table), dtype=np.uint8)
+        white, alone = kinds == _WHITE, kinds == _ALONE
         starts = alone.copy()
         starts[1:] |= alone[:-1] | white[:-1]
         starts[:1] = True
