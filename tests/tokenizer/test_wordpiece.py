@@ -300,7 +300,8 @@ def test_added_tokens_with_flags_are_found_as_in_tokenizers(corpus, sample, tmp_
     for text in [*sample, "the Cat [L]sat on a mat, a matter of cats"]:
         ids = ours.encode(text, allow_special=True)
         assert ids == other.encode(text, add_special_tokens=False).ids, ascii(text)
-        assert np.concatenate([ours.encode_block(Block([text]))]).tolist() == ours.encode(text)
+        assert ours.encode_block(Block([text])).tolist() == ours.encode(text)
+        assert ours.decode(ids) == other.decode(ids, skip_special_tokens=False)
     assert to_tokenizer_json(ours) == json.loads((tmp_path / "t.json").read_text())
 
 

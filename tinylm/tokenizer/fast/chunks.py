@@ -13,7 +13,6 @@ often a word, and becomes any number of words:
 import re
 from functools import cached_property
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import regex
@@ -43,28 +42,6 @@ def _kinds(alone: bytes) -> bytes:
 _KINDS, _KINDS_OF_BERT = _kinds(SEPARATOR), _kinds(SEPARATOR + _PUNCTUATION)
 
 
-class Chunks(Protocol):
-    """A way to split text. It can be pickled, for processes that count."""
-
-    separator: str  # stands between words in the decoded text
-
-    def chunks(self, text: str) -> list[str]:
-        """The chunks of a text."""
-        ...
-
-    def words(self, chunk: str) -> list[str]:
-        """The words of a chunk, normalized."""
-        ...
-
-    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """The chunks of a block, as in `WordSplitter.word_starts`; of the text, white space may be missing."""
-        ...
-
-    def safe_cut(self, text: str) -> int:
-        """A late position at which a text can be cut, as in `Tokenizer.safe_cut`."""
-        ...
-
-
 class WholeWords:
     """The words of a pattern of `WordSplitter`, cut so that every one can be spelled.
 
@@ -73,6 +50,12 @@ class WholeWords:
         mark: what continuing pieces begin with; its first character is a word of its own, so that no word begins with
             the mark, and looks like a continuing piece
         longest: characters of a word; longer ones are cut after so many
+
+    Attributes:
+        separator: stands between words in the decoded text
+
+    Raises:
+        ConfigError: if the pattern is invalid, or the mark does not begin with an ASCII character.
     """
 
     separator = ""
@@ -82,8 +65,8 @@ class WholeWords:
             raise ConfigError(f"mark must begin with an ASCII character, got {mark!r}")
         self._arguments = pattern, mark, longest
         self._splitter, self._first, self._longest = WordSplitter(pattern), mark[0].encode(), longest
-        self.parts = rf"{re.escape(mark[0])}|[^{re.escape(mark[0])}]{{1,{longest}}}"
-        self._parts = re.compile(self.parts)
+        first = re.escape(mark[0])
+        self._parts = re.compile(f"{first}|[^{first}]{{1,{longest}}}")
 
     def __reduce__(self) -> tuple[type, tuple]:
         return WholeWords, self._arguments
@@ -131,6 +114,12 @@ class SpacedWords:
         pattern: `bert`: every punctuation character is a word; `whitespace`: every run of letters, digits and
             underscores, and every run of other characters; `spaces`: whatever stands between white space
         normalizer: applied to the text before
+
+    Attributes:
+        separator: stands between words in the decoded text
+
+    Raises:
+        ConfigError: for another normalizer than BERT's.
     """
 
     separator = " "
@@ -160,11 +149,11 @@ class SpacedWords:
         return regex.compile(rf"[^ \t\n\r{self._alone}]+" + (f"|[{self._alone}]" if self._alone else ""))
 
     def chunks(self, text: str) -> list[str]:
-        """Parts of a text, cut where neither normalization nor splitting looks across."""
+        """The chunks of a text, cut where neither normalization nor splitting looks across."""
         return self._cut.findall(text)
 
     def words(self, chunk: str) -> list[str]:
-        """The normalized words of a part of a text."""
+        """The normalized words of a chunk."""
         text = self.normalize(chunk)
         return bert_words(text) if self._pattern == "bert" else self._expression.findall(text)
 

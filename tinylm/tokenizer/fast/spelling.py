@@ -1,16 +1,73 @@
 """WordPiece training from counted words: their characters, then the pieces that are learned."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError, DataError, notice
+from tinylm.tokenizer.fast.blocks import Block, utf8
+from tinylm.tokenizer.fast.chunks import SpacedWords, WholeWords
 from tinylm.tokenizer.fast.learning import MergeLearner
 from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
+from tinylm.workers import map_in_order
 
+ALONE = 30  # blocks; with fewer, further processes do not pay off
 Score = Literal["likelihood", "count"]
 Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
+
+
+def count_words(
+    found: Iterable[Block],
+    chunks: WholeWords | SpacedWords,
+    processes: int | None,
+    longest: int,
+    read: Callable[[int], object],
+) -> Words:
+    """Counts the words of a text, for `learn_pieces`.
+
+    Args:
+        found: the text
+        chunks: splits it
+        processes: processes that count; None for one per core
+        longest: characters; longer words between spaces are unknown, and left out
+        read: called with the bytes read so far
+
+    Raises:
+        DataError: if there is none.
+    """
+    total, num_bytes = WordCounter(), 0
+    for length, *counted in map_in_order(BlockCounter(chunks), found, processes, alone=ALONE):
+        total.add(*counted)
+        num_bytes += length
+        read(num_bytes)
+    data, sizes, counts = total.take()
+    del total  # frees much memory
+    if isinstance(chunks, SpacedWords):
+        data, sizes, counts = _normalized(chunks, data, sizes, counts, longest)
+    if not len(counts):
+        raise DataError("the corpus is empty: training needs at least one word")
+    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
+    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
+    ends = np.cumsum(sizes)
+    return points, before[ends] - before[ends - sizes], counts
+
+
+def _normalized(
+    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, longest: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The normalized words of counted chunks, without words that would be unknown because of their length."""
+    text, place, total = data.tobytes(), 0, Counter[str]()
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        for word in chunks.words(text[place : place + size].decode()):
+            if len(word) <= longest:
+                total[word] += count
+        place += size
+    words = [utf8(word) for word in total]
+    sizes = np.array([*map(len, words)], dtype=np.int64)
+    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)
 
 
 def learn_pieces(
