@@ -101,6 +101,12 @@ def test_every_character_can_begin_a_word_and_continue_one():
     assert tokenizer.encode("ba c") == [4, 1, tokenizer.unknown]
 
 
+def test_words_that_look_like_continuing_pieces_are_not_learned():
+    tokenizer = WordPieceTokenizer.train_from_texts(["##ab ##ab a#b a#b"], vocab_size=100, pattern="spaces")
+    assert tokenizer.pieces == ["#", "###", "##a", "##b", "a", "b", "###b", "a#b"]
+    assert tokenizer.decode(tokenizer.encode("a#b  b#")) == "a#b b#"
+
+
 def test_rare_characters_are_left_out_of_a_small_vocabulary(capsys):
     tokenizer = WordPieceTokenizer.train_from_texts(["a" * 9 + "b" * 8 + "xyz"], vocab_size=9)
     assert "5 characters do not fit in half of the vocabulary: left out 3 rare ones, 3 occurrences" in (

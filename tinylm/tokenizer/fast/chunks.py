@@ -23,7 +23,8 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR, Block
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.normalize import Normalizer
 
-WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"  # letters, digits and underscores, as \w in `tokenizers`
+# letters, digits and underscores, as \w in `tokenizers`; there of Unicode 16, here of the version of `regex`
+WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"
 PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "bert": r"\S",  # bert_words
     "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",

@@ -23,6 +23,7 @@ def count_words(
     found: Iterable[Block],
     chunks: WholeWords | SpacedWords,
     processes: int | None,
+    mark: str,
     longest: int,
     read: Callable[[int], object],
 ) -> Words:
@@ -32,6 +33,7 @@ def count_words(
         found: the text
         chunks: splits it
         processes: processes that count; None for one per core
+        mark: what continuing pieces begin with; words that look like them are left out
         longest: characters; longer words between spaces are unknown, and left out
         read: called with the bytes read so far
 
@@ -46,7 +48,9 @@ def count_words(
     data, sizes, counts = total.take()
     del total  # frees much memory
     if isinstance(chunks, SpacedWords):
-        data, sizes, counts = _normalized(chunks, data, sizes, counts, longest)
+        data, sizes, counts = _normalized(
+            chunks, data, sizes, counts, lambda word: len(word) <= longest and not word.startswith(mark)
+        )
     if not len(counts):
         raise DataError("the corpus is empty: training needs at least one word")
     points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
@@ -56,13 +60,13 @@ def count_words(
 
 
 def _normalized(
-    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, longest: int
+    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, wanted: Callable[[str], bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The normalized words of counted chunks, without words that would be unknown because of their length."""
+    """The normalized words of counted chunks, without the unwanted ones."""
     text, place, total = data.tobytes(), 0, Counter[str]()
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         for word in chunks.words(text[place : place + size].decode()):
-            if len(word) <= longest:
+            if wanted(word):
                 total[word] += count
         place += size
     words = [utf8(word) for word in total]
@@ -96,15 +100,16 @@ def learn_pieces(
     if not len(points):
         raise ConfigError(f"vocab_size must leave room for at least 4 pieces, got {num_pieces}")
     words = _spelled(points, words)
-    letters = [chr(point) for point in points.tolist()]
-    names = sorted([*letters, *(mark + letter for letter in letters if letter != mark[0])])
-    index = {name: number for number, name in enumerate(names)}
-    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters], dtype=np.int32)
     characters, sizes, counts = words
-    if not len(sizes):
-        return names
     inside = np.ones(len(characters), dtype=np.int8)
     inside[np.cumsum(sizes) - sizes] = 0
+    letters = [chr(point) for point in points.tolist()]
+    alone = set() if (characters[inside == 1] == ord(mark[0])).any() else {mark[0]}  # whole words never contain it
+    names = sorted([*letters, *(mark + letter for letter in letters if letter not in alone)])
+    index = {name: number for number, name in enumerate(names)}
+    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters], dtype=np.int32)
+    if not len(sizes):
+        return names
     numbers = forms[np.searchsorted(points, characters), inside]
     if score == "count":
         return _by_count(numbers, sizes, counts, names, mark, num_pieces, learned)
