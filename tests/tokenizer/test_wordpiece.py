@@ -101,6 +101,12 @@ def test_every_character_can_begin_a_word_and_continue_one():
     assert tokenizer.encode("ba c") == [4, 1, tokenizer.unknown]
 
 
+def test_words_that_look_like_continuing_pieces_are_not_learned():
+    tokenizer = WordPieceTokenizer.train_from_texts(["##ab ##ab a#b a#b"], vocab_size=100, pattern="spaces")
+    assert tokenizer.pieces == ["#", "###", "##a", "##b", "a", "b", "###b", "a#b"]
+    assert tokenizer.decode(tokenizer.encode("a#b  b#")) == "a#b b#"
+
+
 def test_rare_characters_are_left_out_of_a_small_vocabulary(capsys):
     tokenizer = WordPieceTokenizer.train_from_texts(["a" * 9 + "b" * 8 + "xyz"], vocab_size=9)
     assert "5 characters do not fit in half of the vocabulary: left out 3 rare ones, 3 occurrences" in (
@@ -300,7 +306,8 @@ def test_added_tokens_with_flags_are_found_as_in_tokenizers(corpus, sample, tmp_
     for text in [*sample, "the Cat [L]sat on a mat, a matter of cats"]:
         ids = ours.encode(text, allow_special=True)
         assert ids == other.encode(text, add_special_tokens=False).ids, ascii(text)
-        assert np.concatenate([ours.encode_block(Block([text]))]).tolist() == ours.encode(text)
+        assert ours.encode_block(Block([text])).tolist() == ours.encode(text)
+        assert ours.decode(ids) == other.decode(ids, skip_special_tokens=False)
     assert to_tokenizer_json(ours) == json.loads((tmp_path / "t.json").read_text())
 
 

@@ -80,7 +80,7 @@ class BertNormalizer(Normalizer):
         A space that was put beside a Chinese character has the offsets of that character. Where marks change places,
         the offsets do not.
         """
-        counts = [len(self._table[ord(character)]) for character in text]
+        counts = [len(self._table[ord(character)] or "") for character in text]
         begins = np.repeat(np.arange(len(text), dtype=np.int64), counts)
         return begins, begins + 1
 
@@ -98,14 +98,14 @@ class BertNormalizer(Normalizer):
         }
 
 
-class _Table(dict[int, str]):
-    """Code point -> what it becomes, for `str.translate`; filled on demand."""
+class _Table(dict[int, str | None]):
+    """Code point -> what it becomes, for `str.translate`, or None if it is removed; filled on demand."""
 
     def __init__(self, cleans: bool, spaces: bool, strips: bool, lowers: bool) -> None:
         self.cleans, self.spaces, self.strips, self.lowers = cleans, spaces, strips, lowers
 
-    def __missing__(self, point: int) -> str:
-        self[point] = result = self._result(point)
+    def __missing__(self, point: int) -> str | None:
+        self[point] = result = self._result(point) or None  # which is faster than "" in translate
         return result
 
     def _result(self, point: int) -> str:

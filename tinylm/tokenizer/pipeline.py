@@ -114,11 +114,12 @@ class PipelineTokenizer(Tokenizer):
         """The bytes of all ids; of a normalized token those that it stands for in the original text."""
         found = list(self.core.token_bytes)
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
+        before = getattr(self.core, "separator", "")  # of WordPiece: stands between words
         for token in self.added:
             if token.id == getattr(self.core, "unknown", None):
                 continue
             name = self._name(token.content) if token.normalized else token.content
-            found[token.id] = utf8(name.replace(SPACE, " ") if self.spaces else name)
+            found[token.id] = utf8(before + (name.replace(SPACE, " ") if self.spaces else name))
         return found
 
     @property

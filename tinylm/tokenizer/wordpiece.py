@@ -31,10 +31,9 @@ from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
 from tinylm.tokenizer.fast.counting import ALONE
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
-from tinylm.tokenizer.fast.spelling import Score, Words, learn_pieces
-from tinylm.tokenizer.fast.words import MAX_KNOWN, BlockCounter, WordCounter, WordTable
+from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
+from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.normalize import Normalizer
-from tinylm.workers import map_in_order
 
 UNKNOWN_PIECE = "[UNK]"
 MARK, LONGEST = "##", 100
@@ -195,7 +194,7 @@ class WordPieceTokenizer(Tokenizer):
         if pattern == "bert" and normalizer is None:
             normalizer = BertNormalizer().to_dict()
         chunks = _for_training(pattern, normalizer)
-        words = _count(found, chunks, processes, lambda done: progress("counting", done))
+        words = count_words(found, chunks, processes, MARK, LONGEST, lambda done: progress("counting", done))
         num_pieces = vocab_size - len(special_tokens)
         merged = lambda done: progress("merging", done)  # noqa: E731
         pieces = learn_pieces(words, num_pieces, MARK, score, min_frequency, merged)
@@ -395,43 +394,3 @@ def _check_training(score: str, min_frequency: int | None) -> None:
         raise ConfigError(
             f"min_frequency must be at least 1, and needs score likelihood, got {min_frequency} and {score}"
         )
-
-
-def _count(
-    found: Iterable[Block], chunks: WholeWords | SpacedWords, processes: int | None, read: Callable[[int], object]
-) -> Words:
-    """Counts the words of a text, as arguments of `learn_pieces`.
-
-    Raises:
-        DataError: if there is none.
-    """
-    total, num_bytes = WordCounter(), 0
-    for length, *counted in map_in_order(BlockCounter(chunks), found, processes, alone=ALONE):
-        total.add(*counted)
-        num_bytes += length
-        read(num_bytes)
-    data, sizes, counts = total.take()
-    del total  # frees much memory
-    if isinstance(chunks, SpacedWords):
-        data, sizes, counts = _normalized(chunks, data, sizes, counts)
-    if not len(counts):
-        raise DataError("the corpus is empty: training needs at least one word")
-    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4").astype(np.int64)
-    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
-    ends = np.cumsum(sizes)
-    return points, before[ends] - before[ends - sizes], counts
-
-
-def _normalized(
-    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The normalized words of counted chunks, without words that would be unknown because of their length."""
-    text, place, total = data.tobytes(), 0, Counter[str]()
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        for word in chunks.words(text[place : place + size].decode()):
-            if len(word) <= LONGEST:
-                total[word] += count
-        place += size
-    words = [utf8(word) for word in total]
-    sizes = np.array([*map(len, words)], dtype=np.int64)
-    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)

@@ -13,48 +13,34 @@ often a word, and becomes any number of words:
 import re
 from functools import cached_property
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import regex
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.bert import BertNormalizer, bert_words, is_punctuation
-from tinylm.tokenizer.fast.blocks import Block
-from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.fast.blocks import SEPARATOR, Block
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.normalize import Normalizer
 
-WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"  # letters, digits and underscores, as \w in `tokenizers`
+# letters, digits and underscores, as \w in `tokenizers`; there of Unicode 16, here of the version of `regex`
+WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"
 PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "bert": r"\S",  # bert_words
     "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",
     "spaces": r"\P{White_Space}+",
 }
+TAIL = 1 << 12  # characters; further from the end only spaces and line ends are sought
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
-_WHITE, _ALONE = np.zeros(256, dtype=bool), np.zeros(256, dtype=bool)
-_WHITE[[*_SPACES]] = _ALONE[[*_PUNCTUATION]] = True
+_WHITE, _ALONE = 1, 2  # kinds of bytes, besides 0
 
 
-class Chunks(Protocol):
-    """A way to split text. It can be pickled, for processes that count."""
+def _kinds(alone: bytes) -> bytes:
+    """Table for `bytes.translate` from byte to kind."""
+    return bytes(_WHITE if byte in _SPACES else _ALONE if byte in alone else 0 for byte in range(256))
 
-    separator: str  # stands between words in the decoded text
 
-    def chunks(self, text: str) -> list[str]:
-        """The chunks of a text."""
-        ...
-
-    def words(self, chunk: str) -> list[str]:
-        """The words of a chunk, normalized."""
-        ...
-
-    def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """The chunks of a block, as in `WordSplitter.word_starts`; of the text, white space may be missing."""
-        ...
-
-    def safe_cut(self, text: str) -> int:
-        """A late position at which a text can be cut, as in `Tokenizer.safe_cut`."""
-        ...
+_KINDS, _KINDS_OF_BERT = _kinds(SEPARATOR), _kinds(SEPARATOR + _PUNCTUATION)
 
 
 class WholeWords:
@@ -65,6 +51,12 @@ class WholeWords:
         mark: what continuing pieces begin with; its first character is a word of its own, so that no word begins with
             the mark, and looks like a continuing piece
         longest: characters of a word; longer ones are cut after so many
+
+    Attributes:
+        separator: stands between words in the decoded text
+
+    Raises:
+        ConfigError: if the pattern is invalid, or the mark does not begin with an ASCII character.
     """
 
     separator = ""
@@ -74,8 +66,8 @@ class WholeWords:
             raise ConfigError(f"mark must begin with an ASCII character, got {mark!r}")
         self._arguments = pattern, mark, longest
         self._splitter, self._first, self._longest = WordSplitter(pattern), mark[0].encode(), longest
-        self.parts = rf"{re.escape(mark[0])}|[^{re.escape(mark[0])}]{{1,{longest}}}"
-        self._parts = re.compile(self.parts)
+        first = re.escape(mark[0])
+        self._parts = re.compile(f"{first}|[^{first}]{{1,{longest}}}")
 
     def __reduce__(self) -> tuple[type, tuple]:
         return WholeWords, self._arguments
@@ -123,6 +115,12 @@ class SpacedWords:
         pattern: `bert`: every punctuation character is a word; `whitespace`: every run of letters, digits and
             underscores, and every run of other characters; `spaces`: whatever stands between white space
         normalizer: applied to the text before
+
+    Attributes:
+        separator: stands between words in the decoded text
+
+    Raises:
+        ConfigError: for another normalizer than BERT's.
     """
 
     separator = " "
@@ -152,20 +150,20 @@ class SpacedWords:
         return regex.compile(rf"[^ \t\n\r{self._alone}]+" + (f"|[{self._alone}]" if self._alone else ""))
 
     def chunks(self, text: str) -> list[str]:
-        """Parts of a text, cut where neither normalization nor splitting looks across."""
+        """The chunks of a text, cut where neither normalization nor splitting looks across."""
         return self._cut.findall(text)
 
     def words(self, chunk: str) -> list[str]:
-        """The normalized words of a part of a text."""
+        """The normalized words of a chunk."""
         text = self.normalize(chunk)
         return bert_words(text) if self._pattern == "bert" else self._expression.findall(text)
 
     def word_starts(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """The chunks of a block without the white space between them, as in `WordSplitter.word_starts`."""
         data = np.frombuffer(block.data, dtype=np.uint8)
-        white, alone = _WHITE.take(data), data == BETWEEN
-        if self._pattern == "bert":
-            alone |= _ALONE.take(data)
+        table = _KINDS_OF_BERT if self._pattern == "bert" else _KINDS
+        kinds = np.frombuffer(block.data.translate(table), dtype=np.uint8)
+        white, alone = kinds == _WHITE, kinds == _ALONE
         starts = alone.copy()
         starts[1:] |= alone[:-1] | white[:-1]
         starts[:1] = True
@@ -178,8 +176,10 @@ class SpacedWords:
 
     def safe_cut(self, text: str) -> int:
         """A late position before a space or the like, across which nothing looks; 0 if there is none."""
-        found = self._last.search(text)
-        return found.start() if found else 0
+        tail = max(len(text) - TAIL, 0)
+        if found := self._last.search(text, tail):
+            return found.start()
+        return max(text.rfind(" ", 0, tail), text.rfind("\n", 0, tail), 0)
 
     @cached_property
     def _last(self) -> regex.Pattern[str]:

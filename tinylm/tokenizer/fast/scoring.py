@@ -12,13 +12,14 @@ The distinct words are linked lists in arrays, with one cell per character. A pi
     previous  END    0    1    2                             END    0   -    1
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-Places = Any  # list[int] or an int32 array
+Places = Any  # an array of int32, which takes less memory than a list
 END = -1  # of a word, in either direction
 NOTHING = -1  # in the cell of no piece
 
@@ -51,7 +52,7 @@ class ScoreLearner:
         self._names, self._mark, self._falls = names, mark, min_frequency is None
         self._numbers = {name: number for number, name in enumerate(names)}
         ends = np.cumsum(sizes)
-        cells, weights = characters.astype(np.int32), np.repeat(counts, sizes)
+        cells, weights = characters.astype(np.int32), np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes)
         following = np.arange(1, len(cells) + 1, dtype=np.int32)
         previous = np.arange(-1, len(cells) - 1, dtype=np.int32)
         following[ends - 1] = previous[ends - sizes] = END
@@ -75,7 +76,8 @@ class ScoreLearner:
         self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
         self._places: list[Places] = [*np.split(firsts, begins[1:])]  # present and former occurrences
         self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
-        self._counts = np.add.reduceat(weights[firsts], begins) if len(begins) else np.empty(0, dtype=np.int64)
+        totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
+        self._counts = totals.astype(np.int64)
         self._scores = np.zeros(len(keys))
         self._of: defaultdict[int, list[int]] = defaultdict(list)  # piece -> its pairs
         for number, key in enumerate(keys.tolist()):
@@ -141,7 +143,7 @@ class ScoreLearner:
                 new[piece << 32 | cells[after]].append(place)
                 previous[after] = place
             cells[place], cells[second], following[place] = piece, NOTHING, after
-        self._places[pair] = []
+        self._places[pair] = array("i")
         changes[left << 32 | right] -= total
         for each, change in ((left, -total), (right, -total), (piece, total)):
             self._singles[each] += change
@@ -161,12 +163,14 @@ class ScoreLearner:
             self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF
             self._of[key >> 32].append(number)
             self._of[key & 0xFFFFFFFF].append(number)
-            self._places.append([])
+            self._places.append(array("i"))
         for key, change in changes.items():
             self._counts[self._pairs[key]] += change
         for key, places in new.items():
             number = self._pairs[key]
-            self._places[number] = [*self._places[number], *places]
+            if not isinstance(self._places[number], array):
+                self._places[number] = array("i", self._places[number])
+            self._places[number].extend(places)
 
     def _joined(self, left: int, right: int) -> int:
         """The number of the piece that two neighbours form: a known one with this name, or a new one."""

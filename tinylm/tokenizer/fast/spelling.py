@@ -1,16 +1,77 @@
 """WordPiece training from counted words: their characters, then the pieces that are learned."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 
-from tinylm.errors import ConfigError, notice
+from tinylm.errors import ConfigError, DataError, notice
+from tinylm.tokenizer.fast.blocks import Block, utf8
+from tinylm.tokenizer.fast.chunks import SpacedWords, WholeWords
 from tinylm.tokenizer.fast.learning import MergeLearner
 from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
+from tinylm.workers import map_in_order
 
+ALONE = 30  # blocks; with fewer, further processes do not pay off
 Score = Literal["likelihood", "count"]
 Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
+
+
+def count_words(
+    found: Iterable[Block],
+    chunks: WholeWords | SpacedWords,
+    processes: int | None,
+    mark: str,
+    longest: int,
+    read: Callable[[int], object],
+) -> Words:
+    """Counts the words of a text, for `learn_pieces`.
+
+    Args:
+        found: the text
+        chunks: splits it
+        processes: processes that count; None for one per core
+        mark: what continuing pieces begin with; words that look like them are left out
+        longest: characters; longer words between spaces are unknown, and left out
+        read: called with the bytes read so far
+
+    Raises:
+        DataError: if there is none.
+    """
+    total, num_bytes = WordCounter(), 0
+    for length, *counted in map_in_order(BlockCounter(chunks), found, processes, alone=ALONE):
+        total.add(*counted)
+        num_bytes += length
+        read(num_bytes)
+    data, sizes, counts = total.take()
+    del total  # frees much memory
+    if isinstance(chunks, SpacedWords):
+        data, sizes, counts = _normalized(
+            chunks, data, sizes, counts, lambda word: len(word) <= longest and not word.startswith(mark)
+        )
+    if not len(counts):
+        raise DataError("the corpus is empty: training needs at least one word")
+    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
+    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
+    ends = np.cumsum(sizes)
+    return points, before[ends] - before[ends - sizes], counts
+
+
+def _normalized(
+    chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, wanted: Callable[[str], bool]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The normalized words of counted chunks, without the unwanted ones."""
+    text, place, total = data.tobytes(), 0, Counter[str]()
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        for word in chunks.words(text[place : place + size].decode()):
+            if wanted(word):
+                total[word] += count
+        place += size
+    words = [utf8(word) for word in total]
+    sizes = np.array([*map(len, words)], dtype=np.int64)
+    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)
 
 
 def learn_pieces(
@@ -24,7 +85,7 @@ def learn_pieces(
     """Learns a vocabulary: every character in both forms, then the merged pieces.
 
     Args:
-        words: the distinct words: the code points of their characters, int64 (n,), the number of characters of each,
+        words: the distinct words: the code points of their characters, int (n,), the number of characters of each,
             (words,), and how often each occurs, (words,)
         num_pieces: size of the vocabulary; at most half of it are characters, each of which has two forms
         mark: what continuing pieces begin with
@@ -39,15 +100,16 @@ def learn_pieces(
     if not len(points):
         raise ConfigError(f"vocab_size must leave room for at least 4 pieces, got {num_pieces}")
     words = _spelled(points, words)
-    letters = [chr(point) for point in points.tolist()]
-    names = sorted([*letters, *(mark + letter for letter in letters if letter != mark[0])])
-    index = {name: number for number, name in enumerate(names)}
-    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters])
     characters, sizes, counts = words
+    inside = np.ones(len(characters), dtype=np.int8)
+    inside[np.cumsum(sizes) - sizes] = 0
+    letters = [chr(point) for point in points.tolist()]
+    alone = set() if (characters[inside == 1] == ord(mark[0])).any() else {mark[0]}  # whole words never contain it
+    names = sorted([*letters, *(mark + letter for letter in letters if letter not in alone)])
+    index = {name: number for number, name in enumerate(names)}
+    forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters], dtype=np.int32)
     if not len(sizes):
         return names
-    inside = np.ones(len(characters), dtype=np.int64)
-    inside[np.cumsum(sizes) - sizes] = 0
     numbers = forms[np.searchsorted(points, characters), inside]
     if score == "count":
         return _by_count(numbers, sizes, counts, names, mark, num_pieces, learned)

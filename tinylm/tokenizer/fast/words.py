@@ -70,7 +70,9 @@ class WordTable:
         lengths = np.diff(starts, append=len(data))
         padded = np.concatenate([data, np.zeros(SPELLED + 8, dtype=np.uint8)])
         eights = np.ndarray(len(padded) - 8, dtype="<u8", buffer=padded, strides=(1,))  # the 8 bytes from each offset
-        numbers = self._table.find_or_add(_piece_keys(eights.take(starts), lengths))
+        few = 16 * len(starts) < len(data)  # take is faster for many words, but first copies the overlapping array
+        firsts = eights[starts] if few else eights.take(starts)
+        numbers = self._table.find_or_add(_piece_keys(firsts, lengths))
         unfinished = np.flatnonzero(lengths > PIECE)
         for offset in range(PIECE, SPELLED, PIECE):
             if not len(unfinished):

@@ -2,7 +2,7 @@
 
     text > added_tokens > normalizer > pre_tokenizer > model > post_processor > ids > decoder > text
 
-Files equivalent to a BPETokenizer, a UnigramTokenizer or a PipelineTokenizer are read, and so are files that tinylm
+Files equivalent to a BPETokenizer, WordPieceTokenizer, UnigramTokenizer or PipelineTokenizer are read, and what tinylm
 wrote from any tokenizer. Everything else is refused, with the name of the field that would change ids. Hugging Face
 matches special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every
 text. A letter that is too new for the Unicode version of one of the two programs may be split differently.
