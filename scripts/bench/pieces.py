@@ -116,7 +116,8 @@ class Words:
 
     def __init__(self, words: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> None:
         self._corpus = Corpus(words, sizes, counts, coverage=1.0)
-        self._text = "".join(["\n", *self._corpus.characters][symbol] for symbol in self._corpus.symbols.tolist())
+        symbols = np.array(["\n", *self._corpus.characters])
+        self._text = "".join(symbols[self._corpus.symbols].tolist())
         self.num_bytes = int(sizes @ counts)
 
     def losses(self, pieces: dict[str, float]) -> tuple[float, float]:
