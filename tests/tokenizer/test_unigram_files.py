@@ -17,6 +17,7 @@ from tinylm.tokenizer import UnigramTokenizer, load_tokenizer, read_tokenizer_js
 from tinylm.tokenizer.base import Marks
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.fast import blocks
+from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece import from_sentencepiece
 from tinylm.tokenizer.pipeline import PipelineTokenizer
@@ -184,6 +185,10 @@ def test_files_and_streams_have_the_ids_of_the_text(made, kind, tmp_path, monkey
     assert ours.encode_file(tmp_path / "t.txt").tolist() == expected
     assert np.concatenate(list(ours.encode_stream([text[:3000], text[3000:]]))).tolist() == expected
     assert ours.safe_cut("And then the cat sat") > 0
+    for text in filter(ours.safe_cut, TEXTS[:60]):  # what stands behind the cut may be the end of the text
+        cut = ours.safe_cut(text)
+        parts = [ours.encode_block(Block([text[:cut]])), ours.encode_block(Block([text[cut:]], start=cut))]
+        assert np.concatenate(parts).tolist() == ours.encode(text)
 
 
 @every_kind
