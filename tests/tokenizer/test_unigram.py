@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, UnigramTokenizer, load_tokenizer, unigram, unigram_model
 from tinylm.tokenizer.characters import BYTE_NAMES
-from tinylm.tokenizer.fast import blocks, counting
+from tinylm.tokenizer.fast import blocks
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece_writer import to_sentencepiece
@@ -120,7 +119,7 @@ def test_sums_of_float32_decide_as_in_sentencepiece(rounded):
 
 
 def test_long_texts_are_segmented_as_short_ones_with_sums_of_float32(rounded, monkeypatch):
-    long = [f"{a} {'x' * 50} {b} {'=' * 40}" for a, b in pairwise([*TEXTS[:60], *RUNS])]
+    long = [f"{a} {'x' * 50} {b} {'=' * 40}" for a, b in pairwise([*TEXTS[:20], *RUNS[::2]])]
     expected = [rounded.encode(text) for text in long]
     end = rounded.with_special_tokens([END_OF_TEXT])
     joined = list(chain.from_iterable([*ids, end.end_of_text] for ids in expected))[:-1]
@@ -166,7 +165,7 @@ def test_a_part_that_is_too_long_is_refused_with_its_place(trained, monkeypatch)
     monkeypatch.setattr(blocks, "BLOCK", 60)
     monkeypatch.setattr(unigram, "LONG", 60)
     for text in ("so " + "a" * 55, "so " + "a" * 500):
-        with pytest.raises(DataError, match=r"from character \d+ on \('.*a'\.\.\.\).*insert spaces"):
+        with pytest.raises(DataError, match=r"\d+ bytes from '.*a'\.\.\. on .*insert spaces"):
             of({"aa": -2000}).encode(text)
     assert trained.decode(trained.encode("\0" * 500)) == "\0" * 500  # bytes can be cut
     with pytest.raises(DataError, match="lone surrogate"):
@@ -243,7 +242,7 @@ def test_samples_are_segmentations_of_the_text_and_the_best_at_a_high_alpha(trai
             trained.sample(text, 0.2, np.random.default_rng(5)), trained.sample(text, 0.2, np.random.default_rng(5))
         )
     assert trained.sample(TEXTS[3], 1e6, np.random.default_rng(0)).tolist() == trained.encode(TEXTS[3])
-    with pytest.raises(ConfigError, match="alpha must be at least 0"):
+    with pytest.raises(ConfigError, match="alpha must be from 0"):
         trained.sample("a", -1.0, np.random.default_rng(0))
 
 
@@ -271,11 +270,9 @@ def test_training_without_bytes_knows_the_unknown(tale, tmp_path):
     assert all(tokenizer.encode(text) == other.encode(text).ids for text in TEXTS)
 
 
-def test_files_are_counted_by_several_processes(trained, tale, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
-    monkeypatch.setattr(counting, "ALONE", 1)
-    Path(tmp_path / "t.txt").write_bytes(tale.encode())
-    again = UnigramTokenizer.train([tmp_path / "t.txt"], vocab_size=1200, special_tokens=[END_OF_TEXT], processes=2)
+def test_training_on_files_is_training_on_their_text(trained, tale, tmp_path):
+    (tmp_path / "t.txt").write_bytes(tale.encode())
+    again = UnigramTokenizer.train([tmp_path / "t.txt"], vocab_size=1200, special_tokens=[END_OF_TEXT], processes=1)
     assert again == trained
 
 
@@ -314,7 +311,7 @@ def test_special_tokens_have_ids_of_their_own_and_are_plain_text(trained):
     [
         ({"pieces": ["<unk>", "a", "a"]}, "pieces must be distinct"),
         ({"scores": [None, 1.0]}, "with a score each"),
-        ({"scores": [None, math.nan, 0.0]}, "scores must be finite"),
+        ({"scores": [None, math.nan, 0.0]}, "scores must be numbers"),
         ({"byte_fallback": True}, "lacks the byte <0x00>"),
         ({"unknown": None}, "unknown must be the id of a piece"),
         ({"unknown": 3}, "unknown must be the id of a piece"),

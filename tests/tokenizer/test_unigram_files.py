@@ -17,6 +17,7 @@ from tinylm.tokenizer import UnigramTokenizer, load_tokenizer, read_tokenizer_js
 from tinylm.tokenizer.base import Marks
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.fast import blocks
+from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece import from_sentencepiece
 from tinylm.tokenizer.pipeline import PipelineTokenizer
@@ -151,14 +152,14 @@ def test_ids_and_texts_are_those_of_tokenizers(made, kind):
             cut = len(text) // 2
             text = text[:cut] + names[place % len(names)] + text[cut:]
         found, expected = ours.encode(text, allow_special=True), other.encode(text, add_special_tokens=False).ids
-        if place % 4 == 0:
+        if place % 8 == 0:
             ids, offsets = ours.encode_with_offsets(text, allow_special=True)
             assert ids.tolist() == found
             assert ((offsets >= 0) & (offsets <= len(text))).all() and (offsets[:, 0] <= offsets[:, 1]).all()
         if kind in ("ALBERT", "stripped") and any(text.lower().count(name) > text.count(name) for name in names):
             continue  # `tokenizers` finds the name of a special token that lower case makes
         assert found == expected, text
-        if "ByteFallback" not in str(other.decoder):
+        if place % 4 == 0 and "ByteFallback" not in str(other.decoder):
             assert ours.decode(found) == other.decode(found, skip_special_tokens=False)
 
 
@@ -184,6 +185,10 @@ def test_files_and_streams_have_the_ids_of_the_text(made, kind, tmp_path, monkey
     assert ours.encode_file(tmp_path / "t.txt").tolist() == expected
     assert np.concatenate(list(ours.encode_stream([text[:3000], text[3000:]]))).tolist() == expected
     assert ours.safe_cut("And then the cat sat") > 0
+    for text in filter(ours.safe_cut, TEXTS[:60]):  # what stands behind the cut may be the end of the text
+        cut = ours.safe_cut(text)
+        parts = [ours.encode_block(Block([text[:cut]])), ours.encode_block(Block([text[cut:]], start=cut))]
+        assert np.concatenate(parts).tolist() == ours.encode(text)
 
 
 @every_kind
@@ -194,7 +199,7 @@ def test_decoding_gives_the_normalized_text(made, kind, text):
     core = ours.core if isinstance(ours, PipelineTokenizer) else ours
     ids = ours.encode(text)
     if core.unknown not in ids:
-        assert ours.decode(ids) == core.normalized(text)
+        assert ours.decode(ids) == ours.normalized(text)
 
 
 def test_marks_are_those_of_the_template(made):
@@ -257,7 +262,7 @@ def test_what_hugging_face_lacks_is_not_written():
 
 
 def test_the_text_of_the_name_of_a_byte(capfd):
-    """A byte that no text reaches is read as such; where its name cannot be spelled, a notice says so."""
+    """No text reaches a byte by its name; where that cannot be spelled, a notice says that `tokenizers` does."""
     spelled = [*dict.fromkeys("".join(BYTE_NAMES))]
     whole = UnigramTokenizer([*BYTE_NAMES, *spelled], [*[None] * 256, *[-3.0] * len(spelled)], byte_fallback=True)
     other = Tokenizer.from_str(json.dumps(to_tokenizer_json(whole)))
@@ -268,6 +273,12 @@ def test_the_text_of_the_name_of_a_byte(capfd):
     values = to_tokenizer_json(part)
     assert "is no piece" in capfd.readouterr().err
     name = next(name for name in BYTE_NAMES if spelled[-1] in name)
-    read, other = from_tokenizer_json(values, "x"), Tokenizer.from_str(json.dumps(values))
-    assert read.encode(name) == other.encode(name).ids == [BYTE_NAMES.index(name)]
+    assert from_tokenizer_json(values, "x") == part
     assert part.decode(part.encode(name)) == name
+    assert Tokenizer.from_str(json.dumps(values)).encode(name).ids == [BYTE_NAMES.index(name)]
+
+
+def test_another_programs_file_may_take_the_name_of_a_byte_for_the_byte(made):
+    ours, other, _ = made("Llama")
+    byte = ours.core.pieces.index("<0x0A>") if isinstance(ours, PipelineTokenizer) else ours.pieces.index("<0x0A>")
+    assert ours.encode("a<0x0A>")[-1] == other.encode("a<0x0A>", add_special_tokens=False).ids[-1] == byte

@@ -157,11 +157,13 @@ class PipelineTokenizer(Tokenizer):
 
     def normalized(self, text: str) -> str:
         """The text that decoding its ids gives if every character is known."""
-        parts = []
-        for begin, end, token in self._plain.split(text, special=False):
-            part = text[begin:end] if token is not None else self._normal(text[begin:end])
-            parts.append(part.replace(SPACE, " ") if self.spaces else part)
-        whole = "".join(parts)
+        found = []
+        for part in self._parts(text, special=False):
+            piece = part.text if part.token is None else self.token_bytes[part.token].decode()
+            if part.token is None and isinstance(self.core, UnigramTokenizer):
+                piece = self.core.spaced(piece, self._goes_on(part.opens, continues=False))
+            found.append(piece.replace(SPACE, " ") if self.spaces and part.token is None else piece)
+        whole = "".join(found)
         return whole.removeprefix(" ") if self.strip else whole
 
     def _normal(self, text: str, continues: bool = False) -> str:

@@ -97,26 +97,24 @@ class Replaced(Step):
         pattern: matches what is replaced
         content: what it is replaced by
         fixed: the string, if the pattern matches only this one
-        anchored: whether the pattern matches only at the beginning or end of a text
+        later: the pattern for what continues a text, if the other one looks at its beginning
     """
 
-    def __init__(self, pattern: str, content: str, fixed: str = "", anchored: bool = False) -> None:
-        self._pattern, self._content, self._fixed, self._anchored = re.compile(pattern), content, fixed, anchored
+    def __init__(self, pattern: str, content: str, fixed: str = "", later: str = "") -> None:
+        self._pattern, self._later = re.compile(pattern), re.compile(later or pattern)
+        self._content, self._fixed = content, fixed
 
     def apply(self, text: str, continues: bool) -> str:
-        """The text with all replacements; at its beginning none if it `continues` and the pattern looks there."""
+        """The text with all replacements."""
         if self._fixed:
             return text.replace(self._fixed, self._content)
-        if not self._anchored:
-            return self._pattern.sub(self._content.replace("\\", r"\\"), text)
-        return "".join(new for _, _, new in self._pieces(text, continues))
+        pattern = self._later if continues else self._pattern
+        return pattern.sub(self._content.replace("\\", r"\\"), text)
 
-    def _pieces(self, text: str, continues: bool = False) -> Iterator[tuple[int, int, str]]:
+    def _pieces(self, text: str) -> Iterator[tuple[int, int, str]]:
         """The parts of a text, and what each becomes."""
         done = 0
         for match in self._pattern.finditer(text):
-            if continues and self._anchored and not match.start():
-                continue
             yield done, match.start(), text[done : match.start()]
             yield match.start(), match.end(), self._content
             done = match.end()
@@ -247,8 +245,10 @@ def _replaced_pattern(pattern: str, content: str) -> Step | None:
     """The step for a pattern of spaces; None for any other."""
     if len(content) > MOST_LONGER:
         return None
-    if pattern in (BOTH_ENDS, FIRST_MARK):
-        return Replaced(pattern.replace(r"\z", r"\Z"), content, anchored=True)
+    if pattern == BOTH_ENDS:
+        return Replaced(r"\A +| +\Z", content, later=r" +\Z")
+    if pattern == FIRST_MARK:
+        return Replaced(pattern, content, later="(?!)")
     return Replaced(pattern, content) if regex.fullmatch(r" (?:\+|\{\d+,\d*\})", pattern) else None
 
 
@@ -258,11 +258,15 @@ class Rewriting(Normalizer):
     Args:
         steps: as in the file, without the sequences around them
 
+    Attributes:
+        most_per_byte: most bytes that one byte of a text becomes; a compatibility character of 3 becomes 33 at most
+
     Raises:
         ConfigError: for a step that has no counterpart here.
     """
 
     kind = "rewriting"
+    most_per_byte = 12
 
     def __init__(self, steps: Sequence[dict[str, Any]]) -> None:
         self.steps = list(steps)

@@ -12,7 +12,6 @@ character without a piece becomes its bytes. Models of other programs may normal
 put one before the text, and turn what they do not know into `<unk>`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -29,14 +28,14 @@ from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.normalize import Normalizer, through
 from tinylm.tokenizer.spacing import Spacing
-from tinylm.tokenizer.unigram_model import LONGEST, UnigramModel, too_long
+from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
 UNKNOWN_PIECE = "<unk>"
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
+MOST_SCORE, MOST_ALPHA = 1e9, 1e6  # beyond which sums could overflow
 LONG = 1 << 16  # characters; longer texts are encoded in blocks
 LOOK = 64  # characters before a cut, whose normalization is looked at
-MOST_CUTS = 100  # places tried for a cut
 VISIBLE = [*map(chr, range(0x21, 0x7F))]
 
 
@@ -65,7 +64,6 @@ class UnigramTokenizer(Tokenizer):
 
     kind = "unigram"
     ends = (END_OF_TEXT, "</s>")
-    most_per_byte: int = 12  # a compatibility character of 3 bytes may become 33
 
     def __init__(
         self,
@@ -109,6 +107,7 @@ class UnigramTokenizer(Tokenizer):
         way = byte_ids if unknown is None or byte_fallback else unknown
         self.model = UnigramModel(ids, found, least, way, split == "spaces", self.dtype, sums == "text")
         self._changes = self.normalizer is not None or self.spacing is not None or marker
+        self.most_per_byte = max(3, getattr(self.normalizer, "most_per_byte", 0)) if self._changes else 1
 
     # --- training
 
@@ -319,7 +318,9 @@ class UnigramTokenizer(Tokenizer):
         """
         cut = self._spaced_cut(text)
         if not cut and not self._changes:
-            cut = self._any_cut(text)
+            begin = max(len(text) - LONG, 0)
+            cut = self.model.last_cut(text[begin:])
+            cut += begin if cut else 0
         if not cut and len(text) > LONGEST:
             raise too_long(np.frombuffer(utf8(text), dtype=np.uint8), 0, len(utf8(text)))
         return cut
@@ -343,15 +344,6 @@ class UnigramTokenizer(Tokenizer):
         after = self._inner(text[cut : cut + LOOK], continues=True)[:1]
         return before not in ("", " ") and after != "" and self.model.splits(before, after)
 
-    def _any_cut(self, text: str) -> int:
-        """The last place between two characters that no piece has side by side; 0 for none."""
-        for end in range(len(text), 1, -LONG):
-            begin = max(end - LONG - 1, 0)
-            for cut in range(end - 1, begin, -1):
-                if self.model.splits(text[cut - 1], text[cut]):
-                    return cut
-        return 0
-
     # --- other segmentations
 
     def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
@@ -361,10 +353,10 @@ class UnigramTokenizer(Tokenizer):
         often the most likely one.
 
         Raises:
-            ConfigError: for an alpha below 0.
+            ConfigError: for an alpha below 0, or so large that sums would overflow.
         """
-        if not (alpha >= 0 and math.isfinite(alpha)):
-            raise ConfigError(f"alpha must be at least 0, got {alpha}")
+        if not 0 <= alpha <= MOST_ALPHA:
+            raise ConfigError(f"alpha must be from 0 to {MOST_ALPHA:g}, got {alpha}")
         return self.model.sample(self._inner(text), alpha, random)
 
     def n_best(self, text: str, n: int) -> list[tuple[list[int], float]]:
@@ -438,8 +430,9 @@ def _check(tokenizer: UnigramTokenizer, numbers: dict[str, int], special_tokens:
     pieces, scores, unknown = tokenizer.pieces, tokenizer.scores, tokenizer.unknown
     if len(numbers) < len(pieces) or len(scores) != len(pieces) or "" in numbers:
         raise ConfigError(f"pieces must be distinct and not empty, with a score each, got {len(pieces)}, {len(scores)}")
-    if not all(score is None or (isinstance(score, int | float) and math.isfinite(score)) for score in scores):
-        raise ConfigError("scores must be finite numbers, or None for a piece that no text contains")
+    for score in [*scores, tokenizer.unknown_score]:
+        if score is not None and not (isinstance(score, int | float) and -MOST_SCORE <= score <= MOST_SCORE):
+            raise ConfigError(f"scores must be numbers of at most {MOST_SCORE:g}, or None for no text, got {score}")
     if tokenizer.byte_fallback and (missing := [name for name in BYTE_NAMES if name not in numbers]):
         raise ConfigError(f"pieces: lacks the byte {missing[0]}, which byte_fallback needs")
     if (unknown is None and not tokenizer.byte_fallback) or (unknown is not None and not 0 <= unknown < len(pieces)):

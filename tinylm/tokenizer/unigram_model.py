@@ -1,8 +1,9 @@
 """The unigram model of a tokenizer: pieces and scores, applied to text that is already normalized.
 
 A text is cut into parts where no piece goes across, which changes no segmentation: most parts are words. Each distinct
-part is segmented once. Whether some piece has a character followed by another is read from a table of pairs of bytes,
-the last byte of the one and the first of the other; this finds all cuts between ASCII characters and many others.
+part is segmented once. Whether some piece has two characters side by side is read from a table of pairs of bytes, the
+last byte of the one and the first of the other; beyond ASCII, the pairs of characters that are found there are looked
+up in another.
 """
 
 import ctypes
@@ -15,10 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinylm.errors import DataError
-from tinylm.tokenizer.fast.arrays import slices
+from tinylm.tokenizer.fast.arrays import KeyTable, slices
 from tinylm.tokenizer.fast.blocks import SEPARATOR, utf8
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
-from tinylm.tokenizer.fast.segmenting import PieceTrie, Words, best_arcs, drawn_arcs, margins, trace, words_of
+from tinylm.tokenizer.fast.segmenting import (
+    PieceTrie,
+    Words,
+    best_arcs,
+    character_sizes,
+    drawn_arcs,
+    margins,
+    trace,
+    words_of,
+)
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.segmentation import Arc, Pieces
 
@@ -28,6 +38,7 @@ TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is fas
 LONGEST = 1 << 21  # bytes of a part, which take seconds
 ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
 DRAWN = 1 << 16  # bytes segmented at once at random
+MOST_CUTS = 100  # places tried for a cut
 SPACE_BYTE = 32
 
 
@@ -85,15 +96,26 @@ class UnigramModel:
     # --- cuts
 
     @cached_property
+    def _joined(self) -> np.ndarray:
+        """All pieces, as UTF-8 with `SEPARATOR` between them, uint8 (bytes,)."""
+        return np.frombuffer(SEPARATOR.join(self._names) + SEPARATOR, dtype=np.uint8)
+
+    @cached_property
     def _apart(self) -> np.ndarray:
         """Whether a text can be cut between two bytes, bool (65536,), at 256 times the first plus the second."""
-        joined = np.frombuffer(SEPARATOR.join(self._names) + SEPARATOR, dtype=np.uint8)
         apart = np.ones(1 << 16, dtype=bool)
-        apart[_pairs(joined)] = False
+        apart[_pairs(self._joined)] = False
         apart = apart.reshape(256, 256)
         apart[:, 0x80:0xC0] = False  # within a character
         apart[BETWEEN], apart[:, BETWEEN] = True, True
         return apart.reshape(-1)
+
+    @cached_property
+    def _neighbours(self) -> KeyTable:
+        """The pairs of characters that some piece has side by side, unless both are ASCII."""
+        table = KeyTable()
+        table.find_or_add(_character_pairs(self._joined, _wide(self._joined)))
+        return table
 
     def starts(self, data: np.ndarray) -> np.ndarray:
         """Where the parts of texts begin, int64 (parts,); a separator is a part.
@@ -112,6 +134,10 @@ class UnigramModel:
             cut[1:] = (data[1:] == SPACE_BYTE) | edge[1:] | edge[:-1]
         else:
             cut[1:] = self._apart[_pairs(data)]
+            places = _wide(data)
+            places = places[~cut[places]]
+            if len(places):
+                cut[places] = self._neighbours.find(_character_pairs(data, places)) < 0
         starts = np.flatnonzero(cut)
         sizes = np.diff(starts, append=len(data))
         if sizes.max() > LONGEST:
@@ -120,11 +146,17 @@ class UnigramModel:
 
     def splits(self, before: str, after: str) -> bool:
         """Whether a text can be cut between two characters, so that even unknown ones on both sides are not one run."""
-        if self.spaces:
-            return after == " "
-        pair = utf8(before)[-1] << 8 | utf8(after)[0]
-        apart = bool(self._apart[pair])
-        return apart and (self._unknown is None or before in self._ids or after in self._ids)
+        known = self._unknown is None or self.spaces or before in self._ids or after in self._ids
+        return known and len(self.starts(np.frombuffer(utf8(before + after), dtype=np.uint8))) > 1
+
+    def last_cut(self, text: str) -> int:
+        """The last place where a text can be cut as in `splits`; 0 for none among its last parts."""
+        data = utf8(text)
+        for start in self.starts(np.frombuffer(data, dtype=np.uint8))[:0:-1][:MOST_CUTS].tolist():
+            cut = len(data[:start].decode())
+            if self.splits(text[cut - 1], text[cut]):
+                return cut
+        return 0
 
     # --- the most likely segmentation
 
@@ -209,7 +241,7 @@ class UnigramModel:
         return ids if self._unknown is None or self.spaces else _fused_array(ids, self._unknown)
 
     def _is_close(self, numbers: np.ndarray, sizes: np.ndarray) -> bool:
-        """Whether rounding to float32 may decide a segmentation: each sum of a part is off by half a unit at most."""
+        """Whether rounding to float32 may decide a segmentation: no sum is off by more than half a unit a character."""
         sums = 40 - np.cumsum(self._totals[numbers])
         return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
@@ -299,6 +331,26 @@ def _pairs(data: np.ndarray) -> np.ndarray:
     return data[:-1].astype(np.uint16) << np.uint16(8) | data[1:]
 
 
+def _wide(data: np.ndarray) -> np.ndarray:
+    """Where characters begin that are not ASCII or follow such a character, but not behind a separator; int64 (n,)."""
+    begins, wide = (data[1:] & 0xC0) != 0x80, (data[1:] >= 0x80) | (data[:-1] >= 0x80)
+    return np.flatnonzero(begins & wide & (data[1:] != BETWEEN) & (data[:-1] != BETWEEN)) + 1
+
+
+_FIRST_BYTES = np.array([0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF], dtype=np.uint64)
+
+
+def _character_pairs(data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The bytes of the characters before and behind each place, as one number, uint64 (n,)."""
+    padded = np.concatenate([data, np.zeros(4, dtype=np.uint8)])
+    fours = np.ndarray(len(data) + 1, dtype="<u4", buffer=padded, strides=(1,))  # the 4 bytes from each offset
+    before = places - 1
+    while (inside := (data[before] & 0xC0) == 0x80).any():
+        before = before - inside
+    first, second = (fours[at] & _FIRST_BYTES[character_sizes(data[at])] for at in (before, places))
+    return first << np.uint64(32) | second
+
+
 def _fused(ids: list[int], unknown: int) -> list[int]:
     """The ids with one `unknown` for each run of them."""
     return [token for place, token in enumerate(ids) if token != unknown or not place or ids[place - 1] != unknown]
@@ -321,10 +373,9 @@ def _fused_tokens(tokens: list[Token], unknown: int) -> list[Token]:
 
 
 def too_long(data: np.ndarray, begin: int, size: int) -> DataError:
-    """The error for a part of too many bytes."""
-    place = int(((data[:begin] & 0xC0) != 0x80).sum())
+    """The error for a part of too many bytes, which is shown by its beginning."""
     shown = data[begin : begin + 80].tobytes().decode(errors="ignore")[:20]
     return DataError(
-        f"the text has {size:,} bytes from character {place} on ({shown!a}...) in which pieces could go across every "
-        f"place; the unigram model takes {LONGEST:,} at most: insert spaces or line ends"
+        f"the text has {size:,} bytes from {shown!a}... on in which pieces could go across every place; the unigram "
+        f"model takes {LONGEST:,} at most: insert spaces or line ends"
     )

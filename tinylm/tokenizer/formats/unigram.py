@@ -4,12 +4,13 @@
 
 `tokenizers` finds every piece in a text whatever it is named: the text `<0x0A>` may become the byte of a line end, and
 is read so here too. A model of tinylm is written with log probabilities for the bytes that no text reaches, if each
-character of their names is a piece; otherwise a notice names a text that is read differently. The name of a special
-token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
+character of their names is a piece; otherwise a notice names a text that `tokenizers` reads differently. The name of a
+special token that only normalization makes, such as `<UNK>` in lower case, is found there, but not here.
 
 Not supported: pre_tokenizers other than Metaspace and WhitespaceSplit with it, patterns of anything but spaces.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -120,17 +121,22 @@ def _read_added(values: dict[str, Any], pieces: Sequence[str]) -> tuple[list[str
 def _without_names(
     pieces: Sequence[str], scores: Sequence[float | None], names: Sequence[str], special: set[str]
 ) -> list[float | None]:
-    """The scores, with None for those of these names that other pieces spell more likely, so that no text has them."""
+    """The scores, with None for those of these names that no text has.
+
+    Such a name is more likely spelled by other pieces, or has the score with which tinylm writes it.
+    """
     others = {
         piece: score
         for piece, score in zip(pieces, scores, strict=True)
         if score is not None and piece not in special and piece not in names
     }
     finder, found, numbers = Pieces(others, 0.0), list(scores), {piece: token for token, piece in enumerate(pieces)}
+    written = FAR * min(others.values(), default=0.0)
     for name in names:
         path = [name[begin:end] for begin, end in finder.best_path(name)]
+        spelled = math.fsum(others[each] for each in path) if others.keys() >= {*path} else -math.inf
         score = scores[numbers[name]] if name in numbers else None
-        if score is not None and all(each in others for each in path) and sum(map(others.__getitem__, path)) > score:
+        if score is not None and (score < spelled or score == written):
             found[numbers[name]] = None
     return found
 
