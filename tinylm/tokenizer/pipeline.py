@@ -116,7 +116,7 @@ class PipelineTokenizer(Tokenizer):
         found += [b""] * (max((token.id for token in self.added), default=-1) + 1 - len(found))
         before = getattr(self.core, "separator", "")  # of WordPiece: stands between words
         for token in self.added:
-            if token.id == getattr(self.core, "unknown", None):
+            if not before and token.id == getattr(self.core, "unknown", None):
                 continue
             name = self._name(token.content) if token.normalized else token.content
             found[token.id] = utf8(before + (name.replace(SPACE, " ") if self.spaces else name))

@@ -29,7 +29,6 @@ from tinylm.tokenizer.bert import BertNormalizer
 from tinylm.tokenizer.bpe import MAX_REMEMBERED, SHORT, VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
-from tinylm.tokenizer.fast.counting import ALONE
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
