@@ -350,7 +350,8 @@ class PipelineTokenizer(Tokenizer):
 
     def _strips(self, first: list[int]) -> bool:
         """Whether decoding drops a space before these first ids: not that of an unknown character."""
-        return self.strip and first != [getattr(self.core, "unknown", None)]
+        unknown = None if isinstance(self.core, WordPieceTokenizer) else getattr(self.core, "unknown", None)
+        return self.strip and first != [unknown]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
