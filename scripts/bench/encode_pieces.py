@@ -24,9 +24,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # for encoding; training sets it
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from tinylm.tokenizer import Tokenizer, UnigramTokenizer, WordPieceTokenizer, load_tokenizer, write_tokenizer_json
-from tinylm.tokenizer.fast.blocks import Block
-
 SIZE, PART = 8000, 8000  # tokens of a vocabulary, characters of a part
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -41,16 +38,20 @@ def with_tokenizers(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
     return other
 
 
-def with_tinylm(path: Path, lowercase: bool) -> WordPieceTokenizer:
+def with_tinylm(path: Path, lowercase: bool) -> Any:
     """WordPiece as for BERT, trained by tinylm."""
+    from tinylm.tokenizer import WordPieceTokenizer  # here, so that the other side's memory is its own
+
     normalizer = {"kind": "bert", "lowercase": lowercase}
     return WordPieceTokenizer.train(
         [path], vocab_size=SIZE, pattern="bert", normalizer=normalizer, special_tokens=SPECIAL
     )
 
 
-def lossless(path: Path, _: bool) -> WordPieceTokenizer:
+def lossless(path: Path, _: bool) -> Any:
     """WordPiece on GPT-2's words, trained by tinylm."""
+    from tinylm.tokenizer import WordPieceTokenizer
+
     return WordPieceTokenizer.train([path], vocab_size=SIZE)
 
 
@@ -97,6 +98,9 @@ def parts_of(text: str) -> list[str]:
 
 def bench_encoding(path: Path, turns: int) -> None:
     """Prints a table of encoding speeds."""
+    from tinylm.tokenizer import Tokenizer, UnigramTokenizer, WordPieceTokenizer, load_tokenizer, write_tokenizer_json
+    from tinylm.tokenizer.fast.blocks import Block
+
     parts = parts_of(path.read_bytes().decode())
     size = sum(len(part.encode()) for part in parts) / 1e6
     print(f"\nEncoding, {SIZE:,} tokens, one thread: MB/s of tinylm, of tokenizers, ratio")
