@@ -279,7 +279,7 @@ def test_training_on_files_is_training_on_their_text(trained, tale, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab_size": 259}, "vocab_size=259 is too small beside 256 bytes"),
+        ({"vocab_size": 259}, r"vocab_size must be at least 260, 4 characters and 256 other tokens, got 259"),
         ({"memory_limit": 0}, "memory_limit must be at least 1"),
     ],
 )

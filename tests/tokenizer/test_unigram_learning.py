@@ -134,7 +134,7 @@ def test_small_and_strange_corpora():
     assert {*learn_unigram(*arrays({"hello": 5}), 100)[0]} == {*"helo", "hello"}  # there are no more
     pieces, scores = learn_unigram(*arrays({"ab" * 5000: 1, "a" * 10_001: 1}), 8)
     assert len(pieces) == 8 and max(map(len, pieces)) == 16 and np.isfinite(scores).all()
-    with pytest.raises(ConfigError, match=r"num_pieces must be at least 3, the number of characters, got 2"):
+    with pytest.raises(ConfigError, match=r"vocab_size must be at least 3, 3 characters, got 2"):
         learn_unigram(*arrays({"abc": 1}), 2)
 
 

@@ -32,6 +32,7 @@ from tinylm.tokenizer.spacing import Spacing
 from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
+WORDS_PER_MEGABYTE = 500  # distinct words per megabyte of memory, in training
 UNKNOWN_PIECE = "<unk>"
 UNKNOWN_PENALTY = 10.0  # nats by which an unknown character is less likely than the rarest piece, as in sentencepiece
 MOST_SCORE = 1e9  # beyond which sums could overflow
@@ -161,15 +162,15 @@ class UnigramTokenizer(Tokenizer):
             DataError: if the text is empty or has a lone surrogate.
         """
         first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
-        most = vocab_size - len(first) - len(special_tokens)
-        counted = count_words(found, pattern, processes, memory_limit, progress)
-        try:
-            pieces, scores = learn_unigram(
-                *counted, most, coverage=character_coverage, progress=lambda left: progress("pruning", left)
-            )
-        except ConfigError as error:
-            others = f"{len(first)} bytes or unknown and {len(special_tokens)} special tokens"
-            raise ConfigError(f"vocab_size={vocab_size} is too small beside {others}: {error}") from error
+        others = len(first) + len(special_tokens)
+        counted = count_words(found, pattern, processes, memory_limit, progress, WORDS_PER_MEGABYTE)
+        pieces, scores = learn_unigram(
+            *counted,
+            vocab_size - others,
+            coverage=character_coverage,
+            others=others,
+            progress=lambda left: progress("pruning", left),
+        )
         nothing: list[float | None] = [None] * len(first)
         unknown = None if byte_fallback else 0
         return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)

@@ -19,6 +19,7 @@ def count_words(
     processes: int | None,
     memory_limit: int | None,
     progress: Callable[[str, int], object],
+    words_per_megabyte: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The distinct words of a text: their UTF-8, uint8 (bytes,), sizes in bytes, (words,), and counts, (words,).
 
@@ -28,6 +29,7 @@ def count_words(
         processes: processes that count words; None for one per core
         memory_limit: megabytes for distinct words. Beyond it the rarest words are dropped, with a notice.
         progress: called with ("counting", bytes read so far)
+        words_per_megabyte: how many fit into a megabyte of `memory_limit`, with what is learned from them
 
     Raises:
         ConfigError: for a memory_limit below 1.
@@ -35,7 +37,11 @@ def count_words(
     """
     if memory_limit is not None and memory_limit < 1:
         raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
-    count, total, num_bytes = BlockCounter(pattern), WordCounter((memory_limit or 0) * WORDS_PER_MEGABYTE), 0
+    count, total, num_bytes = (
+        BlockCounter(pattern),
+        WordCounter((memory_limit or 0) * (words_per_megabyte or WORDS_PER_MEGABYTE)),
+        0,
+    )
     for length, *counted in map_in_order(count, found, processes, alone=ALONE):
         total.add(*counted)
         num_bytes += length

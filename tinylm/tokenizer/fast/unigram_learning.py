@@ -47,6 +47,7 @@ def learn_unigram(
     seeds: int = 1_000_000,
     shrink: float = 0.75,
     rounds: int = 2,
+    others: int = 0,
     progress: Callable[[int], object] = lambda pieces: None,
 ) -> tuple[list[str], list[float]]:
     """Learns pieces from counted words. A space is a character like any other.
@@ -61,6 +62,7 @@ def learn_unigram(
         seeds: pieces of several characters to start from
         shrink: share of the pieces that a pruning keeps, less than 1
         rounds: expectation maximization steps before each pruning, and at the end
+        others: tokens beside the pieces, such as bytes, for the error
         progress: called with the number of pieces that are left, before each pruning and at the end
 
     Returns:
@@ -72,7 +74,8 @@ def learn_unigram(
     corpus = Corpus(words, sizes, counts, coverage)
     least = len(corpus.characters)
     if num_pieces < least:
-        raise ConfigError(f"num_pieces must be at least {least}, the number of characters, got {num_pieces}")
+        what = f"{least} characters" + (f" and {others} other tokens" if others else "")
+        raise ConfigError(f"vocab_size must be at least {least + others}, {what}, got {num_pieces + others}")
     if not least:
         return [], []
     learner = UnigramLearner(corpus, longest, seeds)
