@@ -325,7 +325,7 @@ def test_each_pair_of_scores_options_works_or_is_refused_by_name(load, folder, m
 
 TRAIN: dict[str, tuple[list[str], dict[str, Any]]] = {
     **{f"--kind {kind}": (["--kind", kind], {"kind": kind}) for kind in tokenizer_command.KINDS},
-    "--vocab-size": (["--vocab-size", "260"], {"vocab_size": 260}),
+    "--vocab-size": (["--vocab-size", "280"], {"vocab_size": 280}),
     "--pattern": (["--pattern", "gpt4"], {"pattern": "gpt4"}),
     "--min-frequency": (["--min-frequency", "2"], {"min_frequency": 2}),
     "--special-tokens": (["--special-tokens", "<a>"], {"special_tokens": ["<a>"]}),
@@ -356,7 +356,8 @@ def test_each_pair_of_options_that_train_a_tokenizer_works_or_is_refused_by_name
             assert any(err == f"tinylm: error: {n}: does not work with --kind {kind}; leave it out\n" for n in useless)
             continue
         if kind != "word":
-            settings = {"special_tokens": [END_OF_TEXT]} | settings
+            special = ["[UNK]", END_OF_TEXT] if kind == "wordpiece" else [END_OF_TEXT]
+            settings = {"special_tokens": special} | settings
         assert load_tokenizer("t.json") == tokenizer_class(kind).train(["a.txt"], **settings), pair
         Path("t.json").unlink()
     print(f"{sum(counts.values())} pairs: {counts[False]} work, {counts[True]} are refused by name")
@@ -374,8 +375,23 @@ def test_each_option_of_the_exports_works_with_each_other(load, folder, tmp_path
         assert code == (0 if turn == 1 or overwrite else 73), err
     load("tokenizer")("train", folder / "p.txt", "--kind", "byte", "--out", "b.json")
     load("tokenizer")("train", folder / "p.txt", "--vocab-size", 258, "--out", "t.json")
+    load("tokenizer")("train", folder / "p.txt", "--kind", "unigram", "--vocab-size", 300, "--out", "u.json")
+    bert = [
+        "--kind",
+        "wordpiece",
+        "--pattern",
+        "bert",
+        "--special-tokens",
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+    ]
+    load("tokenizer")("train", folder / "p.txt", *bert, "--out", "w.json")
+    sources = {"sentencepiece": "u.json", "bert": "w.json"}  # the others write BPE
     for to, turn in product(tokenizer_command.WRITERS, (1, 2)):
-        code, _, err = load("tokenizer")("export", "t.json", "--to", to, "--out", f"out-{to}", *more)
+        code, _, err = load("tokenizer")("export", sources.get(to, "t.json"), "--to", to, "--out", f"out-{to}", *more)
         assert code == (0 if turn == 1 or overwrite else 73), err
     for choice, colored in (("auto", False), ("always", True), ("never", False)):
         assert ("\x1b[" in load("tokenizer")("inspect", "b.json", "ab", "--color", choice)[1]) == colored

@@ -370,7 +370,8 @@ def test_bpe_is_trained_on_the_training_part_only_and_has_the_requested_size(cor
 @pytest.mark.parametrize("spec", ["char:100", "byte:300", "bpe:many", "word:-1"])
 def test_an_invalid_size_is_refused(spec, corpus, tmp_path):
     with pytest.raises(
-        ConfigError, match=rf"data\.tokenizer: {spec}: only bpe and word have a size, written as bpe:2048"
+        ConfigError,
+        match=rf"data\.tokenizer: {spec}: only bpe, unigram, word, wordpiece have a size, written as bpe:2048",
     ):
         resolve_tokenizer(spec, corpus, tmp_path)
 

@@ -145,7 +145,7 @@ def _meant(spec: str) -> str | None:
 
 def _sized() -> list[str]:
     """The kinds that have a size."""
-    return [name for name, kind in Tokenizer.kinds.items() if kind.has_size]
+    return sorted(name for name, kind in Tokenizer.kinds.items() if kind.has_size)
 
 
 def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> Tokenizer:
