@@ -229,6 +229,14 @@ def test_several_processes_learn_the_same_merges(tale, trained, monkeypatch):
     assert [done for stage, done in told if stage == "merging"] == list(range(1, 900 - 256 + 1))
 
 
+def test_only_the_beginning_of_a_very_long_word_is_learned_from(capsys, monkeypatch):
+    """é takes two bytes: the cut falls into one, which is left out."""
+    monkeypatch.setattr(counting, "LONG", 100)
+    found = BPETokenizer.train_from_texts(["the cat " + "aé" * 500 + "zz" * 500], vocab_size=300)
+    assert "a word of 2,501 bytes: learning from the first 100 bytes" in capsys.readouterr().err
+    assert found == BPETokenizer.train_from_texts(["the cat " + "aé" * 33], vocab_size=300)
+
+
 def test_a_memory_limit_forgets_rare_words_with_a_notice(monkeypatch, capfd):
     monkeypatch.setattr(counting, "WORDS_PER_MEGABYTE", 10)
     text = "the cat " * 200 + " ".join(map("".join, product("zyxwvu", repeat=3)))

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError, notice
+from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
 from tinylm.workers import map_in_order
 
 WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
+LONG = 1 << 16  # bytes of a word; one of 200 MB would take hours to learn from
 ALONE = 30  # blocks; with fewer, further processes do not pay off
 
 
@@ -51,4 +53,23 @@ def count_words(
     words, sizes, counts = total.take()
     if not len(counts):
         raise DataError("the corpus is empty: training needs at least one word")
+    if longer := int((sizes > LONG).sum()):
+        each = "a word" if longer == 1 else f"{longer:,} words, the longest"
+        notice(f"{each} of {sizes.max():,} bytes: learning from the first {LONG:,} bytes")
+        words, sizes = beginnings(words, sizes, LONG)
     return words, sizes, counts
+
+
+def beginnings(words: np.ndarray, sizes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first bytes of each word, without an incomplete character at their end, and their sizes.
+
+    Args:
+        words: the UTF-8 of the words, concatenated, uint8 (bytes,)
+        sizes: length of each word in bytes, (words,)
+        most: bytes of a word
+    """
+    begins, kept = np.cumsum(sizes) - sizes, np.minimum(sizes, most)
+    for _ in range(3):  # at most three bytes follow the first one of a character
+        cut = np.flatnonzero(kept < sizes)
+        kept[cut] -= (words[begins[cut] + kept[cut]] & 0xC0) == 0x80
+    return slices(words, begins, kept), kept

@@ -27,6 +27,7 @@ import numpy as np
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.fast.arrays import slices
+from tinylm.tokenizer.fast.counting import beginnings
 from tinylm.tokenizer.fast.lattice import LONGEST, Lattice, Occurrences
 from tinylm.tokenizer.fast.suffixes import END, Suffixes
 
@@ -100,7 +101,7 @@ class Corpus:
     """
 
     def __init__(self, words: np.ndarray, sizes: np.ndarray, counts: np.ndarray, coverage: float) -> None:
-        words, sizes = _beginnings(words, sizes)
+        words, sizes = beginnings(words, sizes, LONG)
         points = np.frombuffer(words.tobytes().decode().encode("utf-32-le"), dtype="<u4")
         characters_before = np.append(0, np.cumsum((words & 0xC0) != 0x80))  # each byte but those that continue one
         lengths = np.diff(characters_before[np.append(0, np.cumsum(sizes))])
@@ -114,15 +115,6 @@ class Corpus:
         self.weights = np.repeat(counts, lengths + 1)
         self.starts, self.sizes = _stretches(self.symbols)
         self.counts = self.weights[self.starts].astype(np.float64)
-
-
-def _beginnings(words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first `LONG` bytes of each word, without an incomplete character at their end, and their sizes."""
-    begins, kept = np.cumsum(sizes) - sizes, np.minimum(sizes, LONG)
-    for _ in range(3):  # at most three bytes follow the first one of a character
-        cut = np.flatnonzero(kept < sizes)
-        kept[cut] -= (words[begins[cut] + kept[cut]] & 0xC0) == 0x80
-    return slices(words, begins, kept), kept
 
 
 def _covering(counts: np.ndarray, coverage: float) -> np.ndarray:
