@@ -181,7 +181,7 @@ class TextDataModule(pl.LightningDataModule):
         Args:
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, folder, glob or URL,
                 lines:FILE, *.grammar.yaml, {a: FILE, ...}, or a plug-in
-            tokenizer: char, byte, word, bpe or bpe:SIZE, learned from the corpus; a file or folder, or a plug-in
+            tokenizer: char, byte, word, bpe:SIZE, unigram:SIZE, wordpiece:SIZE, learned; a file, folder, or plug-in
             max_seq_len: Tokens per sequence; in a training run, that of the model
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
