@@ -9,9 +9,9 @@ from tokenizers import normalizers, pre_tokenizers
 
 from tests.tokenizer.scripts import texts
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.bert import BertNormalizer, bert_words
-from tinylm.tokenizer.bert_tables import ORDERED, WHOLE
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.bert import BertNormalizer, bert_words
+from tinylm.tokenizer.normalizers.bert_tables import ORDERED, WHOLE
 
 EVERY = [chr(point) for point in (*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200), 0x10FFFF)]
 OFF = {"clean_text": False, "handle_chinese_chars": False, "strip_accents": False, "lowercase": False}

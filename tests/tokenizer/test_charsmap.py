@@ -14,12 +14,12 @@ from tokenizers import normalizers
 
 from tests.tokenizer.scripts import texts
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import Charsmap, Precompiled
-from tinylm.tokenizer.charsmap_rules import compile_charsmap, named_charsmap, named_rules
-from tinylm.tokenizer.double_array import LEAF
 from tinylm.tokenizer.formats.protobuf import read_message
-from tinylm.tokenizer.normalize import Normalizer
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.charsmap import Charsmap, Precompiled
+from tinylm.tokenizer.normalizers.charsmap_rules import compile_charsmap, named_charsmap, named_rules
+from tinylm.tokenizer.normalizers.double_array import LEAF
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 
 POINTS = "|".join(chr(point) for point in range(1, 0x110000) if not 0xD800 <= point < 0xE000)  # nothing joins |
 EDGES = ["", " ", "  ", "\x01", "\x01 ", "▁", " ▁ ", "a▁", "\u3000", " \u00a8", "a \x01 b", "\x01\x01", "a\u0300\u0301"]

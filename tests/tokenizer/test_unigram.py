@@ -22,7 +22,7 @@ from tinylm.tokenizer.fast import blocks
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece_writer import to_sentencepiece
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 
 few = settings(max_examples=60, deadline=None)
 TEXTS = texts(300, seed=3)

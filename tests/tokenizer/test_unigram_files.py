@@ -20,9 +20,9 @@ from tinylm.tokenizer.fast import blocks
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece import from_sentencepiece
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
+from tinylm.tokenizer.normalizers.sequence import Rewriting
 from tinylm.tokenizer.pipeline import PipelineTokenizer
-from tinylm.tokenizer.rewriting import Rewriting
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
 
 TEXTS = texts(300, seed=4)
 SPACES = normalizers.Replace(Regex(" {2,}"), " ")

@@ -25,11 +25,11 @@ from tinylm.tokenizer import (
     write_vocab_txt,
 )
 from tinylm.tokenizer.base import Marks
-from tinylm.tokenizer.bert import BertNormalizer
 from tinylm.tokenizer.fast.blocks import Block, blocks
 from tinylm.tokenizer.fast.scoring import ScoreLearner
 from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.tokenizer.formats.huggingface import to_tokenizer_json
+from tinylm.tokenizer.normalizers.bert import BertNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -22,7 +22,7 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.bpe import BPETokenizer, check_ids
 from tinylm.tokenizer.characters import SPACE, CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block, utf8
-from tinylm.tokenizer.normalize import NFC, Normalizer
+from tinylm.tokenizer.normalizers.base import NFC, Normalizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 

@@ -27,8 +27,8 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, 
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
-from tinylm.tokenizer.normalize import Normalizer, through
-from tinylm.tokenizer.spacing import Spacing
+from tinylm.tokenizer.normalizers.base import Normalizer, through
+from tinylm.tokenizer.normalizers.metaspace import Spacing
 from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default

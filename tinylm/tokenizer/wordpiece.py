@@ -5,7 +5,7 @@
 
 `textbook_wordpiece.py` does this in forty lines. Text is split in one of two ways. Our own tokenizers use GPT-2's
 pattern, whose words contain their spaces, so decoding gives back the text. BERT's are lossy: text is normalized
-(bert.py), white space only separates words, and decoding puts single spaces between them.
+(normalizers/bert.py), white space only separates words, and decoding puts single spaces between them.
 
 A word that cannot be spelled is unknown as a whole, usually because of a character that the training text lacked. It
 becomes `[UNK]` if there is such a token; otherwise encoding fails. This file is fast because every distinct word is
@@ -25,14 +25,14 @@ import numpy as np
 
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.base import Tokenizer
-from tinylm.tokenizer.bert import BertNormalizer
 from tinylm.tokenizer.bpe import MAX_REMEMBERED, SHORT, VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.bert import BertNormalizer
 
 UNKNOWN_PIECE = "[UNK]"
 MARK, LONGEST = "##", 100

@@ -18,10 +18,10 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.bert import BertNormalizer, bert_words, is_punctuation
 from tinylm.tokenizer.fast.blocks import SEPARATOR, Block
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.bert import BertNormalizer, bert_words, is_punctuation
 
 # letters, digits and underscores, as \w in `tokenizers`; there of Unicode 16, here of the version of `regex`
 WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"

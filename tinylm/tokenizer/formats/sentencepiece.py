@@ -49,8 +49,8 @@ from tinylm.tokenizer.formats.sentencepiece_model import (
     check_pieces,
     plain_normalizer,
 )
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 
 SMALLEST = 1.1754943508222875e-38  # float32 that SentencePiece takes for the largest score if all are negative

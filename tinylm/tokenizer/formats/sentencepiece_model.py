@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tinylm.errors import ConfigError
 from tinylm.tokenizer.characters import BYTE_NAMES
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 
 ORIGIN = "tokenizer.model"  # the key of `Tokenizer.origin` for what only training reads
 LONGEST = 512  # characters of a piece

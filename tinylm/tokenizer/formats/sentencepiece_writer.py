@@ -37,9 +37,9 @@ from tinylm.tokenizer.formats.sentencepiece_model import (
     check_pieces,
     plain_normalizer,
 )
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
-from tinylm.tokenizer.spaces import SentencePieceNormalizer
 from tinylm.tokenizer.unigram import UNKNOWN_PIECE, UnigramTokenizer
 
 MODEL = FileKind("a SentencePiece model", rb"\n.\n")

@@ -19,10 +19,10 @@ from tinylm.errors import ConfigError, notice
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.formats.steps import flat, read_added, read_metaspace, type_of, unknown
+from tinylm.tokenizer.normalizers.metaspace import Spacing
+from tinylm.tokenizer.normalizers.sequence import step_of
 from tinylm.tokenizer.pipeline import PipelineTokenizer
-from tinylm.tokenizer.rewriting import step_of
 from tinylm.tokenizer.segmentation import Pieces
-from tinylm.tokenizer.spacing import Spacing
 from tinylm.tokenizer.unigram import UNKNOWN_PENALTY, UnigramTokenizer
 
 FIELDS = {"type", "unk_id", "vocab", "byte_fallback"}

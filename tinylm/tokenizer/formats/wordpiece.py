@@ -16,10 +16,10 @@ from tinylm.files import write_json, write_text
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.base import Tokenizer, refuse_own_class
-from tinylm.tokenizer.bert import BertNormalizer
 from tinylm.tokenizer.formats.merges import reading
 from tinylm.tokenizer.formats.steps import FLAGS, read_added, spelling, type_of, unknown
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.bert import BertNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.wordpiece import LONGEST, MARK, UNKNOWN_PIECE, WordPieceTokenizer
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import LONGEST, NOTHING, Change, applied, changed_offsets, read_base64
 from tinylm.tokenizer.fast.blocks import utf8
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.charsmap import LONGEST, NOTHING, Change, applied, changed_offsets, read_base64
 
 SPACE = "▁"
 

@@ -11,7 +11,8 @@ import unicodedata
 
 import numpy as np
 
-from tinylm.tokenizer.bert_tables import (
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.bert_tables import (
     ALSO_MARKS,
     ALSO_PUNCTUATION,
     KEPT,
@@ -21,7 +22,6 @@ from tinylm.tokenizer.bert_tables import (
     SMALL,
     WHOLE,
 )
-from tinylm.tokenizer.normalize import Normalizer
 
 WHITE = frozenset(
     [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import product
 
 from tinylm.errors import ConfigError, did_you_mean
-from tinylm.tokenizer.double_array import LEAF
+from tinylm.tokenizer.normalizers.double_array import LEAF
 
 RULES = ("nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
 
 SPACE = "▁"
 # Unicode's White_Space, as Rust has it; Python adds U+001C to U+001F

@@ -20,9 +20,9 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.charsmap import Precompiled
-from tinylm.tokenizer.normalize import Normalizer, joining, through
-from tinylm.tokenizer.spacing import WHITE
+from tinylm.tokenizer.normalizers.base import Normalizer, joining, through
+from tinylm.tokenizer.normalizers.charsmap import Precompiled
+from tinylm.tokenizer.normalizers.metaspace import WHITE
 
 BOTH_ENDS, FIRST_MARK = r"\A +| +\z", r"\A▁"  # patterns of transformers that look at the beginning of a text
 MOST_LONGER = 12  # a replacement may be so many times as long as what it replaces

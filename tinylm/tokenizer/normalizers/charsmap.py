@@ -19,8 +19,8 @@ import numpy as np
 import regex
 
 from tinylm.errors import ConfigError
-from tinylm.tokenizer.double_array import DAMAGED, NOWHERE, DoubleArray
-from tinylm.tokenizer.normalize import Normalizer
+from tinylm.tokenizer.normalizers.base import Normalizer
+from tinylm.tokenizer.normalizers.double_array import DAMAGED, NOWHERE, DoubleArray
 
 ALONE, FIRST, INNER = 1, 2, 4  # a character that is replaced alone, begins a longer string, or continues one
 LONGEST_KEY = 64  # characters that are replaced
