@@ -327,6 +327,7 @@ TRAIN: dict[str, tuple[list[str], dict[str, Any]]] = {
     **{f"--kind {kind}": (["--kind", kind], {"kind": kind}) for kind in tokenizer_command.KINDS},
     "--vocab-size": (["--vocab-size", "280"], {"vocab_size": 280}),
     "--pattern": (["--pattern", "gpt4"], {"pattern": "gpt4"}),
+    "--normalization": (["--normalization", "nfkc"], {"normalization": "nfkc"}),
     "--min-frequency": (["--min-frequency", "2"], {"min_frequency": 2}),
     "--special-tokens": (["--special-tokens", "<a>"], {"special_tokens": ["<a>"]}),
     "--memory-limit": (["--memory-limit", "50"], {"memory_limit": 50}),

@@ -290,6 +290,20 @@ def test_training_refuses_what_has_no_room(options, message):
         UnigramTokenizer.train_from_texts([""])
 
 
+def test_a_normalized_model_is_that_of_sentencepiece():
+    """The text is normalized before words are counted; sentencepiece reads the model with its rules."""
+    corpus = [text.replace("\0", "") for text in texts(200, 1)]  # of which a .model has no pieces
+    ours = UnigramTokenizer.train_from_texts(corpus, vocab_size=900, normalization="nmt_nfkc", character_coverage=0.98)
+    other = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(ours))
+    for text in texts(200, 2):
+        assert ours.normalized(text) == other.normalize(text)
+        assert ours.encode(text) == other.encode(text), ascii(text)
+        assert ours.decode(ours.encode(text)) == ours.normalized(text)
+    assert ours.encode("\ufb01ne\tline\uff21") == ours.encode("fine lineA")  # a ligature, a full-width letter
+    with pytest.raises(ConfigError, match="normalization: no rules 'nfk', did you mean 'nfkc'"):
+        UnigramTokenizer.train_from_texts(corpus, normalization="nfk")
+
+
 def test_special_tokens_have_ids_of_their_own_and_are_plain_text(trained):
     more = trained.with_special_tokens(["<x>", END_OF_TEXT])
     assert more.special_tokens == {END_OF_TEXT: 1199, "<x>": 1200}

@@ -29,6 +29,7 @@ from tinylm.tokenizer import (
 from tinylm.tokenizer.base import TOKENIZER_FILE
 from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
+from tinylm.tokenizer.normalizers.charsmap_rules import RULES
 from tinylm.tokenizer.pieces import show_pieces, statistics
 from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
 
@@ -36,7 +37,7 @@ KINDS = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
 LEARNED = {"--vocab-size", "--pattern", "--processes"}
 OPTIONS = {
     "bpe": LEARNED | {"--memory-limit"},
-    "unigram": LEARNED | {"--memory-limit"},
+    "unigram": LEARNED | {"--memory-limit", "--normalization"},
     "wordpiece": LEARNED | {"--min-frequency"},
     "word": {"--vocab-size", "--min-frequency"},
 }
@@ -66,6 +67,7 @@ def train_parser() -> Parser:
     add("--vocab-size", type=int, help="number of tokens, special ones included (default: 4096; word: all words)")
     add("--pattern", help="words: gpt2, gpt4, a regular expression, or, of wordpiece, bert (default: gpt2)")
     add("--min-frequency", type=int, help="leave out rarer words (word, default: 1) or pairs (wordpiece)")
+    add("--normalization", choices=["identity", *RULES], help="unigram: SentencePiece's rules (default: identity)")
     special = f"special tokens (default: {END_OF_TEXT}; wordpiece: also {UNKNOWN_PIECE}; word: <pad> <unk> <bos> <eos>)"
     add("--special-tokens", nargs="*", metavar="TOKEN", help=special)
     add("--memory-limit", type=int, help="memory for the distinct words, in MB (default: no limit)")

@@ -28,7 +28,9 @@ from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.normalizers.base import Normalizer, through
+from tinylm.tokenizer.normalizers.charsmap_rules import named_charsmap
 from tinylm.tokenizer.normalizers.metaspace import Spacing
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
 
 VOCAB_SIZE = 4096  # by default
@@ -137,6 +139,7 @@ class UnigramTokenizer(Tokenizer):
         vocab_size: int = VOCAB_SIZE,
         pattern: str = "gpt2",
         byte_fallback: bool = True,
+        normalization: str = "identity",
         character_coverage: float = 0.9995,
         special_tokens: Sequence[str] = (),
         processes: int | None = 1,
@@ -150,6 +153,9 @@ class UnigramTokenizer(Tokenizer):
             vocab_size: number of bytes (or `<unk>`), pieces and special tokens; smaller if the text has fewer pieces
             pattern: that of `WordSplitter`, which splits the text into words
             byte_fallback: whether characters without a piece become bytes; else they become `<unk>`
+            normalization: the rules of SentencePiece that are applied to a text first: `nfkc` composes letters and
+                replaces compatibility characters, `nmt_nfkc` also writes line ends and tabs as spaces and leaves out
+                control characters, `nfkc_cf` and `nmt_nfkc_cf` also write everything in lower case. `identity`: none
             character_coverage: share of the text whose characters get a piece; the rarest others get none
             special_tokens: as in the class
             processes: processes that count words; None for one per core
@@ -158,11 +164,15 @@ class UnigramTokenizer(Tokenizer):
             progress: called with ("counting", bytes read so far), then with ("pruning", pieces that are left)
 
         Raises:
-            ConfigError: if vocab_size has no room for the characters.
+            ConfigError: if vocab_size has no room for the characters, or the normalization is unknown.
             DataError: if the text is empty or has a lone surrogate.
         """
         first = BYTE_NAMES if byte_fallback else [UNKNOWN_PIECE]
         others = len(first) + len(special_tokens)
+        charsmap = named_charsmap(normalization)
+        normalizer = SentencePieceNormalizer(charsmap, False, False, escape_whitespaces=False) if charsmap else None
+        if normalizer is not None:
+            found = (Block([*map(normalizer.normalize, block.texts)], block.start) for block in found)
         counted = count_words(found, pattern, processes, memory_limit, progress, WORDS_PER_MEGABYTE)
         pieces, scores = learn_unigram(
             *counted,
@@ -173,7 +183,8 @@ class UnigramTokenizer(Tokenizer):
         )
         nothing: list[float | None] = [None] * len(first)
         unknown = None if byte_fallback else 0
-        return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, special_tokens=special_tokens)
+        options: dict[str, Any] = dict(normalizer=normalizer and normalizer.to_dict(), special_tokens=special_tokens)
+        return cls([*first, *pieces], [*nothing, *scores], unknown, byte_fallback, **options)
 
     # --- text -> ids
 

@@ -183,7 +183,9 @@ def _write_normalizer(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The normalizer and the pre_tokenizer."""
     normalizer, spacing = tokenizer.normalizer and tokenizer.normalizer.to_dict(), tokenizer.spacing
     if normalizer and normalizer["kind"] != "rewriting":
-        raise ConfigError(f"normalizer: kind {normalizer['kind']} cannot be written as tokenizer.json")
+        raise ConfigError(
+            "normalizer: SentencePiece's rules have no exact counterpart in tokenizer.json; write a .model"
+        )
     steps = normalizer["steps"] if normalizer else []
     written = {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else (steps or [None])[0]
     if not isinstance(spacing, Spacing):
