@@ -94,9 +94,11 @@ def test_work_that_ends_before_the_delay_shows_nothing(tmp_path):
 def test_learning_a_tokenizer_shows_bytes_of_total_and_then_merges_of_total(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"word{i * i}" for i in range(3000)))
     size = (tmp_path / "a.txt").stat().st_size
-    for words, counted, merges in (
-        ("['tokenizer', 'train', 'a.txt', '--vocab-size', '600', '--out', 't.json']", size, 600 - 256 - 1),
-        ("['prepare', 'inspect', 'a.txt', '--tokenizer', 'bpe:600']", size * 0.9, 600 - 256),  # the training part
+    train = "'tokenizer', 'train', 'a.txt', '--vocab-size', '600', '--out'"
+    for words, counted, learning, total in (
+        (f"[{train}, 't.json']", size, "merging", "343 merges"),  # without 256 bytes and a special token
+        ("['prepare', 'inspect', 'a.txt', '--tokenizer', 'bpe:600']", size * 0.9, "merging", "344 merges"),  # a part
+        (f"[{train}, 'u.json', '--kind', 'unigram']", size, "pruning", "[\\d,]+ pieces"),
     ):
         code = f"""
             import tinylm.progress as progress
@@ -110,11 +112,11 @@ def test_learning_a_tokenizer_shows_bytes_of_total_and_then_merges_of_total(tmp_
         """
         shown = "\n".join(at_terminal(code, tmp_path))
         assert re.search(rf"counting words.*\| {counted / 1e3:.0f} of {counted / 1e3:.0f} kB, [\d.,]+ MB/s", shown)
-        merged = [
-            int(n) for n in re.findall(rf"merging: +\d+%\|.*\| (\d+) of {merges} merges, [\d.,]+ merges/s", shown)
-        ]
-        assert merged[-1] == merges and merged == sorted(merged)
-        assert shown.rindex("counting words") < shown.index("merging")
+        number, unit = total.split()
+        found = re.findall(rf"{learning}: +\d+%\|.*\| ([\d,]+) of ({number}) {unit}, [\d.,]+ {unit}/s", shown)
+        done = [int(n.replace(",", "")) for n, _ in found]
+        assert found[-1][0] == found[-1][1] and done == sorted(done)
+        assert shown.rindex("counting words") < shown.index(learning)
 
 
 def test_without_a_terminal_there_is_a_line_every_half_minute(monkeypatch, capfd):

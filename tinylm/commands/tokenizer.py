@@ -88,7 +88,8 @@ def train(arguments: list[str]) -> None:
     started, size = time.monotonic(), sum(map(file_size, options.corpus))
     if not size:
         raise DataError(f"{options.corpus[0]}: is empty; give a file with text")
-    kind, pieces = tokenizer_class(options.kind), settings.get("vocab_size", VOCAB_SIZE) - 256
+    kind = tokenizer_class(options.kind)
+    pieces = settings.get("vocab_size", VOCAB_SIZE) - 256 - len(settings.get("special_tokens", ()))
     with ProgressBar("counting words", size) as bar, learning(bar, pieces, follow=True) as progress:
         if OPTIONS.get(options.kind, set()) >= LEARNED:
             tokenizer = kind.train(options.corpus, **settings, progress=progress)

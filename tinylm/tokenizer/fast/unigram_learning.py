@@ -188,6 +188,7 @@ class UnigramLearner:
             self.prune(num_pieces)
         for _ in range(rounds):
             self.settle()
+        progress(len(self.scores))
 
     def estimate(self) -> None:
         """One step of expectation maximization; drops pieces whose expected count is less than `RARE`."""
