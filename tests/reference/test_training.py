@@ -229,6 +229,18 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["last.npz"]
 
 
+@pytest.mark.parametrize("offset", [6, 8, 10])
+def test_an_entry_that_python_cannot_unpack_is_damage(tmp_path, offset):
+    """In the directory of the archive: the version that unpacking needs, the bit of encryption, the method."""
+    path = tmp_path / "last.npz"
+    save_checkpoint(path, small(), Optimizer(small().parameters), 1)
+    bad = bytearray(path.read_bytes())
+    bad[bad.index(b"PK\x01\x02") + offset] |= 0x61
+    path.write_bytes(bad)
+    with pytest.raises(ValueError, match=r"last\.npz: is damaged"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_damaged_checkpoint_is_refused(tmp_path, place):
     model, path = small(), tmp_path / "last.npz"

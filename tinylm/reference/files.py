@@ -53,7 +53,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
+        # RuntimeError: for bits that say an entry is encrypted, or packed in a way that Python does not know
         raise ValueError(f"{path}: is damaged ({error}); use another") from error
     if "config" not in arrays:
         raise ValueError(f"{path}: has no config; is it an archive of a model?")
@@ -118,7 +119,7 @@ def is_model(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "config.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, RuntimeError, zipfile.BadZipFile):
         return False
 
 

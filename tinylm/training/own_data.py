@@ -48,7 +48,7 @@ class OwnData(TextDataModule):
         self.plugins = [] if self.part is None else [self.part]
         self.num_workers, self.micro_batch_size, self.batch_size = 0, None, 0
         self.batch_sizes = self.contexts = Stages(0)
-        self.text = self.pairs = self.max_val_tokens = self.validation_tokens = None
+        self.text = self.pairs = self.max_val_tokens = self.validation_tokens = self.subword_alpha = None
         self._counted, self.total_steps, self._epoch, self.validates = None, 0, 0, True
         self._set_aside: dict[str, Any] = {}
         self._prepared, self._stages = False, set()
