@@ -12,6 +12,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -443,17 +444,25 @@ class Tokenizer(ABC):
         Raises:
             DataError: for an id outside the vocabulary; for invalid UTF-8 if errors is "strict".
         """
+        ids = list(ids)
         try:
-            return b"".join(self._bytes(i) for i in ids).decode("utf-8", errors)
+            text = b"".join(map(self._bytes, ids)).decode("utf-8", errors)
         except UnicodeDecodeError as error:
             raise DataError(f"these tokens are not UTF-8 ({error.reason} at byte {error.start})") from error
+        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
+
+    def _strips(self, first: list[int]) -> bool:
+        """Whether decoding drops a space before these first ids, which encoding has put there."""
+        return False
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        piece_of = self.piece_decoder()
-        yield from filter(None, map(piece_of, ids))
-        if tail := piece_of(None):
-            yield tail
+        ids = iter(ids)
+        opening = list(islice(ids, 1))
+        strips, piece_of = self._strips(opening), self.piece_decoder()
+        for piece in filter(None, map(piece_of, chain(opening, ids, [None]))):
+            yield from filter(None, [piece.removeprefix(" ") if strips else piece])
+            strips = False
 
     def piece_decoder(self) -> Callable[[int | None], str]:
         """An incremental decoder: call it with each id of a text in order, then with None.

@@ -11,7 +11,6 @@ A text can be cut for bulk encoding only where no step looks across the cut (`sa
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -342,25 +341,10 @@ class PipelineTokenizer(Tokenizer):
 
     # --- ids -> text
 
-    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
-        """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
-        ids = list(ids)
-        text = super().decode(ids, errors)
-        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
-
     def _strips(self, first: list[int]) -> bool:
         """Whether decoding drops a space before these first ids: not that of an unknown character."""
         unknown = None if isinstance(self.core, WordPieceTokenizer) else getattr(self.core, "unknown", None)
         return self.strip and first != [unknown]
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        ids = iter(ids)
-        opening = list(islice(ids, 1))
-        first = self._strips(opening)
-        for piece in super().decode_stream(chain(opening, ids)):
-            yield from filter(None, [piece.removeprefix(" ") if first else piece])
-            first = False
 
 
 def _with_prefix(begins: np.ndarray, ends: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ put one before the text, and turn what they do not know into `<unk>`.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -396,24 +396,9 @@ class UnigramTokenizer(Tokenizer):
 
     # --- ids -> text
 
-    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
-        """The text of token ids, as in `Tokenizer.decode`; without its first space if that was put before it."""
-        ids = list(ids)
-        text = super().decode(ids, errors)
-        return text.removeprefix(" ") if self._strips(ids[:1]) and not continues else text
-
     def _strips(self, first: list[int]) -> bool:
         """Whether decoding drops a space before these first ids: not that of an unknown character's surface."""
         return self.strip and (self.unknown is None or first != [self.unknown])
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        ids = iter(ids)
-        opening = list(islice(ids, 1))
-        first = self._strips(opening)
-        for piece in super().decode_stream(chain(opening, ids)):
-            yield from filter(None, [piece.removeprefix(" ") if first else piece])
-            first = False
 
     # --- files
 

@@ -365,17 +365,9 @@ class WordPieceTokenizer(Tokenizer):
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special_tokens.values())
 
-    def decode(self, ids: Iterable[int], errors: str = "replace", *, continues: bool = False) -> str:
-        """The text of token ids, as in `Tokenizer.decode`; without the space before its first word."""
-        text = super().decode(ids, errors)
-        return text.removeprefix(self.separator) if not continues else text
-
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yields the text of ids as they arrive, in whole characters. The pieces join to `decode(ids)`."""
-        first = bool(self.separator)
-        for piece in super().decode_stream(ids):
-            yield from filter(None, [piece.removeprefix(self.separator) if first else piece])
-            first = False
+    def _strips(self, first: list[int]) -> bool:
+        """Whether decoding drops the space before the first word."""
+        return bool(self.separator)
 
 
 def _chunks(pattern: str, normalizer: Normalizer | None, mark: str, longest: int) -> WholeWords | SpacedWords:
