@@ -29,6 +29,7 @@ from tinylm.tokenizer import (
 from tinylm.tokenizer.base import TOKENIZER_FILE
 from tinylm.tokenizer.bpe import VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import file_blocks
+from tinylm.tokenizer.learned import LearnedTokenizer
 from tinylm.tokenizer.normalizers.charsmap_rules import RULES
 from tinylm.tokenizer.pieces import show_pieces, statistics
 from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
@@ -91,7 +92,7 @@ def train(arguments: list[str]) -> None:
     kind = tokenizer_class(options.kind)
     pieces = settings.get("vocab_size", VOCAB_SIZE) - 256 - len(settings.get("special_tokens", ()))
     with ProgressBar("counting words", size) as bar, learning(bar, pieces, follow=True) as progress:
-        if OPTIONS.get(options.kind, set()) >= LEARNED:
+        if issubclass(kind, LearnedTokenizer):
             tokenizer = kind.train(options.corpus, **settings, progress=progress)
         else:
             streams = (read_chunks(path, report=bar.update) for path in options.corpus)

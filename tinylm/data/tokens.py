@@ -35,6 +35,7 @@ from tinylm.tokenizer import (
 )
 from tinylm.tokenizer.base import END_OF_TEXT
 from tinylm.tokenizer.bpe import VOCAB_SIZE
+from tinylm.tokenizer.learned import LearnedTokenizer
 from tinylm.tokenizer.wordpiece import UNKNOWN_PIECE
 
 TOKENIZER_FORMAT = 2
@@ -157,7 +158,7 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
     else:
         pieces = options.get("vocab_size", VOCAB_SIZE) - 256 - len(options.get("special_tokens", ()))
         with corpus.reading("counting words of", "train") as counting, learning(counting, pieces) as progress:
-            more = {"processes": None, "progress": progress} if hasattr(kind, "train_from_blocks") else {}
+            more = {"processes": None, "progress": progress} if issubclass(kind, LearnedTokenizer) else {}
             tokenizer = kind.train_from_streams(corpus.documents("train"), **options, **more)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)

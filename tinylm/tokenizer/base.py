@@ -88,7 +88,8 @@ class Tokenizer(ABC):
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("tinylm."):
-            cls.kinds[cls.kind] = cls
+            if "kind" in vars(cls):  # an abstract class has none
+                cls.kinds[cls.kind] = cls
         elif "kind" not in vars(cls):
             cls.kind = cls.__name__
 

@@ -25,7 +25,6 @@ import numpy as np
 from tinylm.errors import ConfigError
 from tinylm.files import read_json
 from tinylm.tokenizer.alphabet import BYTE_IDS, BYTES, printable
-from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.counting import count_words
@@ -34,6 +33,7 @@ from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
+from tinylm.tokenizer.learned import LearnedTokenizer
 
 _BYTE_IDS = np.frombuffer(BYTE_IDS, dtype=np.uint8)
 
@@ -45,7 +45,7 @@ SHORT = 1500  # characters; longer texts are encoded faster with NumPy
 LONG = 1000  # bytes; a longer word is cut before merges are left out
 
 
-class BPETokenizer(Tokenizer):
+class BPETokenizer(LearnedTokenizer):
     """Byte-level BPE. Bytes, merged tokens and special tokens are numbered in this order, or by `ids`.
 
     Args:
@@ -65,7 +65,6 @@ class BPETokenizer(Tokenizer):
     """
 
     kind = "bpe"
-    has_size = True
 
     def __init__(
         self,
@@ -147,19 +146,9 @@ class BPETokenizer(Tokenizer):
     # --- training
 
     @classmethod
-    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
-        """Learns merges from texts that arrive in chunks. Options as in `train_from_blocks`."""
-        found = blocks(streams, WordSplitter(pattern).safe_cut)
-        return cls.train_from_blocks(found, pattern=pattern, **options)
-
-    @classmethod
-    def train(
-        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
-    ) -> Self:
-        """Learns merges from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
-        safe_cut = WordSplitter(pattern).safe_cut
-        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
-        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+    def training_cut(cls, pattern: str) -> Callable[[str], int]:
+        """That of `WordSplitter`."""
+        return WordSplitter(pattern).safe_cut
 
     @classmethod
     def train_from_blocks(

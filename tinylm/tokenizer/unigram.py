@@ -14,7 +14,6 @@ put one before the text, and turn what they do not know into `<unk>`.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +26,7 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, 
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
+from tinylm.tokenizer.learned import LearnedTokenizer
 from tinylm.tokenizer.normalizers.base import Normalizer, through
 from tinylm.tokenizer.normalizers.charsmap_rules import named_charsmap
 from tinylm.tokenizer.normalizers.metaspace import Spacing
@@ -43,7 +43,7 @@ LOOK = 64  # characters before a cut, whose normalization is looked at
 VISIBLE = [*map(chr, range(0x21, 0x7F))]
 
 
-class UnigramTokenizer(Tokenizer):
+class UnigramTokenizer(LearnedTokenizer):
     """Pieces with log probabilities, in the order of their ids.
 
     Args:
@@ -67,7 +67,6 @@ class UnigramTokenizer(Tokenizer):
     """
 
     kind = "unigram"
-    has_size = True
     ends = (END_OF_TEXT, "</s>")
 
     def __init__(
@@ -117,19 +116,9 @@ class UnigramTokenizer(Tokenizer):
     # --- training
 
     @classmethod
-    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
-        """Learns pieces from texts that arrive in chunks. Options as in `train_from_blocks`."""
-        found = blocks(streams, WordSplitter(pattern).safe_cut)
-        return cls.train_from_blocks(found, pattern=pattern, **options)
-
-    @classmethod
-    def train(
-        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
-    ) -> Self:
-        """Learns pieces from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
-        safe_cut = WordSplitter(pattern).safe_cut
-        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
-        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+    def training_cut(cls, pattern: str) -> Callable[[str], int]:
+        """That of `WordSplitter`."""
+        return WordSplitter(pattern).safe_cut
 
     @classmethod
     def train_from_blocks(

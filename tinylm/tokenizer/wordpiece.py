@@ -24,13 +24,13 @@ from typing import Any, Self
 import numpy as np
 
 from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.base import Tokenizer
 from tinylm.tokenizer.bpe import MAX_REMEMBERED, SHORT, VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
 from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
+from tinylm.tokenizer.learned import LearnedTokenizer
 from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
 
@@ -42,7 +42,7 @@ CLEANED = [  # what decoding in other programs changes, in this order
 ]  # fmt: skip
 
 
-class WordPieceTokenizer(Tokenizer):
+class WordPieceTokenizer(LearnedTokenizer):
     """Pieces, numbered in their order, then the special tokens that are not among them.
 
     Args:
@@ -65,7 +65,6 @@ class WordPieceTokenizer(Tokenizer):
     """
 
     kind = "wordpiece"
-    has_size = True
     most_per_byte = 2  # decomposed letters
 
     def __init__(
@@ -140,18 +139,9 @@ class WordPieceTokenizer(Tokenizer):
     # --- training
 
     @classmethod
-    def train_from_streams(cls, streams: Iterable[Iterable[str]], *, pattern: str = "gpt2", **options: Any) -> Self:
-        """Learns pieces from texts, each an iterable of chunks. Options and errors as in `train_from_blocks`."""
-        return cls.train_from_blocks(blocks(streams, _for_training(pattern, None).safe_cut), pattern=pattern, **options)
-
-    @classmethod
-    def train(
-        cls, paths: Iterable[str | Path], *, pattern: str = "gpt2", processes: int | None = None, **options: Any
-    ) -> Self:
-        """Learns pieces from UTF-8 files, by default with one process per core. Options as in `train_from_blocks`."""
-        safe_cut = _for_training(pattern, None).safe_cut
-        found = chain.from_iterable(file_blocks(Path(path), safe_cut) for path in paths)
-        return cls.train_from_blocks(found, pattern=pattern, processes=processes, **options)
+    def training_cut(cls, pattern: str) -> Callable[[str], int]:
+        """That of the words, which white space or the pattern separates."""
+        return _for_training(pattern, None).safe_cut
 
     @classmethod
     def train_from_blocks(
