@@ -7,7 +7,7 @@ import numpy as np
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.tokenizer.fast.arrays import slices
 from tinylm.tokenizer.fast.blocks import Block
-from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
+from tinylm.tokenizer.fast.words import BlockCounter, Splitter, WordCounter
 from tinylm.workers import map_in_order
 
 WORDS_PER_MEGABYTE = 5000  # distinct words per megabyte of memory, in training
@@ -39,15 +39,8 @@ def count_words(
     """
     if memory_limit is not None and memory_limit < 1:
         raise ConfigError(f"memory_limit must be at least 1 megabyte, got {memory_limit}")
-    count, total, num_bytes = (
-        BlockCounter(pattern),
-        WordCounter((memory_limit or 0) * (words_per_megabyte or WORDS_PER_MEGABYTE)),
-        0,
-    )
-    for length, *counted in map_in_order(count, found, processes, alone=ALONE):
-        total.add(*counted)
-        num_bytes += length
-        progress("counting", num_bytes)
+    most = (memory_limit or 0) * (words_per_megabyte or WORDS_PER_MEGABYTE)
+    total = count_blocks(found, pattern, processes, lambda done: progress("counting", done), most)
     if total.forgotten:
         notice(f"more words than {memory_limit} MB can hold: forgot rare ones, {total.forgotten:,} occurrences")
     words, sizes, counts = total.take()
@@ -58,6 +51,30 @@ def count_words(
         notice(f"{each} of {sizes.max():,} bytes: learning from the first {LONG:,} bytes")
         words, sizes = beginnings(words, sizes, LONG)
     return words, sizes, counts
+
+
+def count_blocks(
+    found: Iterable[Block],
+    splitter: str | Splitter,
+    processes: int | None,
+    read: Callable[[int], object],
+    most: int = 0,
+) -> WordCounter:
+    """The counted words of a text.
+
+    Args:
+        found: the text
+        splitter: as in `BlockCounter`
+        processes: processes that count; None for one per core
+        read: called with the bytes read so far
+        most: as in `WordCounter`
+    """
+    total, num_bytes = WordCounter(most), 0
+    for length, *counted in map_in_order(BlockCounter(splitter), found, processes, alone=ALONE):
+        total.add(*counted)
+        num_bytes += length
+        read(num_bytes)
+    return total
 
 
 def beginnings(words: np.ndarray, sizes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

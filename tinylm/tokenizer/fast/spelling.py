@@ -9,12 +9,10 @@ import numpy as np
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.tokenizer.fast.blocks import Block, utf8
 from tinylm.tokenizer.fast.chunks import SpacedWords, WholeWords
+from tinylm.tokenizer.fast.counting import count_blocks
 from tinylm.tokenizer.fast.learning import MergeLearner
 from tinylm.tokenizer.fast.scoring import ScoreLearner
-from tinylm.tokenizer.fast.words import BlockCounter, WordCounter
-from tinylm.workers import map_in_order
 
-ALONE = 30  # blocks; with fewer, further processes do not pay off
 Score = Literal["likelihood", "count"]
 Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
 
@@ -40,13 +38,7 @@ def count_words(
     Raises:
         DataError: if there is none.
     """
-    total, num_bytes = WordCounter(), 0
-    for length, *counted in map_in_order(BlockCounter(chunks), found, processes, alone=ALONE):
-        total.add(*counted)
-        num_bytes += length
-        read(num_bytes)
-    data, sizes, counts = total.take()
-    del total  # frees much memory
+    data, sizes, counts = count_blocks(found, chunks, processes, read).take()
     if isinstance(chunks, SpacedWords):
         data, sizes, counts = _normalized(
             chunks, data, sizes, counts, lambda word: len(word) <= longest and not word.startswith(mark)
