@@ -31,6 +31,7 @@ from tinylm.tokenizer.formats.sentencepiece_writer import to_sentencepiece
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 TEXTS = [*texts(300, seed=5), "", " ", "  a  b ", "<sep>x <sep> <sep>", "<s> ababab </s>", "▁▁▁", "☃☃ ☃", "\x01"]
+TEXTS += [f"{symbol}{run * size}" for symbol in ("(", "ab") for run in "ax中" for size in range(3, 60, 4)]  # ties
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 SHAPES = {  # as the tokenizers of these models
     "llama": IDENTITY | {"byte_fallback": True, "split_digits": True, "vocab_size": 900},

@@ -118,6 +118,19 @@ def test_sums_of_float32_decide_as_in_sentencepiece(rounded):
     assert [parts.encode(text) for text in [*TEXTS, *RUNS]] != expected  # so that the texts decide something
 
 
+def test_large_sums_begin_anew_as_in_sentencepiece(monkeypatch):
+    """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201); sentencepiece takes sums off from 100,000 on."""
+    pieces = {"b": -30000, "a": -5.1, "aa": -10.201, "\u2581": -1}
+    scores = [None, *(float(np.float32(score)) for score in pieces.values())]
+    options = {"unknown": 0, "normalizer": SentencePieceNormalizer().to_dict(), "special_tokens": ["<unk>"]}
+    ours = UnigramTokenizer(["<unk>", *pieces], scores, **options, marker=True, strip=True, sums="text")
+    other = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(ours))
+    texts = ["aa", "bbbaa", "bbbbaa", "bbbbbaabbb aa b b b b aaaa bbb aabbbb", "b" * 20 + "aa" * 4]
+    assert [ours.encode(text) for text in texts] == [other.encode(text) for text in texts]
+    monkeypatch.setattr(unigram_model, "LARGEST_SUM", np.inf)
+    assert ours.encode("bbbbaa") != other.encode("bbbbaa")
+
+
 def test_long_texts_are_segmented_as_short_ones_with_sums_of_float32(rounded, monkeypatch):
     long = [f"{a} {'x' * 50} {b} {'=' * 40}" for a, b in pairwise([*TEXTS[:20], *RUNS[::2]])]
     expected = [rounded.encode(text) for text in long]

@@ -25,19 +25,24 @@ class Pieces:
         self._longest: dict[str, int] = {}  # first character -> characters of the longest such piece
         for piece in scores:
             self._longest[piece[0]] = max(self._longest.get(piece[0], 1), len(piece))
+        self._most = max(self._longest.values(), default=1)
 
-    def best_path(self, word: str, round_to: Callable[[float], float] = float, start: float = 0.0) -> list[Arc]:
+    def best_path(self, word: str, round_to: Callable[[float], float] = float, largest: float = math.inf) -> list[Arc]:
         """The most likely segmentation, in time linear in the length of the word.
 
         Args:
             word: any text
             round_to: rounds each sum of scores, as a program does that keeps them in fewer bits
-            start: the sum of scores before the word
+            largest: a sum whose magnitude exceeds this is subtracted from all sums in use, as in such a program
         """
         scores, longest, size = self.scores, self._longest, len(word)
-        best, begins = [start, *[-math.inf] * size], [0] * (size + 1)
+        best, begins = [0.0, *[-math.inf] * size], [0] * (size + 1)
         for begin, character in enumerate(word):
             here = best[begin]
+            if abs(here) > largest:
+                used = slice(begin, begin + self._most + 1)
+                best[used] = [round_to(total - here) for total in best[used]]
+                here = 0.0
             for end in range(begin + 1, min(begin + longest.get(character, 0), size) + 1):
                 score = scores.get(word[begin:end])
                 if score is not None and (total := round_to(here + score)) > best[end]:
@@ -73,7 +78,7 @@ class Pieces:
 
     def _ending(self, word: str, end: int) -> Iterable[tuple[int, float]]:
         """Where the pieces that end here begin, and their scores."""
-        for begin in range(max(end - max(self._longest.values(), default=1), 0), end):
+        for begin in range(max(end - self._most, 0), end):
             score = self.scores.get(word[begin:end])
             if score is not None:
                 yield begin, score

@@ -38,6 +38,7 @@ SHORT = 300  # bytes; longer texts are encoded faster with NumPy
 TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is faster where they are few
 LONGEST = 1 << 21  # bytes of a part, which take seconds
 ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
+LARGEST_SUM = 100_000.0  # of float32, in nats, as in sentencepiece 0.2.3
 DRAWN = 1 << 16  # bytes segmented at once at random
 MOST_CUTS = 100  # places tried for a cut
 SPACE_BYTE = 32
@@ -185,7 +186,7 @@ class UnigramModel:
 
     def _encode_rounded(self, text: str) -> list[int]:
         """The ids of a text, with sums from its beginning on that are rounded to float32."""
-        return [token.id for token in self._tokens(text, self.pieces.best_path(text, _float32))]
+        return [token.id for token in self._tokens(text, self.pieces.best_path(text, _float32, LARGEST_SUM))]
 
     def _encode_part(self, part: str) -> list[int]:
         return [token.id for token in self._tokens(part, self.pieces.best_path(part))]
@@ -206,7 +207,7 @@ class UnigramModel:
     def tokens(self, text: str) -> list[Token]:
         """The tokens of a text, with the characters that they cover. Otherwise as `encode`."""
         if self.rounds and len(text) <= ROUNDED:
-            return self._tokens(text, self.pieces.best_path(text, _float32))
+            return self._tokens(text, self.pieces.best_path(text, _float32, LARGEST_SUM))
         found: list[Token] = []
         for offset, part in self._parts(text):
             found += self._tokens(part, self.pieces.best_path(part), offset)
@@ -243,7 +244,7 @@ class UnigramModel:
 
     def _is_close(self, numbers: np.ndarray, sizes: np.ndarray) -> bool:
         """Whether rounding to float32 may decide a segmentation: no sum is off by more than half a unit a character."""
-        sums = 40 - np.cumsum(self._totals[numbers])
+        sums = 40 + np.cumsum(self._totals[numbers])
         return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
     def _learn_parts(
@@ -267,7 +268,7 @@ class UnigramModel:
             self._margins[numbers], self._totals[numbers] = 0.0, 0.0  # long parts are always close
             if len(counts):
                 self._margins[numbers[short]] = margins(arcs, last, best, chosen, counts)
-                self._totals[numbers[short]] = best[words.ends]
+                self._totals[numbers[short]] = np.add.reduceat(np.abs(arcs.scores[chosen]), np.cumsum(counts) - counts)
         for place in np.flatnonzero(sizes > TOGETHER):
             ids = self._encode_part(text[starts[place] : starts[place] + sizes[place]].tobytes().decode())
             lists.put(numbers[[place]], np.array(ids, dtype=np.int64), np.array([len(ids)]))

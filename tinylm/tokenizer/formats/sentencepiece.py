@@ -53,7 +53,7 @@ from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 
-SMALLEST = 1.1754943508222875e-38  # float32 that SentencePiece takes for the largest score if all are negative
+SYMBOL_SCORE = 0.1  # of a user-defined symbol, for each byte but its first
 
 
 def is_sentencepiece(head: bytes) -> bool:
@@ -159,14 +159,13 @@ def _characters(
 
 
 def _unigram(pieces: Sequence[Piece], normalizer: SentencePieceNormalizer, trainer: list[Field]) -> UnigramTokenizer:
-    """SentencePiece prefers user-defined symbols to other pieces by a score that is higher than any other."""
+    """A UnigramTokenizer. User-defined symbols have a score of 0 or more, so that they win against other pieces."""
     byte_fallback = bool(integer(trainer, TrainerField.BYTE_FALLBACK))
-    largest = max([SMALLEST, *(piece.score for piece in pieces if piece.type == PieceType.NORMAL)])
     scores: list[float | None] = []
     for piece in pieces:
         preferred = None
         if piece.type == PieceType.USER_DEFINED:
-            preferred = float(np.float32(len(piece.name.encode()) * largest - 0.1))
+            preferred = float(np.float32(SYMBOL_SCORE * (len(piece.name.encode()) - 1)))
         scores.append(piece.score if piece.type == PieceType.NORMAL else preferred)
     [unknown] = _ids(pieces, PieceType.UNKNOWN)
     return UnigramTokenizer(
