@@ -119,7 +119,7 @@ def test_sums_of_float32_decide_as_in_sentencepiece(rounded):
 
 
 def test_large_sums_begin_anew_as_in_sentencepiece(monkeypatch):
-    """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201); sentencepiece takes sums off from 100,000 on."""
+    """At 120,000 nats float32 cannot tell a, a (10.2) from aa (10.201); from 100,000 on, sums begin at 0 again."""
     pieces = {"b": -30000, "a": -5.1, "aa": -10.201, "\u2581": -1}
     scores = [None, *(float(np.float32(score)) for score in pieces.values())]
     options = {"unknown": 0, "normalizer": SentencePieceNormalizer().to_dict(), "special_tokens": ["<unk>"]}
