@@ -65,7 +65,8 @@ def test_a_table_is_applied_by_graphemes_as_by_tokenizers(tables, strings):
         normalizers.Precompiled(tables["nmt_nfkc"]),
     )
     single = [key for key in dict(library("nmt_nfkc").Decompile()) if len(key) == 1]
-    for text in [*strings[::3], *single[::5]]:
+    signs = ["\xa0\u094d\u092f", "\xbd\u1b44\u0301\u0958", "\u0915\u094d\u092f\xa0\u0301\u094d\u092f"]  # rule GB9c
+    for text in [*strings[::3], *single[::5], *signs]:
         normal = ours.normalize(text)
         assert normal == theirs.normalize_str(text)
         begins, ends = ours.offsets(text)

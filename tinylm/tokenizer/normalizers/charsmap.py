@@ -9,7 +9,7 @@ only these are looked up.
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import groupby
 from types import MappingProxyType
@@ -30,6 +30,8 @@ SHORTEST_LONG = 6  # bytes of a grapheme that Hugging Face's `Precompiled` does 
 NOTHING: Mapping[int, int] = MappingProxyType({})
 _NEAR = r"(?:\r\n|[\x00-\x7F])?"
 _GRAPHEMES = regex.compile(rf"(?:{_NEAR}[^\x00-\x7F]+)+{_NEAR}|\r\n")  # ASCII characters elsewhere stand alone
+_LETTER, _SIGNS = r"\p{InCB=Consonant}", r"[\p{InCB=Extend}\p{InCB=Linker}]"  # of Indic scripts
+_NOT_JOINED = regex.compile(rf"(?={_LETTER})(?<={_SIGNS})(?<!{_LETTER}{_SIGNS}*)")  # where `regex` sees no border
 
 
 class Change(NamedTuple):
@@ -171,10 +173,11 @@ class Charsmap:
         found, done = [], 0
         for run in _GRAPHEMES.finditer(text):
             found += self._changes_alone(text, done, run.start())
-            for grapheme in regex.finditer(r"\X", run[0]):
-                begin, end = run.start() + grapheme.start(), run.start() + grapheme.end()
-                short = len(grapheme[0].encode("utf-8", "surrogatepass")) < SHORTEST_LONG
-                new = self._shortest(grapheme[0]) if short else None
+            end = run.start()
+            for grapheme in _graphemes(run[0]):
+                begin, end = end, end + len(grapheme)
+                short = len(grapheme.encode("utf-8", "surrogatepass")) < SHORTEST_LONG
+                new = self._shortest(grapheme) if short else None
                 found += self._changes_alone(text, begin, end) if new is None else [Change(begin, end, new)]
             done = run.end()
         return found + self._changes_alone(text, done, len(text))
@@ -200,6 +203,15 @@ class Charsmap:
     def ignores(self, character: str) -> bool:
         """Whether a character is in no string of the table."""
         return not self._kinds[ord(character)]
+
+
+def _graphemes(text: str) -> Iterator[str]:
+    """The graphemes of a text; a sign joins the next letter only behind another letter (rule GB9c of Unicode's UAX 29).
+
+    `regex` joins them behind anything: U+00A0 U+094D U+092F is one match of `\\X`, but two graphemes.
+    """
+    for part in _NOT_JOINED.split(text):
+        yield from regex.findall(r"\X", part)
 
 
 def _points(text: str) -> np.ndarray:
