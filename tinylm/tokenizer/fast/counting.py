@@ -1,6 +1,7 @@
 """Counts the words of a corpus, in several processes and in bounded memory."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import numpy as np
 
@@ -69,8 +70,12 @@ def count_blocks(
         read: called with the bytes read so far
         most: as in `WordCounter`
     """
-    total, num_bytes = WordCounter(most), 0
-    for length, *counted in map_in_order(BlockCounter(splitter), found, processes, alone=ALONE):
+    total, count, num_bytes, found = WordCounter(most), BlockCounter(splitter), 0, iter(found)
+    for block in found if processes == 1 else islice(found, ALONE):
+        total.add(*count.splitter.word_starts(block))
+        num_bytes += len(block.data)
+        read(num_bytes)
+    for length, *counted in map_in_order(count, found, processes):
         total.add(*counted)
         num_bytes += length
         read(num_bytes)

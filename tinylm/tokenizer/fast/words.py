@@ -20,6 +20,7 @@ from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 
 PIECE = 7  # bytes
 MAX_KNOWN = 1 << 19  # words and pieces; larger tables are cleared where possible
+TOGETHER = 1 << 15  # words counted at once, which takes about a megabyte
 SPELLED = 8 * PIECE  # bytes; longer words are rare, and a Python dict numbers them
 _LENGTHS = np.arange(PIECE + 1, dtype=np.uint64) << np.uint64(56)
 _MASKS = (np.uint64(1) << np.arange(PIECE + 1, dtype=np.uint64) * np.uint64(8)) - np.uint64(1)
@@ -126,7 +127,11 @@ class WordCounter:
             starts: offset of each word, as in `WordTable.numbers`; separators are not counted
             counts: occurrences of each word, int64 (words,), if the words are distinct; default: 1 each
         """
-        self._count(data, starts, counts)
+        ends = [*starts[TOGETHER::TOGETHER].tolist(), len(data)]
+        for first, end in zip(range(0, len(starts), TOGETHER), ends, strict=True):
+            part = slice(first, first + TOGETHER)
+            begin = int(starts[first])
+            self._count(data[begin:end], starts[part] - begin, None if counts is None else counts[part])
         if self._most and self.size > self._most:
             self._forget()
 
@@ -176,19 +181,22 @@ class BlockCounter:
 
     Args:
         splitter: the pattern of a `WordSplitter`, or another splitter with its `word_starts`
+
+    Attributes:
+        splitter: the splitter
     """
 
     def __init__(self, splitter: str | Splitter) -> None:
-        self._splitter = WordSplitter(splitter) if isinstance(splitter, str) else splitter
+        self.splitter = WordSplitter(splitter) if isinstance(splitter, str) else splitter
         self._counter = WordCounter()
 
     def __reduce__(self) -> tuple[type, tuple[Splitter]]:
-        return BlockCounter, (self._splitter,)
+        return BlockCounter, (self.splitter,)
 
     def __call__(self, block: Block) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the size of the block in bytes, then its distinct words as arguments of `WordCounter.add`."""
         if self._counter.size > MAX_KNOWN // 2:
             self._counter = WordCounter()
-        self._counter.add(*self._splitter.word_starts(block))
+        self._counter.add(*self.splitter.word_starts(block))
         words, sizes, counts = self._counter.take()
         return len(block.data), words, np.cumsum(sizes) - sizes, counts
