@@ -10,18 +10,20 @@ The distinct words are linked lists in arrays, with one cell per character. A pi
     word        h  ##u  ##g  ##s         ##u ##g -> ##ug       h ##ug   -  ##s
     following   1    2    3  END                               1    3   -  END
     previous  END    0    1    2                             END    0   -    1
+
+The occurrences of all pairs lie in two arrays, too: the first cell of each, and the former occurrence of the same pair.
+A list per pair would take three times the memory, since most pairs occur in a single word.
 """
 
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-Places = Any  # an array of int32, which takes less memory than a list
 END = -1  # of a word, in either direction
 NOTHING = -1  # in the cell of no piece
+NONE = -1  # no earlier occurrence
 
 
 class ScoreLearner:
@@ -52,7 +54,7 @@ class ScoreLearner:
         self._names, self._mark, self._falls = names, mark, min_frequency is None
         self._numbers = {name: number for number, name in enumerate(names)}
         ends = np.cumsum(sizes)
-        cells, weights = characters.astype(np.int32), np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes)
+        cells, weights = characters.astype(np.int32, copy=False), np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes)
         following = np.arange(1, len(cells) + 1, dtype=np.int32)
         previous = np.arange(-1, len(cells) - 1, dtype=np.int32)
         following[ends - 1] = previous[ends - sizes] = END
@@ -74,12 +76,15 @@ class ScoreLearner:
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         keys = keys[begins]
         self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
-        self._places: list[Places] = [*np.split(firsts, begins[1:])]  # present and former occurrences
+        before = np.arange(-1, len(firsts) - 1, dtype=np.int32)
+        before[begins] = NONE
+        self._places, self._before = array("i", firsts.data), array("i", before.data)  # of occurrences
+        self._last = array("i", np.append(begins[1:], len(firsts)).astype(np.int32) - 1)  # occurrence of each pair
         self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
         totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
         self._counts = totals.astype(np.int64)
         self._scores = np.zeros(len(keys))
-        self._of: defaultdict[int, list[int]] = defaultdict(list)  # piece -> its pairs
+        self._of: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))  # piece -> its pairs
         for number, key in enumerate(keys.tolist()):
             self._of[key >> 32].append(number)
             self._of[key & 0xFFFFFFFF].append(number)
@@ -127,7 +132,7 @@ class ScoreLearner:
         changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
         new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
         cells, following, previous, total = self._cells, self._following, self._previous, 0
-        for place in sorted(self._places[pair]):
+        for place in self._occurrences(pair):
             second = following[place]
             if cells[place] != left or second == END or cells[second] != right:
                 continue
@@ -143,12 +148,12 @@ class ScoreLearner:
                 new[piece << 32 | cells[after]].append(place)
                 previous[after] = place
             cells[place], cells[second], following[place] = piece, NOTHING, after
-        self._places[pair] = array("i")
+        self._last[pair] = NONE
         changes[left << 32 | right] -= total
         for each, change in ((left, -total), (right, -total), (piece, total)):
             self._singles[each] += change
         self._count(changes, new)
-        self._rate(np.array([*self._of[left], *self._of[right], *self._of[piece]]))
+        self._rate(np.array(self._of[left] + self._of[right] + self._of[piece]))
 
     def _count(self, changes: dict[int, int], new: dict[int, list[int]]) -> None:
         """Applies changes of counts, to new pairs as well."""
@@ -163,14 +168,23 @@ class ScoreLearner:
             self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF
             self._of[key >> 32].append(number)
             self._of[key & 0xFFFFFFFF].append(number)
-            self._places.append(array("i"))
+            self._last.append(NONE)
         for key, change in changes.items():
             self._counts[self._pairs[key]] += change
         for key, places in new.items():
             number = self._pairs[key]
-            if not isinstance(self._places[number], array):
-                self._places[number] = array("i", self._places[number])
-            self._places[number].extend(places)
+            for place in places:
+                self._before.append(self._last[number])
+                self._last[number] = len(self._places)
+                self._places.append(place)
+
+    def _occurrences(self, pair: int) -> list[int]:
+        """The first cells of a pair's present and former occurrences, in order."""
+        found, each = [], self._last[pair]
+        while each != NONE:
+            found.append(self._places[each])
+            each = self._before[each]
+        return sorted(found)
 
     def _joined(self, left: int, right: int) -> int:
         """The number of the piece that two neighbours form: a known one with this name, or a new one."""
