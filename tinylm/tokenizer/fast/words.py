@@ -127,11 +127,11 @@ class WordCounter:
             starts: offset of each word, as in `WordTable.numbers`; separators are not counted
             counts: occurrences of each word, int64 (words,), if the words are distinct; default: 1 each
         """
-        ends = [*starts[TOGETHER::TOGETHER].tolist(), len(data)]
-        for first, end in zip(range(0, len(starts), TOGETHER), ends, strict=True):
-            part = slice(first, first + TOGETHER)
-            begin = int(starts[first])
-            self._count(data[begin:end], starts[part] - begin, None if counts is None else counts[part])
+        for first in range(0, len(starts), TOGETHER):
+            begins = starts[first : first + TOGETHER]
+            begin, after = begins[0], first + TOGETHER
+            end = starts[after] if after < len(starts) else len(data)
+            self._count(data[begin:end], begins - begin, None if counts is None else counts[first:after])
         if self._most and self.size > self._most:
             self._forget()
 
