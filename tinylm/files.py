@@ -8,19 +8,17 @@ those that a killed process left behind.
 import codecs
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import filelock
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinylm.errors import (
     CannotCreateError,
@@ -32,6 +30,9 @@ from tinylm.errors import (
     disk_problem,
 )
 from tinylm.recognize import refuse_records, text_begin, utf8_problem
+
+if TYPE_CHECKING:
+    import hashlib
 
 TEMPORARY = ".tmp-"
 
@@ -282,7 +283,13 @@ def sweep(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
 
 def sha256_bytes(data: bytes) -> str:
     """SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+    return _sha256(data).hexdigest()
+
+
+def _sha256(data: bytes = b"") -> "hashlib._Hash":
+    import hashlib  # here, as for other imports in functions: a tokenizer trains without its 4 MB of OpenSSL
+
+    return hashlib.sha256(data)
 
 
 def sha256_json(data: Any) -> str:
@@ -293,7 +300,7 @@ def sha256_json(data: Any) -> str:
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal; the file is read in blocks."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256_of_first(file, sys.maxsize)
 
 
 _END_OF_ZIP = b"PK\x05\x06"  # last record of a zip archive: 22 bytes that end with the length of the comment
@@ -347,7 +354,7 @@ def _check_crcs(path: Path) -> None:
 
 
 def _sha256_of_first(file: BinaryIO, size: int) -> str:
-    digest = hashlib.sha256()
+    digest = _sha256()
     while size > 0 and (block := file.read(min(size, 1 << 20))):
         digest.update(block)
         size -= len(block)
@@ -360,6 +367,8 @@ def locked(path: str | Path) -> Iterator[None]:
 
     The operating system releases the lock of a process that dies, so a killed holder blocks nobody.
     """
+    import filelock
+
     path = Path(path)
     make_folder(path.parent)
     lock = filelock.FileLock(path)

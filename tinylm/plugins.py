@@ -12,7 +12,6 @@ by `tinylm.load(path, trust=["my_layers"])`, or because the user passed the clas
 `torch.nn` and `tinylm.model`, and objectives of `tinylm.training`, need no trust.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -221,7 +220,11 @@ class Part:
             spec = importlib.util.find_spec(module[0])  # of a top-level module this imports nothing
             path = None if spec is None else spec.origin
         file = None if path is None else Path(path)
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+        if file is None or not file.is_file():
+            return None
+        import hashlib  # here: a tokenizer trains without it
+
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Part) and self._key == other._key

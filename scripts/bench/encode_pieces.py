@@ -21,15 +21,16 @@ from statistics import median
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # for encoding; training sets it to true
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SIZE, PART = 8000, 8000  # tokens of a vocabulary, characters of a part
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def with_tokenizers(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
+def with_tokenizers(path: Path, lowercase: bool) -> Any:
     """WordPiece as for BERT, trained by tokenizers."""
+    import tokenizers  # here, so that the other side's memory is its own
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     other = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))  # pyright: ignore[reportCallIssue]
     other.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,7 +41,7 @@ def with_tokenizers(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
 
 def with_tinylm(path: Path, lowercase: bool) -> Any:
     """WordPiece as for BERT, trained by tinylm."""
-    from tinylm.tokenizer import WordPieceTokenizer  # here, so that the other side's memory is its own
+    from tinylm.tokenizer import WordPieceTokenizer
 
     normalizer = {"kind": "bert", "lowercase": lowercase}
     return WordPieceTokenizer.train(
@@ -98,6 +99,8 @@ def parts_of(text: str) -> list[str]:
 
 def bench_encoding(path: Path, turns: int) -> None:
     """Prints a table of encoding speeds."""
+    import tokenizers
+
     from tinylm.tokenizer import Tokenizer, UnigramTokenizer, WordPieceTokenizer, load_tokenizer, write_tokenizer_json
     from tinylm.tokenizer.fast.blocks import Block
 

@@ -373,7 +373,7 @@ class Tokenizer(ABC):
         """A late position at which a text can be cut and its parts encoded independently; 0 if there is none."""
         return len(text)
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation drawn at random (subword regularization), int64 (n,).
 
         Args:
@@ -388,7 +388,7 @@ class Tokenizer(ABC):
         """
         raise ConfigError(f"tokenizer: kind {self.kind} segments a text in one way only; bpe and unigram draw samples")
 
-    def resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """Other ids of the text that these ids stand for, drawn as by `sample`, int64 (n,) -> (m,).
 
         Special and other added tokens stay, and so do up to three ids at each end of the text between them that hold
@@ -420,7 +420,7 @@ class Tokenizer(ABC):
                     return begin, end
         return 0, 0
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """Other ids of the text of ids without special tokens."""
         return self.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 

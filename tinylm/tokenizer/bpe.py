@@ -229,7 +229,7 @@ class BPETokenizer(LearnedTokenizer):
                     self._remembered[word] = tokens if self._ids is None else self._ids[tokens].tolist()
             return [*chain.from_iterable(map(self._remembered.__getitem__, words))]
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text, int64 (n,), with BPE dropout: each merge is left out with the probability alpha.
 
         Raises:

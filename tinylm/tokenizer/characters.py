@@ -184,7 +184,7 @@ class CharacterBPE:
                 found.append(token)
         return found
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text, int64 (n,), with BPE dropout, as in `BPETokenizer.sample`."""
         check_dropout(alpha)
         found: list[int] = []

@@ -204,7 +204,7 @@ class PipelineTokenizer(Tokenizer):
                     found.append(ids_of(piece, self._goes_on(opens, continues)))
         return found
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation of the core drawn at random, as in `Tokenizer.sample`, int64 (n,)."""
 
         def drawn(piece: str, goes_on: bool) -> np.ndarray:
@@ -214,7 +214,7 @@ class PipelineTokenizer(Tokenizer):
 
         return np.concatenate(self._encode(text, False, ids_of=drawn))
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
         text = b"".join(self.token_bytes[token] for token in ids).decode().replace(" ", self._space)
         core = self.core.model if isinstance(self.core, UnigramTokenizer) else self.core
         return core.sample(text, alpha, random)

@@ -349,7 +349,7 @@ class UnigramTokenizer(LearnedTokenizer):
 
     # --- other segmentations
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a text in a segmentation drawn at random, as in `Tokenizer.sample`, int64 (n,).
 
         Segmentations are drawn with their probability to the power alpha: 0 draws all alike; the larger it is, the more
@@ -360,7 +360,7 @@ class UnigramTokenizer(LearnedTokenizer):
         """
         return self.model.sample(self._inner(text), alpha, random)
 
-    def _resample(self, ids: np.ndarray, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def _resample(self, ids: np.ndarray, alpha: float, random: "np.random.Generator") -> np.ndarray:
         return self.model.sample(b"".join(self.token_bytes[token] for token in ids).decode(), alpha, random)
 
     @cached_property

@@ -290,7 +290,7 @@ class UnigramModel:
 
     # --- other segmentations
 
-    def sample(self, text: str, alpha: float, random: np.random.Generator) -> np.ndarray:
+    def sample(self, text: str, alpha: float, random: "np.random.Generator") -> np.ndarray:
         """The ids of a segmentation drawn with its probability to the power alpha, int64 (n,).
 
         Raises:

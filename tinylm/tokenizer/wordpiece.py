@@ -183,10 +183,14 @@ class WordPieceTokenizer(LearnedTokenizer):
         if pattern == "bert" and normalizer is None:
             normalizer = BertNormalizer().to_dict()
         chunks = _for_training(pattern, normalizer)
-        words = count_words(found, chunks, processes, MARK, LONGEST, lambda done: progress("counting", done))
-        num_pieces = vocab_size - len(special_tokens)
-        merged = lambda done: progress("merging", done)  # noqa: E731
-        pieces = learn_pieces(words, num_pieces, MARK, score, min_frequency, merged)
+        pieces = learn_pieces(
+            count_words(found, chunks, processes, MARK, LONGEST, lambda done: progress("counting", done)),
+            vocab_size - len(special_tokens),
+            MARK,
+            score,
+            min_frequency,
+            lambda done: progress("merging", done),
+        )
         return cls(pieces, pattern, normalizer, special_tokens=special_tokens)
 
     # --- encoding

@@ -49,7 +49,7 @@ def merge_word(ids: list[int], merged: dict[Pair, Pair], joined: dict[int, Pair]
     return [token for token in ids if token >= 0]
 
 
-def merge_some(ids: list[int], merged: dict[Pair, Pair], dropout: float, random: np.random.Generator) -> list[int]:
+def merge_some(ids: list[int], merged: dict[Pair, Pair], dropout: float, random: "np.random.Generator") -> list[int]:
     """Encodes one word with BPE dropout (Provilkov et al. 2020), in O(n^2).
 
     Before each merge, every pair that could be merged is left out with the probability `dropout`, anew each time; of

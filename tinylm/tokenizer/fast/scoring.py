@@ -54,7 +54,10 @@ class ScoreLearner:
         self._names, self._mark, self._falls = names, mark, min_frequency is None
         self._numbers = {name: number for number, name in enumerate(names)}
         ends = np.cumsum(sizes)
-        cells, weights = characters.astype(np.int32, copy=False), np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes)
+        cells, weights = (
+            characters.astype(np.int32, copy=False),
+            np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes),
+        )
         following = np.arange(1, len(cells) + 1, dtype=np.int32)
         previous = np.arange(-1, len(cells) - 1, dtype=np.int32)
         following[ends - 1] = previous[ends - sizes] = END

@@ -161,7 +161,7 @@ def margins(arcs: Arcs, last: np.ndarray, best: np.ndarray, chosen: np.ndarray, 
     return np.minimum.reduceat(best[ends] - second[ends], np.cumsum(counts) - counts)
 
 
-def drawn_arcs(words: Words, arcs: Arcs, alpha: float, random: np.random.Generator) -> np.ndarray:
+def drawn_arcs(words: Words, arcs: Arcs, alpha: float, random: "np.random.Generator") -> np.ndarray:
     """The last arc of a segmentation drawn at random, up to each offset, int64 (bytes,).
 
     Forward filtering, backward sampling: an arc is drawn with the probability of all segmentations that end with it,

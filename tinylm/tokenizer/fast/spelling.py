@@ -88,10 +88,23 @@ def learn_pieces(
     Raises:
         ConfigError: if there is no room for a character.
     """
-    points, (characters, sizes, counts) = _alphabet(words, num_pieces // 4), words
+    points = _alphabet(words, num_pieces // 4)
     if not len(points):
         raise ConfigError(f"vocab_size must leave room for at least 4 pieces, got {num_pieces}")
-    words = _spelled(points, words)
+    words, names = _numbered(points, _spelled(points, words), mark)
+    if not len(words[1]):
+        return names
+    if score == "count":
+        return _by_count(words, names, mark, num_pieces, learned)
+    learner = ScoreLearner(*words, names, mark, min_frequency)
+    del words  # the learner has what it needs of them, in the most memory that training takes
+    for _ in learner.learn(num_pieces):
+        learned(len(names))
+    return names
+
+
+def _numbered(points: np.ndarray, words: Words, mark: str) -> tuple[Words, list[str]]:
+    """The words with numbers for their characters, int32 (n,), which have two forms; and the names of these forms."""
     characters, sizes, counts = words
     inside = np.ones(len(characters), dtype=np.int8)
     inside[np.cumsum(sizes) - sizes] = 0
@@ -100,28 +113,15 @@ def learn_pieces(
     names = sorted([*letters, *(mark + letter for letter in letters if letter not in alone)])
     index = {name: number for number, name in enumerate(names)}
     forms = np.array([[index[each], index.get(mark + each, 0)] for each in letters], dtype=np.int32)
-    if not len(sizes):
-        return names
-    numbers = forms[np.searchsorted(points, characters), inside]
-    if score == "count":
-        return _by_count(numbers, sizes, counts, names, mark, num_pieces, learned)
-    for _ in ScoreLearner(numbers, sizes, counts, names, mark, min_frequency).learn(num_pieces):
-        learned(len(names))
-    return names
+    return (forms[np.searchsorted(points, characters), inside], sizes, counts), names
 
 
 def _by_count(
-    numbers: np.ndarray,
-    sizes: np.ndarray,
-    counts: np.ndarray,
-    names: list[str],
-    mark: str,
-    num_pieces: int,
-    learned: Callable[[int], object],
+    words: Words, names: list[str], mark: str, num_pieces: int, learned: Callable[[int], object]
 ) -> list[str]:
     """Learns pieces by the most frequent pair. A piece is the tuple of its characters' numbers, as bytes are in BPE."""
     pieces = [(number,) for number in range(len(names))]
-    for _ in MergeLearner(numbers, sizes, counts, pieces).learn(num_pieces):
+    for _ in MergeLearner(*words, pieces).learn(num_pieces):
         learned(len(pieces))
     return ["".join([names[first], *(names[each].removeprefix(mark) for each in rest)]) for first, *rest in pieces]
 
