@@ -82,6 +82,7 @@ class ScoreLearner:
         before = np.arange(-1, len(firsts) - 1, dtype=np.int32)
         before[begins] = NONE
         self._places, self._before = array("i", firsts.data), array("i", before.data)  # of occurrences
+        self._free = NONE  # entry of these arrays, from which `_before` leads to the other free ones
         self._last = array("i", np.append(begins[1:], len(firsts)).astype(np.int32) - 1)  # occurrence of each pair
         self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
         totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
@@ -135,7 +136,7 @@ class ScoreLearner:
         changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
         new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
         cells, following, previous, total = self._cells, self._following, self._previous, 0
-        for place in self._occurrences(pair):
+        for place in self._take(pair):
             second = following[place]
             if cells[place] != left or second == END or cells[second] != right:
                 continue
@@ -151,7 +152,6 @@ class ScoreLearner:
                 new[piece << 32 | cells[after]].append(place)
                 previous[after] = place
             cells[place], cells[second], following[place] = piece, NOTHING, after
-        self._last[pair] = NONE
         changes[left << 32 | right] -= total
         for each, change in ((left, -total), (right, -total), (piece, total)):
             self._singles[each] += change
@@ -177,16 +177,27 @@ class ScoreLearner:
         for key, places in new.items():
             number = self._pairs[key]
             for place in places:
-                self._before.append(self._last[number])
-                self._last[number] = len(self._places)
-                self._places.append(place)
+                self._record(number, place)
 
-    def _occurrences(self, pair: int) -> list[int]:
-        """The first cells of a pair's present and former occurrences, in order."""
-        found, each = [], self._last[pair]
-        while each != NONE:
-            found.append(self._places[each])
-            each = self._before[each]
+    def _record(self, pair: int, place: int) -> None:
+        """Adds an occurrence of a pair, in a free entry if there is one."""
+        if (entry := self._free) == NONE:
+            entry = len(self._places)
+            self._places.append(place)
+            self._before.append(self._last[pair])
+        else:
+            self._free = self._before[entry]
+            self._places[entry], self._before[entry] = place, self._last[pair]
+        self._last[pair] = entry
+
+    def _take(self, pair: int) -> list[int]:
+        """The first cells of a pair's present and former occurrences, in order. Their entries become free."""
+        found, entry = [], self._last[pair]
+        while entry != NONE:
+            found.append(self._places[entry])
+            following, self._before[entry] = self._before[entry], self._free
+            self._free, entry = entry, following
+        self._last[pair] = NONE
         return sorted(found)
 
     def _joined(self, left: int, right: int) -> int:
