@@ -18,7 +18,7 @@ from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, UnigramTokenizer, load_tokenizer, unigram, unigram_model
 from tinylm.tokenizer.characters import BYTE_NAMES
-from tinylm.tokenizer.fast import blocks
+from tinylm.tokenizer.fast import blocks, counting
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece_writer import to_sentencepiece
@@ -142,6 +142,15 @@ def test_long_texts_are_segmented_as_short_ones_with_sums_of_float32(rounded, mo
 
 
 # --- blocks, files, cuts
+
+
+def test_several_processes_learn_the_same_model(tale, trained, monkeypatch):
+    """Their words are counted in another order, in which sums of floats may differ in the last bit."""
+    monkeypatch.setattr(blocks, "BLOCK", 2000)
+    monkeypatch.setattr(counting, "ALONE", 1)
+    assert (
+        UnigramTokenizer.train_from_texts([tale], vocab_size=1200, processes=2, special_tokens=[END_OF_TEXT]) == trained
+    )
 
 
 def test_blocks_files_and_streams_have_the_ids_of_the_text(trained, tale, tmp_path, monkeypatch):
