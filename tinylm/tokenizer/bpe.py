@@ -30,7 +30,7 @@ from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.counting import count_words
 from tinylm.tokenizer.fast.learning import MergeLearner, Pair
 from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
-from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
+from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.words import MAX_KNOWN, SPELLED, WordTable
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
 from tinylm.tokenizer.learned import LearnedTokenizer
@@ -267,32 +267,18 @@ class BPETokenizer(LearnedTokenizer):
         """The ids of a block in `dtype` (n,). All new words are merged at once."""
         if self._words.size > MAX_KNOWN:
             self._words = WordTable(self.dtype)
-        data, starts = self._splitter.word_starts(block)
-        numbers = self._words.numbers(data, starts)
-        new, places = self._words.new_words(numbers)
-        self._merge_new_words(data, starts[places], np.diff(starts, append=len(data))[places], new)
-        return self._words.lists.take(numbers)
+        words = self._splitter.word_starts(block)
+        return self._words.lists.take(self._words.spelled(*words, self.end_of_text, self._merge_new_words))
 
     def _merge_new_words(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
-        """Encodes new words and stores their ids in `_words`.
-
-        Args:
-            data: UTF-8 text, uint8 (bytes,)
-            starts: offset of each word, (words,)
-            sizes: bytes of each word, (words,)
-            numbers: index of each word in `_words`, (words,)
-        """
-        lists = self._words.lists
-        edge = data[starts] == BETWEEN
-        if self.end_of_text is not None:
-            lists.put(numbers[edge], np.full(edge.sum(), self.end_of_text), np.ones(edge.sum(), dtype=np.int64))
-        short = (sizes <= SPELLED) & ~edge
+        """Encodes new words and stores their ids in `_words`. Arguments as in `WordTable.spelled`."""
+        lists, short = self._words.lists, sizes <= SPELLED
         words, sizes_left = self._without_missing(slices(data, starts[short], sizes[short]), sizes[short])
         left = sizes_left > 0
         ids = _BYTE_IDS[words].astype(np.int32)
         for done, tokens, counts in self._table.merge_words(ids, sizes_left[left]):
             lists.put(numbers[short][left][done], self._outer(tokens), counts)
-        for place in np.flatnonzero(sizes > SPELLED):
+        for place in np.flatnonzero(~short):
             word = data[starts[place] : starts[place] + sizes[place]].tobytes().translate(BYTE_IDS, self._left_out)
             tokens = np.array(merge_word(list(word), self._merged), dtype=np.int64)
             lists.put(numbers[[place]], self._outer(tokens), np.array([len(tokens)]))

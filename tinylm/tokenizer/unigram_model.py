@@ -234,9 +234,7 @@ class UnigramModel:
         if self._words.size > MAX_KNOWN:
             self._forget()
         starts = self.starts(text)
-        numbers = self._words.numbers(text, starts)
-        new, places = self._words.new_words(numbers)
-        self._learn_parts(text, starts[places], np.diff(starts, append=len(text))[places], new, separator)
+        numbers = self._words.spelled(text, starts, separator, self._learn_parts)
         if self.rounds and len(data) <= ROUNDED and self._is_close(numbers, np.diff(starts, append=len(text))):
             return np.array(self._encode_rounded(data.decode()), dtype=np.int64)
         ids = self._words.lists.take(numbers)
@@ -247,15 +245,9 @@ class UnigramModel:
         sums = 40 + np.cumsum(self._totals[numbers])
         return bool((self._margins[numbers] < 2.0**-22 * (sizes + 1) * sums).any())
 
-    def _learn_parts(
-        self, text: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray, separator: int | None
-    ) -> None:
-        """Segments new parts and stores their ids in `_words`. Arguments as in `BPETokenizer._merge_new_words`."""
-        lists = self._words.lists
-        edge = text[starts] == BETWEEN
-        if separator is not None:
-            lists.put(numbers[edge], np.full(edge.sum(), separator), np.ones(edge.sum(), dtype=np.int64))
-        short = (sizes <= TOGETHER) & ~edge
+    def _learn_parts(self, text: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
+        """Segments new parts and stores their ids in `_words`. Arguments as in `WordTable.spelled`."""
+        lists, short = self._words.lists, sizes <= TOGETHER
         words = words_of(text, starts[short], sizes[short])
         arcs = self._trie.arcs(words)
         last, best = best_arcs(words, arcs)
@@ -269,7 +261,7 @@ class UnigramModel:
             if len(counts):
                 self._margins[numbers[short]] = margins(arcs, last, best, chosen, counts)
                 self._totals[numbers[short]] = np.add.reduceat(np.abs(arcs.scores[chosen]), np.cumsum(counts) - counts)
-        for place in np.flatnonzero(sizes > TOGETHER):
+        for place in np.flatnonzero(~short):
             ids = self._encode_part(text[starts[place] : starts[place] + sizes[place]].tobytes().decode())
             lists.put(numbers[[place]], np.array(ids, dtype=np.int64), np.array([len(ids)]))
 

@@ -16,7 +16,7 @@ Not supported: byte fallback.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,6 @@ from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer.bpe import MAX_REMEMBERED, SHORT, VOCAB_SIZE
 from tinylm.tokenizer.fast.blocks import Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.chunks import PATTERNS, SpacedWords, WholeWords
-from tinylm.tokenizer.fast.pretokenize import BETWEEN
 from tinylm.tokenizer.fast.spelling import Score, count_words, learn_pieces
 from tinylm.tokenizer.fast.words import MAX_KNOWN, WordTable
 from tinylm.tokenizer.learned import LearnedTokenizer
@@ -276,21 +275,20 @@ class WordPieceTokenizer(LearnedTokenizer):
         """The ids of a block in `dtype` (n,). Each new word is spelled once."""
         if self._words.size > MAX_KNOWN:
             self._words = WordTable(self.dtype)
-        data, starts = self._chunks.word_starts(block)
-        numbers = self._words.numbers(data, starts)
-        new, places = self._words.new_words(numbers)
-        ends = np.append(starts, len(data))[places + 1]
+        words = self._chunks.word_starts(block)
+        return self._words.lists.take(self._words.spelled(*words, self.end_of_text, partial(self._spell_new, block)))
+
+    def _spell_new(
+        self, block: Block, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, numbers: np.ndarray
+    ) -> None:
+        """Spells new words of a block and stores their ids in `_words`. Other arguments as in `WordTable.spelled`."""
         found = []
-        for begin, end in zip(starts[places].tolist(), ends.tolist(), strict=True):
-            if data[begin] == BETWEEN:
-                found.append([] if self.end_of_text is None else [self.end_of_text])
-            elif (ids := self._ids_of(data[begin:end].tobytes().decode())) is not None:
-                found.append(ids)
-            else:
+        for begin, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True):
+            if (ids := self._ids_of(data[begin:end].tobytes().decode())) is None:
                 raise self._unknown_in(block)
-        sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
-        self._words.lists.put(new, np.array([*chain.from_iterable(found)], dtype=np.int64), sizes)
-        return self._words.lists.take(numbers)
+            found.append(ids)
+        counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        self._words.lists.put(numbers, np.array([*chain.from_iterable(found)], dtype=np.int64), counts)
 
     def _unknown_in(self, block: Block) -> DataError:
         """The error for the first unknown word of a block."""

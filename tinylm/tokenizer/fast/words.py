@@ -9,6 +9,7 @@ seven bytes. The number of the prefix and the number of the next piece form the 
 Two words therefore have the same number if and only if they have the same bytes. Hash collisions cannot confuse them.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from tinylm.tokenizer.fast.arrays import KeyTable, Ragged, slices
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.fast.pretokenize import BETWEEN, WordSplitter
 
+Speller = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], object]
 PIECE = 7  # bytes
 MAX_KNOWN = 1 << 19  # words and pieces; larger tables are cleared where possible
 TOGETHER = 1 << 15  # words counted at once, which takes about a megabyte
@@ -66,6 +68,24 @@ class WordTable:
         without = (self.lists.sizes(numbers) == 0).nonzero()[0]
         new, first = np.unique(numbers[without], return_index=True)
         return new, without[first]
+
+    def spelled(self, data: np.ndarray, starts: np.ndarray, separator: int | None, spell: Speller) -> np.ndarray:
+        """Returns the numbers of the words of a text, int32 (words,), after new words have got their lists.
+
+        Args:
+            data: as in `numbers`
+            starts: as in `numbers`
+            separator: the value for `SEPARATOR`, if it has one
+            spell: called with the text, and the offset, size in bytes and number of each new word; puts their lists
+        """
+        numbers = self.numbers(data, starts)
+        new, places = self.new_words(numbers)
+        begins, sizes = starts[places], np.diff(starts, append=len(data))[places]
+        edge = data[begins] == BETWEEN
+        if separator is not None:
+            self.lists.put(new[edge], np.full(edge.sum(), separator), np.ones(edge.sum(), dtype=np.int64))
+        spell(data, begins[~edge], sizes[~edge], new[~edge])
+        return numbers
 
     def _numbers(self, data: np.ndarray, starts: np.ndarray) -> np.ndarray:
         lengths = np.diff(starts, append=len(data))
