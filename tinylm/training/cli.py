@@ -28,7 +28,7 @@ from tinylm.adapt import trainable_share
 from tinylm.bundle import TOKENIZER
 from tinylm.console import exit_code, plural, print_error, process_rank
 from tinylm.data import TextDataModule
-from tinylm.data.datamodule import data_ranks
+from tinylm.data.division import data_ranks
 from tinylm.data.template import find_template, stop_after_turns
 from tinylm.errors import (
     ConfigError,

@@ -21,8 +21,9 @@ from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
-from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
-from tinylm.data.datamodule import data_ranks
+from tinylm.data import IGNORE, Batch, ChatTemplate, Template
+from tinylm.data.division import data_ranks
+from tinylm.data.run_data import RunData
 from tinylm.errors import ConfigError, notice
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.kernels.block_masks import use_block_masks
@@ -184,9 +185,9 @@ class LitTransformerLM(pl.LightningModule):
         return self._datamodule.template
 
     @property
-    def _datamodule(self) -> TextDataModule:
+    def _datamodule(self) -> RunData:
         datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, TextDataModule):
+        if not isinstance(datamodule, RunData):
             raise ConfigError(
                 "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
             )
@@ -536,7 +537,7 @@ def plain_values(config: Any) -> dict[str, Any]:
     return config.to_dict() if isinstance(config, Part) else vars(config)
 
 
-def changed_text(data: TextDataModule, sources: dict[str, str]) -> str:
+def changed_text(data: RunData, sources: dict[str, str]) -> str:
     """The name of what has changed in the data; of a mixture, those of the sources.
 
     Args:
