@@ -58,13 +58,13 @@ from tinylm.training.cli import quiet_lightning
 from tinylm.training.earlier import recorded_seed, text_seed_remedy
 from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.metrics_csv import MetricsCSV
-from tinylm.training.module import OTHER_ORDER, changed_text
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
 from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
 from tinylm.training.record import compute, data_facts, given_options, seeds
 from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
+from tinylm.training.restoring import OTHER_ORDER, changed_text
 from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.rows import is_logged
 from tinylm.training.samples import append_sample, has_samples
