@@ -82,7 +82,8 @@ PICTURES = (
             "`ablate` also draws a point for each seed)."),
     Picture("isoflops", "scaling --out scaling", "scaling/isoflops.png",
             "Runs of equal cost and the law fitted to them (scaling.md)."),
-    Picture("frontier", "scaling --out scaling", "scaling/frontier.png", "The lowest loss that each budget can reach, by the law."),
+    Picture("frontier", "scaling --out scaling", "scaling/frontier.png",
+            "The lowest loss that each budget can reach, by the law."),
     Picture("law", "scaling --out scaling", "scaling/law.png", "The law against tokens."),
 )  # fmt: skip
 

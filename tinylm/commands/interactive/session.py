@@ -240,7 +240,7 @@ class Session:
         return answer
 
     def _name_invalid_bytes(self, ids: Sequence[int], answer: str) -> None:
-        """Prints how many bytes of an answer are not UTF-8 text; a � that the model has written itself does not count."""
+        """Prints how many bytes of an answer are not UTF-8 text; the model's own � does not count."""
         written = self.generator.tokenizer.decode(ids, "ignore", continues=True).count(REPLACEMENT)
         if (count := answer.count(REPLACEMENT) - written) > 0:
             self._screen.say(f"{REPLACEMENT} above stands for bytes that are not UTF-8 text, {plural(count, 'time')}")
