@@ -46,8 +46,8 @@ from tinylm.training.progress import Progress
 from tinylm.training.quiet import quiet_lightning
 from tinylm.training.record import compute, data_facts, given_options, seeds
 from tinylm.training.remarks import OverfittingWatch, check_warmup
-from tinylm.training.resume import ConfigRecord, prepare_files
 from tinylm.training.rows import is_logged
+from tinylm.training.run_files import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample, has_samples
 from tinylm.training.throughput import measure_peak_flops
 

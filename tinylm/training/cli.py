@@ -64,8 +64,9 @@ from tinylm.training.progress import Progress
 from tinylm.training.quiet import quiet_lightning
 from tinylm.training.ranks import watch_ranks
 from tinylm.training.record import given_options
-from tinylm.training.resume import ConfigRecord, ExactResume, RunFiles
+from tinylm.training.resume import ExactResume
 from tinylm.training.run_choice import choose_checkpoint, choose_folder, use_base_model
+from tinylm.training.run_files import ConfigRecord, RunFiles
 from tinylm.training.samples import SampleText
 from tinylm.training.stop import GracefulStop
 from tinylm.training.throughput import MetricsLog, Throughput
