@@ -41,7 +41,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and rlimits are P
 def start(code, *arguments):
     """Starts a Python process that runs `code` with the arguments in `sys.argv[1:]`."""
     prelude = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom tinylm.files import *\nfrom tinylm import files\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from tinylm.files import *\nfrom tinylm import errors, files\n"
     )
     command = [sys.executable, "-c", prelude + code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -239,7 +240,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
     with atomic_write(sys.argv[1]) as file:
         for _ in range(100): file.write(b"x" * 1000)
-except files.StorageError as error:
+except errors.StorageError as error:
     print(error); sys.exit(error.exit_code)
 """
     status, output, _ = finish(start(code, path))
@@ -489,7 +490,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 path = Path(sys.argv[1])
 try:
     {write}
-except files.StorageError as error:
+except errors.StorageError as error:
     print(error); sys.exit(error.exit_code)
 """
 LIBRARIES = {

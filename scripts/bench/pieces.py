@@ -5,11 +5,12 @@
 Both sides train in turn, each in a process of its own. Seconds include reading the text and counting its words, but not
 the start of the program; memory is the peak of the whole process. sentencepiece works with all cores, tinylm with one.
 
-Both learn from the same lines without normalization. A vocabulary counts 256 bytes and three special tokens, so that
-both have equally many other pieces. The loss is that of GPT-2's words, in nats per byte, computed by one routine for
-both vocabularies: of the best segmentation, and of the sum over all segmentations. Characters without a piece have the
-log probability that sentencepiece gives them, 10 less than that of the rarest piece. sentencepiece does not know these
-words and may learn pieces across them, so the loss of its own segmentation of whole lines is printed as well.
+Both learn from the same lines without normalization. The size of a vocabulary includes 256 bytes and three special
+tokens on both sides, so both have the same number of other pieces. The loss is that of GPT-2's words, in nats per byte,
+computed by one routine for both vocabularies: of the best segmentation, and of the sum over all segmentations.
+Characters without a piece have the log probability that sentencepiece gives them, 10 less than that of the rarest
+piece. sentencepiece does not know these words and may learn pieces across them, so the loss of its own segmentation of
+whole lines is printed as well.
 """
 
 import argparse

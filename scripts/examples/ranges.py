@@ -3,9 +3,9 @@
     python scripts/examples/ranges.py --out runs/ranges.jsonl                    # 34 runs, ten minutes of one core
     python scripts/examples/ranges.py --out runs/ranges.jsonl --draw docs/ranges
 
-All runs are the network of `tiny` on the built-in stories for 400 steps of 8 x 128 tokens, with Muon, but for one
-setting. Every run is a line of the output file; runs that it has are not repeated, so an interrupted measurement goes
-on.
+Every run trains the network of `tiny` on the built-in stories, for 400 steps of 8 x 128 tokens with Muon, and differs
+from the others in one setting. A run is one line of the output file. Runs that the file has are not repeated, so an
+interrupted measurement continues where it stopped.
 """
 
 import argparse

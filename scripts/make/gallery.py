@@ -42,7 +42,7 @@ RUNS = {"tiny": ["--trainer.max_steps", "200", *SHORT]} | {
 
 
 class Picture(NamedTuple):
-    """One picture: its name, the command that makes it, the file which that writes, and a sentence about it."""
+    """One picture: its name, the command that makes it, the file that the command writes, and a caption."""
 
     name: str
     command: str
@@ -82,7 +82,8 @@ PICTURES = (
             "`ablate` also draws a point for each seed)."),
     Picture("isoflops", "scaling --out scaling", "scaling/isoflops.png",
             "Runs of equal cost and the law fitted to them (scaling.md)."),
-    Picture("frontier", "scaling --out scaling", "scaling/frontier.png", "The lowest loss to expect of a budget."),
+    Picture("frontier", "scaling --out scaling", "scaling/frontier.png",
+            "The lowest loss that each budget can reach, by the law."),
     Picture("law", "scaling --out scaling", "scaling/law.png", "The law against tokens."),
 )  # fmt: skip
 
@@ -90,7 +91,7 @@ PICTURES = (
 def make(command: str, pictures: Sequence[Picture]) -> None:
     """Makes the pictures of a command in the working folder, in the theme of the environment."""
     word, *words = command.split()
-    if word == "fit":  # which draws them at its end
+    if word == "fit":  # draws them at the end of a run
         draw_curves("runs/tiny/metrics.csv", pictures[0].file, "tiny")
     elif word == "ablate":  # the measurements of ablations.md
         draw_differences(read_ablation(find_ablation(words[0])), measured_differences(), [Path(pictures[0].file)])
@@ -162,7 +163,7 @@ def page() -> str:
         "`--format` (`analyze`) the format: PNG, SVG or PDF. In a notebook, "
         '`plt.style.use("tinylm.tinylm")` or `["tinylm.tinylm", "tinylm.dark"]` gives your own pictures the style. '
         "The colours are Okabe and Ito's, which readers without full colour vision tell apart.",
-        "The runs are of 200 and of 50 steps of `tiny`: the pictures are to be looked at, the models are not. "
+        "The runs train `tiny` for 200 or 50 steps: enough for the pictures, too few for good models. "
         "Made by [gallery.py](../scripts/make/gallery.py).",
     ]
     for command, shown in by_command(PICTURES):

@@ -15,7 +15,7 @@ import tinylm
 from tests import processes
 from tinylm.bundle import read_checkpoint
 from tinylm.data import IGNORE, Batch, TextDataModule
-from tinylm.data.loader_content import LoaderBatches, Restored, as_batch
+from tinylm.data.loader_batches import LoaderBatches, Restored, as_batch
 from tinylm.errors import ConfigError, DataError
 from tinylm.generation import Generator, textbook
 from tinylm.runs.compare import read_run

@@ -10,7 +10,7 @@ import torch
 from tests import processes
 from tests.training import ranks
 from tinylm.adapt import FreezeConfig
-from tinylm.data.datamodule import data_ranks
+from tinylm.data.division import data_ranks
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
 from tinylm.optim.sharded_muon import ShardedMuon

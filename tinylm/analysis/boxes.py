@@ -38,7 +38,7 @@ def sizes(linear: Any) -> str:
 
 
 def _form(linear: Any) -> list[str]:
-    """The features of a linear layer that its sizes do not tell."""
+    """Bias, adapters and quantization of a linear layer, in words."""
     if isinstance(linear, LoRALinear):
         ranks = ", ".join(str(len(linear.lora_a[name])) for name in linear.active)
         return ["with bias"] * (linear.bias is not None) + [f"+ LoRA, rank {ranks}"] * bool(ranks)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DOMINANT = 5  # a first singular value so many times the second asks for a logarithmic axis
-CLOSE = 0.4  # least cosine of neighbours that are joined
+DOMINANT = 5  # the axis is logarithmic if the largest singular value exceeds the second by this factor
+CLOSE = 0.4  # a line joins neighbours whose cosine is at least this
 ROWS = 60  # most choices in a figure
 PROBABILITIES = {"1": 1.0, "1/4": 1 / 4, "1/16": 1 / 16, "1/64": 1 / 64, "1/1000": 1 / 1000}
 

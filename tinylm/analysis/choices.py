@@ -1,7 +1,7 @@
 """The surprise of a model at each token of a text, beside the token's true probability.
 
 The truth is known where a grammar generated the text. A predictor that knew the grammar would still be surprised by
-every free choice, by -log of its probability; whatever a model loses beyond that is its own fault.
+every free choice, by -log of its probability; what a model loses beyond that, it could learn.
 """
 
 import math

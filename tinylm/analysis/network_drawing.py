@@ -10,10 +10,10 @@ from tinylm.analysis.boxes import TIMES, Box
 from tinylm.analysis.drawing import Drawing, Line, Rectangle, Words, wrapped
 from tinylm.analysis.network import Layer, Network, Stage
 
-WIDTH = 390  # of a phone
+WIDTH = 390  # of the canvas: a phone shows it whole
 STREAM = 30  # the x of the residual stream
 LEFT, RIGHT = 78, 376  # of the boxes beside it
-INNER, OUTER = 62, 46  # lanes between stream and boxes: of what both layers of a block read, and of what they add
+INNER, OUTER = 62, 46  # x of the lines between stream and boxes: inputs that two layers share; their sum
 ROW, SMALL, GAP, PAD = 15, 11, 20, 7
 AXES = {
     "B": "batch", "T": "tokens (the context)", "D": "width of the residual stream", "H": "query heads",

@@ -1,4 +1,4 @@
-"""Shows how attention comes about over training: an HTML page with a slider over the checkpoints of a run.
+"""Shows how attention develops over training: an HTML page with a slider over the checkpoints of a run.
 
 tinylm analyze film --model runs/small                       # writes analysis/film.html
 tinylm analyze film --model runs/small --frames 6 --text my.txt --out film.html

@@ -1,12 +1,10 @@
-"""The run of `tinylm train-numpy`: checks the options, keeps the run folder, and trains the NumPy twin."""
+"""The run of `tinylm train-numpy`: keeps the run folder, and trains the NumPy twin."""
 
 import math
 import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,135 +13,43 @@ import torch
 import yaml
 
 from tinylm.bundle import TOKENIZER
-from tinylm.chosen import GROUPS, PARTS, chosen_path, names_class
+from tinylm.commands.numpy_batches import in_numpy, measure, sample
+from tinylm.commands.numpy_checkpoint import check_checkpoint, find_checkpoint
+from tinylm.commands.numpy_options import PRECISIONS, build, check, is_last_checkpoint, refuse_classes, stem_of
 from tinylm.console import duration, plural
-from tinylm.data import IGNORE, TextDataModule, Turn
-from tinylm.data.chat_template import ChatTemplate
+from tinylm.data import TextDataModule
 from tinylm.data.stream_content import StreamContent
-from tinylm.data.template import question_frame
-from tinylm.errors import (
-    ConfigError,
-    DataError,
-    NumericError,
-    notice,
-)
+from tinylm.errors import ConfigError, DataError, NumericError, notice
 from tinylm.files import atomic_folder, full_disk
 from tinylm.model import ModelConfig, TransformerLM, flops_per_token
-from tinylm.model.attention import documents_apart
-from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.size import empty_model
 from tinylm.optim.optimizer import OptimizerConfig, parameter_groups
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.reference import Config, files
-from tinylm.reference.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from tinylm.reference.checkpoint import read_checkpoint, save_checkpoint
 from tinylm.reference.fast import FastTransformerLM
-from tinylm.reference.generate import generate
 from tinylm.reference.optim import Optimizer, learning_rate
 from tinylm.reference.parameters import rate_factors
-from tinylm.reference.train import Batch, Score, Step, evaluate, train
+from tinylm.reference.train import Batch, Step, train
 from tinylm.reference.transformer import NumpyTransformerLM
-from tinylm.runs.folder import (
-    RUN_FOLDER,
-    Claim,
-    RunConfig,
-    existing_run_folder,
-    is_finished,
-    new_run_folder,
-    resume_command,
-)
+from tinylm.runs.folder import RUN_FOLDER, Claim, RunConfig, existing_run_folder, new_run_folder, resume_command
 from tinylm.runs.plots import draw_curves
 from tinylm.runs.provenance import RunFacts, bundle_record, end_record
 from tinylm.signals import SIGNALS, quit_at_next, raised, stopped_by
-from tinylm.training.cli import quiet_lightning
-from tinylm.training.earlier import recorded_seed, text_seed_remedy
+from tinylm.training.earlier import recorded_seed
 from tinylm.training.finish import generate_command, loss_and_floor
+from tinylm.training.introduction import describe_model, describe_training
 from tinylm.training.metrics_csv import MetricsCSV
-from tinylm.training.module import OTHER_ORDER, changed_text
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
 from tinylm.training.parser import make_parser
-from tinylm.training.preflight import check_trainer
 from tinylm.training.progress import Progress
+from tinylm.training.quiet import quiet_lightning
 from tinylm.training.record import compute, data_facts, given_options, seeds
-from tinylm.training.remarks import OverfittingWatch, check_warmup, epochs
-from tinylm.training.resume import ConfigRecord, prepare_files
+from tinylm.training.remarks import OverfittingWatch, check_warmup
 from tinylm.training.rows import is_logged
+from tinylm.training.run_files import ConfigRecord, prepare_files
 from tinylm.training.samples import append_sample, has_samples
 from tinylm.training.throughput import measure_peak_flops
-
-# --- options: the Trainer's are honoured, refused since they would change the result, or without effect
-
-HONOURED = (
-    "max_steps", "max_epochs", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch",
-    "log_every_n_steps", "precision", "callbacks", "enable_progress_bar", "accumulate_grad_batches",
-)  # fmt: skip
-REFUSED = (
-    "strategy", "devices", "num_nodes", "fast_dev_run", "min_epochs", "min_steps", "max_time", "limit_train_batches",
-    "limit_val_batches", "overfit_batches", "gradient_clip_algorithm", "enable_checkpointing", "plugins",
-)  # fmt: skip
-PRECISIONS = {"None": np.float32, "32": np.float32, "32-true": np.float32, "64": np.float64, "64-true": np.float64}
-
-
-def check(config: Any, defaults: Any) -> None:
-    """Refuses options that the twin lacks, and lists those without effect.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    for name in ("objective", "compile", "init_from", "lora", "freeze", "loss_rows", "vocab_multiple"):
-        if config.model[name]:
-            raise ConfigError(f"model.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
-    if config.model.optimizer.ns_dtype != "auto":
-        raise ConfigError("model.optimizer.ns_dtype: not available in the NumPy twin; leave it out, or use tinylm fit")
-    if config.threads is not None and config.threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {config.threads}")
-    trainer = config.trainer
-    if str(trainer.precision) not in PRECISIONS:
-        raise ConfigError(f"trainer.precision must be 32-true or 64-true in NumPy, got {trainer.precision}")
-    given = [name for name in vars(trainer) if trainer[name] != defaults.trainer[name]]
-    for name in given:
-        allowed = {"devices": ("1",), "limit_val_batches": ("0", "0.0")}.get(name, ())
-        if name in REFUSED and str(trainer[name]) not in allowed:
-            raise ConfigError(f"trainer.{name}: not available in the NumPy twin; leave it out, or use tinylm fit")
-    unused = [f"trainer.{name}" for name in given if name not in (*HONOURED, *REFUSED)]
-    unused = [name for name in unused if name != "trainer.accelerator" or trainer.accelerator != "cpu"]
-    unused += [each.class_path for each in trainer.callbacks or [] if not is_last_checkpoint(each)]
-    if unused:
-        notice(f"without effect in the NumPy twin: {', '.join(unused)}")
-    check_trainer(trainer)
-    if config.data.packing and not config.model.network.document_mask:
-        raise ConfigError("data.packing: needs model.network.document_mask to keep pairs apart")
-    if config.model.schedule.min_lr > config.model.optimizer.lr:
-        rates = f"min_lr={config.model.schedule.min_lr} and lr={config.model.optimizer.lr}"
-        raise ConfigError(f"min_lr must not exceed lr, got {rates}")
-
-
-def refuse_classes(words: list[str]) -> None:
-    """Refuses classes of the user's, of which the twin has no gradient, before they are parsed.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    chosen = [f"{part}.class_path" for part in PARTS if chosen_path(part, words) is not None]
-    for name in [*chosen, *(option for option in GROUPS if names_class(option, words))]:
-        raise ConfigError(f"{name}: a class is not available in the NumPy twin; leave it out, or use tinylm fit")
-
-
-def is_last_checkpoint(callback: Any) -> bool:
-    """Whether a callback of the config is the one that sets how often to save."""
-    return callback.class_path.endswith(".LastCheckpoint")
-
-
-def build(kind: type, values: Any, **more: Any) -> Any:
-    """An object of the parsed options `values`, which may be a default object already."""
-    return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
-
-
-def stem_of(config: Any) -> str:
-    """The default name of the run."""
-    return (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"
-
-
-# --- the run
 
 
 class Run:
@@ -240,32 +146,11 @@ class Run:
         self.optimizer = Optimizer(parameters, **settings, factors=factors)
 
     def _resume(self) -> bool:
-        """Continues from the newest undamaged checkpoint, and returns whether there is one.
-
-        Raises:
-            DataError: if all are damaged, or the run has a model but no checkpoint.
-            ConfigError: if its architecture, tokenizer, text or kind of optimizer is another.
-        """
-        found, problems = newest_checkpoint(self.checkpoints.values())
-        if found is None and problems:
-            raise DataError("; ".join(problems))
-        if found is None and is_finished(self.folder):
-            raise DataError(f"{self.folder}: has a model but no checkpoint to resume from; choose another run.name")
+        """Continues from the newest undamaged checkpoint, and returns whether there is one."""
+        found, problems = find_checkpoint(self.folder, self.checkpoints.values())
         if found is None:
-            notice(f"{self.folder} has no checkpoint yet: starting from the first step")
             return False
-        for problem in problems:
-            notice(f"warning: {problem}; resuming from step {found.step:,}")
-        theirs, ours = found.model.config.to_dict(), self.network.to_dict()
-        pairs = [(name, theirs[name], ours[name]) for name in theirs if name not in WITHOUT_WEIGHTS]
-        pairs.append(("tokenizer", found.notes["tokenizer"][:12], self.tokenizer.sha256[:12]))
-        pairs.append(("optimizer.name", found.notes["optimizer"], self.settings.name))
-        for name, before, now in pairs:
-            if before != now:
-                raise ConfigError(f"{name}: checkpoint {before}, config {now}")
-        self._check_text(found.notes)
-        if found.notes.get("order", 1) != self.data.order.version:
-            notice(OTHER_ORDER)
+        check_checkpoint(found, self.network, self.data, self.settings.name)
         if changes := self.record.differences(found.notes["config"]):
             notice(f"changed since the checkpoint: {'; '.join(changes)}")
         self._make_model(found.model.parameters)
@@ -278,17 +163,6 @@ class Run:
         if self.total <= found.step:
             notice(f"the run has {self.total:,} steps: there is nothing left to train")
         return True
-
-    def _check_text(self, notes: dict[str, Any]) -> None:
-        """Refuses another text than that of a checkpoint with these notes."""
-        ours = self.data.fingerprint
-        theirs = notes.get("text", ours)
-        if theirs == ours:
-            return
-        name = changed_text(self.data, notes.get("sources", {})) if self.data.fingerprints else ""
-        remedy = text_seed_remedy(notes["config"], self.data.text_seed)
-        problem = f"{f'text {name}'.strip()}: checkpoint {theirs[:12]}, config {ours[:12]}"
-        raise ConfigError("; ".join(filter(None, (problem, remedy))))
 
     # --- the loop
 
@@ -343,16 +217,9 @@ class Run:
 
     def _announce(self) -> None:
         notice(f"run: {self.folder}")
-        notice(
-            f"model: {sum(each.size for each in self.model.parameters.values()):,} parameters; text: "
-            f"{self.data.source}, {self.tokenizer.kind} tokenizer, {self.data.vocab_size:,} tokens in the vocabulary, "
-            f"{self.data.content.num_tokens('train'):,} to train on"
-        )
-        notice(
-            f"training: {self.total:,} steps of {self.data.step_size} "
-            f"({epochs(self.data)}), {self.settings.name}, "
-            f"NumPy {np.__version__} ({plural(self.threads, 'thread')}), {np.dtype(self.dtype).name}"
-        )
+        describe_model(sum(each.size for each in self.model.parameters.values()), self.data)
+        machine = f"NumPy {np.__version__} ({plural(self.threads, 'thread')}), {np.dtype(self.dtype).name}"
+        describe_training(self.data, self.settings.name, machine)
         check_warmup(self.data, self.schedule, self.settings.lr)
 
     def _take_steps(self) -> None:
@@ -399,10 +266,7 @@ class Run:
                     return
 
     def _in_numpy(self, batch: Any) -> Batch:
-        """A batch of the data module as arrays, with document numbers where the network separates documents."""
-        documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
-        documents = None if documents is None else documents.numpy()
-        return Batch(batch.inputs.numpy(), batch.targets.numpy(), batch.num_targets, documents)
+        return in_numpy(batch, self.network, self.tokenizer)
 
     def _validation_is_due(self, step: int) -> bool:
         """Whether a validation follows a step, by Lightning's rules in whole steps."""
@@ -455,28 +319,17 @@ class Run:
 
     def _evaluate(self, model: NumpyTransformerLM, batches: Iterable[Any]) -> dict[str, float]:
         """`val/loss`, `val/perplexity`, ... of a model."""
-        lengths, num_bytes, floor = self.tokenizer.byte_lengths, 0, 0.0
+        return measure(model, self._watched(batches), self.network, self.tokenizer)
 
-        def each(batches: Iterable[Any]) -> Iterator[Batch]:
-            nonlocal num_bytes, floor
-            for batch in batches:
-                if self.stopped_by:
-                    step = f"stopped in the validation after step {self.state.global_step:,}, which is saved"
-                    raise stopped_by(self.stopped_by, f"{step}; to resume: {self.resume_command}")
-                num_bytes += int(lengths[batch.targets[batch.targets != IGNORE].numpy()].sum())
-                floor -= math.nan if batch.log_prob is None else batch.log_prob  # nats
-                yield self._in_numpy(batch)
-                if self.validating:
-                    self.progress.on_validation_batch_end(self.state, self, None, batch, 0)
-
-        by_source = {name: evaluate(model, each(some)) for name, some in groupby(batches, lambda batch: batch.source)}
-        score = Score(*map(sum, zip(*by_source.values(), strict=True)))
-        found = {"val/loss": score.loss, "val/perplexity": score.perplexity}
-        found |= {"val/bpb": score.nats / math.log(2) / max(num_bytes, 1), "val/accuracy": score.accuracy}
-        if math.isfinite(floor):
-            found |= {"val/floor": floor / score.tokens, "val/excess": score.nats / floor - 1}
-        found |= {f"val/loss_{name}": part.loss for name, part in by_source.items() if name is not None}
-        return found
+    def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of an evaluation, until a signal."""
+        for batch in batches:
+            if self.stopped_by:
+                step = f"stopped in the validation after step {self.state.global_step:,}, which is saved"
+                raise stopped_by(self.stopped_by, f"{step}; to resume: {self.resume_command}")
+            yield batch
+            if self.validating:
+                self.progress.on_validation_batch_end(self.state, self, None, batch, 0)
 
     def _show_samples(self) -> None:
         for seed, prompt in enumerate(list(self.prompts), start=1):
@@ -484,21 +337,11 @@ class Run:
 
     def _show_sample(self, prompt: str, seed: int) -> None:
         """Continues a prompt, on the screen and in samples.txt."""
-        end, context = self.tokenizer.end_of_text, self.network.max_seq_len
         try:
-            if isinstance(self.template, ChatTemplate):
-                ids = self.template.prompt(self.tokenizer, [Turn("user", prompt)])
-            else:
-                before, after = ([], []) if self.template is None else question_frame(self.tokenizer, self.template)
-                ids = [*self.tokenizer.opening, *before, *self.tokenizer.encode(prompt), *after]
+            text = sample(self.model, self.tokenizer, self.template, prompt, self.options.sample_tokens, seed)
         except DataError as error:  # the prompt has characters that the tokenizer lacks
             notice(f"no sample for {prompt!r}: {error}")
             return self.prompts.remove(prompt)
-        ids = ids[-context:] or [0]
-        length = min(self.options.sample_tokens, max(1, context - len(ids)))
-        separator = end if self.template is None else None  # a prompt and its response are one document
-        new = generate(self.model, np.array([ids]), length, temperature=0.8, seed=seed, separator=separator)[0].tolist()
-        text = prompt + self.tokenizer.decode(self.tokenizer.until_stop(new), continues=True)
         self.progress.print("\n".join(f"    {line}" for line in text.strip().splitlines()))
         append_sample(self.folder / "samples.txt", self.state.global_step, text)
 

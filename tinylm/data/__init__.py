@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tinylm.data.corpora import Corpus, open_corpus
     from tinylm.data.datamodule import TextDataModule
     from tinylm.data.pairs import Turn, read_pairs
+    from tinylm.data.run_data import RunData
     from tinylm.data.shard_folder import open_shards, write_shards
     from tinylm.data.template import CHAT, PAIRS, Template, encode_pairs, encode_turns, find_template, prompt_ids
     from tinylm.data.tokens import open_tokens, resolve_tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "Batch",
     "ChatTemplate",
     "Corpus",
+    "RunData",
     "Template",
     "TextDataModule",
     "TrainingWindows",
@@ -44,6 +46,7 @@ _MODULES = {
     "corpora": ("Corpus", "open_corpus"),
     "datamodule": ("TextDataModule",),
     "pairs": ("Turn", "read_pairs"),
+    "run_data": ("RunData",),
     "shard_folder": ("open_shards", "write_shards"),
     "template": ("CHAT", "PAIRS", "Template", "encode_pairs", "encode_turns", "find_template", "prompt_ids"),
     "tokens": ("open_tokens", "resolve_tokenizer"),

@@ -1,7 +1,7 @@
 """Content, the interface of what a run trains on and is evaluated on, as data sets of batches.
 
-text_content.py has texts, token_content.py token ids, pair_content.py pairs. The data module (datamodule.py) divides
-the batches among devices and counts the steps.
+text_content.py has texts, token_content.py token ids, pair_content.py pairs. `RunData` (run_data.py) divides the
+batches among devices and counts the steps.
 """
 
 from abc import ABC, abstractmethod
@@ -10,15 +10,14 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import (
-    Batch,
-    TrainingWindows,
-)
+from tinylm.data.batches import Batch, TrainingWindows
+from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.corpora import DEFAULT, Reading
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.mixture import MixtureOrder
 from tinylm.data.pair_batches import RowOrder
 from tinylm.data.shard_order import ShardOrder
+from tinylm.data.template import Template
 from tinylm.plugins import Part
 from tinylm.stages import Stages
 from tinylm.tokenizer import Tokenizer
@@ -63,11 +62,12 @@ class Content(ABC):
         settings: options of the data module
         reads_files: whether files of text are decoded, as `settings.errors` says
         draws_text: whether the text of the splits depends on `settings.text_seed`
+        packing: whether several pairs share a sequence
     """
 
     source: str
     settings: Settings
-    reads_files = draws_text = False
+    reads_files = draws_text = packing = False
     _tokenizer: Tokenizer | None = None
 
     @property
@@ -84,6 +84,16 @@ class Content(ABC):
     @abstractmethod
     def _find_tokenizer(self) -> Tokenizer:
         """The tokenizer that the options name."""
+
+    @property
+    def template(self) -> Template | ChatTemplate | None:
+        """The format of a pair; None for a text."""
+        return None
+
+    @property
+    def preferences(self) -> bool:
+        """Whether each prompt has a chosen and a rejected response."""
+        return False
 
     @property
     def floors(self) -> dict[str, Floor]:

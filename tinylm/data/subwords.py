@@ -7,7 +7,7 @@ model; Provilkov et al. 2020, BPE dropout). Validation, samples and scores use t
 
 The token ids of a text are stored once, as always. Each row of a batch is segmented again when it is read, so this
 works for every source of text, and the draws are a pure function of (seed, step, row): they are the same after a
-resume and on any number of processes. A row that is drawn into more tokens than the context loses its last ones.
+resume and on any number of processes. Where the drawn tokens of a row exceed the context, the last ones are cut off.
 """
 
 from dataclasses import dataclass

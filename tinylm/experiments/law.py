@@ -86,10 +86,6 @@ class Law:
         params, tokens = self._optimum(self.constants, flops)
         return Best(params, tokens, self.expect(params, tokens))
 
-    def best_interval(self, flops: float) -> tuple[float, float]:
-        """The central 90% interval of the best number of parameters."""
-        return interval([self._optimum(each, flops)[0] for each in self.samples])
-
     def flops(self, params: float, tokens: float) -> float:
         """Operations of training a network of the standard shape."""
         log_n, log_cost = self._costs

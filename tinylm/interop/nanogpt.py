@@ -22,8 +22,8 @@ from tinylm.bundle import rebuild_model
 from tinylm.checks import require
 from tinylm.errors import DataError
 from tinylm.files import check_seal, file_size, open_input
-from tinylm.interop.families import GPT2_MODULES
 from tinylm.interop.forms import check_weights, grouped, weight_shapes
+from tinylm.interop.names import GPT2_MODULES
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.size import check_size
 from tinylm.tokenizer import CharTokenizer

@@ -1,4 +1,4 @@
-"""Training with Lightning, which is imported here and in data/datamodule.py only."""
+"""Training with Lightning, which is imported here and in data/run_data.py only."""
 
 from tinylm.optim.muon import Muon
 from tinylm.optim.optimizer import OptimizerConfig

@@ -1,9 +1,6 @@
 """LitTransformerLM: the network as a LightningModule. It computes a training step; Lightning runs the loop."""
 
-import hashlib
 import math
-import os
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,9 +18,10 @@ from tinylm.adapt import FreezeConfig, LoRAConfig, add_lora
 from tinylm.adapt import freeze as freeze_weights
 from tinylm.bundle import checkpoint_entry
 from tinylm.checks import require
-from tinylm.data import IGNORE, Batch, ChatTemplate, Template, TextDataModule
-from tinylm.data.datamodule import data_ranks
-from tinylm.errors import ConfigError, notice
+from tinylm.data import IGNORE, Batch, ChatTemplate, Template
+from tinylm.data.division import data_ranks
+from tinylm.data.run_data import RunData
+from tinylm.errors import ConfigError
 from tinylm.evaluation.log_probs import token_nats
 from tinylm.kernels.block_masks import use_block_masks
 from tinylm.kernels.compiled import CompiledNetwork
@@ -31,27 +29,30 @@ from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.known import unknown_part
 from tinylm.model import ModelConfig, TransformerLM
 from tinylm.model.attention import documents_apart
-from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.optim.late import LateCheck, late_check
 from tinylm.optim.optimizer import OptimizerConfig, base_rate, check_finite, make_optimizer
 from tinylm.optim.schedule import ScheduleConfig
-from tinylm.optim.scheduler import is_scheduler, make_scheduler
+from tinylm.optim.scheduler import make_scheduler
 from tinylm.plugins import Part, admit, describe
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.captured import capture_steps
 from tinylm.training.checkpoint import check_validated, finished_step
-from tinylm.training.earlier import CONFIG, text_seed_remedy
 from tinylm.training.metrics import TextMetrics
+from tinylm.training.module_options import (
+    check_losses,
+    check_options,
+    named_optimizer,
+    own_class,
+    padded,
+    plain_values,
+)
 from tinylm.training.objective import AUXILIARY, AuxiliaryLosses, check_preferences, checked_losses, make_objective
+from tinylm.training.restoring import check_model, check_optimizer, check_text, enter_next_epoch, rescale_progress
 from tinylm.training.rows import number_rows
+from tinylm.training.seeding import seed_micro_batch
 from tinylm.training.sharding import ShardedStrategy
 from tinylm.training.start import Start
 from tinylm.training.tensor_parallel import NAME, check_sizes, parallelize
-
-OTHER_ORDER = (
-    "the order of training windows has changed since this run began: from here on it reads other "
-    "windows than the version that wrote the checkpoint would have"
-)
 
 
 class LitTransformerLM(pl.LightningModule):
@@ -97,44 +98,27 @@ class LitTransformerLM(pl.LightningModule):
             vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no padding
         """
         super().__init__()
-        for name, value in (("loss_rows", loss_rows), ("vocab_multiple", vocab_multiple)):
-            require(value is None or value >= 1, f"model.{name} must be at least 1, got {value}")
-        if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):
-            rates = f"min_lr={schedule.min_lr} and lr={optimizer.lr}"
-            require(schedule.min_lr <= optimizer.lr, f"min_lr must not exceed lr, got {rates}")
-        if lora is not None and freeze is not None:
-            raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
+        check_options(optimizer, schedule, lora, freeze, loss_rows=loss_rows, vocab_multiple=vocab_multiple)
         self.start = None if init_from is None else Start(init_from)
         if self.start is not None:
             require(vocab_multiple is None, "model.vocab_multiple: a base model keeps its own rows; leave it out")
             network = self.start.with_rows(network)
         self._padded = self.start is not None or vocab_multiple is not None
-        network = replace(network, vocab_size=network.vocab_size + -network.vocab_size % (vocab_multiple or 1))
+        network = padded(network, vocab_multiple)
         self.network, self.optimizer, self.schedule, self.lora = network, optimizer, schedule, lora
         plain: dict[str, Any] = {
             "network": network.to_dict(),
             "optimizer": plain_values(optimizer),
             "schedule": plain_values(schedule),
+            "objective": str(objective) if objective is not None else None,
         }
-        plain["objective"] = str(objective) if objective is not None else None
         self.save_hyperparameters(plain)  # plain values, for weights_only=True
-        self.net = TransformerLM(network) if self.start is None else self.start.network(network)
-        tune_for_training(self.net)
-        use_block_masks(self.net)
-        if freeze is not None:
-            freeze_weights(self.net, freeze)
-        if lora is not None:
-            add_lora(self.net, lora)
+        self.net = self._build(freeze)
         self.objective: Any = make_objective(objective)
+        check_losses(self, loss_rows, own_forward=self._overrides("forward"), own_loss=self._overrides("summed_loss"))
+        self.net.loss_rows = loss_rows
         self.plugins = [part for part in (optimizer, schedule, objective) if isinstance(part, Part)]
-        self.plugins += getattr(self.objective, "plugins", [])
-        if (
-            type(self).__module__ not in ("__main__", LitTransformerLM.__module__)
-            and type(self).__qualname__.isidentifier()
-        ):
-            self.plugins.append(Part.of(type(self)))
-        self._check_objective()
-        self._use_loss_rows(loss_rows)
+        self.plugins += [*getattr(self.objective, "plugins", []), *own_class(self, LitTransformerLM)]
         # not a submodule, so that the weights keep their names; evaluation has other shapes and is not compiled
         self._compiled = CompiledNetwork(self.net) if compile else None
         self.train_loss = self.grad_norm = torch.tensor(math.nan)
@@ -150,28 +134,26 @@ class LitTransformerLM(pl.LightningModule):
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the config
         self._metrics: list[TextMetrics] = []  # a list, so that it is not a submodule
 
-    def _use_loss_rows(self, rows: int | None) -> None:
-        own = type(self).forward is not LitTransformerLM.forward
-        refused = f"{type(self).__name__} has a forward of its own; leave it out" if own else None
-        if type(self.net.head) is not nn.Linear:
-            refused = "needs a head that is a plain Linear; leave head out of lora.targets"
-        if self.objective is not None:
-            refused = "model.objective computes the loss; leave it out"
-        require(rows is None or refused is None, f"model.loss_rows: {refused}")
-        self.net.loss_rows = rows
+    def _build(self, freeze: FreezeConfig | None) -> TransformerLM:
+        """The network, new or with the weights of the base model, and with its adapters."""
+        net = TransformerLM(self.network) if self.start is None else self.start.network(self.network)
+        tune_for_training(net)
+        use_block_masks(net)
+        if freeze is not None:
+            freeze_weights(net, freeze)
+        if self.lora is not None:
+            add_lora(net, self.lora)
+        return net
 
-    def _check_objective(self) -> None:
-        own = type(self).summed_loss is not LitTransformerLM.summed_loss
-        problem = f"model.objective: {type(self).__name__} has a summed_loss of its own; leave one of the two out"
-        require(self.objective is None or not own, problem)
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass has a method of its own by this name."""
+        return getattr(type(self), name) is not getattr(LitTransformerLM, name)
 
     @property
     def optimizer_name(self) -> str:
         """Name of the optimizer, for the user. A subclass may have one of its own."""
-        own = type(self).configure_optimizers is not LitTransformerLM.configure_optimizers
-        if isinstance(self.optimizer, Part):
-            return self.optimizer.class_path.rpartition(".")[2]
-        return f"optimizer of {type(self).__name__}" if own else self.optimizer.name
+        own = not isinstance(self.optimizer, Part) and self._overrides("configure_optimizers")
+        return f"optimizer of {type(self).__name__}" if own else named_optimizer(self.optimizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -184,9 +166,9 @@ class LitTransformerLM(pl.LightningModule):
         return self._datamodule.template
 
     @property
-    def _datamodule(self) -> TextDataModule:
+    def _datamodule(self) -> RunData:
         datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, TextDataModule):
+        if not isinstance(datamodule, RunData):
             raise ConfigError(
                 "the trainer needs a TextDataModule; wrap one of your own: tinylm.training.OwnData(module)"
             )
@@ -273,7 +255,7 @@ class LitTransformerLM(pl.LightningModule):
 
     def summed_loss(self, batch: Batch) -> Tensor:
         """Sum of -log p(target) in nats over the targets of a batch, by the compiled network if there is one."""
-        if type(self).forward is not LitTransformerLM.forward:  # a subclass: its logits
+        if self._overrides("forward"):  # a subclass: its logits
             logits = self(batch.inputs, batch.documents).flatten(0, 1)
             return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
         documents = documents_apart(self.network, batch.inputs, self.tokenizer.end_of_text, batch.documents)
@@ -291,14 +273,8 @@ class LitTransformerLM(pl.LightningModule):
         return bool(self.plugins or self.network.parts or self.objective is not None)
 
     def _reseed(self, batch_idx: int) -> None:
-        """Makes dropout a function of (seed, step, micro-step, rank), so that a resumed run draws the same masks."""
-        key = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.global_step, batch_idx, self.trainer.global_rank)
-        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():  # a graph is seeded before it
-            torch.cuda.manual_seed(seed)
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+        """Makes dropout a function of (seed, step, micro-step, rank)."""
+        seed_micro_batch(self.trainer.global_step, batch_idx, self.trainer.global_rank, self.device)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Measures the step just before the optimizer changes the weights, and refuses one that is not finite."""
@@ -474,22 +450,11 @@ class LitTransformerLM(pl.LightningModule):
             raise ConfigError("the checkpoint is not one of tinylm: it has no model config")
         if frozen := self._frozen_objective():
             checkpoint["state_dict"].update(frozen)
-        self._check_text(checkpoint)
-        ours = self.network.to_dict()
-        for name, theirs in ModelConfig.from_dict(entry["model"]).to_dict().items():  # fields that it lacks: defaults
-            if name not in WITHOUT_WEIGHTS:
-                require(ours.get(name) == theirs, f"{name}: checkpoint {theirs}, config {ours.get(name)}")
-        require(
-            entry["tokenizer"]["sha256"] == self.tokenizer.sha256,
-            "tokenizer: the checkpoint's differs from the config's (SHA-256 "
-            f"{entry['tokenizer']['sha256'][:12]} and {self.tokenizer.sha256[:12]})",
-        )
-        theirs = entry.get("adapters", {})
-        require(theirs == self._adapters, f"lora: checkpoint has adapters {theirs}, config {self._adapters}")
-        theirs, ours = (each or "none" for each in (entry.get("changed"), self.changed))
-        require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
-        if self.trainer.state.fn == "fit":
-            self._check_optimizer(checkpoint["hyper_parameters"])
+        trains = self.trainer.state.fn == "fit"
+        check_text(checkpoint, self._datamodule, self.resumes, trains)
+        check_model(entry, self.network, self.tokenizer, self._adapters, self.changed)
+        if trains:
+            check_optimizer(checkpoint["hyper_parameters"], dict(self.hparams), self.schedule)
             same = checkpoint.get("tinylm_reference") in (None, getattr(self.objective, "fingerprint", ""))
             remedy = "restore it, or begin a new run with model.init_from"
             require(same or not self.resumes, f"model.objective: the frozen reference has changed since; {remedy}")
@@ -504,82 +469,3 @@ class LitTransformerLM(pl.LightningModule):
         named = module.state_dict(keep_vars=True).items()  # tied weights under all of their names
         frozen = {name: each for name, each in named if isinstance(each, nn.Parameter) and not each.requires_grad}
         return {f"objective.{name}": parameter.detach() for name, parameter in frozen.items()}
-
-    def _check_optimizer(self, theirs: dict[str, Any]) -> None:
-        """Refuses another optimizer, or other settings for a scheduler that keeps a state."""
-        ours = self.hparams
-        names = [each["optimizer"].get("name") or each["optimizer"]["class_path"] for each in (theirs, ours)]
-        require(names[0] == names[1], f"optimizer.name: checkpoint {names[0]}, config {names[1]}")
-        stateful = isinstance(self.schedule, Part) and is_scheduler(self.schedule)
-        for part in ("schedule", "optimizer") if stateful else ():
-            remedy = "it keeps a state, so its settings cannot change; begin a new run with model.init_from"
-            require(theirs[part] == ours[part], f"model.{part}: changed for {self.schedule}: {remedy}")
-
-    def _check_text(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to resume a run on another text; a new run may go on from a checkpoint of one."""
-        ours, data = self._datamodule, checkpoint.get("tinylm_data", {})
-        if data.get("fingerprint") in (None, "", ours.fingerprint) or not ours.fingerprint:
-            if self.resumes and data.get("order", 1) != ours.order.version:
-                notice(OTHER_ORDER)
-            return
-        problem = f"{changed_text(ours, data.get('sources', {}))} is not the text that the checkpoint was trained on"
-        remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), ours.text_seed)
-        if self.resumes:
-            remedy = remedy or "restore it, or start a new run from the checkpoint with --ckpt_path"
-            raise ConfigError(f"data: {problem}; {remedy}")
-        if remedy or self.trainer.state.fn == "fit":
-            notice("; ".join(filter(None, (problem, remedy))))
-
-
-def plain_values(config: Any) -> dict[str, Any]:
-    """The options of a config, or the form in which a plug-in is named."""
-    return config.to_dict() if isinstance(config, Part) else vars(config)
-
-
-def changed_text(data: TextDataModule, sources: dict[str, str]) -> str:
-    """The name of what has changed in the data; of a mixture, those of the sources.
-
-    Args:
-        data: the data module
-        sources: the fingerprints of the sources of a mixture as they were
-    """
-    ours = data.fingerprints
-    if not ours or not sources:
-        return data.source
-    return ", ".join(name for name in {**ours, **sources} if ours.get(name) != sources.get(name))
-
-
-def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Sets Lightning's count of micro-batches to that of the optimizer steps done, whatever it was.
-
-    A run may be resumed with more or fewer micro-batches per step, and a checkpoint may have been saved within a step,
-    whose micro-batches are then repeated.
-
-    Args:
-        checkpoint: changed in place
-        accumulate: micro-batches per step from now on
-    """
-    before = checkpoint.get("tinylm_data", {}).get("accumulate_grad_batches")
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if before is None:
-        before = max(1, progress["total"]["ready"] // max(checkpoint["global_step"], 1))
-    for counts in (progress["total"], progress["current"]):
-        shift = counts["ready"] // before * accumulate - counts["ready"]
-        extra = counts["ready"] % before  # micro-batches of an unfinished step
-        counts.update({name: count + shift for name, count in counts.items()})
-        counts.update({"completed": counts["ready"]} if extra else {})
-
-
-def enter_next_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lets a run that ended with an epoch begin the next one with its first micro-batch.
-
-    Lightning would go on counting the micro-batches of the epoch that is complete, and step after the first one.
-
-    Args:
-        checkpoint: changed in place
-    """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if progress["is_last_batch"] and epochs["ready"] == epochs["completed"]:
-        progress["current"] = dict.fromkeys(progress["current"], 0)
-        progress["is_last_batch"] = False

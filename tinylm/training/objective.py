@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tinylm.checks import require
-from tinylm.data import IGNORE, Batch, TextDataModule
-from tinylm.data.datamodule import data_ranks
+from tinylm.data import IGNORE, Batch
+from tinylm.data.division import data_ranks
+from tinylm.data.run_data import RunData
 from tinylm.errors import ConfigError
 from tinylm.plugins import Part
 
@@ -83,7 +84,7 @@ def per_sequence(network: Any, batch: Batch, sums: dict[str, Tensor]) -> dict[st
     return {name: value * (batch.num_targets / sequences) for name, value in sums.items()}
 
 
-def check_preferences(objective: Any, data: TextDataModule) -> None:
+def check_preferences(objective: Any, data: RunData) -> None:
     """Refuses preferences without an objective that reads them, and such an objective without preferences.
 
     Raises:

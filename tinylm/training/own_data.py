@@ -6,9 +6,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tinylm.data import TextDataModule
-from tinylm.data.datamodule import data_ranks, seed_of_run
+from tinylm.data.datamodule import seed_of_run
+from tinylm.data.division import data_ranks
 from tinylm.data.loader_content import LoaderContent
+from tinylm.data.run_data import RunData
 from tinylm.errors import ConfigError, DataError, notice
 from tinylm.files import default_cache_dir, locked, sha256_bytes
 from tinylm.plugins import Part
@@ -18,11 +19,11 @@ from tinylm.tokenizer import Tokenizer
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, Tensor, type(None))
 
 
-class OwnData(TextDataModule):
+class OwnData(RunData):
     """Gives a run what it needs of any LightningDataModule that is a `BatchSource`.
 
     From Python: `trainer.fit(model, datamodule=OwnData(mine))`. The micro-batches of a step are
-    `trainer.accumulate_grad_batches` on each device; intervals count optimizer steps, as with a `TextDataModule`.
+    `trainer.accumulate_grad_batches` on each device; intervals count optimizer steps, as with `TextDataModule`.
     """
 
     def __init__(self, given: pl.LightningDataModule, max_seq_len: int | None = None) -> None:
@@ -35,22 +36,17 @@ class OwnData(TextDataModule):
         Raises:
             ConfigError: if it is no LightningDataModule, or has no `train_dataloader`.
         """
-        pl.LightningDataModule.__init__(self)
         kind = type(given)
-        self.part = Part.of(kind) if "<locals>" not in kind.__qualname__ else None
         name = f"{kind.__module__}.{kind.__qualname__}"
         if not isinstance(given, pl.LightningDataModule):
             raise ConfigError(f"data: {name} is no LightningDataModule; derive it from that")
         self.given, self.max_seq_len = given, max_seq_len
-        self.content = self.loaders = LoaderContent(given, name, max_seq_len or 1 << 62, seed_of_run())
+        self.loaders = LoaderContent(given, name, max_seq_len or 1 << 62, seed_of_run())
         if not self.loaders.defines("train"):
             raise ConfigError(f"data: {name} has no train_dataloader; define it")
-        self.plugins = [] if self.part is None else [self.part]
-        self.num_workers, self.micro_batch_size, self.batch_size = 0, None, 0
-        self.batch_sizes = self.contexts = Stages(0)
-        self.text = self.pairs = self.max_val_tokens = self.validation_tokens = self.subword_alpha = None
-        self._counted, self.total_steps, self._epoch, self.validates = None, 0, 0, True
-        self._set_aside: dict[str, Any] = {}
+        plugins = [Part.of(kind)] if "<locals>" not in kind.__qualname__ else []
+        unknown = Stages(0)  # until the loader has given a batch
+        super().__init__(self.loaders, unknown, unknown, plugins=plugins)
         self._prepared, self._stages = False, set()
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +99,7 @@ class OwnData(TextDataModule):
         self.given.trainer = self.trainer
         self._set_up(stage)
         _ = self.tokenizer
-        if stage == "fit" and self._counted is not self.trainer and not self.fingerprint:
+        if stage == "fit" and self._settings.is_new(self.trainer) and not self.fingerprint:
             name = self.content.source
             notice(f"data: {name} has no fingerprint: a resumed run cannot tell whether its text is the same")
         super().setup(stage)
@@ -118,8 +114,7 @@ class OwnData(TextDataModule):
         assert self.trainer is not None
         accumulate = int(self.trainer.accumulate_grad_batches)
         self.micro_batch_size = self.loaders.rows or None
-        self.batch_size = self.loaders.rows * accumulate * data_ranks(self.trainer)[0]
-        self.batch_sizes = Stages(self.batch_size)
+        self.batch_sizes = Stages(self.loaders.rows * accumulate * data_ranks(self.trainer)[0])
         return accumulate
 
     @property

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from tinylm.adapt import trainable_share
 from tinylm.console import device_problem
-from tinylm.data import TextDataModule
-from tinylm.data.datamodule import NO_END
+from tinylm.data.run_data import RunData
+from tinylm.data.trainer_settings import NO_END
 from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.runs.style import chosen_theme
@@ -121,7 +121,7 @@ def check_loggers(loggers: Any) -> None:
                 raise ConfigError("trainer.logger: W&B needs a home folder, which this user lacks; set HOME") from error
 
 
-def check_monitors(trainer: Any, module: Any, data: TextDataModule) -> None:
+def check_monitors(trainer: Any, module: Any, data: RunData) -> None:
     """Refuses a callback that monitors a metric which no validation measures, such as a column of metrics.csv.
 
     Raises:

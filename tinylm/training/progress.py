@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from tinylm.data.datamodule import data_ranks
+from tinylm.data.division import data_ranks
 from tinylm.training.checkpoint import finished_step
 from tinylm.training.finish import loss_and_floor
 from tinylm.training.module import LitTransformerLM

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from tinylm.data import TextDataModule
+from tinylm.data.run_data import RunData
 from tinylm.plugins import describe
 from tinylm.runs.masking import impersonal, masked
 from tinylm.runs.provenance import RunFacts, launcher, parent
@@ -61,7 +61,7 @@ def compute(kind: str, processes: int, precision: str) -> dict[str, Any]:
     return {**found, "launcher": launcher()}
 
 
-def data_facts(data: TextDataModule) -> dict[str, Any]:
+def data_facts(data: RunData) -> dict[str, Any]:
     """`text` and `tokenizer` of a run on these data."""
     name = impersonal(masked(data.source))
     return {

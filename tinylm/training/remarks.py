@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tinylm.data import TextDataModule
 from tinylm.data.mixture_content import MixtureContent
+from tinylm.data.run_data import RunData
 from tinylm.data.shard_order import ShardOrder
 from tinylm.errors import notice
 from tinylm.optim.schedule import ScheduleConfig
@@ -11,7 +11,7 @@ from tinylm.optim.schedule import ScheduleConfig
 RISES = 3  # validations in a row whose loss rises
 
 
-def epochs(data: TextDataModule) -> str:
+def epochs(data: RunData) -> str:
     """The passes over the training data, such as `3.1 epochs`; of a mixture, those of each source with its share.
 
     Those of a stream are not known.
@@ -30,7 +30,7 @@ def _epochs(count: float) -> str:
     return f"{count:,.1f} epochs" if count >= 0.1 else f"{count:.1g} epochs"
 
 
-def check_warmup(data: TextDataModule, schedule: Any, lr: float) -> None:
+def check_warmup(data: RunData, schedule: Any, lr: float) -> None:
     """Remarks on a warm-up as long as the run, in tinylm's own schedule."""
     if isinstance(schedule, ScheduleConfig) and schedule.warmup_steps >= data.total_steps > 0:
         notice(

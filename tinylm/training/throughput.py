@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tinylm.adapt import trainable_share
-from tinylm.data.datamodule import data_ranks
+from tinylm.data.division import data_ranks
 from tinylm.errors import notice
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.training.checkpoint import finished_step

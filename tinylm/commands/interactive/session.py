@@ -24,7 +24,7 @@ from tinylm.generation.text import Completion, Reader, Text
 if TYPE_CHECKING:
     from tinylm.data.template import ChatTemplate, Template
 
-REPLACEMENT = "\ufffd"  # what the decoder puts for bytes that are no character
+REPLACEMENT = "\ufffd"  # stands for bytes that are not UTF-8 text
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ class Session:
         most = self.settings.get("max_new_tokens", 500) + len(last.text.ids)
         config, _ = self.generator.check_options(self.settings | {"max_new_tokens": most})
         text = Text(last.text.prompt, last.text.seed)
-        least = max(config.min_new_tokens, len(last.text.ids) + 1)  # what has been said does not stop it again
+        least = max(
+            config.min_new_tokens, len(last.text.ids) + 1
+        )  # a stop string in the earlier part does not end the new one
         reader = Reader(text, self.generator.tokenizer.piece_decoder(), config.stop, least)
         said = ""
         for token, log_prob in zip(last.text.ids, last.text.log_probs, strict=True):
@@ -238,7 +240,7 @@ class Session:
         return answer
 
     def _name_invalid_bytes(self, ids: Sequence[int], answer: str) -> None:
-        """Says that the answer has bytes that are no text, if the model has not learned the character itself."""
+        """Prints how many bytes of an answer are not UTF-8 text; the model's own � does not count."""
         written = self.generator.tokenizer.decode(ids, "ignore", continues=True).count(REPLACEMENT)
         if (count := answer.count(REPLACEMENT) - written) > 0:
             self._screen.say(f"{REPLACEMENT} above stands for bytes that are not UTF-8 text, {plural(count, 'time')}")

@@ -1,0 +1,74 @@
+"""The options of LitTransformerLM: those that exclude one another, and their form in a checkpoint."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from tinylm.adapt import FreezeConfig, LoRAConfig
+from tinylm.checks import require
+from tinylm.errors import ConfigError
+from tinylm.model import ModelConfig
+from tinylm.optim.optimizer import OptimizerConfig
+from tinylm.optim.schedule import ScheduleConfig
+from tinylm.plugins import Part
+
+
+def check_options(
+    optimizer: OptimizerConfig | Part,
+    schedule: ScheduleConfig | Part,
+    lora: LoRAConfig | None,
+    freeze: FreezeConfig | None,
+    **counts: int | None,
+) -> None:
+    """Raises ConfigError for an option, or two together, that cannot be meant; `counts` are None or at least 1."""
+    for name, value in counts.items():
+        require(value is None or value >= 1, f"model.{name} must be at least 1, got {value}")
+    if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):
+        rates = f"min_lr={schedule.min_lr} and lr={optimizer.lr}"
+        require(schedule.min_lr <= optimizer.lr, f"min_lr must not exceed lr, got {rates}")
+    if lora is not None and freeze is not None:
+        raise ConfigError("model.lora: freezes all weights but the adapters; leave out model.freeze")
+
+
+def check_losses(module: Any, rows: int | None, own_forward: bool, own_loss: bool) -> None:
+    """Raises ConfigError for `model.objective` or `model.loss_rows` where the module does not compute the loss itself.
+
+    Args:
+        module: the LitTransformerLM
+        rows: `model.loss_rows`
+        own_forward: whether the user's subclass has a `forward`
+        own_loss: whether it has a `summed_loss`
+    """
+    name, objective = type(module).__name__, module.objective
+    twice = f"model.objective: {name} has a summed_loss of its own; leave one of the two out"
+    require(objective is None or not own_loss, twice)
+    reasons = {
+        "model.objective computes the loss; leave it out": objective is not None,
+        "needs a head that is a plain Linear; leave head out of lora.targets": type(module.net.head) is not nn.Linear,
+        f"{name} has a forward of its own; leave it out": own_forward,
+    }
+    for reason, holds in reasons.items() if rows is not None else ():
+        require(not holds, f"model.loss_rows: {reason}")
+
+
+def padded(network: ModelConfig, multiple: int | None) -> ModelConfig:
+    """The architecture with rows of the vocabulary up to a multiple; None: as it is."""
+    return replace(network, vocab_size=network.vocab_size + -network.vocab_size % (multiple or 1))
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """The options of a config, or the form in which a plug-in is named."""
+    return config.to_dict() if isinstance(config, Part) else vars(config)
+
+
+def own_class(module: Any, base: type) -> list[Part]:
+    """The class of a module as a plug-in, if it is a user's subclass of `base` that can be imported."""
+    kind = type(module)
+    ours = kind.__module__ in ("__main__", base.__module__)
+    return [Part.of(kind)] if not ours and kind.__qualname__.isidentifier() else []
+
+
+def named_optimizer(optimizer: OptimizerConfig | Part) -> str:
+    """The name of an optimizer, for the user."""
+    return optimizer.class_path.rpartition(".")[2] if isinstance(optimizer, Part) else optimizer.name

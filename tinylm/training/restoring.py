@@ -1,0 +1,139 @@
+"""A checkpoint before its weights are loaded: is it one of this run, and where does Lightning's count go on?"""
+
+from typing import Any
+
+from tinylm.checks import require
+from tinylm.data.run_data import RunData
+from tinylm.errors import ConfigError, notice
+from tinylm.model import ModelConfig
+from tinylm.model.config import WITHOUT_WEIGHTS
+from tinylm.optim.scheduler import is_scheduler
+from tinylm.plugins import Part
+from tinylm.tokenizer import Tokenizer
+from tinylm.training.earlier import CONFIG, text_seed_remedy
+
+OTHER_ORDER = (
+    "the order of training windows has changed since this run began: from here on it reads other "
+    "windows than the version that wrote the checkpoint would have"
+)
+
+
+# --- checks, each of which raises ConfigError
+
+
+def check_model(
+    entry: dict[str, Any], network: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float], changed: str | None
+) -> None:
+    """Refuses a checkpoint of another model.
+
+    Args:
+        entry: what the checkpoint says of its model
+        network: the architecture of this run
+        tokenizer: its tokenizer
+        adapters: its LoRA adapters, by name, and their scales
+        changed: its parts that the architecture does not describe
+    """
+    ours = network.to_dict()
+    for name, theirs in ModelConfig.from_dict(entry["model"]).to_dict().items():  # fields that it lacks: defaults
+        if name not in WITHOUT_WEIGHTS:
+            require(ours.get(name) == theirs, f"{name}: checkpoint {theirs}, config {ours.get(name)}")
+    require(
+        entry["tokenizer"]["sha256"] == tokenizer.sha256,
+        "tokenizer: the checkpoint's differs from the config's (SHA-256 "
+        f"{entry['tokenizer']['sha256'][:12]} and {tokenizer.sha256[:12]})",
+    )
+    theirs = entry.get("adapters", {})
+    require(theirs == adapters, f"lora: checkpoint has adapters {theirs}, config {adapters}")
+    theirs, ours = (each or "none" for each in (entry.get("changed"), changed))
+    require(theirs == ours, f"modified parts of the network: checkpoint {theirs}; this network {ours}")
+
+
+def check_optimizer(theirs: dict[str, Any], ours: dict[str, Any], schedule: Any) -> None:
+    """Refuses another optimizer, or other settings for a scheduler that keeps a state.
+
+    Args:
+        theirs: the hyperparameters in the checkpoint
+        ours: those of this run
+        schedule: the schedule of this run
+    """
+    names = [each["optimizer"].get("name") or each["optimizer"]["class_path"] for each in (theirs, ours)]
+    require(names[0] == names[1], f"optimizer.name: checkpoint {names[0]}, config {names[1]}")
+    stateful = isinstance(schedule, Part) and is_scheduler(schedule)
+    for part in ("schedule", "optimizer") if stateful else ():
+        remedy = "it keeps a state, so its settings cannot change; begin a new run with model.init_from"
+        require(theirs[part] == ours[part], f"model.{part}: changed for {schedule}: {remedy}")
+
+
+def check_text(checkpoint: dict[str, Any], data: RunData, resumes: bool, trains: bool) -> None:
+    """Refuses to resume a run on another text; a new run may go on from a checkpoint of one.
+
+    Args:
+        checkpoint: the checkpoint
+        data: the data of this run
+        resumes: whether the checkpoint is one of this run
+        trains: whether this run trains; a new one then says that the text is another
+    """
+    theirs = checkpoint.get("tinylm_data", {})
+    if theirs.get("fingerprint") in (None, "", data.fingerprint) or not data.fingerprint:
+        if resumes and theirs.get("order", 1) != data.order.version:
+            notice(OTHER_ORDER)
+        return
+    problem = f"{changed_text(data, theirs.get('sources', {}))} is not the text that the checkpoint was trained on"
+    remedy = text_seed_remedy(checkpoint.get(CONFIG, {}), data.text_seed)
+    if resumes:
+        remedy = remedy or "restore it, or start a new run from the checkpoint with --ckpt_path"
+        raise ConfigError(f"data: {problem}; {remedy}")
+    if remedy or trains:
+        notice("; ".join(filter(None, (problem, remedy))))
+
+
+def changed_text(data: RunData, sources: dict[str, str]) -> str:
+    """The name of what has changed in the data; of a mixture, those of the sources.
+
+    Args:
+        data: the data module
+        sources: the fingerprints of the sources of a mixture as they were
+    """
+    ours = data.fingerprints
+    if not ours or not sources:
+        return data.source
+    return ", ".join(name for name in {**ours, **sources} if ours.get(name) != sources.get(name))
+
+
+# --- Lightning's count
+
+
+def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Sets Lightning's count of micro-batches to that of the optimizer steps done, whatever it was.
+
+    A run may be resumed with more or fewer micro-batches per step, and a checkpoint may have been saved within a step,
+    whose micro-batches are then repeated.
+
+    Args:
+        checkpoint: changed in place
+        accumulate: micro-batches per step from now on
+    """
+    before = checkpoint.get("tinylm_data", {}).get("accumulate_grad_batches")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if before is None:
+        before = max(1, progress["total"]["ready"] // max(checkpoint["global_step"], 1))
+    for counts in (progress["total"], progress["current"]):
+        shift = counts["ready"] // before * accumulate - counts["ready"]
+        extra = counts["ready"] % before  # micro-batches of an unfinished step
+        counts.update({name: count + shift for name, count in counts.items()})
+        counts.update({"completed": counts["ready"]} if extra else {})
+
+
+def enter_next_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a run that ended with an epoch begin the next one with its first micro-batch.
+
+    Lightning would go on counting the micro-batches of the epoch that is complete, and step after the first one.
+
+    Args:
+        checkpoint: changed in place
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if progress["is_last_batch"] and epochs["ready"] == epochs["completed"]:
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        progress["is_last_batch"] = False
