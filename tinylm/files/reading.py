@@ -1,16 +1,18 @@
 """Reading: files that the user gives, UTF-8 in chunks, JSON."""
 
 import codecs
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinylm.errors import DataError, MissingInputError
 from tinylm.recognize import refuse_records, text_begin, utf8_problem
+
+if TYPE_CHECKING:
+    import hashlib
 
 
 def read_json(path: str | Path) -> Any:
