@@ -55,7 +55,16 @@ def invented(monkeypatch):
 def study(texts: Texts) -> Study:
     budgets = [2e10, 8e10, 3.2e11]
     return Study(
-        texts, [16, 32, 48, 64, 96], budgets, [1.2e11], [1.2e12], seed=1, seeds=2, held_out_seeds=2, steps=(1, 10**9), plateau=100.0
+        texts,
+        [16, 32, 48, 64, 96],
+        budgets,
+        [1.2e11],
+        [1.2e12],
+        seed=1,
+        seeds=2,
+        held_out_seeds=2,
+        steps=(1, 10**9),
+        plateau=100.0,
     )
 
 
