@@ -27,6 +27,9 @@ CASES = {
     "medium, float32": "-c medium --data.corpus stories --trainer.precision 32-true",
     "medium, float32, checkpointing": "-c medium --data.corpus stories --trainer.precision 32-true "
     "--model.network.activation_checkpointing true",
+    "small, batch 64, checkpointing": "-c small --data.batch_size 64 --model.network.activation_checkpointing true",
+    "base, float32, checkpointing": "-c base --data.corpus stories --data.batch_size 8 --trainer.precision 32-true "
+    "--model.network.activation_checkpointing true",
     "medium, float32, loss_rows 256": "-c medium --data.corpus stories --trainer.precision 32-true "
     "--model.loss_rows 256",
     "base, batch 8": "-c base --data.corpus stories --data.batch_size 8",

@@ -1,14 +1,15 @@
 """Measures how the best learning rate moves with the width, with and without muP, and draws it.
 
     python scripts/bench/mup_transfer.py --optimizer adamw --out runs/mup.jsonl
-    python scripts/bench/mup_transfer.py --optimizer muon --out runs/mup.jsonl
-    python scripts/bench/mup_transfer.py --out runs/mup.jsonl --draw docs/mup.png
+    python scripts/bench/mup_transfer.py --optimizer adamw --corpus input.txt --tokenizer char --steps 800 \
+        --batch-size 4 --first 6 --out runs/mup-text.jsonl
+    python scripts/bench/mup_transfer.py --out runs/mup-text.jsonl --draw docs/mup.png
 
-Each run is a network of 2 layers with heads of 32, trained on the built-in stories for 200 steps of 8 x 64 tokens. The
-loss is the mean over 14,336 validation tokens. Rates are √2 apart; the search begins with the best rate of the width
-before and goes on until two rates on either side of the best are measured. The vertex of a parabola in log(lr) through
-these five is the best rate. Every run is a line of the output file, and runs that it has are not repeated. At the base
-width both parametrizations are the same run.
+Each run is a network of 2 layers with heads of 32 and a context of 64 tokens. The loss is the mean over 14,336
+validation tokens. Rates are √2 apart; the search begins with the best rate of the width before and goes on until two
+rates on either side of the best are measured. The vertex of a parabola in log(lr) through these five is the best rate.
+Every run is a line of the output file, which is for one text and length, and runs that it has are not repeated. At the
+base width both parametrizations are the same run.
 """
 
 import argparse
@@ -31,30 +32,30 @@ from tinylm.runs.plots import save_figure
 from tinylm.runs.style import new_figure, style
 
 WIDTHS, BASE, HEAD, LAYERS = (64, 128, 256, 512), 128, 32, 2
-CONTEXT, BATCH, STEPS, WARMUP = 64, 8, 200, 20
-FIRST = {"adamw": 12, "muon": 16}  # of the first width: the rate is 2^(n/2) / 4096
+CONTEXT = 64
+OPTIMIZERS = ("adamw", "muon")
 KINDS = {True: "muP", False: "standard"}
 
 
 def rate(number: int) -> float:
-    """The learning rate of a number."""
+    """The learning rate of a number: 2^(n/2) / 4096."""
     return 2 ** (number / 2) / 4096
 
 
-def train(data: TextDataModule, optimizer: str, width: int, mup: bool, lr: float, seed: int) -> float:
+def train(data: TextDataModule, optimizer: str, width: int, mup: bool, lr: float, seed: int, steps: int) -> float:
     """The validation loss of a run in nats per token."""
     torch.manual_seed(seed)
     config = ModelConfig(
         vocab_size=data.vocab_size, d_model=width, num_layers=LAYERS, num_heads=width // HEAD, max_seq_len=CONTEXT,
         d_ff=3 * width, mup_base_width=BASE if mup else None,
     )  # fmt: skip
-    net, schedule = TransformerLM(config), ScheduleConfig(name="linear", warmup_steps=WARMUP)
+    net, schedule = TransformerLM(config), ScheduleConfig(name="linear", warmup_steps=max(20, steps // 20))
     opt = make_optimizer(net, OptimizerConfig(name=optimizer, lr=lr, momentum=0.9), fused=True)
-    windows = TrainingWindows(len(data.tokens["train"]), CONTEXT, BATCH, seed)
-    for step in range(STEPS):
+    windows = TrainingWindows(len(data.tokens["train"]), CONTEXT, data.batch_size, seed)
+    for step in range(steps):
         for group in opt.param_groups:
-            group["lr"] = learning_rate(step, STEPS, lr, schedule) * group.get("lr_factor", 1.0)
-        batch = gather(data.tokens["train"], windows.starts(step), CONTEXT, BATCH * CONTEXT)
+            group["lr"] = learning_rate(step, steps, lr, schedule) * group.get("lr_factor", 1.0)
+        batch = gather(data.tokens["train"], windows.starts(step), CONTEXT, data.batch_size * CONTEXT)
         opt.zero_grad()
         (net(batch.inputs, targets=batch.targets) / batch.num_targets).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -142,15 +143,23 @@ def main() -> None:
     """Runs the search that is asked for, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="file of the runs, JSON lines")
-    parser.add_argument("--optimizer", choices=[*FIRST], help="measure; otherwise only the table is printed")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="measure; otherwise only the table is printed")
     parser.add_argument("--widths", type=int, nargs="+", default=[*WIDTHS])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", default="stories", help="as data.corpus")
+    parser.add_argument("--tokenizer", default="bpe:2048", help="as data.tokenizer")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--first", type=int, default=12, help="number of the first rate: it is 2^(n/2) / 4096")
     parser.add_argument("--draw", type=Path, help="the picture to write")
     options = parser.parse_args()
     if options.optimizer is not None:
-        data = TextDataModule("stories", tokenizer="bpe:2048", split=[0.96, 0.02, 0.02], max_seq_len=CONTEXT)
+        data = TextDataModule(
+            options.corpus, tokenizer=options.tokenizer, split=(0.95, 0.04, 0.01), max_seq_len=CONTEXT,
+            batch_size=options.batch_size,
+        )  # fmt: skip
         for mup in KINDS:
-            first = FIRST[options.optimizer]
+            first = options.first
             for width in options.widths:
 
                 def measure(number: int, mup: bool = mup, width: int = width) -> float:
@@ -158,7 +167,7 @@ def main() -> None:
                     if number in known:
                         return known[number]
                     started = time.perf_counter()
-                    loss = train(data, options.optimizer, width, mup, rate(number), options.seed)
+                    loss = train(data, options.optimizer, width, mup, rate(number), options.seed, options.steps)
                     loss = loss if math.isfinite(loss) else 99.0
                     found = {"optimizer": options.optimizer, "width": width, "mup": mup, "number": number,
                              "seed": options.seed, "loss": loss, "seconds": time.perf_counter() - started}  # fmt: skip

@@ -55,7 +55,16 @@ def invented(monkeypatch):
 def study(texts: Texts) -> Study:
     budgets = [2e10, 8e10, 3.2e11]
     return Study(
-        texts, [16, 32, 48, 64, 96], budgets, [1.2e11], [1.2e12], seed=1, seeds=2, steps=(1, 10**9), plateau=100.0
+        texts,
+        [16, 32, 48, 64, 96],
+        budgets,
+        [1.2e11],
+        [1.2e12],
+        seed=1,
+        seeds=2,
+        held_out_seeds=2,
+        steps=(1, 10**9),
+        plateau=100.0,
     )
 
 
@@ -123,7 +132,7 @@ def test_a_study_predicts_before_it_trains_and_recovers_the_law(texts, tmp_path,
     assert found.fitted.free.floor == pytest.approx(TRUE.floor, rel=0.02)
     written = json.loads((tmp_path / scaling.PREDICTIONS).read_text())
     assert [*written] == ["1.2e+11", "1.2e+12"]
-    before = len(study(texts).points(study(texts).budgets))
+    before = len(study(texts).fitted_points())
     assert {point.budget for point in invented[:before]} == {2e10, 8e10, 3.2e11}  # the others came after the fit
     report = scaling_report.write_report(study(texts), *found, tmp_path)
     for check in report["checks"].values():
@@ -186,7 +195,7 @@ def test_results_of_other_texts_are_not_mixed(texts, tmp_path, invented):
 
 
 def test_a_prediction_written_before_is_kept_when_the_law_changes(texts, tmp_path, invented):
-    results = run_missing(study(texts).points(study(texts).budgets), texts, tmp_path)
+    results = run_missing(study(texts).fitted_points(), texts, tmp_path)
     fitted = fit_results(results, study(texts))
     first = predict(fitted, study(texts), tmp_path)
     changed = fit_results([*results[1:], results[-1]], study(texts))

@@ -51,6 +51,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="seed of weights and order (default: %(default)s)")
     add("--seeds", type=int, default=3,
         help="runs of each size and budget, from --seed on (default: %(default)s)")  # fmt: skip
+    add("--held-out-seeds", type=int, metavar="SEEDS",
+        help="the same for the budgets of --held-out (default: as --seeds)")  # fmt: skip
     parser.add_theme_option()
     options = parser.parse(arguments)
     check(options)
@@ -59,7 +61,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> None:
     """Refuses invalid options."""
-    check_at_least(1, options, "seeds", "layers", "context", "batch_size", "val_tokens")
+    options.held_out_seeds = options.seeds if options.held_out_seeds is None else options.held_out_seeds
+    check_at_least(1, options, "seeds", "held_out_seeds", "layers", "context", "batch_size", "val_tokens")
     check_at_least(0, options, "seed")
     for name, values in (("widths", options.widths), ("steps", options.steps)):
         if min(values) < 1:
@@ -85,7 +88,7 @@ def run(arguments: list[str]) -> None:
     )
     study = Study(
         texts, options.widths, options.budgets, options.held_out, options.largest, options.seed, options.seeds,
-        tuple(options.steps), options.plateau, options.layers,
+        options.held_out_seeds, tuple(options.steps), options.plateau, options.layers,
     )  # fmt: skip
     measured = measure(study, options.out, announce)
     print(short_table(write_report(study, *measured, options.out)))

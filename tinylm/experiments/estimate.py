@@ -22,7 +22,8 @@ MFU = 0.35  # share of the peak that a step uses where nothing is measured
 LAUNCH = 6e-6  # seconds between two kernels that Python starts; nothing is compiled
 CONTEXT = 600_000_000  # bytes of CUDA's context and of its libraries
 LIBRARIES = 40_000_000  # bytes that the processor's libraries load in the first steps; measured
-SHARES = {True: 0.5, False: 0.08}  # that an allocator takes beyond what exists: on a processor (measured), on CUDA
+ON_CPU, ON_CUDA = 0.5, 0.08  # shares that an allocator takes beyond what exists: measured, assumed
+RECOMPUTED = 1.6  # the same on a processor with `activation_checkpointing`, whose short-lived tensors leave gaps
 FILLED = 0.95  # share of a device's memory that a run may fill
 
 
@@ -186,7 +187,8 @@ def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device,
         outside = sum(size for name, size in counts.items() if name in ("embedding", "positions", "head"))
         whole = outside + 3 * (everything - outside) // layers
         parts["buffers"] += step.weights * whole // everything
-    parts["allocator"] = int(SHARES[device.on_cpu] * sum(parts.values()))
+    share = (RECOMPUTED if workload.network.activation_checkpointing else ON_CPU) if device.on_cpu else ON_CUDA
+    parts["allocator"] = int(share * sum(parts.values()))
     parts["libraries"] = process
     return parts
 

@@ -37,6 +37,7 @@ class Study:
         seed: of the first weights
         seeds: runs of each size and budget, from `seed` on: near the best size, sizes differ by less than single runs
             deviate
+        held_out_seeds: the same for the budgets that are not fitted
         steps: least and most steps of a run of the grid
         layers: of the networks
         plateau: nats above the floor beyond which a run is not fitted
@@ -49,14 +50,22 @@ class Study:
     largest: Sequence[float]
     seed: int = 1
     seeds: int = 1
+    held_out_seeds: int = 1
     steps: tuple[int, int] = (250, 4000)
     plateau: float = 0.3
     layers: int = 2
 
-    def points(self, budgets: Iterable[float]) -> list[Point]:
-        """The runs of some budgets."""
+    def fitted_points(self) -> list[Point]:
+        """The runs that are fitted."""
+        return self._points(self.budgets, self.seeds)
+
+    def held_out_points(self) -> list[Point]:
+        """The runs of all sizes with the budgets that are not fitted."""
+        return self._points(self.held_out, self.held_out_seeds)
+
+    def _points(self, budgets: Iterable[float], seeds: int) -> list[Point]:
         points = plan(self.widths, budgets, self.texts, self.seed, self.steps, self.layers)
-        return [point._replace(seed=self.seed + more) for more in range(self.seeds) for point in points]
+        return [point._replace(seed=self.seed + more) for more in range(seeds) for point in points]
 
 
 class Fitted(NamedTuple):
@@ -140,11 +149,11 @@ def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambd
     append_text(make_folder(folder) / RESULTS, "")  # the file by which the folder is recognized
     claim = Claim(folder)
     try:
-        results = run_missing(study.points(study.budgets), study.texts, folder, report)
+        results = run_missing(study.fitted_points(), study.texts, folder, report)
         fitted = fit_results(results, study)
         predictions = predict(fitted, study, folder)
         rest = {
-            *study.points(study.held_out),
+            *study.held_out_points(),
             *(predicted_point(study, *each) for each in predictions.items()),
         }
         cheap_first = sorted(rest, key=lambda point: (point.seed, point.budget, point.width))
