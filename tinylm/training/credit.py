@@ -42,8 +42,7 @@ def returns(mistakes: Sequence[int | None], counts: Tensor, discount: float) -> 
     right = found < 0
     left = found - tokens  # tokens left to the mistake
     judged = counts & (right | (left >= 0))
-    blame = torch.where(right | ~judged, 0.0, discount ** left.clamp(min=0).float())
-    return -blame, judged
+    return torch.where(right | ~judged, 0.0, -(discount ** left.clamp(min=0).float())), judged
 
 
 def token_advantages(values: Tensor, judged: Tensor, group: int, scaled: bool) -> tuple[Tensor, Tensor]:

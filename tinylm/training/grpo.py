@@ -131,8 +131,8 @@ class GRPO(FrozenStart):
         counts = written.targets != IGNORE
         kl = torch.where(counts, (theirs - ours).exp() - (theirs - ours) - 1, 0.0)
         if self.credit == "mistake":
-            values, judged = returns(mistakes, counts, self.discount)
-            advantages, silent = token_advantages(values, judged, self.group, self.variant == "grpo")  # (n, T)
+            found = returns(mistakes, counts, self.discount)
+            advantages, silent = token_advantages(*found, self.group, self.variant == "grpo")  # (n, T)
         else:
             advantages, silent = self.advantages(rewards.view(-1, self.group))
             advantages = advantages.view(-1, 1)

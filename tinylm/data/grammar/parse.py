@@ -173,7 +173,7 @@ class Grammar(GenerativeRules):
 
 
 def _shared(written: str, text: str, at: int) -> int:
-    """How many characters of `written` the text has at index `at`."""
+    """Length of the longest beginning of `written` that the text has at index `at`."""
     return sum(1 for _ in takewhile(bool, map(eq, written, text[at : at + len(written)])))
 
 
