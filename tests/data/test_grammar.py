@@ -156,11 +156,15 @@ def test_log_prob_of_any_grammar_matches_the_enumeration(rules, seed):
     grammar, derivations = Grammar(rules), enumerate_texts(rules, "start")
     expected, ways = probabilities(rules, "start"), Counter(text for text, _ in derivations)
     assert math.fsum(expected.values()) == pytest.approx(1, abs=1e-9)
+    beginnings = {text[:k] for text in expected for k in range(len(text) + 1)}
     for text in Random(seed).sample(sorted(expected), min(20, len(expected))):
         assert grammar.log_prob(text) == pytest.approx(math.log(expected[text]), abs=1e-9)
         assert len(grammar.parse(text)) == ways[text]
         begins = [math.fsum(p for other, p in expected.items() if other[:k] == text[:k]) for k in range(len(text) + 1)]
         assert grammar.prefix_log_probs(text).tolist() == pytest.approx([math.log(p) for p in begins], abs=1e-9)
+        for changed in (text, text[:-1], text + "a", text[: seed % 4] + "b" + text[seed % 4 :]):
+            right = max(k for k in range(len(changed) + 1) if changed[:k] in beginnings)
+            assert grammar.mistake(changed) == (None if changed in expected else right)
     random = Random(seed)
     for _ in range(10):
         text, derivation = grammar.generate(random)

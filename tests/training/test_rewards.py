@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +17,12 @@ from tests.training import ranks
 from tests.training.test_preferences import STOP, columns
 from tinylm.bundle import read_checkpoint
 from tinylm.data import IGNORE, Batch
-from tinylm.tokenizer import END_OF_TEXT, CharTokenizer
+from tinylm.generation.text import Text
+from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 from tinylm.training import GRPO
-from tinylm.training.rollout import prompts_of
+from tinylm.training.credit import returns, token_advantages, token_of
+from tinylm.training.grpo import Graded
+from tinylm.training.rollout import Prompt, prompts_of
 
 # --- by hand
 
@@ -38,12 +43,14 @@ class Bandit:
         return self.logits.expand(*ids.shape, len(self.logits))
 
 
-def gradient_of(objective: GRPO, bandit: Bandit, written: list[list[int]], rewards: list[float]) -> torch.Tensor:
+def gradient_of(
+    objective: GRPO, bandit: Bandit, written: list[list[int]], rewards: list[float], mistakes: Sequence[int | None] = ()
+) -> torch.Tensor:
     """The gradient of the loss if a batch of one prompt gets these completions."""
     width = max(map(len, written))
     targets = torch.tensor([[*ids, *[IGNORE] * (width - len(ids))] for ids in written])
-    found = Batch(targets.clamp(min=0), targets, 0), torch.tensor(rewards, dtype=torch.float64)
-    objective.rewarded = lambda *_: found  # type: ignore[method-assign]
+    found = Graded(Batch(targets.clamp(min=0), targets, 0), torch.tensor(rewards, dtype=torch.float64), mistakes)
+    objective.graded = lambda *_: found  # type: ignore[method-assign]
     objective.reference_log_probs = lambda network, batch: (  # type: ignore[method-assign]
         torch.where(batch.targets == IGNORE, 0.0, REFERENCE.log_softmax(0)[batch.targets.clamp(min=0)])
     )
@@ -91,6 +98,61 @@ def test_the_gradient_against_the_formula_token_by_token(variant):
 def test_a_group_with_equal_rewards_gives_no_gradient_and_is_counted():
     advantages, silent = GRPO(group=2).advantages(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert advantages.tolist() == [[0, 0], [-1, 1]] and silent.tolist() == [1, 0]
+
+
+def test_the_advantages_of_three_stories_with_a_mistake_by_hand():
+    """Three tokens each: no mistake; the second token is wrong, and what follows is left out; the third is wrong."""
+    counts = torch.tensor([[False, True, True, True]] * 3)  # behind a prompt
+    values, judged = returns([None, 1, 2], counts, 0.5)
+    assert values[:, 1:].tolist() == [[0, 0, 0], [-0.5, -1, 0], [-0.25, -0.5, -1]]
+    assert judged[:, 1:].tolist() == [[True] * 3, [True, True, False], [True] * 3]
+    plain, silent = token_advantages(values, judged, 3, scaled=False)  # the means of the places are -1/4, -1/2, -1/2
+    by_hand = [[0.25, 0.5, 0.5], [-0.25, -0.5, 0], [0, 0, -0.5]]
+    assert plain[:, 1:].tolist() == by_hand and silent.tolist() == [0]
+    twice, silent = token_advantages(values.repeat(2, 1), judged.repeat(2, 1), 3, scaled=True)
+    scaled = torch.tensor(by_hand) / math.sqrt(1.125 / 8)  # eight tokens are judged
+    torch.testing.assert_close(twice[:, 1:], scaled.repeat(2, 1))  # each group for itself
+    equal, silent = token_advantages(*returns([1, 1, 1], counts, 0.9), 3, scaled=True)
+    assert not equal.any() and silent.tolist() == [1]
+
+
+def test_the_gradient_of_credit_up_to_the_mistake_token_by_token():
+    """Returns (0, 0, 0) and (-1/2, -1): differences of 1/4, 1/2 and 0 from the means, over five tokens."""
+    bandit, written = Bandit(torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64)), [[0, 1, 2], [1, 2]]
+    objective = GRPO(group=2, beta=0, credit="mistake", discount=0.5)
+    found = gradient_of(objective, bandit, written, [1.0, 0.0], [None, 1])
+    log_p = (logits := bandit.logits.detach().clone().requires_grad_()).log_softmax(0)
+    first, second = 0.25 * log_p[0] + 0.5 * log_p[1], -0.25 * log_p[1] - 0.5 * log_p[2]
+    (-(first / 3 + second / 2) / math.sqrt(0.625 / 5) / 2).backward()
+    torch.testing.assert_close(found, logits.grad, atol=1e-6, rtol=0)  # returns are float32
+
+
+def test_the_token_that_holds_a_character():
+    ids = (tokenizer := ByteTokenizer()).encode("aéb")  # four bytes
+    assert [token_of(ids, character, tokenizer) for character in range(4)] == [0, 1, 3, 4]
+
+
+class Quiet:
+    """A reward that names the place of the first b."""
+
+    def __call__(self, prompt: str, completion: str, answer: str | None) -> float:
+        return float("b" not in completion)
+
+    def mistake(self, prompt: str, completion: str, answer: str | None) -> int | None:
+        return None if "b" not in completion else completion.index("b")
+
+
+@pytest.mark.parametrize(
+    ("ids", "finished", "reward", "wrong"),
+    [([0, 0], "end", 1, None), ([0, 1, 0], "end", 0, 1), ([0, 1, 0], "length", 0, 1), ([0, 0], "length", 0, 1)],
+    ids=["right", "wrong", "wrong and cut off", "cut off: its last token"],
+)
+def test_a_reward_of_ones_own_names_the_wrong_token(ids, finished, reward, wrong, monkeypatch):
+    text = Text([2], ids=ids, finished=finished)
+    monkeypatch.setattr("tinylm.training.grpo.completions", lambda *_: ([text], "written"))
+    objective = GRPO(reward=Quiet, credit="mistake")
+    found = objective.graded(Bandit(torch.zeros(3)), [Prompt([2], "")], [0])
+    assert found.rewards.tolist() == [reward] and found.mistakes == (wrong,)
 
 
 def test_the_prompts_of_documents_and_of_pairs():
@@ -162,7 +224,10 @@ def words(base, tmp_path, monkeypatch) -> list[str]:
     return ["fit", "-c", "learn.yaml"]
 
 
-@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4"]], ids=["whole", "lora"])
+MISTAKE = ["--model.objective.init_args.credit", "mistake"]
+
+
+@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4", *MISTAKE]], ids=["whole", "lora, mistake"])
 def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, tmp_path):
     (tmp_path / "stop.py").write_text(STOP)
     words += options
@@ -209,6 +274,8 @@ def test_a_reward_of_ones_own_needs_trust_and_is_recorded(cli, words, tmp_path):
     assert cli(*words, *option, "--trust", "brief", "--trainer.max_steps", "1").code == 0
     parts = [part["class_path"] for part in read_checkpoint("runs/learn/checkpoints/last.ckpt")["tinylm_plugins"]]
     assert parts == ["tinylm.training.GRPO", "brief.short"]
+    placeless = cli(*words, *option, "--trust", "brief", *MISTAKE)
+    assert placeless.code == 2 and "reward: brief.short does not name the place of a mistake" in placeless.error
 
 
 def test_the_exact_answer_of_pairs(cli, words, tmp_path):
@@ -227,6 +294,8 @@ NEEDS = {
     "no reward": (["reward", "parsed"], "reward: no reward 'parsed', did you mean 'parse'?"),
     "one": (["group", "1"], "group must be at least 2, got 1"),
     "variant": (["variant", "ppo"], "variant must be one of grpo, dr_grpo, got 'ppo'"),
+    "credit": (["credit", "story"], "credit must be one of whole, mistake, got 'story'"),
+    "no discount": (["discount", "0.5"], "discount: credit: whole has none; leave it out"),
     "no answers": (["reward", "exact"], "reward: exact compares with the responses of data.pairs"),
 }
 

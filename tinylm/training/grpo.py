@@ -9,26 +9,46 @@ For each prompt the network writes a group of completions. A completion is good 
 The variant `dr_grpo` (Liu et al. 2025, arXiv:2503.20783) leaves out the two divisions that bias the gradient: by std r,
 and by the length of each completion, in place of which stands the constant `max_new_tokens`.
 
+With `credit: mistake` each token has an advantage of its own, by its distance to the mistake (credit.py).
+
 Every group is used for one step. So the policy that has written it is the network itself, the ratio of the two is 1,
 and there is nothing to clip. Left out: several steps on a group, and sampling under another temperature.
 """
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
+from tinylm.generation.text import Text
+from tinylm.training.credit import returns, token_advantages, token_of
 from tinylm.training.frozen_start import FrozenStart, log_probs
 from tinylm.training.objective import FIELD, per_sequence
 from tinylm.training.rewards import OPTION, named_reward, own_reward
 from tinylm.training.rollout import Prompt, completions, prompts_of
 
 VARIANTS = ("grpo", "dr_grpo")
+CREDITS = ("whole", "mistake")
+DISCOUNT = 0.9
 REWARDED = ("prompt", "completion", "answer")  # what a reward is a function of
+
+
+class Graded(NamedTuple):
+    """Completions with their rewards.
+
+    Attributes:
+        written: the batch of prompts and completions, of which the tokens of the completions count
+        rewards: of each completion, (n,)
+        mistakes: with credit `mistake`: index of the wrong token within each completion; None: no mistake
+    """
+
+    written: Batch
+    rewards: Tensor
+    mistakes: Sequence[int | None]
 
 
 class GRPO(FrozenStart):
@@ -45,6 +65,9 @@ class GRPO(FrozenStart):
         max_new_tokens: most tokens of a completion. None: as many as the context holds
         beta: how strongly the network is held to the reference
         variant: `grpo` or `dr_grpo`
+        credit: `whole`: the reward counts for every token of a completion; `mistake`: a reward that names the place of
+            the mistake counts for the tokens up to it. The reward is 1 without a mistake, else 0
+        discount: with credit `mistake`: weight of the blame, per token back from the mistake. None: 0.9
         reference: a run, model folder or checkpoint with the same tokenizer. None: the start of the run
     """
 
@@ -58,6 +81,8 @@ class GRPO(FrozenStart):
         max_new_tokens: int | None = None,
         beta: float = 0.04,
         variant: str = "grpo",
+        credit: str = "whole",
+        discount: float | None = None,
         reference: str | None = None,
     ) -> None:
         super().__init__(reference)
@@ -66,9 +91,15 @@ class GRPO(FrozenStart):
         require(max_new_tokens is None or max_new_tokens >= 1, f"max_new_tokens must be at least 1: {max_new_tokens}")
         require(beta >= 0, f"beta must not be negative, got {beta}")
         require(variant in VARIANTS, f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        require(credit in CREDITS, f"credit must be one of {', '.join(CREDITS)}, got {credit!r}")
+        placed = credit == "mistake"
+        require(placed or discount is None, "discount: credit: whole has none; leave it out, or set credit to mistake")
+        require(discount is None or 0 <= discount <= 1, f"discount must be from 0 to 1, got {discount}")
+        self.credit, self.discount = credit, DISCOUNT if discount is None else discount
         self.group, self.prompt_tokens, self.max_new_tokens = group, prompt_tokens, max_new_tokens
         self.beta, self.variant, self._tokens = beta, variant, 0
         part = own_reward(reward)
+        self._name = reward if part is None else part.class_path
         self.plugins = [] if part is None else [part]
         self.reward: Any = reward if part is None else part.make_function(*REWARDED, field=OPTION)
 
@@ -85,19 +116,27 @@ class GRPO(FrozenStart):
         require(not (pairs and self.prompt_tokens), f"{FIELD}: prompt_tokens: pairs have prompts; leave it out")
         if isinstance(self.reward, str):
             self.reward = named_reward(self.reward, network)
+        placed = self.credit == "whole" or callable(getattr(self.reward, "mistake", None))
+        remedy = "set credit to whole, or give a reward with a method mistake(prompt, completion, answer)"
+        require(placed, f"{OPTION}: {self._name} does not name the place of a mistake; {remedy}")
         super().prepare(network)
 
     def forward(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         """The loss, and what the completions are like, for a micro-batch; each prompt counts the same."""
         prompts = [prompt for prompt in prompts_of(network, batch, self.prompt_tokens) for _ in range(self.group)]
         seeds = torch.randint(2**62, (len(prompts),)).tolist()  # by PyTorch's generator, a function of the step
-        written, rewards = self.rewarded(network, prompts, seeds)
+        written, rewards, mistakes = self.graded(network, prompts, seeds)
         self._tokens = written.inputs.numel()
         ours, theirs = log_probs(network, written), self.reference_log_probs(network, written)  # (n, T)
         counts = written.targets != IGNORE
         kl = torch.where(counts, (theirs - ours).exp() - (theirs - ours) - 1, 0.0)
-        advantages, silent = self.advantages(rewards.view(-1, self.group))
-        gains = (advantages.view(-1, 1) * ours - self.beta * kl).sum(1)  # (n,)
+        if self.credit == "mistake":
+            found = returns(mistakes, counts, self.discount)
+            advantages, silent = token_advantages(*found, self.group, self.variant == "grpo")  # (n, T)
+        else:
+            advantages, silent = self.advantages(rewards.view(-1, self.group))
+            advantages = advantages.view(-1, 1)
+        gains = (advantages * ours - self.beta * kl).sum(1)  # (n,)
         lengths = counts.sum(1)
         divisor = lengths if self.variant == "grpo" else self.max_new_tokens or network.network.max_seq_len
         values = {"loss": -gains / divisor, "reward": rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
@@ -120,23 +159,32 @@ class GRPO(FrozenStart):
         rows = batch._replace(inputs=batch.inputs[counts], targets=batch.targets[counts])
         prompts = prompts_of(network, rows, self.prompt_tokens)
         seeds = [seed_of(row[row != IGNORE].tolist()) for row in rows.targets]
-        written, rewards = self.rewarded(network, prompts, seeds)
+        written, rewards, _ = self.graded(network, prompts, seeds)
         return {
             "reward": rewards,
             "length": (written.targets != IGNORE).sum(1),
             "entropy": -log_probs(network, written).sum(1),
         }
 
-    def rewarded(self, network: Any, prompts: list[Prompt], seeds: list[int]) -> tuple[Batch, Tensor]:
-        """Completions of prompts as a batch, and the reward of each, (n,)."""
+    def graded(self, network: Any, prompts: list[Prompt], seeds: list[int]) -> Graded:
+        """Writes a completion of each prompt, and has it rewarded."""
         texts, written = completions(network, [prompt.ids for prompt in prompts], seeds, self.max_new_tokens)
-        found = [
-            float(self.reward(prompt.text, network.tokenizer.decode(text.ids), prompt.answer))
-            if text.finished == "end"
-            else 0.0
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        return written, torch.tensor(found, device=network.device)
+        grade = self._mistake if self.credit == "mistake" else self._reward
+        found = [grade(network.tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        rewards, mistakes = zip(*found, strict=True)
+        return Graded(written, torch.tensor(rewards, device=network.device), mistakes)
+
+    def _reward(self, tokenizer: Any, prompt: Prompt, text: Text) -> tuple[float, None]:
+        if text.finished != "end":
+            return 0.0, None
+        return float(self.reward(prompt.text, tokenizer.decode(text.ids), prompt.answer)), None
+
+    def _mistake(self, tokenizer: Any, prompt: Prompt, text: Text) -> tuple[float, int | None]:
+        place = self.reward.mistake(prompt.text, tokenizer.decode(text.ids), prompt.answer)
+        if text.finished == "end":
+            return float(place is None), None if place is None else token_of(text.ids, place, tokenizer)
+        last = len(text.ids) - 1  # the completion was cut off there
+        return 0.0, last if place is None else min(last, token_of(text.ids, place, tokenizer))
 
     def num_tokens(self, batch: Batch) -> int:
         """Tokens of the last micro-batch of completions."""

@@ -1,4 +1,12 @@
-"""Rewards that a program checks: `parse`, `exact`, or a function of the user's."""
+"""Rewards that a program checks: `parse`, `exact`, or a function of the user's.
+
+A reward that names the place of a mistake is an object with one more method:
+
+    mistake(prompt, completion, answer) -> int | None
+
+the index of the character of the completion with which the text goes wrong, `len(completion)` if it ends too early, and
+None if there is no mistake.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +19,26 @@ from tinylm.training.objective import FIELD
 Reward = Callable[[str, str, str | None], float]  # of a prompt, a completion, and the expected answer if there is one
 NAMES = ("parse", "exact")
 OPTION = f"{FIELD}: reward"
+
+
+class Parse:
+    """The reward `parse` is 1 if a grammar can generate prompt and completion, else 0.
+
+    Args:
+        grammar: the Grammar
+    """
+
+    def __init__(self, grammar: Any) -> None:
+        self.grammar = grammar
+
+    def __call__(self, prompt: str, completion: str, answer: str | None = None) -> float:
+        """The reward of a completion."""
+        return float(bool(self.grammar.parse(prompt + completion)))
+
+    def mistake(self, prompt: str, completion: str, answer: str | None = None) -> int | None:
+        """Index of the first character of the completion that no generated text has there; None if it parses."""
+        place = self.grammar.mistake(prompt + completion)
+        return None if place is None else max(0, place - len(prompt))
 
 
 def own_reward(given: Any) -> Part | None:
@@ -44,4 +72,4 @@ def named_reward(name: str, network: Any) -> Reward:
         return lambda prompt, completion, answer: float(completion.strip() == (answer or "").strip())
     grammar: Any = None if pairs else getattr(network.trainer.datamodule.corpus, "grammar", None)
     require(grammar is not None, f"{OPTION}: parse needs a corpus that a grammar generates, such as stories")
-    return lambda prompt, completion, answer: float(bool(grammar.parse(prompt + completion)))
+    return Parse(grammar)

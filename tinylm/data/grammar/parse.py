@@ -55,13 +55,25 @@ class Grammar(GenerativeRules):
         found[0] = 0.0
 
         def see(at: int, written: str, log_prob: float) -> None:
-            following = text[at : at + len(written)]
-            shared = sum(1 for _ in takewhile(bool, map(eq, written, following)))
-            ends = slice(at + 1, at + shared + 1)
+            ends = slice(at + 1, at + _shared(written, text, at) + 1)
             found[ends] = np.logaddexp(found[ends], log_prob)
 
         self._search(text, see)
         return found
+
+    def mistake(self, text: str) -> int | None:
+        """Index of the first character that makes the text impossible; None if the grammar can generate the text.
+
+        It is `len(text)` if generated texts begin like this one, but all are longer.
+        """
+        reach = 0
+
+        def see(at: int, written: str, log_prob: float) -> None:
+            nonlocal reach
+            if at + len(written) > reach:
+                reach = max(reach, at + _shared(written, text, at))
+
+        return None if self._search(text, see) else reach
 
     def _search(self, text: str, see: Callable[[int, str, float], None]) -> list[Derivation]:
         """All derivations of a text, by depth-first search.
@@ -158,6 +170,11 @@ class Grammar(GenerativeRules):
         logs = [log_prob_of(derivation) for derivation in self.parse(text)]
         largest = max(logs, default=-math.inf)
         return largest + math.log(math.fsum(math.exp(each - largest) for each in logs)) if logs else largest
+
+
+def _shared(written: str, text: str, at: int) -> int:
+    """Length of the longest beginning of `written` that the text has at index `at`."""
+    return sum(1 for _ in takewhile(bool, map(eq, written, text[at : at + len(written)])))
 
 
 def _unwind(trail: tuple | None) -> Derivation:
