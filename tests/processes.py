@@ -118,7 +118,8 @@ class Forked:
 
 
 def _captured(outputs: Path, folder: Path, function: Any, arguments: tuple) -> None:
-    os.setsid()  # a group of its own, which can be killed with it
+    if FORKS:
+        os.setsid()  # a group of its own, which can be killed with it
     os.chdir(folder)
     for name, number in (("out", 1), ("err", 2)):
         with (outputs / name).open("wb") as file:
