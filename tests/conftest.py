@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by the processes that tests start
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs to see whether its compiler works
 
 from tinylm import plugins
 from tinylm.model.size import empty_model
@@ -22,6 +23,26 @@ from tinylm.model.size import empty_model
 settings.register_profile("same", derandomize=True)
 settings.register_profile("fresh", derandomize=False, database=None, print_blob=True)
 settings.load_profile("same")  # `--hypothesis-profile` overrides it
+
+
+@pytest.hookimpl(trylast=True)  # after the choice of tests by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first in each worker's share, so that no worker starts a long test when others end.
+
+    pytest-xdist gives each worker an equal, contiguous share; a worker that has finished takes over the end of another.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [each for each in files.values() if any(item.get_closest_marker("slow") for item in each)]
+    fast = [item for each in files.values() if each not in slow for item in each]
+    number, count = len(items), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items.clear()
+    for worker in range(count):
+        items += (item for each in slow[worker::count] for item in each)
+        room = max(0, number * (worker + 1) // count - len(items))
+        items += fast[:room]
+        fast = fast[room:]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Starts processes quickly, by forking a server that has already imported torch and Lightning."""
+"""Starts processes quickly, by forking a server that has already imported what every run imports."""
 
 import contextlib
 import json
@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import re
 import runpy
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FORKS = os.name == "posix"  # Windows has no such server; every process starts from scratch
 _context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
-    _context.set_forkserver_preload(["tinylm.training.cli"])
+    preloaded = ["tinylm.training.cli", "tinylm.commands.train", "matplotlib.backends.backend_pdf", "s3fs"]
+    _context.set_forkserver_preload(preloaded)  # what every run imports
 
 
 def start(function: Any, *arguments: Any, **environment: str) -> BaseProcess:
@@ -69,6 +74,94 @@ def _redirect(output: Path, folder: Path) -> None:
     with output.open("ab") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
+
+
+class Forked:
+    """A process of the server that calls a function, with the methods of `subprocess.Popen` that tests use.
+
+    Args:
+        function: a function of a module
+        arguments: its arguments
+        folder: the process's current folder
+        environment: additional environment variables
+    """
+
+    def __init__(self, function: Any, *arguments: Any, folder: Path, **environment: str) -> None:
+        self._outputs = Path(tempfile.mkdtemp())
+        self._process = start(_captured, self._outputs, folder, function, arguments, **environment)
+        self.pid = self._process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal, or None while the process runs."""
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self._process.kill()
+
+    def wait(self, timeout: float = 240) -> int:
+        """Waits for the end; returns the exit code."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(self._process), timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
+        """Waits for the end; returns what was written to stdout and to stderr."""
+        self.wait(timeout)
+        out, err = ((self._outputs / name).read_text(encoding="utf-8") for name in ("out", "err"))
+        shutil.rmtree(self._outputs)
+        return out, err
+
+
+def _captured(outputs: Path, folder: Path, function: Any, arguments: tuple) -> None:
+    if FORKS:
+        os.setsid()  # a group of its own, which can be killed with it
+    os.chdir(folder)
+    for name, number in (("out", 1), ("err", 2)):
+        with (outputs / name).open("wb") as file:
+            os.dup2(file.fileno(), number)
+    code = 0
+    try:
+        code = function(*arguments) or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # skips the cleanup of state inherited from the parent
+
+
+def _call_main(words: list[str]) -> int:
+    from tinylm.commands import main
+
+    sys.argv = [str(ROOT / "scripts" / "train.py"), *words]  # Lightning can start it again for other ranks
+    return main()
+
+
+def _call_code(code: str, words: list[str]) -> None:
+    sys.argv = ["-c", *words]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def tinylm(folder: Path, *words: object, **variables: str) -> Forked:
+    """Starts `tinylm WORDS` in a folder, with this process's environment and more variables."""
+    return Forked(_call_main, [*map(str, words)], folder=folder, **environment(**variables))
+
+
+def python(code: str, *words: object) -> Forked:
+    """Starts `python -c CODE WORDS` with PyTorch, Lightning and tinylm already imported."""
+    return Forked(_call_code, code, [*map(str, words)], folder=Path.cwd(), **environment())
+
+
+def torchrun(folder: Path, *words: object, nodes: int = 1, tasks: int = 1) -> list[Forked]:
+    """Starts `tinylm WORDS` on so many ranks, as torchrun does."""
+    return [tinylm(folder, *words, **place) for place in places(nodes, tasks)]
 
 
 def free_port() -> int:

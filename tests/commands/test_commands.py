@@ -1,8 +1,10 @@
 """The `tinylm` command: its overview and help, start-up without PyTorch, and the commands that it prints."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -347,15 +349,15 @@ def test_the_printed_prompt_is_parsed_unchanged(prompt):
 
 @pytest.mark.slow
 def test_printed_commands_run_as_printed(tmp_path):
-    """Starts runs in an empty folder, then executes the commands in their output with a shell."""
+    """Starts runs in an empty folder, then executes the commands in their output, split by a shell."""
     short = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--run.sample_tokens", "4"]
     short += ["--trainer.limit_val_batches", "2"]
     printed = []
 
     def run(*words: str) -> None:
-        result = tinylm(*words, folder=tmp_path)
-        assert result.returncode == 0, result.stderr
-        lines = (result.stdout + result.stderr).splitlines()
+        out, err = (process := processes.tinylm(tmp_path, *words)).communicate()
+        assert process.returncode == 0, err
+        lines = (out + err).splitlines()
         printed.extend(line.split(": ", 2)[-1] for line in lines if re.search(r"(?:^|: )(?:to |or )[^:]*: ", line))
 
     run("fit", "-c", "small", *short)
@@ -370,15 +372,18 @@ def test_printed_commands_run_as_printed(tmp_path):
     run("export", "--model", "hf", "--to", "tinylm", "--out", "back")
     run("configs", "tiny", "--out", "mine.yaml")
     assert len(printed) >= 9, printed
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    split = "import json, sys; print(json.dumps(sys.argv[1:]))"
     for line in printed:
         if "from_pretrained" in line:
             continue  # Python, run by tests/interop
         words = shlex.split(line)
-        assert "tinylm" in (Path(words[0]).name, words[2]), line
-        line += " --max-new-tokens 4" if " generate " in line else " " + shlex.join(short) if " fit " in line else ""
-        result = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, (line, result.stderr)
+        assert "tinylm" in (Path(words[0]).name, words[2]) and shutil.which(words[0]), line
+        shell = subprocess.run(f"{shlex.quote(sys.executable)} -c '{split}' {line}", shell=True, capture_output=True)
+        assert json.loads(shell.stdout) == words, line  # as the shell splits it
+        words = words[1:] if Path(words[0]).name == "tinylm" else words[3:]  # python -m tinylm
+        words += ["--max-new-tokens", "4"] if "generate" in words else short if "fit" in words else []
+        _, err = (process := processes.tinylm(tmp_path, *words)).communicate()
+        assert process.returncode == 0, (line, err)
 
 
 # --- scripts

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests import processes
+
 
 @pytest.fixture
 def python():
@@ -34,6 +36,20 @@ def python():
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def forked():
+    """forked(code, *arguments) is python(code, *arguments) in a process that has already imported tinylm.data."""
+    started = []
+
+    def start(code: str, *arguments: object) -> processes.Forked:
+        started.append(processes.python("import sys\nfrom pathlib import Path\n" + textwrap.dedent(code), *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @dataclass

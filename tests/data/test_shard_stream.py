@@ -250,7 +250,7 @@ def test_a_remote_shard_that_is_damaged_or_missing_is_named(server, folder, tmp_
         batches(content_of(url, tmp_path / "other"), 1)
 
 
-def test_processes_of_a_machine_download_each_shard_once(server, folder, tmp_path, python):
+def test_processes_of_a_machine_download_each_shard_once(server, folder, tmp_path, forked):
     url = serve(server, folder)
     code = """
     import sys
@@ -262,7 +262,7 @@ def test_processes_of_a_machine_download_each_shard_once(server, folder, tmp_pat
     name = "train-00002-00000.bin"
     data = (folder / name).read_bytes()
     arguments = (f"{url}/{name}", tmp_path / "cache", len(data), hashlib.sha256(data).hexdigest())
-    processes = [python(code, *arguments) for _ in range(4)]
+    processes = [forked(code, *arguments) for _ in range(4)]
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == [str(len(data))] * 4
     assert downloads(server) == [name]
 

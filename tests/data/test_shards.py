@@ -140,12 +140,12 @@ write_shards(folder, GroupedCorpus(GROUPS), load_tokenizer(tokenizer), Share(int
 
 
 @pytest.mark.parametrize("num_groups", [1, 5])
-def test_four_shares_of_which_one_is_killed_and_run_again_equal_one_run(num_groups, tokenizer, tmp_path, python):
+def test_four_shares_of_which_one_is_killed_and_run_again_equal_one_run(num_groups, tokenizer, tmp_path, forked):
     write_shards(tmp_path / "one", GroupedCorpus(num_groups), tokenizer, processes=1)
     tokenizer.save(tmp_path / "t.json")
     code = KILLED.replace("TESTS", repr(os.path.dirname(__file__))).replace("GROUPS", str(num_groups))  # noqa: PTH120
     for number, until in ((2, 0), (1, 4), (3, 0), (0, 0), (1, 0)):
-        process = python(code, tmp_path / "four", tmp_path / "t.json", number, until)
+        process = forked(code, tmp_path / "four", tmp_path / "t.json", number, until)
         _, err = process.communicate(timeout=60)
         assert process.returncode == (-9 if until else 0), err
         if (number, until) == (0, 0):

@@ -226,11 +226,11 @@ def wait_for(path, process, seconds=20):
         time.sleep(0.01)
 
 
-def test_two_processes_build_one_cache_once(corpus, tmp_path, python):
+def test_two_processes_build_one_cache_once(corpus, tmp_path, forked):
     code = BUILD.replace("PAUSE", "0.2")
     (tmp_path / "cache").mkdir()
     names = [tmp_path / "ready 1", tmp_path / "ready 2"]
-    processes = [python(code, tmp_path / "t.txt", tmp_path / "cache", *pair) for pair in (names, names[::-1])]
+    processes = [forked(code, tmp_path / "t.txt", tmp_path / "cache", *pair) for pair in (names, names[::-1])]
     results = [process.communicate(timeout=30) for process in processes]
     num_bytes = len("".join(corpus.texts()).encode())
     assert [(out.strip(), process.returncode) for (out, _), process in zip(results, processes, strict=True)] == [
@@ -240,10 +240,10 @@ def test_two_processes_build_one_cache_once(corpus, tmp_path, python):
     assert sum(err.count("encoded") for _, err in results) == 1
 
 
-def test_a_killed_builder_blocks_nobody_and_leaves_no_partial_cache(corpus, tmp_path, python):
+def test_a_killed_builder_blocks_nobody_and_leaves_no_partial_cache(corpus, tmp_path, forked):
     cache = tmp_path / "cache"
     cache.mkdir()
-    builder = python(BUILD.replace("PAUSE", "600"), tmp_path / "t.txt", cache, tmp_path / "go", tmp_path / "go")
+    builder = forked(BUILD.replace("PAUSE", "600"), tmp_path / "t.txt", cache, tmp_path / "go", tmp_path / "go")
     wait_for(cache / "building", builder)
     builder.kill()
     builder.wait()
@@ -284,7 +284,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize("harm", [None, "index", "file"])
-def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python, small_shards):
+def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, forked, small_shards):
     source = "stories:120" if harm is None else str(tmp_path / "*.txt")
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"It's {number} o'clock, said the clock.\n" * 300)
@@ -294,7 +294,7 @@ def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, python
     expected = open_tokens(corpus, tokenizer, tmp_path / "whole")
     added = []
     for until in (12, 9, 0):
-        builder = python(RESUME, source, tmp_path / "cache", tmp_path / "t.json", until)
+        builder = forked(RESUME, source, tmp_path / "cache", tmp_path / "t.json", until)
         out, err = builder.communicate(timeout=60)
         assert builder.returncode == (-9 if until else 0), err
         added.append(out.splitlines())

@@ -6,7 +6,8 @@
 - In a ```sh block, each line is a command that must succeed; its output is ignored. Training takes two steps (BUDGETS).
 
 A comment in the line above a block changes this. `<!-- budget: options -->` appends options to its commands, so that
-they take seconds; `<!-- not run: reason -->` skips the block; `<!-- not compared: reason -->` ignores its output;
+they take seconds, or, as `<!-- budget: max_steps=2 -->`, replaces an argument in a ```python block, whose output
+is then ignored; `<!-- not run: reason -->` skips the block; `<!-- not compared: reason -->` ignores its output;
 `<!-- file: name -->` writes a ```yaml or ```python block to that file.
 
     python -m tests.docs.runner docs/tutorial/*.md     updates the outputs and pictures of the documents
@@ -74,9 +75,14 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
         budget = block["words"] if block["directive"] == "budget" else ""
         ignored = "..." if block["directive"] == "not compared" else ""
         if block["kind"] == "python":
-            printed = io.StringIO()
+            printed, code = io.StringIO(), block["code"]
+            if budget:
+                name, _, value = budget.partition("=")
+                code, found = re.subn(rf"\b{name}=\w+", f"{name}={value}", code)
+                assert found, f"line {line}: there is no {name}= to replace"
+                ignored = "..."
             with contextlib.redirect_stdout(printed):
-                exec(compile(block["code"], f"line {line}", "exec"), namespace)
+                exec(compile(code, f"line {line}", "exec"), namespace)
             yield Result(line, ignored or block["output"] or "", printed.getvalue(), block.span("output"))
         elif block["kind"] == "console":
             for part in re.split(r"^\$ ", block["code"], flags=re.MULTILINE)[1:]:
@@ -94,6 +100,8 @@ def run_document(text: str, folder: Path) -> Iterator[Result]:
 def default_budget(command: str) -> str:
     """The options that make a command of a ```sh block short."""
     _, words = split_command(command)
+    if words[:1] == ["analyze"] and words[1].startswith("-"):  # all reports
+        return "--format png"
     return BUDGETS.get(words[0], "") if words else ""
 
 

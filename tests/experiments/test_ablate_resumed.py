@@ -18,11 +18,11 @@ variants:
   - {name: one head, model.network.num_heads: 1}
   - {name: base}
   - {name: layernorm, model.network.norm: layernorm}
-seeds: 3
+seeds: 2
 budget: {steps: 24}
 """
 STEPS = 24
-NAMES = [f"{variant}-{seed}" for seed in range(3) for variant in ("one head", "base", "layernorm")]
+NAMES = [f"{variant}-{seed}" for seed in range(2) for variant in ("one head", "base", "layernorm")]
 FILES = ("table.md", "table.csv", "ablation.png", "ablation.svg", "plan.json")
 
 
@@ -51,7 +51,7 @@ def writer(run: Path) -> int:
     return json.loads((run / ".writer").read_text())["process"]
 
 
-@pytest.mark.slow  # 18 runs of a second, and three processes
+@pytest.mark.slow  # 12 runs of a second, and three processes
 def test_a_killed_and_resumed_ablation_has_the_table_of_one_never_stopped(file, capfd):
     assert run_command("ablate", words(file, "whole")[1:]) == 0
     table = capfd.readouterr().out
@@ -70,19 +70,19 @@ def test_a_killed_and_resumed_ablation_has_the_table_of_one_never_stopped(file, 
     _, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
     last = err.strip().splitlines()[-1]
-    assert last == "tinylm: stopped; 4 of 9 trials finished; the same command goes on"
-    assert "1 trial of 9 already finished in stopped" in err
+    assert last == "tinylm: stopped; 4 of 6 trials finished; the same command goes on"
+    assert "1 trial of 6 already finished in stopped" in err
 
     assert run_command("ablate", words(file, "stopped")[1:]) == 0
     out, err = capfd.readouterr()
-    assert out == table and "4 trials of 9 already finished" in err
+    assert out == table and "4 trials of 6 already finished" in err
     for name in FILES:
         assert Path("whole", name).read_bytes() == Path("stopped", name).read_bytes(), name
     for name in NAMES:
         found = compare_losses(Path("whole", name), Path("stopped", name))
         assert found.equal == found.rows >= STEPS, (name, found.first)
     starts = [json.loads(Path("stopped", name, "run.json").read_text())["starts"] for name in NAMES]
-    assert [len(each) for each in starts] == [1, 2, 1, 1, 2, 1, 1, 1, 1]
+    assert [len(each) for each in starts] == [1, 2, 1, 1, 2, 1]
     assert starts[1][1]["step"] > 0 and starts[4][1]["step"] > 0  # they went on from a checkpoint
 
 

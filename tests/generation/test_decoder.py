@@ -143,13 +143,13 @@ def test_a_window_needs_no_more_slots_than_its_length():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(max_seq_len=70),  # reads 32 slots, 64, all
-        dict(max_seq_len=70, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
+        dict(max_seq_len=70, num_layers=1),  # reads 32 slots, 64, all
+        dict(max_seq_len=70, num_layers=1, sliding_window=40, num_kv_heads=2, positional_encoding="learned"),
         dict(max_seq_len=12, sliding_window=5, num_kv_heads=1),  # always reads all slots
         dict(max_seq_len=40, layer_pattern="SLN", num_layers=3, sliding_window=5, d_head=8, rotary_fraction=0.5,
              rope_scaling=dict(kind="yarn", factor=4.0, original_max_seq_len=10), norm_placement="output",
              qk_norm_width="all", qkv_bias=True, head_bias=True, attention_scale=0.5),
-        dict(residual="parallel_one_norm", norm="layernorm", activation="gelu", bias=True, qk_norm=False),
+        dict(num_layers=1, residual="parallel_one_norm", norm="layernorm", activation="gelu", bias=True, qk_norm=False),
     ],
 )  # fmt: skip
 @torch.inference_mode()

@@ -170,10 +170,10 @@ def test_torchrun_on_two_nodes_trains_and_resumes(tiny_yaml, finished_run, tmp_p
 def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_path, cli):
     arguments = ["fit", "-c", str(tiny_yaml), "-c", "fsdp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
     arguments += ["--model.network.dropout", "0"]
-    said = finish(started := nodes([*arguments, "--trainer.max_steps", "6"], tmp_path))
-    assert [process.returncode for process in started] == [0, 0], said
-    said = finish(started := nodes([*arguments, "--resume"], tmp_path))
-    assert [process.returncode for process in started] == [0, 0], said
+    for more in (["--trainer.max_steps", "6"], ["--resume"]):
+        started = processes.torchrun(tmp_path, *arguments, *more, nodes=2)
+        said = [process.communicate()[1] for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
     assert "resuming runs/mini from step 6" in said[0]
     words = ["fit", "-c", tiny_yaml, "--model.network.dropout", "0", "--run.name", "alone"]
     alone = cli(*words, "--trainer.max_steps", "6")

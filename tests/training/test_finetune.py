@@ -4,8 +4,6 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ import torch
 import yaml
 
 import tinylm
-from tests.training.conftest import ROOT, TINY
+from tests import processes
+from tests.training.conftest import TINY
 from tinylm.adapt import grow_vocabulary, load_adapter, lora_layers, merge_lora, quantize
 from tinylm.bundle import read_checkpoint, save_bundle
 from tinylm.model import RopeScaling
@@ -84,10 +83,9 @@ def test_a_sharded_lora_run_leaves_the_adapter_of_one_that_was_not(second, finis
     """Two devices of one machine; the other process is Lightning's."""
     words = ["fit", "-c", str(second), "--model.optimizer.name", "adamw", "--model.lora.rank", "2"]
     assert cli(*words, "--run.name", "alone").code == 0
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *words, "-c", "overlays/fsdp.yaml"]
-    command += ["--run.name", "sharded", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "2 x CPU" in done.stderr, done.stderr
+    words += ["-c", "overlays/fsdp.yaml", "--run.name", "sharded", "--trainer.accelerator", "cpu"]
+    _, err = (run := processes.tinylm(tmp_path, *words, "--trainer.devices", "2")).communicate()
+    assert run.returncode == 0 and "2 x CPU" in err, err
     base, other = tinylm.load(finished_run)[0], tinylm.load(finished_run)[0]
     load_adapter("runs/sharded/adapter", base)
     load_adapter("runs/alone/adapter", other)

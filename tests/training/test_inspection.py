@@ -1,10 +1,7 @@
 """Inspection callbacks: their logs against the network itself, and no effect on the run."""
 
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,11 +10,11 @@ import torch
 
 import tinylm.training.inspection
 import tinylm.training.module
+from tests import processes
 from tinylm.analysis.attention import attention_maps, entropy
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig
-from tinylm.runs.folder import RUN_FOLDER
 from tinylm.runs.metrics import read_metrics
 from tinylm.training import (
     ActivationStatistics,
@@ -89,15 +86,10 @@ def test_norms_of_sharded_gradients_are_those_of_whole_ones(tiny_yaml, tmp_path)
         "model: {network: {dropout: 0.0}, optimizer: {name: adamw}}\ntrainer:\n  max_steps: 4\n"
         "  callbacks+: [{class_path: tinylm.training.GradientNorms, init_args: {every_n_steps: 2}}]\n"
     )
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml)]
-    environment = {name: value for name, value in os.environ.items() if name != RUN_FOLDER}
-    environment["PYTHONPATH"] = str(ROOT)
     columns = []
     for name, overlays in (("whole", []), ("sharded", ["-c", "fsdp", "--trainer.devices", "2"])):
         options = [*overlays, "-c", "norms.yaml", "--run.name", name]
-        subprocess.run(
-            [*command, *options], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120
-        )
+        assert processes.tinylm(tmp_path, "fit", "-c", tiny_yaml, *options).wait() == 0
         read = read_metrics(tmp_path / "runs" / name / "metrics.csv")
         columns.append({name: column for name, column in read.items() if name.startswith("gradients/")})
     assert columns[0].keys() == columns[1].keys() and len(columns[0]) == 6

@@ -1,9 +1,7 @@
 """Parts of training of one's own: each one file outside the package, named in lines of YAML."""
 
 import csv
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 import tinylm
+from tests import processes
 from tests.training.conftest import ROOT
 from tinylm.bundle import read_checkpoint
 from tinylm.data import IGNORE, Batch, TextDataModule
@@ -176,14 +175,13 @@ def test_a_killed_run_with_an_objective_schedule_and_optimizer_resumes_to_the_bi
     }}))  # fmt: skip
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     (own / "killer.py").write_text(STOP.replace('raise RuntimeError("stopped")', kill))
-    common = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), "-c", "part.yaml", *SHORT]
-    common += ["--trust", "own", "--trainer.max_steps", "6", "--run.name"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(own)])}
+    common = ["fit", "-c", tiny_yaml, "-c", "part.yaml", *SHORT, "--trust", "own"]
+    common += ["--trainer.max_steps", "6", "--run.name"]
     for words, code in (
         (["whole"], 0), (["half", "--trainer.callbacks+", "killer.Stop"], -signal.SIGKILL), (["half", "--resume"], 0),
     ):  # fmt: skip
-        run = subprocess.run([*common, *words], cwd=own, env=environment, capture_output=True, text=True)
-        assert run.returncode == code, run.stderr
+        _, err = (run := processes.tinylm(own, *common, *words)).communicate()
+        assert run.returncode == code, err
     assert rows(own / "runs/half") == rows(own / "runs/whole")
 
 

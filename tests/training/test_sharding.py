@@ -1,14 +1,11 @@
 """Sharded checkpoints: every process saves its own rows; read whole by anything, resumed by any number of processes."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
 import tinylm
-from tests.processes import environment
+from tests import processes
 from tinylm.bundle import read_checkpoint
 from tinylm.errors import DataError
 from tinylm.files import seal_zip
@@ -26,20 +23,21 @@ def test_shards_of_two_processes_are_resumed_by_three_and_by_one_without_fsdp(ti
     common += ["--data.batch_size", "12", "--data.micro_batch_size", "2"]
     common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
 
-    def fit(name: str, steps: int, *more: str) -> None:
-        command = [sys.executable, "-m", "tinylm", "fit", *common, "--trainer.max_steps", str(steps), *more]
-        done = subprocess.run([*command, "--run.name", name], cwd=tmp_path, env=environment(), capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()
+    def fit(name: str, steps: int, *more: str, ranks: int = 1) -> None:
+        words = ["fit", *common, "--trainer.max_steps", steps, *more, "--run.name", name]
+        for rank in processes.torchrun(tmp_path, *words, tasks=ranks):
+            _, err = rank.communicate()
+            assert rank.returncode == 0, err
 
     fit("whole", 12)
-    fit("shards", 6, *SHARDED, "--trainer.devices", "2")
+    fit("shards", 6, *SHARDED, "--trainer.devices", "2")  # the other process is Lightning's
     folder = tmp_path / "runs/shards/checkpoints"
     assert sorted(path.name for path in folder.glob("last.ckpt.shards-*/*")) == ["0.pt", "1.pt"]
     weights = read_checkpoint(folder / "last.ckpt")["state_dict"]
     sizes = [sum(each.numel() for each in torch.load(path).values()) for path in folder.glob("last*/*.pt")]
     number = sum(each.numel() for each in weights.values())
     assert max(sizes) < 1.6 * number  # of three times as much with the two moments
-    fit("shards", 9, *SHARDED, "--trainer.devices", "3", "--resume")
+    fit("shards", 9, *SHARDED, "--trainer.devices", "3", "--resume", ranks=3)
     fit("shards", 12, "--resume")
     assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]  # whole files again
     ours, theirs = (dict(zip(*read_metrics(tmp_path / "runs" / name / "metrics.csv")["train/loss"], strict=True))
@@ -59,20 +57,21 @@ def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generat
     common += ["--model.network.num_kv_heads", "2"]
     common += ["--model.schedule.min_lr", "0.01", "--model.optimizer.lr", "0.01"]  # alike for any number of steps
 
-    def fit(name: str, steps: int, *more: str) -> None:
-        command = [sys.executable, "-m", "tinylm", "fit", *common, "--trainer.max_steps", str(steps), *more]
-        done = subprocess.run([*command, "--run.name", name], cwd=tmp_path, env=environment(), capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()
-        assert b"Warning" not in done.stderr and b"torch/distributed" not in done.stderr
+    def fit(name: str, steps: int, *more: str, ranks: int = 1) -> None:
+        words = ["fit", *common, "--trainer.max_steps", steps, *more, "--run.name", name]
+        for rank in processes.torchrun(tmp_path, *words, tasks=ranks):
+            _, err = rank.communicate()
+            assert rank.returncode == 0, err
+            assert "Warning" not in err and "torch/distributed" not in err
 
     fit("whole", 12)
-    fit("wide", 4, "-c", "tensor_parallel", "--trainer.devices", "2")
+    fit("wide", 4, "-c", "tensor_parallel", "--trainer.devices", "2")  # the other process is Lightning's
     model = tinylm.load(tmp_path / "runs/wide/checkpoints/last.ckpt")[0]
     assert not any(isinstance(each, DTensor) for each in model.parameters())
     words = ["generate", "--model", "runs/wide", "--max-new-tokens", "5", "--prompt", "the "]
-    subprocess.run([sys.executable, "-m", "tinylm", *words], cwd=tmp_path, env=environment(), check=True)
-    fit("wide", 8, *SHARDED, "--trainer.devices", "2", "--resume")
-    fit("wide", 10, "-c", "tensor_parallel", "--trainer.devices", "2", "--resume")  # from shards
+    assert processes.tinylm(tmp_path, *words).wait() == 0
+    fit("wide", 8, *SHARDED, "--trainer.devices", "2", "--resume", ranks=2)
+    fit("wide", 10, "-c", "tensor_parallel", "--trainer.devices", "2", "--resume", ranks=2)  # from shards
     fit("wide", 12, "--resume")
     for name, tolerance in (("train/loss", 2e-6), ("train/grad_norm", 1e-5), ("val/loss", 2e-6)):
         ours, theirs = (dict(zip(*read_metrics(tmp_path / "runs" / run / "metrics.csv")[name], strict=True))
@@ -95,11 +94,11 @@ def test_a_tensor_parallel_run_is_resumed_by_fsdp_and_by_one_process_and_generat
     ],
 )  # fmt: skip
 def test_what_tensor_parallelism_cannot_do_is_refused_in_one_line(tiny_yaml, tmp_path, more, message):
-    command = [sys.executable, "-m", "tinylm", "fit", "-c", str(tiny_yaml), "-c", "tensor_parallel"]
-    command += ["--trainer.devices", "2", "--model.network.dropout", "0", "--model.network.num_kv_heads", "2", *more]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if "error" in line] == [f"tinylm: error: {message}"]
+    words = ["fit", "-c", tiny_yaml, "-c", "tensor_parallel", "--trainer.devices", "2"]
+    words += ["--model.network.dropout", "0", "--model.network.num_kv_heads", "2", *more]
+    _, err = (process := processes.tinylm(tmp_path, *words)).communicate()
+    assert process.returncode == 2, err
+    assert [line for line in err.splitlines() if "error" in line] == [f"tinylm: error: {message}"]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import wandb
 import yaml
 
 from tests import processes
-from tests.processes import environment as of_children
 from tests.training import wandb_server
 from tinylm.errors import ConfigError
 from tinylm.files import read_json
@@ -322,13 +321,7 @@ def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml
 def kill_at(command: list[str], folder: Path, file: Path, size: int) -> None:
     """Starts a run, and kills all its processes when a file has grown by a number of bytes."""
     grown = (file.stat().st_size if file.exists() else 0) + size
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts/train.py"), *command],
-        cwd=folder,
-        env=of_children(),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = processes.tinylm(folder, *command)
     deadline = time.monotonic() + 120
     while not file.exists() or file.stat().st_size < grown:
         assert time.monotonic() < deadline and process.poll() is None
@@ -386,9 +379,8 @@ def test_of_two_ranks_that_are_killed_and_resumed_one_logs_each_step_once(tiny_y
     command += ["--trainer.devices", "2", "--trainer.max_steps"]
     kill_at([*command, "100000"], tmp_path, run / "metrics.csv", 3000)
     step = max(torch.load(path)["global_step"] for path in run.glob("checkpoints/*.ckpt"))
-    program = [sys.executable, str(ROOT / "scripts/train.py"), *command, str(4 * (step // 4 + 3)), "--resume"]
-    said = subprocess.run(program, cwd=tmp_path, env=of_children(), capture_output=True, text=True, timeout=200)
-    assert said.returncode == 0, said.stderr
+    _, err = (resumed := processes.tinylm(tmp_path, *command, 4 * (step // 4 + 3), "--resume")).communicate()
+    assert resumed.returncode == 0, err
     assert len(segments(run)) == 2
     once([row for segment in segments(run) for row in history(records(segment))][:-1], run)
 
