@@ -126,14 +126,14 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         for row, (mup, name) in enumerate(KINDS.items()):
             axis = axes[row, column]
             for number, width in enumerate(WIDTHS):
-                losses = dict(sorted(cells.get((mup, width), {}).items()))
+                found = dict(sorted(cells.get((mup, width), {}).items()))
                 color = colormaps["viridis"](number / (len(WIDTHS) - 0.5))
-                axis.plot([rate(each) for each in losses], [*losses.values()], "o-", ms=3, color=color, label=width)
-                if len(losses) >= 5:
-                    axis.plot(*vertex(losses), "*", ms=11, color=color)
+                axis.plot([rate(each) for each in found], [*found.values()], "o-", ms=3, color=color, label=width)
+                if len(found) >= 5:
+                    axis.plot(*vertex(found), "*", ms=11, color=color)
             axis.set(xlabel="learning rate", ylabel="validation loss", title=f"{optimizer}, {name}")
-            best = min(run["loss"] for run in runs if run["optimizer"] == optimizer)
-            axis.set_ylim(best - 0.05, best + 1.2)
+            losses = [run["loss"] for run in runs if run["optimizer"] == optimizer]
+            axis.set_ylim(min(losses) - 0.05, min(max(losses) + 0.05, min(losses) + 1.2))
             scale_axis(axis.xaxis, 5, logarithmic=True)
     axes[0, 0].legend(title="width")
     save_figure(figure, path)
