@@ -8,35 +8,67 @@ the process at once. While steps are taken, `training/stop.py` finishes the step
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import Any
 
 from tinylm.errors import Interrupted, Preempted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
+SOON = 0.01  # seconds until a lost signal comes again
+
+
 class _Raise:
     """The handler that raises."""
 
+    number: int = signal.SIGINT  # the last signal
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
         quit_at_next()
         raise stopped_by(number, f"stopped by {signal.Signals(number).name}")
 
 
 @contextlib.contextmanager
 def raised(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
-    """Inside, the first of these signals raises Interrupted or Preempted. Does nothing outside the main thread."""
+    """Inside, the first of these signals raises Interrupted or Preempted. Does nothing outside the main thread.
+
+    Python drops an exception that is raised while it destroys an object, such as a generator that is read no further.
+    Then the signal is sent again, a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.signal(number, _Raise()) for number in numbers}
+    handler, report = _Raise(), sys.unraisablehook
+    earlier = {number: signal.signal(number, handler) for number in numbers}
+
+    def dropped(what: Any) -> None:
+        if not isinstance(what.exc_value, Interrupted | Preempted):
+            report(what)
+            return
+        for number in earlier:
+            signal.signal(number, handler)
+        threading.Timer(SOON, _interrupt, (handler.number,)).start()
+
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        sys.unraisablehook = report
+        for number, each in earlier.items():
+            signal.signal(number, each)
+
+
+def _interrupt(number: int) -> None:
+    """Sends a signal to the main thread."""
+    if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def quit_at_next() -> None:

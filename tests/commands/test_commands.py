@@ -413,7 +413,7 @@ def test_a_script_runs_from_any_folder_and_names_missing_packages(tmp_path):
     assert bad.stderr.startswith(f"tinylm: error: {sys.executable} has no tinylm; activate its environment, or: ")
 
 
-@pytest.mark.parametrize(("words", "missing"), [("tokenizer inspect t x", "filelock"), ("fit -c tiny", "yaml")])
+@pytest.mark.parametrize(("words", "missing"), [("tokenizer inspect t x", "tqdm"), ("fit -c tiny", "yaml")])
 def test_a_package_that_is_missing_is_named_on_one_line(words, missing, tmp_path):
     bare = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tinylm.commands import main; sys.exit(main())"
     process = [sys.executable, "-I", "-S", "-c", bare, str(ROOT), *words.split()]
