@@ -54,10 +54,15 @@ def as_batch(given: Any, tokenizer: Tokenizer, context: int, micro_batches: int 
     return batch
 
 
+def seed_of(key: Any) -> int:
+    """A seed of 56 bits that depends on a plain value alone."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+
+
 @contextlib.contextmanager
 def drawn_by(*key: Any) -> Iterator[None]:
     """Makes the random numbers of PyTorch, NumPy and Python a function of a key, and restores their state."""
-    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+    seed = seed_of(key)
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % (1 << 32))

@@ -15,7 +15,6 @@ Every group is used for one step. So the policy that has written it is the netwo
 and there is nothing to clip. Left out: several steps on a group, and sampling under another temperature.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
+from tinylm.data.loader_batches import seed_of
 from tinylm.generation.text import Text
 from tinylm.training.credit import returns, token_advantages, token_of
 from tinylm.training.frozen_start import FrozenStart, log_probs
@@ -189,8 +189,3 @@ class GRPO(FrozenStart):
     def num_tokens(self, batch: Batch) -> int:
         """Tokens of the last micro-batch of completions."""
         return self._tokens
-
-
-def seed_of(ids: Sequence[int]) -> int:
-    """A seed that depends on token ids alone."""
-    return int.from_bytes(hashlib.blake2b(repr(list(ids)).encode(), digest_size=7).digest(), "big")
