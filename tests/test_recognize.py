@@ -136,7 +136,7 @@ def test_a_file_that_is_no_utf8_text_is_named_with_the_remedy(name, folder):
     Path(name).write_bytes(data.encode() if isinstance(data, str) else data)
     for read in (read_chunks, lambda path: [open_corpus(str(path), split=(0.9, 0.1), cache_dir=folder)]):
         if name == "a.parquet" and read is not read_chunks:
-            problem = "is no Parquet file, or truncated or damaged"
+            problem = "is not a valid Parquet file, or is truncated or damaged"
         if name == "a.tar.gz" and read is not read_chunks:
             problem = "is a tar archive, not text; tar -xf a.tar.gz"
         elif name in COMPRESSED and read is not read_chunks:

@@ -111,7 +111,7 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_word(word: str, known: Iterable[str]) -> str:
-    """A word of the command line that is no option, or an option that does not exist."""
+    """A word of the command line that is not an option, or an option that does not exist."""
     if word.startswith("-"):
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
         return f"{name}: no such option{suggest(name, known)}"
@@ -119,13 +119,13 @@ def unknown_word(word: str, known: Iterable[str]) -> str:
     place = max((i for i, each in enumerate(before) if each.startswith("-")), default=None)
     if place is not None and before[place] not in ("-c", "--config") and ("=" in before[place] or before[place + 1 :]):
         option = before[place].partition("=")[0]
-        return f"{word}: is no option; {option} takes one value: put a pattern or several words in quotes"
+        return f"{word}: is not an option; {option} takes one value: put a pattern or several words in quotes"
     options = {".yaml": "-c", ".yml": "-c", ".jsonl": "--data.pairs", ".csv": "--data.pairs", ".ckpt": "--ckpt_path"}
     suffix = Path(word).suffix
     with contextlib.suppress(MissingInputError):
         suffix = find_config(word).suffix
     if suffix or Path(word).exists():
-        return f"{word}: is no option, did you mean '{options.get(suffix, '--data.corpus')} {word}'?"
+        return f"{word}: is not an option, did you mean '{options.get(suffix, '--data.corpus')} {word}'?"
     return f"{word}: no such option{suggest(word, known)}"
 
 

@@ -1,4 +1,4 @@
-"""Parts of one's own: a class or function of the user's, named in the config where the config names a part.
+"""Plug-ins: the user's own class or function, named in the config where the config names a part.
 
 In YAML a plug-in has Lightning's form, and no registry knows it:
 

@@ -80,7 +80,7 @@ def test_truths_of_a_story_multiply_to_its_probability():
 
 
 def test_other_texts_and_tokens_across_words_are_refused():
-    with pytest.raises(DataError, match=r"generates no text that goes on with ' met'"):
+    with pytest.raises(DataError, match=r"generates no text that continues with ' met'"):
         token_truths(GRAMMAR, ByteTokenizer(), "Bo met Cy.".replace("Cy", "Ann") + " met")
     with pytest.raises(DataError, match="spans several words"):
         token_truths(GRAMMAR, Spanning(), "Ann met Bo.")

@@ -47,7 +47,7 @@ def test_the_output_of_quantize_can_be_exported(run, load, model):
     """Its weights come back plain: the matrices that the codes stand for."""
     assert load("quantize")("--model", model, "--out", "rounded", "--bits", "8")[0] == 0
     code, _, err = run("--model", "rounded", "--to", "hf", "--out", "hf")
-    assert code == 0 and "quantized layers are written as float32, with the values that they stand for" in err
+    assert code == 0 and "quantized layers are written as float32, with their dequantized values" in err
     assert run("--model", "hf", "--to=tinylm", "--out", "back")[0] == 0
     rounded, back = tinylm.load("rounded")[0], tinylm.load("back")[0]
     assert torch.equal(back.blocks[0].attention.query.weight, rounded.blocks[0].attention.query.weight)

@@ -218,7 +218,7 @@ NOT_AVAILABLE = "not available in the NumPy twin; leave it out, or use tinylm fi
         (["--trainer.gradient_clip_algorithm", "value"], f"trainer.gradient_clip_algorithm: {NOT_AVAILABLE}"),
         (
             ["--trainer.max_steps=-1"],
-            "max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls",
+            "max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run",
         ),
         # (4,829 - 16) // 16 windows, 8 of them in a step
         (

@@ -211,7 +211,7 @@ def test_an_answer_that_is_written_differently_later_is_refused(tokenizers):
     thinking = (Turn("user", "2+2"), Turn("assistant", "<think>easy</think>4"))
     _, counts = encode_turns(ours, thinking, template)
     assert counts.any()
-    with pytest.raises(DataError, match=r"writes message 2, of the assistant, in another way when .* give one answer"):
+    with pytest.raises(DataError, match=r"writes message 2, of the assistant, differently when .* give one answer"):
         encode_turns(ours, (*thinking, Turn("user", "3+3"), Turn("assistant", "6")), template)
 
 

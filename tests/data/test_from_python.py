@@ -181,7 +181,7 @@ REFUSED = {
     "an empty list": ([], {}, DataError, r"0 items: is empty$"),
     "blank texts": (["", " "], {}, DataError, r"2 texts: is empty$"),
     "a number": (7, {}, ConfigError, r"data\.corpus: int gives no texts; give a name or path, an iterable of texts"),
-    "bytes": (b"abc", {}, ConfigError, r"data\.corpus: bytes are no texts; decode them"),
+    "bytes": (b"abc", {}, ConfigError, r"data\.corpus: bytes are not text; decode them"),
     "numbers among texts": (["a", 2], {}, DataError, r"2 texts: item 2 is a int, not a text"),
     "nothing among records": ([{"text": "a"}, {"text": None}], {}, DataError, r"record 2 is None, not a text"),
     "a missing field": ([{"body": "a"}], {}, DataError, r"record 1 has no field text; it has body; set field"),
@@ -242,7 +242,7 @@ def own(**attributes) -> Corpus:
 
 
 WRONG = {
-    "no subclass": (SimpleNamespace(documents=1), r"SimpleNamespace is no subclass of tinylm\.data\.Corpus"),
+    "no subclass": (SimpleNamespace(documents=1), r"SimpleNamespace is not a subclass of tinylm\.data\.Corpus"),
     "parts": (own(parts=["train"]), r"Mine\.parts must be one of \('train',\), .* got \['train'\]"),
     "a fingerprint": (own(fingerprint=5), r"Mine\.fingerprint must be a string, got 5"),
     "separated": (own(separated="yes"), r"Mine\.separated must be True or False, got 'yes'"),

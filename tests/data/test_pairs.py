@@ -70,7 +70,9 @@ def test_errors_in_columns_name_the_record_and_damage_the_file(tmp_path):
     with pytest.raises(DataError, match=r"q\.parquet: record 2: answer must be a string, got null"):
         read_pairs(tmp_path / "q.parquet", ("question", "answer"))
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "q.parquet").read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"cut\.parquet: is no Parquet or Arrow file, or truncated or damaged"):
+    with pytest.raises(
+        DataError, match=r"cut\.parquet: is not a valid Parquet or Arrow file, or is truncated or damaged"
+    ):
         read_pairs(tmp_path / "cut.parquet")
 
 

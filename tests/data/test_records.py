@@ -285,8 +285,8 @@ REFUSED = {
     "empty.jsonl": ("\n\n", "is empty"),
     "blank.jsonl": ('{"text": ""}\n{"text": " \\n"}\n', "is empty"),
     "head.csv": ("id,text\n", "is empty"),
-    "text.parquet": ("Once upon a time", "is no Parquet file, or truncated or damaged ("),
-    "text.arrow": ("Once upon a time", "is no Arrow file, or truncated or damaged ("),
+    "text.parquet": ("Once upon a time", "is not a valid Parquet file, or is truncated or damaged ("),
+    "text.arrow": ("Once upon a time", "is not a valid Arrow file, or is truncated or damaged ("),
     "old.feather": (b"FEA1" + bytes(40), "is Feather, version 1; write it again with pyarrow.feather"),
 }  # fmt: skip
 
@@ -313,7 +313,7 @@ def test_a_damaged_footer_and_a_cut_file_are_one_line(suffix, end, folder):
     data = Path(f"whole.{suffix}").read_bytes()
     footer = len(data) - end - int.from_bytes(data[-end : 4 - end], "little")
     damaged = data[:footer] + b"\xff" * 40 + data[footer + 40 :]
-    problem = rf"^a\.{suffix}: is no (Parquet|Arrow) file, or truncated or damaged \("
+    problem = rf"^a\.{suffix}: is not a valid (Parquet|Arrow) file, or is truncated or damaged \("
     for damage in (damaged, data[:-9], data[: len(data) // 2], data[:10], data[:-4] + b"oops"):
         Path(f"a.{suffix}").write_bytes(damage)
         with pytest.raises(DataError, match=problem) as caught:
@@ -325,7 +325,7 @@ def test_a_stream_that_ends_in_a_batch_is_one_line(folder):
     write_arrow(folder / "a.arrow", texts(), pa.string())
     data = Path("a.arrow").read_bytes()
     Path("a.arrow").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"^a\.arrow: is no Arrow file, or truncated or damaged \("):
+    with pytest.raises(DataError, match=r"^a\.arrow: is not a valid Arrow file, or is truncated or damaged \("):
         joined(opened("a.arrow"))
 
 

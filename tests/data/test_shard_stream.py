@@ -167,7 +167,7 @@ def test_what_holds_no_shards_is_refused_at_once(tmp_path):
         ({"shard_timeout": 3.0}, "data.shard_timeout: is for data.streaming"),
         ({"max_cache_gb": 3.0}, "data.max_cache_gb: is for data.streaming"),
         ({"streaming": True, "max_cache_gb": 3.0}, "data.max_cache_gb: is for shards behind a URL"),
-        ({"streaming": True, "num_workers": 1}, "data.num_workers: with data.streaming this process reads"),
+        ({"streaming": True, "num_workers": 1}, "data.num_workers: with data.streaming, the training process reads"),
         ({"streaming": True, "train_tokens": 5}, "data.train_tokens: does not work with data.streaming"),
         ({"streaming": True, "shard_timeout": 0.0}, "data.shard_timeout must be above 0"),
         ({"streaming": True, "corpus": {"a": "x", "b": "y"}}, "data.streaming: is for one folder"),

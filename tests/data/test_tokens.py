@@ -189,7 +189,7 @@ def test_fewer_tokens_than_asked_for_are_said_in_one_line(spec, corpus, tmp_path
     tokenizer = resolve_tokenizer(spec, corpus, tmp_path / "cache")
     said = capsys.readouterr().err
     assert said.startswith(f"tinylm: learned {tokenizer.vocab_size:,} tokens from {corpus.name} (")
-    assert said.endswith("s): it has no more of the 5,000 asked for\n") and said.count("\n") == 1
+    assert said.endswith("s): the text has no more (5,000 were requested)\n") and said.count("\n") == 1
     resolve_tokenizer(f"{spec.partition(':')[0]}:{tokenizer.vocab_size}", corpus, tmp_path / "cache")
     assert capsys.readouterr().err == ""
 
@@ -310,7 +310,7 @@ def test_a_killed_build_is_continued_with_the_same_result(harm, tmp_path, forked
     assert len(finished[0]) >= 2 and not finished[0] & finished[1]  # whole shards are not encoded again
     again = {None: set(), "index": finished[0] | finished[1], "file": {"train-00000-00001.bin"}}[harm]
     assert finished[2] & (finished[0] | finished[1]) == again
-    assert (" shards are there: continuing" in err) == (harm is None)
+    assert (" shards exist: continuing" in err) == (harm is None)
     assert ("damaged: encoding again" in err) == (harm is not None)
     found = open_tokens(corpus, tokenizer, tmp_path / "cache")
     assert all((np.asarray(found[part]) == np.asarray(expected[part])).all() for part in expected)

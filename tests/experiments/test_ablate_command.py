@@ -54,7 +54,7 @@ def test_the_table_of_finished_runs_is_written_again_without_training(ablate):
     Path("two.yaml").write_text(Path("two.yaml").read_text().replace("lr: 0.001", "lr: 0.002"))
     for words in ((), ("--table",)):
         code, _, err = ablate(*words)
-        assert code == 73 and "slow-0: is another run than the one planned: model.optimizer.lr is 0.001 there" in err
+        assert code == 73 and "slow-0: is not the planned run: model.optimizer.lr is 0.001 there" in err
 
 
 @pytest.mark.parametrize("kind", ["wandb", "slurm", "ray"])

@@ -70,7 +70,7 @@ def test_a_killed_and_resumed_ablation_has_the_table_of_one_never_stopped(file, 
     _, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
     last = err.strip().splitlines()[-1]
-    assert last == "tinylm: stopped; 4 of 6 trials finished; the same command goes on"
+    assert last == "tinylm: stopped; 4 of 6 trials finished; the same command continues"
     assert "1 trial of 6 already finished in stopped" in err
 
     assert run_command("ablate", words(file, "stopped")[1:]) == 0

@@ -160,7 +160,7 @@ def test_a_budget_in_steps_needs_no_run(write, tmp_path):
         plan_lengths(other, tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / PLAN).write_text("[]")
-    with pytest.raises(CannotCreateError, match="exists and is no plan of tinylm"):
+    with pytest.raises(CannotCreateError, match="exists and is not a plan of tinylm"):
         plan_lengths(ablation, tmp_path / "other")
 
 

@@ -59,7 +59,7 @@ def test_other_budgets_are_refused_with_examples(text):
 
 
 def test_a_budget_below_the_start_of_a_run_is_refused():
-    with pytest.raises(ConfigError, match="--budget must be at least 20 seconds, in which a run starts"):
+    with pytest.raises(ConfigError, match="--budget must be at least 20 seconds, since a run takes"):
         Budget.read("5s")
 
 
@@ -116,7 +116,7 @@ def test_given_options_hold_and_end_the_promise_of_the_loss(tmp_path):
     text = str(tmp_path / "my.txt")
     Path(text).write_text("".join(f"the quick brown fox {n} jumps over the lazy dog.\n" for n in range(2000)))
     _, choice = chosen(Budget(flops=2e10), data__corpus=text, data__tokenizer="char", model__network__max_seq_len=64)
-    assert choice.reason == "the law is that of the built-in stories" and choice.expected is None
+    assert choice.reason == "the law holds for the built-in stories" and choice.expected is None
     assert choice.values["data"]["corpus"] == text and choice.values["model"]["network"]["max_seq_len"] == 64
 
 

@@ -164,7 +164,7 @@ def test_a_law_is_read_as_it_was_written_and_other_files_are_refused(tmp_path):
     known = Law(TRUE, [TRUE], [-0.1, 0.1], vocab_size=1488, context=128, layers=2)
     assert Law.from_dict(json.loads(json.dumps(known.to_dict())), "here").to_dict() == known.to_dict()
     (tmp_path / "law.json").write_text("{}")
-    with pytest.raises(DataError, match=r"law\.json: is no report of `tinylm scaling`; take its scaling\.json"):
+    with pytest.raises(DataError, match=r"law\.json: is not a report of `tinylm scaling`; take its scaling\.json"):
         law.load(tmp_path / "law.json")
 
 
@@ -179,7 +179,7 @@ def test_the_law_of_the_stories_has_the_entropy_of_the_stories_as_its_floor():
 def test_a_text_of_unknown_entropy_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("some words " * 2000)
     texts = Texts(str(tmp_path / "text.txt"), "char", context=8, batch_size=2, val_tokens=10)
-    with pytest.raises(ConfigError, match=r"text\.txt: its entropy is unknown; take stories, or a \*\.grammar\.yaml"):
+    with pytest.raises(ConfigError, match=r"text\.txt: its entropy is unknown; use stories, or a \*\.grammar\.yaml"):
         _ = texts.data
 
 
@@ -190,7 +190,7 @@ def test_results_of_other_texts_are_not_mixed(texts, tmp_path, invented):
     run_missing(points, other, tmp_path)
     assert len(invented) == 4 and len({each.text for each in read_results(tmp_path / grid.RESULTS)}) == 2
     (tmp_path / grid.RESULTS).write_text('{"loss": 1.0}\n')
-    with pytest.raises(DataError, match=r"results\.jsonl: line 1: is no result of `tinylm scaling`"):
+    with pytest.raises(DataError, match=r"results\.jsonl: line 1: is not a result of `tinylm scaling`"):
         read_results(tmp_path / grid.RESULTS)
 
 

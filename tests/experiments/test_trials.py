@@ -81,10 +81,10 @@ def test_what_is_in_the_place_of_a_run_is_never_taken_over(tmp_path, mini):
         state(Trial(name="x", configs=[mini], options={"seed_everything": 4}), tmp_path)
     (tmp_path / "y").mkdir()
     (tmp_path / "y/thesis.tex").touch()
-    with pytest.raises(CannotCreateError, match=r"y: exists and is no run of tinylm \(thesis.tex\)"):
+    with pytest.raises(CannotCreateError, match=r"y: exists and is not a run of tinylm \(thesis.tex\)"):
         state(Trial(name="y", configs=[mini]), tmp_path)
     (tmp_path / "z").touch()
-    with pytest.raises(CannotCreateError, match="z: exists and is no folder"):
+    with pytest.raises(CannotCreateError, match="z: exists and is not a folder"):
         state(Trial(name="z", configs=[mini]), tmp_path)
 
 

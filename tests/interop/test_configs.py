@@ -311,7 +311,7 @@ def test_harmless_fields_are_ignored_and_unknown_ones_refused(config, name, valu
 def test_options_of_sampling_are_reported_once(capsys):
     check_generation_config({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 50, "eos_token_id": [1, 2]})
     assert capsys.readouterr().err == (
-        "tinylm: generation_config.json: temperature 0.6, top_p 0.9: not used, tinylm generates by its own options\n"
+        "tinylm: generation_config.json: temperature 0.6, top_p 0.9: not used; tinylm has its own generation options\n"
     )
 
 

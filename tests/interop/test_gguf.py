@@ -236,8 +236,8 @@ ARCHITECTURES = {kind: _changes(given) for given, kind in _rows("| tinylm | llam
 TOKENIZERS = {
     "characters": (CharTokenizer.train_from_texts([STORIES], special_tokens=[END_OF_TEXT]), "kind char has no counter"),
     "words": (WordTokenizer.train_from_texts([STORIES]), "kind word has no counterpart in llama.cpp"),
-    "a pattern": (BPETokenizer([], "words", [END_OF_TEXT]), "pattern 'words' is none of llama.cpp's pre-tokenizers"),
-    "no end": (BPETokenizer([]), "has no end-of-text token, in whose place llama.cpp would stop at token 11"),
+    "a pattern": (BPETokenizer([], "words", [END_OF_TEXT]), "pattern 'words' is not one of llama.cpp's pre-tokenizers"),
+    "no end": (BPETokenizer([]), "has no end-of-text token, so llama.cpp would stop at token 11"),
     "a name twice": (BPETokenizer([], "gpt2", ["!"]), "'!' is the name of an ordinary token"),
     "a pad": (ByteTokenizer([END_OF_TEXT, "[PAD258]"]), r"rename those like \[PAD7\]"),
 }

@@ -219,7 +219,7 @@ def test_options_of_generation_in_the_folder_are_announced_once(folder, capsys):
     change(path / "generation_config.json", repetition_penalty=1.05, num_beams=4)
     load_huggingface(path)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "repetition_penalty 1.05, num_beams 4: not used, tinylm generates by its own options" in line
+    assert "repetition_penalty 1.05, num_beams 4: not used; tinylm has its own generation options" in line
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -82,7 +82,7 @@ def test_a_quantized_model_is_exported_with_the_weights_that_it_stands_for(bits,
     assert export_huggingface(model, None, tmp_path / "m") == "LlamaForCausalLM"
     kind = str(dtype).removeprefix("torch.")
     assert capsys.readouterr().err == (
-        f"tinylm: an export: the 10 quantized layers are written as {kind}, with the values that they stand for\n"
+        f"tinylm: an export: the 10 quantized layers are written as {kind}, with their dequantized values\n"
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert {parameter.dtype for parameter in theirs.parameters()} == {dtype}

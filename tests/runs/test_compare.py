@@ -115,7 +115,7 @@ def test_runs_that_differ_by_seed_alone_are_one_line(tmp_path):
         "small-unfinished: is unfinished; not averaged with the other runs of its settings",
         "small-longer: has 40 steps, more than the 30 of its config; not averaged with the other runs of its settings",
         "small-unvalidated: has no validation; not averaged with the other runs of its settings",
-        "small-tracked: has the seeds of /other-1; it counts as a run of its own in mean and spread",
+        "small-tracked: has the seeds of /other-1; it counts as a separate run in mean and spread",
     ]
     group = groups[0]
     assert group.val_loss == 2.25

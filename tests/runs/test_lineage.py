@@ -85,7 +85,7 @@ def test_a_parent_is_found_beside_its_child_after_both_were_moved_and_a_missing_
     shutil.rmtree(tmp_path / "new/base")
     assert read_run(moved).tokens == 30 * 2 * STEP
     (remark,) = unknown_parents([moved])
-    assert remark == (f"{moved}: ckpt_path {branch.parent}/base/checkpoints/last.ckpt is no run that can be found; "
+    assert remark == (f"{moved}: ckpt_path {branch.parent}/base/checkpoints/last.ckpt is not a run that can be found; "
                       "its tokens are not counted")  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_that_its_run_has_overwritten_since_tells_no_step(tmp_path)
     (branch / "run.json").unlink()
     assert read_run(branch).tokens == 30 * 2 * STEP
     (remark,) = unknown_parents([branch])
-    assert remark.endswith(f"the step at which it left {tmp_path}/base is unknown; all steps count like its own")
+    assert remark.endswith(f"the step at which it left {tmp_path}/base is unknown; all steps are counted as its own")
 
 
 @pytest.mark.parametrize("begin", [make_branch, lambda folder, parent: make_run(folder, model__init_from=str(parent))])

@@ -188,7 +188,7 @@ def test_packing_needs_documents_kept_apart(second, pairs, cli):
     ("arguments", "code", "message"),
     [
         (["--model.network.d_model", "64"], 2, "model.network.d_model: {run}/model has 32, got 64; leave it out"),
-        (["--data.tokenizer", "byte"], 2, "data.tokenizer: {run}/model was trained with another; leave data.tokenizer out"),
+        (["--data.tokenizer", "byte"], 2, "data.tokenizer: {run}/model was trained with another tokenizer; leave data"),
         (["--model.init_from", "nowhere"], 66, "nowhere: no such model"),
         (["--model.lora.targets", '["attn"]'], 2, "lora.targets: no linear layer is named attn, did you mean 'attention'?"),
         (["--model.lora.rank", "2", "--model.freeze.all_but_last", "1"], 2, "model.lora: freezes all weights but the adapters"),

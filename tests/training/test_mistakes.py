@@ -174,12 +174,12 @@ def test_every_text_file_is_opened_in_utf_8():
 # --- words of the command line
 
 WORDS = {
-    ("my.txt",): "my.txt: is no option, did you mean '--data.corpus my.txt'?",
-    ("small",): "small: is no option, did you mean '-c small'?",
-    ("other.yaml",): "other.yaml: is no option, did you mean '-c other.yaml'?",
-    ("pairs.jsonl",): "pairs.jsonl: is no option, did you mean '--data.pairs pairs.jsonl'?",
-    ("--data.corpus", "notes/a.md", "notes/b.md", "notes/c.md"): "notes/b.md: is no option; --data.corpus takes one value: put a pattern or several words in quotes",
-    ("--run.prompts", "The", "king"): "king: is no option; --run.prompts takes one value: put a pattern or several words in quotes",
+    ("my.txt",): "my.txt: is not an option, did you mean '--data.corpus my.txt'?",
+    ("small",): "small: is not an option, did you mean '-c small'?",
+    ("other.yaml",): "other.yaml: is not an option, did you mean '-c other.yaml'?",
+    ("pairs.jsonl",): "pairs.jsonl: is not an option, did you mean '--data.pairs pairs.jsonl'?",
+    ("--data.corpus", "notes/a.md", "notes/b.md", "notes/c.md"): "notes/b.md: is not an option; --data.corpus takes one value: put a pattern or several words in quotes",
+    ("--run.prompts", "The", "king"): "king: is not an option; --run.prompts takes one value: put a pattern or several words in quotes",
     ("--d_model", "256"): "d_model: no such option, did you mean 'model.network.d_model'?",
     ("--d-model", "256"): "d_model: no such option, did you mean 'model.network.d_model'?",
     ("--d_modl=256",): "d_modl: no such option, did you mean 'model.network.d_model'?",
@@ -400,7 +400,7 @@ def test_a_nan_in_float16_is_told_with_the_precision(cli, tiny_yaml):
 
 def test_a_length_in_time_alone_is_refused_for_its_reason(cli, tiny_yaml):
     result = cli("fit", "-c", tiny_yaml, "--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:03")
-    assert result.code == 2 and "by which the learning rate falls (trainer.max_time may end" in result.error
+    assert result.code == 2 and "the schedule needs the length of the run (trainer.max_time may end" in result.error
 
 
 # --- finetuning, and where one is
@@ -414,7 +414,7 @@ def test_a_preset_beside_init_from_is_named_by_its_file(cli, tiny_yaml, finished
     )
     (tmp_path / "c.yaml").write_text("data: {tokenizer: byte}\nmodel: {network: {max_seq_len: 32}}\n")
     result = cli("fit", "-c", tiny_yaml, "-c", "c.yaml", "--model.init_from", finished_run)
-    message = f"c.yaml: data.tokenizer: {finished_run / 'model'} was trained with another; leave data.tokenizer out"
+    message = f"c.yaml: data.tokenizer: {finished_run / 'model'} was trained with another tokenizer; leave"
     assert result.code == 2 and result.error.startswith(message)
 
 
@@ -458,7 +458,7 @@ def test_remarks_at_the_start_are_one_line_each(cli, tiny_yaml, corpus, tmp_path
     assert result.code == 0, result.err
     remarks = (
         r"tinylm: \[0-9\].txt: 3 files",
-        r"tinylm: learned [\d,]+ tokens from \[0-9\].txt \(.* s\): it has no more of the 5,000 asked for",
+        r"tinylm: learned [\d,]+ tokens from \[0-9\].txt \(.* s\): the text has no more \(5,000 were requested\)",
         r"tinylm: model.schedule.warmup_steps is 7 and the run has 6 steps: the learning rate never reaches 0.01",
     )
     for remark in remarks:

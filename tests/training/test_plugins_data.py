@@ -191,7 +191,7 @@ REFUSED = {
     "not trusted": (("-c", "STRANGER"), "stranger.yaml: data.class_path: bench_stranger.Lines: importing it runs code"),
     "no data module": (
         ("--data.class_path", "bench_data.NoData"),
-        "data.class_path: bench_data.NoData is no subclass of lightning",
+        "data.class_path: bench_data.NoData is not a subclass of lightning",
     ),
     "a misspelled option": (("--data.txet", "x"), "data.txet: no such option, did you mean 'data.text'?"),
     "an option of another class": (("--data.corpus", "x"), "data.corpus: no such option"),
@@ -217,7 +217,7 @@ def test_a_corpus_or_tokenizer_that_cannot_be_used_is_refused_by_name(bench, mon
     tinylm.plugins.trust(["bench_corpus", "bench_tokenizer"])
     corpus = {"class_path": "bench_corpus.Numbers", "init_args": {"count": 30}}
     wrong = {
-        r"data\.corpus: bench_tokenizer\.Backwards gives Backwards, which is no subclass": dict(
+        r"data\.corpus: bench_tokenizer\.Backwards gives Backwards, which is not a subclass": dict(
             corpus={"class_path": "bench_tokenizer.Backwards", "init_args": {"letters": "ab"}}
         ),
         r"data\.corpus: bench_corpus\.Numbers: .*'cout', did you mean 'count'\?": dict(

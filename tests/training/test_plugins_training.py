@@ -195,7 +195,7 @@ REFUSED = {
     "no lr": ("model: {optimizer: {class_path: torch.optim.Adafactor, init_args: {lr: -1}}}", "model.optimizer: "),
     "no optimizer": ("model: {optimizer: own.Smoothed}", "model.optimizer: own.Smoothed: "),
     "groups": ("model: {optimizer: torch.optim.LBFGS}", "LBFGS doesn't support per-parameter options"),
-    "another module": ("model: {class_path: own.Norms}", "own.Norms is no subclass of tinylm.training.module.Lit"),
+    "another module": ("model: {class_path: own.Norms}", "own.Norms is not a subclass of tinylm.training.module.Lit"),
     "no options": ("model: {class_path: own.Without}", "own.Without has no argument network; take **options and hand"),
     "twice": (
         "model: {class_path: own.Penalized, penalty: 1, init_args: {penalty: 2}}", "model.penalty is given twice"),

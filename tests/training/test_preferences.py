@@ -98,7 +98,7 @@ def test_a_preference_that_is_too_long_is_dropped_whole_and_never_cut(tmp_path):
     assert len(encode_preferences(TOKENIZER, preferences, PAIRS, 8, "drop")) == 1
     with pytest.raises(DataError, match="1 of 2 records have more than the 8 tokens"):
         encode_preferences(TOKENIZER, preferences, PAIRS, 8)
-    with pytest.raises(ConfigError, match="truncate cuts the same prompt at two places"):
+    with pytest.raises(ConfigError, match="truncate would cut the same prompt at two places"):
         encode_preferences(TOKENIZER, preferences, PAIRS, 8, "truncate")
 
 
@@ -305,7 +305,7 @@ REFUSED = {
     "fields": (["--data.fields", "[prompt,chosen]"], "model.objective: DPO learns from preferences"),
     "packing": (["--data.packing", "true", "--model.network.document_mask", "true"], "data.packing: does not work with preferences"),
     "streaming": (["--data.streaming", "true"], "data.streaming: does not work with data.pairs"),
-    "truncation": (["--data.too_long", "truncate"], "data.too_long: truncate cuts the same prompt at two places"),
+    "truncation": (["--data.too_long", "truncate"], "data.too_long: truncate would cut the same prompt at two places"),
     "beta": (["--model.objective.init_args.beta", "0"], "beta must be above 0, got 0"),
     "rows": (["--model.loss_rows", "8"], "model.loss_rows: model.objective computes the loss"),
 }  # fmt: skip

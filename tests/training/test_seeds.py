@@ -126,7 +126,7 @@ def test_a_text_that_an_earlier_version_drew_by_the_seed_is_refused_with_the_rem
     as_of_an_earlier_version("old", seed=3)
     result = cli("fit", "-c", "runs/old/config.yaml", "--run.name", "old", "--trainer.max_steps", "4", "--resume")
     problem = "data: stories:60 is not the text that the checkpoint was trained on"
-    remedy = "an earlier version drew it by data.seed; add --data.text_seed 3"
+    remedy = "an earlier version generated it from data.seed; add --data.text_seed 3"
     assert (result.code, result.error) == (2, f"{problem}; {remedy}")
     result = cli("validate", "-c", "runs/old/config.yaml")
     assert f"{problem.removeprefix('data: ')}; {remedy}" in result.err

@@ -478,7 +478,7 @@ def test_a_network_that_is_not_there_is_one_line_after_a_short_time(cli, tiny_ya
         (["--trainer.logger.watch", "foo"], {}, "watch must be one of none, gradients, weights, all, got foo"),
         (["--trainer.logger.watch_every", "0"], {}, "watch_every must be at least 1, got 0"),
         ([], {"WANDB_API_KEY": "abc"}, "W&B refuses the run (WANDB_API_KEY invalid: "),
-        ([], {"WANDB_FORK_FROM": "x?_step=1"}, "WANDB_FORK_FROM: a run goes on from a checkpoint"),
+        ([], {"WANDB_FORK_FROM": "x?_step=1"}, "WANDB_FORK_FROM: a run resumes from a checkpoint"),
         ([], {"WANDB_MODE": "foo"}, "WANDB_MODE: Input should be 'online', 'offline', "),
         (["--trainer.logger.projekt", "x"], {}, "projekt"),
     ],

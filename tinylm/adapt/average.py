@@ -1,4 +1,4 @@
-"""Averages of weights: of the last checkpoints of a run, or of several runs (model soups, Wortsman et al. 2022)."""
+"""Averages weights over the last checkpoints of a run, or over several runs (model soups, Wortsman et al. 2022)."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,11 +12,11 @@ from tinylm.model.config import WITHOUT_WEIGHTS
 from tinylm.model.quantized import describe_layers
 
 KEEP_ALL = "lightning.pytorch.callbacks.ModelCheckpoint with save_top_k: -1 keeps all"
-"""The remedy where a run has too few checkpoints."""
+"""The remedy if a run has too few checkpoints."""
 
 
 def checkpoints_by_step(run: str | Path) -> dict[int, Path]:
-    """A checkpoint of a run for each step that it kept; best.ckpt and last.ckpt give way to others of the same step."""
+    """One checkpoint of a run for each saved step; others are preferred to best.ckpt and last.ckpt."""
     found: dict[int, Path] = {}
     for path in sorted(
         Path(run, "checkpoints").glob("*.ckpt"), key=lambda path: path.name not in ("best.ckpt", "last.ckpt")
@@ -29,7 +29,7 @@ def last_checkpoints(run: str | Path, count: int) -> list[Path]:
     """The last checkpoints of a run, oldest first, one of each step.
 
     Raises:
-        MissingInputError: if there are not so many.
+        MissingInputError: if there are too few.
     """
     found = checkpoints_by_step(run)
     if len(found) < count:
@@ -71,6 +71,6 @@ def _alike(paths: list[str | Path], first: Bundle) -> Iterator[tuple[str | Path,
             require(alike, f"{name}: {paths[0]} {ours[name]}, {path} {value}; only alike models can be averaged")
         if bundle.tokenizer.sha256 != first.tokenizer.sha256:
             raise ConfigError(
-                f"tokenizer: {paths[0]} and {path} have different ones; only alike models can be averaged"
+                f"tokenizer: {paths[0]} and {path} have different ones; only models of one kind can be averaged"
             )
         yield path, bundle

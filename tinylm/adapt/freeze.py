@@ -36,7 +36,7 @@ def freeze(model: TransformerLM, config: FreezeConfig) -> list[str]:
 
     Raises:
         ConfigError: for a block or pattern that the model does not have, if no parameter is left to train, or if
-            `all_but_last` meets a parameter outside the standard model.
+            `all_but_last` finds a parameter outside the standard model.
     """
     patterns = [f"blocks.{number}.*" for number in _block_numbers(model, config)]
     names = [name for name, _ in model.named_parameters()]  # a tied head is the embedding

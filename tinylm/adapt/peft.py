@@ -4,9 +4,9 @@ A third file, `adapter_checksums.json`, holds their SHA-256, which PEFT ignores 
 the names of the Hugging Face model that `export_huggingface` writes, so `peft` loads an adapter onto the exported base.
 A model without such a counterpart keeps our names.
 
-Where that model has one matrix for several of ours, as GPT-2 for queries, keys and values, its adapter is exact in
-both directions. Read, B is split by rows and each of our layers gets a copy of A. Written, the As are stacked and the
-Bs are the blocks of one matrix, so ranks add up; As that are all equal are written once.
+If that model has one matrix for several of ours, like GPT-2 for queries, keys and values, its adapter is exact in both
+directions. On reading, B is split by rows and each of our layers gets a copy of A. On writing, the As are stacked and
+the Bs become the blocks of one matrix, so ranks add up; if all As are equal, A is written once.
 """
 
 import re
@@ -38,7 +38,7 @@ KEY = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 
 class Part(NamedTuple):
-    """One of our linear layers within one of theirs: its name, and its rows of their output, int64 (outputs,)."""
+    """One of our linear layers within a PEFT layer: its name, and its rows of that layer's output, int64 (outputs,)."""
 
     path: str
     rows: Tensor
@@ -49,7 +49,7 @@ class Layout:
     """The linear layers under PEFT's names.
 
     Attributes:
-        parts: their layer -> ours that it consists of
+        parts: PEFT layer -> our layers that it consists of
         transposed: names of layers whose weights are stored as (inputs, outputs)
     """
 
@@ -101,7 +101,7 @@ def save_adapter(
         folder: the folder to write
         model: the model with the adapter
         name: the adapter's name
-        base: path of the base model, recorded for whoever loads the adapter
+        base: path of the base model, recorded for users of the adapter
         overwrite: replace an adapter that tinylm has saved there
 
     Raises:
@@ -210,7 +210,7 @@ def load_adapter(folder: str | Path, model: TransformerLM, name: str = "default"
 def _pairs(
     folder: Path, weights: dict[str, Tensor], parts: dict[str, list[Part]], model: ModelConfig
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each adapted layer, under their name for it."""
+    """A and B of each adapted layer, by its PEFT name."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in sorted(weights.items()):
         match = KEY.fullmatch(key)

@@ -1,4 +1,4 @@
-"""The files of a PEFT adapter: the fields of its config, checked, and the rank and scale that they give each layer.
+"""The files of a PEFT adapter: checks the fields of its config, and reads each layer's rank and scale from them.
 
 A field of the config that is unknown, or whose effect tinylm does not implement, is refused unless it is empty.
 """
@@ -24,7 +24,7 @@ READ = {  # fields that `load_adapter` applies or checks
     "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias",
     "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
-WITHOUT_EFFECT = {  # on a loaded adapter: its origin, and settings of options that have fields of their own
+WITHOUT_EFFECT = {  # on a loaded adapter: its origin, and settings of options that other fields switch on
     "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "fan_in_fan_out",
     "qalora_group_size", "megatron_core", "runtime_config", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "unsloth_version",
@@ -149,7 +149,7 @@ def _targeted(config: dict[str, Any], theirs: str, head: bool) -> bool:
 
 
 def _named(names: Any, theirs: str) -> bool:
-    """Whether a list of names, or their last parts, has a layer's, or a regular expression matches it."""
+    """Whether a list contains a layer's name or its last part, or a regular expression matches the name."""
     if isinstance(names, str):
         return re.fullmatch(names, theirs) is not None
     return any(theirs == name or theirs.endswith(f".{name}") for name in names)

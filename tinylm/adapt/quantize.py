@@ -1,7 +1,7 @@
 """Weight-only quantization of a trained model to 8 or 4 bits, without calibration data.
 
 With int8, each output has one scale, set by its largest weight. With int4, each group of inputs has a scale, chosen
-from several candidates by its squared error: where most weights are small, clipping the largest costs less than
+from several candidates by its squared error: if most weights are small, clipping the largest costs less than
 rounding all others coarsely. Embeddings, norms and, by default, the head are not quantized.
 
 Increase of `small`'s validation loss (configs/small.yaml, width 128, 0.88 nats): int8 0.001%; int4 in groups of 32
@@ -133,7 +133,9 @@ def round_groups(
     groups = weight.float().unflatten(1, (-1, group_size))  # (O, groups, size)
     largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))  # with its sign
     codes, scales, least = torch.zeros_like(groups), torch.zeros_like(largest), torch.full_like(largest, torch.inf)
-    unit = _storable(largest / candidates[0])  # errors in this unit, as the square of a huge weight would overflow
+    unit = _storable(
+        largest / candidates[0]
+    )  # errors are in this unit, since the square of a huge weight would overflow
     for candidate in candidates:
         steps = _storable(largest / candidate)
         rounded = (groups / steps).round().clamp(-8, 7)

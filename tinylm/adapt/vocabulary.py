@@ -13,12 +13,12 @@ def grow_vocabulary(model: TransformerLM, vocab_size: int, tokens: int | None = 
     """The model with more tokens. The logits of the old tokens do not change.
 
     A new token is initialized to the mean of all old ones (Hewitt 2021), so its logit is the mean of theirs and never
-    the largest, as that of a random row could be.
+    the largest, whereas the logit of a random row could be.
 
     Args:
         model: the model; the new one shares its other weights
         vocab_size: the new number of tokens
-        tokens: the old number of tokens. New ones take the further rows of a padded vocabulary first. Default: all rows
+        tokens: the old number of tokens. New ones first take the spare rows of a padded vocabulary. Default: all rows
 
     Raises:
         ConfigError: if the number is smaller than before, or the model is not standard.

@@ -61,7 +61,7 @@ def watching_activations(
 
 
 def _modules(model: TransformerLM) -> Iterator[tuple[str, int, Any]]:
-    """Each place and block, with the module that computes it; for units the module that they are the input of."""
+    """Each place and block, with the module that computes it; for units, the module that reads them."""
     yield "embedding", -1, model.dropout
     for layer, block in enumerate(blocks_of(model)):
         yield "attention", layer, block.attention

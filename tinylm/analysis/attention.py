@@ -27,7 +27,7 @@ class HeadScores:
 
     entropy: Tensor  # of a query's weights in nats, (layers, H)
     uniform: Tensor  # the entropy of uniform attention to all keys visible in a layer, which is the maximum, (layers,)
-    previous: Tensor  # weight on the token before, over the queries that have one, (layers, H); NaN where none has
+    previous: Tensor  # weight on the token before, over the queries that have one, (layers, H); NaN if none has
 
 
 def attention_weights(query: Tensor, key: Tensor, visible: Tensor | None, scale: float | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def watching_attention(model: TransformerLM, see: Callable[[int, Tensor], None])
     for number, attention in enumerate(layers):
         known = isinstance(attention, Attention) and attention.attend in (attend_plain, attend_fused, attend_blocks)
         name = f"blocks.{number}.attention ({type(attention).__name__})"
-        require(known, f"{name} does not attend by a kernel of tinylm: no weights to show")
+        require(known, f"{name} does not use an attention kernel of tinylm, so its weights are unknown")
     kernels = [attention.attend for attention in layers]
 
     def observed(layer: int, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""The boxes of a drawing of a network: what a module is, its parameters and its operations."""
+"""The boxes of a drawing of a network: the title, parameters and operations of a module."""
 
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -20,9 +20,9 @@ class Box:
     """A module, or a step without parameters.
 
     Attributes:
-        title: what it is
+        title: name of the module or step
         lines: details; a pair is a line with a left and a right end
-        parameters: weights of its own; tied weights count for the embedding
+        parameters: number of its own weights; tied weights count for the embedding
         flops: operations of training on one token
     """
 
@@ -60,7 +60,7 @@ def module_box(title: str, module: nn.Module) -> Box:
 
 def parameters(module: nn.Module) -> int:
     """The parameters of a module, LoRA adapters left out."""
-    return count_parameters(nn.ModuleList([module]))  # adapters are known by the name of the layer before theirs
+    return count_parameters(nn.ModuleList([module]))  # adapters are recognized by a layer's name before their own
 
 
 def idle_parameters(module: nn.Module) -> int:

@@ -48,7 +48,7 @@ def draw_embeddings(found: EmbeddingMap, labels: Sequence[str], title: str) -> "
 
 
 def _label(axes: "Axes", x: Sequence[float], y: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """Writes those labels that overlap none written before; returns their places."""
+    """Writes the labels that overlap no earlier one; returns their indices."""
     axes.figure.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue] (settles the place of the axes)
     inside, taken, written = axes.get_window_extent(), [], []
     for place, label in enumerate(labels):

@@ -1,7 +1,7 @@
 """The surprise of a model at each token of a text, beside the token's true probability.
 
-The truth is known where a grammar generated the text. A predictor that knew the grammar would still be surprised by
-every free choice, by -log of its probability; what a model loses beyond that, it could learn.
+The truth is known where a grammar generated the text. Even a predictor that knew the grammar would be surprised by
+every free choice, by -log of its probability; a model could learn to avoid only the loss beyond that.
 """
 
 import math
@@ -30,9 +30,9 @@ class Surprise:
 def token_truths(grammar: Grammar, tokenizer: Tokenizer, text: str) -> np.ndarray:
     """-log of the true probability of every token of a text, given those before it: float64 (n,), in nats.
 
-    The probability of a token is that of all words that begin with the word's tokens up to it. A word that is also the
-    beginning of longer ones is known to have ended only at the next token. So the tokens of a text, and its end, have
-    together the probability of the text.
+    The probability of a token is the probability of all words that begin with the word's tokens up to it. If a word is
+    also the beginning of longer words, only the next token shows that it has ended. Together, the tokens of a text and
+    its end therefore have the probability of the text.
 
     Raises:
         DataError: if the grammar does not generate the text, or a token spans several words.
@@ -66,5 +66,5 @@ def surprises(model: TransformerLM, tokenizer: Tokenizer, grammar: Grammar, text
 
 
 def choices(found: Sequence[Surprise], least: float = 0.1) -> list[int]:
-    """The places of the tokens at which model or truth lose at least `least` nats."""
+    """The indices of tokens at which the loss of model or truth is at least `least` nats."""
     return [place for place, each in enumerate(found) if max(each.model, each.truth) >= least]

@@ -1,8 +1,8 @@
 """Drawings made of boxes, lines and words, written as SVG by hand, or drawn by matplotlib as PNG and PDF.
 
 One unit is a pixel on a screen and a point on paper. An SVG follows the reader's choice of a light or dark page
-(`prefers-color-scheme`), on a ground of its own, so that it is legible on any page; the other formats have one theme.
-Words are measured in DejaVu Sans, which is wider than the fonts that browsers take for them.
+(`prefers-color-scheme`) and has its own background, so it is legible on any page; the other formats have one theme.
+Words are measured in DejaVu Sans, which is wider than the fonts that browsers choose.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ class Drawing:
         width: of the canvas
         height: of the canvas
         title: a few words for screen readers
-        description: what the drawing says, for screen readers
+        description: the content of the drawing, for screen readers
     """
 
     def __init__(self, width: float, height: float, title: str, description: str = "") -> None:

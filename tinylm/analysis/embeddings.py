@@ -2,7 +2,7 @@
 
 Principal component analysis: the two directions in which the vectors differ most, from the singular value decomposition
 of the vectors less their mean. Neighbours are those with the greatest cosine in all dimensions, since two dimensions
-may hide what tells two tokens apart.
+may hide the differences between tokens.
 """
 
 from dataclasses import dataclass

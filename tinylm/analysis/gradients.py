@@ -39,7 +39,7 @@ class Gradients:
 
     @property
     def signal_to_noise(self) -> float:
-        """Signal-to-noise ratio of a single sequence's gradient; 0 where no signal is seen."""
+        """Signal-to-noise ratio of a single sequence's gradient; 0 if no signal is detected."""
         signal = max(self.signal, 0.0)
         return signal / self.noise if self.noise > 0 else float("inf") if signal > 0 else 0.0
 

@@ -26,9 +26,9 @@ class Layer:
     """Attention or a feed-forward layer: rows of boxes, each row computed from the one above.
 
     Attributes:
-        title: what it is
+        title: name of the layer
         rows: boxes side by side; None where a value passes unchanged
-        shapes: the shape of what leaves each row
+        shapes: the output shape of each row
     """
 
     title: str
@@ -70,7 +70,7 @@ class Network:
 
     Attributes:
         axes: size of each axis of the legend in `tinylm.model`, by its letter
-        positions: what is added to the embeddings, or nothing
+        positions: the box of positions added to the embeddings; None if there are none
         dropout: probability of dropping a value in training
     """
 
@@ -198,7 +198,7 @@ def _attention(model: TransformerLM, layer: int) -> Layer:
 
 
 def _own_attention(module: Attention, config: ModelConfig, keys: int) -> Layer:
-    """tinylm's attention, whose queries see at most so many keys."""
+    """tinylm's attention, whose queries see at most `keys` keys."""
     projections = (
         linear_box("query", module.query, "(B, T, H, E)"),
         linear_box("key", module.key, "(B, T, K, E)"),

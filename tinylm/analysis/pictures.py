@@ -1,7 +1,7 @@
 """Figures of attention maps, head scores, activations, gradients and the logit lens, drawn without pyplot.
 
-Quantities are drawn from the ground's colour to its opposite in one hue, which survives photocopying and colour
-blindness; those of both signs in `signed_shades`.
+Quantities are drawn on a scale of one hue from the background's colour to its opposite, which survives photocopying and
+colour blindness; quantities of both signs are drawn in `signed_shades`.
 """
 
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PER_TOKEN = 0.125  # inches of a token along a map, for letters of 7 points
 LARGEST = 40.0  # inches; the names of tokens are left out of larger figures
 RARE = 1e-3  # histograms end where no part has more than this share of its weights
-NARROW = 0.1  # least range of a scale of head scores, so that noise is not shown as a difference
+NARROW = 0.1  # smallest range of a scale of head scores, so that noise does not look like a difference
 LINE, LONGEST = 10, 10  # tokens of the lens in a line, and letters of a token
 LINES = {
     "stream": ("residual stream", BLUE, "o-"), "attention": ("attention output", ORANGE, "s--"),
@@ -47,7 +47,7 @@ def _numbers(tensor: Tensor) -> "np.ndarray":
 
 
 def legible(word: str, most: int = 100) -> str:
-    """A token for a label: single punctuation marks in quotes, as they are easily missed; cut to `most` letters."""
+    """A token for a label: single punctuation marks in quotes, since they are easily missed; cut to `most` letters."""
     word = f"“{word}”" if len(word.strip("·")) == 1 and not word.strip("·").isalnum() else word
     return plain(word if len(word) <= most else f"{word[: most - 1]}…")
 
@@ -130,7 +130,7 @@ def draw_heads(tables: dict[str, Tensor], title: str) -> "Figure":
 def draw_activations(found: Sequence[Activations], title: str) -> "Figure":
     """Standard deviation, largest value, outliers and dead units by layer, one line for each place.
 
-    Only the units of feed-forward layers can be dead. A share that is zero everywhere is said in the title.
+    Only the units of feed-forward layers can be dead. If a share is zero everywhere, the title says so.
     """
     panels: dict[str, tuple[str, Callable[[Activations], float]]] = {
         "standard deviation": ("activation", lambda each: each.std),

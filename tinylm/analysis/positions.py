@@ -1,4 +1,4 @@
-"""The loss at each position of a sequence: how much a model gains from the tokens that it has read."""
+"""The loss at each position of a sequence, which shows how much a model gains from the tokens before it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -31,7 +31,7 @@ class Part:
     """One kind of layer, summed over all blocks."""
 
     name: str
-    parameters: int  # weights of its own; tied weights count for the embedding only
+    parameters: int  # its own weights; tied weights count for the embedding only
     weight_bytes: int = 0  # memory of the weights that its products read, tied ones included
     products: int = 0  # multiplications per token
     numbers: int = 0  # activations read and written per token by its products
@@ -40,7 +40,7 @@ class Part:
     key_numbers: int = 0  # numbers read per key
 
     def flops(self, tokens: int, keys: int) -> int:
-        """Operations of a forward pass over some tokens, each of which meets some keys."""
+        """Operations of a forward pass over some tokens, each of which attends to some keys."""
         return 2 * tokens * (self.products + self.pair_products * keys)
 
     def traffic(self, tokens: int, keys: int, number_bytes: int) -> int:
@@ -122,7 +122,7 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def parts_of(config: ModelConfig, stored: dict[str, int]) -> Iterator[Part]:
-    """The parts of a network as a token passes through them, norms last but one; `stored` is from `stored_bytes`."""
+    """The parts of a network in the order of a token's way, norms last but one; `stored` is from `stored_bytes`."""
     D, V, layers = config.d_model, config.vocab_size, config.num_layers
     heads, kv, F = config.num_heads * config.head_dim, config.kv_heads * config.head_dim, config.ff_width
 

@@ -8,10 +8,10 @@ from tinylm.model import Block, TransformerLM
 
 
 def blocks_of(model: TransformerLM) -> list[Block]:
-    """The blocks of a network, all of which must be a `Block`."""
+    """The blocks of a network, each of which must be a `Block`."""
     for number, block in enumerate(model.blocks):
         name = f"blocks.{number} is a {type(block).__name__}"
-        require(isinstance(block, Block), f"{name}, whose inside is not known, and not a Block")
+        require(isinstance(block, Block), f"{name} and not a Block, so its parts are unknown")
     return list(model.blocks)  # pyright: ignore[reportReturnType]
 
 
@@ -20,4 +20,4 @@ def check_seen(seen: Iterable[str], expected: Iterable[str]) -> None:
     counts = Counter(seen)
     for part in expected:
         known = counts[part] > 0 and counts[part] == max(counts.values())
-        require(known, f"{part} was not computed where a network of tinylm computes it, and cannot be analyzed")
+        require(known, f"{part} was not computed where tinylm's networks compute it, so it cannot be analyzed")

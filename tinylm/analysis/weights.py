@@ -27,8 +27,8 @@ class Matrix:
     shape: tuple[int, int]
     std: float  # standard deviation of the weights
     largest: float  # the largest absolute value
-    edges: Tensor  # of the bins of the histogram, (BINS + 1,)
-    density: Tensor  # weights per unit of weight, as a share of all, (BINS,)
+    edges: Tensor  # edges of the histogram's bins, (BINS + 1,)
+    density: Tensor  # share of the weights per unit of weight, (BINS,)
     singular: Tensor  # singular values, largest first, (min(shape),)
 
     @property

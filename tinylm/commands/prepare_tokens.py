@@ -62,7 +62,7 @@ def write_tokens(arguments: list[str]) -> None:
     if options.tokenizer is None:
         raise ConfigError("--tokenizer: missing; give the file of a tokenizer, or a kind such as bpe:8192")
     numbers = _share_of(options.shard)
-    spec = os.path.expanduser(options.tokenizer)  # noqa: PTH111 (a kind is no path)
+    spec = os.path.expanduser(options.tokenizer)  # noqa: PTH111 (a kind is not a path)
     if numbers[1] > 1 and spec.partition(":")[0] in TRAINED:
         train = command("tokenizer", "train", options.corpus, "--out", "tok.json")
         raise ConfigError(f"--tokenizer {spec}: with --shard, train it first and give its file, as with: {train}")

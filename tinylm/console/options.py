@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _unknown(self, word: str, words: list[str]) -> str:
-        """The error for a word that is no argument: a wrong name, or a part of a text that was not quoted."""
+        """The error for a word that is not an argument: a wrong name, or a part of a text that was not quoted."""
         names = self._option_string_actions
         if word.startswith("-") or word not in words:
             return f"{word}: no such option{did_you_mean(word, names) or '; --help lists all'}"

@@ -32,14 +32,14 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: token ids, int64 (B, T)
-        targets: the next tokens, int64 (B, T), IGNORE where none counts
+        targets: the next tokens, int64 (B, T), IGNORE where a target does not count
         num_targets: targets that count in the whole optimizer step, over all devices and micro-batches
         log_prob: in evaluation, the exact log probability of all targets, in nats; None if unknown
         documents: document number of each token, int64 (B, T), for models with `document_mask`; None if separators
             among the inputs determine it
         source: in the evaluation of a mixture, the name of the source
-        rejected: of preferences, the rejected response to each prompt, in a batch of the same shape; the others are
-            the chosen ones
+        rejected: for preferences, the rejected response to each prompt, in a batch of the same shape; the other fields
+            hold the chosen responses
     """
 
     inputs: Tensor
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 def too_short(num_tokens: int, context: int, remedy: str = "give a longer text") -> str:
-    """The problem of a training text that does not fill one window."""
+    """The error message for a training text that does not fill one window."""
     lower = f", or set max_seq_len to at most {num_tokens - 1:,}" if num_tokens > 1 else ""
     needs = f"train has {num_tokens:,} tokens, max_seq_len {context:,} needs at least {context + 1:,}"
     return f"{needs}; {remedy}{lower}"
@@ -75,7 +75,7 @@ class TrainingWindows:
         DataError: if the tokens do not fill one window.
     """
 
-    version: ClassVar[int] = 2  # of the order; 1 never reached the last num_tokens % context tokens
+    version: ClassVar[int] = 2  # of the order; version 1 never reached the last num_tokens % context tokens
 
     num_tokens: int
     context: int
@@ -88,9 +88,9 @@ class TrainingWindows:
 
     @property
     def num_windows(self) -> int:
-        """Windows in an epoch: they cover all targets, and half a window or more is left to shift the grid by."""
+        """Windows in an epoch: they cover all targets, and leave at least half a window to shift the grid."""
         needed = -(-(self.num_tokens - 1 + self.context // 2) // self.context)
-        return min(needed, self.num_tokens - self.context)  # different windows that there are
+        return min(needed, self.num_tokens - self.context)  # number of different windows
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,7 +145,7 @@ def shuffled(samples: np.ndarray, seed: int, epoch_size: int, num_offsets: int =
     return items, offsets
 
 
-@lru_cache(maxsize=32)  # of a mixture's sources, two epochs each
+@lru_cache(maxsize=32)  # two epochs of each source of a mixture
 def shuffle(seed: int, epoch: int, epoch_size: int, num_offsets: int = 1) -> tuple[np.ndarray, int]:
     """The permutation of an epoch's items, and the epoch's offset."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
@@ -267,7 +267,7 @@ class MicroSteps(Sampler[int]):
         return self.per_epoch
 
     def __iter__(self) -> Iterator[int]:
-        start = self.position()  # asked at the first batch: a loader may be built before a checkpoint is restored
+        start = self.position()  # read at the first batch: a loader may be built before a checkpoint is restored
         yield from range(start, (start // self.per_epoch + 1) * self.per_epoch)
 
 

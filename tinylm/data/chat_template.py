@@ -1,13 +1,13 @@
-"""Chat templates in Jinja, as public models carry them: the tokens of a conversation, and which of them count.
+"""Chat templates in Jinja, as published with public models: the tokens of a conversation, and which of them count.
 
 A template is a program that writes a whole conversation as one text. It runs in Jinja's sandbox with the settings and
 functions that transformers gives it, and the text is encoded as transformers encodes it, with special tokens. Names of
-special tokens within a message stay plain text, which transformers makes tokens of.
+special tokens within a message stay plain text, whereas transformers turns them into special tokens.
 
-What counts in the loss is what the template marks by {% generation %}. If it marks nothing, it is what each message of
-the assistant adds to the text before it, generation prompt included, up to the last special token, such as
-<|im_end|>. That requires a template that writes the beginning of a conversation as it writes the whole; one that does
-not, such as those that remove thoughts from earlier turns, is refused for conversations in which it matters.
+The loss covers what the template marks by {% generation %}. If it marks nothing, the loss covers what each message of
+the assistant adds to the text before it and its generation prompt, up to the last special token, such as <|im_end|>.
+This requires that the template writes the beginning of a conversation by itself as it does within the whole. Templates
+that do not, such as those that remove thoughts from earlier turns, are refused where this makes a difference.
 """
 
 import json
@@ -33,7 +33,7 @@ class Rendered(NamedTuple):
     """The text of a conversation.
 
     Attributes:
-        text: with the character `cut` within each name of a special token that stands in a message
+        text: with the character `cut` inserted into each name of a special token within a message
         spans: what the template marks by {% generation %}, as positions in the text
         cut: a character that occurs nowhere else
     """
@@ -112,7 +112,7 @@ class ChatTemplate:
                 after = self.render(tokenizer, turns[: number + 1], turns).text
                 if not (after.startswith(before) and whole.text.startswith(after)):
                     raise DataError(
-                        f"the model's chat template writes message {number + 1}, of the assistant, in another way "
+                        f"the model's chat template writes message {number + 1}, of the assistant, differently "
                         "when the conversation goes on, so its tokens are unknown; give one answer per record"
                     )
                 spans.append((len(before), len(after)))
@@ -164,7 +164,7 @@ class Generation(Extension):
     begin, end = "generation_begins", "generation_ends"
 
     def parse(self, parser: Any) -> list[nodes.Node]:
-        """The statements that stand for the tag."""
+        """The statements that replace the tag."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         around = [nodes.Output([nodes.Name(name, "load")]).set_lineno(line) for name in (self.begin, self.end)]

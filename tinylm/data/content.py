@@ -1,4 +1,4 @@
-"""Content, the interface of what a run trains on and is evaluated on, as data sets of batches.
+"""Content, the interface of the data of a run, for training and evaluation, as data sets of batches.
 
 text_content.py has texts, token_content.py token ids, pair_content.py pairs. `RunData` (run_data.py) divides the
 batches among devices and counts the steps.
@@ -28,10 +28,10 @@ WHOLE = (1.0,)
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the data module that contents of all kinds need, as documented there.
+    """The options of the data module that all kinds of content need, documented there.
 
     Attributes:
-        tokenizer: `data.tokenizer`; a plug-in is one to be trained
+        tokenizer: `data.tokenizer`; a plug-in here is still to be trained
         context: tokens in a sequence
         batch_size: sequences in an optimizer step, by steps
         seed: seed of the order
@@ -78,7 +78,7 @@ class Content(ABC):
         return self._tokenizer
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Uses this tokenizer in place of the one that the options name."""
+        """Uses this tokenizer instead of the one in the options."""
         self._tokenizer = tokenizer
 
     @abstractmethod

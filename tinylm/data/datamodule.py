@@ -31,7 +31,7 @@ from tinylm.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     # From Python: a name or path, texts, records or token ids, or an object of a subclass of Corpus.
     CorpusLike = str | dict[str, Any] | Part | os.PathLike | Iterable[Any] | Dataset[Any] | Corpus | TokenArray
-    Text = Any  # as `corpus`, but no mixture
+    Text = Any  # as `corpus`, but not a mixture
     TokenizerLike = str | Part | dict[str, Any] | Tokenizer
 else:  # on a command line and in YAML; the parser reads this
     CorpusLike, Text, TokenizerLike = DataPart | dict[str, str] | str, DataPart | str, DataPart | str
@@ -92,11 +92,11 @@ class TextDataModule(RunData):
             corpus: stories (stories:20000 for more), names, tinyshakespeare, tinystories, a file, folder, glob or URL,
                 lines:FILE, *.grammar.yaml, {a: FILE, ...}, or a plug-in
             tokenizer: char, byte, word, bpe:SIZE, unigram:SIZE, wordpiece:SIZE, learned; a file, folder, or plug-in
-            max_seq_len: Tokens per sequence; in a training run, that of the model
+            max_seq_len: Tokens per sequence; in a training run, the model's context
             batch_size: Sequences per optimizer step, over all devices
             micro_batch_size: Sequences per device at once. Default: all of its share
-            batch_schedule: Smaller batches at first: {200: 8} before step 200
-            context_schedule: Shorter sequences at first: {200: 32} before step 200
+            batch_schedule: Smaller batches at first: {200: 8}: 8 before step 200
+            context_schedule: Shorter sequences at first: {200: 32}: 32 tokens before step 200
             split: Fractions of train, val, test; [1.0]: no val
             val: Validation text, given as a corpus is
             weights: Shares of a mixture: {a: 0.7, b: 0.3}. Default: by size
@@ -107,22 +107,22 @@ class TextDataModule(RunData):
             deduplicate: Keep only the first of equal documents
             seed: Seed of the order of the data. Default: seed_everything
             text_seed: Seed of generated texts and of the split of pairs
-            errors: Invalid UTF-8: strict (an error) or replace
+            errors: Treatment of invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
             cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
-            max_val_tokens: Most tokens of a validation during training
+            max_val_tokens: Most tokens read in a validation during training
             text: predict: the text file
             pairs: Pairs or preferences: a .jsonl, .json or .csv file
-            pairs_val: Validation pairs. Default: val.* beside train.*, by split
+            pairs_val: Validation pairs. Default: val.* beside train.*, else by split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
             fields: Names of prompt and response, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
-            too_long: Pairs beyond the context: error, drop, truncate
-            streaming: Shards one by one, as they appear, or by URL
+            too_long: Pairs longer than the context: error, drop or truncate
+            streaming: Train on shards one by one, as they appear, or from a URL
             shard_timeout: Seconds to wait for a shard. Default: 600
             max_cache_gb: Size of the cache of a URL. Default: 50
-            subword_alpha: Draw the tokens anew each time: BPE dropout's probability, or the alpha of unigram
+            subword_alpha: Draw the tokens anew each time: the dropout probability of BPE, or the alpha of unigram
         """
         numbers = dict(max_seq_len=max_seq_len, batch_size=batch_size, micro_batch_size=micro_batch_size)
         _check_at_least(1, numbers | dict(train_tokens=train_tokens, max_val_tokens=max_val_tokens))
@@ -181,7 +181,7 @@ class TextDataModule(RunData):
         return dict(self.content.tokens)
 
     def predict_dataloader(self) -> DataLoader:
-        """The text of `data.text` in order."""
+        """The text of `data.text`, in order."""
         if self.text is None:
             raise ConfigError("data.text: missing; set the text file, --data.text FILE")
         path, settings = Path(self.text).expanduser(), self.content.settings
@@ -203,7 +203,7 @@ def seed_of_run() -> int:
 
 
 def plug_in(value: Any) -> Any:
-    """A `Part` for one that the config describes by `class_path`; any other value as it is."""
+    """The `Part` for a plug-in that the config describes by `class_path`; any other value unchanged."""
     return Part.of(value) if isinstance(value, dict) and "class_path" in value else value
 
 
@@ -220,7 +220,7 @@ def _loaded(tokenizer: str | Part | Tokenizer) -> tuple[Tokenizer | None, str | 
         return tokenizer, tokenizer.kind
     if isinstance(tokenizer, Part):
         return own_tokenizer(tokenizer), tokenizer
-    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is no path)
+    tokenizer = os.path.expanduser(tokenizer)  # noqa: PTH111 (a kind is not a path)
     return load_tokenizer(tokenizer) if is_tokenizer_file(tokenizer) else None, tokenizer
 
 
@@ -235,12 +235,14 @@ def _byte_errors(errors: str, takes_bytes: bool) -> str:
 
 
 def _own_text(value: Any, option: str) -> Any:
-    """The corpus of a plug-in; any other value as it is."""
+    """The corpus of a plug-in; any other value unchanged."""
     if not isinstance(value, Part):
         return value
     made = value.make(field=option)
     if not isinstance(made, Corpus):
-        raise ConfigError(f"{option}: {value} gives {type(made).__name__}, which is no subclass of tinylm.data.Corpus")
+        raise ConfigError(
+            f"{option}: {value} gives {type(made).__name__}, which is not a subclass of tinylm.data.Corpus"
+        )
     return made
 
 
@@ -260,7 +262,7 @@ def _check_options_of_texts(fields: Any, stream: Streaming | None, num_workers: 
     if fields is not None:
         raise ConfigError("data.fields: is for data.pairs; leave it out")
     if stream is not None and num_workers:
-        raise ConfigError("data.num_workers: with data.streaming this process reads the batches; leave it out")
+        raise ConfigError("data.num_workers: with data.streaming, the training process reads the batches; leave it out")
 
 
 def _check_effects(content: Content, errors: str, text_seed: int) -> None:

@@ -11,9 +11,9 @@ BATCH_SIZE = 32
 
 
 def data_ranks(trainer: Any) -> tuple[int, int]:
-    """Number of processes that read different batches, and the number of this one.
+    """Number of processes that read different batches, and the index of this one.
 
-    The devices of a tensor-parallel group read the same: the strategy says so. All others count by themselves.
+    The strategy says which devices, those of a tensor-parallel group, read the same. All others count singly.
     """
     share = None
     with contextlib.suppress(AttributeError, RuntimeError):  # no Trainer of Lightning's; no devices yet
@@ -25,7 +25,7 @@ def divide_batch(trainer: Any, batch_size: int, micro_batch_size: int | None) ->
     """The micro-batches of a device in an optimizer step.
 
     Args:
-        trainer: which says how many devices there are
+        trainer: determines the number of devices
         batch_size: sequences in a step, over all devices
         micro_batch_size: sequences that a device computes at once. None: all of its share
 
@@ -48,7 +48,7 @@ def divide_batch(trainer: Any, batch_size: int, micro_batch_size: int | None) ->
 
 
 def check_batch_stages(batch_sizes: Stages, micro_batches: int) -> None:
-    """Refuses batch sizes that cannot be divided: a step has as many micro-batches at every stage.
+    """Refuses batch sizes that cannot be divided: a step has equally many micro-batches at every stage.
 
     Args:
         batch_sizes: sequences in a step, by stages
@@ -76,7 +76,7 @@ def check_repeats(batch_size: int, content: Content, announce: bool) -> None:
 
     Args:
         batch_size: sequences in a step
-        content: what is trained on
+        content: the training data
         announce: whether to print a notice of repeats that are allowed
     """
     sequences = content.num_sequences

@@ -78,7 +78,7 @@ def stream(source: Download, cache_dir: Path) -> Generator[bytes, None, None]:
 
 
 def _fetch(source: Download, path: Path) -> None:
-    """Downloads a file. The beginning of one that breaks off is kept beside it, and continued by the next call."""
+    """Downloads a file. The beginning of an interrupted download is kept beside it, and the next call continues it."""
     notice(f"downloading {source.url}")
     part, record = (path.with_name(f".part-{path.name}{suffix}") for suffix in ("", ".json"))
     with _network_errors(source, path):
@@ -146,7 +146,7 @@ def _copy(url: str, part: Path, record: Path) -> str:
 
 
 def _begun(part: Path, record: Path) -> State | None:
-    """The state of the file that a part is the beginning of; None if there is no part to continue."""
+    """The state of the file that was partly downloaded; None if there is no part to continue."""
     try:
         state = State(**read_json(record))
         continues = state.version is not None and 0 < part.stat().st_size <= (state.size or 0)

@@ -12,7 +12,7 @@ from tinylm.safe_yaml import read_yaml
 def held_out_stories(model: Path, count: int) -> list[str]:
     """Up to `count` validation stories for a run, its model folder or checkpoint; none unless it trained on stories.
 
-    Of a mixture, those of the first source that is stories.
+    For a mixture, the stories of the first source that has them.
     """
     config = _config(model)
     try:

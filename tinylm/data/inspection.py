@@ -1,7 +1,7 @@
 """Figures of a corpus before anything is trained: sizes, lengths, duplicates, invalid text, parts, samples.
 
-The corpus is read once, in bounded memory: eight bytes a document, for the duplicates, and what is shown of the
-longest documents and of the samples.
+The corpus is read once, in bounded memory: eight bytes per document to find duplicates, and the excerpts of the longest
+documents and of the samples.
 """
 
 import heapq
@@ -29,7 +29,7 @@ LISTED = 20  # files with invalid bytes that are kept
 class Amount:
     """The size of a corpus or of a part."""
 
-    documents: int = 0  # in a part with a piece of a document: and pieces
+    documents: int = 0  # in a part that holds a piece of a document, that piece counts too
     bytes: int = 0  # of UTF-8
     characters: int = 0
     tokens: int | None = None  # with the tokens between documents; None without a tokenizer
@@ -69,7 +69,7 @@ class Inspection:
         invalid: the first of these in each file, of up to `LISTED` files
         longest: the longest documents, the longest first
         samples: random documents, in their order
-        train_windows: rows of an epoch of training, if the corpus has short documents and the context is known
+        train_windows: rows in an epoch of training, if the corpus has short documents and the context is known
     """
 
     corpus: str
@@ -164,7 +164,8 @@ class Lengths:
     def bins(self, most: int = 16) -> list[tuple[int, int, int]]:
         """(from, to, documents) of adjacent bins from the shortest to the longest, at most `most` unless it is small.
 
-        The bins are wider by a constant factor each, the smallest of 2^(1/8), 2^(1/4), ... that gives few enough.
+        Each bin is wider than the last by a constant factor, the smallest of 2^(1/8), 2^(1/4), ... that gives few
+        enough.
         """
         used = [place for place, count in enumerate(self._counts) if count]
         found: list[tuple[int, int, int]] = []
@@ -278,7 +279,7 @@ class _Reader:
             yield chunk if self._keeps_bytes else text
 
     def _end(self, document: _Document | None) -> None:
-        """Notes what is known of a document once it has been read."""
+        """Records the facts of a document once it has been read."""
         if document is None:
             return
         self._hashes.append(int.from_bytes(document.digest.digest(), "big"))
@@ -329,7 +330,7 @@ class _Reader:
         self._count(document)
 
     def _count(self, document: _Document) -> None:
-        """Notes that a piece of a document was counted: the document before is complete if it is another one."""
+        """Notes that a piece of a document was counted. A previous piece of another document is then complete."""
         if self._counted is not document:
             self._finish()
             self._counted = document
@@ -352,7 +353,7 @@ class _Reader:
 
 
 def _escaped(text: str) -> bytes:
-    """The bytes of a text with lone surrogates: those that `surrogateescape` kept, or half of a pair in JSON."""
+    """The bytes of a text with lone surrogates, kept by `surrogateescape` or from half of a pair in JSON."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:

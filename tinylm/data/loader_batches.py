@@ -1,4 +1,4 @@
-"""Batches of a loader of one's own in the form that training takes, at any position of an epoch."""
+"""Batches of the user's own loader in the form that training takes, from any position of an epoch."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ def as_batch(given: Any, tokenizer: Tokenizer, context: int, micro_batches: int 
         given: `Batch`, or inputs and targets
         tokenizer: the tokenizer of the ids
         context: most tokens of a sequence
-        micro_batches: micro-batches of an optimizer step over all devices, which then count the same
+        micro_batches: micro-batches of an optimizer step over all devices, which count the same in the short form
 
     Raises:
         DataError: for any other object, and for ids outside the vocabulary.
@@ -77,11 +77,11 @@ def drawn_by(*key: Any) -> Iterator[None]:
 
 @dataclass
 class Restored:
-    """The position of a resumed run, as far as the data keep it themselves.
+    """The position of a resumed run, if the loader or the data module keeps it.
 
     Attributes:
-        state: that of the loader, for its `load_state_dict`
-        by_module: whether the data module has restored its own
+        state: the loader's state, for its `load_state_dict`
+        by_module: whether the data module has restored its own position
     """
 
     state: Any = None
@@ -89,16 +89,16 @@ class Restored:
 
 
 class LoaderBatches(Dataset[Batch]):
-    """Item i is this process's micro-batch i, counted over all epochs. Items are read in order; any other is sought.
+    """Item i is this process's micro-batch i, counted over all epochs. Reading in order is fast; others are sought.
 
     Args:
         loader: the micro-batches of an epoch
         per_epoch: micro-batches of this process in an epoch; None: the loader has no length
         share: number of processes that read different batches, and the number of this one
         key: determines the random numbers, with the epoch and the batch
-        convert: makes a `Batch` of the loader's
-        restored: where a resumed run goes on; used up by the first item
-        accumulate: micro-batches of a step, which lie in one epoch; matters without a length
+        convert: converts a batch of the loader to a `Batch`
+        restored: the point where a resumed run continues; used by the first item only
+        accumulate: micro-batches of a step, all in one epoch; needed for a loader without a length
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class LoaderBatches(Dataset[Batch]):
         self._next: int | None = None
         self._iterator: Iterator[Any] = iter(())
         self._epoch = self._read = 0  # batches read in this epoch
-        self._ahead: list[list[Any]] = []  # the blocks of a step, of a loader without a length
+        self._ahead: list[list[Any]] = []  # the blocks of a step, for a loader without a length
 
     def __len__(self) -> int:
         assert self.per_epoch is not None
@@ -144,7 +144,7 @@ class LoaderBatches(Dataset[Batch]):
             return
         self._begin(epoch)
         if place:
-            notice(f"reading {place * self.world_size:,} batches of the data again, to go on behind them")
+            notice(f"reading {place * self.world_size:,} batches of the data again, to continue after them")
         for _ in range(place):
             self._next_block()
 
@@ -167,11 +167,13 @@ class LoaderBatches(Dataset[Batch]):
             self._read += 1
             block.append(batch)
         if self.per_epoch is not None and not block:
-            raise DataError(f"data: the loader ended after {self._read:,} batches; it must give as many as its length")
+            raise DataError(
+                f"data: the loader ended after {self._read:,} batches; it must give as many as its length says"
+            )
         return block
 
     def _next_block(self) -> list[Any]:
-        """The next block; of a loader without a length that of a whole step, so that no step lies in two epochs."""
+        """The next block. A loader without a length is read by whole steps, so that no step lies in two epochs."""
         if self.per_epoch is not None:
             return self._block()
         if not self._ahead:

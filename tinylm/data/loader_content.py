@@ -1,8 +1,8 @@
-"""LoaderContent: the batches of a data module of one's own, in the order in which its loaders give them.
+"""LoaderContent: the batches of the user's own data module, in the order in which its loaders give them.
 
 The loader of an epoch is read from its start, and its random numbers are a function of (seed, epoch, batch). So a
-resumed run skips to its batch, or asks the loader for its state, and sees the same data. Several devices read the same
-batches and each takes its own, by turns.
+resumed run skips to its batch, or asks the loader for its state, and sees the same data. All devices read the same
+batches, and each takes its own in turn.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class LoaderOrder:
 
 
 class LoaderContent(Content):
-    """The data of a data module of one's own.
+    """The data of the user's own data module.
 
     Args:
         given: the data module; its `prepare_data` and `setup` have been called when a loader is asked for
@@ -74,7 +74,7 @@ class LoaderContent(Content):
 
     @property
     def fingerprint(self) -> str:
-        """That of the data module; empty if it has none."""
+        """The fingerprint of the data module; empty if it has none."""
         return str(getattr(self.given, "fingerprint", "") or "")
 
     @property
@@ -99,7 +99,9 @@ class LoaderContent(Content):
             if isinstance(found, Iterator):
                 raise ConfigError(f"data: {name} gives an iterator, which can be read once; give a DataLoader")
             if isinstance(getattr(found, "sampler", None), DistributedSampler):
-                raise ConfigError(f"data: {name} has a DistributedSampler; leave it out, as batches are dealt by turns")
+                raise ConfigError(
+                    f"data: {name} has a DistributedSampler; leave it out, since batches are dealt in turn"
+                )
             self._loaders[part] = found
         return self._loaders[part]
 

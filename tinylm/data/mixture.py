@@ -1,8 +1,8 @@
-"""The order of a mixture: which source each sample belongs to, and which of that source's samples it is.
+"""The order of a mixture: the source of each sample, and the sample's number within the source.
 
 Each source is its own endless sequence of windows, with its own seed and epochs. They are interleaved evenly, not at
-random: after any number of samples each source has had its share of them, to within rounding, so every batch contains
-every source in proportion. The counts have a closed form, so the order needs no state and is known at any step.
+random: after any number of samples each source has contributed its share up to rounding, so every batch contains the
+sources in proportion. The counts have a closed form, so the order needs no state and is known at any step.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ def source_seed(seed: int, name: str) -> int:
 def samples_before(samples: np.ndarray, weights: Sequence[Fraction]) -> np.ndarray:
     """Counts the samples of each source that precede samples of the mixture, int64 (n,) -> (n, sources).
 
-    The sources are halved, each half gets its share of the samples, rounded, and the halves are divided likewise. Each
-    count is within ceil(log2(sources)) / 2 of its exact share and never decreases, and their sum is exact.
+    The sources are divided into two halves, each half gets its rounded share of the samples, and so on recursively.
+    Each count is within ceil(log2(sources)) / 2 of its exact share and never decreases, and their sum is exact.
 
     Args:
         samples: numbers of samples in the mixture's endless sequence, from 0
@@ -61,12 +61,12 @@ class MixtureOrder:
 
     @property
     def version(self) -> int:
-        """Version of the order, that of its sources'."""
+        """Version of the order, which is the version of the sources' orders."""
         return max(order.version for order in self.orders.values())
 
     @property
     def names(self) -> list[str]:
-        """The sources, sorted, so the order does not depend on that of the config."""
+        """The sources, sorted, so that their order in the config does not matter."""
         return sorted(self.orders)
 
     @property

@@ -1,4 +1,4 @@
-"""MixtureContent: several corpora, of which each has its share of the training tokens."""
+"""MixtureContent: several corpora, each with its share of the training tokens."""
 
 import math
 import re
@@ -35,8 +35,8 @@ class MixtureContent(Content):
 
     Args:
         sources: name of each source -> what `data.corpus` would be for it alone
-        weights: name of each source -> its share of the training tokens, relative to the others. None: that of its
-            tokens among those of all sources
+        weights: name of each source -> its share of the training tokens, relative to the others. None: in
+            proportion to its number of tokens
         settings: options of the data module
 
     Raises:
@@ -58,14 +58,14 @@ class MixtureContent(Content):
 
     def _find_tokenizer(self) -> Tokenizer:
         for content in self.contents.values():
-            if isinstance(content, ShardContent):  # the others are encoded as its ids were, or checked against it
+            if isinstance(content, ShardContent):  # its tokenizer encodes the other sources, or is compared with theirs
                 return content.tokenizer
         texts = [content for content in self.contents.values() if isinstance(content, TextContent)]
         corpora = JoinedCorpus(self.source, [text.corpus for text in texts])
         return resolve_tokenizer(self.settings.tokenizer, corpora, self.settings.cache_dir)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Uses this tokenizer in place of the one that the options name."""
+        """Uses this tokenizer instead of the one in the options."""
         super().use_tokenizer(tokenizer)
         for content in self.contents.values():
             content.use_tokenizer(tokenizer)
@@ -150,7 +150,7 @@ class MixtureContent(Content):
     def evaluation(
         self, part: str, max_tokens: int | None, batch_size: int, world_size: int, rank: int
     ) -> Dataset[Batch]:
-        """A process's batches of one source after the other. Of a limited evaluation, each has its share of tokens."""
+        """A process's batches of one source after the other. A limited evaluation reads a share of each."""
         total, batches = self.num_tokens(part), []
         for name, text in self._with(part).items():
             limit = None if max_tokens is None else max(1, max_tokens * text.num_tokens(part) // total)

@@ -1,4 +1,4 @@
-"""The content that `data.corpus` and `data.val` name or are."""
+"""Opens the content that `data.corpus` and `data.val` name, or the objects that they are."""
 
 import os
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Streaming:
 
     @classmethod
     def of(cls, streaming: bool, timeout: float | None, max_cache_gb: float | None) -> "Streaming | None":
-        """The options, or None without streaming; ConfigError for one that then does nothing."""
+        """The options, or None without streaming; ConfigError for an option without effect."""
         if streaming:
             return cls(cls.timeout if timeout is None else timeout, max_cache_gb)
         for name, value in (("shard_timeout", timeout), ("max_cache_gb", max_cache_gb)):
@@ -49,19 +49,19 @@ def open_content(
     weights: Mapping[str, float] | None = None,
     streaming: Streaming | None = None,
 ) -> Content:
-    """The content of a corpus and, if that is not taken from it, of a validation text.
+    """The content of a corpus and of a validation text, if that is separate.
 
     Args:
         corpus: a name or path; texts or records; token ids; an object of a subclass of `Corpus`; or a mixture, the
             names of its sources with a name or path of each
-        val: another of these, but no mixture; None: it is taken from the corpus, by `settings.split`
+        val: another of these, but not a mixture; None: taken from the corpus by `settings.split`
         settings: options of the data module
         tokenizer: the tokenizer of token ids; None: the one that `settings.tokenizer` names
         weights: shares of the sources of a mixture
         streaming: train on token shards one after the other
 
     Raises:
-        ConfigError: for an object that is no corpus, and for an option that does nothing with this one.
+        ConfigError: for an object that is not a corpus, and for an option that does nothing with this one.
         DataError: if a token id is not in the vocabulary.
     """
     if val is not None and settings.split != DEFAULT_SPLIT:

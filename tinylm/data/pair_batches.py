@@ -51,7 +51,7 @@ class PairRows:
         return np.array([sum(counted[i] for i in row) for row in self.rows], dtype=np.int64)
 
     def batch(self, numbers: Sequence[int] | np.ndarray, num_targets: int | None = None) -> Batch:
-        """The batch of some rows of an optimizer step with `num_targets` targets (default: those of these rows).
+        """The batch of some rows of an optimizer step with `num_targets` targets (default: the targets of these rows).
 
         Document numbers are 0, 1, ... for the pairs of a row, and the next number for padding.
         """

@@ -33,7 +33,7 @@ class PairContent(Content):
 
     Args:
         pairs: the file of pairs
-        val: the file of validation pairs. Default: `val.*` beside a `train.*`, else they are taken from `pairs`
+        val: the file of validation pairs. Default: `val.*` beside a `train.*`, else a part of `pairs`
         template: name of the format of a pair
         fields: names of prompt and response in the file
         packing: whether several pairs share a row
@@ -85,7 +85,7 @@ class PairContent(Content):
 
     @cached_property
     def template(self) -> Template | ChatTemplate:
-        """The format of a pair; the tokenizer's own chat template takes the place of `chat`."""
+        """The format of a pair; the tokenizer's own chat template replaces `chat`."""
         return find_template(self._template.name, self.tokenizer)
 
     @property
@@ -147,7 +147,7 @@ class PairContent(Content):
 
     @property
     def _pad(self) -> int:
-        """The id that fills rows, that of the end-of-text token: it does not count, and no token sees it."""
+        """The id that fills rows, the end-of-text token: padding does not count, and no token sees it."""
         return self.tokenizer.end_of_text or 0
 
     @cached_property

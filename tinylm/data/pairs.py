@@ -42,7 +42,7 @@ Turns = tuple[Turn, ...]
 
 def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Turns]:
     """The records of a file, in order: JSON (a list, or an object per line), CSV or TSV (with a header line), Parquet,
-    Arrow; all but the last two also compressed.
+    Arrow; JSON, CSV and TSV may be compressed.
 
     A record has `prompt` and `response`, `input` and `output`, Alpaca's `instruction`, `input` and `output`, the
     `prompt` and `text` of `tinylm generate --out`, or chats: `messages` with `role` and `content`, or ShareGPT's
@@ -51,7 +51,7 @@ def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Tu
 
     Args:
         path: the file, or its URL; its name ends in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow or .feather
-        fields: the names of prompt and response, if they are others
+        fields: the names of prompt and response, if they differ from these
 
     Raises:
         MissingInputError: if there is no such file, or it cannot be read.
@@ -64,7 +64,7 @@ def read_pairs(path: str | Path, fields: Sequence[str] | None = None) -> list[Tu
 
 
 def read_records(path: str | Path) -> Generator[tuple[Any, str]]:
-    """The records of a file, and the place of each for errors. File and errors are those of `read_pairs`."""
+    """The records of a file, and the place of each for errors. Files and errors are those of `read_pairs`."""
     path = str(path) if "://" in str(path) else os.path.expanduser(path)  # noqa: PTH111 (a Path would change a URL)
     if "://" not in path and not os.path.lexists(path):
         raise MissingInputError(f"{path}: no such file of pairs")
@@ -79,7 +79,7 @@ def _records(source: Source, report: Callable[[int], None]) -> Iterator[tuple[An
         return column_records(source)
     blocks = source.blocks(report)
     chunks = decode_blocks(blocks, Path(source.url), records=True, remedy="save it as UTF-8")
-    begin = next(chunks, "")  # a file that is no text is named by its format
+    begin = next(chunks, "")  # a file that is not a text is named by its format
     reader = READERS.get(source.suffix)
     if reader is None:
         known = ", ".join((*READERS, *COLUMNS))
@@ -153,7 +153,7 @@ def _messages(messages: Any, name: str, where: str) -> Turns:
 
 
 def _text(value: Any, name: str, where: str) -> str:
-    """A string, or the string that OpenAI's list of text parts makes."""
+    """A string, or the joined parts of OpenAI's list of text parts."""
     if isinstance(value, list) and value and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):

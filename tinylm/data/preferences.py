@@ -5,7 +5,7 @@
     {"chosen": [user, assistant], "rejected": [user, assistant]}      the prompt is the turns that both begin with
 
 Both responses are encoded by the template of pairs, and only their own tokens count. Left out: two texts without a
-prompt, whose common beginning need not end where a response begins.
+prompt, since their common beginning need not end where the responses begin.
 """
 
 from collections.abc import Sequence
@@ -89,13 +89,13 @@ def encode_preferences(
     too_long: TooLong = "error",
     name: str = "preferences",
 ) -> list[Example]:
-    """Encodes preferences: each is the example of the chosen response, with that of the rejected one.
+    """Encodes preferences: the example of each chosen response, with the example of the rejected one.
 
-    The arguments and errors are those of `encode_pairs`. `too_long` refers to the longer of both. It cannot be
+    The arguments and errors are those of `encode_pairs`. `too_long` refers to the longer response. It cannot be
     `truncate`, which would cut the same prompt at two places.
     """
     if too_long == "truncate":
-        raise ConfigError("data.too_long: truncate cuts the same prompt at two places; take error or drop")
+        raise ConfigError("data.too_long: truncate would cut the same prompt at two places; use error or drop")
     examples: list[Example] = []
     for number, preference in enumerate(preferences, start=1):
         with naming(f"{name}: record {number}"):
@@ -105,9 +105,9 @@ def encode_preferences(
 
 
 def _encoded(tokenizer: Tokenizer, turns: Turns, prompt: Turns, template: Template | ChatTemplate) -> Example:
-    """The tokens of a conversation, of which those after the prompt count."""
+    """The tokens of a conversation; those after the prompt count."""
     before = prompt_ids(tokenizer, [*prompt, Turn("assistant", "")], template)
     ids, counts = encode_turns(tokenizer, turns, template)
     if ids[: len(before)].tolist() != before:
-        raise DataError("the chat template writes the prompt in another way before this response; remove the record")
+        raise DataError("the chat template writes the prompt differently before this response; remove the record")
     return Example(ids, counts & (np.arange(len(ids)) >= len(before)))

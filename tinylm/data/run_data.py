@@ -35,12 +35,12 @@ class RunData(pl.LightningDataModule):
     """Batches of a content for the steps of a run.
 
     Attributes:
-        content: what is trained on and evaluated on
-        plugins: classes of the user's that make it
+        content: the data for training and evaluation
+        plugins: the user's classes that provide it
         batch_sizes: sequences of an optimizer step over all devices, by stages
         contexts: tokens of a training sequence, by stages
         micro_batch_size: sequences that a device computes at once. None: all of its share
-        max_val_tokens: the most tokens of a validation during training, as the user sets it
+        max_val_tokens: the most tokens of a validation during training, as set by the user
         validates: whether the run has validations, after `setup`
         validation_tokens: the most tokens of a validation during training, after `setup`. None: the whole split
         total_steps: optimizer steps of the run, after `setup`
@@ -67,7 +67,7 @@ class RunData(pl.LightningDataModule):
         self.validates, self.total_steps = True, 0
         self.validation_tokens: int | None = None
         self._settings = TrainerSettings()
-        self._epoch = 0  # steps in an epoch, after `setup`: a resume changes trainer.max_steps for a while
+        self._epoch = 0  # steps in an epoch, after `setup`: a resume changes trainer.max_steps temporarily
 
     # --- the content
 
@@ -153,11 +153,11 @@ class RunData(pl.LightningDataModule):
         """Checks data and batch size against the trainer, sets accumulation, and counts the steps.
 
         Raises:
-            ConfigError: if the two do not fit together, or there is nothing to evaluate.
+            ConfigError: if the two do not match, or there is nothing to evaluate.
             DataError: if the text is too short.
         """
         if stage == "fit":
-            _ = self.order  # a text too short to train on is too short for a split, too
+            _ = self.order  # a text that is too short for training is too short for a split, too
             if self.subword_alpha is not None:
                 check_alpha(self.tokenizer, self.subword_alpha)
             self._set_validation()
@@ -176,7 +176,7 @@ class RunData(pl.LightningDataModule):
         self._settings.restore(self.trainer)
 
     def _set_validation(self) -> None:
-        """Switches the validations of the trainer off if there is nothing to validate on, and says so."""
+        """Switches the validations of the trainer off if there is no validation data, with a notice."""
         wanted = getattr(self.trainer, "limit_val_batches", 1.0) != 0
         self.validates = wanted and self.content.has_validation
         if self.validates:
@@ -207,7 +207,7 @@ class RunData(pl.LightningDataModule):
 
     @property
     def _steps_of_order(self) -> int:
-        """Optimizer steps in an epoch; of the whole run if epochs vary, with `streaming` or batches that grow."""
+        """Optimizer steps in an epoch, or in the whole run if epochs vary (with `streaming` or growing batches)."""
         if isinstance(self.order, ShardOrder):
             return fixed_steps(self.trainer, "data.streaming")
         if self.batch_sizes.before:
@@ -265,14 +265,14 @@ class RunData(pl.LightningDataModule):
     def _evaluation(
         self, part: str, max_tokens: int | None = None, share: tuple[int, int, int] | None = None
     ) -> DataLoader:
-        """The loader of a split, or of about `max_tokens` of it; `share` as in `_share`, by default that."""
+        """The loader of a split, or of about `max_tokens` of it; `share` defaults to `_share`."""
         self.content.num_tokens(part)  # refuses a split that does not exist
         return self._loader(self.content.evaluation(part, max_tokens, *(share or self._share())))
 
     def _share(self) -> tuple[int, int, int]:
         """Sequences in an evaluation's batch, and `data_ranks`.
 
-        Of n processes each takes every n-th batch, without duplicates to equalize them.
+        Each of n processes takes every n-th batch; no batch is duplicated to make the shares equal.
         """
         count, rank = data_ranks(self.trainer)
         return self.micro_batch_size or max(1, self.batch_size // count), count, rank

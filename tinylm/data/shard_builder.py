@@ -1,8 +1,8 @@
 """Builds token shards: reads the groups of a corpus, encodes their blocks on all cores, and records each shard.
 
 A shard is a fixed number of consecutive blocks of one part of a group, about `BLOCKS` MB of text. It is written to a
-temporary file, renamed when complete and then recorded, so a kill costs one shard of each part. Groups whose shards are
-all recorded are not read again; in others, what precedes a missing shard is read but not encoded.
+temporary file, renamed when complete and then recorded, so a kill costs at most one shard of each part. Groups whose
+shards are all recorded are not read again; in other groups, the text before a missing shard is read but not encoded.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from tinylm.tokenizer import Tokenizer
 from tinylm.tokenizer.fast.blocks import Block, Packer
 from tinylm.workers import map_in_order
 
-BLOCKS = 128  # of a shard: 128 MB of text, about 32 million tokens of GPT-2's
+BLOCKS = 128  # in a shard: 128 MB of text, about 32 million tokens of GPT-2's tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Share:
     count: int = 1
 
     def takes(self, key: ShardKey, num_groups: int) -> bool:
-        """Whether a shard is this process's."""
+        """Whether this process builds a shard."""
         number = key.group if num_groups >= self.count else key.group + key.number
         return number % self.count == self.number
 
     def reads(self, group: int, num_groups: int) -> bool:
-        """Whether some shards of a group may be this process's."""
+        """Whether this process may build shards of a group."""
         return num_groups < self.count or group % self.count == self.number
 
     @property
@@ -83,7 +83,7 @@ def build_shards(
         folder: where shards and index are written
         corpus: the text
         tokenizer: encodes it
-        index: what is there; it is updated
+        index: the existing shards; it is updated
         share: the shards to build
         processes: processes that encode; None for one per core
 
@@ -117,7 +117,7 @@ class _Recorder:
     """Writes encoded blocks to their shards, and records each shard that is complete.
 
     Attributes:
-        coming: what the next blocks belong to, in order
+        coming: the shards that the next blocks belong to, in order
     """
 
     def __init__(self, folder: Path, index: ShardIndex, share: Share, files: ExitStack) -> None:
@@ -151,7 +151,7 @@ class _Recorder:
 def _missing_blocks(
     corpus: Corpus, tokenizer: Tokenizer, index: ShardIndex, share: Share, coming: deque[_OfBlock | _EndOfGroup]
 ) -> Iterator[Block]:
-    """Yields the blocks to encode, and appends to `coming` what they belong to."""
+    """Yields the blocks to encode, and appends their shards to `coming`."""
     for group in range(corpus.num_groups):
         counts, takes, limit = index.groups[group], _Wanted(index, share), None
         if counts is None and not share.reads(group, corpus.num_groups):
@@ -192,7 +192,7 @@ def _blocks(
 
     Args:
         corpus: the text
-        tokenizer: says where a text may be cut
+        tokenizer: determines where a text may be cut
         group: the group to read; its order is always the same
         takes: the shards whose blocks are yielded
         numbers: number of blocks of each part so far, updated

@@ -16,13 +16,13 @@ Opened = TypeVar("Opened")
 
 
 class ShardCache:
-    """Downloaded shards. Where a new one does not fit, those that were used least recently are removed.
+    """Downloaded shards. If a new one does not fit, the least recently used ones are removed.
 
     A process that still reads a removed shard keeps it, since it has the file open.
 
     Args:
         folder: where they are kept
-        most: bytes of all of them together, at most
+        most: limit on the total size, in bytes
     """
 
     def __init__(self, folder: Path, most: int) -> None:
@@ -53,7 +53,7 @@ class ShardCache:
             return opener(path)
 
     def fetch_small(self, url: str) -> Path:
-        """Downloads a small file, whatever its content is now, and returns its path."""
+        """Downloads the current version of a small file and returns its path."""
         path = self.folder / "small" / f"{sha256_bytes(url.encode())[:16]}-{url.rpartition('/')[2]}"
         with Source(url).open() as remote:
             data = remote.read()

@@ -1,4 +1,4 @@
-"""ShardContent: token ids that others have made, trained on where they lie."""
+"""ShardContent: training on token ids made by another program, read in place."""
 
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from tinylm.tokenizer import Tokenizer
 class ShardContent(WindowContent):
     """Token ids in windows of one context.
 
-    The parts are files of their own; without a file of `val`, `data.split` cuts all ids in the order of the files.
+    Each part has its own files; without a `val` file, `data.split` cuts all ids in the order of the files.
 
     Args:
         found: the shards
@@ -39,9 +39,9 @@ class ShardContent(WindowContent):
 
     @cached_property
     def _checked(self) -> tuple[Pretokenized, str]:
-        """The shards, as wide as the vocabulary says where nothing else does, and the fingerprint of the parts.
+        """The shards, with ids as wide as the format says or the vocabulary requires, and the fingerprint of the parts.
 
-        All ids are of the vocabulary: of our own shards, the index says so.
+        All ids are checked against the vocabulary; for our own shards, the index guarantees it.
         """
         found = find_pretokenized(self.source, self.tokenizer.vocab_size)
         assert found is not None
@@ -82,7 +82,7 @@ class ShardContent(WindowContent):
     def _missing(self, part: str) -> str:
         """The problem of a part that there is none of."""
         if "val" in self._found.parts:
-            return f"data.corpus: {self.source}: no file is its {part} part; name one so"
+            return f"data.corpus: {self.source}: no file is named {part}; name one so"
         return super()._missing(part).removesuffix(", or data.val")
 
     def example_prompt(self) -> str:

@@ -1,4 +1,4 @@
-"""Folders of token shards: completed where something is missing, joined from several processes, opened to train on."""
+"""Folders of token shards: completing them, joining the work of several processes, and opening them for training."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ from tinylm.tokenizer import Tokenizer, load_tokenizer
 def examine(
     folder: Path, whole: ShardIndex, full: bool | None = None, share: Share = WHOLE
 ) -> tuple[ShardIndex, str | None]:
-    """The index of a folder without its damaged shards, and what is wrong with the folder.
+    """The index of a folder without its damaged shards, and the problem of the folder if there is one.
 
     Args:
         folder: the folder, which need not exist
@@ -44,7 +44,7 @@ def examine(
         return index, f"damaged: encoding again {len(damaged):,} of {len(ours):,} shards ({damaged[0].file})"
     if complete:
         return index, None
-    return index, f"unfinished, {len(ours):,} shards are there: continuing" if ours else "missing"
+    return index, f"unfinished, {len(ours):,} shards exist: continuing" if ours else "missing"
 
 
 def complete_folder(
@@ -89,7 +89,7 @@ def write_shards(
 ) -> ShardIndex:
     """Writes a corpus to a folder of token shards, or the share of one of several processes.
 
-    The shards do not depend on the number of processes, their order, or kills; what is there already is kept.
+    The shards do not depend on the number of processes, their order, or kills; existing shards are kept.
 
     Args:
         folder: the folder, the same for all processes
@@ -103,7 +103,7 @@ def write_shards(
         all shards of the folder; `complete` if no other process has any left to build
 
     Raises:
-        CannotCreateError: if the folder has anything else, or cannot be created.
+        CannotCreateError: if the folder holds anything else, or cannot be created.
         DataError: if the tokenizer cannot encode the text.
     """
     folder, whole = Path(folder), new_index(corpus, tokenizer)
@@ -173,7 +173,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def check_folder(folder: Path, whole: ShardIndex) -> None:
-    """Refuses a folder to write shards to that has anything else than shards of this corpus and tokenizer.
+    """Refuses a target folder that holds anything but shards of this corpus and tokenizer.
 
     Raises:
         CannotCreateError: naming what is there.

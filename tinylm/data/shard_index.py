@@ -1,12 +1,12 @@
 """The index of a folder of token shards: its files, their lengths and their checksums.
 
-The folder has the ids of each part in files of bounded size, `train-00000-00000.bin` (part, group of the corpus, number
-in the group), and `index.json`. Which documents a shard holds depends on the corpus and the tokenizer alone, so any
-process can build any shard. Several processes that build one folder each record theirs in an index of their own,
+The folder holds the ids of each part in files of bounded size, `train-00000-00000.bin` (part, group of the corpus,
+number in the group), and `index.json`. Which documents a shard holds depends on the corpus and the tokenizer alone, so
+any process can build any shard. Several processes that build one folder each record theirs in an index of their own,
 `index-00001-of-00004.json`; the folder is complete once these together have every shard of every group.
 
 The index is verified by its own SHA-256, and every shard by its size, whenever a folder is opened. The SHA-256 of the
-shards is verified up to `VERIFIED` bytes of them together; beyond, on request.
+shards is verified if they have at most `VERIFIED` bytes together, else on request.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class ShardKey(NamedTuple):
         """The key of a file of ids."""
         found = re.fullmatch(r"(\w+)-(\d{5,})-(\d{5,})\.bin", file)
         if found is None:
-            raise ValueError(f"{file} is no shard")
+            raise ValueError(f"{file} is not a shard")
         return cls(found[1], int(found[2]), int(found[3]))
 
 
@@ -94,7 +94,7 @@ class ShardIndex:
 
     @property
     def source(self) -> tuple:
-        """All that determines the shards: indexes with equal sources describe parts of one folder."""
+        """Everything that determines the shards: indexes with equal sources describe parts of one folder."""
         return self.fingerprint, self.tokenizer, self.dtype, self.parts, len(self.groups)
 
     @property
@@ -125,7 +125,7 @@ class ShardIndex:
         return np.dtype(self.dtype).itemsize * sum(shard.tokens for shard in self.shards.values())
 
     def add(self, other: "ShardIndex") -> None:
-        """Takes over what another index of the same folder knows."""
+        """Adds the entries of another index of the same folder."""
         self.shards |= other.shards
         self.groups = [mine or theirs for mine, theirs in zip(self.groups, other.groups, strict=True)]
 
@@ -209,7 +209,7 @@ def index_files(folder: Path) -> list[Path]:
 
 
 def joined(indexes: Iterable[ShardIndex]) -> ShardIndex | None:
-    """All that several indexes of a folder know; None without any.
+    """The union of several indexes of a folder; None without any.
 
     Raises:
         DataError: if they are of different corpora or tokenizers.

@@ -1,10 +1,10 @@
-"""The order by shard: a run can begin when its first shard is there, and needs each shard in one stretch.
+"""The order by shard: a run can begin once its first shard exists, and uses each shard in one stretch.
 
-The first epoch takes the shards as they are numbered, every further one in a seeded permutation. The windows of a shard
-are those of `TrainingWindows` over its tokens alone, permuted anew in each epoch: every token of a shard but its first
-is a target in every epoch. The windows of all shards of all epochs form one endless sequence, of which each step takes
-the next ones, as in `TrainingWindows`. It depends on the seed and the lengths of the shards up to the current one, not
-on what else was there when.
+The first epoch takes the shards by number, every later one in a seeded permutation. The windows of a shard are those
+of `TrainingWindows` over its tokens alone, permuted anew in each epoch: every token of a shard but its first is a
+target in every epoch. The windows of all shards of all epochs form one endless sequence, of which each step takes the
+next ones, as in `TrainingWindows`. The order depends on the seed and on the lengths of the shards up to the current
+one, not on the shards that existed at the time.
 """
 
 from collections.abc import Callable

@@ -19,8 +19,8 @@ from tinylm.locate import TOKENIZER, command
 from tinylm.tokenizer import Tokenizer, load_tokenizer
 
 MAPPED = 4  # shards kept open
-TRIES = 3  # at an index that is being replaced
-BEING_WRITTEN = re.compile(  # names in a folder that may get its index yet
+TRIES = 3  # attempts to read an index that is being replaced
+BEING_WRITTEN = re.compile(  # names in a folder that may still get an index
     rf"{re.escape(TOKENIZER)}|{re.escape(TEMPORARY)}.*|index.*\.json|\w+-\d+-\d+\.(bin|log_probs)"
 )
 
@@ -117,7 +117,7 @@ class RemoteFolder(ShardFolder):
 
 
 class ShardStream:
-    """The shards of a folder in order. What is not there yet is waited for.
+    """The shards of a folder in order. It waits for shards that do not exist yet.
 
     Args:
         folder: the folder

@@ -1,4 +1,4 @@
-"""StreamContent: token shards, trained on in the order by shard while they are built or downloaded."""
+"""StreamContent: training on token shards, one after the other, while they are built or downloaded."""
 
 import re
 from functools import cached_property
@@ -28,8 +28,8 @@ from tinylm.tokenizer import Tokenizer
 class StreamContent(Content):
     """A folder of `tinylm prepare tokens`, complete or not, on this machine or behind a URL.
 
-    Training takes its shards one after the other. The first shard of `val` (or `test`) is evaluated, since there may be
-    no others yet.
+    Training takes its shards one after the other. Evaluation reads the first shard of `val` (or `test`), since no
+    others may exist yet.
 
     Args:
         source: the folder
@@ -62,7 +62,7 @@ class StreamContent(Content):
 
     @cached_property
     def _checked(self) -> ShardStream:
-        """The shards, whose ids are those of the tokenizer in use."""
+        """The shards, after a check that the tokenizer in use made their ids."""
         recorded, used = self._find_tokenizer(), self.tokenizer
         if used.token_bytes[: recorded.vocab_size] != recorded.token_bytes:
             raise ConfigError(f"data.tokenizer: is not the one of the shards in {self.source}; leave it out")
@@ -83,7 +83,7 @@ class StreamContent(Content):
 
     @property
     def num_sequences(self) -> int:
-        """Windows in the shards known so far, at least those of a step if there are as many."""
+        """Windows in the shards known so far; waits for the windows of one step, if there are so many."""
         return self.order.known(self.settings.batch_size.final)
 
     @property
@@ -131,7 +131,7 @@ class StreamContent(Content):
 class StreamBatches(Dataset[Batch]):
     """Item i is this process's share of micro-batch i % accumulate of step i // accumulate.
 
-    All processes wait for all shards of a step before its first micro-batch, so that none waits within a step.
+    All processes wait for all shards of a step before its first micro-batch, so that no process waits within a step.
     """
 
     def __init__(self, stream: ShardStream, order: ShardOrder, accumulate: int, world_size: int, rank: int) -> None:

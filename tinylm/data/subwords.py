@@ -7,7 +7,7 @@ model; Provilkov et al. 2020, BPE dropout). Validation, samples and scores use t
 
 The token ids of a text are stored once, as always. Each row of a batch is segmented again when it is read, so this
 works for every source of text, and the draws are a pure function of (seed, step, row): they are the same after a
-resume and on any number of processes. Where the drawn tokens of a row exceed the context, the last ones are cut off.
+resume and on any number of processes. If the drawn tokens of a row exceed the context, the last ones are cut off.
 """
 
 from dataclasses import dataclass
@@ -52,11 +52,13 @@ class SampledRows(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         batch = self.batches[index]
         step, micro_step = divmod(index, self.accumulate)
-        first = (self.rank * self.accumulate + micro_step) * len(batch.inputs)  # of the rows of the step
+        first = (self.rank * self.accumulate + micro_step) * len(
+            batch.inputs
+        )  # number of this batch's first row within the step
         rows = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).numpy()
         for number, row in enumerate(rows):
             random = np.random.Generator(np.random.PCG64([self.seed, step, first + number]))
             ids = self.tokenizer.resample(row, self.alpha, random)
-            if len(ids) >= len(row):  # fewer are possible, where the draw is shorter than the one of `encode`
+            if len(ids) >= len(row):  # a draw may be shorter than the segmentation of `encode`
                 rows[number] = ids[: len(row)]
         return windows_batch(rows, batch.num_targets)

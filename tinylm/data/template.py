@@ -1,14 +1,14 @@
 """Templates: the tokens of a conversation, and which of them count in the loss.
 
-The assistant's messages and the end-of-text tokens behind them count; everything else is input only.
+The assistant's messages and the end-of-text tokens after them count; everything else is input only.
 
 Each turn is encoded by itself. If prompt and response were encoded as one text, a token could span both, and training
-would show the model prompts that never occur in generation. Encoded by turns, the ids that generation reads are always
-a prefix of those that training reads. For the same reason every record begins with the token that the generator puts
+would show the model prompts that never occur in generation. Encoded turn by turn, the ids read in generation are always
+a prefix of those read in training. For the same reason every record begins with the token that the generator puts
 before each prompt (`Marks.begin`; by default `<|endoftext|>`). A response that begins a new word must begin with the
 space.
 
-A public model's own template, which is written in Jinja, takes the place of `chat`: chat_template.py.
+The template of a public model, written in Jinja, replaces `chat`: chat_template.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ TooLong = Literal["error", "drop", "truncate"]
 
 @dataclass(frozen=True)
 class Template:
-    """The format of a conversation: the token that begins a text, then each turn behind the token of its role.
+    """The format of a conversation: the token that begins a text, then each turn after the token of its role.
 
     `Marks.end`, by default `<|endoftext|>`, ends every turn of the assistant, in all templates, so generation stops
     there by default.
@@ -45,7 +45,7 @@ class Template:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """The special tokens that a tokenizer must have; an end of text under another name counts as the first."""
+        """The special tokens that a tokenizer must have; an end-of-text token of another name counts too."""
         return (END_OF_TEXT, *filter(None, self.begins.values()))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -60,7 +60,7 @@ class Template:
         return [tokenizer.special_tokens[self.begins[role]]] if self.begins[role] else []
 
 
-# Nothing separates prompt and response: a newline or an "Answer:" that asks for the response belongs to the prompt.
+# Nothing separates prompt and response: a newline or an "Answer:" before the response belongs to the prompt.
 PAIRS = Template("pairs", {"user": "", "assistant": ""}, single=True)
 CHAT = Template("chat", {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"})
 TEMPLATES = {template.name: template for template in (PAIRS, CHAT)}
@@ -71,7 +71,7 @@ def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template | C
 
     Args:
         name: the value of `data.template`
-        tokenizer: the model's tokenizer, whose own chat template, if it has one, takes the place of `chat`
+        tokenizer: the model's tokenizer, whose own chat template, if any, replaces `chat`
     """
     if name == CHAT.name and tokenizer is not None and tokenizer.chat is not None:
         return ChatTemplate(tokenizer.chat)
@@ -82,7 +82,7 @@ def find_template(name: str, tokenizer: Tokenizer | None = None) -> Template | C
 
 
 def chat_template(tokenizer: Tokenizer) -> Template | ChatTemplate | None:
-    """The template of the conversations that a model knows; None if it was trained on none."""
+    """The template of the conversations that a model knows; None if it was not trained on conversations."""
     known = tokenizer.chat is not None or not tokenizer.lacking(CHAT.special_tokens)
     return find_template(CHAT.name, tokenizer) if known else None
 
@@ -130,7 +130,7 @@ class Preferred(Example):
 
 
 def encode_turns(tokenizer: Tokenizer, turns: Sequence[Turn], template: Template | ChatTemplate) -> Example:
-    """The tokens of a conversation. The assistant's messages and the end-of-text tokens behind them count.
+    """The tokens of a conversation. The assistant's messages and the end-of-text tokens after them count.
 
     Special tokens come from the template only: their names within a message are encoded as plain text.
 
@@ -183,7 +183,7 @@ def use_template(generator: Any, template: Template | ChatTemplate) -> None:
 
 
 def stop_after_turns(tokenizer: Tokenizer, template: Template | ChatTemplate) -> Tokenizer:
-    """The tokenizer with the token that ends the assistant's turns, if it was not one, among its stops."""
+    """The tokenizer, with the token that ends the assistant's turns added to its stops."""
     end = template.end_of_turn(tokenizer) if isinstance(template, ChatTemplate) else None
     marks = tokenizer.marks
     if end is None or end in marks.stops:

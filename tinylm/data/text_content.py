@@ -46,7 +46,7 @@ class WindowContent(Content):
 
     @property
     def _separator(self) -> int | None:
-        """The token that separates documents which windows begin with; None if they may begin anywhere."""
+        """The token that separates documents if windows begin with a document; None if they may begin anywhere."""
         return self.tokenizer.end_of_text if self.short_documents else None
 
     @property
@@ -55,7 +55,7 @@ class WindowContent(Content):
         return "val" in self.tokens
 
     def _missing(self, part: str) -> str:
-        """The problem of a part that there is none of."""
+        """The error message for a missing part."""
         fractions = "two fractions, such as [0.9, 0.1]" if part == "val" else "three fractions, such as [0.8, 0.1, 0.1]"
         return f"data.split has no {part} part: give {fractions}" + (", or data.val" if part == "val" else "")
 
@@ -123,11 +123,11 @@ class WindowContent(Content):
         return EvaluationBatches(tokens, rows, batch_size, world_size, rank)
 
 
-Text = str | Items | Corpus  # a name or path, texts of a Python object, or a corpus of one's own
+Text = str | Items | Corpus  # a name or path, texts of a Python object, or the user's own corpus
 
 
 def open_text(given: Text, settings: Settings, split: tuple[float, ...]) -> Corpus:
-    """Opens a text in parts; of a corpus that has parts of its own, the fractions do not matter."""
+    """Opens a text in parts; the fractions are ignored if the corpus has its own parts."""
     if isinstance(given, Items):
         return MemoryCorpus(given, split, settings.reading)
     if isinstance(given, Corpus):
@@ -139,7 +139,7 @@ def open_text(given: Text, settings: Settings, split: tuple[float, ...]) -> Corp
 class TextContent(WindowContent):
     """A corpus, encoded by its tokenizer.
 
-    A text of which the default split leaves fewer than two tokens to validate on is trained on as a whole.
+    If the default split leaves fewer than two validation tokens, the whole text is used for training.
 
     Args:
         source: the text
@@ -235,7 +235,7 @@ class TextContent(WindowContent):
 
 
 def lacks_validation(tokens: dict[str, Tokens], split: tuple[float, ...], source: str) -> bool:
-    """Whether the default split leaves too little to validate on, which is then trained on; remarked on."""
+    """Whether the default split leaves too little for validation; prints a notice, and all is used for training."""
     few = split == DEFAULT_SPLIT and len(tokens["val"]) < 2 <= sum(map(len, tokens.values()))
     if few:
         notice(f"data.corpus: {source}: too short for a validation part; data.val or data.split would give it one")

@@ -40,7 +40,7 @@ class TokenArray:
             return self._take(np.asarray(index))
         start, stop, step = index.indices(len(self))
         if step != 1:
-            raise IndexError(f"a slice of tokens has step 1, got {step}")
+            raise IndexError(f"a slice of tokens must have step 1, got {step}")
         bounds = zip(self.pieces, self._bounds, strict=False)
         return TokenArray([piece[max(start - first, 0) : max(stop - first, 0)] for piece, first in bounds])
 
@@ -64,7 +64,7 @@ class TokenArray:
             number, offset, done = number + 1, 0, done + len(found)
 
     def _take(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens at positions, of which negative ones count from the end."""
+        """The tokens at positions; negative positions count from the end."""
         positions = np.where(positions < 0, positions + len(self), positions)
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
             raise IndexError(f"positions must be within the {len(self):,} tokens")
@@ -106,7 +106,7 @@ def first_position(tokens: Tokens, token: int, start: int) -> int | None:
 def read_windows(tokens: Tokens, starts: np.ndarray, length: int) -> np.ndarray:
     """The windows of `length` tokens that begin at `starts`, int64 (starts, length).
 
-    A window that begins at -1 begins with the last token and goes on with the first.
+    A window that begins at -1 begins with the last token and continues with the first.
 
     Raises:
         IndexError: if a window reaches beyond the tokens.

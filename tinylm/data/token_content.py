@@ -27,14 +27,14 @@ BLOCK = 1 << 24  # ids read at a time
 
 
 class TokenContent(WindowContent):
-    """Token ids of each split, as they are.
+    """Token ids of each split, used as given.
 
     Args:
         tokens: part -> ids, (tokens,), of any integer type; documents end with the tokenizer's `<|endoftext|>`
-        tokenizer: the tokenizer that the ids are of
+        tokenizer: the tokenizer that made the ids
         source: the name of the data, for messages
         settings: options of the data module
-        fingerprint: SHA-256 of everything that determines the ids. Default: that of the ids
+        fingerprint: SHA-256 of everything that determines the ids. Default: the SHA-256 of the ids
         short_documents: whether windows begin with a document
 
     Raises:
@@ -106,7 +106,7 @@ def fingerprint_of(ids: Tokens) -> str:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """A Python object that gives token ids: one long sequence, or those of each document.
+    """A Python object that gives token ids: one long sequence, or one for each document.
 
     Attributes:
         given: the object
@@ -122,13 +122,13 @@ class TokenSource:
         """The ids of each document, or the one long sequence, which is not copied.
 
         Raises:
-            DataError: if a document is no sequence of ids, or has an id that is not in the vocabulary.
+            DataError: if a document is not a sequence of ids, or has an id that is not in the vocabulary.
         """
         return read_ids(self.given, tokenizer) if isinstance(self.given, Items) else self.given
 
 
 def token_source(given: Any, field: str, option: str) -> TokenSource | Items:
-    """The token ids of a Python object, or its items if they are no ids."""
+    """The token ids of a Python object, or its items if they are not ids."""
     if isinstance(given, torch.Tensor) and given.ndim == 1:
         given = given.detach().cpu().numpy()
     if isinstance(given, TokenArray) or (
@@ -165,7 +165,7 @@ def read_ids(items: Items, tokenizer: Tokenizer) -> list[np.ndarray]:
 
 
 def join_ids(documents: list[np.ndarray], end: int | None) -> np.ndarray:
-    """The ids of documents one after the other; of several, each ends with `end`, unless that is None."""
+    """The ids of documents one after the other; if there are several, each ends with `end`, unless that is None."""
     several = end is not None and len(documents) > 1
 
     def each() -> Iterator[np.ndarray]:
@@ -178,7 +178,7 @@ def join_ids(documents: list[np.ndarray], end: int | None) -> np.ndarray:
 
 
 def split_ids(given: list[np.ndarray] | Tokens, split: tuple[float, ...], end: int | None) -> dict[str, Tokens]:
-    """The ids of each part: of documents as a text is split, by ids in place of characters.
+    """The ids of each part: documents are split like a text, by ids instead of characters.
 
     Args:
         given: the ids of each document, or one long sequence
@@ -196,10 +196,10 @@ def split_ids(given: list[np.ndarray] | Tokens, split: tuple[float, ...], end: i
 
 
 def tokenizer_of_ids(spec: str | Part, cache_dir: Path) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names, for ids that it has made.
+    """The tokenizer that `data.tokenizer` names, for ids that it made.
 
     Raises:
-        ConfigError: for a kind that would have to be learned from a text.
+        ConfigError: for a kind that would first have to be trained on a text.
     """
     if isinstance(spec, str) and is_tokenizer_file(spec):
         return load_tokenizer(spec)

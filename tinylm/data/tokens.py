@@ -47,7 +47,7 @@ def is_tokenizer_file(spec: str) -> bool:
 
 
 def own_tokenizer(part: Part) -> Tokenizer | None:
-    """The tokenizer of a plug-in; None for a class to be trained, of which `init_args` lacks arguments."""
+    """The tokenizer of a plug-in; None for a class to be trained, whose arguments `init_args` does not complete."""
     found = part.load("data.tokenizer")
     if isinstance(found, type) and issubclass(found, Tokenizer):
         arguments = inspect.signature(found).parameters.values()
@@ -57,7 +57,7 @@ def own_tokenizer(part: Part) -> Tokenizer | None:
     made = part.make(field="data.tokenizer")
     if not isinstance(made, Tokenizer):
         kind = type(made).__name__
-        raise ConfigError(f"data.tokenizer: {part} gives {kind}, which is no subclass of tinylm.tokenizer.Tokenizer")
+        raise ConfigError(f"data.tokenizer: {part} gives {kind}, which is not a subclass of tinylm.tokenizer.Tokenizer")
     return made
 
 
@@ -71,7 +71,7 @@ def resolve_tokenizer(spec: str | Part, corpus: Corpus, cache_dir: Path) -> Toke
         cache_dir: a trained tokenizer is saved in its `tokenizers` folder, so that all processes of a job share it
 
     Raises:
-        ConfigError: if the kind is unknown, or has no vocabulary size but one is given.
+        ConfigError: if the kind is unknown, or a vocabulary size is given for a kind without one.
         MissingInputError: if the file does not exist, or a vocabulary cannot be downloaded.
     """
     if isinstance(spec, Part):
@@ -136,7 +136,7 @@ def _own_options(part: Part, corpus: Corpus) -> dict[str, Any]:
 
 
 def _meant(spec: str) -> str | None:
-    """The `data.tokenizer` that is written as `gpt2` or `bpe1024`; None if there is none."""
+    """The value of `data.tokenizer` probably meant by `gpt2` or `bpe1024`; None if there is none."""
     published = spec.lower().replace("-", "")
     if published in VOCABULARIES or published in OTHER_NAMES:
         return f"tiktoken:{OTHER_NAMES.get(published, published)}"
@@ -162,7 +162,7 @@ def _learn(kind: type[Tokenizer], corpus: Corpus, options: dict[str, Any]) -> To
             tokenizer = kind.train_from_streams(corpus.documents("train"), **options, **more)
     seconds = time.monotonic() - started
     asked = options.get("vocab_size", 0)
-    fewer = f": it has no more of the {asked:,} asked for" if tokenizer.vocab_size < asked else ""
+    fewer = f": the text has no more ({asked:,} were requested)" if tokenizer.vocab_size < asked else ""
     if seconds > 1 or fewer:
         notice(f"learned {tokenizer.vocab_size:,} tokens from {corpus.name} ({seconds:.1f} s){fewer}")
     return tokenizer
@@ -192,7 +192,8 @@ def open_log_probs(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path) -> dic
     Arguments and errors are those of `open_tokens`.
 
     Returns:
-        part -> nats, float64 (documents,), for all parts except training; an empty dict if the corpus knows none
+        part -> nats, float64 (documents,), for all parts except training; an empty dict if the corpus does not know
+        them
     """
     known = parts_with_log_probs(corpus)
     found = read_log_probs(*open_cache(corpus, tokenizer, cache_dir)) if known else {}
@@ -240,7 +241,7 @@ def open_cache(
 
 
 def _slug(name: str) -> str:
-    """Makes a file name from a corpus's name; paths get a digest, since different ones may share a stem."""
+    """Makes a file name from a corpus's name; paths get a digest, since different paths may share a stem."""
     if name in NAMES:
         return name
     whole = name if "://" in name else str(Path(name).absolute())

@@ -8,17 +8,17 @@ from typing import Any
 from tinylm.errors import ConfigError
 
 NO_END = (
-    "trainer.max_steps: missing; set it or trainer.max_epochs, by which the learning rate falls "
+    "trainer.max_steps: missing; set it or trainer.max_epochs: the schedule needs the length of the run "
     "(trainer.max_time may end the run earlier)"
 )
 
 
 class TrainerSettings:
-    """Changes the settings of a trainer, each trainer once."""
+    """Changes the settings of a trainer, once per trainer."""
 
     def __init__(self) -> None:
         self._converted: Any = None  # the trainer whose intervals are in micro-batches
-        self._set_aside: dict[str, Any] = {}  # the settings of validations, while there are none
+        self._set_aside: dict[str, Any] = {}  # the settings of validations while they are switched off
 
     def is_new(self, trainer: Any) -> bool:
         """Whether the intervals of this trainer still count optimizer steps."""
@@ -73,13 +73,13 @@ def _micro_batches(interval: Any, steps: int, accumulate: int) -> Any:
 
 
 def steps_per_epoch(trainer: Any, steps: int) -> int:
-    """Optimizer steps in an epoch of a converted trainer, of `steps` in an epoch of the data."""
+    """Optimizer steps in an epoch of a converted trainer; `steps` are those in an epoch of the data."""
     limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
     return min(steps, limit // accumulate) if isinstance(limit, int) else steps
 
 
 def steps_of_run(trainer: Any, epoch: int) -> int:
-    """Optimizer steps of the whole run, from `epoch`, those of one epoch.
+    """Optimizer steps of the whole run; `epoch` are those of one epoch.
 
     Lightning's own estimate builds the training loader, which must wait until a checkpoint has been restored.
     """
@@ -91,7 +91,7 @@ def steps_of_run(trainer: Any, epoch: int) -> int:
 
 
 def fixed_steps(trainer: Any, option: str) -> int:
-    """Optimizer steps of a run without epochs of one length, because of `option`."""
+    """Optimizer steps of a run whose epochs vary in length because of `option`."""
     if trainer.max_steps < 0:
         raise ConfigError(f"trainer.max_steps: missing; with {option} an epoch has no fixed number of steps")
     if trainer.max_epochs not in (None, -1):

@@ -1,7 +1,7 @@
-"""Reading over a network: a connection that breaks is opened again at the byte where it ended.
+"""Reading over a network: a broken connection is reopened at the byte where it ended.
 
-`resumed` does so for any kind of connection. HTTP is here, by the standard library: fsspec's HTTP starts anew when a
-connection breaks, and cannot resume at all where a server has no byte ranges.
+`resumed` does so for any kind of connection. HTTP is implemented here with the standard library: fsspec's HTTP starts
+over when a connection breaks, and cannot resume at all if a server has no byte ranges.
 """
 
 import http.client
@@ -17,14 +17,14 @@ from tinylm.errors import DataError, MissingInputError, TinyLMError, notice
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18  # bytes per read
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each attempt, since the last byte received
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that may be over in a moment
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses of errors that may pass
 UNREACHABLE = ("ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError", "ConnectError")
 LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "httpx", "httpcore", "urllib3", "requests", "gcsfs", "google")
 
 
 @dataclass(frozen=True)
 class State:
-    """Size and version, which tell one content of a file from another.
+    """Size and version, which distinguish one content of a file from another.
 
     Attributes:
         size: bytes as stored; None if unknown
@@ -35,7 +35,7 @@ class State:
     version: str | None = None
 
     def differs(self, other: "State") -> bool:
-        """Whether something that both know is different."""
+        """Whether a value that both know is different."""
         pairs = ((self.size, other.size), (self.version, other.version))
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
@@ -59,7 +59,7 @@ Connect = Callable[[int, int | None], Connection]  # of the first byte, and the 
 
 
 class ChangedError(DataError):
-    """A file is not the one it was."""
+    """A file has changed."""
 
     def __init__(self, name: str, before: State, now: State) -> None:
         sizes = f"{before.size:,} bytes before, {now.size:,} now" if before.size != now.size else "it was written to"
@@ -69,7 +69,7 @@ class ChangedError(DataError):
 def resumed(
     name: str, connect: Connect, known: State | None = None, begin: int = 0, end: int | None = None
 ) -> Generator[bytes, None, None]:
-    """Bytes `begin` to `end` of a file. After an interruption it goes on at the byte where it stopped.
+    """Bytes `begin` to `end` of a file. After an interruption, reading continues at the byte where it stopped.
 
     Args:
         name: the file's name in messages
@@ -104,12 +104,12 @@ def resumed(
             if wait is None or not transient(error) or (unreachable(error) and not reached):
                 raise
             release(error)
-            notice(f"{name}: interrupted at byte {position:,} ({reason(error)}); going on in {wait:g} s")
+            notice(f"{name}: interrupted at byte {position:,} ({reason(error)}); continuing in {wait:g} s")
         time.sleep(wait)
 
 
 def patient(name: str, call: Callable[[], State]) -> State:
-    """The result of a call that is repeated after an error that may be over in a moment."""
+    """The result of a call that is repeated after a transient error."""
     waits = iter(WAITS)
     while True:
         try:
@@ -124,7 +124,7 @@ def patient(name: str, call: Callable[[], State]) -> State:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether a network error may be over in a moment."""
+    """Whether a network error may pass."""
     status = http_status(error)
     if isinstance(error, TinyLMError) or any(each in type(error).__name__ for each in ("Credentials", "Profile")):
         return False
@@ -138,14 +138,14 @@ def transient(error: BaseException) -> bool:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The state of the HTTP response in an error of any library; None if there is none."""
+    """The HTTP status in an error of any library; None if there is none."""
     response = getattr(error, "response", None)
     found = (getattr(error, "code", None), getattr(error, "status", None), getattr(response, "status_code", None))
     return next((each for each in found if isinstance(each, int) and each >= 400), None)
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether there is no server to speak to."""
+    """Whether the server cannot be reached."""
     cause = getattr(error, "reason", error)
     return isinstance(cause, socket.gaierror | ConnectionRefusedError) or type(error).__name__ in UNREACHABLE
 
@@ -182,7 +182,7 @@ def http_connect(url: str) -> Connect:
 
 
 def http_state(response: http.client.HTTPResponse) -> State:
-    """The size and the version of the file that a response is about."""
+    """The size and the version of the file in a response."""
     size = response.headers.get("Content-Length")
     if response.status == 206:
         size = response.headers.get("Content-Range", "").rpartition("/")[2]

@@ -1,7 +1,7 @@
-"""Answers of a model to prompts: how many greedy answers match the expected ones exactly, and the loss on these.
+"""Exact match: the share of greedy answers that equal the expected ones, and the loss on the expected answers.
 
 Prompts and answers arrive as tokens, encoded as for training (data/template.py). An answer ends with the end-of-text
-token; white space around it is ignored. Left out: answers that mean the same in other words.
+token; white space around it is ignored. Left out: paraphrases of the expected answer.
 """
 
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def score_answers(
     Args:
         model: the network
         tokenizer: the model's
-        examples: token ids of prompt and answer, (n,), and a mask of those that are the answer's, bool (n,)
+        examples: token ids of prompt and answer, (n,), and a mask of the answer's ids, bool (n,)
         batch_size: examples read at once
 
     Raises:

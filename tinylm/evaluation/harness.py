@@ -1,7 +1,7 @@
 """Models for lm_eval, EleutherAI's evaluation harness, so that any of its tasks measures a model of tinylm.
 
-`make_harness_model` gives an object for `lm_eval.simple_evaluate`. It reads texts as the model was trained to: behind
-the token that begins a text. A text longer than the context is read as lm_eval's own models do, in windows that predict
+`make_harness_model` gives an object for `lm_eval.simple_evaluate`. It reads texts as in training, after
+the token that begins a text. A text longer than the context is read as by lm_eval's own models, in windows that predict
 each token once; `tinylm score --stride CONTEXT` uses the same windows.
 
 Left out: chat templates, and tasks that need an API or a logits processor.
@@ -78,7 +78,7 @@ class HarnessModel:
         return self._end
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, behind the token that begins one unless `add_special_tokens` is false."""
+        """The ids of a text, after the token that begins a text unless `add_special_tokens` is false."""
         ids = self.own_tokenizer.encode(string)
         return ids if add_special_tokens is False else [*self.begin, *ids]
 

@@ -1,9 +1,9 @@
 """The log probability of each token of a text. Every score, loss and table of this package is computed from it.
 
-A sequence longer than the context is read in overlapping windows. Each window begins `stride` tokens after the one
-before, except for the last one, which ends with the sequence. A token counts in the first window that predicts it, so
+A sequence longer than the context is read in overlapping windows. Each window begins `stride` tokens after the
+previous one, except for the last, which ends with the sequence. A token counts in the first window that predicts it, so
 that after the first window every token is predicted from at least `context - stride` tokens. A small stride gives
-tokens more context, and takes longer.
+tokens more context but takes longer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +100,7 @@ def double(tensor: Tensor) -> Tensor:
 
 
 def document_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The tokens of a text read as one document: the token that begins a text, if there is one, and the text's."""
+    """The tokens of a text read as one document: the token that begins a text, if any, and the tokens of the text."""
     return np.concatenate([np.array(tokenizer.opening, dtype=np.int64), tokenizer.encode_array(text)])
 
 

@@ -35,7 +35,7 @@ class Score:
     def bits_per_byte(self) -> float:
         """The loss in a unit that does not depend on the tokenizer. DataError if no token stands for text."""
         if not self.bytes:
-            raise DataError("the text has no byte that a token stands for, such as unknown words alone; give another")
+            raise DataError("no token stands for a byte of the text, as with unknown words only; give another text")
         return self.nats / math.log(2) / self.bytes
 
 
@@ -52,7 +52,7 @@ def score_text(
     Args:
         model: the network
         tokenizer: the model's
-        text: what to predict; if the tokenizer begins texts with no token, all but the first token
+        text: the text to predict; if the tokenizer has no token that begins a text, all but the first token
         stride: as for `token_log_probs`
         batch_size: windows read at once
 

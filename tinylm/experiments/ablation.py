@@ -31,12 +31,12 @@ UNITS = ("steps", "tokens", "flops", "seconds")
 BASE = "base"
 DECIDED = {"seed_everything": "seeds", "trainer.max_steps": "budget", "trainer.max_epochs": "budget",
            "trainer.max_time": "budget", "run.name": "name", "run.dir": "--out"}  # fmt: skip
-"""Options that a variant cannot set, and what does."""
+"""Options that a variant cannot set, and the entry that sets them."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant: its name, and the options in which it departs from the base."""
+    """A variant: its name, and the options in which it differs from the base."""
 
     name: str
     options: dict[str, Any]
@@ -44,7 +44,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of each run: so many steps, tokens, FLOPs or seconds of training."""
+    """The length of each run, in steps, tokens, FLOPs or seconds of training."""
 
     unit: str
     amount: float
@@ -55,7 +55,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """An ablation as its file describes it.
+    """An ablation, as described by its file.
 
     Attributes:
         path: the file
@@ -74,7 +74,7 @@ class Ablation:
     budget: Budget
 
     def trial(self, variant: Variant, name: str, words: Iterable[str] = (), **options: Any) -> Trial:
-        """A run of a variant. Further options, whose dots are written as two underscores, override the variant's."""
+        """A run of a variant. Further options override the variant's; their dots are written as two underscores."""
         chosen = copy.deepcopy(variant.options)
         for key, value in options.items():
             *sections, last = key.split("__")
@@ -167,7 +167,7 @@ def _listed(path: Path, given: Any) -> list[Variant]:
 
 
 def _crossed(path: Path, given: Any) -> list[Variant]:
-    """The variants of a grid, called after their values."""
+    """The variants of a grid, named after their values."""
     require(isinstance(given, dict) and len(given) > 0, f"{path}: grid must have options with a list of values each")
     for name, values in given.items():
         full = isinstance(values, list) and len(values) > 0
@@ -182,7 +182,7 @@ def _crossed(path: Path, given: Any) -> list[Variant]:
 
 
 def _variant(where: str, name: str, options: dict[str, Any]) -> Variant:
-    """A variant whose options do not decide what the file decides for all."""
+    """A variant, after a check that it does not set what the file sets for all."""
     try:
         Trial(name=run_name(name, 0), configs=(), options=options)
         flat = planned_options(Trial(name="x", configs=(), options=options))
@@ -195,7 +195,7 @@ def _variant(where: str, name: str, options: dict[str, Any]) -> Variant:
 
 
 def _with_reference(path: Path, base: tuple[str, ...], variants: list[Variant]) -> tuple[tuple[Variant, ...], str]:
-    """The variants, and the one that is the base: it changes nothing, or is added."""
+    """The variants and the name of the base among them: the variant that changes nothing, added if there is none."""
     names = [each.name.lower() for each in variants]
     for each in variants:
         require(names.count(each.name.lower()) == 1, f"{path}: {each.name}: two variants have this name; change one")

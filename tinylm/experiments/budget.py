@@ -13,7 +13,7 @@ from tinylm.errors import ConfigError
 TIMES = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 NUMBER = r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?)"
-LEAST = 20  # seconds, in which a run starts, measures and ends
+LEAST = 20  # seconds that a run takes to start, measure and end
 EXAMPLES = "as in 10min, 90s, 2h or 1e15flops"
 
 
@@ -42,7 +42,7 @@ class Budget:
             raise ConfigError(f"--budget must be a time or a number of operations, {EXAMPLES}, got {text!r}")
         if amount * scale < LEAST:
             raise ConfigError(
-                f"--budget must be at least {LEAST} seconds, in which a run starts and ends, got {text!r}"
+                f"--budget must be at least {LEAST} seconds, since a run takes as long to start and end, got {text!r}"
             )
         return cls(seconds=amount * scale)
 

@@ -37,7 +37,7 @@ def check_variants(ablation: Ablation, check: Callable[[list[str]], None], words
 def check_parts(planned: dict[str, Any]) -> None:
     """Creates the configs of network, optimizer and schedule from planned options; they check their values.
 
-    Left out: the network that follows a base model, classes of the user's own, and their networks.
+    Left out: the network of a base model, the user's own classes, and their networks.
     """
     from tinylm.model import ModelConfig  # PyTorch takes a second
     from tinylm.optim.optimizer import OptimizerConfig
@@ -57,7 +57,7 @@ def check_parts(planned: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> Any:
-    """A number that YAML takes for text, such as 1e-3; any other value as it is."""
+    """A number that YAML reads as text, such as 1e-3; any other value unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""The coordinate check of muP (Yang et al. 2022, appendix D.1): does a step change activations equally at any width?
+"""The coordinate check of muP (Yang et al. 2022, appendix D.1): does a step change activations equally at every width?
 
 Networks of several widths take the same few steps. For every place in them, the mean absolute change of an activation
 is compared over the widths: the slope of its logarithm over that of the width is 0 in the limit of wide networks with
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCORES, LOGITS = "scores", "logits"  # beside `PLACES`: scaled products of queries and keys
 TOLERANCE = 0.2
-"""Largest slope, up or down, that passes. Of few widths and steps it is not exactly the limit's."""
+"""Largest absolute slope that passes. With few widths and steps, slopes are not exactly those of the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,10 @@ class Coordinates:
 
 
 def at_width(config: ModelConfig, width: int, *, mup: bool) -> ModelConfig:
-    """A config at another width: as many more heads of the same dimension, and a feed-forward layer as much wider.
+    """A config at another width: more heads of the same dimension, and a feed-forward layer wider in proportion.
 
     Args:
-        config: the config; its learning rate is right at `mup_base_width`, or at its own width
+        config: the config; its learning rate was chosen at `mup_base_width`, or at its own width
         width: `d_model`
         mup: with muP, or without
     """
@@ -136,7 +136,7 @@ def _activations(model: TransformerLM, batch: Batch) -> dict[str, list[Tensor]]:
     with watching_activations(model, lambda place, _, values: found[place].append(values)):
         documents = documents_apart(model.config, batch.inputs, None, batch.documents)
         found[LOGITS] = [model(batch.inputs, documents=documents)]
-    if model.config.norm_placement == "post":  # the last block ends in the norm that muP makes smaller
+    if model.config.norm_placement == "post":  # the last block ends in the norm that muP scales down
         found["stream"][-1] = found["stream"][-1] * width_ratio(model.config)
     model.train()
     for block, kernel in zip(blocks_of(model), kernels, strict=True):

@@ -1,6 +1,6 @@
-"""Accelerators by name: peak operations per second, memory and its bandwidth, as their makers state them.
+"""Accelerators by name: peak operations per second, memory and its bandwidth, as stated by the makers.
 
-Peaks are those of dense products; the larger figure of a data sheet is for sparse ones. Sources: docs/estimate.md.
+Peaks are for dense products; the larger figures in data sheets are for sparse ones. Sources: docs/estimate.md.
 """
 
 from dataclasses import dataclass, replace
@@ -73,11 +73,11 @@ DEVICES = _table(  # 16 bits and float32 in TFLOP/s, memory in GB, bandwidth in 
 
 
 def find_device(name: str | None, peak_flops: float | None = None, memory: float | None = None) -> Device:
-    """A device by name, with other figures where they are given.
+    """A device by name; given figures replace those of the table.
 
     Args:
         name: a name of the table, or cpu, cuda, mps or auto: this machine's own. None: auto, or, with a peak and a
-            memory, one that the table lacks
+            memory, a device that the table lacks
         peak_flops: peak FLOP/s in the precision of the run
         memory: GB
 
@@ -111,5 +111,5 @@ def this_machine(name: str) -> Device:
     """The device of this machine that `fit` would use, or the one of this kind."""
     kind = device_kind(name)
     if kind != "cpu" and not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind):
-        raise ConfigError(f"--device {name}: this machine has none; take cpu, or one of {', '.join(DEVICES)}")
+        raise ConfigError(f"--device {name}: this machine has none; use cpu, or one of {', '.join(DEVICES)}")
     return Device(name=HERE, memory=device_memory(torch.device(kind)), on_cpu=kind == "cpu")

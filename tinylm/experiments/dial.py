@@ -1,8 +1,9 @@
-"""One dial: the run that makes the best of a budget, chosen by the scaling law and the speed of this machine.
+"""One dial: the best run for a budget, chosen by the scaling law and the speed of this machine.
 
-A time is spent by measuring a few sizes for moments each: the law says what each would reach in the time that is left,
-and the best one is taken. Sizes, learning rate and batch are those of the law's own runs (grid.py). Whatever the user
-fixes holds; then, or with another text, the law still chooses the size, but its loss is no promise.
+For a budget of time, the speed of a few sizes is measured briefly. The law predicts the loss that each size would reach
+in the remaining time, and the best one is chosen. Sizes, learning rate and batch are those of the law's own runs
+(grid.py). Options that the user sets are kept. With such options, or with another text, the law still chooses the size
+but does not predict the loss.
 """
 
 import math
@@ -29,27 +30,27 @@ BATCH = 4  # sequences of the law's runs
 STORY = 103  # tokens, in the mean
 EPOCHS = 2.0  # most passes over the stories
 ENCODING = 0.0007  # seconds a story
-FOR_DATA = 0.04  # share of a time that encoding may take
+FOR_DATA = 0.04  # share of the time that encoding may take
 VAL_STORIES = 160  # as in small.yaml
-START, END = 0.2, 0.4  # times of a run before its first step, and after the last validation, in that of the imports
-VALIDATION = 0.06  # that of a validation besides its tokens: checkpoint, sample
-FORWARD = 0.4  # time of a token of a validation, in that of a token trained on
-LEAST_STEPS = 40  # in which a run can be said to learn
-WIDEST = 128  # of the law's runs, in which the learning rate was looked for; wider networks take it by muP
+START, END = 0.2, 0.4  # time before the first step, and after the last validation, as a multiple of the import time
+VALIDATION = 0.06  # time of a validation's checkpoint and sample, as a multiple of the import time
+FORWARD = 0.4  # time of a validation token, as a multiple of that of a training token
+LEAST_STEPS = 40  # fewest steps of a run
+WIDEST = 128  # largest width for which the learning rate was searched; wider networks transfer it by muP
 WIDTHS = (*range(16, WIDEST, 8), *range(WIDEST, 2049, 32))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A run, and what to expect of it.
+    """A run, and its expected results.
 
     Attributes:
         values: its config
         parameters: parameters of the network
         tokens: tokens to train on
         epochs: passes over the training text
-        expected: validation loss in nats per token; None if the law does not know
-        floor: the lowest possible one; None if it is unknown
+        expected: validation loss in nats per token; None if the law does not predict it
+        floor: the lowest possible loss; None if it is unknown
         seconds: from the start of the command to its end
         memory: bytes of the process at its peak
         reason: why no loss is expected
@@ -71,13 +72,13 @@ class Dial:
 
     Args:
         budget: the budget
-        given: options that the user fixes, by dotted name
+        given: options that the user sets, by dotted name
         started: when the command was started, in the seconds of `time.perf_counter`
     """
 
     def __init__(self, budget: Budget, given: dict[str, Any], started: float) -> None:
         self.budget, self.given, self.started = budget, given, started
-        self.imports = max(time.perf_counter() - started, 1.0)  # seconds, by which the speed of all else is judged
+        self.imports = max(time.perf_counter() - started, 1.0)  # seconds, the measure of this machine's speed
         self.law: Law = load()
         self.device: Device = this_machine(str(given.get("trainer.accelerator", "auto")))
         self.kind = "cpu" if self.device.on_cpu else device_kind("auto")
@@ -97,7 +98,7 @@ class Dial:
         return f"stories:{min(max(round(stories / size) * size, 8000), 200_000)}"
 
     def _rough_tokens(self) -> float:
-        """Tokens that the budget would train on, by a guess of the speed."""
+        """Tokens that the budget allows for training, at a guessed speed."""
         if self.budget.parameters is not None:
             return self._tokens_of_size(self.budget.parameters)
         flops = self.budget.flops or 3e10 * (self.budget.seconds or 0.0)
@@ -133,12 +134,12 @@ class Dial:
     # --- sizes
 
     def network(self, width: int) -> ModelConfig:
-        """The network of a width, with what the user fixes."""
+        """The network of a width, with the options that the user sets."""
         own = self._below("model.network")
         return ModelConfig.from_dict({**self.shape(width), **own, "vocab_size": self.data.vocab_size})
 
     def shape(self, width: int) -> dict[str, Any]:
-        """The options of the network of a width: the law's up to `WIDEST`, and beyond it those that muP asks for."""
+        """The options of the network of a width: those of the law up to `WIDEST`, beyond it those that muP requires."""
         shape = {"d_model": width, "num_layers": LAYERS, "num_heads": HEADS, "max_seq_len": self.context}
         if width <= WIDEST:
             return shape
@@ -167,13 +168,13 @@ class Dial:
         )
 
     def optimizer(self, width: int, steps: int = 1000) -> OptimizerConfig:
-        """The optimizer of a run: that of the law's runs."""
+        """The optimizer of a run, the same as in the law's runs."""
         lr = learning_rate(min(width, WIDEST), steps)
         options: dict[str, Any] = {"name": "muon", "lr": lr, "weight_decay": 0.1, "momentum": 0.9}
         return OptimizerConfig(**(options | self._below("model.optimizer")))
 
     def choose_width(self) -> int:
-        """The width of the lowest expected loss."""
+        """The width with the lowest expected loss."""
         if self.budget.parameters is not None:
             wanted = self.budget.parameters
             return min(self.widths, key=lambda width: abs(math.log(parameter_count(self.network(width)) / wanted)))
@@ -189,7 +190,7 @@ class Dial:
         return width
 
     def _best_width(self, tokens: Callable[[int], float]) -> int:
-        """The width of the lowest expected loss, among those that could take some steps."""
+        """The width with the lowest expected loss, among those that could take enough steps."""
         counts = {width: tokens(width) for width in self.widths}
         usable = [width for width, count in counts.items() if count >= LEAST_STEPS * self.step_tokens]
         return min(
@@ -204,19 +205,19 @@ class Dial:
     # --- time
 
     def _tokens_in_time(self, width: int) -> float:
-        """Tokens that a width could train on in the time that is left."""
+        """Tokens that a width could train on in the remaining time."""
         assert self.budget.seconds is not None
         left = self.budget.seconds - (time.perf_counter() - self.started) - self._seconds_beside(width)
         return max(left, 0.0) / self._guess_seconds(width) * self.step_tokens
 
     def _guess_seconds(self, width: int) -> float:
-        """Seconds of a step: measured, or on the line through the two nearest measurements, over operations."""
+        """Seconds of a step: measured, or interpolated linearly in operations from the two nearest measurements."""
         if width in self.speeds:
             return self.speeds[width]
         cost = {each: self._flops(each) for each in self.speeds}
         near = sorted(cost, key=lambda each: abs(math.log(cost[each] / self._flops(width))))[:2]
         first = near[0]
-        if len(near) == 1:  # operations of larger matrices are faster
+        if len(near) == 1:  # larger matrices compute faster per operation
             return self.speeds[first] * (self._flops(width) / cost[first]) ** 0.7
         slope = (self.speeds[near[1]] - self.speeds[first]) / (cost[near[1]] - cost[first])
         guess = self.speeds[first] + max(slope, 0.0) * (self._flops(width) - cost[first])
@@ -231,7 +232,7 @@ class Dial:
         return 2 if (self.budget.seconds or 0) < 1200 else 5
 
     def _seconds_beside(self, width: int) -> float:
-        """Seconds of a run beside its steps."""
+        """Seconds of a run in addition to its steps."""
         seconds = (START + END) * self.imports
         if self.data.content.has_validation:
             tokens = FORWARD * self._guess_seconds(width) / self.step_tokens * self.data.content.num_tokens("val")
@@ -285,7 +286,7 @@ class Dial:
         return self._tokens_of_size(parameter_count(self.network(width)))
 
     def _tokens_of_size(self, parameters: int) -> float:
-        """Tokens for which a size is the best of all sizes of its cost."""
+        """Tokens for which a size is the best of all runs of the same cost."""
         low, high = 1e6, 1e24
         while high / low > 1.01:
             middle = math.sqrt(low * high)
@@ -298,12 +299,12 @@ class Dial:
         return sum(by_part(step, "one device", workload, self.device, resident_bytes() + LIBRARIES).values())
 
     def _no_promise(self) -> str:
-        """The reason why the law does not know the loss; empty if it does."""
+        """The reason why the law does not predict the loss; empty if it does."""
         if not str(self.corpus).startswith("stories"):
-            return "the law is that of the built-in stories"
+            return "the law holds for the built-in stories"
         of_law = ("data.corpus", "model.network.d_model", "data.micro_batch_size", "data.num_workers", "data.cache_dir")
         names = [name for name in self.given if name.startswith(("model.", "data.")) and name not in of_law]
-        return f"the law does not know {names[0]}={self.given[names[0]]}" if names else ""
+        return f"the law does not cover {names[0]}={self.given[names[0]]}" if names else ""
 
     def _values(self, width: int, steps: int) -> dict[str, Any]:
         """The config."""
@@ -330,7 +331,7 @@ class Dial:
             },
         }
         if not self.device.on_cpu:
-            values["trainer"]["devices"] = 1  # of which the speed was measured
+            values["trainer"]["devices"] = 1  # whose speed was measured
         for name, value in self.given.items():
             *groups, last = name.split(".")
             place = values
@@ -340,6 +341,6 @@ class Dial:
         return values
 
     def _below(self, group: str) -> dict[str, Any]:
-        """The options that the user fixes in a group."""
+        """The options that the user sets in a group."""
         prefix = f"{group}."
         return {name.removeprefix(prefix): value for name, value in self.given.items() if name.startswith(prefix)}

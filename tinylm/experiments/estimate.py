@@ -1,9 +1,8 @@
-"""Cost of a training run before it is paid for: parameters, operations, memory, time and money.
+"""The cost of a training run before it starts: parameters, operations, memory, time and money.
 
-Parameters are counted, and the memory of a step is that of the step itself, run on tensors without values
-(training/memory.py). Operations are counted by `flops_per_token`. Seconds are measured on this machine; for any other
-device they are those of its peak and of an assumed MFU, or of its memory or of its kernels' launches if these take
-longer.
+Parameters are counted. The memory of a step is found by running it on tensors without values (training/memory.py).
+Operations are counted by `flops_per_token`. Seconds are measured on this machine; for another device they follow from
+its peak and an assumed MFU, or from its memory bandwidth or kernel launches if these take longer.
 """
 
 import os
@@ -18,12 +17,12 @@ from tinylm.optim.optimizer import OptimizerConfig
 from tinylm.training.memory import PARTS, StepMemory, step_memory
 from tinylm.training.precision import MIXED, TRUE, choose_precision, device_kind
 
-MFU = 0.35  # share of the peak that a step uses where nothing is measured
-LAUNCH = 6e-6  # seconds between two kernels that Python starts; nothing is compiled
+MFU = 0.35  # share of the peak that a step is assumed to use
+LAUNCH = 6e-6  # seconds between two kernels launched by Python, without compilation
 CONTEXT = 600_000_000  # bytes of CUDA's context and of its libraries
 LIBRARIES = 40_000_000  # bytes that the processor's libraries load in the first steps; measured
-ON_CPU, ON_CUDA = 0.5, 0.08  # shares that an allocator takes beyond what exists: measured, assumed
-RECOMPUTED = 1.6  # the same on a processor with `activation_checkpointing`, whose short-lived tensors leave gaps
+ON_CPU, ON_CUDA = 0.5, 0.08  # shares that an allocator reserves beyond the existing tensors: measured, assumed
+RECOMPUTED = 1.6  # the same on a processor with `activation_checkpointing`: short-lived tensors leave gaps
 FILLED = 0.95  # share of a device's memory that a run may fill
 
 
@@ -37,11 +36,11 @@ class Estimate:
         token_flops: operations of a token, forward and backward, as `flops_per_token` counts them
         recomputed_flops: operations of a token that `activation_checkpointing` adds
         step_flops: operations of an optimizer step, Muon's iterations included
-        run_flops: those of the run
+        run_flops: operations of the run
         precision: the trainer's
         memory: bytes of one device at the peak of a step, by part, for each strategy
         resident: bytes of this process, without a model
-        largest_rows: sequences that fit a device at once, for each strategy; None if its memory is unknown
+        largest_rows: most sequences that fit on a device, for each strategy; None if its memory is unknown
         seconds: of a step
         bound: what limits the speed
         mfu: share of the peak in use, counting `token_flops` alone; None if the peak is unknown
@@ -76,7 +75,7 @@ def estimate(
 
     Args:
         workload: the run
-        device: the device, of which it takes `workload.devices`
+        device: the device; the run uses `workload.devices` of them
         mfu: share of the peak in use. None: measured on this machine, elsewhere `MFU`
         price: of one device for an hour
         measuring: seconds to measure for, on this machine
@@ -166,7 +165,7 @@ def simulate(workload: Workload, precision: str, rows: int | None = None) -> Ste
 
 
 def strategies(workload: Workload) -> tuple[str, ...]:
-    """The ways in which the devices may share the run."""
+    """The strategies by which the devices may share the run."""
     return ("one device",) if workload.devices == 1 else ("ddp", "fsdp")
 
 
@@ -174,7 +173,7 @@ def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device,
     """Bytes of one device, by part.
 
     DDP keeps a second copy of the gradients, in the buckets that it sums. FSDP keeps a share of weights, gradients and
-    states; the weights outside the blocks and of two blocks, and the gradients of one, are whole at a time.
+    states; the weights outside the blocks and of two blocks, and the gradients of one block, exist whole at a time.
     """
     parts = {name: getattr(step, name) for name in PARTS}
     if strategy == "ddp":
@@ -196,7 +195,8 @@ def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device,
 def largest_rows(workload: Workload, device: Device, precision: str, step: StepMemory, process: int) -> dict[str, int]:
     """The most sequences that a device can take at once.
 
-    Memory grows along a line, which is drawn through two simulated steps; the second time one of them is the result.
+    Memory is linear in the sequences: the line through two simulated steps gives a first result, which a second line
+    corrects.
     """
     assert device.memory is not None
     found = {}
@@ -230,11 +230,11 @@ def resident_bytes() -> int:
 def _seconds(
     workload: Workload, device: Device, precision: str, step: StepMemory, flops: int, mfu: float | None, spend: float
 ) -> tuple[float, str]:
-    """Seconds of a step, and what they are bound by."""
+    """Seconds of a step, and the resource that limits its speed."""
     peak = device.peak(precision)
     if device.name == HERE and peak is None:
         kind = "cpu" if device.on_cpu else device_kind("auto")
-        processes = workload.devices if device.on_cpu else 1  # which share the processor
+        processes = workload.devices if device.on_cpu else 1  # all processes share the processor
         return step_seconds(workload, kind, precision, spend) * processes, "measured here"
     assert peak is not None
     share = MFU if mfu is None else mfu

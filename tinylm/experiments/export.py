@@ -1,7 +1,7 @@
 """An ablation as a W&B sweep, a SLURM array or a script for Ray Tune.
 
 Each of their tasks is `tinylm ablate FILE --trial TRIAL`, so the run folders, and the table that `tinylm ablate FILE`
-makes of them afterwards, are those of a single machine.
+makes of them afterwards, are the same as on a single machine.
 """
 
 import shlex
@@ -19,7 +19,7 @@ WANDB = "overlays/wandb.yaml"
 
 @dataclass(frozen=True)
 class Task:
-    """The command line of one task, but for its trial.
+    """The command line of a task, without its trial.
 
     Attributes:
         ablation: the ablation
@@ -87,14 +87,14 @@ SLURM = """#!/usr/bin/env bash
 set -uo pipefail
 
 # USR1 announces the time limit: the run saves, ends with code 75, and the task is requeued.
-# TERM comes with scancel, requeue and preemption: the run saves, and SLURM decides what becomes of the task.
+# TERM comes with scancel, requeue and preemption: the run saves, and SLURM decides whether the task is requeued.
 task="" time_is_up="" ended_by_slurm=""
 trap 'time_is_up=1; [ -z "$task" ] || kill -USR1 "$task" 2> /dev/null' USR1
 trap 'ended_by_slurm=1; [ -z "$task" ] || kill -TERM "$task" 2> /dev/null' TERM
 
 cd "${{SLURM_SUBMIT_DIR:-.}}" || exit 66
 export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
-code=75 # as long as nothing has started
+code=75 # until something has started
 if [ -z "$time_is_up$ended_by_slurm" ]; then
     "${{PYTHON:-python}}" -m tinylm {arguments} --trial "$SLURM_ARRAY_TASK_ID" &
     task=$!

@@ -1,13 +1,13 @@
 """Fits the law of loss, L(N, D) = E + A / N^a + B / D^b, to measured runs (Hoffmann et al. 2022, approach 3).
 
-The floor E is known where the entropy of the text is. Then the residuals are those of log(L - E), the excess: seeds
-change it by some percent, whether it is large or small, and never the floor. The parameters minimize the Huber loss of
-the residuals, so that a run that failed to train pulls little. Each step of the Levenberg-Marquardt method solves a
-weighted linear least-squares problem; several starts guard against local minima.
+The floor E is known if the entropy of the text is. The residuals are then those of log(L - E), the excess: the seed
+changes the excess by some percent, whether it is large or small, but never the floor. The parameters minimize the Huber
+loss of the residuals, so that a run that failed to train has little influence. Each step of the Levenberg-Marquardt
+method solves a weighted linear least-squares problem; several starts guard against local minima.
 
 With a free floor `fit` takes residuals of log L, as the paper does. They are dominated by the large losses of short
-runs, which say least about the floor. `fit_free` is more exact where all runs deviate by the same share of their
-excess: of all floors it takes the one under which the measured losses are likeliest.
+runs, which say least about the floor. `fit_free` is more exact if all runs deviate by the same share of their
+excess: it takes the floor under which the measured losses are likeliest.
 
 Intervals are percentiles over fits to resampled runs (the bootstrap).
 
@@ -146,8 +146,8 @@ def fit_free(runs: Sequence[Run], rounds: int = 3) -> Constants:
 
     For each E the other constants are those of `fit`. With deviations r of mean size s, the n measured losses have
     the negative log likelihood n log s + sum of log(L - E), up to a constant; the sum is the change of variables from
-    L to log(L - E). Floors within 0.2% of the lowest loss are left out: a floor that touches it is likely for no
-    other reason than that the density of that one run grows without bound.
+    L to log(L - E). Floors within 0.2% of the lowest loss are left out: a floor that touches it is likely only
+    because the density of that one run grows without bound.
 
     Errors are those of `fit`.
     """
@@ -169,7 +169,7 @@ def fit_free(runs: Sequence[Run], rounds: int = 3) -> Constants:
 def bootstrap(
     runs: Sequence[Run], fit: Callable[[Sequence[Run]], Constants], count: int = 200, seed: int = 0
 ) -> list[Constants]:
-    """Fits to `count` resamplings of the runs with replacement; those that no law can be fitted to are drawn again."""
+    """Fits to `count` resamplings of the runs with replacement; resamplings that no law fits are drawn again."""
     random, found = np.random.default_rng(seed), []
     for _ in range(4 * count):
         drawn = [runs[index] for index in random.integers(len(runs), size=len(runs))]

@@ -1,11 +1,12 @@
 """The grid of a scaling law: networks of several widths trained with several budgets of computation, on one text.
 
 A budget is a number of floating-point operations. Each network takes as many steps as the budget pays for, with a
-learning rate that falls to zero with the last one; a run that was stopped half-way would measure something else.
-Every result is one line of `results.jsonl`, written when its run has ended, so an interrupted grid goes on.
+learning rate that falls to zero with the last one; stopping a longer run early would measure something else.
 
-Everything but the width follows from a rule, so that the sizes differ in one respect only: two blocks, the least with
-which attention can copy a name (Olsson et al. 2022), four heads, and `learning_rate`.
+Every result is one line of `results.jsonl`, written when its run has ended, so an interrupted grid can be resumed.
+
+Everything else is fixed or follows from the width: two blocks, the fewest with which attention can copy a name (Olsson
+et al. 2022), four heads, and `learning_rate`.
 """
 
 import json
@@ -38,8 +39,8 @@ def network(width: int, vocab_size: int, context: int, layers: int = LAYERS) -> 
 def learning_rate(width: int, steps: int) -> float:
     """The highest learning rate of a run: lower for wide networks and for long runs.
 
-    The constant and the powers are from two to four rates each at widths 32, 64 and 128, and at 64 with 1000 and 3300
-    steps. A rate that suits short runs keeps long ones from the small losses that they could reach.
+    The constant and the powers were fitted to two to four rates each at widths 32, 64 and 128, and at 64 with 1000 and
+    3300 steps. A rate that suits short runs is too high for long ones, which then miss their lowest losses.
     """
     return round(0.006 * (64 / width) ** 0.8 * (1000 / steps) ** 0.5, 6)
 
@@ -73,7 +74,7 @@ class Result:
     Attributes:
         width: of the network
         params: parameters of the network
-        budget: FLOPs asked for
+        budget: requested FLOPs
         steps: optimizer steps
         tokens: targets trained on
         flops: FLOPs spent, at most the budget
@@ -114,7 +115,7 @@ def plan(
     steps: tuple[int, int],
     layers: int = LAYERS,
 ) -> list[Point]:
-    """The runs of all widths and budgets, cheap ones first; `steps` are the least and the most that a run may take."""
+    """The runs of all widths and budgets, cheap ones first; `steps` are the fewest and the most that a run may take."""
     points = []
     for budget in sorted(budgets):
         for width in sorted(widths):
@@ -140,7 +141,7 @@ def run_point(point: Point, texts: Texts) -> Result:
 def run_missing(
     points: Iterable[Point], texts: Texts, folder: Path, report: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Does the runs whose results are not in `folder` yet, and returns the results of all `points`."""
+    """Trains the runs whose results are not yet in `folder`, and returns the results of all `points`."""
     path = folder / RESULTS
     known = {each.point: each for each in read_results(path) if each.text == texts.name}
     found = []
@@ -155,7 +156,7 @@ def run_missing(
 
 
 def read_results(path: Path) -> list[Result]:
-    """The results in a file; of a line that a killed process left unfinished, nothing remains.
+    """The results in a file, without a last line that a killed process left unfinished.
 
     Raises:
         DataError: if another line is not a result.
@@ -175,7 +176,7 @@ def _results(text: str, path: Path) -> Iterator[Result]:
         try:
             yield Result(**values)
         except TypeError as error:
-            raise DataError(f"{path}: line {number}: is no result of `tinylm scaling`") from error
+            raise DataError(f"{path}: line {number}: is not a result of `tinylm scaling`") from error
 
 
 def check_floor(results: Iterable[Result]) -> float:
@@ -185,5 +186,5 @@ def check_floor(results: Iterable[Result]) -> float:
         ConfigError: if they have several.
     """
     floors = {round(each.floor, 9) for each in results}
-    require(len(floors) == 1, f"the results have {len(floors)} different floors; take those of one text")
+    require(len(floors) == 1, f"the results have {len(floors)} different floors; use those of one text")
     return floors.pop()

@@ -3,10 +3,10 @@
     L(N, D) = E + A / N^a + B / D^b
 
 N counts all parameters, the embedding included: it is tied to the output projection, whose products are computed for
-every token, and at these sizes it is half of the network. D counts the targets trained on, each once. A run costs
+every token, and at these sizes it is half of the network. D counts the training targets. A run costs
 D times `flops_per_token`, which is 6 N and the products of attention. E is the entropy of the text.
 
-`tinylm scaling` measures the runs and writes the constants to scaling.json; stories_law.json is that of `stories`.
+`tinylm scaling` measures the runs and writes the constants to scaling.json; stories_law.json is the one for `stories`.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ class Law:
         return self.constants.loss(params, tokens)
 
     def expect(self, params: float, tokens: float) -> Expected:
-        """Expected loss with its interval, for the fit is uncertain and every run deviates from it."""
+        """Expected loss with its interval, since the fit is uncertain and every run deviates from it."""
         floor = self.constants.floor
         excess = np.array([each.loss(params, tokens) - floor for each in self.samples])
         low, high = interval((floor + np.outer(excess, np.exp(self.residuals))).ravel().tolist())
@@ -125,7 +125,7 @@ class Law:
             sizes = (values[name] for name in ("vocab_size", "context", "layers"))
             return cls(constants, samples, values["residuals"], *sizes)
         except (KeyError, TypeError) as error:
-            raise DataError(f"{source}: is no law of `tinylm scaling`") from error
+            raise DataError(f"{source}: is not a law of `tinylm scaling`") from error
 
 
 def load(path: str | Path = STORIES) -> Law:
@@ -138,11 +138,11 @@ def load_results(path: str | Path = STORIES) -> list[Result]:
     try:
         return [Result(**each) for each in _read(path, "results")]
     except TypeError as error:
-        raise DataError(f"{path}: is no report of `tinylm scaling`") from error
+        raise DataError(f"{path}: is not a report of `tinylm scaling`") from error
 
 
 def _read(path: str | Path, name: str) -> Any:
     values = read_json(path)
     if not isinstance(values, dict) or name not in values:
-        raise DataError(f"{path}: is no report of `tinylm scaling`; take its scaling.json")
+        raise DataError(f"{path}: is not a report of `tinylm scaling`; take its scaling.json")
     return values[name]

@@ -1,6 +1,6 @@
-"""The number of steps that a budget gives each variant, kept in the plan file so that a resumed ablation has the same.
+"""The number of steps that a budget gives each variant, kept in the plan file for a resumed ablation.
 
-Tokens, FLOPs and seconds of a step are taken from a short run of each variant: it knows the vocabulary of the text,
+Tokens, FLOPs and seconds of a step are taken from a short run of each variant, which knows the vocabulary of the text,
 the architecture of a base model, and the speed of the machine. Tokens and FLOPs are exact (`flops_per_token`).
 """
 
@@ -25,7 +25,7 @@ WARM_UP, EVERY = 40, 5
 
 
 def plan_lengths(ablation: Ablation, folder: Path, jobs: int = 1, words: Iterable[str] = ()) -> dict[str, int]:
-    """The number of steps of each variant, from the plan file where it has them.
+    """The number of steps of each variant, read from the plan file if it has them.
 
     Args:
         ablation: the ablation
@@ -34,7 +34,7 @@ def plan_lengths(ablation: Ablation, folder: Path, jobs: int = 1, words: Iterabl
         words: further words of the command line of `fit`
 
     Raises:
-        CannotCreateError: if the plan file is that of another budget, or of another program.
+        CannotCreateError: if the plan file belongs to another budget or another program.
         ConfigError: if a variant cannot be trained, or its steps have no fixed number of tokens.
     """
     make_folder(folder)
@@ -67,7 +67,7 @@ def _read_plan(path: Path, ablation: Ablation) -> dict[str, Any]:
         return {"format": FORMAT, "ablation": ablation.path.name, "budget": budget, "variants": {}}
     plan = read_json(path)
     if not isinstance(plan, dict) or plan.get("format") != FORMAT or not isinstance(plan.get("variants"), dict):
-        raise CannotCreateError(f"{path}: exists and is no plan of tinylm; choose another --out")
+        raise CannotCreateError(f"{path}: exists and is not a plan of tinylm; choose another --out")
     if plan["budget"] != budget:
         raise CannotCreateError(f"{path}: the budget is {plan['budget']} there, {budget} now; choose another --out")
     return plan
@@ -76,7 +76,7 @@ def _read_plan(path: Path, ablation: Ablation) -> dict[str, Any]:
 def _measure(
     ablation: Ablation, variants: Sequence[Variant], folder: Path, jobs: int, words: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
-    """The number of steps of variants, with the costs of a step that decide it."""
+    """The number of steps of variants, with the costs of a step from which it follows."""
     unit, amount = ablation.budget.unit, ablation.budget.amount
     if unit == "steps":
         return {each.name: {"steps": int(amount)} for each in variants}

@@ -13,7 +13,7 @@ from tinylm.kernels.rms_norm import tune_for_training
 from tinylm.optim.optimizer import make_optimizer
 from tinylm.training.memory import MIXED_TYPES, TRUE_TYPES
 
-LOOP = 0.0012  # seconds that Lightning's loop, the batch and the log add to a step, in the mean; measured
+LOOP = 0.0012  # mean seconds that Lightning's loop, the batch and the log add to a step; measured
 FASTEST = 0.75  # share of the steps that are averaged: the others were disturbed
 
 
@@ -21,10 +21,10 @@ def step_seconds(workload: Workload, kind: str, precision: str, seconds: float =
     """Seconds of an optimizer step on one device of this machine.
 
     Args:
-        workload: the run, of which all micro-batches of one device are computed
+        workload: the run; all micro-batches of one device are computed
         kind: cpu, cuda or mps
         precision: the trainer's
-        seconds: time to spend, after two steps that warm up
+        seconds: time to spend, after two warm-up steps
     """
     step = training_step(workload, kind, precision)
     for _ in range(2):

@@ -1,7 +1,7 @@
-"""A training run as one plain loop: many short runs in one process, without the start of a Trainer for each.
+"""A training run as one plain loop, for many short runs in one process without starting a Trainer for each.
 
-Its losses equal those of `tinylm fit` with the same settings, which a test compares. It writes no checkpoints, so it
-suits runs of seconds to minutes, which are simply repeated if they are interrupted.
+A test checks that its losses equal those of `tinylm fit` with the same settings. It writes no checkpoints, so it is
+meant for runs of seconds to minutes, which are simply repeated after an interruption.
 """
 
 import time
@@ -48,7 +48,7 @@ class Texts:
         tokenizer: as `data.tokenizer`
         context: tokens in a window
         batch_size: windows in a step
-        val_tokens: tokens to evaluate on, at least; evenly spaced documents of the validation split
+        val_tokens: fewest tokens to evaluate on, in evenly spaced documents of the validation split
         seed: of the order of the windows
     """
 
@@ -71,7 +71,7 @@ class Texts:
         data = TextDataModule(
             self.corpus, self.tokenizer, self.context, self.batch_size, split=(0.96, 0.02, 0.02), seed=self.seed
         )
-        require("val" in data.floors, f"{self.corpus}: its entropy is unknown; take stories, or a *.grammar.yaml")
+        require("val" in data.floors, f"{self.corpus}: its entropy is unknown; use stories, or a *.grammar.yaml")
         return data
 
 

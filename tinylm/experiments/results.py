@@ -13,11 +13,11 @@ from tinylm.runs.metrics import read_metrics
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of one run. None: unknown, as the floor of a text of the user's own.
+    """The figures of one run. None: unknown, such as the floor of the user's own text.
 
     Attributes:
         name: name of the trial
-        row: those of `tinylm compare`: parameters, tokens, steps, val_loss, bpb, excess, seconds
+        row: the row of `tinylm compare`: parameters, tokens, steps, val_loss, bpb, excess, seconds
         floor: the lowest possible validation loss, in nats per token
         flops: training FLOPs (`flops_per_token`)
     """

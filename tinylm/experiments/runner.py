@@ -1,10 +1,10 @@
-"""Runs trials: one after the other, or several at a time, each in a process of its own.
+"""Runs trials: one after the other, or several at a time, each in its own process.
 
-Finished trials are recognized by their run folders, unfinished ones go on from their last checkpoint, and a failed one
+Finished trials are recognized by their run folders, unfinished ones resume from their last checkpoint, and a failed one
 does not stop the others. The processes are forked from a server that has imported PyTorch and Lightning once, which
-saves each of them several seconds; where there is no fork, they start from scratch.
+saves several seconds per trial; on systems without fork, they start from scratch.
 
-Python programs call `run_trials` below `if __name__ == "__main__":`, as everything that starts processes.
+Python programs must call `run_trials` below `if __name__ == "__main__":`, like any code that starts processes.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ FORKS = os.name == "posix"
 SERVER = "forkserver" if FORKS else "spawn"
 PRELOADED = ["tinylm.training.cli", "tinylm.experiments.runner"]
 LOCK = ".lock"
-OF_A_RUN = ("TINYLM_RUN", "PL_")  # variables of a run in this process, which no trial inherits
+OF_A_RUN = ("TINYLM_RUN", "PL_")  # prefixes of a run's variables in this process, which trials do not inherit
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def run_trials(
     Args:
         trials: the plan
         folder: folder of the run folders
-        jobs: number of trials at a time; each has its share of the GPUs, or of the processor's cores
+        jobs: number of concurrent trials; each gets a share of the GPUs, or of the processor's cores
         report: prints a line
-        alone: whether no other process may run trials there; every run folder has one writer anyway
+        alone: whether to keep other processes from running trials there; every run folder has one writer anyway
 
     Returns:
         the outcome of every trial, in the order of the plan
 
     Raises:
-        CannotCreateError: if another process runs trials there, or a run folder is none of the plan's.
+        CannotCreateError: if another process runs trials there, or a run folder does not belong to the plan.
         Interrupted: after Ctrl-C, when all processes have saved and ended.
         Preempted: after SIGTERM, in the same way.
     """
@@ -143,7 +143,7 @@ class _Pool:
             self._stop(signal.SIGINT if by_user else signal.SIGTERM)
             kind = Interrupted if by_user else Preempted
             left = f"{self.done} of {plural(self.total, 'trial')} finished"
-            raise kind(f"stopped; {left}; the same command goes on") from error
+            raise kind(f"stopped; {left}; the same command continues") from error
         return outcomes
 
     def _start(self, trial: Trial) -> None:
@@ -157,7 +157,7 @@ class _Pool:
         process.start()
 
     def _end(self, process: BaseProcess) -> Outcome:
-        """Takes a process that has ended out of the pool, and reports its trial."""
+        """Removes a process that has ended from the pool, and reports its trial."""
         trial, slot, began = self.running.pop(process)
         process.join()
         self.free.append(slot)
@@ -194,7 +194,7 @@ def _figures(run: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log: tinylm's error, where there is one."""
+    """The last line of a log: tinylm's error, if there is one."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("tinylm: ").removeprefix("error: ") if lines else "no output"
 
@@ -211,10 +211,10 @@ def _train(arguments: list[str], log: str, environment: dict[str, str], threads:
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # of loaders: the usual one
+    multiprocessing.set_start_method(None, force=True)  # for data loaders: the default method
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = ["tinylm", *arguments]
-    sys.modules["__main__"].__spec__ = find_spec("tinylm.__main__")  # by which Lightning starts further ranks
+    sys.modules["__main__"].__spec__ = find_spec("tinylm.__main__")  # Lightning starts further ranks by it
 
     import torch
 
@@ -229,7 +229,7 @@ def _train(arguments: list[str], log: str, environment: dict[str, str], threads:
 
 
 def _end_with_parent() -> None:
-    """Stops this process as SIGTERM does, after a checkpoint, when the parent has been killed."""
+    """Stops this process like SIGTERM, after a checkpoint, if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,9 +1,9 @@
-"""A scaling law measured from end to end: the grid, the fit, and predictions that were written before their runs.
+"""A scaling law measured from end to end: the grid, the fit, and predictions written before their runs.
 
 Until attention has learned to copy names, the loss of a run on `stories` stays on a plateau, which follows another law:
-runs that end there are shown, not fitted. The runs of some budgets are never fitted. Of each such budget the law
-recommends a size and predicts the loss; `predictions.json` has both, with the time. Only then are these runs trained,
-and compared.
+runs that end there are shown but not fitted. The runs of some budgets are held out. For each held-out budget the law
+recommends a size and predicts the loss; both are written to `predictions.json`, with the time. Only then are these runs
+trained and compared.
 """
 
 import datetime
@@ -21,7 +21,7 @@ from tinylm.files import append_text, make_folder, read_json, write_json
 from tinylm.runs.folder import Claim
 
 PREDICTIONS = "predictions.json"
-SAMPLES, FREE_SAMPLES = 200, 30  # fits to resampled runs, and those with a free floor, which take longer
+SAMPLES, FREE_SAMPLES = 200, 30  # number of fits to resampled runs, and of those with a free floor, which take longer
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Study:
     Attributes:
         texts: the text
         widths: of the networks
-        budgets: FLOPs of the runs that are fitted
-        held_out: FLOPs of further runs, which are not
+        budgets: FLOPs of the fitted runs
+        held_out: FLOPs of held-out runs
         largest: FLOPs of single runs of the size that the law recommends, whose loss is predicted
         seed: of the first weights
         seeds: runs of each size and budget, from `seed` on: near the best size, sizes differ by less than single runs
             deviate
         held_out_seeds: the same for the budgets that are not fitted
-        steps: least and most steps of a run of the grid
+        steps: fewest and most steps of a run of the grid
         layers: of the networks
         plateau: nats above the floor beyond which a run is not fitted
     """
@@ -69,7 +69,7 @@ class Study:
 
 
 class Fitted(NamedTuple):
-    """The law of some results, and beside it the one whose floor was free.
+    """The law fitted to some results, and the law with a free floor.
 
     Attributes:
         law: with the known floor
@@ -77,7 +77,7 @@ class Fitted(NamedTuple):
         free_floor: 90% interval of its floor
         paper_floor: floor of `fit` by residuals of log L
         runs: number of runs fitted
-        left_out: number of runs on the plateau, which are not
+        left_out: number of runs on the plateau, which are not fitted
     """
 
     law: Law
@@ -105,7 +105,7 @@ def fit_results(results: Sequence[Result], study: Study) -> Fitted:
 
 
 def predict(fitted: Fitted, study: Study, folder: Path) -> dict[str, Any]:
-    """Writes what the law says of the budgets that were not fitted; what is written already stays as it is."""
+    """Writes the law's predictions for held-out budgets; existing predictions are never changed."""
     path = folder / PREDICTIONS
     earlier = read_json(path) if path.exists() else {}
     found = {}
@@ -118,7 +118,7 @@ def predict(fitted: Fitted, study: Study, folder: Path) -> dict[str, Any]:
 
 
 def prediction(law: Law, study: Study, budget: float) -> dict[str, Any]:
-    """The best size for a budget, the nearest one that is trained, and the loss of that one."""
+    """The best size for a budget, the nearest size that is trained, and its predicted loss."""
     best = law.best(budget)
     point = nearest(
         plan(study.widths, [budget], study.texts, study.seed, (1, 1 << 40), study.layers), best, study.texts
@@ -137,7 +137,7 @@ def nearest(points: Sequence[Point], best: Best, texts: Texts) -> Point:
 
 
 class Measured(NamedTuple):
-    """A study carried out: the law of the fitted budgets, all results, and what was predicted of the others."""
+    """A finished study: the law of the fitted budgets, all results, and the predictions for held-out budgets."""
 
     fitted: Fitted
     results: list[Result]
@@ -145,8 +145,8 @@ class Measured(NamedTuple):
 
 
 def measure(study: Study, folder: Path, report: Callable[[Result], None] = lambda result: None) -> Measured:
-    """Trains what is fitted, fits, predicts, and trains the rest; what `folder` has already is not trained again."""
-    append_text(make_folder(folder) / RESULTS, "")  # the file by which the folder is recognized
+    """Trains the runs to fit, fits, predicts, and trains the held-out runs; skips runs that `folder` already has."""
+    append_text(make_folder(folder) / RESULTS, "")  # this file identifies the folder
     claim = Claim(folder)
     try:
         results = run_missing(study.fitted_points(), study.texts, folder, report)

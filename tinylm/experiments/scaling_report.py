@@ -1,4 +1,4 @@
-"""The report of a scaling law: `scaling.json` with every figure, `scaling.md` with the tables, and three pictures."""
+"""The report of a scaling law: `scaling.json` with all figures, `scaling.md` with the tables, and three pictures."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def parabola(results: Sequence[Result]) -> np.ndarray | None:
 
 
 def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions: dict[str, Any]) -> dict[str, Any]:
-    """Every figure of the report: the law that was checked, and the one of all runs, for use."""
+    """All figures of the report: the law that was checked, and the law fitted to all runs, which is the one to use."""
     law, floor = fitted.law, fitted.law.constants.floor
     intervals = {name: interval([getattr(each, name) for each in law.samples]) for name in Constants._fields[1:]}
     checks = {name: checked(values, float(name), results) for name, values in predictions.items()}
@@ -70,15 +70,15 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
 
 
 def free_floor(fitted: Fitted) -> dict[str, Any]:
-    """The law with a free floor: its constants, the interval of the floor, and how far it is off the known one."""
+    """The law with a free floor: its constants, the interval of the floor, and its deviation from the known one."""
     off = fitted.free.floor / fitted.law.constants.floor - 1
     return fitted.free._asdict() | {"interval": fitted.free_floor, "off": off}
 
 
 def checked(predicted: dict[str, Any], budget: float, results: Sequence[Result]) -> dict[str, Any]:
-    """A prediction beside the losses that were measured for its budget, medians over seeds.
+    """A prediction beside the losses measured for its budget, medians over seeds.
 
-    The law, fitted with a Huber loss, is that of the usual run; now and then one ends on an earlier plateau.
+    The law, fitted with a Huber loss, describes the usual run; now and then a run ends on an earlier plateau.
     """
     losses: dict[int, list[float]] = {}
     for each in results:

@@ -1,4 +1,4 @@
-"""The share of the machine that each of several trials at a time gets."""
+"""The share of the machine that each of several concurrent trials gets."""
 
 import os
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ class Slot:
 
 
 def job_slots(jobs: int, trials: Sequence[Trial]) -> list[Slot]:
-    """Divides the GPUs of this machine among so many trials, or without GPUs the cores of its processor.
+    """Divides this machine's GPUs, or its processor cores if it has none, among `jobs` concurrent trials.
 
-    A single trial gets the whole machine. `OMP_NUM_THREADS` is the number of threads of each trial, where it is set.
+    A single trial gets the whole machine. If `OMP_NUM_THREADS` is set, it is the number of threads of each trial.
 
     Raises:
         ConfigError: if there are fewer GPUs than trials at a time.

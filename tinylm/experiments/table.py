@@ -25,7 +25,7 @@ class Summary:
         loss: lowest validation loss, in nats per token
         bpb: bits per byte at the same step
         excess: excess over the loss floor, as a fraction, at the same step
-        difference: of the loss to that of the reference with the same seed
+        difference: loss minus the reference's loss with the same seed
         fixed: parameters, steps, tokens and FLOPs of a run
         tokens_per_sec: training speed
         seconds: time of a run's training

@@ -1,10 +1,10 @@
-"""Trials: runs of `tinylm fit` that are planned together, and what has become of each in its folder.
+"""Trials: runs of `tinylm fit` that are planned together, and the state of each in its folder.
 
-    folder/trials/wide-0.yaml   the options in which a trial departs from its configs
+    folder/trials/wide-0.yaml   the options in which a trial differs from its configs
     folder/wide-0/              its run folder
     folder/logs/wide-0.log      its output
 
-A run folder that differs from the plan in a setting that matters is refused, so results are never mixed.
+A run folder that differs from the plan in a relevant setting is refused, so results are never mixed.
 """
 
 import json
@@ -48,7 +48,7 @@ class Trial:
     def __post_init__(self) -> None:
         if not self.name or self.name in (OVERLAYS, LOGS) or self.name.startswith("."):
             raise ConfigError(f"{self.name!r}: cannot name a trial; choose another name")
-        RunConfig(name=self.name)  # refuses what is no plain folder name
+        RunConfig(name=self.name)  # refuses what is not a plain folder name
 
     def overlay(self, folder: Path) -> Path:
         """The config that the trial adds to its own."""
@@ -59,14 +59,14 @@ class Trial:
         return folder / LOGS / f"{self.name}.log"
 
     def arguments(self, folder: Path) -> list[str]:
-        """The words after `tinylm` that train it, or go on with it; `write_overlay` comes first."""
+        """The words after `tinylm` that train or resume it; call `write_overlay` first."""
         configs = [word for config in (*self.configs, self.overlay(folder)) for word in ("-c", str(config))]
         return ["fit", *configs, *self.words, "--run.dir", str(folder), "--run.name", self.name, "--resume"]
 
     def write_overlay(self, folder: Path) -> Path:
-        """Writes the config that the trial adds, unless it is there."""
+        """Writes the config that the trial adds, unless it exists."""
         path, text = self.overlay(folder), yaml.safe_dump(nested(self.options), sort_keys=False, allow_unicode=True)
-        text = f"# what {self.name} changes of {' '.join(self.configs)}\n{text}"
+        text = f"# changes of {self.name} to {' '.join(self.configs)}\n{text}"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             make_folder(path.parent)
             write_text(path, text)
@@ -119,7 +119,7 @@ def planned_options(trial: Trial) -> dict[str, Any]:
 def _override(found: dict[str, Any], values: dict[str, Any]) -> None:
     """Adds the options of a later config.
 
-    Another class drops the arguments of the one before; so do a class and a group of options that replace each other.
+    A new class drops the arguments of the previous one, as do a class and a group of options that replace each other.
     A name that ends in `+` appends to a list.
     """
     flat = flat_config(values)
@@ -155,27 +155,27 @@ def state(trial: Trial, folder: Path) -> State:
     """Whether the run of a trial has begun, and whether it has ended.
 
     Raises:
-        CannotCreateError: if something else has its place, naming the first difference.
+        CannotCreateError: if something else occupies the folder, naming the first difference.
     """
     run = folder / trial.name
     if not run.is_dir():
         if run.exists():
-            raise CannotCreateError(f"{run}: exists and is no folder; choose another --out")
+            raise CannotCreateError(f"{run}: exists and is not a folder; choose another --out")
         return "new"
     if not (run / "config.yaml").is_file():
         others = {path.name for path in run.iterdir() if not path.name.startswith(TEMPORARY)} - BEGUN
         if others := [name for name in others if not DIFF.fullmatch(name)]:
-            raise CannotCreateError(f"{run}: exists and is no run of tinylm ({min(others)}); choose another --out")
+            raise CannotCreateError(f"{run}: exists and is not a run of tinylm ({min(others)}); choose another --out")
         return "new"
     if found := differences(planned_options(trial), read_config(run / "config.yaml")):
-        raise CannotCreateError(f"{run}: is another run than the one planned: {found[0]}; choose another --out")
+        raise CannotCreateError(f"{run}: is not the planned run: {found[0]}; choose another --out")
     return "finished" if is_finished(run) else "unfinished"
 
 
 def differences(planned: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Planned options that the config of a run does not have, such as `data.batch_size is 8 there, 16 planned`.
 
-    What does not matter to a result is left out (runs/settings.py), and so is what a base model decides.
+    Settings that do not affect a result are left out (runs/settings.py), as are those that a base model determines.
     """
     found = flat_config(flat_values(config, "config.yaml"))
     return [
@@ -186,7 +186,7 @@ def differences(planned: dict[str, Any], config: dict[str, Any]) -> list[str]:
 
 
 def what_matters(planned: dict[str, Any]) -> dict[str, Any]:
-    """The planned options that decide a result."""
+    """The planned options that affect a result."""
     free = [name for name in FREE if name not in SEEDS]
     free += OF_BASE if planned.get("model.init_from") else []
     return {name: value for name, value in planned.items() if not any(inside(name, each) for each in free)}
@@ -197,7 +197,7 @@ def _shown(value: Any) -> str:
 
 
 def _same(planned: Any, found: Any) -> bool:
-    """Whether a value of a config is the one planned: the parser adds defaults, and completes the names of classes."""
+    """Whether a value of a config is the planned one; the parser adds defaults and completes class names."""
     if isinstance(planned, dict) and isinstance(found, dict):
         return all(_same(value, found.get(name)) for name, value in planned.items())
     if isinstance(planned, list) and isinstance(found, list):
@@ -211,7 +211,7 @@ def _same(planned: Any, found: Any) -> bool:
 
 
 def check_names(trials: Iterable[Trial]) -> None:
-    """Refuses two trials of one name, whatever its case: a file system may not tell them apart."""
+    """Refuses two trials of one name, whatever its case: a file system may not distinguish them."""
     seen: dict[str, str] = {}
     for trial in trials:
         if (lower := trial.name.lower()) in seen:

@@ -1,4 +1,4 @@
-"""A training run as its options describe it, without its data: what `estimate` counts and measures."""
+"""A training run as described by its options, without its data, for `estimate` to count and measure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class Workload:
 
     Attributes:
         batch_size: sequences per optimizer step, over all devices
-        rows: sequences that a device takes at once
+        rows: sequences that a device computes at once
         context: tokens of a sequence
         steps: optimizer steps of the run
         precision: the trainer's; None: chosen by the device
         devices: number of devices
-        assumed: sentences about what the options do not say
+        assumed: sentences about assumptions beyond the options
     """
 
     network: ModelConfig
@@ -169,12 +169,12 @@ def _network(model: Any, vocab_size: int | None) -> dict[str, Any]:
 
 
 def _made(kind: type, values: Any) -> Any:
-    """An object of parsed options; plug-ins, None and objects as they are."""
+    """An object built from parsed options; plug-ins, None and objects are returned unchanged."""
     return kind(**values.as_dict()) if hasattr(values, "as_dict") else values
 
 
 def _largest_vocabulary(tokenizer: Any) -> int | None:
-    """The largest vocabulary that a name of a tokenizer allows; None if the data decide."""
+    """The largest vocabulary that a name of a tokenizer allows; None if it depends on the data."""
     kind, _, size = str(tokenizer).partition(":")
     return int(size) if kind in Tokenizer.kinds and Tokenizer.kinds[kind].has_size and size.isdigit() else None
 
@@ -187,7 +187,7 @@ def _devices(trainer: Any) -> int:
 
 
 def _rows(data: Any, devices: int) -> tuple[int, int]:
-    """Sequences that a device takes at once, and those of a step."""
+    """Sequences that a device computes at once, and sequences in a step."""
     batch, micro = data.batch_size, data.micro_batch_size
     require(devices >= 1, f"--devices must be at least 1, got {devices}")
     require(batch % devices == 0, f"data.batch_size must be divisible by the devices, got {batch} and {devices}")

@@ -1,9 +1,9 @@
 """The loop of `Generator.decode` for a `GraphDecoder`: the host launches steps ahead of the tokens that it has read.
 
-A step leaves its tokens on the device, where the next one finds them. So the host can launch `AHEAD` steps before it
-reads the tokens of the first, and the device never waits for it. It learns late that a text has ended; the tokens that
-follow are dropped. Texts are those of the other loop, whose rules this one keeps: where a text ends, the next takes its
-row, and one that fills the context slides.
+A step leaves its tokens on the device, where the next step finds them. The host can therefore launch `AHEAD` steps
+before it reads the tokens of the first, and the device never waits for the host. The host learns late that a text has
+ended, and drops the tokens that follow. The texts are those of the other loop, by the same rules: when a text ends, the
+next takes its row, and a text that fills the context slides.
 """
 
 import time
@@ -19,13 +19,13 @@ from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import CORRUPT, NO_TOKEN
 from tinylm.generation.text import Text, announce_sliding
 
-AHEAD = 3  # steps launched whose tokens have not been read
+AHEAD = 3  # most steps that are launched and not yet read
 
 
 def decode_ahead(
     generator: Any, rows: list[Text], waiting: Iterator[Text], config: SamplingConfig, log_probs: bool
 ) -> Iterator[Text]:
-    """Extends the texts of `rows`, then those that wait, like `Generator.decode`, by a `GraphDecoder`."""
+    """Extends the texts of `rows`, then the waiting ones, like `Generator.decode`, with a `GraphDecoder`."""
     with generator.decoder.static_rows(len(rows)) as static:
         weight, stops = generator.model.embedding.weight, generator.tokenizer.marks.stops
         vocab_size = generator.tokenizer.vocab_size
@@ -52,7 +52,7 @@ class _Loop:
         self.announced = False
 
     def run(self, waiting: Iterator[Text]) -> Iterator[Text]:
-        """Extends the texts of the rows, and then those that wait."""
+        """Extends the texts of the rows, and then the waiting ones."""
         self.stats.cache_bytes = self.cache.num_bytes
         context = self.cache.max_len
         self.generator.prefill(self.cache, [text.window(context)[:-1] for text in self.rows])
@@ -74,7 +74,7 @@ class _Loop:
                 self._slide(full)
 
     def _replace(self, waiting: Iterator[Text]) -> None:
-        """Gives the rows of texts that have ended to those that wait."""
+        """Gives the rows of texts that have ended to waiting ones."""
         for row, text in enumerate(self.rows):
             following = next(waiting, None) if text.finished else None
             if following is not None:

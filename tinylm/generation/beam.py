@@ -11,7 +11,7 @@ the same length, so sums of log probabilities rank them. Texts that have ended d
     score = sum of log p / length ** length_penalty
 
 where the length counts generated tokens, and both sum and length include the end-of-text token if there is one, and the
-tokens of a stop string. Banned tokens are left out of the search; the probabilities of the others are the model's.
+tokens of a stop string. The search leaves out banned tokens; the probabilities of the others are the model's.
 
 The search is exact only if no text is ever dropped. The most likely text need not be the best: it is often short or
 repetitive (Holtzman et al. 2020). Left out: several prompts at once, sampling, penalties, diverse groups, sliding.

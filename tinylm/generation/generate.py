@@ -1,8 +1,8 @@
 """Generator: continues many prompts at once, streams, slides over long texts, and stops at strings.
 
-The loop is that of textbook.py: read the prompts, then repeatedly choose the next token from the logits of the last.
-Texts generated together share the cost of loading the weights. Each has its own row of the cache, length and random
-numbers, so the rest of the batch changes its logits by rounding alone; where one ends, the next prompt takes its row.
+The loop is the one of textbook.py: read the prompts, then repeatedly choose the next token from the last logits.
+Texts generated together share the cost of loading the weights. Each has its own cache row, length and random
+numbers, so the rest of the batch affects its logits by rounding only. When a text ends, the next prompt takes its row.
 
 When the context is full a text slides: its newest half is read again as a new context.
 """
@@ -34,14 +34,14 @@ class Generator:
 
     Args:
         model: the model, in evaluation mode (`tinylm.load` sets it)
-        tokenizer: the model's tokenizer; the model's further rows, if it has more, are never generated
+        tokenizer: the model's tokenizer; if the model has more rows than tokens, the extra rows are never generated
         decoder: reads the tokens. None: the best decoder for the model (`make_decoder`)
 
     Attributes:
         stats: counts and times of all texts so far
         before: ids inserted before every prompt, such as the user token of a chat
         after: ids appended to every prompt
-        encode_prompt: prompt -> all ids that the model reads for it, in place of those around it. None: not used
+        encode_prompt: prompt -> all ids that the model reads for it, replacing `before` and `after`. None: not used
         conversation: whether a prompt and its completion are one document in training, as pairs and chats are
     """
 
@@ -157,7 +157,7 @@ class Generator:
         """Extends texts until they are finished, a batch at a time.
 
         Args:
-            texts: their prompts must fit the context; one that has tokens already goes on after them
+            texts: their prompts must fit the context; a text that already has tokens continues after them
             config: how tokens are chosen; its seed and stop strings are left to the caller
             batch_size: texts generated at once
             log_probs: whether to record log probabilities
@@ -222,7 +222,7 @@ class Generator:
     def _scores(
         self, logits: Tensor, prompts: list[list[int]], generated: list[list[int]], config: SamplingConfig
     ) -> Tensor:
-        """`scores`, or NumericError for logits that are not finite, or ConfigError for a row without a choice."""
+        """`scores`; raises NumericError for logits that are not finite, ConfigError for a row without a choice."""
         check_numbers(logits)
         scores = self.scores(logits, prompts, generated, config)
         if scores is not logits and not is_possible(scores):
@@ -268,8 +268,8 @@ class Generator:
     def prompt_ids(self, prompt: str, truncate: Literal["left"] | None = None) -> list[int]:
         """The ids that the model reads for a prompt: the token that begins a text, `before`, prompt, `after`.
 
-        If these are none, the end-of-text token, after which another text begins. Raises ConfigError if the prompt is
-        not a string, or there are no ids or more than the context holds.
+        If there are none, it is the end-of-text token, after which a new text begins. Raises ConfigError if the prompt
+        is not a string, or has no ids, or more than the context holds.
         """
         if not isinstance(prompt, str):
             raise ConfigError(f"a prompt must be a string, got {prompt!r}")
@@ -285,7 +285,7 @@ class Generator:
         return ids
 
     def whole_prompt(self, prompt: str) -> list[int]:
-        """The ids of a prompt and those around it, however many."""
+        """The ids of a prompt and those around it, without a limit."""
         if self.encode_prompt is not None:
             return self.encode_prompt(prompt)
         ids = [*self.tokenizer.opening, *self.before, *self.tokenizer.encode(prompt), *self.after]

@@ -1,4 +1,4 @@
-"""Options of sampling and of beam search, which check themselves. They are read without importing PyTorch."""
+"""Options of sampling and of beam search, with their checks. They are read without importing PyTorch."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -35,7 +35,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 def top_p(logits: Tensor, p: float) -> Tensor:
     """Keeps the fewest most likely tokens whose total probability is at least p (Holtzman et al. 2020).
 
-    Of several that are as likely as the last, those with the lowest ids are kept.
+    Among tokens as likely as the last one kept, those with the lowest ids are kept.
     """
     probabilities = logits.softmax(dim=-1)
     ordered = _sorted(probabilities)
@@ -170,8 +170,8 @@ class Random:
         self._computed: tuple[int, int] | None = None  # number of the block and V
 
     def times(self, position: int, vocab_size: int) -> Tensor:
-        """Those of the token at a position of the generated text, from 0: float64 (V,), on the CPU."""
-        rows = max(_BLOCK // vocab_size, 1)  # a call costs more than a hundred numbers
+        """The random numbers for the token at a position of the generated text, from 0: float64 (V,), on the CPU."""
+        rows = max(_BLOCK // vocab_size, 1)  # one call costs more than a hundred numbers
         if self._computed != (position // rows, vocab_size):
             positions = torch.arange(rows) + position // rows * rows
             self._block = random_times(torch.full((rows,), self.key), positions, torch.arange(vocab_size))
@@ -220,11 +220,11 @@ def _drawn(p: Tensor, randoms: Sequence[Random], positions: Sequence[int]) -> Te
 
 
 def is_possible(logits: Tensor) -> bool:
-    """Whether each row of logits (..., V) has a finite maximum: neither NaN nor infinity, and not -inf alone."""
+    """Whether each row of logits (..., V) has a finite maximum: no NaN, no infinity, and not only -inf."""
     return bool(logits.amax(dim=-1).isfinite().all())
 
 
 def check_numbers(logits: Tensor) -> None:
-    """Raises NumericError if a logit is NaN or infinity, or a row has none but -inf."""
+    """Raises NumericError if a logit is NaN or infinity, or a row has only -inf."""
     if not is_possible(logits):
         raise NumericError(CORRUPT)

@@ -30,7 +30,7 @@ class Text:
         self.random = Random(self.seed)
 
     def window(self, context: int) -> list[int]:
-        """The newest ids, those that the model reads next. A text that exceeds the context keeps its newest half."""
+        """The newest ids, which the model reads next. A text that exceeds the context keeps its newest half."""
         ids = [*self.prompt, *self.ids]
         step = context + 1 - max(context // 2, 1)
         return ids[max(len(ids) - context + step - 1, 0) // step * step :]
@@ -74,12 +74,12 @@ class StopStrings:
     """Passes on a text, piece by piece, up to the first stop string.
 
     The text ends at the first character that completes a stop string; if it completes several, the longest is cut off.
-    So neither the division into pieces nor later text matters: with the stop strings "b" and "aba", the text "aba"
-    ends after "a", at the "b", although "aba" begins earlier.
+    The result depends neither on the division into pieces nor on later text: with the stop strings "b" and "aba", the
+    text "aba" ends after "a", at the "b", although "aba" begins earlier.
 
     Attributes:
         found: whether a stop string has been completed
-        held: the end of the text that is held back, since a stop string may begin with it
+        held: the held-back end of the text, with which a stop string may begin
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class StopStrings:
     def read(self, piece: str, heeded: bool = True) -> str:
         """Takes one more piece of the text and returns what can be passed on.
 
-        A stop string that is completed within a piece that is not `heeded` is plain text.
+        If a piece is not `heeded`, a stop string completed in it is plain text.
         """
         if self.found or not self._stops:
             return "" if self.found else piece

@@ -103,7 +103,7 @@ class UncachedDecoder:
             cache.append(index, torch.tensor(part, dtype=torch.long))
 
     def start(self, ids: Sequence[int], cache: TokenRows) -> int:
-        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` is to read them."""
+        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` must read them."""
         cache.lengths[0] = 0
         return 0
 

@@ -35,7 +35,7 @@ Every training text was preceded and followed by `{end}`. Put it before a prompt
 special token is read as that token, unless `split_special_tokens=True`.
 """
 IMPORTED = """
-The tokenizer adds what begins a text, so give it the prompt alone. Generation ends at {stops}.
+The tokenizer adds the token that begins a text, so give it only the prompt. Generation ends at {stops}.
 """
 WITHOUT_END = """
 The tokenizer has no end-of-text token. A prompt must not be empty, and generation stops only at its limit.

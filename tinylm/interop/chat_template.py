@@ -1,4 +1,4 @@
-"""The chat template of a Hugging Face folder, in and out.
+"""Reads and writes the chat template of a Hugging Face folder.
 
 Older folders have it in tokenizer_config.json, as a text or as a list of named ones; newer ones in chat_template.jinja
 (and additional_chat_templates/), some in chat_template.json. An export writes tokenizer_config.json, which all versions
@@ -51,7 +51,7 @@ def read_chat_template(folder: Path) -> Chat | None:
 
 
 def chat_settings(tokenizer: Tokenizer, info: dict[str, Any]) -> dict[str, Any]:
-    """The fields of tokenizer_config.json by which transformers writes the conversations that the model knows."""
+    """The fields of tokenizer_config.json with which transformers formats conversations as in the model's training."""
     chat = tokenizer.chat
     if chat is not None and chat.others:
         templates = [

@@ -1,8 +1,8 @@
 """config.json, written from a ModelConfig and read into one; the fields of generation_config.json.
 
-After reading, the config is exported again and compared. A field that differs, or that is unknown, could change the
-logits, so it is refused by name. Unknown fields that are null, false, empty or at the library's default turn nothing
-on, and are ignored.
+After reading, the config is exported again and compared. A field that differs or is unknown could change the logits,
+so it is refused by name. Unknown fields that are null, false, empty or at the library's default have no effect and are
+ignored.
 """
 
 import re
@@ -19,7 +19,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2":
 SYNONYMS = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}  # other names of the same functions
 # Old files of GPT-2 have no model_type.
 CLASSES = {str([family.architecture]): kind for kind, family in FAMILIES.items()}
-FOUR_TIMES = ("gpt2", "gpt_neo")  # whose feed-forward layer has four times the width by default
+FOUR_TIMES = ("gpt2", "gpt_neo")  # families whose feed-forward layer has four times the width by default
 MOST_LAYERS = 10_000
 
 HARMLESS = {  # fields that do not change logits
@@ -54,7 +54,7 @@ REASONS = {
 
 # --- generation_config.json
 
-OWN_OPTIONS = {  # sampling and search: the generator's own options apply. The values that say nothing
+OWN_OPTIONS = {  # sampling and search: the generator's own options apply. Values that have no effect
     "do_sample": (True, False), "temperature": (1.0,), "top_k": (0, 50), "top_p": (1.0,), "min_p": (0.0,),
     "typical_p": (1.0,), "top_h": (), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "repetition_penalty": (1.0,),
     "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,), "length_penalty": (1.0,),
@@ -74,10 +74,10 @@ NEUTRAL = {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no
 
 
 def check_generation_config(values: Any) -> None:
-    """Checks the content of a generation_config.json; reports options of sampling that tinylm takes from the user.
+    """Checks the content of a generation_config.json; reports sampling options, which tinylm ignores.
 
     Raises:
-        ConfigError: for a field that would change the generated text otherwise; names the field.
+        ConfigError: for another field that would change the generated text; names the field.
     """
     if not isinstance(values, dict):
         raise ConfigError("must be an object with fields")
@@ -86,18 +86,18 @@ def check_generation_config(values: Any) -> None:
 
 
 def _report_options(values: Fields, source: str) -> None:
-    """A notice of the options of generation that a file sets, and that tinylm takes from the user."""
+    """Prints a notice of the generation options that a file sets but tinylm takes from the user."""
     unused = [
         f"{name} {shown(value)}"
         for name, value in values.items()
         if name in OWN_OPTIONS and not is_nothing(value) and value not in OWN_OPTIONS[name]
     ]
     if unused:
-        notice(f"{source}: {', '.join(unused)}: not used, tinylm generates by its own options")
+        notice(f"{source}: {', '.join(unused)}: not used; tinylm has its own generation options")
 
 
 def check_unknown(values: Fields, known: set[str], harmless: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a field that is not known, unless its value is nothing or `harmless` has it."""
+    """Raises ConfigError for an unknown field, unless its value has no effect or is in `harmless`."""
     for name, value in values.items():
         nothing = value == harmless[name] or value is None if name in harmless else is_nothing(value)
         if name not in known and not nothing:
@@ -160,7 +160,7 @@ def import_config(values: Any) -> tuple[ModelConfig, Family]:
 def _complete(values: Fields, family: Family) -> Fields:
     """The fields of a config.json, with missing ones derived as transformers does, and of the right types."""
     fields: Fields = {**family.defaults, **{name: value for name, value in values.items() if value is not None}}
-    for name in ("sliding_window", "num_key_value_heads"):  # whose null differs from the default
+    for name in ("sliding_window", "num_key_value_heads"):  # fields whose null differs from the default
         if name in values and values[name] is None and name in fields:
             del fields[name]
     if "sliding_window" in family.defaults:
@@ -178,7 +178,7 @@ def _complete(values: Fields, family: Family) -> Fields:
 
 
 def _check_types(fields: Fields, family: Family) -> None:
-    """Checks that the fields that only have another name are there, and of the right types."""
+    """Checks that the fields that are merely renamed exist and have the right types."""
     hints = get_type_hints(ModelConfig)
     for ours, names in family.names.items():
         kinds = set(get_args(hints[ours]) or (hints[ours],)) - {NoneType}
@@ -198,7 +198,7 @@ def _check_types(fields: Fields, family: Family) -> None:
 
 
 def _read(fields: Fields, family: Family) -> ModelConfig:
-    """Reads each of our fields from the first of theirs. `import_config` checks that the others agree."""
+    """Reads each of our fields from the first matching field. `import_config` checks that the others agree."""
     ours: Fields = {name: values[0] for name, values in family.fits.items() if isinstance(values, tuple)}
     ours |= {name: fields[_all(theirs)[0]] for name, theirs in family.names.items()}
     known = {ACTIVATIONS[name]: name for name in family.activations}

@@ -2,7 +2,7 @@
 
 A family is one class of transformers. It fits a config if it has a counterpart of every field that changes logits. The
 fields `document_mask`, `zero_init_output`, `activation_checkpointing` and `attention_kernel` concern training only and
-have none. Dropout has a partial one: in Llama's relatives it applies to attention weights alone.
+have no counterpart. Dropout has a partial one: in Llama's relatives it applies to attention weights only.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class Family:
         translations: further fields of config.json that change logits
         defaults: transformers' defaults for fields missing from a config.json
         harmless: field -> a value that changes nothing
-        biases: our fields of biases that it always has, or never; zeros stand in for missing ones
+        biases: our fields of biases that it always or never has; missing biases are written as zeros
         transposed: whether the matrices of blocks are stored as (inputs, outputs)
         interleaved: whether a joint matrix has queries, keys and values of the first head, then of the second, ...
         spare_positions: unused rows at the start of the position embedding
@@ -124,7 +124,7 @@ SAME_BIAS = Rule(lambda config: config.biased_qkv == config.bias)
 UNGATED = ("gelu", "gelu_tanh", "relu", "relu2")
 NO_BIAS = {"bias": (False,), "qkv_bias": Rule(lambda config: not config.qkv_bias)}
 NO_WINDOW = {"sliding_window": (None,)}
-PLAIN = {  # axes that few families have
+PLAIN = {  # options that few families have
     "norm_placement": ("pre",), "residual": ("sequential",), "qk_norm": (False,), "qk_norm_width": ("head",),
     "head_bias": (False,), "rotary_fraction": (1.0,), "layer_pattern": (None,), "attention_scale": (None,),
 }  # fmt: skip
@@ -179,7 +179,7 @@ _FAMILIES = [  # in order of preference: the first that fits is chosen
         model_type="opt", architecture="OPTForCausalLM",
         fits=GPT | NO_WINDOW | {
             "norm_placement": ("pre", "post"), "norm_eps": (1e-5,),
-            "activation": Rule(  # other models with norms first are GPT-2
+            "activation": Rule(  # other models with pre-norm are GPT-2
                 lambda config: config.activation in (UNGATED if config.norm_placement == "post" else ("relu",)), "relu"
             ),
         },
@@ -298,14 +298,14 @@ def choose_family(config: ModelConfig) -> Family:
 
 
 def _remedies(config: ModelConfig, families: Iterable[Family]) -> list[str]:
-    """Changes of a config after which a family fits, each with the first such family."""
+    """Changes of a config that make a family fit, each with the first such family."""
     remedies = {}
     for family in families:
         names = family.misfits(config)
         remedy = " and ".join(f"{name}={_or(family.values(name))}" for name in names)
         try:
             fits = not family.misfits(dataclasses.replace(config, **{name: family.values(name)[0] for name in names}))
-        except ConfigError:  # the remedy takes more than these fields
+        except ConfigError:  # the remedy needs more than these fields
             fits = True
         if fits:
             remedies.setdefault(remedy, f"{remedy} would fit {family.architecture}")

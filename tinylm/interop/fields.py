@@ -1,7 +1,7 @@
-"""Fields of config.json that take more than another name: widths of heads and flags here, others in files of their own.
+"""Fields of config.json that need more than renaming: widths of heads and flags here, others in their own files.
 
-A `Translation` writes such fields and reads them. Reading completes them as transformers does and brings them into the
-spelling in which they are written, so that `import_config` can compare the two.
+A `Translation` writes such fields and reads them. Reading completes them as transformers does and normalizes
+their spelling to that of `write`, so that `import_config` can compare the two.
 """
 
 import json
@@ -31,7 +31,7 @@ class Translation:
 
 
 def constant(**fields: Any) -> Translation:
-    """Fields of which tinylm supports one value."""
+    """Fields that tinylm supports with one value only."""
     return Translation(lambda config: fields)
 
 
@@ -55,7 +55,7 @@ def refuse(name: str, value: Any, supported: str) -> None:
 
 
 def head_dim(always: bool = True) -> Translation:
-    """The width of a head; written for every config, or only where it is not hidden_size / num_attention_heads."""
+    """The width of a head; written for every config, or only if it is not hidden_size / num_attention_heads."""
 
     def write(config: ModelConfig) -> Fields:
         usual = config.head_dim * config.num_heads == config.d_model

@@ -1,7 +1,7 @@
-"""Formats of other programs that hold one kind of network each, with no field for anything else.
+"""Formats of other programs that each hold one kind of network and have no fields for other kinds.
 
-A config fits such a format if every field that changes logits has a value that the format's program computes. Fields
-that no format mentions must have their default value, so a new field of ModelConfig is refused until it is understood.
+A config fits such a format if the format's program supports the value of every field that changes logits. Fields that
+no format mentions must have their default value, so a new field of ModelConfig is refused until a format supports it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[st
 
     Args:
         config: the config
-        fits: field -> the values that the format's program computes; () stands for any value
+        fits: field -> the values that the format's program supports; () stands for any value
     """
     values = config.to_dict() | dict.fromkeys(_idle(config))
     free = SIZES | TRAINING | {name for name, fitting in fits.items() if not fitting}
@@ -37,7 +37,7 @@ def misfits(config: ModelConfig, fits: Mapping[str, tuple[Any, ...]]) -> list[st
 
 
 def _idle(config: ModelConfig) -> list[str]:
-    """The fields that change nothing, since they repeat the default of the other fields."""
+    """The fields without effect, because their value is the default that the other fields imply."""
     full = config.sliding_window is None or config.sliding_window >= config.max_seq_len
     return [
         name
@@ -67,7 +67,7 @@ def modules(blocks: str, block: Mapping[str, str], **others: str) -> dict[str, s
 
 
 def grouped(names: Iterable[str], table: Mapping[str, str]) -> dict[str, list[str]]:
-    """The name of each of their weights -> the names of ours that it consists of, in order, by a table of `modules`."""
+    """The name of each foreign weight -> names of our weights that it consists of, in order, by a table of `modules`."""
     groups = defaultdict(list)
     for name in names:
         module, _, kind = name.rpartition(".")
@@ -78,7 +78,7 @@ def grouped(names: Iterable[str], table: Mapping[str, str]) -> dict[str, list[st
 
 
 def check_names(weights: Iterable[str], expected: Iterable[str], unexpected: str) -> None:
-    """Raises DataError, naming the weights, if some are missing or there are others, which `unexpected` describes."""
+    """Raises DataError, naming the weights, if some are missing or unexpected; `unexpected` describes the latter."""
     found, wanted = {*weights}, {*expected}
     for problem, names in (("missing", sorted(wanted - found)), (unexpected, sorted(found - wanted))):
         if names:

@@ -2,7 +2,8 @@
 
     export_gguf(model, tokenizer, "model.gguf", "q8_0")        # llama-cli -m model.gguf -p "Once upon a time"
 
-llama.cpp computes what its name of an architecture says and ignores the rest. A config without such a name is refused.
+llama.cpp computes the architecture that the file names and ignores other settings. A config that it has no name for is
+refused.
 `gpt2` needs gelu_tanh: llama.cpp has no exact GELU there. Biases that gpt2 always has are written as zeros.
 
 Left out: sliding windows, tokenizers of characters and words.
@@ -52,8 +53,8 @@ class Architecture:
     """A network of llama.cpp.
 
     Attributes:
-        fits: field of ModelConfig -> the values that it computes; () stands for any value
-        block: our module within a block -> theirs
+        fits: field of ModelConfig -> the supported values; () stands for any value
+        block: name of our module within a block -> llama.cpp's name
         interleaved: whether rotary pairs are (2i, 2i + 1)
         biased: whether it always has biases
     """
@@ -94,8 +95,8 @@ def export_gguf(
         model: a standard model
         tokenizer: the model's tokenizer
         path: the file
-        dtype: of matrices: f32, f16 or q8_0, where a matrix whose rows are no multiple of 32 becomes f16. Vectors and
-            position embeddings are f32
+        dtype: of matrices: f32, f16 or q8_0, where a matrix whose rows are not a multiple of 32 becomes f16. Vectors
+            and position embeddings are f32
         name: name of the model in the file. Default: the file's
         chat_template: Jinja template of conversations, or several, each with a `name` and a `template`
         overwrite: replace an earlier export
@@ -147,7 +148,7 @@ def choose_architecture(config: ModelConfig) -> str:
     """llama.cpp's name of the architecture that computes what a config describes.
 
     Raises:
-        ConfigError: if there is none; names the fields that keep the nearest one from fitting.
+        ConfigError: if there is none; names the fields that do not fit the nearest one.
     """
     found = {kind: misfits(config, each.fits) for kind, each in ARCHITECTURES.items()}
     if config.kv_heads != config.num_heads:

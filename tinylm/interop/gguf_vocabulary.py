@@ -1,6 +1,6 @@
 """A tokenizer in the terms of GGUF and llama.cpp: names and types of all tokens, merges or scores, special ids.
 
-llama.cpp splits text as the name of its pre-tokenizer says. A pattern without such a name is refused.
+llama.cpp selects its pre-tokenizer by name. A pattern without such a name is refused.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,9 @@ from tinylm.tokenizer.pipeline import PipelineTokenizer
 
 # Our patterns -> llama.cpp's names. dbrx is llama-bpe without the rule that a word in the vocabulary is never merged.
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "gpt4": "dbrx", DIGITS: "smollm", QWEN2: "qwen2"}
-NO_MERGES = ["! !"]  # stands for none, which llama.cpp refuses; it splits what is not a token into bytes again
+NO_MERGES = [
+    "! !"
+]  # an empty list is refused by llama.cpp; this merge is harmless, since llama.cpp splits non-tokens into bytes
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 
 
@@ -47,7 +49,7 @@ class Vocabulary:
 
 
 def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
-    """The vocabulary of a model with `rows` embeddings; those without a token become unused ones.
+    """The vocabulary of a model with `rows` embeddings; embeddings without a token become unused tokens.
 
     Raises:
         ConfigError: if llama.cpp would give other ids, or stop at an ordinary token.
@@ -61,9 +63,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         raise ConfigError("special_tokens: two tokens would have one name in GGUF; rename those like [PAD7]")
     if tokenizer.end_of_text is None and UNUSED not in found.types:
         last = 2 if characters else 11
-        raise ConfigError(
-            f"the tokenizer has no end-of-text token, in whose place llama.cpp would stop at token {last}"
-        )
+        raise ConfigError(f"the tokenizer has no end-of-text token, so llama.cpp would stop at token {last}")
     return found
 
 
@@ -75,7 +75,7 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         if tokenizer.prefix != "none":
             raise ConfigError("tokenizer: a space is put before texts, which llama.cpp does not do for byte-level BPE")
         if tokenizer.normalization:
-            notice("llama.cpp does not normalize text to NFC: text in another form gets other ids there")
+            notice("llama.cpp does not normalize text to NFC: text in another form is encoded differently there")
         core, plain = tokenizer.core, {token.id for token in tokenizer.added if not token.special}
     if isinstance(core, BPETokenizer):
         names, ids = core.names_and_ids()
@@ -86,7 +86,7 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     else:
         raise ConfigError(f"tokenizer: kind {tokenizer.kind} has no counterpart in llama.cpp; kind bpe has")
     if pattern not in PRE_TOKENIZERS:
-        raise ConfigError(f"tokenizer: pattern {pattern!r} is none of llama.cpp's pre-tokenizers; pattern gpt2 is one")
+        raise ConfigError(f"tokenizer: pattern {pattern!r} is not one of llama.cpp's pre-tokenizers; pattern gpt2 is")
     found = {token: name for name, token in zip(names, ids, strict=False) if token >= 0}
     added = {token: tokenizer.token_bytes[token].decode() for token in special | plain}
     if taken := {*found.values()} & {*added.values()} - {found.get(token) for token in added}:

@@ -55,7 +55,7 @@ def export_huggingface(
     """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer` atomically.
 
     Args:
-        model: a standard model; quantized layers are exported with the weights that they stand for
+        model: a standard model; quantized layers are exported with their dequantized weights
         tokenizer: the model's tokenizer. None: export the weights alone
         folder: the folder to write
         info: information on the run, for the model card
@@ -91,7 +91,7 @@ def export_huggingface(
 
 
 def token_settings(tokenizer: Tokenizer | None, context: int) -> tuple[dict, dict, dict]:
-    """The ids of config.json, the content of generation_config.json, and that of tokenizer_config.json.
+    """The ids of config.json, and the contents of generation_config.json and tokenizer_config.json.
 
     Those of an imported tokenizer are written as they were read (`Tokenizer.origin`).
     """
@@ -145,7 +145,7 @@ def load_huggingface_model(folder: str | Path) -> TransformerLM:
     if folder.is_file():
         raise DataError(f"{folder}: is a file; give a Hugging Face folder, with config.json, safetensors and tokenizer")
     if not folder.is_dir():
-        raise MissingInputError(f"{folder}: no such folder; models are loaded from folders only, download it first")
+        raise MissingInputError(f"{folder}: no such folder; models are loaded from folders only, so download it first")
     if not (folder / CONFIG).is_file():
         raise MissingInputError(f"{folder}: has no {CONFIG}; give a Hugging Face model folder")
     values = read_json(folder / CONFIG)

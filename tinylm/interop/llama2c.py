@@ -3,7 +3,7 @@
     model = load_llama2c("stories15M.bin")
 
 The network is Llama's, always with rope_theta=10000 and norm_eps=1e-5, in float32. Version 0 has no magic number; its
-header is seven integers, with a negative vocabulary size if the output projection has weights of its own. Version 1
+header is seven integers, with a negative vocabulary size if the output projection is not tied. Version 1
 begins with `ak42` and has the weights in another order. Both interleave the rotary pairs of queries and keys.
 
 Left out: version 2, which is quantized.
@@ -140,8 +140,8 @@ def export_llama2c(model: TransformerLM, tokenizer: Tokenizer, folder: str | Pat
 
     Raises:
         CannotCreateError: if the folder exists and is not to be replaced, or is something else.
-        ConfigError: if the model is not Llama's with the constants of run.c, or the tokenizer is not like Llama 2's;
-            names the field.
+        ConfigError: if the architecture is not Llama's with the constants of run.c, or the tokenizer is not like Llama
+            2's; names the field.
     """
     check_target(folder, LLAMA2C_FOLDER, overwrite)
     state = {name: tensor.float() for name, tensor in plain_weights(model, "an export").items()}
@@ -173,7 +173,7 @@ def _write_model(file: BinaryIO, state: dict[str, Tensor], config: ModelConfig) 
 
 # --- tokenizer
 
-# run.c takes 1 for the begin of a text, and 3 + b for a byte b without a piece.
+# run.c uses id 1 for the beginning of a text, and 3 + b for a byte b without a piece.
 UNKNOWN_ID, BEGIN, END, FIRST_BYTE = 0, 1, 2, 3
 SPELLED = {BEGIN: "\n<s>\n", END: "\n</s>\n"}  # names of special tokens in a file
 LARGEST_TOKENIZER = 64 << 20  # bytes

@@ -5,7 +5,7 @@
 
 Weights are copied bit for bit. The activation is the exact GELU, as in nanoGPT since May 2023; a checkpoint does not
 record whether an older nanoGPT trained it with the tanh form. Both files are pickles. They are read by unpicklers that
-create tensors and plain containers and call nothing.
+create only tensors and plain containers and call nothing else.
 """
 
 import io
@@ -112,7 +112,7 @@ def _weights(stored: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor
 
 
 def find_meta(checkpoint: str | Path, dataset: str | None) -> Path | None:
-    """The meta.pkl of a checkpoint's data set, beside the checkpoint or in nanoGPT's layout; None if there is none.
+    """The meta.pkl of a checkpoint's data set, beside the checkpoint or in nanoGPT's folders; None if there is none.
 
     nanoGPT runs in its root, with checkpoints in `out*/` and data in `data/<dataset>/`.
     """

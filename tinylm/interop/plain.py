@@ -12,7 +12,7 @@ from tinylm.model.quantized import quantized_layers
 def plain_weights(model: TransformerLM, purpose: str) -> dict[str, Tensor]:
     """The weights of a standard model on the CPU, by name, quantized ones dequantized.
 
-    These have the type of the model's other weights, which is exact in float32. A notice says so.
+    They get the type of the model's other weights, which is exact in float32. A notice says so.
 
     Raises:
         ConfigError: for a model that is not standard, or has adapters that are not merged; it begins with `purpose`.
@@ -26,7 +26,5 @@ def plain_weights(model: TransformerLM, purpose: str) -> dict[str, Tensor]:
             weights[f"{name}.weight"] = layer.weight.to("cpu", dtype)
     if layers:
         kind = str(dtype).removeprefix("torch.")
-        notice(
-            f"{purpose}: the {len(layers)} quantized layers are written as {kind}, with the values that they stand for"
-        )
+        notice(f"{purpose}: the {len(layers)} quantized layers are written as {kind}, with their dequantized values")
     return weights

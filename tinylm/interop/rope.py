@@ -8,7 +8,7 @@ from tinylm.errors import ConfigError
 from tinylm.interop.fields import Fields, Translation, is_nothing, refuse, shown
 from tinylm.model import ModelConfig
 
-SCALINGS = {  # rope_type -> theirs: ours, their default; a default of `...` is required
+SCALINGS = {  # rope_type -> foreign name: our name, default; `...` marks a required field
     "default": {},
     "linear": {"factor": ("factor", ...)},
     "llama3": {
@@ -89,7 +89,7 @@ def _one_of(fields: Fields, scaling: Fields, names: Iterable[str], default: floa
 
 
 def _read_scaling(fields: Fields, scaling: Fields) -> Fields | None:
-    """Our rope_scaling; sets theirs, complete, in `fields`."""
+    """Our rope_scaling; also completes the foreign one in `fields`."""
     kind = scaling.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in SCALINGS:
         refuse("rope_type of rope_scaling", kind, ", ".join(SCALINGS))

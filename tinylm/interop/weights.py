@@ -1,6 +1,6 @@
-"""Weights: ours renamed to those of a Hugging Face family and back, and their safetensors files.
+"""Weights: renamed to the names of a Hugging Face family and back, and their safetensors files.
 
-Tensors are rearranged but never computed with, so weights survive export and import bit by bit. GPT-2 concatenates
+Tensors are only rearranged, so weights survive export and import bit by bit. GPT-2 concatenates
 queries, keys and values in one matrix and stores matrices as (inputs, outputs); GPT-NeoX concatenates those of each
 head; OPT's first position is row 2.
 """

@@ -1,4 +1,4 @@
-"""KVCache: keys and values of the tokens read so far, so that each new token is computed without the others.
+"""KVCache: keys and values of the tokens read so far, so that a new token does not recompute the earlier ones.
 
 All rows have the same length, and tokens are never removed. `RingKVCache` (ring_cache.py) adds rows of
 different lengths, a ring buffer for sliding windows, and truncation.

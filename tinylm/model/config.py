@@ -1,7 +1,7 @@
 """ModelConfig: the whole architecture in one frozen dataclass, checked when it is created.
 
-Every module of the model takes a `ModelConfig` and nothing else. Where a field takes a `Part`, a class or function of
-one's own may stand in place of the built-in ones; plugin.py says what it must do. `PRESETS` are the sizes that
+Every module of the model takes a `ModelConfig` and nothing else. A field that takes a `Part` accepts a user's
+class or function instead of a built-in one; plugin.py defines the contracts. `PRESETS` are the sizes that
 configs/*.yaml use.
 """
 

@@ -1,10 +1,10 @@
 """The loss: cross-entropy of the next tokens, computed with the head.
 
-It is part of the network's program, so that a compiled step widens the logits while it reads them: they are never
-stored in float32, in which those of GPT-2's vocabulary need more memory than all else in a step.
+The loss is part of the network's forward pass, so a compiled step converts the logits to float32 while it reads them
+and never stores them in float32. With GPT-2's vocabulary they would need more memory than everything else in a step.
 
-By rows even those in low precision never exist whole: the gradient of softmax and cross-entropy is known with the
-logits, so each chunk of rows adds its share to the gradients of x and of the head, and is dropped.
+With `rows`, even the low-precision logits never exist as a whole: the gradient of softmax and cross-entropy follows
+from the logits, so each chunk of rows adds its share to the gradients of x and of the head and is then dropped.
 """
 
 from typing import Any

@@ -2,24 +2,26 @@
 
 With a fixed learning rate a step changes the output of a wide layer more than that of a narrow one: each output sums
 the changes of `d_model` weights, all correlated with the input. muP divides that out, so that every layer's output
-changes equally at any width, and the best learning rate stays. With m = d_model / mup_base_width:
+changes equally at any width and the best learning rate is the same. With m = d_model / mup_base_width:
 
     parameters               initial values   lr of adam, adamw   lr of muon
     matrices of the blocks   std / √m         1/m                 1/√m
     weight of the last norm  1/m              1/m                 1/m
     all others               unchanged        1                   1
 
-- A change of a matrix is seen by its spectral norm, which must not depend on the width where rows and columns grow
-  together (Yang, Simon, Bernstein 2023). Adam moves every entry by about lr, in a common direction, so the norm of a
-  d x d step is lr d. That of Muon's is 0.2 lr √d, since it is 0.2 √d times an orthogonal matrix (optim/muon.py).
-- Table 8 multiplies the logits by 1/m. Here the weight of the norm that the head reads begins at 1/m and learns with
-  lr / m: the same function and under Adam the same training, and no other code has to know of a multiplier.
-- LoRA's A reads the stream and is scaled as the last norm; B writes to it, as the embedding does.
-- Weight decay is divided by the factor of lr: the share that a step takes off a weight, lr times decay, stays.
+- The effect of a matrix update is measured by its spectral norm, which must not depend on the width if rows and
+  columns grow together (Yang, Simon, Bernstein 2023). Adam moves every entry by about lr, in a common direction, so the
+  norm of a d x d step is lr d. Muon's step has the norm 0.2 lr √d: it is 0.2 lr √d times an orthogonal matrix
+  (optim/muon.py).
+- Table 8 multiplies the logits by 1/m. Here the weight of the norm before the head starts at 1/m and is trained with
+  lr / m. This is the same function and, under Adam, the same training, and no other code needs a multiplier.
+- LoRA's A reads the stream and is scaled like the last norm; B writes to the stream, like the embedding.
+- Weight decay is divided by the factor of lr, so that lr times decay, the share by which a step shrinks a weight, is
+  the same.
 
-The feed-forward width must grow as `d_model`, and heads keep their dimension. Where heads grow instead, to dimension E,
-set `attention_scale` to √E_base / E under Adam: its steps correlate queries and keys, and their products grow as E.
-Muon's do not (docs/mup.md).
+The feed-forward width must grow as `d_model`, and heads keep their dimension. If heads grow instead, to dimension E,
+set `attention_scale` to √E_base / E under Adam: its steps correlate queries and keys, so their products grow as E.
+Under Muon they do not (docs/mup.md).
 """
 
 import math

@@ -1,10 +1,11 @@
-"""Contracts of the parts of a network that a config may replace by a class of one's own (`class_path`, `init_args`).
+"""Contracts of the parts of a network that a config may replace by a class (`class_path`, `init_args`).
 
-Nothing is inherited: any class that does this fits. `init_args` are passed by keyword after the arguments shown here.
-Linear and Embedding layers inside a plug-in are initialized as the model's: N(0, 0.02), and a layer named `output`,
-which writes to the residual stream, as a built-in one. Other parameters keep the values that the class gives them.
+No base class is needed: any class with these methods fits. `init_args` are passed by keyword after the arguments shown
+here. Linear and Embedding layers inside a plug-in are initialized as the model's: N(0, 0.02), and a layer named
+`output`, which writes to the residual stream, as a built-in one. Other parameters keep the values that the class gives
+them.
 
-A plug-in may also have these attributes, which say what tinylm could not know:
+A plug-in may also have these attributes, which tell tinylm what it cannot infer:
 
 - `own_initialization = True`: the model leaves all weights of the plug-in as they are.
 - `supports_cache = True`: a promise that text can be generated with a key/value cache. The output at a position depends

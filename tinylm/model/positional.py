@@ -3,8 +3,8 @@
 - learned: one trained vector per position, added to the embeddings (GPT-2).
 - sinusoidal: a fixed table of sines and cosines, added to the embeddings (Vaswani et al. 2017, section 3.5).
 - rotary: queries and keys are rotated by angles proportional to their positions, so that their products depend only
-  on the distance between them (Su et al. 2021). Of the R dimensions that are rotated, E unless `rotary_fraction` says
-  fewer, pairs are (i, i + R/2), as in Llama and Qwen. `RopeScaling` slows the rotation for longer contexts.
+  on the distance between them (Su et al. 2021). R dimensions of a head are rotated, all E or with `rotary_fraction`
+  fewer, in pairs (i, i + R/2) as in Llama and Qwen. `RopeScaling` slows the rotation for longer contexts.
 
 Tables are computed in float64 and cast when used: bfloat16 loses the phase of long positions.
 """

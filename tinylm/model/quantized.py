@@ -7,9 +7,9 @@ Scales are stored in bfloat16, which PyTorch's kernels require; for groups of 32
 `tinylm.adapt.quantize` rounds the weights; this file stores and uses them.
 
 Each layer can compute its product in two ways. `plain` dequantizes the weight to x's type and multiplies: it works
-everywhere, and is faster for many rows. `packed` is PyTorch's CPU kernel, which reads the codes themselves. Decoding a
-wide model spends most of its time on loading weights, of which there are a quarter or an eighth as many bytes. (Below a
-width of about 500 quantization saves memory, not time.) The kernel rounds activations to bfloat16, so its results
+everywhere, and is faster for many rows. `packed` is PyTorch's CPU kernel, which reads the codes directly. Decoding with
+a wide model spends most of its time loading weights, and codes take a quarter or an eighth of the bytes. (Below a width
+of about 500 quantization saves memory, not time.) The kernel rounds activations to bfloat16, so its results
 differ slightly from those of `plain`. `kernels` (adapt/quantize.py) counts both.
 
 Codes and scales are buffers, not parameters, so no optimizer changes them. Gradients pass through to earlier layers.
@@ -249,7 +249,7 @@ def put_layers(model: nn.Module, layers: Any) -> None:
     """Replaces linear layers by empty quantized ones, given in the form of `describe_layers`.
 
     Raises:
-        ConfigError: for an unknown kind or option, or a name that is not a linear layer's.
+        ConfigError: for an unknown kind or option, or a name that does not belong to a linear layer.
     """
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     for entry in layers:

@@ -12,7 +12,7 @@ from tinylm.model.count import count_parameters
 from tinylm.model.empty import without_weights
 from tinylm.model.transformer import TransformerLM
 
-FAR_MORE = 100  # weights that are merely missing are named later
+FAR_MORE = 100  # a smaller gap means missing weights, which are named later
 
 
 @lru_cache(maxsize=8)
@@ -50,7 +50,7 @@ def norm_parameters(config: ModelConfig) -> int:
 
 
 def check_size(config: ModelConfig, weights: int, tensors: int) -> None:
-    """Refuses a config that describes far more than its file holds, before a model of that size is built.
+    """Refuses a config that describes far more weights than its file holds, before a model of that size is built.
 
     Args:
         config: the config of a stored model

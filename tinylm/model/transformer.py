@@ -181,7 +181,7 @@ class TransformerLM(nn.Module):
         if read + ids.shape[1] > limit:
             raise ConfigError(f"the context holds {limit} tokens, got {read + ids.shape[1]}; shorten the input")
         if cache is not None and cache.batch_size != len(ids):
-            raise ConfigError(f"the cache has {cache.batch_size} rows, got {len(ids)}; make one of the batch's size")
+            raise ConfigError(f"the cache has {cache.batch_size} rows, got {len(ids)}; give each text its row")
         if documents is not None and (cache is not None or not self.config.document_mask):
             off = "document_mask is off in the model's config; turn it on"
             reason = "a cache holds one document at a time; read one after another" if cache is not None else off

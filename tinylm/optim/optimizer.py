@@ -1,6 +1,6 @@
 """Optimizers by name, and their parameter groups.
 
-Weight decay applies to matrices and embeddings, not to norms and biases, for which shrinking is no regularization. A
+Weight decay applies to matrices and embeddings, not to norms and biases, for which shrinking is not regularization. A
 network with muP (model/mup.py) gives factors of the learning rate, by which the groups are divided further.
 """
 
@@ -119,7 +119,7 @@ def _make_part(model: nn.Module, part: Part) -> torch.optim.Optimizer:
     """An optimizer of the user's choice: its own weight decay for matrices and embeddings, none for the rest.
 
     Raises:
-        ConfigError: if it does not take the groups, is no optimizer, or has no learning rate.
+        ConfigError: if it does not take the groups, is not an optimizer, or has no learning rate.
     """
     rate_factors(model, part.class_path)  # which are not known for it
     groups = parameter_groups(model, OptimizerConfig())

@@ -17,7 +17,7 @@ FIELD = "model.schedule"
 
 
 class Schedule(Protocol):
-    """A schedule of one's own: a function, or an instance of a class that the config names with its `init_args`.
+    """A user's own schedule: a function, or an instance of a class that the config names with its `init_args`.
 
     A class of `torch.optim.lr_scheduler` that takes the optimizer first is taken too, and steps once an optimizer step.
     """

@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: if it is damaged, or something else.
+        ValueError: if it is damaged or not a checkpoint.
     """
     path = Path(path)
     arrays = read_arrays(path)
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def newest_checkpoint(paths: Iterable[Path]) -> tuple[Checkpoint | None, list[str]]:
-    """Of the files that exist, the undamaged checkpoint with the most steps; and the errors of the damaged ones."""
+    """The undamaged checkpoint with the most steps among the existing files, and the errors of damaged ones."""
     good, problems = [], []
     for path in filter(Path.is_file, paths):
         try:

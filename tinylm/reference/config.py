@@ -110,7 +110,7 @@ class Config:
 
     @property
     def rotary_dim(self) -> int:
-        """The number of a head's dimensions, the first ones, that rotary positions turn."""
+        """The number of dimensions of a head, counted from the first, that rotary positions turn."""
         return int(self.head_dim * self.rotary_fraction)
 
     @property

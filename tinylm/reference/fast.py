@@ -4,7 +4,7 @@
 - A thread computes a few sequences at a time, so that most arrays stay in the CPU's cache.
 - The C library is told to keep freed memory. By default it returns large arrays to the operating system and asks for
   them again, page by page and zero-filled, which costs about as much as writing them.
-- GELU uses a polynomial in place of `math.erf`, which is called number by number.
+- GELU uses a polynomial instead of `math.erf`, which takes one number per call.
 """
 
 import ctypes
@@ -22,8 +22,8 @@ from tinylm.reference.functions import Array
 from tinylm.reference.parameters import Masks
 from tinylm.reference.transformer import Grads, NumpyTransformerLM
 
-TOKENS = 1024  # computed at a time, if sequences are not longer
-NUMBERS = 1 << 16  # of GELU's input that are computed at a time
+TOKENS = 1024  # tokens computed at a time, unless a sequence is longer
+NUMBERS = 1 << 16  # numbers of GELU's input computed at a time
 CENTRE = 3.0  # c in `normal_tail`
 DEGREES = {"float32": 7, "float64": 18}  # of its polynomial
 

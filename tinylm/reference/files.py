@@ -54,7 +54,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
-        # RuntimeError: for bits that say an entry is encrypted, or packed in a way that Python does not know
+        # RuntimeError: for flags of an encrypted entry, or of a compression that Python does not support
         raise ValueError(f"{path}: is damaged ({error}); use another") from error
     if "config" not in arrays:
         raise ValueError(f"{path}: has no config; is it an archive of a model?")
@@ -113,7 +113,7 @@ def save(
 
 
 def is_model(path: Path) -> bool:
-    """Whether `load` reads this archive or folder, undamaged or not."""
+    """Whether this archive or folder is a model for `load`, even if damaged."""
     if path.suffix != ".npz":
         return (path / MANIFEST).is_file()
     try:
@@ -132,7 +132,7 @@ def write_archive(path: Path, model: NumpyTransformerLM, extra: dict[str, Any] |
         extra: further arrays, under names that begin with `training/`
 
     Raises:
-        OSError: if the disk is full or fails; the reason has the number of bytes written.
+        OSError: if the disk is full or fails; the reason includes the number of bytes written.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     try:

@@ -63,7 +63,7 @@ def embedding(ids: Array, weights: Arrays, name: str, *_: object) -> tuple[Array
 
 
 def unchanged(dy: Array) -> tuple[Array, dict[str, Array]]:
-    """The backward of a part that is not there: dy -> dx, no gradients."""
+    """The backward of an absent part: dy -> dx, no gradients."""
     return dy, {}
 
 

@@ -1,6 +1,6 @@
 """Generation with a KV cache: the prompt is read once, then each new token alone.
 
-When the context is full, the newest half of it is read anew and generation continues, as in `tinylm.generation`.
+When the context is full, its newest half is read again and generation continues, as in `tinylm.generation`.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def generate(
         seed: of the draws. Default: a different one each time
         separator: the end-of-text token. A network with `document_mask` does not see beyond it, and since the cache
             holds one document, the whole context is then recomputed for each token. Default: a prompt is one document
-        tokens: number of ids to choose from, the first ones; a padded vocabulary has more. Default: all
+        tokens: number of ids to choose from, counted from 0; a padded vocabulary has more. Default: all
 
     Returns:
         the new ids, (B, max_new_tokens)

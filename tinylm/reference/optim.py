@@ -4,7 +4,7 @@ Each rule is one function. It moves a weight W by its gradient G, both of any sh
 earlier gradients; all in place. Weight decay is for matrices and embeddings: pulling the scale of a norm towards zero
 would not regularize.
 
-Left out: everything that a model of this size does without (sharding, mixed precision, foreach kernels).
+Left out: techniques that a model of this size does not need (sharding, mixed precision, foreach kernels).
 Sources: Kingma, Ba 2015 (Adam); Loshchilov, Hutter 2019 (AdamW); Jordan et al. 2024 and Liu et al. 2025 (Muon).
 """
 
@@ -135,7 +135,7 @@ class Optimizer:
     Attributes:
         parameters: the arrays by name, updated in place
         name: adamw, adam, sgd, or muon: Muon for the matrices of the blocks, AdamW for embeddings, head, norms, biases
-        lr: learning rate where `step` is given none
+        lr: learning rate if `step` is not given one
         weight_decay: of matrices and embeddings
         betas: of Adam
         eps: of Adam
@@ -161,7 +161,9 @@ class Optimizer:
         if self.name not in NAMES:
             raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
         self._stacks: dict[str, list[str]] = {}  # Muon's matrices of one shape, `64x128`: their names
-        self._averages: dict[str, Arrays] = {}  # of each stack and each other parameter: the arrays that its rule keeps
+        self._averages: dict[
+            str, Arrays
+        ] = {}  # for each stack and each other parameter: the arrays that its rule keeps
         for name, array in self.parameters.items():
             if self.name == "muon" and array.ndim == 2 and name.startswith("blocks."):
                 self._stacks.setdefault("{}x{}".format(*array.shape), []).append(name)

@@ -39,9 +39,9 @@ def last_norm(config: Config) -> str:
 def rate_factors(config: Config, optimizer: str) -> dict[str, float]:
     """Factors of the learning rate of each parameter under muP, so that one rate suits every width (Yang et al. 2022).
 
-    A step of Adam's moves every entry of a matrix by about lr, in a common direction: its outputs change by lr times
-    the width, so the rate is divided by m. Muon's step has lr √width for a norm, which is divided by √m. The last norm
-    is 1/m, and so is its rate.
+    A step of Adam moves every entry of a matrix by about lr, in a common direction: its outputs change by lr times the
+    width, so the rate is divided by m. Muon's step has the norm lr √width, so its rate is divided by √m. The weights of
+    the last norm are divided by m, and so is their rate.
     """
     m, last = config.width_ratio, f"{last_norm(config)}."
     matrix = 1 / math.sqrt(m) if optimizer == "muon" else 1 / m

@@ -38,8 +38,8 @@ def rotary_table(num_positions: int, width: int, theta: float, scaling: RopeScal
 def scaled(f: Array, theta: float, scaling: RopeScaling, context: int) -> Array:
     """f_i (k_i + (1 - k_i) / factor) for the frequencies f_i: a share k_i of each is kept, the rest divided.
 
-    In training on a context of C positions, pair i turned C f_i / 2π times. Fast pairs tell near positions apart and
-    are kept; slow ones, which never completed a turn, would meet angles never seen and are slowed down.
+    In training on a context of C positions, pair i turned C f_i / 2π times. Fast pairs distinguish near positions
+    and are kept; slow pairs, which never completed a turn, would reach unseen angles and are slowed down.
 
     - linear: k = 0 for every pair (Chen et al. 2023).
     - llama3: k rises from 0 to 1 with the number of turns, from `low_freq_factor` to `high_freq_factor`.

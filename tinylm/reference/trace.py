@@ -1,4 +1,4 @@
-"""Looking inside: the result of every part, and the gradient with respect to it, to compare with another network's."""
+"""Tracing: the result of every part and the gradient with respect to it, for comparison with another network."""
 
 from collections.abc import Callable
 

@@ -11,7 +11,7 @@ FEW = 5
 
 
 def scale_axis(axis: Any, most: int, logarithmic: bool = False) -> None:
-    """Gives an axis whose data are drawn at most so many ticks, with plain numbers and no offset."""
+    """Gives an axis at most `most` ticks, with plain numbers and no offset; call it after drawing the data."""
     if logarithmic:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         low, high = axis.get_view_interval()
@@ -23,7 +23,7 @@ def scale_axis(axis: Any, most: int, logarithmic: bool = False) -> None:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers for a logarithmic axis: at most `most`, evenly spaced ones on less than a decade.
+    """Round numbers for a logarithmic axis: at most `most`; evenly spaced if the axis spans less than a decade.
 
     >>> log_ticks(1, 800, 9), log_ticks(1e3, 2e12, 4)
     ([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0], [1000.0, 1000000.0, 1000000000.0, 1000000000000.0])
@@ -51,7 +51,7 @@ def short_number(value: float, _: Any = None) -> str:
 
 
 def plain(text: str) -> str:
-    """Escapes dollars, which matplotlib takes for mathematics."""
+    """Escapes dollar signs, which matplotlib reads as mathematics."""
     return text.replace("$", r"\$")
 
 

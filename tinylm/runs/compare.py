@@ -32,7 +32,7 @@ class Row:
     """Steps in the config."""
     parameters: float | None
     tokens: float | None
-    """Training tokens, repetitions and those of the parent run included."""
+    """Training tokens, including repetitions and the tokens of the parent run."""
     steps: float
     val_loss: float | None
     """Lowest validation loss, in nats per token."""

@@ -1,4 +1,4 @@
-"""Curves of run folders against steps, tokens, FLOPs or time; runs that differ in nothing that matters are averaged."""
+"""Curves of run folders against steps, tokens, FLOPs or time; runs with equal relevant settings are averaged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ class Run:
 def read_curves(
     folders: Sequence[Path], axis: str = "steps", *, join_seeds: bool = True, smooth: float = 0.0
 ) -> tuple[list[Curves], list[str]]:
-    """Reads the curves of runs, labelled with what tells them apart, and remarks on runs that are not averaged.
+    """Reads the curves of runs, labelled by their differences, and remarks on runs that are not averaged.
 
     Args:
         folders: run folders
         axis: one of `AXES`
-        join_seeds: average runs that differ in nothing that matters
+        join_seeds: average runs with equal relevant settings
         smooth: exponential smoothing of training metrics, from 0 (none) to below 1
 
     Raises:
@@ -71,7 +71,7 @@ def _axis(folder: Path, axis: str, columns: dict[str, Any]) -> Callable[[np.ndar
     if axis in COUNTERS:
         counter = COUNTERS[axis](folder, read_config(folder), columns)
         if counter is None:
-            problem = f"its {axis} are unknown, as its config does not give the size of a batch or of the network"
+            problem = f"its {axis} are unknown, since its config does not give the size of a batch or of the network"
             raise DataError(f"{folder}: {problem}; use --x steps")
         return counter
     if "perf/step_seconds" not in columns:
@@ -104,8 +104,8 @@ def mean_of(label: str, runs: Sequence[Run]) -> Curves:
 def smoothed(values: np.ndarray, keep: float, steps: np.ndarray | None = None) -> np.ndarray:
     """Exponential moving average with weights keep^(points ago), normalized, so that it has no start-up bias.
 
-    Points that are closer than usual count, and age, as the shares of a usual distance that they are: those of a run's
-    dense start do not outweigh the others.
+    Points closer together than usual count, and age, in proportion to their distance, so that the dense start of a run
+    does not outweigh the rest.
 
     Args:
         values: one for each point

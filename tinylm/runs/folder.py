@@ -21,7 +21,7 @@ from tinylm.errors import CannotCreateError, ConfigError, DataError, MissingInpu
 from tinylm.files import TEMPORARY, make_folder, read_json, write_json
 from tinylm.locate import MANIFEST, TOKENIZER, command
 
-RUN_FOLDER = "TINYLM_RUN_FOLDER"  # tells the processes that rank 0 starts
+RUN_FOLDER = "TINYLM_RUN_FOLDER"  # environment variable for the processes that rank 0 starts
 LOCK, WRITER = ".lock", ".writer"  # in the run folder: the lock of its writer, and who that is
 RECORD, DIFF = "run.json", re.compile(r"run(?:-\d+)?\.diff")  # see provenance.py
 STRAGGLERS = 10.0  # seconds to wait for the lock of a process that has been killed
@@ -61,7 +61,7 @@ class RunConfig:
 
 
 class Claim:
-    """A run folder of which this process is the one writer, until `release`.
+    """A run folder whose only writer is this process, until `release`.
 
     The operating system releases the lock of a process that dies, so a killed writer blocks nobody.
 
@@ -104,7 +104,7 @@ class Claim:
             return None
 
     def release(self) -> None:
-        """Gives the folder up, and removes it if this process has made it and nothing was trained."""
+        """Releases the folder, and removes it if this process has made it and nothing was trained."""
         with contextlib.suppress(OSError):
             (self.folder / WRITER).unlink()
         used = (self.folder / "metrics.csv").exists() or has_checkpoint(self.folder) or is_finished(self.folder)
@@ -140,8 +140,8 @@ def resume_command(name: str, folder: Path, trust: Iterable[str] = ()) -> str:
 def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Path, Claim | None]:
     """Creates the folder of a new run, `<dir>/<name>`, or the first free one of `<dir>/<name>-2`, `-3`, ...
 
-    Processes started by this one find the folder in the environment. Processes started by torchrun or SLURM cannot be
-    told of a number, so the name is used unchanged and must be free. Only rank 0 claims the folder.
+    Processes started by this one find the folder in the environment. Processes started by torchrun or SLURM
+    cannot learn a number, so the name is used unchanged and must be free. Only rank 0 claims the folder.
 
     Args:
         config: name and place
@@ -149,7 +149,7 @@ def new_run_folder(config: RunConfig, stem: str, name: str = "fit") -> tuple[Pat
         name: command that trains, for the hint on resuming
 
     Raises:
-        CannotCreateError: if the folder cannot be created, or exists where it must not.
+        CannotCreateError: if the folder cannot be created, or exists although it must be new.
         ConfigError: if the user is inside a folder of runs.
     """
     if RUN_FOLDER in os.environ:
@@ -207,7 +207,7 @@ def _create(folder: Path) -> bool:
 
 
 def _create_or_take_over(folder: Path) -> Claim:
-    """Creates the folder, or reuses that of a run that was killed before its first checkpoint; refuses any other."""
+    """Creates the folder, or reuses the folder of a run killed before its first checkpoint; refuses any other."""
     if _create(folder):
         return Claim(folder, made=True)
     begun = {"config.yaml", RECORD, "metrics.csv", "samples.txt", "checkpoints", TOKENIZER, LOCK, WRITER}

@@ -1,4 +1,4 @@
-"""Groups of runs that differ in nothing that matters to a result, called by what tells them apart, and their means."""
+"""Groups of runs with equal relevant settings, labelled by their differences, and the means of the groups."""
 
 import itertools
 import math
@@ -16,10 +16,10 @@ from tinylm.runs.settings import SEEDS, Settings, alike, flat_config, key, label
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing that matters, or a run that stands alone.
+    """Runs whose relevant settings are equal, or a single run.
 
     Attributes:
-        label: says in words what tells this group from the others, such as `lr 0.003, width 32`
+        label: the difference from other groups in words, such as `lr 0.003, width 32`
         members: their positions among the runs
     """
 
@@ -30,13 +30,13 @@ class Group:
 def group_runs(
     folders: Sequence[Path], rows: Sequence[Row], *, join: bool = True, keep: Collection[str] = ()
 ) -> tuple[list[Group], list[str]]:
-    """Groups runs whose settings are alike, and says which ones are left out of their group, and why.
+    """Groups runs with equal relevant settings, and says which runs are left out of their group, and why.
 
     Args:
         folders: run folders
-        rows: what `read_run` has read of them
+        rows: their rows from `read_run`
         join: whether to group them at all
-        keep: entries that matter for once, though they are in `FREE`
+        keep: entries that count as relevant although they are in `FREE`
 
     Raises:
         DataError: if a run's files are damaged.
@@ -60,7 +60,7 @@ def group_runs(
 
 
 def natural(label: str) -> list[tuple[float, str]]:
-    """A sort key of labels: numbers by their values, the text between them by its letters."""
+    """A sort key of labels: numbers sort by value, the text between them by its letters."""
     numbers = re.split(r"(\d+(?:\.\d+)?(?:e[+-]\d+)?)", label)
     return [(float(part), "") if place % 2 else (math.inf, part) for place, part in enumerate(numbers)]
 
@@ -75,7 +75,7 @@ def all_settings(folders: Sequence[Path], keep: Collection[str] = ()) -> list[Se
 
 
 def distinct(names: Sequence[str], stems: Sequence[str], alone: Sequence[bool]) -> list[str]:
-    """Labels, with the names of the runs where there is none; a run alone that is called like others adds its name."""
+    """Labels, with run names where a label is empty; a single run whose label is not unique adds its name."""
     return [
         stem if not name else f"{name} ({stem})" if single and names.count(name) > 1 else name
         for name, stem, single in zip(names, stems, alone, strict=True)
@@ -83,16 +83,14 @@ def distinct(names: Sequence[str], stems: Sequence[str], alone: Sequence[bool]) 
 
 
 def repeats(folders: Sequence[Path]) -> list[str]:
-    """Remarks on runs of a group that have the seeds of another: the spread over seeds is larger than it seems."""
+    """Remarks on runs of a group that repeat another's seeds: the true spread over seeds is larger than it seems."""
     seen: dict[str, Path] = {}
     remarks = []
     for folder in folders:
         config = flat_config(read_config(folder))
         seeds = key({name: config.get(name) for name in SEEDS})
         if isinstance(config.get("seed_everything"), int) and seen.setdefault(seeds, folder) != folder:
-            remarks.append(
-                f"{folder}: has the seeds of {seen[seeds]}; it counts as a run of its own in mean and spread"
-            )
+            remarks.append(f"{folder}: has the seeds of {seen[seeds]}; it counts as a separate run in mean and spread")
     return remarks
 
 
@@ -113,7 +111,7 @@ def group_by_seed(folders: Sequence[Path], rows: Sequence[Row]) -> tuple[list[Ro
 
 
 def stem(names: Sequence[str]) -> str:
-    """The beginning that names share, or the first name."""
+    """The common beginning of names, or the first name."""
     letters = zip(*names, strict=False)
     shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, letters)))
     return names[0][:shared].rstrip("-_. ") or names[0]

@@ -1,8 +1,8 @@
-"""Where a run began: at the weights of another run, its parent, or at random ones; and the tokens of both.
+"""The origin of a run: random weights, or the weights of another run, its parent; and the tokens of both.
 
-A branch (`--ckpt_path`) goes on with its parent's steps; a finetuned run (`model.init_from`) begins at step 0. Either
-way its model has seen the parent's tokens too. The parent's run folder is found by the path in config.yaml, or beside
-the run by its name; left out: parents of which only an exported model exists.
+A branch (`--ckpt_path`) continues its parent's steps; a finetuned run (`model.init_from`) begins at step 0. In both
+cases, the model has also seen the parent's tokens. The parent's run folder is found by the path in config.yaml, or by
+its name beside the run. Left out: parents of which only an exported model exists.
 """
 
 import math
@@ -27,7 +27,7 @@ Columns = dict[str, tuple[list[int], list[float]]]
 Counter = Callable[[Any], np.ndarray]
 ORIGINS = ("ckpt_path", "model.init_from")
 DEEPEST = 20
-"""Most generations; more are a circle of runs that were moved or overwritten."""
+"""Most generations; more would mean a circle of runs that were moved or overwritten."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Parent:
     Attributes:
         entry: the config entry that names it, one of `ORIGINS`
         folder: its run folder
-        step: the step of its checkpoint; None if it cannot be known any more
+        step: the step of its checkpoint; None if it can no longer be determined
     """
 
     entry: str
@@ -57,7 +57,7 @@ def origin(config: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def find_parent(folder: Path, config: dict[str, Any]) -> Parent | None:
-    """The parent of a run; None if it has none, or none that can be found."""
+    """The parent of a run; None if it has no parent, or the parent cannot be found."""
     begun = origin(config)
     if begun is None:
         return None
@@ -70,7 +70,7 @@ def find_parent(folder: Path, config: dict[str, Any]) -> Parent | None:
 
 
 def _parent_step(folder: Path, entry: str, run: Path, model: Path) -> int | None:
-    """The step of the checkpoint or model folder from which a run began: as recorded, else that of the file itself."""
+    """The step of the checkpoint or model folder from which a run began: as recorded, else as in the file itself."""
     recorded = _recorded_step(folder, entry)
     if recorded is not None:
         return recorded
@@ -85,11 +85,11 @@ def _parent_step(folder: Path, entry: str, run: Path, model: Path) -> int | None
     except (TinyLMError, KeyError, TypeError, OSError):
         return None
     first = min((steps[0] for steps, _ in read_metrics(folder / "metrics.csv").values()), default=step)
-    return step if entry != "ckpt_path" or step <= first else None  # its run has gone on, and has overwritten it
+    return step if entry != "ckpt_path" or step <= first else None  # the run has continued and overwritten it
 
 
 def _recorded_step(folder: Path, entry: str) -> int | None:
-    """The parent's step in run.json, where a run has one."""
+    """The parent's step in run.json, if there is one."""
     try:
         return int(read_json(folder / "run.json")["parents"][entry]["step"])
     except (TinyLMError, OSError, KeyError, TypeError, ValueError):
@@ -97,16 +97,16 @@ def _recorded_step(folder: Path, entry: str) -> int | None:
 
 
 def unknown_parents(folders: Iterable[Path]) -> list[str]:
-    """Remarks on runs whose tokens leave out those of their parents."""
+    """Remarks on runs whose token counts leave out the parent's tokens."""
     found = []
     for folder in folders:
         config = read_config(folder)
         begun, parent = origin(config), find_parent(folder, config)
         if begun is not None and parent is None:
-            found.append(f"{folder}: {begun[0]} {begun[1]} is no run that can be found; its tokens are not counted")
+            found.append(f"{folder}: {begun[0]} {begun[1]} is not a run that can be found; its tokens are not counted")
         elif parent is not None and parent.step is None:
             found.append(
-                f"{folder}: the step at which it left {parent.folder} is unknown; all steps count like its own"
+                f"{folder}: the step at which it left {parent.folder} is unknown; all steps are counted as its own"
             )
     return found
 
@@ -158,7 +158,7 @@ def _counter(
 
 
 def _own_counter(config: dict[str, Any], columns: Columns, begin: int) -> Counter | None:
-    """Tokens since step `begin`: as planned, unless the measured speed gives others, as where the batches vary."""
+    """Tokens since step `begin`: as planned, unless the measured speed implies others, as with varying batches."""
     planned = planned_tokens(config)
     rates, seconds = (columns.get(f"perf/{name}", ([], [])) for name in ("tokens_per_sec", "step_seconds"))
     if rates[0] and rates[0] == seconds[0]:

@@ -11,7 +11,7 @@ class LossComparison:
 
     Attributes:
         rows: losses of the first run
-        equal: those of them that the second run has too
+        equal: how many of them the second run has too
         first: the earliest step at which they differ, with the name of the loss and both values; a missing one is `-`
     """
 
@@ -21,7 +21,7 @@ class LossComparison:
 
 
 def compare_losses(run: Path, other: Path) -> LossComparison:
-    """Compares `train/loss` and `val/loss` of two metrics.csv, as written. Only steps of the first one count."""
+    """Compares `train/loss` and `val/loss` of two metrics.csv, as written. Only steps of the first run count."""
     ours, theirs = logged_losses(run), logged_losses(other)
     different = sorted((step, name) for step, name in ours if ours[step, name] != theirs.get((step, name)))
     first = None
@@ -32,7 +32,7 @@ def compare_losses(run: Path, other: Path) -> LossComparison:
 
 
 def logged_losses(run: Path) -> dict[tuple[int, str], str]:
-    """(step, name) -> the loss as it stands in a run's metrics.csv; those of the sources of a mixture, too."""
+    """(step, name) -> the loss as written in a run's metrics.csv, including the losses of a mixture's sources."""
     text = (run / "metrics.csv").read_bytes().decode()
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     names = ("train/loss", "val/loss")

@@ -1,4 +1,4 @@
-"""Removes from a recorded command line what must not be passed on: secrets, and the names of user and host."""
+"""Removes secrets, and the names of user and host, from a recorded command line."""
 
 import getpass
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MASK = "***"
-SHORTEST = 8  # characters of a variable's value that is looked for; a shorter one is in any text
+SHORTEST = 8  # characters; a shorter value of a variable could occur in any text and is not masked
 _SECRET = r"(?:\b|[_-])(?:api_?key|key|token|secret|passw(?:or)?d|passphrase|credentials?|signature|sig)"
 _ENDING = re.compile(rf"(?i){_SECRET}$")
 _ASSIGNED = re.compile(rf"(?i)({_SECRET}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,;&}}\"']+)")
@@ -28,7 +28,7 @@ def masked(text: str, named: bool = True) -> str:
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """The words of a command line without secrets, user and host; the word after an option like `--api-key` is one."""
+    """The words of a command line without secrets, user and host; the word after `--api-key` and the like is one."""
     before = ["", *words]
     secret = [option.startswith("-") and _ENDING.search(option) is not None for option in before]
     return [MASK if hide else impersonal(masked(word)) for word, hide in zip(words, secret, strict=False)]
@@ -47,5 +47,5 @@ def impersonal(text: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # a container's user may have no name
         return ""

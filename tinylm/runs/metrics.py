@@ -8,7 +8,7 @@ from pathlib import Path
 def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
     """Reads the columns of a metrics.csv: name -> (steps, values), without empty cells.
 
-    A last line without an end is left out: it is being written, or was cut off.
+    A last line without a line break is left out: it is being written, or was cut off.
     """
     columns: dict[str, tuple[list[int], list[float]]] = {}
     text = Path(path).read_bytes().decode()
@@ -22,7 +22,7 @@ def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def read_samples(path: str | Path) -> list[tuple[int, str]]:
-    """Reads the first sample of each step in a samples.txt: its step and its text; none where there is no file."""
+    """Reads the first sample of each step in a samples.txt: its step and its text; none if there is no file."""
     if not Path(path).is_file():
         return []
     _, *parts = re.split(r"^=== step (\d+)\n", Path(path).read_bytes().decode(errors="replace"), flags=re.MULTILINE)

@@ -23,7 +23,7 @@ MARKERS, STYLES = ("o", "s", "^", "D", "v", "P", "X", "<", "*"), ("-", "--", ":"
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 130
 ACROSS, SAMPLES, LETTERS = 3, 5, 76
-"""Small panels in a row, most samples below a curve, and most letters of each."""
+"""Small panels in a row; most samples below a curve; most letters of a sample."""
 
 
 class Panel(NamedTuple):
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
     validation: str = ""
     floor: str = ""
     family: tuple[str, ...] = ()
-    """Metrics of one kind, such as those of all layers: a line each."""
+    """Metrics of one kind, such as those of all layers, one line each."""
 
 
 PANELS = {
@@ -56,7 +56,7 @@ class Curves:
         label: name in the legend
         columns: x positions and values of each metric
         spread: sample standard deviation of each metric at each point, for a mean of several runs
-        partial: metrics that only some of several runs have, which have no mean
+        partial: metrics that only some of the runs have, and which therefore have no mean
     """
 
     label: str
@@ -213,7 +213,7 @@ def _spread(samples: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _write_samples(curve: Any, place: Any, samples: Sequence[tuple[int, str]]) -> None:
-    """Writes the first words of each sample below the curve, without those that all share, and marks their steps."""
+    """Writes the first words of each sample below the curve, without their common beginning, and marks their steps."""
     place.set_axis_off()
     texts = ["".join(letter if letter.isprintable() else " " for letter in text) for _, text in samples]
     shared = sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, zip(*texts, strict=False)))
@@ -245,7 +245,7 @@ def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
             color, points = color if each.label else ORANGE, {"marker": marker, "markersize": 4}
             axes.plot(x, y, style, color=color, label=_label(each.label or "validation", y), **points)
             _band(axes, x, y, each.spread.get(panel.validation), color)
-        if not each.label and panel.validation:  # of a run alone: its curve for each source of a mixture
+        if not each.label and panel.validation:  # a single run: its curve for each source of a mixture
             sources = sorted(name for name in each.columns if name.startswith(f"{panel.validation}_"))
             for name, color in zip(sources, cycle(COLORS[2:])):
                 x, y = each.columns[name]
@@ -259,7 +259,7 @@ def _fill(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
 
 
 def _fill_family(axes: Any, panel: "Panel", curves: Sequence[Curves]) -> None:
-    """Draws the metrics of one kind, of all runs: the labels leave out what all names share."""
+    """Draws the metrics of one kind, of all runs: the labels leave out the common part of the names."""
     parts = [column.replace("/", ".").split(".") for column in panel.family]
     begin = len(list(takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False))))
     begin -= any(part[begin:] and part[begin].isdigit() for part in parts)  # `blocks.0`, not `0`

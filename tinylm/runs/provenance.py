@@ -76,8 +76,8 @@ def begin_record(folder: Path, facts: RunFacts, step: int, changes: Iterable[str
     Args:
         folder: the run folder
         facts: what the run knows
-        step: optimizer step from which this start goes on
-        changes: how the config differs from that of the start before
+        step: optimizer step from which this start continues
+        changes: differences from the config of the previous start
     """
     now = {
         "command": facts.command, "code": _code(folder), "versions": versions(), "machine": machine(facts.devices),
@@ -124,7 +124,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if path.name == MANIFEST:
         record = record.get("info", {}).get(ENTRY) if isinstance(record, dict) else None
         if record is None:
-            raise DataError(f"{path}: has no record of its run, which is of an older tinylm, or of another program")
+            raise DataError(f"{path}: has no record of its run, which was made by an older tinylm or another program")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else None
         raise DataError(f"{path}: has format {found}, this tinylm reads format {FORMAT}")
@@ -147,7 +147,7 @@ def code_and_versions(record: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
-    """The record so far; None without one. A damaged one is kept aside, and the run goes on."""
+    """The record so far; None without one. A damaged record is set aside, and the run continues."""
     if not (folder / RECORD).is_file():
         return None
     try:
@@ -209,14 +209,15 @@ def _processor() -> str:
 
 
 def launcher() -> str | None:
-    """The launcher whose environment this process has: torchrun or SLURM."""
+    """The launcher in whose environment this process runs: torchrun or SLURM."""
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM" if "SLURM_PROCID" in os.environ else None
 
 
 def parent(path: str | Path, step: int | None) -> dict[str, Any]:
     """A checkpoint or model from which a run begins: path, step, SHA-256.
 
-    That of a model folder is its manifest's, which has those of the other files; that of another folder, its files'.
+    For a model folder, the SHA-256 is that of the manifest, which lists those of the other files; for another folder,
+    it covers all files.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
@@ -251,7 +252,7 @@ def code_state(repository: Repository) -> dict[str, Any]:
 
 
 def masked_diff(diff: bytes) -> bytes:
-    """A diff without secrets of the environment; one that has none is returned as it is."""
+    """A diff without secrets of the environment; unchanged if it contains none."""
     text = diff.decode("utf-8", "surrogateescape")
     return masked(text, named=False).encode("utf-8", "surrogateescape")
 
@@ -268,7 +269,7 @@ def _code(folder: Path) -> dict[str, Any]:
 
 
 def _keep(folder: Path, diff: bytes) -> str:
-    """Writes a diff as run.diff, run-2.diff, ... and returns the name; one that is there already is not repeated."""
+    """Writes a diff as run.diff, run-2.diff, ... and returns the name; an existing copy of it is reused."""
     path, number = folder / "run.diff", 1
     while path.is_file() and path.read_bytes() != diff:
         number += 1

@@ -1,6 +1,6 @@
 """The state of a git repository: commit, local changes and untracked files.
 
-Nothing is written or locked. Without git, outside a repository, or where git does not answer, the state is unknown.
+Nothing is written or locked. Without git, outside a repository, or if git does not answer, the state is unknown.
 """
 
 import os
@@ -21,7 +21,7 @@ class Repository:
 
     Attributes:
         root: its top folder
-        commit: that of HEAD; None before the first one
+        commit: the commit of HEAD; None before the first commit
         changed: names of tracked files that differ from the commit; None if unknown
         diff: the differences, for `git apply`; None if they are too long
         untracked: names of files and folders that git neither tracks nor ignores

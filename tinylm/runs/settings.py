@@ -1,7 +1,7 @@
-"""The settings of runs: which ones matter to a result, and which ones tell runs apart, in the words of a legend.
+"""The settings of runs: those that affect a result, and those that distinguish runs, in the words of a legend.
 
-`FREE` lists what does not matter. Everything else does, entries that nobody has heard of included, so that a plug-in
-or an option of a later version never joins runs that are not alike.
+`FREE` lists the entries that do not affect a result. All others do, unknown entries included, so that runs that differ
+in a plug-in or in an option of a later version are never grouped together.
 """
 
 import json
@@ -27,7 +27,7 @@ FREE = (*SEEDS, *LOGGING, *DEVICES, *SPEED, "run", "model.network.vocab_size", "
 OBSERVERS = ("ActivationStatistics", "AttentionEntropy", "GradientNorms", "StepProfile", "LearningRateMonitor",
              "DeviceStatsMonitor", "ThroughputMonitor", "ModelCheckpoint", "ModelSummary", "RichModelSummary",
              "TQDMProgressBar", "RichProgressBar")  # fmt: skip
-"""Callbacks of tinylm and Lightning that change nothing but what is written and printed."""
+"""Callbacks of tinylm and Lightning that only affect what is written and printed."""
 OURS = ("tinylm.", "lightning.", "pytorch_lightning.")
 
 USUAL = {
@@ -39,7 +39,7 @@ USUAL = {
     "data.tokenizer": "tokenizer", "trainer.precision": "precision", "trainer.gradient_clip_val": "clip",
     "model.objective": "objective", "data": "data", "model": "model", "seed_everything": "seed",
 }  # fmt: skip
-"""Words for the usual entries, in the order of a legend; any other is called by the last part of its name."""
+"""Words for the usual entries, in the order of a legend; any other entry is called by the last part of its name."""
 GENERATED = re.compile(r"(stories|.*\.grammar\.ya?ml)(:\d+)?")
 PARENT = "parent"
 BEGINNINGS = {"ckpt_path": "continued", "model.init_from": "finetuned"}
@@ -58,15 +58,15 @@ def flat_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_settings(folder: Path, keep: Collection[str] = (), depth: int = 0) -> Settings:
-    """The settings of a run that matter to its result, by dotted name.
+    """The settings of a run that affect its result, by dotted name.
 
     Args:
         folder: the run folder
-        keep: names in `FREE` that matter for once
+        keep: names in `FREE` that count nevertheless
         depth: the number of descendants that have led here
 
-    A part that a config names by class path has the class under the part's name. Those of a parent run are under
-    `parent.`, in place of its path.
+    If a config names a part by class path, the class is under the part's name. The settings of a parent run are under
+    `parent.`, instead of its path.
     """
     config = read_config(folder)
     flat = _flatten(config)
@@ -87,7 +87,7 @@ def read_settings(folder: Path, keep: Collection[str] = (), depth: int = 0) -> S
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
-    """The settings of a config that matter to its result, by dotted name; those of a parent run are not read."""
+    """The settings of a config that affect its result, by dotted name; the settings of a parent run are not read."""
     flat = _flatten(config)
     flat["trainer.callbacks"] = _acting(flat.get("trainer.callbacks"))
     if Path(str(flat.get("data.tokenizer"))).name == TOKENIZER:  # in the run folder, whose name is free
@@ -96,7 +96,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 
 def _flatten(value: Any, name: str = "") -> Settings:
-    """Dotted names of a nested config; a part has an entry of its own: its class, or True."""
+    """Dotted names of a nested config; each part has its own entry: its class, or True."""
     if not isinstance(value, dict):
         return {name: int(value) if isinstance(value, float) and value.is_integer() else value}
     is_part = name and not name.endswith(".init_args")
@@ -128,7 +128,7 @@ def _observes(callback: Any) -> bool:
 
 
 def _matters(name: str, value: Any, keep: Collection[str]) -> bool:
-    """Whether a setting matters: unless it is free. A foreign strategy or accelerator is no mere device."""
+    """Whether a setting affects the result: all but free ones. An unknown strategy or accelerator may affect it."""
     if any(inside(name, kept) for kept in keep):
         return True
     foreign = name in DEVICES and isinstance(value, str) and "." in value and not value.startswith(OURS)
@@ -136,15 +136,15 @@ def _matters(name: str, value: Any, keep: Collection[str]) -> bool:
 
 
 def inside(name: str, part: str) -> bool:
-    """Whether a dotted name is that of a part, or of something in it."""
+    """Whether a dotted name belongs to a part or to an option of it."""
     return f"{name}.".startswith(f"{part}.")
 
 
 def alike(runs: Iterable[Settings]) -> list[Settings]:
-    """Settings with the entries that older runs lack, so that they can be compared.
+    """Settings completed by the entries that older runs lack, so that they can be compared.
 
-    A network gets ModelConfig's defaults, as when it is loaded. Another missing option is off, if off is what another
-    run has; any other difference stays one.
+    A network gets ModelConfig's defaults, as when it is loaded. Any other missing option counts as off if it is off in
+    another run; otherwise it remains a difference.
     """
     runs = [dict(run) for run in runs]
     names = {name for run in runs for name in run}
@@ -165,7 +165,7 @@ def alike(runs: Iterable[Settings]) -> list[Settings]:
 
 
 def key(run: Settings) -> str:
-    """A text that only equal settings have."""
+    """A text that is equal for equal settings only."""
     return json.dumps(run, sort_keys=True, default=str)
 
 
@@ -175,7 +175,7 @@ def key(run: Settings) -> str:
 def differences(runs: Sequence[Settings]) -> list[str]:
     """The names of the settings in which runs differ, the usual ones first.
 
-    Settings of a part that some runs lack, or have of another class, differ only if runs with the same part differ.
+    If some runs lack a part or have it of another class, its settings differ only if runs with the same part differ.
     """
     names = dict.fromkeys([*USUAL, *(name for run in runs for name in run)])
     return [name for name in names if _differs(name, runs)]
@@ -191,7 +191,7 @@ def _differs(name: str, runs: Sequence[Settings]) -> bool:
 
 
 def words(name: str, names: Collection[str]) -> str:
-    """The word for a setting: the last part of its name, or the whole name where others end alike."""
+    """The word for a setting: the last part of its name, or the whole name if another name ends alike."""
     short = {each: _short(each) for each in names}
     alone = list(short.values()).count(short[name]) == 1
     return short[name] if alone else name
@@ -222,7 +222,7 @@ def _is_class(value: Any) -> bool:
 
 
 def labels(runs: Sequence[Settings]) -> list[str]:
-    """Labels that tell runs apart by their differences, such as `lr 0.003, width 32`.
+    """Labels that distinguish runs by their differences, such as `lr 0.003, width 32`.
 
     They are empty for runs that do not differ, and for runs that differ in more than `MOST` settings.
     """
@@ -233,7 +233,7 @@ def labels(runs: Sequence[Settings]) -> list[str]:
 
 
 def _has(run: Settings, name: str, names: Collection[str]) -> bool:
-    """Whether a run has the part to which a setting belongs, as far as the part differs."""
+    """Whether a run has the part to which a setting belongs, if runs differ in this part."""
     return all(run.get(part) for part in names if part != name and inside(name, part))
 
 
@@ -250,5 +250,5 @@ def _phrase(name: str, run: Settings, names: Collection[str], runs: Sequence[Set
     elif True in others and value is None:
         text = "off"
     elif any(other != value and shown(other) == text for other in others):
-        text = str(value)  # another class of this name
+        text = str(value)  # another class of the same name
     return f"{words(name, names)} {text}"

@@ -1,8 +1,8 @@
 """The style of all pictures, `tinylm.mplstyle`, and its dark theme; matplotlib is imported when a picture is drawn.
 
 The option `--theme dark`, or the environment variable `TINYLM_THEME`, chooses the theme. A function that draws is
-decorated with `@style()`, begins with `new_figure`, and takes its colours from here: those of a series are places in
-the style's cycle, and become red, green and blue only when the figure is drawn.
+decorated with `@style()`, begins with `new_figure`, and takes its colours from here: the colours of series are entries
+of the style's cycle, which become red, green and blue only when the figure is drawn.
 """
 
 import os
@@ -23,9 +23,9 @@ PACKAGE = Path(__file__).parents[1]
 FILES = {"light": ("tinylm.mplstyle",), "dark": ("tinylm.mplstyle", "dark.mplstyle")}
 
 COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
-"""Colours of series. Markers and dashes tell them apart in print."""
+"""Colours of series. Markers and dashes distinguish them in print."""
 BLUE, ORANGE, GREEN, GREY = "C0", "C1", "C7", "C8"
-"""GREEN marks the best possible loss, GREY is for what matters less."""
+"""GREEN marks the best possible loss, GREY secondary elements."""
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Shares of red, green and blue in how bright a colour appears."""
 
@@ -46,7 +46,7 @@ def chosen_theme() -> str:
 def style(theme: str | None = None) -> Iterator[None]:
     """Draws in tinylm's style; `@style()` before a function does so in every call.
 
-    Settings of the user's matplotlibrc stay where the style has none, such as fonts.
+    Settings of the user's matplotlibrc that the style does not contain, such as fonts, are kept.
 
     Args:
         theme: one of `THEMES`. Default: `chosen_theme`
@@ -69,7 +69,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
     class StyledFigure(Figure):
         def draw(self, renderer: Any) -> None:
-            # ticks are made, and places in the cycle looked up, when a figure is drawn
+            # ticks are created, and colours of the cycle looked up, when a figure is drawn
             with style(theme), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")  # drawn as boxes
                 super().draw(renderer)
@@ -86,7 +86,7 @@ def ink() -> str:
 
 
 def faint() -> str:
-    """The colour of what matters less, such as a hatch."""
+    """The colour of secondary elements, such as hatches."""
     return _setting("grid.color")
 
 
@@ -117,7 +117,7 @@ def letters(ground: Any) -> str:
     """Black or white, whichever is more legible on a colour."""
     from matplotlib.colors import to_rgb
 
-    return "black" if luminance(to_rgb(ground)) > 0.18 else "white"  # where both have the same contrast
+    return "black" if luminance(to_rgb(ground)) > 0.18 else "white"  # at 0.18 both have the same contrast
 
 
 def luminance(color: tuple[float, float, float]) -> float:

@@ -13,7 +13,7 @@ from tinylm.runs.metrics import read_metrics
 from tinylm.runs.settings import FREE, PARENT, USUAL, Settings, differences, inside, key, labels, shown, words
 
 FALLING = ("loss", "perplexity", "bpb", "excess")
-"""Metrics of which a lower value is better, by the beginning of the last part of their names."""
+"""Metrics whose lower values are better, by the beginning of the last part of their names."""
 TAKE = {"lowest": min, "highest": max, "last": lambda values: values[-1]}
 
 
@@ -36,7 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of runs that differ in the settings on the axes alone; the label tells them from other lines."""
+    """Points of runs that differ only in the settings on the axes; the label distinguishes them from other lines."""
 
     label: str
     points: list[Point]
@@ -48,8 +48,8 @@ class Sweep:
 
     Attributes:
         names: the settings on the axes, in words
-        metric: the metric, and which of a run's values is taken
-        lines: one for each difference that is on no axis
+        metric: the metric, and which of its values in a run is used
+        lines: one for each difference that is not on an axis
         left_out: the runs without a point, with the reasons
     """
 
@@ -75,7 +75,7 @@ def read_sweep(
         entries: one or two config entries by dotted name, its end, or the word of a legend: `model.optimizer.lr`, `lr`
         metric: a column of metrics.csv
         take: one of `TAKE`. Default: that of `take_of`
-        join: whether runs that differ in nothing that matters are one point
+        join: whether runs with equal relevant settings form one point
 
     Raises:
         ConfigError: if there is no such entry, or all runs have the same value.
@@ -111,7 +111,10 @@ def _check_differences(entries: Sequence[str], runs: Sequence[Settings]) -> None
     """Refuses an entry in which the runs do not differ."""
     for entry in entries:
         if len({key({"": run.get(entry)}) for run in runs}) == 1:
-            others = ", ".join(name for name in differences(runs) if name not in entries) or "nothing that matters"
+            others = (
+                ", ".join(name for name in differences(runs) if name not in entries)
+                or "nothing that affects the result"
+            )
             value = shown(runs[0].get(entry))
             raise ConfigError(f"--x {entry}: all {len(runs)} runs have {value}; they differ in {others}")
 

@@ -32,10 +32,10 @@ def ordered(values: Sequence[Any]) -> list[Any]:
 
 
 def is_geometric(values: Sequence[float]) -> bool:
-    """Whether values are at home on a logarithmic axis.
+    """Whether values suit a logarithmic axis.
 
     All are positive, and their ratios vary at most half as much as their differences (by standard deviation over mean).
-    Of two values the larger is at least ten times the smaller.
+    For two values, the larger must be at least ten times the smaller.
 
     >>> is_geometric([0.003, 0.01, 0.03]), is_geometric([32, 64, 96]), is_geometric([1, 2, 4])
     (True, False, True)
@@ -114,7 +114,7 @@ def draw_maps(sweep: Sweep, *, title: str = "") -> "Figure":
     """Draws the metric against two settings as heat maps, one for each line, with the value written in each cell.
 
     Raises:
-        ConfigError: if the runs differ in too much else.
+        ConfigError: if the runs differ in too many other settings.
     """
     if len(sweep.lines) > MOST_MAPS:
         names = "; ".join(line.label for line in sweep.lines[:3])

@@ -552,13 +552,13 @@ def _own_class(class_path: str, source: str) -> type[Tokenizer]:
 
     Raises:
         ConfigError: if it is not trusted.
-        DataError: if it is no subclass of Tokenizer.
+        DataError: if it is not a subclass of Tokenizer.
     """
     part = Part(class_path)
     admit([part], None, source)
     found = part.load()
     if not (isinstance(found, type) and issubclass(found, Tokenizer)):
-        raise DataError(f"{source}: {class_path} is no subclass of tinylm.tokenizer.Tokenizer")
+        raise DataError(f"{source}: {class_path} is not a subclass of tinylm.tokenizer.Tokenizer")
     return found
 
 

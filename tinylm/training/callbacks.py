@@ -51,7 +51,7 @@ def _is_ours(callback: Any) -> bool:
 
 
 def all_loggers(configured: Any, folder: Path) -> list[Logger] | bool:
-    """metrics.csv, and the loggers of the config; False if that wants none."""
+    """metrics.csv, and the loggers of the config; False if the config wants none."""
     if configured is False:
         return False
     others = configured if isinstance(configured, list) else [configured] if isinstance(configured, Logger) else []

@@ -1,13 +1,14 @@
 """A whole training step as one CUDA graph, for models whose kernels take longer to launch than to run.
 
-Captured is what Lightning does in an optimizer step: forward and backward of all micro-batches, gradient norm,
-clipping, optimizer. A graph repeats the same kernels on the same memory, so it computes the step as long as all that
+The capture covers Lightning's optimizer step: forward and backward of all micro-batches, gradient norm, clipping,
+optimizer. A graph repeats the same kernels on the same memory, so it computes the step as long as all that
 changes lies in that memory: the batches and their number of targets, copied in before each replay; the learning rates,
 which the optimizer reads from the device; weights and optimizer state. Dropout reads CUDA's generator, which is seeded
-before each replay as before each step. All else is part of a `signature`, and each has a graph of its own. The first
-steps of a signature run on the same path without a graph, for compilation; they are steps of the run.
+before each replay as before each step. Everything else is part of a `signature`, and each signature has its own
+graph. The first steps of a signature run on the same path without a graph, for compilation, and count as usual.
 
-Python within a step would run once, at the capture. Where it could matter, steps run as usual, and one line says why.
+Python code within a step would run only once, during the capture. Where that could matter, steps run as usual, and one
+printed line says why.
 Counters, schedule, checkpoints, and callbacks between the steps are the trainer's own.
 """
 
@@ -52,7 +53,7 @@ class CUDAGraphs:
         current.wait_stream(self.stream)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Records the kernels of a function without running them, and returns what runs them."""
+        """Records the kernels of a function without running them, and returns a function that runs them."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):  # loaders have threads
             function()
@@ -70,7 +71,7 @@ class Captured:
 
 
 class CapturedSteps(_AutomaticOptimization):
-    """Lightning's loop over the micro-batches of a step, which keeps them until the last, then runs them at once."""
+    """Lightning's loop over the micro-batches of a step, but deferred: the last micro-batch runs all of them."""
 
     def __init__(self, trainer: pl.Trainer, module: Any, graphs: CUDAGraphs) -> None:
         super().__init__(trainer)
@@ -82,7 +83,7 @@ class CapturedSteps(_AutomaticOptimization):
         self._captured: dict[Any, Captured] = {}
         self._seen: Counter[Any] = Counter()
         self._loss = self.rates
-        self._reason = ""  # for which there are no graphs any more
+        self._reason = ""  # why graphs are no longer used
 
     def run(self, optimizer: Any, batch_idx: int, kwargs: Any) -> dict[str, Tensor]:
         """Takes a micro-batch; the last of a step runs the step. Counts as Lightning's own loop does."""
@@ -135,7 +136,7 @@ class CapturedSteps(_AutomaticOptimization):
                 self._capture(optimizer, signature)
             elif self._seen["more"] == 0:
                 self._seen["more"] = 1
-                tell(f"the batches have more than {MAX_GRAPHS} shapes, of which the first have one")
+                tell(f"the batches have more than {MAX_GRAPHS} shapes; only the first of them have a graph")
         return self._captured.get(signature)
 
     def _signature(self, optimizer: Any) -> Any:
@@ -185,7 +186,7 @@ class CapturedSteps(_AutomaticOptimization):
         self._captured[signature] = Captured(replay, _tensors(batches), gradients, results)
 
     def _leave(self, reason: str) -> None:
-        """Goes on without graphs, and says why."""
+        """Continues without graphs, and says why."""
         if not self._reason:
             tell(reason)
         self._reason = reason
@@ -268,7 +269,7 @@ def why_not_captured(trainer: Any, module: Any) -> str | None:
 
 
 def _hook_within(callback: Callback, several: bool) -> str | None:
-    """A hook of a callback within a step; a stranger's may change the network, or read each micro-batch's loss."""
+    """A hook of a callback within a step; an unknown hook may change the network, or read each micro-batch's loss."""
     ours = type(callback).__module__.startswith(("tinylm.", "lightning."))
     stranger = not ours or isinstance(callback, LambdaCallback | StepProfile)
     names = (

@@ -1,7 +1,7 @@
 """Checkpoints that are either complete or absent, and verified when they are read.
 
-Lightning writes a checkpoint to a temporary folder and moves it; on another file system that is a copy, which a kill or
-a full disk can truncate. Here it is written beside its target, sealed with its SHA-256, flushed, and renamed.
+Lightning writes a checkpoint to a temporary folder and moves it; between file systems the move is a copy, which a kill
+or a full disk can truncate. Here it is written beside its target, sealed with its SHA-256, flushed, and renamed.
 """
 
 from pathlib import Path
@@ -93,7 +93,7 @@ class BestCheckpoint(ModelCheckpoint):
             mode=mode,
             auto_insert_metric_name=False,
             enable_version_counter=False,
-            # after every validation, also that of a run's last step, which comes after the epoch
+            # after every validation, including the one of the last step, which comes after the epoch
             save_on_train_epoch_end=False if monitor.startswith("val/") else None,
         )
 
@@ -139,7 +139,7 @@ class LastCheckpoint(ModelCheckpoint):
             self.save_now(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves what is trained; a run that is stopped or killed in the validation repeats it."""
+        """Saves the training state; a run that is stopped or killed during the validation repeats the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.save_now(trainer)
 

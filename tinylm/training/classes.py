@@ -18,7 +18,7 @@ def chosen_class(part: str, default: type, words: list[str], kind: type | None =
         kind: the class must be a subclass of this one. Default: of `default`
 
     Raises:
-        ConfigError: if the class is not trusted, cannot be imported, or is no subclass of `kind`.
+        ConfigError: if the class is not trusted, cannot be imported, or is not a subclass of `kind`.
     """
     found = chosen_path(part, words)
     if found is None:
@@ -29,7 +29,7 @@ def chosen_class(part: str, default: type, words: list[str], kind: type | None =
     try:
         chosen = Part.of(path).load()
         if not (isinstance(chosen, type) and issubclass(chosen, wanted)):
-            raise ConfigError(f"{path} is no subclass of {wanted.__module__}.{wanted.__name__}; derive it from that")
+            raise ConfigError(f"{path} is not a subclass of {wanted.__module__}.{wanted.__name__}; derive it from that")
     except ConfigError as error:
         raise ConfigError(f"{source}{part}.class_path: {error}") from error
     return chosen, path

@@ -77,10 +77,10 @@ class TinyLMCLI(LightningCLI):
 
     Attributes:
         folder: the run folder, from `before_instantiate_classes` on
-        start: where a resumed run goes on
+        start: the point from which a resumed run continues
 
     Args:
-        claims: takes the claim of the run folder if this process writes it, for the caller to release
+        claims: receives the claim of the run folder if this process writes it; the caller releases it
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class TinyLMCLI(LightningCLI):
         trust([*TRUSTED, *trusted_modules(words)])
         look_beside_configs(words)
         model, path = chosen_class("model", LitTransformerLM, words)
-        self.chosen = {} if path is None else {"model": path}  # parts of a class that the user names -> its path
+        self.chosen = {} if path is None else {"model": path}  # part whose class the user names -> its path
         self.data_class, OwnClass.path = chosen_class("data", TextDataModule, words, LightningDataModule)
         super().__init__(
             model,
@@ -117,7 +117,7 @@ class TinyLMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, or the one that is run: a parser of all four takes four times as long to make."""
+        """The commands, or only the one being run: a parser for all four takes four times as long to build."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
@@ -171,7 +171,7 @@ class TinyLMCLI(LightningCLI):
         self.folder, claim = choose_folder(str(self.subcommand), config, self.run)
         self.claims += [] if claim is None else [claim]
         self.command = resume_command("fit", self.folder, dict.fromkeys(trusted_modules(sys.argv[1:])))
-        self.origin = config.get("ckpt_path")  # a checkpoint of another run from which this one began
+        self.origin = config.get("ckpt_path")  # a checkpoint of another run, from which this run began
         self.start = choose_checkpoint(str(self.subcommand), config, self.folder)
         if config.model.init_from:
             use_base_model(config, self.folder, resumes=self.start.path is not None)
@@ -221,7 +221,7 @@ class TinyLMCLI(LightningCLI):
             ExactResume(self.start.damaged),
             throughput,
             Progress(metrics),
-            metrics,  # after Progress, whose line a remark follows
+            metrics,  # after Progress, so that a remark follows its line
             BestCheckpoint(*getattr(self.model.objective, "monitor", ("val/loss", "min"))),
             LastCheckpoint(),
             SampleText(self.folder, prompts, self.run.sample_tokens),
@@ -328,5 +328,5 @@ def report_error(message: str, code: int) -> int:
     stopped, rank = code in (Interrupted.exit_code, Preempted.exit_code), process_rank()
     where = f"rank {rank}: " if rank else ""
     print_error(f"{where}{' '.join(message.split())}", code)
-    # after a failure of a process that it started, Lightning would kill rank 0; a stop is no failure
+    # after a failure of a process that it started, Lightning would kill rank 0; a stop is not a failure
     return 0 if rank and stopped and not started_from_outside() else code

@@ -1,4 +1,4 @@
-"""Runs of versions in which `data.seed` drew both the text and the order; now `data.text_seed` draws the text."""
+"""Runs of earlier versions, in which `data.seed` drew both text and order; now `data.text_seed` draws the text."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def recorded_seed(run_folder: Path) -> int | None:
 
 
 def text_seed_remedy(earlier: dict[str, Any], text_seed: int) -> str | None:
-    """The remedy for another text, if a version without `data.text_seed` drew it by `data.seed`.
+    """The remedy for a changed text, if a version without `data.text_seed` generated it from `data.seed`.
 
     Args:
         earlier: the config in the checkpoint
@@ -24,4 +24,4 @@ def text_seed_remedy(earlier: dict[str, Any], text_seed: int) -> str | None:
     data = earlier.get("data", {})
     if "text_seed" in data or data.get("seed", text_seed) == text_seed:
         return None
-    return f"an earlier version drew it by data.seed; add --data.text_seed {data['seed']}"
+    return f"an earlier version generated it from data.seed; add --data.text_seed {data['seed']}"

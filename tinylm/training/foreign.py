@@ -42,7 +42,7 @@ def read_foreign(model: str, tokenizer: Path | None) -> tuple[TransformerLM, Tok
     """
     path = Path(model)
     if not path.exists():
-        raise MissingInputError(f"{path}: no such folder or file; models are not downloaded, download it first")
+        raise MissingInputError(f"{path}: no such folder or file; tinylm downloads no models, so download it first")
     head = read_range(path, 0, 28) if path.is_file() else b""
     if head.startswith((b"PK", b"\x80")):
         return read_nanogpt(path, tokenizer)
@@ -94,7 +94,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def checked(tokenizer: Tokenizer, model: TransformerLM, path: Path) -> Tokenizer:
-    """The tokenizer, unless it has ids that the model lacks."""
+    """The tokenizer; refuses one with ids that the model lacks."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(
             f"{path}: has {model.config.vocab_size} embeddings, the tokenizer {tokenizer.vocab_size} tokens"

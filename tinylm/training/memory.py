@@ -2,8 +2,8 @@
 
 PyTorch's fake tensors have a shape, a type and a storage whose size is known, but no memory. A whole step runs on them,
 forward, backward and optimizer, in a second or two whatever the size of the model, and each storage is counted from the
-operation that makes it to the moment when nothing refers to it. The peak is therefore that of the program itself. An
-allocator takes more than is asked of it; experiments/estimate.py adds its share.
+operation that creates it until nothing refers to it. The result is therefore the exact peak of the program. An
+allocator reserves more than it is asked for; experiments/estimate.py adds that overhead.
 """
 
 import copy
@@ -126,7 +126,7 @@ def _convert(net: nn.Module, dtype: torch.dtype) -> None:
 
 @dataclass
 class _Step:
-    """A step in the order of Lightning, which forgets the gradients of the step before after the forward pass."""
+    """A step in Lightning's order: the gradients of the previous step are freed after the forward pass."""
 
     net: TransformerLM
     optimizer: torch.optim.Optimizer

@@ -104,7 +104,7 @@ class MetricsCSV(Logger):
     def _parse(self) -> tuple[list[str], list[dict[str, str]], list[int]]:
         """The columns, the rows, and the numbers of the lines that are neither.
 
-        A last line without an end is one that a kill cut off, and is ignored.
+        A last line without a line break was cut off by a kill and is ignored.
         """
         text = self.path.read_bytes().decode("utf-8", "replace")
         columns, *lines = [_cells(line) for line in text.split("\n")[:-1]] or [["step"]]
@@ -140,7 +140,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _in_order(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """One row per step, ascending. Of two values of a metric the later counts."""
+    """One row per step, ascending. If a metric has two values, the later one counts."""
     found: dict[int, dict[str, str]] = {}
     for row in rows:
         found.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if value})

@@ -64,7 +64,7 @@ class LitTransformerLM(pl.LightningModule):
         other_losses: the other losses of the last optimizer step by name, of the objective and of the network
         grad_norm: gradient norm of the last optimizer step, before clipping
         lr: learning rate of the last optimizer step, without the factors of muP
-        plugins: classes and functions of the user's that train, by name
+        plugins: the user's classes and functions that take part in training, by name
         resumes: whether a checkpoint continues its own run, on the same text
         stop_wanted: whether this process was asked to stop, by the user and by the system
         stop_agreed: whether any process was, as of the last optimizer step
@@ -91,10 +91,10 @@ class LitTransformerLM(pl.LightningModule):
             schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
             objective: A loss of your own, by class_path
             compile: Train by torch.compile; the first start takes a minute
-            init_from: Start from a model: run, folder, checkpoint, Hugging Face
+            init_from: Model to start from: run, model folder, checkpoint or Hugging Face folder
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
-            loss_rows: Tokens whose logits exist at a time in training, to save memory. Default: all
+            loss_rows: Tokens whose loss is computed at a time, to save memory. Default: all
             vocab_multiple: Pad the rows of the vocabulary to a multiple of this, for speed. Default: no padding
         """
         super().__init__()
@@ -146,7 +146,7 @@ class LitTransformerLM(pl.LightningModule):
         return net
 
     def _overrides(self, name: str) -> bool:
-        """Whether a subclass has a method of its own by this name."""
+        """Whether a subclass overrides this method."""
         return getattr(type(self), name) is not getattr(LitTransformerLM, name)
 
     @property
@@ -217,7 +217,7 @@ class LitTransformerLM(pl.LightningModule):
             fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
     def check_tensor_parallel(self, size: int) -> None:
-        """Refuses what could not be trained by `size` devices that share every layer."""
+        """Refuses options that `size` devices which share every layer cannot train with."""
         others = {
             "objective": self.objective,
             "lora": self.lora,
@@ -269,7 +269,7 @@ class LitTransformerLM(pl.LightningModule):
 
     @property
     def own_code(self) -> bool:
-        """Whether code of the user's runs within a step, which may draw random numbers."""
+        """Whether the user's code runs within a step and may draw random numbers."""
         return bool(self.plugins or self.network.parts or self.objective is not None)
 
     def _reseed(self, batch_idx: int) -> None:

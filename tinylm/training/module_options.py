@@ -21,7 +21,7 @@ def check_options(
     freeze: FreezeConfig | None,
     **counts: int | None,
 ) -> None:
-    """Raises ConfigError for an option, or two together, that cannot be meant; `counts` are None or at least 1."""
+    """Raises ConfigError for an invalid option or combination; `counts` are None or at least 1."""
     for name, value in counts.items():
         require(value is None or value >= 1, f"model.{name} must be at least 1, got {value}")
     if isinstance(optimizer, OptimizerConfig) and isinstance(schedule, ScheduleConfig):

@@ -1,4 +1,4 @@
-"""Losses of one's own: the contract of `model.objective`, and losses that modules of the network add."""
+"""Custom losses: the contract of `model.objective`, and losses that modules of the network add."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from tinylm.plugins import Part
 
 FIELD = "model.objective"
 AUXILIARY = "auxiliary_loss"
-TAKEN = ("grad_norm", AUXILIARY)  # names of other figures under train/
+TAKEN = ("grad_norm", AUXILIARY)  # names of other metrics under train/
 
 
 class Objective(Protocol):
@@ -28,14 +28,14 @@ class Objective(Protocol):
 
     An objective may be an `nn.Module`, with a teacher inside for example. It is moved to the device. Parameters that
     require gradients are trained by the run's optimizer and saved in checkpoints. Frozen ones are not saved: the
-    constructor must make them again.
+    constructor must recreate them.
 
     In a validation `val/loss` is always the cross-entropy of the next token. An objective may also have
 
     - `prepare(network)`, called before training or evaluation and before a checkpoint is restored;
     - `evaluate(network, batch)`, which returns values of the sequences of an evaluation batch by name, (n,) each: their
       mean over the split is logged as val/NAME;
-    - `monitor`, a metric and `min` or `max`, by which `best.ckpt` is chosen in place of `val/loss`;
+    - `monitor`, a metric and `min` or `max`, by which `best.ckpt` is chosen instead of `val/loss`;
     - `num_tokens(batch)`, the tokens that a micro-batch computes, if they are not those of `batch.inputs`;
     - `preferences = True`, if it reads `batch.rejected`;
     - `plugins`, the parts that it has loaded, to be recorded with the run.
@@ -73,13 +73,13 @@ def checked_losses(found: Any, name: str) -> dict[str, Tensor]:
     for key, value in found.items():
         scalar = isinstance(value, Tensor) and value.ndim == 0
         require(scalar, f"{where}: {key} must be a scalar tensor, the sum over the targets, got {kind_of(value)}")
-        require(key not in TAKEN, f"{where}: train/{key} is another figure; choose another name")
+        require(key not in TAKEN, f"{where}: train/{key} is already another metric; choose another name")
     require(found["loss"].requires_grad, f"{where}: loss has no gradient; compute it from network(batch.inputs, ...)")
     return {"loss": found["loss"]} | {key: value.detach() for key, value in found.items() if key != "loss"}
 
 
 def per_sequence(network: Any, batch: Batch, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over the sequences of a micro-batch, such that the trainer's division gives means over those of the step."""
+    """Sums over the sequences of a micro-batch, scaled so that the trainer's division gives the mean over the step."""
     sequences = len(batch.inputs) * network.trainer.accumulate_grad_batches * data_ranks(network.trainer)[0]
     return {name: value * (batch.num_targets / sequences) for name, value in sums.items()}
 

@@ -31,7 +31,7 @@ GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # opti
 
 
 def accepts(kind: type, argument: str) -> bool:
-    """Whether a class's constructor takes an argument, itself or by handing its options on."""
+    """Whether a class's constructor takes an argument, or passes its options on to one that does."""
     for each in kind.__mro__:
         if "__init__" in vars(each):
             parameters = inspect.signature(each.__init__).parameters
@@ -63,7 +63,7 @@ class ConfigParser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
 
     def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **options: Any) -> list[str]:
-        """Adds the options of a class; optimizer and schedule are groups of options, or a class of the user's."""
+        """Adds the options of a class; optimizer and schedule are groups of options, or the user's own class."""
         if nested_key != "model":
             return super().add_lightning_class_args(lightning_class, nested_key, *args, **options)
         groups = {name: kind for name, kind in GROUP_TYPES.items() if accepts(lightning_class, name)}
@@ -78,7 +78,7 @@ class ConfigParser(LightningArgumentParser):
         return [*added, *(f"model.{name}" for name in groups)]
 
     def parse_args(self, args: list[str] | None = None, *others: Any, **options: Any) -> Any:
-        """Parses a command line, whose `--trust` counts for all of it."""
+        """Parses a command line; `--trust` applies to the whole line."""
         Given.words = args = flat_words(sys.argv[1:] if args is None else list(args))
         allowed = [*TRUSTED, *trusted_modules(Given.words)]
         trust(allowed)
@@ -140,7 +140,7 @@ def trusted_modules(words: list[str]) -> list[str]:
 
 
 def look_beside_configs(words: list[str]) -> None:
-    """Lets trusted modules stand beside the configs that name them."""
+    """Lets trusted modules be imported from the folder of the config that names them."""
     if trusted_modules(words):
         for name in given_configs(words):
             with contextlib.suppress(MissingInputError):  # reported where the config is read
@@ -224,7 +224,7 @@ def plain_error(message: str, defaults: dict[str, Any]) -> str:
 
 
 def _wrong_value(message: str, defaults: dict[str, Any]) -> str | None:
-    """The error of a value: the option, what it takes, and what it got; None if the message is none."""
+    """The error of a value: the option, what it takes, and what it got; None if the message is about something else."""
     if wrong := WRONG_GROUP.match(message):
         member = next((name for name in defaults if name.startswith(f"{wrong[1]}.")), "")
         return f"{wrong[1]}: is a group of options; give them one by one, as in --{member} (got {wrong[2]})"
@@ -268,7 +268,7 @@ def located_errors() -> Iterator[None]:
 
 
 def _defaults(parser: Any) -> dict[str, Any]:
-    """The options of the command that is run by dotted name, with their defaults."""
+    """The options of the current command by dotted name, with their defaults."""
     for action in parser._actions:
         if isinstance(action.choices, dict):
             parser = action.choices.get("".join(sys.argv[1:2]), parser)

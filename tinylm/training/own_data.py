@@ -1,4 +1,4 @@
-"""OwnData: a LightningDataModule of one's own as the data of a run."""
+"""OwnData: the user's own LightningDataModule as the data of a run."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ PLAIN = (dict, list, tuple, str, bytes, int, float, bool, Tensor, type(None))
 
 
 class OwnData(RunData):
-    """Gives a run what it needs of any LightningDataModule that is a `BatchSource`.
+    """Adapts any LightningDataModule that is a `BatchSource` to a run.
 
     From Python: `trainer.fit(model, datamodule=OwnData(mine))`. The micro-batches of a step are
     `trainer.accumulate_grad_batches` on each device; intervals count optimizer steps, as with `TextDataModule`.
@@ -39,7 +39,7 @@ class OwnData(RunData):
         kind = type(given)
         name = f"{kind.__module__}.{kind.__qualname__}"
         if not isinstance(given, pl.LightningDataModule):
-            raise ConfigError(f"data: {name} is no LightningDataModule; derive it from that")
+            raise ConfigError(f"data: {name} is not a LightningDataModule; derive it from that")
         self.given, self.max_seq_len = given, max_seq_len
         self.loaders = LoaderContent(given, name, max_seq_len or 1 << 62, seed_of_run())
         if not self.loaders.defines("train"):
@@ -71,7 +71,7 @@ class OwnData(RunData):
 
     @property
     def text_seed(self) -> int:
-        """The seed of the text, which is the data module's own affair."""
+        """The seed of the text: none, since the data module has its own."""
         return 0
 
     # --- preparation
@@ -93,7 +93,7 @@ class OwnData(RunData):
         """Sets the data module up, and counts the steps.
 
         Raises:
-            ConfigError: if it gives no loader, or the trainer asks for something that it does not.
+            ConfigError: if it gives no loader, or the trainer needs something that it does not provide.
         """
         self._prepare()
         self.given.trainer = self.trainer
@@ -154,7 +154,7 @@ class OwnData(RunData):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the states; a loader's, when it is read."""
+        """Restores the states; the state of a loader is restored when it is read."""
         if "module" in state_dict:
             self.given.load_state_dict(state_dict["module"])
             self.loaders.restored.by_module = True

@@ -1,7 +1,7 @@
-"""A whole `data:` of one's own among the options of `fit`: `data: {class_path: my_data.Lines, init_args: {path: x}}`.
+"""The user's own class for `data` in `fit`: `data: {class_path: my_data.Lines, init_args: {path: x}}`.
 
-The arguments of its constructor are the options `data.*`: `--data.path x`, in a config below `init_args`. What a config
-before the one that names the class says of `data` is for another class, and left out.
+The arguments of its constructor become options `data.*`, such as `--data.path x`; in a config they are listed below
+`init_args`. Settings of `data` in earlier configs belong to another class and are left out.
 """
 
 import inspect
@@ -28,7 +28,7 @@ def takes(kind: type, argument: str) -> bool:
 
 
 def plain_words(words: list[str]) -> list[str]:
-    """The words without the class path: `flat_words` has made the arguments of the class options."""
+    """The words without the class path: `flat_words` has turned the arguments of the class into options."""
     plain, skip = [], False
     for word in words:
         name, equals, _ = word.partition("=")

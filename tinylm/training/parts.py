@@ -1,4 +1,4 @@
-"""Plug-ins among the options of `fit`: how jsonargparse and the command line take a `Part`.
+"""Plug-ins as options of `fit`: a `Part` in jsonargparse and on the command line.
 
 --model.network.norm my_layers.Norm --model.network.norm.init_args.eps 1e-3
 """
@@ -22,7 +22,7 @@ from tinylm.safe_yaml import read_yaml
 PARTS = ("model.network.attention", "model.network.feedforward", "model.network.norm", "model.network.activation",
          "model.network.positional_encoding", "model.objective", "model.schedule", "model.optimizer",
          "data.corpus", "data.val", "data.tokenizer")  # fmt: skip
-FILES = ("data.corpus", "data.val", "data.tokenizer")  # whose plain value may be a file, my.txt, and is no import path
+FILES = ("data.corpus", "data.val", "data.tokenizer")  # a plain value such as my.txt is a file, not an import path
 
 
 def _part(value: Any) -> Part:
@@ -57,7 +57,7 @@ def typed_class_path(name: str, value: str) -> str:
 
 
 def fold_parts(words: list[str]) -> list[str]:
-    """Joins the words that describe one plug-in into one, with what the configs say of it.
+    """Joins the words that describe one plug-in into a single word, together with its settings in the configs.
 
     >>> fold_parts(["--model.network.norm.class_path", "my.Norm", "--model.network.norm.init_args.eps=1e-3"])
     ['--model.network.norm={"class_path": "my.Norm", "init_args": {"eps": 0.001}}']
@@ -82,7 +82,7 @@ def fold_parts(words: list[str]) -> list[str]:
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """The plug-in, the key below it, the value and the words of each option; all but the words are empty for others."""
+    """The plug-in, the key below it, the value and the words of each option; other options have only words."""
     skip = False
     for word, following in pairwise([*words, ""]):
         if skip:

@@ -18,11 +18,11 @@ from tinylm.training.preflight import chosen_devices
 TRUE, MIXED = "32-true", "bf16-mixed"
 AMPERE = (8, 0)  # the first compute capability that multiplies in bfloat16, and in TF32
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies in bfloat16
-WIDTH = 192  # d_model from which it then trains faster; measured
+WIDTH = 192  # d_model from which bfloat16 trains faster; measured
 
 
 def set_precision(config: Any, folder: Path) -> str | None:
-    """Sets an empty `trainer.precision`, to that of the resumed run or by `choose_precision`.
+    """Fills in an unset `trainer.precision`: from the resumed run, else by `choose_precision`.
 
     Args:
         config: options of `fit`, changed in place
@@ -35,7 +35,7 @@ def set_precision(config: Any, folder: Path) -> str | None:
     kind = device_kind(trainer.accelerator)
     if trainer.precision is None and config.resume and path.is_file():
         trainer.precision = (read_yaml(path).get("trainer") or {}).get("precision")
-    elif trainer.precision is None and not trainer.plugins:  # which may be a precision
+    elif trainer.precision is None and not trainer.plugins:  # a plugin may set the precision
         trainer.precision, reason = choose_precision(kind, trainer.devices, config.model.network.d_model)
     if kind == "cuda" and torch.get_float32_matmul_precision() == "highest":
         torch.set_float32_matmul_precision("high")  # products of float32 matrices in TF32
@@ -67,7 +67,7 @@ def device_kind(accelerator: Any) -> str:
 
 
 class SamePrecision(Callback):
-    """Refuses ranks on unlike machines that have chosen unlike precisions."""
+    """Refuses ranks whose machines have chosen different precisions."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compares the precision with that of the first rank."""

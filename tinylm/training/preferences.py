@@ -3,8 +3,8 @@
     loss = -log sigmoid(r(chosen) - r(rejected))        r(y) = beta * log(p(y | prompt) / reference(y | prompt))
 
 r is the reward under which the network would be the best compromise between a high reward and staying close to the
-reference. So no reward is modelled: the loss is the cross-entropy of the preference given both implicit rewards. At
-the start, where network and reference are equal, it is log 2.
+reference. No separate reward model is needed: the loss is the cross-entropy of the preference given both implicit
+rewards. At the start, where network and reference are equal, it is log 2.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Watch: the connections between ranks, and the thread that finds out which rank is missing, dead or stalled.
 
-A closed connection means a dead rank, a silent one a stopped process or a broken network, and a rank whose training
-stands still where others have gone on is the one that they wait for.
+A closed connection means a dead rank; a silent one, a stopped process or a broken network. A rank that makes no
+progress while the others have moved on is the one that they wait for.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Watch:
     Rank 0 is connected to all others, which are connected to rank 0 only; it tells them of a loss.
 
     Attributes:
-        place: how far this rank has come; ranks that wait for one another have the same
+        place: how far this rank has come; ranks that wait for one another have equal values
         activity: grows with `place` and with whatever else this rank does
         ready: set when all ranks are connected
         left: set when rank 0 has said goodbye

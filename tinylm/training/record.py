@@ -55,7 +55,7 @@ def _base(start: Any) -> dict[str, Any]:
 
 
 def compute(kind: str, processes: int, precision: str) -> dict[str, Any]:
-    """The facts of the computation: what may change the last bits of a loss, beside versions and machine."""
+    """The facts of the computation: what may change the last bits of a loss, apart from versions and machine."""
     threads = torch.get_num_threads()
     found: dict[str, Any] = {"accelerator": kind, "processes": processes, "precision": precision, "threads": threads}
     return {**found, "launcher": launcher()}

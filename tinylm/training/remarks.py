@@ -54,5 +54,5 @@ class OverfittingWatch:
             self.told = True
             notice(
                 f"the validation loss has risen for {RISES} validations while the training loss falls: the model "
-                "learns the text by heart; the best one is kept, and -c early_stopping would end the run"
+                "memorizes the text; the best model is kept, and -c early_stopping would end the run"
             )

@@ -1,4 +1,4 @@
-"""A checkpoint before its weights are loaded: is it one of this run, and where does Lightning's count go on?"""
+"""Checks of a checkpoint before its weights are loaded, and corrections of Lightning's step counters in it."""
 
 from typing import Any
 
@@ -65,13 +65,13 @@ def check_optimizer(theirs: dict[str, Any], ours: dict[str, Any], schedule: Any)
 
 
 def check_text(checkpoint: dict[str, Any], data: RunData, resumes: bool, trains: bool) -> None:
-    """Refuses to resume a run on another text; a new run may go on from a checkpoint of one.
+    """Refuses to resume a run on another text; a new run may begin from a checkpoint of another text.
 
     Args:
         checkpoint: the checkpoint
         data: the data of this run
         resumes: whether the checkpoint is one of this run
-        trains: whether this run trains; a new one then says that the text is another
+        trains: whether this run trains; a new run then prints that the text is another
     """
     theirs = checkpoint.get("tinylm_data", {})
     if theirs.get("fingerprint") in (None, "", data.fingerprint) or not data.fingerprint:
@@ -88,7 +88,7 @@ def check_text(checkpoint: dict[str, Any], data: RunData, resumes: bool, trains:
 
 
 def changed_text(data: RunData, sources: dict[str, str]) -> str:
-    """The name of what has changed in the data; of a mixture, those of the sources.
+    """The name of the data that changed; for a mixture, the names of the changed sources.
 
     Args:
         data: the data module
@@ -104,7 +104,7 @@ def changed_text(data: RunData, sources: dict[str, str]) -> str:
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Sets Lightning's count of micro-batches to that of the optimizer steps done, whatever it was.
+    """Sets Lightning's count of micro-batches to match the optimizer steps done.
 
     A run may be resumed with more or fewer micro-batches per step, and a checkpoint may have been saved within a step,
     whose micro-batches are then repeated.
@@ -125,9 +125,9 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
 
 
 def enter_next_epoch(checkpoint: dict[str, Any]) -> None:
-    """Lets a run that ended with an epoch begin the next one with its first micro-batch.
+    """Lets a run that ended with an epoch begin the next epoch at its first micro-batch.
 
-    Lightning would go on counting the micro-batches of the epoch that is complete, and step after the first one.
+    Lightning would continue to count the micro-batches of the completed epoch, and step after the first one.
 
     Args:
         checkpoint: changed in place

@@ -62,7 +62,7 @@ def find_resume_point(run_folder: Path) -> ResumePoint:
 
 
 class ExactResume(Callback):
-    """Keeps what Lightning's checkpoints lack to resume exactly, and validates the end of a run.
+    """Saves the state that Lightning's checkpoints lack for an exact resume, and validates the end of a run.
 
     A run that is stopped in a validation repeats it on resume, and one that was stopped early stays so. The
     `ModelCheckpoint`s of a run whose folder was moved, or is named by another path, go on with their files. With
@@ -103,7 +103,7 @@ class ExactResume(Callback):
             states.pop(callback.state_key, None)
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaging_callbacks(trainer):
             notice(
-                "the run goes on from averaged weights: none of its callbacks averages, as one of the checkpoint did"
+                "the run continues from averaged weights, but unlike the checkpoint it has no callback that averages"
             )
         if trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start
             self._open_loop(trainer)
@@ -111,7 +111,7 @@ class ExactResume(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Lets a resumed run enter the training loop, which Lightning skips where no step is left.
 
-        Nor is it checked with a first validation, which would reset the counters that were restored.
+        Also skips Lightning's first validation, which would reset the restored counters.
         """
         self._averages = [(each, each.on_train_end) for each in averaging_callbacks(trainer)]
         for callback, _ in self._averages:  # it would leave the last checkpoint without the weights to train on

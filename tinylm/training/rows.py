@@ -1,8 +1,8 @@
 """The optimizer step at which Lightning logs a metric.
 
-Lightning numbers a row by the steps completed before it: `self.log` after step 10 makes a row 9, and a validation after
-step 10 one too. Every row of tinylm has the number of steps completed with it, so that a metric of a callback or of a
-subclass stands beside the loss of the same step.
+Lightning numbers a row by the steps completed before it: `self.log` after step 10 writes row 9, and so does a
+validation after step 10. tinylm numbers it 10, the steps completed with it, so that the metrics of callbacks and
+subclasses share a row with the loss of the same step.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ def row_is_due(trainer: pl.Trainer, step: int) -> bool:
 
 
 def is_logged(step: int, every: int, last: int | None = None) -> bool:
-    """Whether a step is the last, one of every so many, or of the dense start before the first of these.
+    """Whether a step is logged: the last, every `every`-th, and a few more before the first of these.
 
-    Most of what a small model learns, it learns in the first steps, where a run's curve is worth a few more rows.
+    A small model learns most in its first steps, so the start of a run's curve gets a few more rows.
 
     >>> [step for step in range(1, 200) if is_logged(step, 50)]
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 100, 150]

@@ -72,7 +72,7 @@ def _newest_checkpoint(folder: Path) -> Path:
 
 
 def is_typed(option: str) -> bool:
-    """Whether the command line gives an option itself, not a config."""
+    """Whether an option is given on the command line itself, not by a config."""
     return any(word.split("=")[0] == option for word in sys.argv)
 
 

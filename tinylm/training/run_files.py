@@ -101,7 +101,7 @@ class RunFiles(Callback):
             self._end(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Records the end, before the model folder takes the record over."""
+        """Records the end, before the record is copied to the model folder."""
         self._end(trainer)
 
     def _end(self, trainer: pl.Trainer) -> None:

@@ -30,7 +30,7 @@ class SampleText(Callback):
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> None:
-        """Generates if no validation did; not again where a run that had ended is resumed."""
+        """Generates samples if no validation did, except when a finished run is resumed."""
         if trainer.limit_val_batches == 0 and not has_samples(self.folder / "samples.txt", trainer.global_step):
             pl_module.eval()
             self._sample(trainer, pl_module)

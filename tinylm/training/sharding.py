@@ -55,7 +55,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Number and rank of what reads data: the devices of a tensor-parallel group read the same.
+        """Number and rank of the data readers; the devices of a tensor-parallel group read the same data.
 
         Raises:
             ConfigError: if the devices cannot be divided into such groups; before other processes are started.
@@ -72,12 +72,12 @@ class ShardedStrategy(ModelParallelStrategy):
             return super().training_step(*args, **kwargs)
 
     def backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The backward pass of such a loss."""
+        """The backward pass, which also takes a loss computed in shards."""
         with loss_parallel():
             return super().backward(*args, **kwargs)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The optimizer's state, with numbers for parameters in both kinds of checkpoints."""
+        """The optimizer's state, in which parameters are numbered in both kinds of checkpoints."""
         state = super().optimizer_state(optimizer)
         if self._save_distributed_checkpoint:
             assert self.model is not None
@@ -104,7 +104,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads weights and optimizer state, saved by any strategy, and returns the rest.
 
-        Of a sharded checkpoint, only the rows of this process are read; with tensor parallelism all.
+        From a sharded checkpoint, each process reads its own rows only; with tensor parallelism it reads all.
         """
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = read_checkpoint(path, self._rows if self.group_size == 1 else Shards.rows)
@@ -142,10 +142,10 @@ def _split(value: Any, parts: dict[str, Tensor], name: str = "") -> Any:
 
 
 def _by_name(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with names for numbers of parameters.
+    """An optimizer's state with the names of parameters instead of their numbers.
 
-    Their numbers are places in the model or, from an optimizer that is not sharded, count through its groups. The order
-    within a group is the same, so parameters are matched group by group.
+    A number is the parameter's position in the model or, in an optimizer that is not sharded, its position across the
+    groups. The order within a group is the same, so parameters are matched group by group.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Any] = {"state": {}, "param_groups": []}

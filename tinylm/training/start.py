@@ -15,7 +15,7 @@ from tinylm.plugins import Part
 from tinylm.tokenizer import Tokenizer
 from tinylm.training.foreign import load_base
 
-ANOTHER = "was trained with another; leave data.tokenizer out, as -c finetune does"
+ANOTHER = "was trained with another tokenizer; leave data.tokenizer out, as -c finetune does"
 FREE = (*WITHOUT_WEIGHTS, "document_mask")  # fields that finetuning may change
 
 

@@ -27,7 +27,7 @@ NAME = "tensor_parallel_size"
 
 
 class Whole(ParallelStyle):
-    """Every device has all parameters of a module, whose input is the same on all, or divided along one axis."""
+    """Replicates the parameters of a module on every device. Its input is replicated, or divided along one axis."""
 
     def __init__(self, layout: Placement | None = None) -> None:
         self.layout = layout or Replicate()
@@ -51,7 +51,7 @@ def check_sizes(config: ModelConfig, size: int) -> None:
     whole = {"num_heads": config.num_heads, "num_kv_heads": config.kv_heads, "d_ff": config.ff_width}
     for name, number in whole.items():
         require(number % size == 0, f"{NAME}: must divide model.network.{name}, got {size} and {number}")
-    # the devices would drop the same units of different heads, where one process draws all masks independently
+    # devices would draw equal masks for their heads, whereas one process draws all masks independently
     require(config.dropout == 0, f"{NAME}: not with dropout; set model.network.dropout=0")
 
 
@@ -79,7 +79,7 @@ def parallelize(net: TransformerLM, mesh: DeviceMesh) -> None:
 
 
 def _shared_input(count: int) -> PrepareModuleInput:
-    """Of `count` arguments converts the first once for all layers that read it: one sum of its gradient, not three."""
+    """Converts the first of `count` arguments for all layers that read it, so its gradient is summed once."""
     layouts = (Replicate(), *[None] * (count - 1))
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
 
@@ -91,7 +91,7 @@ def _apply(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, ParallelStyle
 
 
 def _whole_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """Loss or logits as one process computes them."""
+    """The whole loss or logits, as one process computes them."""
     if not isinstance(output, DTensor):
         return output
     whole = output.full_tensor()

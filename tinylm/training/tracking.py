@@ -322,7 +322,7 @@ class WandbTracker(WandbLogger, Tracker):
 
     @rank_zero_only
     def log_failure(self, error: BaseException) -> None:
-        """Sends an alert on a loss that is not finite and on preemption, of which a sweep is told, too."""
+        """Sends an alert if a loss is not finite or the run is preempted; a sweep is also told of the preemption."""
         if self._experiment is None or self._experiment.disabled:
             return
         if isinstance(error, NumericError):

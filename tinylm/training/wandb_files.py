@@ -36,8 +36,8 @@ def log_artifact(
 ) -> None:
     """Logs files as the next version of an artifact.
 
-    They are linked into the staging folder, not copied: the link keeps their content until it is uploaded, even if the
-    file is replaced, and takes no room before. File systems without links get a copy.
+    They are linked into the staging folder, not copied: a link keeps the content until it is uploaded, even if the file
+    is replaced, and takes no space. File systems without links get a copy.
 
     Args:
         run: the W&B run

@@ -13,7 +13,7 @@ STEP, NO_STEP = "trainer/global_step", -1  # of rows that belong to no optimizer
 
 
 def logged_metrics(folder: Path, run_id: str) -> dict[tuple[int, str], Any]:
-    """(step, metric) -> value of everything in the logs of a W&B run, also in those that a kill has cut off.
+    """(step, metric) -> value of everything in the logs of a W&B run, including logs truncated by a kill.
 
     Tables and histograms have the value None. `_step` is W&B's own number of a row.
 
@@ -26,7 +26,7 @@ def logged_metrics(folder: Path, run_id: str) -> dict[tuple[int, str], Any]:
 
 
 def uploaded_metrics(run: Any) -> dict[tuple[int, str], Any]:
-    """(step, metric) -> value of everything that W&B's server has of an online run."""
+    """(step, metric) -> value of everything that W&B's server stores for an online run."""
     import wandb
 
     rows = wandb.Api().run(run.path).scan_history(use_cache=False)
@@ -49,7 +49,7 @@ def _rows(data: bytes) -> Iterator[tuple[int, str, Any]]:
 
 
 def _records(data: bytes) -> Iterator[tuple[Any, int]]:
-    """The whole records of a log, each with the place where it ends."""
+    """The complete records of a log, each with its end offset."""
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 

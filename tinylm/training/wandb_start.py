@@ -34,7 +34,7 @@ def choose_mode(asked: str | None) -> tuple[str, str]:
 
 
 def settings_of_run(console: bool) -> Any:
-    """Settings that keep wandb off the console, from which it may copy; errors arrive as exceptions."""
+    """Settings under which wandb prints nothing but may copy the console's output; errors arrive as exceptions."""
     import wandb
 
     settings = wandb.Settings(silent=True, console="wrap_raw" if console else "off")
@@ -45,12 +45,12 @@ def settings_of_run(console: bool) -> Any:
 
 
 def check_environment() -> None:
-    """Deletes empty variables, of which WANDB_SILENT crashes wandb, and refuses those that a run cannot follow."""
+    """Deletes empty variables (an empty WANDB_SILENT crashes wandb), and refuses variables that a run cannot obey."""
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
     for name in REFUSED:
         if name in os.environ:
-            problem = "a run goes on from a checkpoint, and its W&B run from the id in its folder"
+            problem = "a run resumes from a checkpoint, and its W&B run by the id in its folder"
             remedy = "unset it, then --resume the run, or start a new one from a checkpoint with --ckpt_path"
             raise ConfigError(f"{name}: {problem}; {remedy}")
 
@@ -79,7 +79,7 @@ def job_type(config: dict[str, Any]) -> str:
 
 
 def check_sweep(config: dict[str, Any]) -> None:
-    """Refuses a run of a sweep whose config has not the values that the sweep chose.
+    """Refuses a run of a sweep whose config lacks the values that the sweep chose.
 
     Raises:
         ConfigError: naming the parameter.

@@ -35,13 +35,13 @@ MANY = 100  # documents, from which on none is divided
 
 
 class Corpus(Metered, ABC):
-    """A text in parts; the base class of a corpus of one's own, which defines `documents` and may set the attributes.
+    """A text in parts, and the base class for a user's own corpus: define `documents`, and set attributes if needed.
 
     Attributes:
         name: the value of `data.corpus`. Default: the name of the class
         parts: `("train",)`, `("train", "val")` or `("train", "val", "test")`
-        fingerprint: SHA-256 of everything that determines the text of the parts. Default: that of the texts, which
-            are read for it
+        fingerprint: SHA-256 of everything that determines the text of the parts. Default: computed
+            by reading the texts
         separated: whether there are several documents, which a special token should separate
         short_documents: whether documents are short and complete. Training windows then begin at a document, and
             evaluation reads each document from its start
@@ -69,7 +69,7 @@ class Corpus(Metered, ABC):
 
     @property
     def cache_name(self) -> str:
-        """Names its caches. Those of an earlier text by this name are remarked on as outdated."""
+        """The name of its caches. A cache of an earlier text with this name is reported as outdated."""
         return self.name
 
     def texts(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Documents: those of files of any format, in groups that can be read independently of each other."""
+"""Documents: the documents in files of any format, in groups that can be read independently of each other."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from tinylm.errors import ConfigError, notice
 from tinylm.files import atomic_write, locked, sha256_json
 from tinylm.recognize import BOM, HEAD, foreign, markup
 
-GROUP = 256 << 20  # bytes of the files of a group, as they are stored
+GROUP = 256 << 20  # stored bytes of the files of a group
 SMALL = 4  # chunks of a file that are held in memory
 
 Document = list[str] | FileText
@@ -25,9 +25,9 @@ Document = list[str] | FileText
 class Documents:
     """The documents of files, in order.
 
-    Empty records, and blank texts between separators, are left out. With `reading.deduplicate` so are documents that
-    occurred before. Which ones these are is found in one pass over all files and remembered in the cache, so that a
-    group can be read without those before it: 16 bytes of memory per document, 24 more while they are sorted.
+    Empty records, and blank texts between separators, are left out, as are repeated documents with
+    `reading.deduplicate`. One pass over all files finds the repeated ones and stores them in the cache, so that a group
+    can be read without the groups before it. This takes 16 bytes of memory per document, and 24 more during sorting.
 
     Attributes:
         sources: the files
@@ -50,12 +50,12 @@ class Documents:
         """Finds the formats of the files.
 
         Args:
-            corpus: is told how far the files are read, and the place of each document
+            corpus: receives the progress of reading, and the place of each document
             sources: the files
             reading: options
             errors: treatment of bytes that are not UTF-8
             cache_dir: the cache
-            stories: whether text files always have `<|endoftext|>` between documents, of which blank ones are kept,
+            stories: whether text files always have `<|endoftext|>` between documents and blank documents are kept,
                 unless `reading.separator` is another
 
         Raises:
@@ -93,7 +93,7 @@ class Documents:
         return self._separators[file]
 
     def read(self, group: int, duplicates: bool = False) -> Iterator[tuple[int, Document]]:
-        """(file, document) of the documents of a group; all of them, or without those that occurred before."""
+        """(file, document) of the documents of a group; with or without those that occurred before."""
         dropped = frozenset() if duplicates or not self.reading.deduplicate else self._dropped[group]
         for number, found in enumerate(self._all(group)):
             if number not in dropped:
@@ -165,7 +165,7 @@ class Documents:
                     digests.write(digest(document)[:16])
                 counts.append((digests.tell() - before) // 16)
         halves = np.frombuffer(digests.getbuffer(), dtype=np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal ones comes first
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: among equal documents the first comes first
         halves = halves[order]
         later = np.sort(order[1:][(halves[1:] == halves[:-1]).all(axis=1)])
         notice(f"{self.name}: {len(later):,} of {len(order):,} documents occurred before and are left out")
@@ -224,7 +224,7 @@ def _text_digest(source: Source, errors: str) -> str:
 
 
 def remark(source: Source, form: Format, text: str, errors: str) -> str | None:
-    """A remark on the content of a text file if it needs one, from the beginning of its text."""
+    """A remark on the content of a text file, judged by its beginning; None if there is nothing to remark."""
     if form is not TEXT:
         return None
     found = markup(Path(source.url), text)

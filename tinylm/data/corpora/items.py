@@ -10,7 +10,7 @@ from typing import Any
 
 from tinylm.errors import ConfigError, DataError
 
-HELD = 1 << 30  # characters or ids of an iterator that are held in memory
+HELD = 1 << 30  # most characters or ids of an iterator that are held in memory
 CONTRACT = "give a name or path, an iterable of texts or records, token ids, or a subclass of tinylm.data.Corpus"
 
 
@@ -106,7 +106,7 @@ def _iterable(given: Any, name: str, option: str) -> Callable[[], Iterator[Any]]
         parts = f"corpus={name}[...] and val={name}[...]"
         raise ConfigError(f"{option}: {name} has {', '.join(map(str, given))}; give one of them, or two, as {parts}")
     if isinstance(given, bytes):
-        raise ConfigError(f"{option}: bytes are no texts; decode them, as in [given.decode()]")
+        raise ConfigError(f"{option}: bytes are not text; decode them, as in [given.decode()]")
     if isinstance(given, Iterable):
         return lambda: iter(given)
     if isinstance(given, Sized) and hasattr(given, "__getitem__"):

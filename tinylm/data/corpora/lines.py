@@ -22,7 +22,7 @@ FIRST_NAMES = Download(  # makemore's: the 32,033 most common first names given 
 class LineCorpus(HashSplitCorpus):
     """Each line is a document, without its line ending; empty lines are skipped.
 
-    The first opening of files reads them, to check them and for the fingerprint.
+    When files are opened for the first time, they are read to check them and to compute the fingerprint.
     """
 
     def __init__(self, name: str, sources: list[Source], split: tuple[float, ...], errors: str = "strict") -> None:
@@ -48,7 +48,7 @@ class LineCorpus(HashSplitCorpus):
                     yield last
                 else:
                     self.num_empty += 1
-            self.num_empty -= not last  # what follows the last line ending is no line
+            self.num_empty -= not last  # the empty text after the last line ending is not a line
 
     def size(self, part: str | None = None) -> int | None:
         """Bytes of the files, all of which are read for any part."""

@@ -17,8 +17,8 @@ RULE = "documents(part) gives documents, each a str or an iterable of str"
 class MemoryCorpus(HashSplitCorpus):
     """Texts of a Python object; each is a document, or several with a separator between them.
 
-    Fewer than 100 documents are split by characters, and one may be divided. Of more each is in one part, by its
-    SHA-256. Opening reads all texts once, for the fingerprint.
+    Fewer than 100 documents are split by characters, and one may be divided. If there are more, each is in one part,
+    chosen by its SHA-256. Opening reads all texts once, for the fingerprint.
 
     Args:
         source: the texts
@@ -27,7 +27,7 @@ class MemoryCorpus(HashSplitCorpus):
 
     Raises:
         ConfigError: for an option that does nothing with these texts.
-        DataError: if there is no text, or an item is none.
+        DataError: if there is no text, or an item is not a text.
     """
 
     short_documents = False
@@ -52,7 +52,7 @@ class MemoryCorpus(HashSplitCorpus):
 
     @property
     def cache_name(self) -> str:
-        """Another one for each text, since no two texts from Python are versions of each other."""
+        """A different name for each text, since no two texts from Python are versions of each other."""
         return f"python://{self.fingerprint[:8]}"
 
     def _check_options(self) -> None:
@@ -116,7 +116,7 @@ class MemoryCorpus(HashSplitCorpus):
 class OwnCorpus(Corpus):
     """A corpus of the user's own class, checked as it is read.
 
-    Its documents may be strings. A missing fingerprint is that of its texts, which are read for it.
+    Its documents may be strings. A missing fingerprint is computed by reading its texts.
 
     Args:
         given: the corpus
@@ -145,12 +145,12 @@ class OwnCorpus(Corpus):
 
     @property
     def cache_name(self) -> str:
-        """Another one for each text."""
+        """A different name for each text."""
         return f"python://{self.fingerprint[:8]}"
 
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the corpus, or SHA-256 of its texts."""
+        """The fingerprint of the corpus, or the SHA-256 of its texts."""
         if self.given.fingerprint:
             return self.given.fingerprint
         digests = []
@@ -204,17 +204,17 @@ class OwnCorpus(Corpus):
 
 
 def own_corpus(given: Any, option: str = "data.corpus") -> Corpus | None:
-    """A corpus of the user's own class, checked; one of tinylm's own as it is; None for an object that is no corpus.
+    """A corpus of the user's own class, checked; one of tinylm's own as it is; None for an object that is not a corpus.
 
     Raises:
-        ConfigError: for a class, or an object with `documents` whose class is no subclass of Corpus.
+        ConfigError: for a class, or an object with `documents` whose class is not a subclass of Corpus.
     """
     kind = given.__name__ if isinstance(given, type) else type(given).__name__
     if isinstance(given, type):
         raise ConfigError(f"{option}: {kind} is a class; give an object of it, as {kind}(...)")
     if not isinstance(given, Corpus):
         if hasattr(given, "documents"):
-            raise ConfigError(f"{option}: {kind} is no subclass of tinylm.data.Corpus, in which {RULE}")
+            raise ConfigError(f"{option}: {kind} is not a subclass of tinylm.data.Corpus, in which {RULE}")
         return None
     return given if type(given).__module__.startswith("tinylm.") else OwnCorpus(given)
 
@@ -223,8 +223,8 @@ class ValidatedCorpus(Corpus):
     """A corpus to train on, and another to validate on.
 
     Args:
-        train: its `train` part is trained on
-        val: its `val` part is validated on, or its `train` part if it has no other
+        train: its `train` part is used for training
+        val: its `val` part is used for validation, or its `train` part if it has no other
     """
 
     def __init__(self, train: Corpus, val: Corpus) -> None:
@@ -238,7 +238,7 @@ class ValidatedCorpus(Corpus):
 
     @property
     def cache_name(self) -> str:
-        """That of the corpus to train on, unless it is from Python."""
+        """The name of the training corpus, unless it is from Python."""
         name = self.train.cache_name
         return f"python://{self.fingerprint[:8]}" if name.startswith("python://") else name
 

@@ -1,7 +1,7 @@
 """The progress of reading a corpus, and the places that its documents come from.
 
-A file may be read several times, as for a hash and then for its text, or in parallel parts. What counts is how far it
-was ever read, in bytes as they are stored, so no byte counts twice.
+A file may be read several times, for its hash and then for its text, or in parallel parts. Progress is the farthest
+position read, in stored bytes, so no byte counts twice.
 """
 
 import io
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 class Metered:
-    """The part of every corpus that tells how far it has been read.
+    """The base of all corpora that reports how far they have been read.
 
     Attributes:
         name: the value of `data.corpus`
@@ -77,7 +77,7 @@ class Metered:
 
 
 def total_size(sources: Iterable[Source]) -> int | None:
-    """Bytes of files as they are stored; None if that of one is unknown."""
+    """Bytes of files as they are stored; None if the size of one is unknown."""
     sizes = [source.size for source in sources]
     return None if None in sizes else sum(size or 0 for size in sizes)
 

@@ -17,14 +17,15 @@ TINYSHAKESPEARE = Download(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
-PEEK = 64 << 20  # characters of text files that are read to open a corpus
+PEEK = 64 << 20  # most characters of text files that are read to open a corpus
 
 
 class TextCorpus(Corpus):
     """The documents of files.
 
     Fewer than 100 documents are split by characters: the bounds between parts are rounded down to whole characters of
-    all documents in order, and a document may be divided. Of more documents each is in one part, by its SHA-256.
+    all documents in order, and a document may be divided. If there are more, each is in one part, chosen by its
+    SHA-256.
 
     Opening reads 100 documents at most, and no more than 64 million characters of plain text files.
     """
@@ -88,7 +89,7 @@ class TextCorpus(Corpus):
                 yield part_of(digest(document), self.split, self.parts), document
 
     def size(self, part: str | None = None) -> int | None:
-        """Bytes of the files that are read for a part, or for all: of documents split by characters, up to its end."""
+        """Bytes of the files that are read for a part, or for all. Divided documents are read up to its end."""
         whole = total_size(self.sources)
         if whole is None or part is None or not self.few:
             return whole

@@ -1,8 +1,8 @@
 """The loss floor: the best loss that any model could reach on texts of known probability.
 
 No model can predict a fair die. Where a grammar generated the text, the log probability of each document is exact, and
-its negative, summed over documents, is the expected loss of the best possible predictor (Shannon 1948). On a few
-documents a model may fall below the floor by luck; the standard error measures that luck.
+its negative, summed over documents, is the expected loss of the best possible predictor (Shannon 1948). On few
+documents a model may fall below the floor by chance; the standard error measures how far.
 """
 
 import math

@@ -16,7 +16,7 @@ class Choice(NamedTuple):
 
     Attributes:
         rule: the rule whose alternative was chosen
-        text: the alternative as written; of a plain rule, the text generated
+        text: the alternative as written; for a plain rule, the generated text
         probability: given all earlier choices
     """
 

@@ -1,7 +1,7 @@
 """Parsing with a grammar: all derivations of a text, and its exact log probability.
 
-Left out: a chart for highly ambiguous grammars. The parser tries every derivation by depth-first search, which is quick
-where the next words tell the alternatives apart.
+Left out: a chart for highly ambiguous grammars. The parser tries every derivation by depth-first search, which is fast
+if the next words distinguish the alternatives.
 """
 
 import math
@@ -64,7 +64,7 @@ class Grammar(GenerativeRules):
     def mistake(self, text: str) -> int | None:
         """Index of the first character that makes the text impossible; None if the grammar can generate the text.
 
-        It is `len(text)` if generated texts begin like this one, but all are longer.
+        It is `len(text)` if every generated text that begins like this one is longer.
         """
         reach = 0
 
@@ -122,21 +122,21 @@ class Grammar(GenerativeRules):
         the text, and know nothing of the words to come. The word `""` is the end of the text.
 
         Raises:
-            DataError: at a word with which no generated text goes on.
+            DataError: at a word that continues no generated text.
         """
         states: list[Any] = [(1.0, "", ((Draw(self.start),), 0, None), {})]
         for word in [*split_words(text), ""]:
             found = self._next_words(states)
             total = math.fsum(weight for weight, *_ in found.get(word, ()))
             if total == 0:
-                raise DataError(f"{self.name}: generates no text that goes on with {word!r}")
+                raise DataError(f"{self.name}: generates no text that continues with {word!r}")
             yield {each: math.fsum(weight for weight, *_ in group) for each, group in found.items()}
             states = [(weight / total, *state) for weight, *state in found[word]]
 
     def _next_words(self, states: list[Any]) -> dict[str, list[Any]]:
         """Continues states by a word: word -> the states after it.
 
-        A state is a probability, text that is written but not read yet, and symbols and variables as in `_search`.
+        A state is a probability, the text written but not yet read, and symbols and variables as in `_search`.
         """
         found: dict[str, list[Any]] = {}
         states = [*states]

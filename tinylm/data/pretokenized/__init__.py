@@ -1,7 +1,7 @@
-"""Token ids that others have made (nanoGPT, llm.c, modded-nanogpt, Megatron): one file a format.
+"""Token ids made by other programs (nanoGPT, llm.c, modded-nanogpt, Megatron): one file per format.
 
-`find_pretokenized` tells the format by the content, `shard_tokenizer` finds the tokenizer that the ids were made with,
-and `check_ids` makes sure that they are of its vocabulary. `write_pretokenized` writes the same formats.
+`find_pretokenized` recognizes the format by the content, `shard_tokenizer` finds the tokenizer that made the ids, and
+`check_ids` checks them against its vocabulary. `write_pretokenized` writes the same formats.
 """
 
 from tinylm.data.pretokenized.base import Pretokenized, Shard

@@ -62,6 +62,7 @@ def whole_ids(path: Path, size: int, dtype: np.dtype) -> int:
     """The number of ids in `size` bytes of a file; DataError for a fraction of an id."""
     count, rest = divmod(size, dtype.itemsize)
     if rest:
-        problem = f"has {size:,} bytes of ids, which are {dtype.itemsize} bytes each; it is truncated or no token ids"
+        sizes = f"has {size:,} bytes of ids, which are {dtype.itemsize} bytes each"
+        problem = f"{sizes}; it is truncated or does not hold token ids"
         raise DataError(f"data.corpus: {path}: {problem}")
     return count

@@ -1,4 +1,4 @@
-"""Tells by their content which files that `data.corpus` names hold token ids, and of which part."""
+"""Finds the files of token ids among those that `data.corpus` names, by their content, and the part of each."""
 
 import codecs
 import os
@@ -16,11 +16,11 @@ from tinylm.files import open_input
 HEADERLESS = "ids without a header"
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 PART = re.compile(rf"(?:^|[_.-])({'|'.join(PARTS)})(?=[_.-]|$)", re.IGNORECASE)
-WIDE = 1 << 16  # ids that 16 bits can tell apart
+WIDE = 1 << 16  # number of ids that 16 bits can distinguish
 
 
 def find_pretokenized(source: str, vocab_size: int | None = None) -> Pretokenized | None:
-    """The shards that a folder, a file, a glob or the prefix of Megatron's files names; None if they are no token ids.
+    """The shards that a folder, a file, a glob or the prefix of Megatron's files names; None if they hold no token ids.
 
     Args:
         source: the value of `data.corpus`
@@ -95,10 +95,10 @@ def _is_text(path: Path) -> bool:
 
 
 def _parts(source: str, shards: list[Shard]) -> dict[str, list[Shard]]:
-    """The shards of each part, by the names of the files; all are `train` if no name says a part.
+    """The shards of each part, by the names of the files; all are `train` if no name contains a part.
 
     Raises:
-        DataError: if some names say a part and others do not, or none is of `train`.
+        DataError: if some names contain a part and others do not, or none is of `train`.
     """
     named = [(PART.findall(shard.path.stem), shard) for shard in shards]
     if not any(words for words, _ in named):

@@ -12,20 +12,20 @@ KIND, LLAMA = "llm.c", "llm.c for Llama 3"
 HEADER = 256  # int32
 VERSIONS = {20240520: (1, np.dtype("<u2"), KIND), 20240801: (7, np.dtype("<u4"), LLAMA)}  # by magic number
 EVALUATION = 20240522
-MOST = (1 << 31) - 1  # ids in a shard, whose number is an int32
+MOST = (1 << 31) - 1  # most ids in a shard: their number is an int32
 
 
 def read_shard(path: Path) -> tuple[Shard, str] | None:
     """The ids of a shard and the name of its format; None for any other file.
 
     Raises:
-        DataError: if the header is of another version, or promises another number of ids than there are.
+        DataError: if the header is of another version, or its number of ids differs from the ids that follow.
     """
     with open_input(path) as file:
         header = np.frombuffer(file.read(12), "<i4")
     magic = int(header[0]) if len(header) else 0
     if magic == EVALUATION:
-        raise DataError(f"data.corpus: {path}: holds multiple-choice questions of llm.c, no text to train on")
+        raise DataError(f"data.corpus: {path}: holds multiple-choice questions of llm.c, not a text to train on")
     if magic not in VERSIONS:
         return None
     version, dtype, kind = VERSIONS[magic]

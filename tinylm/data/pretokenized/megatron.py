@@ -23,11 +23,11 @@ BLOCK = 1 << 20  # sequences
 
 
 def read_shard(index: Path) -> Shard | None:
-    """The ids behind an .idx file; None if that is not Megatron's.
+    """The ids that an .idx file describes; None if it is not Megatron's.
 
     Raises:
         MissingInputError: if there is no .bin file beside it.
-        DataError: if the two files do not fit.
+        DataError: if the two files do not match.
     """
     with open_input(index) as file:
         head = file.read(HEADER.size)

@@ -17,14 +17,14 @@ KIND = "nanoGPT"
 META = "meta.pkl"
 LARGEST_META = 64 << 20  # bytes
 ID, ID_WIDE = np.dtype("<u2"), np.dtype("<u4")
-SAMPLE = 1 << 12  # ids at which an ill-chosen width shows
+SAMPLE = 1 << 12  # ids examined to detect a wrong width
 
 
 def read_headerless(path: Path, dtype: np.dtype = ID) -> Shard:
     """A file of ids alone.
 
     Raises:
-        DataError: if its size is no multiple of an id's, or its ids are evidently wider.
+        DataError: if its size is not a multiple of an id's, or its ids are evidently wider.
     """
     size = path.stat().st_size
     shard = Shard(path, dtype, 0, whole_ids(path, size, dtype))
@@ -67,7 +67,7 @@ def read_meta(path: Path) -> tuple[Tokenizer | None, int | None]:
     except Exception as error:  # damaged pickles raise errors of many types
         raise DataError(f"{path}: is not read ({error}); remove it, and name data.tokenizer") from error
     if not isinstance(meta, dict):
-        raise DataError(f"{path}: is not nanoGPT's; it holds no dict")
+        raise DataError(f"{path}: is not nanoGPT's; it does not hold a dict")
     size = meta.get("vocab_size")
     if size is not None and (type(size) is not int or size < 1):
         raise DataError(f"{path}: vocab_size must be a whole number above 0, got {size!r:.40}")
@@ -101,7 +101,7 @@ def _characters(path: Path, meta: dict[str, Any], size: int | None) -> CharToken
 
 
 def meta_bytes(tokenizer: Tokenizer) -> bytes:
-    """The meta.pkl of a tokenizer: characters by stoi and itos, of any other tokenizer the size alone."""
+    """The meta.pkl of a tokenizer: stoi and itos for characters, for any other tokenizer the size alone."""
     meta: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
     if isinstance(tokenizer, CharTokenizer):
         itos = dict(enumerate([*tokenizer.characters, *tokenizer.special_tokens]))

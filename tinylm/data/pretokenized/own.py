@@ -15,14 +15,14 @@ KIND = "token shards"
 
 
 def read_own(source: str, folder: Path) -> Pretokenized | None:
-    """The shards of a folder; None if it has neither an index of shards nor shards.
+    """The shards of a folder; None if it has neither shards nor an index of shards.
 
     Raises:
         DataError: if the folder is incomplete or damaged, as far as sizes and the index show.
     """
     shards = next(folder.glob("*-[0-9][0-9][0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9].bin"), None)
     if not index_files(folder) or (shards is None and not (folder / TOKENIZER_FILE).is_file()):
-        return None  # an index.json may be anyone's
+        return None  # any program may write an index.json
     index = read_folder(folder)
     if not index.complete:
         lacks = f"has {len(index.shards):,} shards and is not complete"
@@ -44,5 +44,5 @@ def check_own(folder: Path) -> str:
 
 
 def own_fingerprint(index: ShardIndex) -> str:
-    """The fingerprint of shards, complete or not: that of the text, and the SHA-256 of the tokenizer."""
+    """The fingerprint of shards, complete or not: the text's fingerprint and the tokenizer's SHA-256."""
     return sha256_json(["token shards", index.fingerprint, index.tokenizer])

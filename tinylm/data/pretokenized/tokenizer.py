@@ -1,4 +1,4 @@
-"""The tokenizer of token ids that others have made, and the check that the ids are of its vocabulary."""
+"""The tokenizer of token ids made by other programs, and the check that the ids belong to its vocabulary."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ GPT2_SIZES = (50257, 50304)  # the second is rounded up to a multiple of 64
 
 
 def shard_tokenizer(found: Pretokenized, spec: str | Part, cache_dir: Path) -> Tokenizer:
-    """The tokenizer with which the ids were made.
+    """The tokenizer that made the ids.
 
-    It is the one that `data.tokenizer` names by a file or as a published one, else the one that the folder records (a
-    tokenizer's file, or the characters of meta.pkl), else `byte`, if that is asked for, else GPT-2's, if the format
-    means that. A kind to be trained, such as the default `char`, names none.
+    It is the file or published tokenizer that `data.tokenizer` names; else the one that the folder records (a
+    tokenizer's file, or the characters of meta.pkl); else `byte`, if the option says so; else GPT-2's, if the format
+    implies it. A kind to be trained, such as the default `char`, does not name a tokenizer.
 
     Args:
         found: the shards
@@ -61,7 +61,7 @@ def check_recorded(found: Pretokenized, tokenizer: Tokenizer) -> None:
     """Checks a tokenizer against the one that the folder records; it may have more tokens.
 
     Raises:
-        ConfigError: if it gives other ids.
+        ConfigError: if the two give different ids.
     """
     recorded, _, origin = _recorded(found.folder)
     if recorded is not None and tokenizer.token_bytes[: recorded.vocab_size] != recorded.token_bytes:
@@ -69,7 +69,7 @@ def check_recorded(found: Pretokenized, tokenizer: Tokenizer) -> None:
 
 
 def _recorded(folder: Path) -> tuple[Tokenizer | None, int | None, Path]:
-    """The tokenizer in a folder and the size of its vocabulary, None where unknown, and the file that says so."""
+    """The tokenizer in a folder and the size of its vocabulary, None where unknown, and the file that records it."""
     for path in (folder / name for name in FILES):
         if path.is_file():
             tokenizer = load_tokenizer(folder if path.name == "vocab.json" else path)
@@ -79,9 +79,9 @@ def _recorded(folder: Path) -> tuple[Tokenizer | None, int | None, Path]:
 
 
 def check_ids(found: Pretokenized, vocab_size: int, cache_dir: Path) -> list[str]:
-    """Checks that all ids are of the vocabulary, and returns the SHA-256 of each shard's ids.
+    """Checks that all ids belong to the vocabulary, and returns the SHA-256 of each shard's ids.
 
-    All ids are read once; what was found is remembered for unchanged files.
+    All ids are read once; the results are remembered for unchanged files.
 
     Raises:
         DataError: for the first id outside the vocabulary, with its position.

@@ -17,7 +17,7 @@ FORMATS = ("nanogpt", "llmc", "megatron")
 SHARD_TOKENS = 100_000_000  # as in modded-nanogpt
 LIST, SIGN = "shards.json", rb'\{\s*"written_by": "tinylm prepare shards"'
 BLOCK = 1 << 22  # ids
-LONGEST = (1 << 31) - 1  # a sequence of Megatron's, whose length is an int32
+LONGEST = (1 << 31) - 1  # longest sequence of Megatron's: its length is an int32
 
 
 def check_shard_target(folder: Path, overwrite: bool) -> None:
@@ -34,7 +34,7 @@ def check_vocabulary(form: str, vocab_size: int) -> None:
     """Refuses a vocabulary that a format cannot express; ConfigError."""
     if form == "nanogpt" and vocab_size > 1 << 16:
         raise ConfigError(
-            f"--to nanogpt: the ids of {vocab_size:,} tokens do not fit into its 16 bits; take llmc or megatron"
+            f"--to nanogpt: the ids of {vocab_size:,} tokens do not fit into its 16 bits; use llmc or megatron"
         )
 
 
@@ -48,7 +48,7 @@ def write_pretokenized(
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, int]:
-    """Writes token ids into a new folder, which appears when it is complete.
+    """Writes token ids into a new folder, which appears only when it is complete.
 
     Beside the ids it holds `tokenizer.tinylm.json` and `shards.json`, the list of the files with their checksums.
 

@@ -1,7 +1,7 @@
-"""Documents out of files of any format. Each format has a file here, and a line in the table FORMATS.
+"""Documents from files of any format. Each format has a file here, and a line in the table FORMATS.
 
 A reader is a function (source, reading, errors) that yields the documents of a file in order, each as chunks that can
-be read again. It never has more in memory than a document or a few megabytes.
+be read again. It never holds more than a document or a few megabytes in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +81,7 @@ MAGIC = {b"PAR1": PARQUET, ARROW_FILE: ARROW}  # first bytes
 
 
 def find_format(source: Source, reading: Reading, errors: str) -> Format:
-    """The format of a file by its name or, if that does not tell, by its first bytes."""
+    """The format of a file by its name or, if the name is not enough, by its first bytes."""
     if isinstance(source, HubSplit):
         return HUB
     found = FORMATS.get(source.suffix)

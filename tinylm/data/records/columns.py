@@ -1,4 +1,4 @@
-"""Columns of texts in Parquet and Arrow files, of which a few rows at a time are in memory."""
+"""Text columns of Parquet and Arrow files, read a few rows at a time."""
 
 import contextlib
 import importlib
@@ -38,7 +38,9 @@ def _damage(source: Source, kind: str) -> Iterator[None]:
         if getattr(error, "errno", None):  # of the disk
             raise
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{source.url}: is no {kind} file, or truncated or damaged ({reason}); get it again") from error
+        raise DataError(
+            f"{source.url}: is not a valid {kind} file, or is truncated or damaged ({reason}); get it again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Records in JSON: an object on each line, or a list, of which one record at a time is in memory."""
+"""Records in JSON: an object on each line, or a list, read one record at a time."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from tinylm.data.sources import Source
 from tinylm.errors import DataError
 from tinylm.recognize import record_list
 
-DECODER = json.JSONDecoder(strict=False)  # which takes control characters, such as NUL, in strings
+DECODER = json.JSONDecoder(strict=False)  # accepts control characters, such as NUL, in strings
 NUMBER = re.compile(r"[-+.eE0-9]*")  # what may follow the beginning of a number, such as the rest of 1.5e-3
 SPACES = re.compile(r"[ \t\n\r]*")
-CUT = 16  # characters: more than a literal, a number's exponent or an escape that the end of the buffer may divide
+CUT = 16  # characters: longer than any literal, exponent or escape that the end of the buffer may divide
 
 Records = Iterator[tuple[Any, str]]  # (record, the line or record number for errors)
 
@@ -35,7 +35,7 @@ class Buffer:
         self.chunks, self.text, self.at, self.hold, self.done = iter(chunks), "", 0, False, False
 
     def peek(self) -> str:
-        """Moves to the next character that is no white space and returns it; an empty string at the end."""
+        """Moves to the next character that is not white space and returns it; an empty string at the end."""
         while True:
             found = SPACES.match(self.text, self.at)
             self.at = found.end() if found else self.at
@@ -44,7 +44,7 @@ class Buffer:
             self._read()
 
     def value(self) -> Any:
-        """Parses the value at the position and moves behind it; raises ValueError or RecursionError if it is none."""
+        """Parses the value at the position and moves past it; raises ValueError or RecursionError if it is invalid."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
@@ -53,7 +53,7 @@ class Buffer:
                 if self.done or not cut:
                     raise
             else:
-                if self.done or not NUMBER.fullmatch(self.text, end):  # else a number may go on
+                if self.done or not NUMBER.fullmatch(self.text, end):  # else a number may continue
                     self.at = end
                     return value
             self._read()
@@ -88,7 +88,7 @@ def read_json(source: Source, reading: Reading, errors: str) -> Iterator[list[st
 
 
 def json_records(chunks: Iterable[str] | Buffer, name: str) -> Records:
-    """The records of a JSON list or of JSON lines, whatever the name of the file says, with their places.
+    """The records of a JSON list or of JSON lines, whatever the name of the file, with their places.
 
     Raises:
         DataError: if the text is neither; names the line or record.
@@ -146,10 +146,10 @@ def _elements(buffer: Buffer, name: str) -> Records:
 
 
 def _single(buffer: Buffer) -> dict | None:
-    """The object that is all there is; None, and the position is the beginning again, if there is anything else."""
+    """The object if it is the whole text; otherwise None, and the position returns to the beginning."""
     buffer.hold = True
     record = None
-    with contextlib.suppress(ValueError, RecursionError):  # the reader of the lines names it
+    with contextlib.suppress(ValueError, RecursionError):  # the reader of lines reports it
         record = buffer.value() if buffer.peek() == "{" else None
     alone = record is not None and not buffer.peek()
     buffer.hold = False
@@ -160,7 +160,7 @@ def _single(buffer: Buffer) -> dict | None:
 def _enter_list(buffer: Buffer, field: str) -> str | None:
     """Moves into the list that the field names in a JSON object, and returns the rest of the field; else None.
 
-    If there is none, the position is the beginning again: the text may be lines, whose first one this is.
+    If there is none, the position returns to the beginning: this may be the first of several lines.
     """
     buffer.hold = True
     rest = field
@@ -171,7 +171,7 @@ def _enter_list(buffer: Buffer, field: str) -> str | None:
                 break
             if buffer.peek() == "[":
                 return rest
-    except (ValueError, RecursionError):  # the reader of the lines names it
+    except (ValueError, RecursionError):  # the reader of lines reports it
         pass
     finally:
         buffer.hold = False

@@ -1,4 +1,4 @@
-"""Reading: the options of reading documents out of files, and the text of a record."""
+"""Reading: the options for reading documents from files, and the text of a record."""
 
 import json
 import re
@@ -15,7 +15,7 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Reading:
-    """Options of reading documents out of files.
+    """Options for reading documents from files.
 
     Attributes:
         field: the field or column of a record that is the document; `a.b` is field b of the object in field a
@@ -41,7 +41,7 @@ DEFAULT = Reading()
 
 
 def text_of(record: Any, reading: Reading, path: str, place: str, errors: str = "strict") -> str:
-    """The text of a record that JSON or a table gave.
+    """The text of a record read from JSON or a table.
 
     A record that is itself a string is its text. A field whose name has a dot is found before a nested one.
 
@@ -53,7 +53,7 @@ def text_of(record: Any, reading: Reading, path: str, place: str, errors: str = 
         errors: treatment of lone surrogates
 
     Raises:
-        DataError: if the record has no such field, or one that is no string; lists the fields that there are.
+        DataError: if the record has no such field, or the field is not a string; lists the existing fields.
     """
     if isinstance(record, str) and reading.field == DEFAULT_FIELD:
         return well_formed(record, path, place, errors)
@@ -73,7 +73,7 @@ def text_of(record: Any, reading: Reading, path: str, place: str, errors: str = 
 
 
 def well_formed(text: str, path: str, place: str, errors: str) -> str:
-    r"""The text itself, or without its lone surrogates (`\ud83d` in JSON), which are no characters.
+    r"""The text itself, or without its lone surrogates (`\ud83d` in JSON), which are not characters.
 
     Raises:
         DataError: if it has any, unless `errors` is `replace`.
@@ -91,7 +91,7 @@ def well_formed(text: str, path: str, place: str, errors: str) -> str:
 
 
 def no_text(value: Any, field: str, path: str, place: str) -> NoReturn:
-    """Raises the DataError for a field that is no string."""
+    """Raises the DataError for a field that is not a string."""
     if value is None:
         fail(path, place, f"{field} is null; give it a text, or remove the record")
     fail(path, place, f"{field} must be a string, got {shown(value)}; set data.field to a field of text")

@@ -29,7 +29,7 @@ def table_records(chunks: Iterable[str], name: str) -> Iterator[tuple[dict[str, 
     csv.field_size_limit(1 << 30)  # 128 KB by default
     lines = _lines(chunks)
     header = next(lines, "")
-    order = "\t,;" if ".tsv" in name.lower() else ",;\t"  # of equal ones the first
+    order = "\t,;" if ".tsv" in name.lower() else ",;\t"  # among equally frequent ones the first
     delimiter = max(order, key=lambda each: len(next(csv.reader([header.rstrip("\r\n")], delimiter=each), [])))
     reader = csv.DictReader(chain([header], lines), strict=True, delimiter=delimiter)
     try:

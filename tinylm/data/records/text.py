@@ -75,7 +75,9 @@ def find_separator(source: Source, reading: Reading) -> str | None:
     for block in chain(source.blocks(), [b""]):
         text = tail + block
         for found in pattern.finditer(text):
-            if (found.start() > 0 or not seen) and (found.end() < len(text) or not block):  # what is around it is known
+            if (found.start() > 0 or not seen) and (
+                found.end() < len(text) or not block
+            ):  # the characters around it are known
                 return separator
         seen, tail = seen + len(block), text[-len(separator.encode()) - 1 :]
         if seen >= SCAN and reading.separator is None:

@@ -1,4 +1,4 @@
-"""Compressed files, decompressed as they are read: gzip, Zstandard, xz and bzip2, told by their first bytes."""
+"""Compressed files, decompressed as they are read: gzip, Zstandard, xz and bzip2, recognized by their first bytes."""
 
 import bz2
 import lzma
@@ -37,7 +37,7 @@ class Decoder(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether nothing more comes out of what was put in."""
+        """Whether all output of the data so far has been returned."""
         ...
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
@@ -69,7 +69,7 @@ class _Gzip:
 class _Zstandard:
     """A decompressor of zstandard in the interface of bz2's.
 
-    It has no limit of its own, so it is fed little at a time: its blocks of at most 128 kB take 4 bytes at least.
+    It cannot limit its output, so it gets little input at a time: a block of at most 128 kB takes at least 4 bytes.
     """
 
     PIECE = 4096
@@ -109,7 +109,7 @@ def compression(head: bytes) -> str | None:
 def decompressed(stored: Iterable[bytes], name: str) -> Iterator[bytes]:
     """The content of a file in blocks of at most about a megabyte; its own blocks if it is not compressed.
 
-    Streams that follow each other in one file, as of `cat a.gz b.gz`, are read one after the other.
+    Several streams in one file, as made by `cat a.gz b.gz`, are read one after the other.
 
     Args:
         stored: the bytes of the file
@@ -146,7 +146,7 @@ def _prepend(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _streams(stored: Iterable[bytes], name: str, kind: str) -> Generator[bytes, None, None]:
     """The content of the compressed streams of a file. Zeros after a stream are padding."""
     decoder: Decoder | None = _decoder(kind, name)
-    position = 0  # of the end of what the decoder has been given
+    position = 0  # number of bytes given to the decoder
     for data in stored:
         begin, position = position, position + len(data)
         while data or decoder is not None:

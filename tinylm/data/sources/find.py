@@ -26,20 +26,19 @@ def find_sources(
 ) -> list[Source]:
     """The files of a path, glob, folder or URL, sorted by name; an empty list if there are none.
 
-    A folder is read with all folders below it: its texts and records, told by their suffixes, or what `include` names.
-    Hidden files and folders are left out. A single file behind HTTP is downloaded to the cache once; all else behind a
-    URL is streamed.
+    A folder is read with all folders below it: its texts and records, recognized by their suffixes, or what `include`
+    names. Hidden files and folders are left out. A single file behind HTTP is downloaded to the cache once; all else
+    behind a URL is streamed.
 
     Args:
         pattern: what `data.corpus` names
-        include: patterns of the names to take from a folder or glob, such as `*.md`. One without a slash is that of a
-            file's name, one with a slash that of its path below the folder, where `*` matches slashes too
+        include: patterns of the names to take from a folder or glob, such as `*.md`. One without a slash matches a
+            file's name, one with a slash its path below the folder, where `*` matches slashes too
         exclude: patterns of the names to leave out, also of folders
         cache_dir: the cache folder; by default that of `TINYLM_CACHE`
 
     Raises:
-        MissingInputError: for a folder without such files, a broken link, a file that cannot be read, or a URL that
-            cannot.
+        MissingInputError: for a folder without such files, a broken link, or a file or URL that cannot be read.
         ConfigError: for `include` or `exclude` where there is nothing to choose from.
     """
     choice = Choice(pattern, tuple(include), tuple(exclude))

@@ -1,4 +1,4 @@
-"""Local files of globs and folders, each once, also where links form a circle."""
+"""Local files of globs and folders, each listed once even if links form a circle."""
 
 import glob
 import os
@@ -22,9 +22,9 @@ ANY_FOLDERS = re.compile(rf"(?:^|(?<={SEPARATOR}))\*\*(?:{SEPARATOR}|$)")
 
 
 def glob_files(pattern: str) -> tuple[list[str], int]:
-    """The files of a glob, sorted by name, and the number of links left out since they lead to one of them.
+    """The files of a glob, sorted by name, and the number of links left out because they lead to one of these files.
 
-    Names that have brackets are taken as they are if that finds anything, else brackets are those of a glob.
+    A name with brackets is taken literally if such a file exists; otherwise the brackets are part of the glob.
 
     Raises:
         MissingInputError: for a broken link, or a file that cannot be read.
@@ -38,7 +38,7 @@ def glob_files(pattern: str) -> tuple[list[str], int]:
 
 
 def check_readable(paths: Iterable[str]) -> None:
-    """Raises MissingInputError for a broken link or a file that may not be read among paths that are no files."""
+    """Raises MissingInputError for a broken link or an unreadable file among paths that are not files."""
     for path in paths:
         problem = why_unreadable(path)
         if problem and not problem.startswith(("no such", "is a folder")):
@@ -57,7 +57,7 @@ def each_once(files: list[str]) -> tuple[list[str], int]:
 
 
 def walk(above: Iterable[str], enter: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names in it) of folders and all below them, near ones first; each once, also if links form a circle.
+    """(folder, names in it) of folders and all below them, nearest first; each once, even if links form a circle.
 
     Args:
         above: the folders

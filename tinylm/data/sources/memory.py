@@ -1,9 +1,9 @@
-"""Facts about local files, remembered for as long as the files do not change.
+"""Facts about local files, remembered until the files change.
 
 One SQLite database in the cache folder. A file is known by its absolute path, size, time of modification and inode, as
-in git's index. As there, a file written to within the last two seconds is not remembered: it could change once more
-without any of them changing, where a file system counts time in whole seconds. The database is never necessary: where
-it cannot be read or written, the file is read again.
+in git's index. As there, a file written to within the last two seconds is not remembered: on a file system that counts
+whole seconds, it could change again without any of these changing. The database is optional: if it cannot be read or
+written, the file is read again.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tinylm.errors import ConfigError
 from tinylm.files import default_cache_dir
 
 NAME = "files.sqlite"
-SMALL = 1 << 18  # bytes; to read a smaller file takes no longer than to look it up
+SMALL = 1 << 18  # bytes; reading a smaller file is as fast as looking it up
 RACY = 2_000_000_000  # ns
 WAIT = 1.0  # seconds for the lock of another process
 TABLE = """CREATE TABLE IF NOT EXISTS files (
@@ -27,11 +27,11 @@ TABLE = """CREATE TABLE IF NOT EXISTS files (
 
 
 def remembered(path: str | Path, kind: str, compute: Callable[[], Any], cache_dir: Path | None = None) -> Any:
-    """The value of `compute`, or the one that it had for this content of a file.
+    """The value of `compute` for the current content of a file, computed or remembered.
 
     Args:
         path: the file, on which alone the value depends
-        kind: what the value is, and all else that it depends on
+        kind: what the value is, and everything else that it depends on
         compute: reads the file; its value can be written as JSON
         cache_dir: the cache folder; by default that of `TINYLM_CACHE`
     """

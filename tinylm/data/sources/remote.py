@@ -35,8 +35,16 @@ KEYS = {
     "gcsfs": "GOOGLE_APPLICATION_CREDENTIALS (FSSPEC_GS_TOKEN=anon for a public bucket)",
     "huggingface_hub": "HF_TOKEN, or run hf auth login",
 }
-DIGESTS = ("ETag", "etag", "xet_hash", "blob_id", "generation", "md5Hash", "content_md5")  # as stores call a version
-TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")  # which a listing may round
+DIGESTS = (
+    "ETag",
+    "etag",
+    "xet_hash",
+    "blob_id",
+    "generation",
+    "md5Hash",
+    "content_md5",
+)  # names that stores use for a version
+TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")  # a listing may round these
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class RemoteFile:
             return patient(self.url, lambda: look_up(self.url) if _is_http(self.url) else _look_up(self.url))
 
     def fingerprint(self, state: State, report: object = None) -> str:
-        """The SHA-256 of its URL, size and version; nothing of it is read."""
+        """The SHA-256 of its URL, size and version; the content is not read."""
         return sha256_json([self.url, state.size, state.version])
 
     def open(self, state: State) -> BinaryIO:
@@ -66,7 +74,7 @@ class RemoteFile:
         return cast(BinaryIO, io.BufferedReader(_Ranges(state.size, fetch), BLOCK))
 
     def stored(self, state: State) -> Generator[bytes, None, None]:
-        """Its bytes in blocks; after an interruption it goes on at the byte where it stopped."""
+        """Its bytes in blocks; after an interruption, reading continues at the byte where it stopped."""
         blocks = resumed(self.url, _connect(self.url), state)
         with _network_errors(self.url):
             yield from blocks
@@ -121,7 +129,7 @@ def list_folder(url: str) -> list[Listed] | None:
 
 
 def list_glob(url: str) -> list[Listed]:
-    """The files that a glob matches, sorted. Their paths are those below the file system."""
+    """The files that a glob matches, sorted. Paths are relative to the file system."""
     with _network_errors(url):
         system, path = _file_system(url)
         return _listed(system, system.glob(path, detail=True), "")
@@ -169,7 +177,7 @@ def _store_connect(url: str) -> Connect:
 
 
 def _ranges(url: str, begin: int, end: int, state: State) -> Iterator[bytes]:
-    """Bytes `begin` to `end` in blocks. The last one is given out if the file is still the same."""
+    """Bytes `begin` to `end` in blocks. The last block is yielded only if the file is still the same."""
     system, path = _file_system(url)
     for first in range(begin, end, REQUEST):
         last = min(first + REQUEST, end)
@@ -209,7 +217,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _end_requests() -> None:
-    """Ends fsspec's thread with the program. Requests that it still awaits are cancelled, without a complaint."""
+    """Ends fsspec's thread with the program. Pending requests are cancelled silently."""
     fsspec = importlib.import_module("fsspec.asyn")
     loop, thread = fsspec.loop[0], fsspec.iothread[0]
 
@@ -231,12 +239,12 @@ def _end_requests() -> None:
 
 @contextmanager
 def _network_errors(url: str) -> Iterator[None]:
-    """Raises MissingInputError, which says what to set or to do, in place of any error of a network or store."""
+    """Converts any error of a network or store to a MissingInputError that names a remedy."""
     try:
         yield
     except TinyLMError:
         raise
-    except Exception as error:  # each store has types of its own
+    except Exception as error:  # each store has its own types
         release(error)
         raise MissingInputError(f"{url}: {_problem(url, error)}") from error
 

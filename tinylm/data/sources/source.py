@@ -22,19 +22,19 @@ BLOCK = 1 << 18  # bytes; smaller blocks are joined
 
 
 def suffix_of(url: str) -> str:
-    """The suffix of a path or URL in lower case, without that of a compression: `.jsonl` of `a.jsonl.zst`."""
+    """The suffix of a path or URL in lower case, without a compression's suffix: `.jsonl` of `a.jsonl.zst`."""
     path = PurePosixPath(urlsplit(url).path if re.match(r"https?://", url) else url)
     return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).suffix.lower()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read. It must not change from its first use on: if it does, reading it raises DataError.
+    """A file to read. It must not change after its first use: otherwise, reading it raises DataError.
 
     Attributes:
         url: a path, or a URL
         cache_dir: the cache folder, which remembers fingerprints; by default that of `TINYLM_CACHE`
-        listed: size and version, if the listing of a remote folder told them
+        listed: size and version, if the listing of a remote folder contained them
     """
 
     url: str
@@ -51,7 +51,7 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        """The suffix of the name in lower case, without that of a compression: `.jsonl` of `a.jsonl.zst`."""
+        """The suffix of the name in lower case, without a compression's suffix: `.jsonl` of `a.jsonl.zst`."""
         return suffix_of(self.url)
 
     @property
@@ -64,7 +64,7 @@ class Source:
         return self._state.size
 
     def fingerprint(self, report: Callable[[int], None] | None = None) -> str:
-        """SHA-256 of the bytes as stored; of a remote file that of its URL, size and version.
+        """SHA-256 of the stored bytes; for a remote file, of its URL, size and version.
 
         Args:
             report: as in `blocks`, if the file has to be read
@@ -75,10 +75,10 @@ class Source:
         return self._file.fingerprint(self._state, report)
 
     def remembered(self, kind: str, compute: Callable[[], Any]) -> Any:
-        """The value of `compute`, or the one that it had for this content of a local file.
+        """The value of `compute` for the current content of a local file, computed or remembered.
 
         Args:
-            kind: what the value is, and all else that it depends on
+            kind: what the value is, and everything else that it depends on
             compute: reads the file; its value can be written as JSON
         """
         if not isinstance(self._file, LocalFile):

@@ -70,7 +70,7 @@ class CachedDecoder:
 
     @property
     def is_current(self) -> bool:
-        """Whether the weights are those for which the decoder was made.
+        """Whether the weights are unchanged since the decoder was made.
 
         Writing into `weight.data` goes unnoticed. A step of any optimizer counts as a change, because fused optimizers
         do not increment a tensor's version.
@@ -115,7 +115,7 @@ class CachedDecoder:
             cache.lengths[row] = len(parts[0])
 
     def start(self, ids: Sequence[int], cache: RingKVCache) -> int:
-        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` is to read them."""
+        """Forgets a row, whose text begins with `ids`; returns the position from which `extend` must read them."""
         cache.restart(0, self._last_document(ids))
         return cache.lengths[0]
 

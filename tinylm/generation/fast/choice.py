@@ -59,7 +59,7 @@ _announced: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()  # the not
 def compiled_decoder(model: TransformerLM) -> CachedDecoder:
     """The decoder of `--compile`: on CUDA a compiled `GraphDecoder`, elsewhere a `CompiledDecoder`, with a notice.
 
-    What a `GraphDecoder` does not support, on CUDA, is read by a `Decoder`. Errors are those of `CachedDecoder`.
+    On CUDA, a `Decoder` reads the models that a `GraphDecoder` does not support. Errors are those of `CachedDecoder`.
     """
     if on_cuda(model) and unsuited_part(model) is None and (reason := uncapturable_part(model)) is not None:
         notice(f"decoding without compilation, which is slower on a GPU: {reason}")
@@ -73,7 +73,7 @@ def compiled_decoder(model: TransformerLM) -> CachedDecoder:
 def fastest_threads(model: TransformerLM, rows: int = 1) -> int:
     """Sets the number of PyTorch threads to the one that decodes fastest right now, and returns it.
 
-    Small models decode best on few threads; and where another process uses a core, threads that wait for each other can
+    Small models decode best on few threads, and if another process uses a core, threads that wait for each other can
     take ten times as long. Powers of two up to the current number are tried for half a second. CPU only.
     """
     most, device = torch.get_num_threads(), next(model.parameters()).device

@@ -19,7 +19,7 @@ from tinylm.model.quantized import aligned
 class CompiledDecoder(CachedDecoder):
     """Reads one token of each row with a compiled program.
 
-    One program serves all lengths: it reads as many slots of the cache as are filled, rounded up. Compiling takes half
+    One program serves all lengths: it reads the filled slots of the cache, rounded up to a block. Compiling takes half
     a minute or more for each number of rows, at the first step, and needs a C++ compiler: without one the step raises
     ConfigError. Use it in `torch.inference_mode`, with cache and ids made there too. Arguments and errors are those of
     `CachedDecoder`.
@@ -32,7 +32,7 @@ class CompiledDecoder(CachedDecoder):
         "max_autotune": True,  # generated kernels for the products, where they are faster
         "max_autotune_gemm_backends": "CPP,ATEN",
         "autotune_num_choices_displayed": 0,
-        "fx_graph_cache": False,  # it confuses models of the same shape, constants and all
+        "fx_graph_cache": False,  # it confuses models of equal shape but different constants
     }
 
     def __init__(self, model: TransformerLM) -> None:
@@ -51,7 +51,7 @@ class CompiledDecoder(CachedDecoder):
         filled = max(cache.lengths) // self.BLOCK * self.BLOCK + self.BLOCK
         slots = torch.arange(min(filled, cache.num_slots), device=ids.device)
         starts = None
-        if self.model.config.document_mask:  # even of a single document, so that one program serves all texts
+        if self.model.config.document_mask:  # even for a single document, so that one program serves all texts
             starts = torch.tensor([begins[-1] for begins in cache.begins], device=ids.device)[:, None]
         if len(ids) not in self._compiled:
             self._compile(ids, lengths, slots[: self.BLOCK], starts, cache)
@@ -123,7 +123,7 @@ class StaticCache(RingKVCache):
     ) -> None:
         self.keys, self.values = keys, values
         self.num_slots = self.max_len = keys[0].shape[2] - 1
-        self.lengths = [0] * keys[0].shape[0]  # the true ones are tensors
+        self.lengths = [0] * keys[0].shape[0]  # the true lengths are tensors
         self._positions, self._new, self._end = lengths, self._index(lengths), len(slots)
         held = self._held(lengths + 1, slots)
         self._keys_held = held if starts is None else held.masked_fill(held < starts, -1)

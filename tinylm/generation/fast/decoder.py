@@ -1,9 +1,9 @@
 """Decoder: the model rearranged to read one token of each text quickly (layers.py).
 
-A step multiplies a few vectors by every matrix. Its time goes into loading the weights and, in a small model, into the
-overhead of each operation. Results differ from the modules' by rounding alone.
+A step multiplies a few vectors by every matrix. Most of its time goes into loading the weights and, in a small model,
+into the overhead of each operation. Results differ from those of the modules by rounding only.
 
-The decoder copies weights and is right for standard models only (known.py). `make_decoder` checks this, and falls
+The decoder copies weights and is correct for standard models only (known.py). `make_decoder` checks this, and falls
 back to an `UncachedDecoder` with a notice. `Generator` checks again before every text, so that changed weights, layers
 and hooks are noticed; only writing into `weight.data` is not.
 """

@@ -77,7 +77,7 @@ class GraphDecoder(Decoder):
 
     @contextlib.contextmanager
     def static_rows(self, count: int) -> Iterator["StaticRows"]:
-        """Rows for `count` texts. The last ones are used again with their graphs, unless an error left them broken."""
+        """Rows for `count` texts. The previous rows are reused with their graphs, unless an error left them broken."""
         rows, self._idle = self._idle, None
         if rows is None or rows.cache.batch_size != count or rows.end != self.separator:
             rows = StaticRows(self, count)
@@ -95,9 +95,9 @@ class StaticRows:
 
     Attributes:
         cache: keys and values
-        state: of each row the last token, its position, the first visible position, the key of the random numbers and
+        state: for each row the last token, its position, the first visible position, the key of the random numbers and
             the number of tokens generated, int64 (B, 5)
-        result: of each row the token drawn, its log probability and its fault (sampler.py), float64 (B, 3)
+        result: the token drawn in each row, its log probability and its fault (sampler.py), float64 (B, 3)
         end: id of the token that ends a document, for models with `document_mask`
     """
 
@@ -177,7 +177,9 @@ class StaticRows:
         tokens, result = self.sampler.draw(logits, keys, made)
         self.result.copy_(result)
         self.sampler.count(tokens)
-        positions.add_(1).clamp_(max=self.cache.max_len - 1)  # a row whose text has ended goes on until it is replaced
+        positions.add_(1).clamp_(
+            max=self.cache.max_len - 1
+        )  # a row whose text has ended continues until it is replaced
         if self.end is not None:  # the token that was read ended a document
             starts.copy_(torch.where(ids == self.end, positions, starts))
         ids.copy_(tokens)

@@ -2,7 +2,7 @@
 
 - Queries, keys and values come from one product, and so do the two inputs of SwiGLU.
 - Matrices are transposed and, on a CPU, split into as many parts as there are threads: the library parallelizes a
-  product over rows of x, of which there are few, and a batch of products over the batch.
+  product over the few rows of x, but a batch of products over the batch.
 - Queries and keys are normalized and rotated together.
 - There is no dropout, no gradient, and no module around an operation.
 """
@@ -142,7 +142,8 @@ class Product:
     """Linear layers of the same input as one product: (B, inputs) -> (B, all outputs).
 
     Args:
-        layers: layers to combine. Quantized ones are joined if they are of one kind; other mixtures compute one by one
+        layers: layers to combine. Quantized ones are joined if they are of one kind; otherwise each is computed by
+            itself
         parts: number of parts into which the outputs are split, where it divides them
     """
 

@@ -1,8 +1,8 @@
 """ModuleDecoder: a key/value cache for models with plug-ins, read by the modules themselves.
 
-A cache is correct only if a token depends on earlier ones through their keys and values alone. No test can show that of
-code that tinylm does not know, so the plug-in has to promise it (`supports_cache`, model/plugin.py). A promise that is
-false for the first few tokens is found.
+A cache is correct only if a token depends on earlier ones through their keys and values alone. No test can prove this
+for code that tinylm does not know, so the plug-in has to promise it (`supports_cache`, model/plugin.py). A promise that
+fails within the first few tokens is detected.
 """
 
 import torch
@@ -22,11 +22,11 @@ POINTWISE = {
     *(f"torch.nn.functional.{name}" for name in ("silu", "mish", "elu", "selu", "celu", "gelu", "relu", "relu6",
                                                  "leaky_relu", "softplus", "hardswish", "tanh", "sigmoid")),
 }  # fmt: skip
-PROBE = 6  # tokens by which a promise is checked
+PROBE = 6  # tokens with which a promise is checked
 
 
 def supports_cache(part: Part) -> bool:
-    """Whether a plug-in promises to be right with a cache."""
+    """Whether a plug-in promises to be correct with a cache."""
     return part.class_path in POINTWISE or bool(getattr(part.load(), "supports_cache", False))
 
 
@@ -52,7 +52,7 @@ class ModuleDecoder(CachedDecoder):
 
     @torch.inference_mode()
     def broken_promise(self) -> str | None:
-        """Describes how far the logits of a few tokens are from those without a cache; None if they agree."""
+        """Describes the difference between the logits of a few tokens with and without a cache; None if they agree."""
         config, weight = self.model.config, self.model.embedding.weight
         count = min(PROBE, config.max_seq_len)
         ids = torch.arange(count, device=weight.device) * 7919 % config.vocab_size

@@ -1,6 +1,6 @@
 """Sampler: draws tokens on the device, for `GraphDecoder`, by tensors alone.
 
-The functions are those of sampling.py; what depends on Python lists there lies in tensors here.
+The functions are those of sampling.py; Python lists there are tensors here.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import EXCLUDED, draw, filtered, penalized, random_times
 from tinylm.generation.text import Text
 
-OK, NOT_FINITE, NO_CHOICE = 0, 1, 2  # faults: none, of the model's logits, of bans, biases and penalties
+OK, NOT_FINITE, NO_CHOICE = 0, 1, 2  # faults: none; in the model's logits; no token left by bans, biases and penalties
 OF_THE_HOST = ("max_new_tokens", "stop", "seed")  # options that a step does not depend on
 
 

@@ -1,21 +1,22 @@
 """Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): several tokens per pass of the model.
 
-A pass spends its time on loading the weights, so one over five tokens takes little longer than one over a single token.
-A cheap drafter proposes the next tokens. The model reads them all in one pass, which gives its own probabilities p at
-each, and draws its token there, by the random numbers that belong to this position of the text. As long as the drafts
-equal these, the next ones are right too; the first different token replaces its draft and ends the round.
+A pass spends most of its time loading the weights, so a pass over five tokens takes little longer than over one. A
+cheap drafter proposes the next tokens. The model reads all of them in one pass, which gives its own probabilities p at
+each position, and draws its own token there with the random numbers of that position. As long as drafts and tokens
+agree, the next draft was made for the right text; the first different token replaces its draft and ends the round.
 
-So a seed gives the text of plain decoding, barring ties decided by rounding. Drafts decide the speed, never the text.
+A seed therefore gives the text of plain decoding, barring ties decided by rounding. Drafts affect the speed, never the
+text.
 The probabilities are taken after penalties, temperature and filters.
 
 A drafter draws from its own probabilities q by the same random numbers (sampling.py, `draw`), so that both tokens are
 equal wherever q is like p (Daliri et al. 2024). Accepting x with probability min(1, p(x) / q(x)) accepts somewhat more
-drafts, but takes random numbers of its own, which give another text than plain decoding.
+drafts, but needs additional random numbers, and thus gives a different text from plain decoding.
 
 There are two drafters: a small model with the same tokenizer (the draft model), and prompt lookup, which finds the last
 tokens earlier in the text and drafts what followed them there (Saxena 2023).
 
-Left out: batches, whose rows would accept different numbers of tokens, and trees of drafts.
+Left out: batches, in which rows accept different numbers of tokens, and trees of drafts.
 """
 
 import time
@@ -45,20 +46,20 @@ class RandomTimes:
     Args:
         vocab_size: number of tokens, V
         random: random numbers of the text
-        drawn: tokens that the text has already
+        drawn: number of tokens drawn already
     """
 
     def __init__(self, vocab_size: int, random: Random, drawn: int = 0) -> None:
         self._size, self._random, self._next, self._drawn = vocab_size, random, deque(), drawn
 
     def __getitem__(self, ahead: int) -> Tensor:
-        """Those of the token `ahead` places after the next one, float64 (V,)."""
+        """The random numbers of the token `ahead` places after the next one, float64 (V,)."""
         while len(self._next) <= ahead:
             self._next.append(self._random.times(self._drawn + len(self._next), self._size))
         return self._next[ahead]
 
     def advance(self, count: int) -> None:
-        """Drops those of the next `count` tokens, which have been drawn."""
+        """Drops the random numbers of the next `count` tokens, which have been drawn."""
         for _ in range(count):
             self._next.popleft()
         self._drawn += count
@@ -100,7 +101,7 @@ class _Reader:
         self.cache.clear()
 
     def make_room(self, length: int) -> int:
-        """Room in the context after the first `length` tokens of the text; slides if these do not fit."""
+        """Number of free positions after the first `length` tokens of the text; slides if these do not fit."""
         if length - self.start > self.context:
             self.restart(length - max(self.context // 2, 1))
         return self.context - (length - self.start)
