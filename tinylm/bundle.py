@@ -97,7 +97,7 @@ def load(
 ) -> tuple[TransformerLM, Tokenizer]:
     """Loads the model, in evaluation mode, and the tokenizer of a run folder, a model folder or a checkpoint.
 
-    Of a run folder it loads `model/` (the best by validation loss), else `checkpoints/best.ckpt`, else
+    From a run folder it loads `model/` (the best by validation loss), else `checkpoints/best.ckpt`, else
     `checkpoints/last.ckpt`, and reports which on stderr. The path `storyteller` loads the model that comes with tinylm.
 
     Args:
@@ -186,7 +186,7 @@ def rebuild_model(
     """The model of a stored config, with stored weights in their dtypes and quantized `layers` (`describe_layers`).
 
     Raises:
-        DataError: if config, layers and weights do not fit together; names `source`.
+        DataError: if config, layers and weights do not match; names `source`.
         NumericError: if a weight is NaN or infinite.
     """
     for name, tensor in weights.items():
@@ -204,7 +204,7 @@ def rebuild_model(
         check_layers(model)
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{source}: its weights and its config do not fit ({reason})") from error
+        raise DataError(f"{source}: its weights and its config do not match ({reason})") from error
     if model.config.tie_embeddings:
         model.head.weight = model.embedding.weight
     return model
@@ -216,13 +216,13 @@ def rebuild_model(
 def checkpoint_entry(
     config: ModelConfig, tokenizer: Tokenizer, adapters: dict[str, float] | None = None, changed: str | None = None
 ) -> dict[str, Any]:
-    """The entry `tinylm` of a checkpoint, by which `load` needs no YAML.
+    """The entry `tinylm` of a checkpoint, with which `load` needs no YAML.
 
     Args:
         config: the model's config
         tokenizer: the model's tokenizer
         adapters: alpha / rank of each LoRA adapter among the weights; `load` merges them
-        changed: describes a part that is not standard, for which `load` refuses the checkpoint
+        changed: description of a nonstandard part, because of which `load` refuses the checkpoint
     """
     entry = {"format": FORMAT, "model": config.to_dict(), "tokenizer": tokenizer.to_dict()}
     optional = {"adapters": adapters or None, "changed": changed, "plugins": describe(config.parts.values()) or None}
@@ -234,7 +234,7 @@ def read_checkpoint(path: str | Path, fill: Fill = Shards.rows) -> dict[str, Any
 
     Args:
         path: the file
-        fill: of a sharded checkpoint, (shards, name, shape) -> the value of a tensor. Default: the whole tensor
+        fill: for a sharded checkpoint, (shards, name, shape) -> the value of a tensor. Default: the whole tensor
 
     Raises:
         MissingInputError: if there is no such file.

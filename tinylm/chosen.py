@@ -1,8 +1,8 @@
-"""Classes that configs and command line name by `class_path`, found before the parser of their options is made.
+"""Finds the classes that configs and command line name by `class_path`, before the parser of their options is built.
 
 The options of a whole `model` or `data` stand beside the usual ones, `model: {class_path: mine.Distilled, teacher:
 runs/small}`; Lightning's own form, with `init_args` around them, means the same. `model.optimizer` and `model.schedule`
-are groups of options, or a class with its `init_args`; the last config that sets one decides which.
+are groups of options, or a class with its `init_args`; the last config that sets one decides between the two.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def chosen_path(part: str, words: list[str]) -> tuple[str, Path | None] | None:
 
     Args:
         part: `model` or `data`
-        words: the command line; None for the config means that the path stands there
+        words: the command line; a config of None in the result means that the command line names the class
 
     Returns:
         None if no class is named
@@ -73,7 +73,7 @@ def names_class(option: str, words: list[str]) -> bool:
     """Whether one of `GROUPS` is a class of the user's choice, not a group of options.
 
     Raises:
-        ConfigError: if the command line gives an option of the group for a class.
+        ConfigError: if the command line sets an option of the group although it is a class.
     """
     found, others = False, []
     for word, following in pairwise([*words, ""]):

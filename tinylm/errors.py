@@ -1,8 +1,8 @@
 """The exceptions of tinylm, and the exit code with which each one ends the program.
 
 An error message has three parts: the file or field, what is wrong with it, and the remedy. The command line prints it
-on one line, `tinylm: error: <message>`, and exits with `exit_code`. Each exception is also the built-in one that fits
-best, so that Python users can catch a `ValueError` without knowing this file.
+on one line, `tinylm: error: <message>`, and exits with `exit_code`. Each exception also derives from the
+best-fitting built-in one, so that Python users can catch a `ValueError` without knowing this file.
 """
 
 import difflib
@@ -76,7 +76,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def disk_problem(error: BaseException | None) -> str | None:
     """The problem of the disk that caused an error, such as `No space left on device`; None for any other cause.
 
-    PyTorch and zipfile raise errors of their own while they handle the OSError, and safetensors quotes its number.
+    PyTorch and zipfile raise their own errors while they handle the OSError, and safetensors quotes its number.
     """
     while error is not None:
         quoted = re.search(r"\(os error (\d+)\)", str(error))

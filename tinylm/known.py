@@ -2,15 +2,15 @@
 
 Some code relies on the config instead of calling the modules: the fast decoder repeats the computation, an export
 renames the weights, a profile counts FLOPs. For a modified model (a gate in the attention, a subclass of a layer, a
-forward hook) such code would silently describe a different model, so it checks here first.
+forward hook), such code would silently describe a different model, so it first calls these checks.
 
 A model is standard if it equals a new one of its config in everything that affects its output: the same modules under
 the same names, each of exactly that type and with its own methods; parameters and buffers of the same names and shapes,
 tied where the config ties them; the same attributes. A quantized layer, or one with LoRA adapters, may stand for a
 linear layer. Weights may have any value, dropout any probability.
 
-A config with plug-ins describes its model too, but only in part: their code is the user's. So a model with plug-ins is
-standard only for functions that need the modules alone, such as saving them, and say so (`plugins`).
+A config with plug-ins describes its model only in part, since their code is the user's. A model with plug-ins is
+therefore standard only for functions that need nothing but the modules, such as saving them, and say so (`plugins`).
 """
 
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ EQUIVALENT = ((attend_plain, attend_fused, attend_blocks), (visible_keys, Visibl
 def unknown_part(model: nn.Module, *, hooks: bool = True, plugins: bool = False) -> str | None:
     """Describes the first part of a model that its config does not describe; None for a standard model.
 
-    `hooks` is whether forward hooks count. When a model is saved, for example, they cannot be stored anyway. `plugins`
-    is whether the plug-ins of the config may be there.
+    `hooks`: whether forward hooks count; when a model is saved, for example, they cannot be stored anyway. `plugins`:
+    whether plug-ins of the config are allowed.
     """
     if type(model) is not TransformerLM:
         return f"the model is {_a(model)}, not a TransformerLM"
@@ -79,7 +79,7 @@ def check_known(
         purpose: beginning of the message: the operation that requires a standard model
         adapters: whether LoRA adapters are allowed
         hooks: whether forward hooks count
-        plugins: whether the plug-ins of the config may be there
+        plugins: whether plug-ins of the config are allowed
     """
     found = unknown_part(model, hooks=hooks, plugins=plugins)
     if found is not None:
@@ -169,7 +169,7 @@ def _differences(
             elif (type(tensor), tensor.shape) != shapes[key]:
                 yield f"{prefix}{key} is a {type(tensor).__name__} {tuple(tensor.shape)}, not {tuple(shapes[key][1])}"
         yield from (f"{prefix}{key} is missing" for key in shapes if key not in found)
-    methods = _METHODS.get(type(module), {})  # none of a module in a plug-in, whose attributes are its own affair
+    methods = _METHODS.get(type(module), {})  # none for a module in a plug-in, whose attributes are not checked
     yield from (f"{prefix}{key} is not the method of its class" for key in own.keys() & methods.keys())
     for key, value in attributes.items() if methods else ():
         if key not in own or not _same(own[key], value):

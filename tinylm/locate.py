@@ -89,7 +89,7 @@ def conversion(path: Path) -> str:
 def is_llama2c(head: bytes) -> bool:
     """Whether a file that begins like this may be a model of llama2.c.
 
-    Files of version 0 have no magic number: seven plausible sizes are their sign.
+    Files of version 0 have no magic number and are recognized by seven plausible sizes.
     """
     if head.startswith(LLAMA2C_MAGIC):
         return True

@@ -1,4 +1,4 @@
-"""One-line errors about options and config files, with "did you mean". Nothing is imported that takes long."""
+"""One-line errors about options and config files, with "did you mean". Slow imports are avoided."""
 
 import contextlib
 import difflib
@@ -35,11 +35,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 SECTIONS = ("model", "model.network", "model.optimizer", "model.schedule", "data", "run", "trainer")
-CLASSES = ("model.optimizer", "model.schedule")  # for whose options the import path of a class may stand
+CLASSES = ("model.optimizer", "model.schedule")  # groups of options for which a class may be given instead
 
 
 def check_sections(path: Path, values: Any) -> None:
-    """Checks that a config has options, and nothing but options in its sections.
+    """Checks that a config has options, and that its sections contain only options.
 
     Raises:
         ConfigError: naming the file and the section.
@@ -137,7 +137,7 @@ def wrong_value(name: str, kinds: list[tuple[str, str]], value: Any, default: An
 
     Args:
         name: the option
-        kinds: what it takes: the name of a type, or choices as in `'adamw', 'muon'`, the other being empty
+        kinds: accepted types: pairs of a type's name and choices such as `'adamw', 'muon'`, one of which is empty
         value: the value given
         default: the option's default, an example of a list
     """

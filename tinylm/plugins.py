@@ -1,15 +1,15 @@
 """Plug-ins: the user's own class or function, named in the config where the config names a part.
 
-In YAML a plug-in has Lightning's form, and no registry knows it:
+In YAML a plug-in has Lightning's form, and needs no registration:
 
     model:
       network:
         feedforward: {class_path: my_layers.Gated, init_args: {width: 256}}
 
-Importing a module runs its code, and a model folder or checkpoint may come from anyone. So a `Part` is only a name
-until it is loaded, and loading is refused unless the module is trusted: by `fit --trust my_layers`, by `--trust-code`,
-by `tinylm.load(path, trust=["my_layers"])`, or because the user passed the class itself. Modules and functions of
-`torch.nn` and `tinylm.model`, and objectives of `tinylm.training`, need no trust.
+Importing a module runs its code, and a model folder or checkpoint may come from anyone. A `Part` is therefore only a
+name until it is loaded, and loading is refused unless the module is trusted: by `fit --trust my_layers`, by
+`--trust-code`, by `tinylm.load(path, trust=["my_layers"])`, or because the user passed the class itself. Modules and
+functions of `torch.nn` and `tinylm.model`, and objectives of `tinylm.training`, need no trust.
 """
 
 import importlib
@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 from tinylm.checks import require
 from tinylm.errors import ConfigError, did_you_mean, first_line, notice
 
-HARMLESS = ("torch.nn", "tinylm.model")  # modules that anyone may name
-OURS = ("tinylm.training.DPO", "tinylm.training.GRPO")  # objectives of ours, which anyone may name
+HARMLESS = ("torch.nn", "tinylm.model")  # modules that need no trust
+OURS = ("tinylm.training.DPO", "tinylm.training.GRPO")  # tinylm's objectives, which need no trust
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 KEYS = {"class_path", "init_args"}
 
@@ -45,7 +45,7 @@ def trust(modules: Iterable[str]) -> None:
         require(bool(re.fullmatch(r"\w+(\.\w+)*", name)), f"--trust must be the name of a module, got {name!r}")
         _trusted.add(name)
     if (folder := str(Path.cwd())) not in sys.path and "" not in sys.path:
-        sys.path.append(folder)  # an installed command does not look into the working folder
+        sys.path.append(folder)  # an installed command does not search the working folder
 
 
 def trust_code() -> None:
@@ -217,7 +217,7 @@ class Part:
         module = self.module.split(".")
         path = getattr(sys.modules.get(self.module), "__file__", None)
         if path is None and len(module) == 1:
-            spec = importlib.util.find_spec(module[0])  # of a top-level module this imports nothing
+            spec = importlib.util.find_spec(module[0])  # for a top-level module this imports nothing
             path = None if spec is None else spec.origin
         file = None if path is None else Path(path)
         if file is None or not file.is_file():
@@ -240,7 +240,7 @@ class Part:
 
 
 class DataPart(Part):
-    """A part where a plain word is a file or a name, and no import path: only class_path makes a plug-in."""
+    """A part whose plain word is a file or a name, not an import path: only class_path makes a plug-in."""
 
 
 def describe(parts: Iterable[Part]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Progress of work that reads much data: how much of how much, how fast, and the time left.
+"""Progress of work on large data: the amount done of the total, the rate, and the time left.
 
 On a terminal it is a bar, which appears after two seconds and is erased at the end. Elsewhere, as in the log of a
 cluster, it is a line every half minute, so that work of less than half a minute leaves no trace.
@@ -24,13 +24,13 @@ class ProgressBar:
     """Shows the progress of one piece of work. The clock starts with the first `update`.
 
     Args:
-        description: what is done, such as `encoding my.txt`
+        description: the work, such as `encoding my.txt`
         total: amount in all; None if unknown
-        unit: `B` for bytes, or the plural of what is counted, such as `merges`
+        unit: `B` for bytes, or the plural of the counted items, such as `merges`
 
     Attributes:
         done: the amount of finished work
-        total: as above; it may be set until the first `update`
+        total: the total amount; it may be set until the first `update`
     """
 
     def __init__(self, description: str, total: int | None = None, unit: str = "B") -> None:
@@ -41,7 +41,7 @@ class ProgressBar:
         self.done = 0
 
     def update(self, amount: int) -> None:
-        """Adds an amount of finished work. What goes beyond the total, as of a file that grows, does not count."""
+        """Adds an amount of finished work. Amounts beyond the total, as with a growing file, do not count."""
         if self.total is not None:
             amount = min(amount, self.total - self.done)
         self.done += amount
@@ -69,12 +69,12 @@ class ProgressBar:
 
 @contextmanager
 def learning(counting: ProgressBar, pieces: int, follow: bool = False) -> Iterator[Callable[[str, int], None]]:
-    """The `progress` option of a tokenizer's training, which shows how pieces are learned after the words are counted.
+    """The `progress` option of a tokenizer's training: shows the learning of pieces after the counting of words.
 
     Args:
         counting: shows the bytes whose words are counted; closed when pieces are learned
         pieces: number of pieces to learn, by merging smaller ones or by pruning many
-        follow: whether the training moves `counting`, rather than the reader of the text
+        follow: whether the training updates `counting`, rather than the reader of the text
     """
     first = pieces  # before pruning
     with ProgressBar("merging", pieces, "merges") as merging, ProgressBar("pruning", None, "pieces") as pruning:

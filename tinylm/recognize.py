@@ -1,7 +1,7 @@
-"""Recognizes files that are no plain UTF-8 text by their first bytes, and says what to do with them.
+"""Recognizes files that are not plain UTF-8 text by their first bytes, and suggests a remedy.
 
-Compressed bytes, documents, other encodings and JSON records can all be trained on without an error; the model is then
-useless. Left out: a statistical guess between single-byte encodings.
+Training on compressed bytes, documents, other encodings or JSON records would raise no error but give a useless model.
+Left out: a statistical guess between single-byte encodings.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from typing import Any
 from tinylm.errors import DataError, InvalidTextError
 from tinylm.locate import command
 
-BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8; no character of the text
-HEAD = 4096  # bytes that are looked at
+BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write before UTF-8; not part of the text
+HEAD = 4096  # bytes that are examined
 PANDOC, GIVE = "pandoc {path} -t plain -o {stem}.txt", "give the text itself, as UTF-8"
 ICONV = "iconv -f {encoding} -t UTF-8 {path} > {stem}-utf8.txt"
 
@@ -57,12 +57,12 @@ CHATS = ("messages", "conversations")
 
 
 def text_begin(path: Path, head: bytes, errors: str = "strict") -> int:
-    """The number of bytes before the text of a file: those of a byte order mark.
+    """The number of bytes before the text of a file, which are a byte order mark.
 
     Args:
         path: the file, for the message
         head: its first `HEAD` bytes or more
-        errors: with `surrogateescape` any bytes are a text
+        errors: with `surrogateescape`, any bytes are accepted
 
     Raises:
         DataError: if the file is no text; names its format and the remedy.
@@ -73,7 +73,7 @@ def text_begin(path: Path, head: bytes, errors: str = "strict") -> int:
 
 
 def foreign(path: Path, head: bytes) -> str | None:
-    """The format of a file that is no UTF-8 text, with the remedy; None if nothing is recognized."""
+    """The format of a file that is not UTF-8 text, with the remedy; None if nothing is recognized."""
     head = head[:HEAD]
     for mark, encoding in MARKS:
         if head.startswith(mark):
@@ -90,7 +90,7 @@ def foreign(path: Path, head: bytes) -> str | None:
 
 
 def _remedy(remedy: str, path: Path, encoding: str = "") -> str:
-    """A remedy for a file; the archives of several files that tar has compressed are tar's."""
+    """A remedy for a file; compressed tar archives are unpacked by tar."""
     stem = shlex.quote(str(path.with_suffix("")))
     if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", path.name):
         remedy = "tar -xf {path}"

@@ -1,7 +1,7 @@
-"""YAML of which only plain values are read, and no more than can be walked through.
+"""Reads YAML with plain values only, and limits its size.
 
-A few lines of aliases may stand for a billion values, and a line of brackets for a recursion without end. Both are
-counted in the events of the parser, before anything is built.
+A few lines of aliases may stand for a billion values, and a line of brackets may nest without limit. Both are counted
+in the parser's events before anything is built.
 """
 
 from pathlib import Path
@@ -65,9 +65,9 @@ def _located(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def check_keys(root: yaml.Node | None, source: str, no_blanks: bool = False) -> None:
-    """Refuses a key given twice in a mapping, and one that begins like a comment; with `no_blanks`, one without value.
+    """Refuses a repeated key in a mapping, a key that begins like a comment and, with `no_blanks`, one without a value.
 
-    YAML would read the last of the two, and null.
+    YAML would use the last of repeated keys, and null for a missing value.
     """
     todo: list[tuple[str, Any]] = [("", root)]
     seen = set()  # aliases share a node
@@ -99,7 +99,7 @@ def _check_mapping(name: str, node: yaml.MappingNode, source: str, no_blanks: bo
 
 
 def check_size(text: str | bytes, source: str) -> None:
-    """Refuses a text of too many levels or values, an alias counting as many as it repeats."""
+    """Refuses a text with too many levels or values; an alias counts all values that it repeats."""
     counts, anchors, sizes = [0], [None], {}
     for event in yaml.parse(text, Loader=SAFE_LOADER):  # iterative, unlike loading
         anchor = getattr(event, "anchor", None)
@@ -112,7 +112,7 @@ def check_size(text: str | bytes, source: str) -> None:
             sizes[anchor] = size
             counts[-1] += size
         elif isinstance(event, yaml.AliasEvent):
-            counts[-1] += sizes.get(anchor, MOST)  # unknown: it stands in the value that it repeats
+            counts[-1] += sizes.get(anchor, MOST)  # unknown: the alias stands within the value that it repeats
         elif isinstance(event, yaml.ScalarEvent):
             sizes[anchor] = 1
             counts[-1] += 1

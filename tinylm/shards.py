@@ -1,7 +1,7 @@
-"""Sharded checkpoints, read: everything but the large tensors in one file, and their rows in one file per process.
+"""Reads sharded checkpoints: one file for everything but the large tensors, and one file per process for their rows.
 
-`last.ckpt` names a folder beside it, `last.ckpt.shards-1f0c9a2e`, which was complete before it was named. So a kill at
-any moment leaves the earlier checkpoint with its own folder. training/sharding.py writes them.
+`last.ckpt` names a folder beside it, `last.ckpt.shards-1f0c9a2e`, which was complete before `last.ckpt` named it. A
+kill at any moment therefore leaves the earlier checkpoint with its folder. training/sharding.py writes the files.
 """
 
 import re
@@ -53,7 +53,7 @@ Fill = Callable[[Shards, str, list[int]], Any]
 
 
 def fill_shards(checkpoint: dict[str, Any], path: Path, fill: Fill = Shards.rows) -> dict[str, Any]:
-    """A sharded checkpoint with its tensors; any other is returned as it is.
+    """A sharded checkpoint with its tensors; any other is returned unchanged.
 
     Args:
         checkpoint: the content of the file

@@ -2,7 +2,7 @@
 
 SIGINT comes from the user and ends with exit code 130; SIGTERM and SIGUSR1 (SLURM's, before the time limit) come from
 the system and end with 75. The first signal raises an exception, so that temporary files are removed; a second one ends
-the process at once. While steps are taken, `training/stop.py` finishes the step instead.
+the process at once. During training, `training/stop.py` finishes the step instead.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tinylm.errors import Interrupted, Preempted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
-SOON = 0.01  # seconds until a lost signal comes again
+SOON = 0.01  # seconds until a lost signal is sent again
 
 
 class _Raise:
@@ -35,10 +35,10 @@ class _Raise:
 
 @contextlib.contextmanager
 def raised(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
-    """Inside, the first of these signals raises Interrupted or Preempted. Does nothing outside the main thread.
+    """Makes the first of these signals raise Interrupted or Preempted, in a `with` block of the main thread.
 
-    Python drops an exception that is raised while it destroys an object, such as a generator that is read no further.
-    Then the signal is sent again, a moment later.
+    Python drops an exception that is raised while it destroys an object, such as an unfinished generator. The signal is
+    then sent again a moment later.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -65,7 +65,7 @@ def raised(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
 
 def _interrupt(number: int) -> None:
     """Sends a signal to the main thread."""
-    if hasattr(signal, "pthread_kill"):  # it also ends a wait of that thread
+    if hasattr(signal, "pthread_kill"):  # it also interrupts a wait of that thread
         signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
         signal.raise_signal(number)
@@ -83,7 +83,7 @@ def stopped_by(number: int, message: str) -> Interrupted | Preempted:
 
 
 def _leave_to_the_parent() -> None:
-    """In a forked child, such as a loader of batches, Ctrl-C is the parent's affair, and other signals end it."""
+    """In a forked child, such as a data loader, ignores Ctrl-C, which the parent handles; other signals end it."""
     for number in SIGNALS:
         if isinstance(signal.getsignal(number), _Raise):
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)

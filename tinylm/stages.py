@@ -1,7 +1,7 @@
 """Stages of a run: a batch size or a context that is smaller in the first steps.
 
-Small batches suit the noisy gradients of an early model no worse than large ones (McCandlish et al. 2018), and short
-sequences cost less attention (Li et al. 2022). The config gives each stage by the step before which it ends:
+Early in training, small batches are as good as large ones (McCandlish et al. 2018), and short sequences need less
+attention computation (Li et al. 2022). The config gives each stage by the step before which it ends:
 `{200: 8, 400: 16}` is 8 before step 200, 16 before step 400, and the final value from then on.
 """
 
@@ -71,7 +71,7 @@ class Stages:
 
 
 def as_stages(value: "int | Stages") -> Stages:
-    """A constant value as stages, of which it is the only one."""
+    """A constant value as a single stage."""
     return value if isinstance(value, Stages) else Stages(value)
 
 

@@ -1,6 +1,6 @@
-"""Files and folders that a user names for output. What exists is replaced only when asked, and only if tinylm wrote it.
+"""Output files and folders named by the user. An existing one is replaced only on request, and only if tinylm wrote it.
 
-`check_target` is called before the work begins and, by the functions of Python, before the first byte is written.
+Commands call `check_target` before the work begins, Python functions before the first byte is written.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from tinylm.errors import CannotCreateError
 from tinylm.locate import MANIFEST, TOKENIZER, WEIGHTS
 
-HEAD = 1 << 16  # bytes at each end by which a file is recognized
+HEAD = 1 << 16  # bytes read at each end to recognize a file
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FolderKind:
 
     Attributes:
         name: for messages, with its article
-        names: of its files, of which some may be missing
+        names: names of its files, some of which may be missing
         sign: the file that must be there
         pattern: matches the first bytes of that file
     """
@@ -68,7 +68,7 @@ def check_target(path: str | Path, kind: FileKind | FolderKind, overwrite: bool 
         overwrite: whether an earlier one of this kind may be replaced
 
     Raises:
-        CannotCreateError: if it exists and is something else, or was not to be replaced.
+        CannotCreateError: if it exists and is something else, or must not be replaced.
     """
     path = Path(path)
     if not os.path.lexists(path) or (isinstance(kind, FolderKind) and path.is_dir() and not any(path.iterdir())):

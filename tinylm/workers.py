@@ -1,8 +1,8 @@
 """Helper processes: a parallel, ordered `map`.
 
-The pool is hand-written because its helpers import the tokenizer alone and start in a tenth of a second. One of
-`multiprocessing` would import the caller's main module again, and with it PyTorch; loky's takes three times as long to
-start, and 1.7 times as long to encode 120 MB (docs/architecture.md).
+The pool is hand-written because its helpers import only the tokenizer and start in a tenth of a second. A pool of
+`multiprocessing` would import the caller's main module again, and with it PyTorch; a pool of loky takes three times as
+long to start, and 1.7 times as long to encode 120 MB (docs/architecture.md).
 """
 
 import contextlib
@@ -150,7 +150,7 @@ def serve() -> None:
     """Runs a helper: reads a function, then values, and writes (failed, result) for each value."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the function prints goes to stderr, not into the stream of results
+    os.dup2(2, 1)  # the function's output goes to stderr, not into the stream of results
     try:
         function = pickle.load(source)
         while True:

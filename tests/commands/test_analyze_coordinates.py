@@ -18,7 +18,7 @@ def test_the_command_prints_slopes_and_draws_them(load, tmp_path, monkeypatch):
     assert out.splitlines()[-2:] == ["analysis/coordinates.png", "analysis/coordinates.svg"]
     assert sorted(path.name for path in (tmp_path / "analysis").iterdir()) == ["coordinates.png", "coordinates.svg"]
     for more, message in (
-        (["--widths", "32"], "--widths: needs two different ones at least, got 32"),
+        (["--widths", "32"], "--widths: needs at least two different widths, got 32"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (
             ["--model.network.d_modell=3"],

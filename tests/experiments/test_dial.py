@@ -110,7 +110,7 @@ def test_operations_and_parameters_bound_the_run_they_name():
 def test_given_options_hold_and_end_the_promise_of_the_loss(tmp_path):
     _, choice = chosen(Budget(flops=2e10), data__batch_size=8, model__network__d_model=32)
     assert choice.values["data"]["batch_size"] == 8 and choice.values["model"]["network"]["d_model"] == 32
-    assert choice.expected is None and choice.reason == "the law does not know data.batch_size=8"
+    assert choice.expected is None and choice.reason == "the law does not cover data.batch_size=8"
     _, choice = chosen(Budget(flops=2e10), model__network__d_model=32, trainer__precision="32-true")
     assert choice.expected is not None and choice.values["trainer"]["precision"] == "32-true"
     text = str(tmp_path / "my.txt")

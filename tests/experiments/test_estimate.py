@@ -218,7 +218,7 @@ def test_the_command_reads_the_options_of_fit_and_its_own(call):
         ("-c large --device h100 --data.micro_batch_size 3", "data.micro_batch_size must divide the share"),
         ("-c large --device h100 --mfu 2", "--mfu must be at most 1, got 2.0"),
         ("-c large --device h100 --price free", "--price: must be a number, such as 0.8, got 'free'"),
-        ("-c large --resume", "--resume: an estimate is of a whole run; leave it out"),
+        ("-c large --resume", "--resume: an estimate covers a whole run; leave it out"),
         ("-c large --device", "--device: needs a value"),
     ],
 )

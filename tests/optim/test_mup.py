@@ -150,7 +150,7 @@ def test_optimizers_without_a_rule_are_refused_by_name(config, message):
 
 def test_a_scheduler_that_sets_rates_of_its_own_is_refused():
     optimizer = make_optimizer(network(64, 16), OptimizerConfig())
-    with pytest.raises(ConfigError, match="ConstantLR: sets rates that mup_base_width scales; take a function"):
+    with pytest.raises(ConfigError, match="ConstantLR: sets rates that mup_base_width scales; use a function"):
         make_scheduler(optimizer, Part.of(torch.optim.lr_scheduler.ConstantLR), 9)
 
 

@@ -200,7 +200,7 @@ def test_a_text_that_is_gone_is_one_line(copied, call):
 def test_a_run_without_a_record_says_what_is_not_known(copied, call):
     (copied / "run.json").unlink()
     code, out, _ = call(copied)
-    assert code == 0 and out.startswith(f"{copied}: has no run.json, ") and "are not known" in out.splitlines()[0]
+    assert code == 0 and out.startswith(f"{copied}: has no run.json, ") and "options are unknown" in out.splitlines()[0]
     assert "--run.name mini-again" in out
 
 

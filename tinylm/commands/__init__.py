@@ -1,4 +1,4 @@
-"""The command line, `tinylm COMMAND ...`: one file a command.
+"""The command line, `tinylm COMMAND ...`: one file per command.
 
 `scripts/train.py` and its neighbours run the same commands from a clone. The module of a command has a function
 `run(arguments)`, which raises its errors. It is imported when the command is called, and imports PyTorch only when
@@ -25,7 +25,7 @@ GROUPS = {  # name: module, summary
     "Use": {
         "generate": ("generate", "continue a prompt; --interactive opens a prompt loop"),
         "play": ("play", "open a page to play with a model and to see inside it"),
-        "serve": ("serve", "answer the requests of OpenAI clients, over HTTP"),
+        "serve": ("serve", "serve models to OpenAI clients over HTTP"),
         "score": ("score", "perplexity and bits per byte of a text; exact match of answers"),
         "evaluate": ("evaluate", "tasks of lm_eval, the evaluation harness"),
     },
@@ -36,7 +36,7 @@ GROUPS = {  # name: module, summary
         "export": ("export", "convert to and from Hugging Face transformers"),
     },
     "Understand": {
-        "scaling": ("scaling", "measure a scaling law with a known floor, and check it"),
+        "scaling": ("scaling", "measure and check a scaling law with a known floor"),
         "plot": ("plot", "draw the learning curves of several runs in one picture"),
         "reproduce": ("reproduce", "how to train a run again, and what differs today; --run does it"),
         "ablate": ("ablate", "train variants of a config over seeds; a table with intervals"),
@@ -84,10 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command line, by default the one of this process, and returns its exit code."""
     prepare_process()
     words = sys.argv[1:] if arguments is None else arguments
-    with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt as it is
+    with raised(SIGNALS[1:]):  # Ctrl-C raises KeyboardInterrupt anyway
         code = _main(words)
     if arguments is None and words[:1] and words[0] in GROUPS["Use"]:
-        gc.freeze()  # Python would end with a search for garbage among PyTorch's objects, which takes half a second
+        gc.freeze()  # otherwise Python searches PyTorch's objects for garbage at exit, which takes half a second
     return code
 
 

@@ -1,8 +1,8 @@
 """Trains the variants of an ablation and compares them: `tinylm ablate positions`.
 
-The file names a base config, variants of it, seeds and a budget (docs/ablations.md). The same command goes on after a
-stop: finished runs are kept, unfinished ones resume. It writes table.md, table.csv and the picture of the differences,
-ablation.png and .svg, into the folder of the runs.
+The file names a base config, variants of it, seeds and a budget (docs/ablations.md). After an interruption,
+the same command continues: finished runs are kept, unfinished ones resume. It writes table.md, table.csv and the
+picture of the differences, ablation.png and .svg, into the folder of the runs.
 """
 
 import argparse

@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> None:
     for name in COMMANDS:
         try:
             found = reports[name](subject)
-        except ConfigError as error:  # such as gradients of a quantized model; the other analyses still work
+        except ConfigError as error:  # for example gradients of a quantized model; the other analyses still work
             print(f"{name}: left out: {error}")
             continue
         write_text(options.out / f"{name}.txt", found.text + "\n")

@@ -15,7 +15,7 @@ from tinylm.console import table
 from tinylm.data.grammar.stories import log_prob, story_grammar
 from tinylm.errors import ConfigError, DataError
 
-COMMON = 120  # most frequent tokens of the texts, which are mapped
+COMMON = 120  # number of most frequent tokens that are mapped
 
 
 def report_embeddings(subject: Subject) -> Report:

@@ -4,7 +4,7 @@ tinylm analyze coordinates -c tiny                                      # the wi
 tinylm analyze coordinates -c tiny --widths 64 128 256 512 --steps 8
 tinylm analyze coordinates -c tiny --model.optimizer.name adamw         # options of `tinylm fit`: --model.*, --data.*
 
-With muP (model.network.mup_base_width) the changes do not depend on the width, and the best learning rate stays.
+With muP (model.network.mup_base_width) the changes do not depend on the width, nor does the best learning rate.
 """
 
 from pathlib import Path
@@ -95,7 +95,7 @@ def measure(words: list[str], widths: list[int] | None, steps: int) -> Found:
         network = build(ModelConfig, config.model.network, vocab_size=data.vocab_size)
         widths = widths or [network.d_model * factor for factor in (1, 2, 4)]
         if len({*widths}) < 2:
-            raise ConfigError(f"--widths: needs two different ones at least, got {' '.join(map(str, widths))}")
+            raise ConfigError(f"--widths: needs at least two different widths, got {' '.join(map(str, widths))}")
         batches = first_batches(data, steps)
         configs = {
             name: [at_width(network, width, mup=mup) for width in sorted({*widths})]

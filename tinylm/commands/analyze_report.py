@@ -76,9 +76,9 @@ class Subject:
 def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int) -> Tensor:
     """Cuts texts into sequences of equal length.
 
-    Each text begins a new sequence, with the end-of-text token before it. A sequence that reaches the end of its text
-    is filled up from the next text. The token ids, (N <= most, length + 1), are inputs and, shifted by one, targets; if
-    the texts fill no sequence, the result is one shorter row.
+    Each text begins a new sequence, with the end-of-text token before it. If a text ends within a sequence, the
+    sequence is filled up from the next text. The token ids, (N <= most, length + 1), are inputs and, shifted by one,
+    targets; if the texts fill no sequence, the result is one shorter row.
     """
     rows = cut_rows((document_ids(tokenizer, text).tolist() for text in texts), length, most)
     if len(rows[0]) < 2:
@@ -87,7 +87,7 @@ def text_rows(tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int
 
 
 def cut_rows(documents: Iterable[Sequence[Any]], length: int, most: int) -> list[list[Any]]:
-    """Rows of `length + 1` values, of documents cut as `text_rows` cuts tokens; one shorter row if none is whole."""
+    """Documents in rows of `length + 1` values, cut as in `text_rows`; one shorter row if none is full."""
     values: list[Any] = []
     begins: list[int] = []
     for document in documents:
@@ -150,7 +150,7 @@ def report_attention(subject: Subject) -> Report:
     labels = [words[token] for token in shown[0].tolist()]
     most = (maps > 0).sum(dim=-1).double().log().mean()
     title = (
-        f"{subject.name}: attention (hatched: keys to come)\n"
+        f"{subject.name}: attention (hatched: later keys)\n"
         f"entropy of a query's weights in nats, mean over these tokens; of equal weights: {most:.2f}"
     )
     figure = pictures.draw_attention(maps, labels, notes, title)

@@ -1,6 +1,5 @@
-"""Averages weights: tinylm average runs/small --last 5 --out small-average
-
-of the last checkpoints of a run, or of several runs: tinylm average runs/a runs/b --out soup
+"""Averages the weights of the last checkpoints of a run: tinylm average runs/small --last 5 --out small-average
+or of several runs: tinylm average runs/a runs/b --out soup
 
 It prints the loss of each model and of their average on a text. Without --text, models trained on the built-in stories
 are measured on held-out ones.
@@ -20,7 +19,7 @@ def run(arguments: list[str]) -> None:
     parser = Parser("average", __doc__)
     add = parser.add_argument
     add("models", nargs="+", help="run folders, model folders or checkpoints")
-    add("--last", type=int, help="of each run, average the checkpoints of this many last steps (default: its best)")
+    add("--last", type=int, help="average the last N checkpoints of each run (default: its best one)")
     add("--out", type=Path, required=True, help="output model folder")
     parser.add_overwrite_option()
     add("--text", type=Path, help="UTF-8 text file to measure the loss on (default: held-out stories of the run)")

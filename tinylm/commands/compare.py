@@ -1,7 +1,7 @@
 """Compares runs in a table: `tinylm compare runs/*`.
 
-Runs that differ in nothing that matters to a result (seeds, names, devices and logging do not) get an extra row with
-mean and standard deviation, named after what tells them from the other runs.
+Runs that differ only in seeds, names, devices or logging get an extra row with mean and standard deviation, named after
+their difference from the other runs.
 """
 
 import argparse

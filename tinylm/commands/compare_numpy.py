@@ -4,8 +4,8 @@ tinylm compare-numpy --model runs/small
 
 Both compute the same batch of random tokens, forward and backward. For each part the table shows the largest difference
 of its output, then that of the loss's gradient with respect to this output, relative to the largest value.
-An error in a forward pass appears from its part on. An error in a backward pass appears in the gradients only, which
-are listed in the order of backward: again from its part on.
+An error in a forward pass shows from its part on. An error in a backward pass shows in the gradients only, which are
+listed in the order of the backward pass, again from its part on.
 """
 
 import argparse

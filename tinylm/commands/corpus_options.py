@@ -42,7 +42,7 @@ def open_from(options: argparse.Namespace, corpus: str, takes_bytes: bool = Fals
     from tinylm.data.corpora import Reading, check_split, open_corpus
 
     patterns = tuple(options.include), tuple(options.exclude)
-    separator = "--" if options.separator == [] else options.separator  # argparse before 3.13 removes that value
+    separator = "--" if options.separator == [] else options.separator  # argparse before 3.13 drops the value `--`
     reading = Reading(options.field, separator, *patterns, deduplicate=options.deduplicate)
     errors = "surrogateescape" if takes_bytes and options.errors == "strict" else options.errors
     split, cache_dir = check_split(options.split), cache_dir_of(options)

@@ -4,7 +4,7 @@ tinylm estimate -c small                                     # on this machine, 
 tinylm estimate -c large --devices 8 --device h100 --price 2.5
 tinylm estimate -c large --devices 8 --device h100 --model.compile true --data.micro_batch_size 8
 
-All configs and options of `tinylm fit` are taken. No data are read where the options bound the vocabulary.
+All configs and options of `tinylm fit` are accepted. No data are read if the options bound the vocabulary.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OWN = {  # option: type, help
     "mfu": (float, "share of the peak FLOP/s in use (default: measured here, 0.35 elsewhere)"),
     "peak-flops": (float, "peak FLOP/s of a device that the table lacks"),
     "memory": (float, "memory of a device in GB"),
-    "vocab-size": (int, "size of the vocabulary (default: bpe:SIZE counts in full, others are read)"),
+    "vocab-size": (int, "size of the vocabulary (default: SIZE of bpe:SIZE; for other tokenizers, the data are read)"),
 }
 
 
@@ -59,7 +59,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("estimate", __doc__)
     for name, (kind, text) in OWN.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
-    parser.add_argument("--read-data", action="store_true", help="read the data, for the exact size of the vocabulary")
+    parser.add_argument("--read-data", action="store_true", help="read the data for the exact vocabulary size")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-c", "--config", action="append", help="config of the run (default: small)")
     ours, theirs = split(arguments)
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.mfu is not None and options.mfu > 1:
         raise ConfigError(f"--mfu must be at most 1, got {options.mfu}")
     if "--resume" in theirs:
-        raise ConfigError("--resume: an estimate is of a whole run; leave it out")
+        raise ConfigError("--resume: an estimate covers a whole run; leave it out")
     return options, announced_configs(theirs, default="small")
 
 
@@ -127,7 +127,7 @@ def memory_table(found: "Estimate", workload: "Workload", device: str, memory: i
         rows.append([f"  {part}", *(f"{found.memory[name][part] / 1e6:,.1f}" for name in names)])
     rows.append(["  total", *(f"{sum(found.memory[name].values()) / 1e6:,.1f}" for name in names)])
     if memory is not None:
-        rows.append(["  there is", *(f"{memory / 1e6:,.1f}" for _ in names)])
+        rows.append(["  available", *(f"{memory / 1e6:,.1f}" for _ in names)])
     if found.largest_rows is not None:
         rows.append(["largest micro-batch", *(f"{found.largest_rows[name]:,}" for name in names)])
     return table(rows)

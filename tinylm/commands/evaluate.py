@@ -85,7 +85,7 @@ def evaluate(model: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON lacks becomes text."""
+    """A value as JSON; types that JSON lacks become text."""
     if isinstance(value, dict):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""`tinylm fit -c auto --budget 10min`: a config that makes the best of a budget, written to auto.yaml and run.
+"""`tinylm fit -c auto --budget 10min`: chooses the best config for a budget, writes it to auto.yaml and runs it.
 
-The options of the command line hold: the choice is made of the others. Nothing is chosen on `--resume`, which goes on
-with the run's own config.
+Options of the command line are kept, and the others are chosen. Nothing is chosen on `--resume`, which continues with
+the run's own config.
 """
 
 import atexit
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AUTO, OPTIONS = "auto", ("--budget", "--params")
 CHOSEN = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.limit_train_batches")
-UNKNOWN = {  # options of runs that the law does not describe
+UNKNOWN = {  # options that the law does not cover
     "model.init_from": "a base model has its own size",
     "model.lora": "adapters need a base model",
     "model.freeze": "frozen weights need a base model",
@@ -35,7 +35,7 @@ UNKNOWN = {  # options of runs that the law does not describe
     "data.streaming": "a stream has no known size",
     "data.batch_schedule": "the law's batches are of one size",
     "data.context_schedule": "the law's sequences are of one length",
-    "data.subword_alpha": "the law's tokens are those of one segmentation",
+    "data.subword_alpha": "the law was measured with one segmentation per text",
 }
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "RANK")
 
@@ -87,7 +87,7 @@ def _take(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _with_config(words: list[str], path: str | None) -> list[str]:
-    """The words with another config in the place of `-c auto`; None: none."""
+    """The words with another config instead of `-c auto`; None: without a config."""
     found: list[str] = []
     skip = False
     for word, following in pairwise([*words, ""]):
@@ -135,7 +135,7 @@ def _choose(budgets: dict[str, str], words: list[str], started: float) -> "Choic
 
 
 def _check_given(given: dict[str, Any], words: list[str], budget: str) -> None:
-    """Refuses options that the budget decides, or that the law does not describe."""
+    """Refuses options that the budget determines, or that the law does not cover."""
     for name in CHOSEN:
         if name in given:
             raise ConfigError(f"{name}: -c auto chooses it by {budget}; leave one of the two out")
@@ -149,14 +149,14 @@ def _check_given(given: dict[str, Any], words: list[str], budget: str) -> None:
     classes = [f"{part}.class_path" for part in PARTS if chosen_path(part, words) is not None]
     classes += [name for name in ("model.optimizer", "model.schedule") if names_class(name, words)]
     if classes:
-        raise ConfigError(f"{classes[0]}: does not work with -c auto: the law does not know a class of your own")
+        raise ConfigError(f"{classes[0]}: does not work with -c auto: the law does not cover classes of your own")
 
 
 # --- the config
 
 
 def config_text(choice: "Choice", budget: str) -> str:
-    """The config, with what was promised at its head."""
+    """The config, with the expected results at its head."""
     day = datetime.now().astimezone().isoformat(" ", "minutes")[:16]
     lines = [
         f"# Chosen by tinylm fit -c auto {budget}, on {day}, by the speed of this machine.",
@@ -167,7 +167,7 @@ def config_text(choice: "Choice", budget: str) -> str:
 
 def promise(choice: "Choice") -> str:
     """Loss, time and memory to expect."""
-    loss = f"no promise of the loss ({choice.reason})"
+    loss = f"loss not predicted ({choice.reason})"
     if choice.expected is not None and choice.floor is not None:
         loss, low, high = choice.expected
         above = loss / choice.floor - 1
@@ -188,7 +188,7 @@ def _announce(choice: "Choice", path: Path | None) -> None:
 
 
 def _temporary(text: str) -> Path:
-    """A file that this process removes at its end."""
+    """A file that this process removes at exit."""
     folder = Path(tempfile.mkdtemp(prefix="tinylm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_text(folder / f"{AUTO}.yaml", text)
@@ -196,7 +196,7 @@ def _temporary(text: str) -> Path:
 
 
 def _write(text: str) -> Path:
-    """Writes the config to auto.yaml, or to the next name that is free."""
+    """Writes the config to auto.yaml, or to the next free name."""
     number = 1
     while True:
         path = Path(f"{AUTO}.yaml" if number == 1 else f"{AUTO}-{number}.yaml")

@@ -1,7 +1,7 @@
-"""Mistyped options and values of `fit` and its kin, found before Lightning is imported, which takes seconds.
+"""Finds mistyped options and values of `fit` and related commands before Lightning is imported, which takes seconds.
 
-Names and types are read from the sources, as for `--help`: tinylm's own, and the installed Lightning's Trainer. What is
-refused here the parser would refuse in the same words; whatever is uncertain is left to the parser.
+Names and types are read from the sources, as for `--help`: tinylm's own, and the installed Lightning's Trainer. The
+parser would refuse the same options in the same words; uncertain cases are left to the parser.
 """
 
 import ast
@@ -34,7 +34,7 @@ class Options(NamedTuple):
 
     Attributes:
         names: options and groups of options, in the order of the parser
-        groups: the names that stand for a group
+        groups: names of groups of options
         kinds: the types of the options whose type is simple
     """
 
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     kinds: dict[str, Kinds]
 
     def lack(self, name: str) -> bool:
-        """Whether an option does not exist. The members of an option that does are its class's affair."""
+        """Whether an option does not exist. Members of an existing option are left to its class."""
         parts = name.split(".")
         above = {".".join(parts[:count]) for count in range(1, len(parts))} - self.groups
         return name not in self.names and above.isdisjoint(self.names)
@@ -60,7 +60,7 @@ class Options(NamedTuple):
             raise ConfigError(wrong_value(name, kinds, value if len(kinds) == 1 else given))
 
     def order(self, name: str) -> tuple[int, int]:
-        """The place of an unknown option among those of which the parser reports the first."""
+        """The sort key of an unknown option: the parser reports the first one."""
         section = name.partition(".")[0]
         return -name.count("."), self.names.index(section) if section in self.names else len(self.names)
 
@@ -80,7 +80,7 @@ OWN = {"fit": ["resume"], "predict": ["overwrite"]}
 FLAGS = ("resume", "overwrite")  # options without a value
 
 
-CLASS = ("Part", "")  # the kind of an option that takes an import path too
+CLASS = ("Part", "")  # the kind of an option that also takes an import path
 
 
 @cache
@@ -106,7 +106,7 @@ def read_command(command: str) -> Options | None:
 
 
 def _read_sections(options: Options, prefixes: tuple[str, ...], trainer: Section) -> None:
-    """Adds the options of some sections and of those within."""
+    """Adds the options of some sections and their subsections."""
     sections = {section.prefix: section for section in (*SECTIONS, trainer)}
     for prefix in prefixes:
         options.names.append(prefix)
@@ -152,7 +152,7 @@ def _kinds(annotation: ast.expr, literals: dict[str, ast.expr]) -> Kinds | None:
 
 
 def check_options(command: str, words: list[str]) -> None:
-    """Refuses options that do not exist, and words and fractions for options of another type.
+    """Refuses options that do not exist, and values of another type than the option's.
 
     Args:
         command: `fit`, `validate`, `test`, `predict` or `train-numpy`
@@ -182,7 +182,7 @@ def check_options(command: str, words: list[str]) -> None:
 
 
 def with_chosen(options: Options, words: list[str]) -> Options:
-    """The options, of which those of a class that the user names are its own affair."""
+    """The options, without checks for those of a class that the user names."""
     chosen = {part for part in PARTS if chosen_path(part, words) is not None}
     chosen |= {option for option in GROUPS if names_class(option, words)}
     above = tuple(f"{name}." for name in chosen)
@@ -193,7 +193,7 @@ def with_chosen(options: Options, words: list[str]) -> Options:
 
 
 def _values(word: str, following: str) -> dict[str, Any]:
-    """The options that a word gives, with their values: its own, or those of a config."""
+    """The options that a word sets, directly or through a config, with their values."""
     if CONFIG.match(word):
         path = find_config(given_configs([word, following])[0])
         Given.files.append(path)
@@ -203,7 +203,7 @@ def _values(word: str, following: str) -> dict[str, Any]:
 
 
 def given_values(words: list[str]) -> dict[str, Any]:
-    """The options that a command line gives, by dotted name, in itself or by its configs; a later one replaces another.
+    """The options that a command line sets, directly or through configs, by dotted name; later ones override.
 
     >>> given_values(["--data.batch_size", "8", "--data.corpus=my.txt"])
     {'data.batch_size': 8, 'data.corpus': 'my.txt'}
@@ -233,7 +233,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _unknown_word(options: Options, words: list[str]) -> str | None:
-    """The first word that is neither an option nor the value of one; None if that is not certain of any."""
+    """The first word that is certainly neither an option nor the value of one; None if there is none."""
     for before, word in pairwise(["", *words]):
         option = re.fullmatch(r"--([\w.-]+)\+?(=.*)?", word, re.DOTALL)
         if word.startswith("-") and before.startswith("--") and "=" not in before and before[2:] not in FLAGS:

@@ -51,7 +51,7 @@ TRAINER = {
     "devices": "Number of GPUs or processes, or auto",
     "accelerator": "cpu, gpu, mps, or auto for the fastest",
     "strategy": "Several devices: ddp; fsdp and tensor_parallel by overlays",
-    "precision": "bf16-mixed, 32-true, 64-true, ... (suits the machine)",
+    "precision": "bf16-mixed, 32-true, 64-true, ... (by machine and model)",
     "gradient_clip_val": "Largest norm of the gradient, 0 = no clipping",
     "val_check_interval": "Steps between validations",
     "log_every_n_steps": "Steps between rows of metrics.csv, which begins more densely",
@@ -67,7 +67,7 @@ READING = ("field", "separator", "include", "exclude", "deduplicate", "streaming
 LARGE = ("loss_rows", "vocab_multiple")
 MUON = ("ns_steps", "ns_dtype")
 STAGES = ("batch_schedule", "context_schedule")
-NAMED = {  # class -> options that are only named, and by which words
+NAMED = {  # class -> options that are only named, and the words before them
     "ModelConfig": (IMPORTED, "For models of other projects (docs/architecture.md): "),
     "TextDataModule": (READING + STAGES + ("subword_alpha",), "In docs/data.md: "),
     "OptimizerConfig": (MUON, "muon (docs/speed-cpu.md): "),
@@ -124,11 +124,11 @@ def read_options(section: Section) -> Iterator[Option]:
 
 
 class Source(NamedTuple):
-    """The class of a section, as it is written."""
+    """The source of a section's class."""
 
     body: list[ast.stmt]
     constructor: ast.FunctionDef | None
-    literals: dict[str, ast.expr]  # the values that the names of its file have
+    literals: dict[str, ast.expr]  # name -> value, for the constants of its file
 
     def declared(self) -> dict[str, ast.expr]:
         """The options and the annotations of their types."""

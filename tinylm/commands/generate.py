@@ -1,7 +1,7 @@
 """Generates text: tinylm generate --model runs/small --prompt "Once upon a time"
 
-Without --model the newest run in runs/ is used, or the built-in storyteller if there is none; without a prompt the
-sample prompt of its run. A .npz archive written by `tinylm train-numpy` runs in NumPy, without PyTorch.
+Without --model, the newest run in runs/ is used, or the built-in storyteller if there is none; without a prompt, the
+sample prompt of the run. A .npz archive written by `tinylm train-numpy` runs in NumPy, without PyTorch.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def make_parser() -> Parser:
     add("--interactive", action="store_true", help="read prompts from the terminal or a pipe; /help lists commands")
     add("--chat", action="store_true", help="take each prompt as a user's turn; print only the answer")
     add = parser.add_argument_group("sampling").add_argument
-    most = "largest number of tokens to generate (default: 500; with --num-beams 100, or what the context has room for)"
+    most = "largest number of tokens to generate (default: 500; with --num-beams 100, or as many as the context allows)"
     add("--max-new-tokens", type=int, help=most)
     least = "tokens before which neither the end-of-text token nor a stop string ends a text"
     add("--min-new-tokens", type=int, default=0, help=least)
@@ -81,7 +81,7 @@ def make_parser() -> Parser:
     add("--num-samples", type=int, default=1, help="texts per prompt; with --num-beams, the best ones")
     streaming = "print a single text token by token (default: yes)"
     add("--stream", action=argparse.BooleanOptionalAction, default=True, help=streaming)
-    add("--out", type=Path, help="also write the texts to a file; a .jsonl file gets tokens and log probabilities")
+    add("--out", type=Path, help="also write the texts to a file; a .jsonl file includes tokens and log probabilities")
     parser.add_overwrite_option()
     add("--show-probs", action="store_true", help="colour each token by its probability")
     add("--stats", action="store_true", help="print speeds and memory to stderr")
@@ -89,7 +89,7 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, default=16, help="texts generated at once")
     add("--threads", type=int, help="CPU threads (default: the fastest number, measured at the start)")
     add("--compile", action="store_true", help="compile the per-token computation: a minute at the start, then faster")
-    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8 takes a quarter of the memory")
+    add("--kv-cache", choices=["plain", "int8"], default="plain", help="int8: a quarter of the memory, but slower")
     add("--draft", help="speculative decoding with this draft model, a small model with the same tokenizer")
     add("--lookup", action="store_true", help="speculative decoding by prompt lookup; a seed gives the same text")
     parser.add_device_option()
@@ -200,7 +200,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
     if options.draft or options.lookup:
         draft, other = tinylm.load(options.draft, device=device) if options.draft else (None, tokenizer)
         if other != tokenizer:
-            raise ConfigError(f"--draft {options.draft}: has another tokenizer than the model; give one that has it")
+            raise ConfigError(f"--draft {options.draft}: has another tokenizer than the model; give one with the same")
         if draft is not None:
             draft.cache_type = model.cache_type
         generator = SpeculativeGenerator(model, tokenizer, draft)
@@ -215,7 +215,7 @@ def make_generator(bundle: "Bundle", options: argparse.Namespace, rows: int) -> 
 
 
 def describe(bundle: "Bundle", generator: "Generator", threads: int | None, path: Path, chat: bool) -> "Model":
-    """A model for the prompt loop. The validation loss of a checkpoint is that recorded in its run."""
+    """A model for the prompt loop. The validation loss of a checkpoint is read from its run."""
     from tinylm.commands.interactive import Model
     from tinylm.runs.metrics import read_metrics
 

@@ -1,4 +1,4 @@
-"""Batches of the data module for the NumPy twin, and what it measures on them: an evaluation and samples."""
+"""Batches of the data module for the NumPy twin, and its evaluation and samples."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -55,7 +55,7 @@ def sample(
     max_new_tokens: int,
     seed: int,
 ) -> str:
-    """A prompt and the text that the model continues it with.
+    """A prompt and the model's continuation.
 
     Raises:
         DataError: if the prompt has characters that the tokenizer lacks.

@@ -15,7 +15,7 @@ from tinylm.training.restoring import OTHER_ORDER, changed_text
 
 
 def find_checkpoint(folder: Path, paths: Iterable[Path]) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint, or None before the first one, and what is wrong with the others.
+    """The newest undamaged checkpoint, or None before the first one, and the problems of the others.
 
     Raises:
         DataError: if all are damaged, or the run has a model but no checkpoint.
@@ -34,7 +34,7 @@ def find_checkpoint(folder: Path, paths: Iterable[Path]) -> tuple[Checkpoint | N
 
 
 def check_checkpoint(found: Checkpoint, network: ModelConfig, data: TextDataModule, optimizer: str) -> None:
-    """Refuses a checkpoint whose architecture, tokenizer, text or kind of optimizer is another.
+    """Refuses a checkpoint with another architecture, tokenizer, text or kind of optimizer.
 
     Raises:
         ConfigError: naming the field, with both values.

@@ -60,7 +60,7 @@ def _check_trainer(trainer: Any, defaults: Any) -> None:
 
 
 def refuse_classes(words: list[str]) -> None:
-    """Refuses classes of the user's, of which the twin has no gradient, before they are parsed.
+    """Refuses the user's own classes, for which the twin has no gradients, before they are parsed.
 
     Raises:
         ConfigError: naming the option.

@@ -25,7 +25,7 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts in a file: its lines without blank ones; in JSON lines the field `prompt` of each line.
 
     Lines end with LF or CRLF. Other separators of Unicode, such as U+2028, are part of a prompt. A compressed file is
-    read as what it holds.
+    decompressed first.
     """
     from tinylm.data.sources import Source  # imported here: it takes long
 
@@ -70,7 +70,7 @@ def write_completions(path: Path, completions: "Sequence[Completion]", tokenizer
 def show_probabilities(completion: "Completion", tokenizer: Tokenizer, color: bool) -> str:
     """The tokens of a text by probability: a background from red to green, or a percentage in brackets.
 
-    They end where the text does: a token that a stop string cuts in two is shown up to there.
+    They end where the text ends: a token that a stop string cuts in two is shown only up to the string.
     """
     shown, left, decode_piece = [], len(completion.text), tokenizer.piece_decoder()
     for token, log_prob in zip(completion.ids, completion.log_probs, strict=True):

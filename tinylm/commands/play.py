@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinylm.serving.play import Player
 
 PORTS = range(8760, 8800)
-GRACE = 1.0  # seconds in which texts that grow may end
+GRACE = 1.0  # seconds for growing texts to end
 
 
 def make_parser() -> Parser:
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> None:
 
         guard = play_app(players, options.runs or [Path("runs")], [options.host, *options.allowed_host])
         if options.host not in LOOPBACK:
-            notice(f"everybody who reaches {options.host} can use this page")
+            notice(f"anyone who can reach {options.host} can use this page")
         address = url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
         print(f"the page is at {address} (Ctrl-C stops it)", flush=True)
         if options.open:

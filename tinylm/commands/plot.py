@@ -1,8 +1,8 @@
 """Plots runs together: `tinylm plot runs/*`.
 
 Curves against steps, tokens, FLOPs or time; or, if --x names a config entry, a metric of each run against it, with
-error bars: `tinylm plot runs/* --x model.optimizer.lr --y val/loss`; two entries give a heat map. Runs that differ in
-nothing that matters to a result (seeds, names, devices and logging do not) are drawn as mean and standard deviation.
+error bars: `tinylm plot runs/* --x model.optimizer.lr --y val/loss`; two entries give a heat map. Runs that differ
+only in seeds, names, devices or logging are drawn as mean and standard deviation.
 """
 
 import argparse

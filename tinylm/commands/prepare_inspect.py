@@ -1,11 +1,11 @@
-"""Prints figures of a corpus before hours are spent on it: sizes, lengths, duplicates, invalid text, samples.
+"""Prints figures of a corpus before training: sizes, lengths, duplicates, invalid text, samples.
 
 tinylm prepare inspect my.txt
 tinylm prepare inspect web.jsonl.zst --field content --tokenizer tiktoken:gpt2 --json figures.json
 tinylm prepare inspect my.txt -c small --max-steps 5000
 
-Without a tokenizer lengths are in characters. A config brings its tokenizer, split, batch and steps. Every document is
-read once; duplicates are found by a hash of 8 bytes for each, which take 8 MB of memory per million documents.
+Without a tokenizer, lengths are in characters. A config supplies its tokenizer, split, batch and steps. Every document
+is read once; duplicates are found by 8-byte hashes, which take 8 MB of memory per million documents.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> None:
 
     try:
         figures = measure(options, "strict")
-    except InvalidTextError:  # is reported as well, with all else
+    except InvalidTextError:  # reported with the other figures
         figures = measure(options, "surrogateescape")
     print("\n\n".join(filter(None, sections(figures, options))))
     if options.json is not None:
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> None:
 
 
 def take_config(options: argparse.Namespace) -> None:
-    """Fills in the options that were not given, from the config and from the defaults of training."""
+    """Fills in options that were not given from the config and the defaults of training."""
     values: dict[str, Any] = {} if options.config is None else read_yaml(find_config(options.config)) or {}
     data = values.get("data", {})
     if options.corpus is None:
@@ -232,7 +232,7 @@ def training(figures: "Inspection", options: argparse.Namespace) -> dict[str, An
 
 
 def epochs(figures: "Inspection", options: argparse.Namespace) -> str:
-    """The epochs of a run: its readings of the training part."""
+    """The epochs of a run: its passes over the training part."""
     found = training(figures, options)
     if found is None or (options.config is None and options.max_steps is None):
         return ""

@@ -41,7 +41,7 @@ def tokens_parser() -> Parser:
     """Makes the parser of `prepare tokens`."""
     parser = Parser("prepare tokens", __doc__, MODES)
     add = parser.add_argument
-    add("corpus", help="as data.corpus: a file, a glob, a folder, a URL or a name; with --verify alone, token shards")
+    add("corpus", help="as data.corpus: a file, glob, folder, URL or name; with only --verify, token shards")
     add("--tokenizer", help="as data.tokenizer: the file of a tokenizer, tiktoken:gpt2, or a kind such as bpe:8192")
     add("--out", type=Path, help="folder to write (default: the cache, where training looks for it)")
     add("--shard", metavar="i/n", help="build the i-th of n shares, from 0: run all n, in any order, on any machines")

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
 
 
 def check_out(model: Path, out: Path, overwrite: bool) -> None:
-    """Refuses to overwrite the input model, its run, or anything that is not to be replaced."""
+    """Refuses to overwrite the input model, its run, or anything that must not be replaced."""
     if out.resolve() in (model.resolve(), *model.resolve().parents, (model / "model").resolve()):
         raise ConfigError(f"--out {out}: is where the model is; give another folder")
     check_target(out, MODEL_FOLDER, overwrite)

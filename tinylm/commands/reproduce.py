@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
 
 
 def find_run(path: Path) -> Path:
-    """The run folder at a path, or that of the model folder there; a model folder elsewhere stands for itself."""
+    """The run folder at a path, or the run folder of the model folder there; any other model folder is returned."""
     for folder in (path, path.parent):
         if (folder / "config.yaml").is_file() and (folder == path or path.name == "model"):
             return folder
@@ -107,7 +107,7 @@ def threads(record: dict[str, Any] | None) -> int | None:
 def summary(folder: Path, record: dict[str, Any] | None) -> list[str]:
     """Steps and times of the run, and the changes at each resume."""
     if record is None:
-        unknown = "its code, versions, machine, text and tokenizer, and which options were given, are not known"
+        unknown = "its code, versions, machine, text, tokenizer and given options are unknown"
         return [f"{folder}: has no {RECORD}, as it was trained by an older tinylm: {unknown}"]
     starts = record["starts"]
     begin, end, last = starts[0].get("begun"), starts[-1].get("ended"), starts[-1].get("last_step")
@@ -167,7 +167,7 @@ def commands(folder: Path, record: dict[str, Any] | None, words: list[str] | Non
 
 
 def code(folder: Path, record: dict[str, Any]) -> list[str]:
-    """The commands that restore the code of the run, in the repositories in which tinylm and the working folder are."""
+    """The commands that restore the code of the run, in the repositories of tinylm and of the working folder."""
     lines, today = [], repositories()
     for name, state in record["code"].items():
         commit = str(state.get("commit"))
@@ -182,7 +182,7 @@ def code(folder: Path, record: dict[str, Any]) -> list[str]:
 
 
 def local_changes(folder: Path, repository: Repository, name: str, state: dict[str, Any]) -> list[str]:
-    """The command that applies the run's local changes, and what no command can restore."""
+    """The command that applies the run's local changes, and remarks on changes that cannot be restored."""
     lines, diff = [], str(state.get("diff"))
     if state.get("diff") and (folder / Path(diff).name).is_file():
         lines.append(in_repository(repository, "apply", str((folder / Path(diff).name).resolve())))
@@ -194,7 +194,7 @@ def local_changes(folder: Path, repository: Repository, name: str, state: dict[s
 
 
 def in_repository(repository: Repository, *words: str) -> str:
-    """A git command for a repository, which may be another than that of the current folder."""
+    """A git command for a repository, which may differ from that of the current folder."""
     place = min(os.path.relpath(repository.root), str(repository.root), key=len)
     return shlex.join(["git", *([] if place == "." else ["-C", place]), *words])
 

@@ -99,7 +99,7 @@ def data_differences(record: dict[str, Any], config: dict[str, Any]) -> Iterator
             parts = [each for each, value in data.fingerprints.items() if sources.get(each) != value]
             name = f"text ({', '.join(parts)})" if sources and parts else name
         yield from _line(name, str(then["text"])[:HASH], now[:HASH])
-        if then["text"] == now:  # a tokenizer learned from another text is another
+        if then["text"] == now:  # another text would give another tokenizer
             tokenizer = data_facts(data)["tokenizer"]["sha256"]
             yield from _line("tokenizer", str(then["tokenizer"])[:HASH], tokenizer[:HASH])
     except TinyLMError as error:
@@ -131,7 +131,7 @@ def open_data(config: dict[str, Any]) -> TextDataModule:
 def option_differences(record: dict[str, Any] | None, config: dict[str, Any]) -> Iterator[str]:
     """Options whose default has changed since, that are new, or that no longer exist.
 
-    Every option with its default then is one of config.yaml that was not given, so the default was its value there.
+    An option of config.yaml that was not given had its default value then, so config.yaml records that default.
     """
     parser, flat = make_parser(""), flat_options(config)
     if record is None or record.get("command") == "fit":
@@ -150,5 +150,5 @@ def option_differences(record: dict[str, Any] | None, config: dict[str, Any]) ->
 
 
 def _related(name: str, others: dict[str, Any]) -> bool:
-    """Whether an option is in a group that others have as one value, or is such a group."""
+    """Whether an option belongs to a group that is a single value in the other config, or is such a group."""
     return any(name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in others)

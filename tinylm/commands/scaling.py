@@ -1,9 +1,9 @@
 """Measures a scaling law: tinylm scaling --out runs/scaling
 
 It trains networks of several widths with several budgets of computation, fits the loss as a function of parameters and
-tokens, and checks the law on budgets that were not fitted. The text must be one whose entropy is known, so that the
-floor of the law need not be fitted. Without options it repeats the study of the documentation, in about an hour on one
-core. Interrupted, the same command goes on.
+tokens, and checks the law on budgets that were not fitted. The entropy of the text must be known, so that
+the floor of the law need not be fitted. Without options it repeats the study of the documentation, in about an hour on
+one core. After an interruption, the same command continues.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the options."""
     parser = Parser("scaling", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the results; one that exists is continued")
+    add("--out", type=Path, required=True, help="folder of the results; an existing study is continued")
     add("--corpus", default="stories:100000", help="stories:N or a *.grammar.yaml:N (default: %(default)s)")
     add("--tokenizer", default="bpe:2048", help="as data.tokenizer (default: %(default)s)")
     add("--context", type=int, default=128, help="tokens in a window (default: %(default)s)")
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--budgets", type=float, nargs="+", default=[2.5e11, 4.5e11, 8e11, 1.5e12, 5e12], metavar="C",
         help="FLOPs of the runs that are fitted (default: 2.5e11 4.5e11 8e11 1.5e12 5e12)")  # fmt: skip
     add("--held-out", type=float, nargs="+", default=[6e11, 2.4e12], metavar="C",
-        help="FLOPs of runs that are not fitted, to check the size recommended (default: 6e11 2.4e12)")  # fmt: skip
+        help="FLOPs of runs that are not fitted, to check the recommended size (default: 6e11 2.4e12)")  # fmt: skip
     add("--largest", type=float, nargs="+", default=[1.2e13], metavar="C",
         help="FLOPs of single, larger runs, whose loss is predicted (default: 1.2e13)")  # fmt: skip
     add("--steps", type=int, nargs=2, default=(250, 4000), metavar=("LEAST", "MOST"),

@@ -1,6 +1,6 @@
 """Serves models over HTTP by OpenAI's API: tinylm serve --model runs/small
 
-Any OpenAI client then uses http://127.0.0.1:8000/v1. Requests that come together are generated together. The
+Any OpenAI client then uses http://127.0.0.1:8000/v1. Concurrent requests are generated together. The
 environment variable TINYLM_API_KEY sets a key that clients must send. Ctrl-C stops the server once the requests in
 progress are answered.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tinylm.serving.play import Player
 
 KEY = "TINYLM_API_KEY"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")  # what only this machine reaches
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # addresses that only this machine can reach
 ROWS_TIMED = 16  # texts at once for which the number of threads is chosen
 
 
@@ -36,17 +36,17 @@ def make_parser() -> Parser:
     parser.add_trust_option()
     parser.add_device_option()
     add = parser.add_argument_group("address").add_argument
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is reached from other machines")
-    add("--port", type=int, default=8000, help="port to listen at; 0 takes any free one")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes any free one")
     names = "name by which clients reach the server, such as that of a reverse proxy (default: --host and loopback)"
     add("--allowed-host", action="append", default=[], metavar="NAME", help=f"{names}; may be repeated")
     add = parser.add_argument_group("limits").add_argument
     add("--rows", type=int, default=64, help="texts of a model generated at once; each takes memory for its context")
-    add("--max-waiting", type=int, default=256, help="texts of a model that wait beyond these; further ones get 429")
-    add("--max-tokens", type=int, default=2048, help="most tokens of a text, and those of a chat that names no number")
+    add("--max-waiting", type=int, default=256, help="further texts of a model that may wait; more get 429")
+    add("--max-tokens", type=int, default=2048, help="most tokens of a text, and the default for chats")
     add("--max-body", type=int, default=1 << 20, help="most bytes of a request")
     add("--timeout", type=float, default=600.0, help="most seconds of an answer")
-    add("--grace", type=float, default=30.0, help="most seconds in which a stopped server finishes its answers")
+    add("--grace", type=float, default=30.0, help="most seconds for a stopped server to finish its answers")
     return parser
 
 
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> None:
         limits = Limits(options.max_tokens, options.timeout, options.max_body)
         server = OpenAIServer(served, limits, key=key, hosts=[options.host, *options.allowed_host])
         if options.host not in LOOPBACK and not key:
-            notice(f"everybody who reaches {options.host} can use this server; {KEY} sets a key")
+            notice(f"anyone who can reach {options.host} can use this server; {KEY} sets a key")
         notice(f"serving {', '.join(models)} at {url(listener)}/v1; Ctrl-C stops")
         try:
             run_server(server.guard, listener, grace=options.grace, stop=lambda: close(served))
@@ -87,7 +87,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def read_key() -> str:
-    """The key of the environment, or an empty string for none."""
+    """The key in the environment; an empty string for none."""
     key = os.environ.get(KEY)
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise ConfigError(f"{KEY} must be printable ASCII characters without spaces around them; unset it for no key")

@@ -18,7 +18,7 @@ from tinylm.errors import ConfigError, MissingInputError, notice
 from tinylm.locate import command, find_config
 from tinylm.runs.folder import check_place
 
-OF_TRAINING = (  # options, or the beginnings of their names, that only `fit` uses
+OF_TRAINING = (  # options that only `fit` uses, or the beginnings of their names
     "run.prompts", "run.sample_tokens", "run.peak_flops", "model.optimizer", "model.schedule", "model.objective",
     "trainer.max_", "trainer.min_", "trainer.gradient_clip_", "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _name_main_module() -> None:
-    """Names the main module, without which Lightning cannot start Windows' tinylm.exe again for another device."""
+    """Names the main module: without a name, Lightning cannot start tinylm.exe on Windows for a further device."""
     main = sys.modules["__main__"]
     if getattr(getattr(main, "__spec__", None), "name", "") == "__main__":
         main.__spec__ = find_spec("tinylm.__main__")

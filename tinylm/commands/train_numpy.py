@@ -2,7 +2,7 @@
 
 It reads the YAML and flags of `tinylm fit`, trains on the same tokens in the same order from the same initial weights,
 and leaves a run folder of the same form, `runs/<config>-numpy`, with NumPy archives as checkpoints. It trains the
-network of tinylm.reference on the CPU; what that lacks (lora, compile, bf16 ...) is refused by name.
+network of tinylm.reference on the CPU; options that it lacks (lora, compile, bf16 ...) are refused by name.
 """
 
 import os
@@ -13,7 +13,7 @@ from tinylm.commands.train import announced_configs, resumed_run, wants_help
 HELP = """
 The options are those of `tinylm fit --help`, without the Trainer's options about devices, and
 
-  --threads N          Parts of a batch that are computed at a time. Default: PyTorch's number of threads
+  --threads N          Number of parts of a batch that are computed at a time. Default: PyTorch's number of threads
 """
 
 

@@ -65,10 +65,10 @@ def exit_code(
 
 
 def _unwritten(error: Exception) -> str:
-    """The name of what a full disk kept from being written.
+    """The name of the file or stream that a full disk kept from being written.
 
-    tinylm's own files have a StorageError with their path. Another error without a path is of a library's file, if it
-    was raised there, or of standard output.
+    tinylm's own files have a StorageError with their path. Any other error without a path belongs to a library's file,
+    if it was raised there, or to standard output.
     """
     library = re.search(r"site-packages[\\/](\w+)", traceback.extract_tb(error.__traceback__)[-1].filename)
     if name := getattr(error, "filename", None) or (library and f"a file of {library[1]}"):
@@ -82,7 +82,7 @@ def _unwritten(error: Exception) -> str:
 
 
 def _close_stdout() -> None:
-    """Discards what waits to be written; otherwise Python would try again at its end, and fail again."""
+    """Discards pending output; otherwise Python would try to write it again at exit, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -96,8 +96,8 @@ def interruptible() -> Iterator[None]:
     """Delays Ctrl-C to a safe point: inside, the first one raises KeyboardInterrupt at the next `check_interrupt`.
 
     Python's own handler raises wherever the program is. In a finalizer, a weak reference's callback or a C library's
-    callback the exception is printed and lost. A second Ctrl-C raises at once, and one that no check has seen raises at
-    the end. Nothing changes where SIGINT has a handler already, nor outside the main thread, where Python allows none.
+    callback, the exception is printed and lost. A second Ctrl-C raises at once, and one that no check has seen raises
+    at the end. Nothing changes if SIGINT already has a handler, or outside the main thread, where Python allows none.
     """
     global _interrupted
     earlier = signal.getsignal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The options of a command: a parser with one-line errors, the model and the device that they name."""
+"""The options of a command: a parser with one-line errors, and the model and the device that the options name."""
 
 import argparse
 import os
@@ -29,9 +29,9 @@ class Mode:
     """A way to run a command in which some of its options have no meaning.
 
     Attributes:
-        name: "with" or "without" and what it is about, such as `with --num-beams`
+        name: "with" or "without" and the condition, such as `with --num-beams`
         unused: names of the options that it does not use
-        active: whether parsed arguments choose this mode. None: they do with, or without, the option in the name
+        active: whether parsed arguments choose this mode. None: by the presence or absence of the option in the name
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole.
+"""Files and folders that appear only when complete.
 
 A new file is written beside its target, flushed to disk and renamed over it. A reader, or the next run after a power
 failure, sees either the old content or the new, never a part. All temporary names begin with `.tmp-`; `sweep` removes

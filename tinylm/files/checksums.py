@@ -19,7 +19,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def _sha256(data: bytes = b"") -> "hashlib._Hash":
-    import hashlib  # here, as for other imports in functions: a tokenizer trains without its 4 MB of OpenSSL
+    import hashlib  # imported here: a tokenizer trains without its 4 MB of OpenSSL
 
     return hashlib.sha256(data)
 
@@ -44,7 +44,7 @@ def seal_zip(file: BinaryIO) -> None:
     """Appends the SHA-256 of a newly written zip archive to it, as the archive's comment.
 
     PyTorch's checkpoints are zip archives, and a flipped bit may load silently as a wrong weight; `check_seal` detects
-    it. Zip readers ignore the comment, so a sealed archive remains an ordinary one.
+    it. Zip readers ignore the comment, so a sealed archive remains an ordinary zip file.
     """
     file.seek(-22, os.SEEK_END)
     if file.read(4) != _END_OF_ZIP:

@@ -1,4 +1,4 @@
-"""Changes to the end of a file, which is as before where they fail; locks."""
+"""Changes to the end of a file, which leave it unchanged if they fail; and locks."""
 
 import contextlib
 import errno

@@ -142,15 +142,15 @@ def decode_blocks(
         path: the file that they come from, for messages
         errors: that of `bytes.decode`
         digest: a hash object to update with the bytes of the text
-        records: whether JSON is expected, which is refused otherwise
-        remedy: what the error for invalid UTF-8 advises
+        records: whether JSON is expected; otherwise it is refused
+        remedy: the advice in the error for invalid UTF-8
 
     Raises:
         DataError: if the content is in another format, or not valid UTF-8 and `errors="strict"`; the message gives the
             format or the offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    offset = 0  # of the first byte not decoded yet
+    offset = 0  # offset of the first byte not decoded yet
     for data in chain(blocks, [b""]):
         if not offset and data:
             if not records:

@@ -67,7 +67,7 @@ def modules(blocks: str, block: Mapping[str, str], **others: str) -> dict[str, s
 
 
 def grouped(names: Iterable[str], table: Mapping[str, str]) -> dict[str, list[str]]:
-    """The name of each foreign weight -> names of our weights that it consists of, in order, by a table of `modules`."""
+    """The name of each foreign weight -> the names of our weights in it, in order, by a table of `modules`."""
     groups = defaultdict(list)
     for name in names:
         module, _, kind = name.rpartition(".")

@@ -1,1 +1,1 @@
-"""Faster forms of what the model computes, each beside the plain form that defines it, and equal to it by a test."""
+"""Faster versions of the model's computations; a test compares each with the plain version that defines it."""

@@ -1,7 +1,7 @@
 """Block-sparse attention masks for training on a GPU: no (T, T) matrix is stored, and hidden blocks are skipped.
 
-With a dense mask PyTorch's kernel leaves FlashAttention. FlexAttention (Dong et al. 2024) instead takes the rule by
-which a query sees a key, and a table of the 128 x 128 blocks in which it holds somewhere or everywhere. Making the
+With a dense mask, PyTorch cannot use FlashAttention. FlexAttention (Dong et al. 2024) instead takes the rule by which a
+query sees a key, and a table of the 128 x 128 blocks in which the rule holds somewhere or everywhere. Making the
 table does not wait for the device, so a CUDA graph can hold it.
 """
 
@@ -17,15 +17,15 @@ from tinylm.errors import first_line, notice
 from tinylm.model.attention import Attention, attend_fused, visible_keys
 from tinylm.model.transformer import Block, TransformerLM
 
-BLOCK = 128  # of queries and keys; a shorter sequence has nothing to skip
-NARROWEST = 16  # head that FlexAttention's kernel computes
+BLOCK = 128  # queries and keys in a block; a shorter sequence has nothing to skip
+NARROWEST = 16  # narrowest head that FlexAttention's kernel supports
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the weights
 DEVICES = ("cuda",)  # the kernel for CPUs has no gradient
 compiled = lru_cache(torch.compile)  # at first use, since torch.compile takes a second to import
 
 
 def use_block_masks(model: TransformerLM) -> None:
-    """Lets a model use block masks wherever they serve. Elsewhere nothing changes."""
+    """Lets a model use block masks wherever they are faster. Elsewhere nothing changes."""
     model.visible_keys = VisibleBlocks(model)
     for block in model.blocks:
         if isinstance(block.attention, Attention) and block.attention.attend is attend_fused:
@@ -86,12 +86,12 @@ class VisibleBlocks:
     def _serves(self, length: int) -> bool:
         model, weight = self.model, self.model.embedding.weight
         fits = weight.device.type in DEVICES and weight.dtype in TYPES and model.config.head_dim >= NARROWEST
-        usual = model.training or length == model.config.max_seq_len  # a program for each prompt would not pay
+        usual = model.training or length == model.config.max_seq_len  # not worth compiling for each prompt
         return fits and usual and not self.fails and all(map(_takes_blocks, model.blocks))
 
 
 def _takes_blocks(block: nn.Module) -> bool:
-    """Whether a block passes its mask to `attend_blocks` and to nothing else: other code is given tensors."""
+    """Whether a block passes its mask to `attend_blocks` only; other code needs a tensor."""
     if not isinstance(block, Block) or type(block).forward is not Block.forward:
         return False
     layer = block.attention
@@ -105,7 +105,7 @@ def _fast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _leave(error: Exception) -> None:
-    """Gives block masks up with a notice, if they could not be compiled; raises any other error again."""
+    """Gives up block masks, with a notice, if they could not be compiled; raises any other error again."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     if torch.compiler.is_compiling() or not isinstance(error, TorchDynamoException):

@@ -17,9 +17,9 @@ from tinylm.model.positional import PositionTable
 class CompiledNetwork:
     """Calls a network as `net(...)` does, hooks included, by a compiled program.
 
-    The first batch of another shape is compiled again, with symbolic sizes that fit further ones. Programs are kept in
-    the user's cache (`TORCHINDUCTOR_CACHE_DIR` names another folder), from which the next run starts in seconds. A
-    network that cannot be compiled is run as it is, and a notice says so.
+    For the first batch of another shape, the network is compiled again with symbolic sizes, which fit all later shapes.
+    Programs are kept in the user's cache (`TORCHINDUCTOR_CACHE_DIR` names another folder), so that the next run starts
+    in seconds. A network that cannot be compiled runs uncompiled, and a notice says so.
 
     Args:
         net: the network
@@ -27,7 +27,7 @@ class CompiledNetwork:
 
     def __init__(self, net: TransformerLM) -> None:
         self.net = net
-        self._run: Any = torch.compile(net.__call__)  # net.forward would pass by the network's own hooks
+        self._run: Any = torch.compile(net.__call__)  # net.forward would skip the network's own hooks
         self._breaks: dict[str, int] | None = None  # by reason, counted by the compiler
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
@@ -52,7 +52,7 @@ class CompiledNetwork:
         return result
 
     def _prepare(self) -> dict[str, int]:
-        """Sets up the compiler, and fills the tables that the network would make within the first step.
+        """Sets up the compiler, and creates the tables that the network would otherwise make within the first step.
 
         Returns:
             the compiler's count of split programs, by reason
@@ -64,8 +64,8 @@ class CompiledNetwork:
         with contextlib.suppress(ConfigError):  # a user without a home folder has no cache
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache_dir() / "compiled"))
         functorch.autograd_cache_allow_custom_autograd_functions = True  # of RMSNorm and the loss
-        functorch.force_non_lazy_backward_lowering = True  # so that what cannot be compiled fails in the first forward
-        dynamo.skip_nnmodule_hook_guards = False  # a hook that is added later acts
+        functorch.force_non_lazy_backward_lowering = True  # so that compilation fails, if at all, in the first forward
+        dynamo.skip_nnmodule_hook_guards = False  # so that a hook added later takes effect
         logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)  # ten lines on a split
         for module in self.net.modules():
             if isinstance(module, PositionTable):

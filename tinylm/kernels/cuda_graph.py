@@ -1,8 +1,8 @@
-"""CUDA graphs: a fixed sequence of kernels that is launched as one, and results that are read a step late.
+"""CUDA graphs: fixed sequences of kernels that are launched as one, and results that are read a step late.
 
-A small step spends its time on launching kernels, one by one, from Python. A CUDA graph records them once. A replay
-runs the same kernels on the same addresses, so everything that changes from step to step must lie in tensors that are
-written in place, and nothing in the step may wait for the device or depend on its results in Python.
+A small step spends most of its time launching kernels, one by one, from Python. A CUDA graph records them once. A
+replay runs the same kernels on the same addresses, so everything that changes from step to step must be in tensors that
+are written in place, and nothing in the step may wait for the device or depend on its results in Python.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def capture(
 
     Returns:
         a function that repeats the work: a replay on a GPU, the function itself on other devices. If the capture
-        fails, a notice is printed and the function itself is returned, which does the same more slowly
+        fails, a notice is printed and the function itself is returned, which is slower
     """
     if device.type != "cuda":
         return function

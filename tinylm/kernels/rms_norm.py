@@ -5,10 +5,10 @@ With s = 1/sqrt(mean(x²) + eps), n = x s and y = n w, a gradient dy of the outp
     dw = sum over all vectors of dy n
     dx = s (g - n mean(g n)),  g = dy w
 
-since ds/dx = -s³ x / D: the part of g along x would only change the size, which the norm divides out. The gradient of
-LayerNorm, given a mean of zero and this s, is the same but for s mean(g), which it subtracts: PyTorch's kernel for it
-reads memory once, and one matrix product gives mean(g). Autograd would make a dozen passes. On other devices, and
-without gradients, PyTorch's fused kernel of the norm itself is faster.
+since ds/dx = -s³ x / D: the component of g along x would only change the length, which the norm divides out. The
+gradient of LayerNorm, given a mean of zero and this s, is the same except that it also subtracts s mean(g). PyTorch's
+kernel for it reads memory once, and one matrix product gives mean(g), whereas autograd would make a dozen passes. On
+other devices, and without gradients, PyTorch's fused kernel of the norm itself is faster.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (dy,), (x, weight, scale) = gradients, ctx.saved_tensors
         width = x.shape[-1]
-        if torch.is_grad_enabled():  # of a second derivative, for which the scale depends on x
+        if torch.is_grad_enabled():  # for a second derivative, in which the scale depends on x
             scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + ctx.eps)
             n, g = x * scale, dy * weight
             dx = scale * (g - n * (g * n).mean(dim=-1, keepdim=True))

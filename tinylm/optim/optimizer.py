@@ -61,7 +61,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     """
     factors = rate_factors(model, config.name)
     penalty = config.name == "adam" and config.weight_decay > 0 and any(each != 1 for each in factors.values())
-    require(not penalty, "weight_decay: with mup_base_width adam's would depend on the width; set 0, or take adamw")
+    require(not penalty, "weight_decay: with mup_base_width adam's would depend on the width; set 0, or use adamw")
     groups: dict[tuple[str, float], list[nn.Parameter]] = {(name, 1.0): [] for name in ("muon", "decay", "no_decay")}
     for name, parameter in model.named_parameters():  # a tied weight appears once
         if parameter.requires_grad:
@@ -111,7 +111,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | Part, *, fused: b
             )  # fmt: skip
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     optimizer: Any = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
-    optimizer._step_supports_amp_scaling = False  # with 16-mixed gradients are unscaled before they are clipped
+    optimizer._step_supports_amp_scaling = False  # with 16-mixed, gradients are unscaled before they are clipped
     return optimizer
 
 
@@ -121,7 +121,7 @@ def _make_part(model: nn.Module, part: Part) -> torch.optim.Optimizer:
     Raises:
         ConfigError: if it does not take the groups, is not an optimizer, or has no learning rate.
     """
-    rate_factors(model, part.class_path)  # which are not known for it
+    rate_factors(model, part.class_path)  # refuses muP, whose factors are unknown for it
     groups = parameter_groups(model, OptimizerConfig())
     for group in groups:
         if group["name"] == "decay":

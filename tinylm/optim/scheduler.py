@@ -19,7 +19,8 @@ FIELD = "model.schedule"
 class Schedule(Protocol):
     """A user's own schedule: a function, or an instance of a class that the config names with its `init_args`.
 
-    A class of `torch.optim.lr_scheduler` that takes the optimizer first is taken too, and steps once an optimizer step.
+    A class of `torch.optim.lr_scheduler` that takes the optimizer first also works, and advances with every optimizer
+    step.
     """
 
     def __call__(self, step: int, total_steps: int) -> float:
@@ -44,9 +45,9 @@ def make_scheduler(optimizer: Optimizer, config: ScheduleConfig | Part, total_st
         ConfigError: if a class or function cannot be used.
     """
     if isinstance(config, Part) and is_scheduler(config):
-        require(config.load() is not ReduceLROnPlateau, f"{FIELD}: {config}: waits for a metric; take another")
+        require(config.load() is not ReduceLROnPlateau, f"{FIELD}: {config}: waits for a metric; use another")
         scaled = any("lr_factor" in group for group in optimizer.param_groups)
-        require(not scaled, f"{FIELD}: {config}: sets rates that mup_base_width scales; take a function")
+        require(not scaled, f"{FIELD}: {config}: sets rates that mup_base_width scales; use a function")
         return config.make(optimizer, field=FIELD)
     lr = base_rate(optimizer)
     if isinstance(config, Part):

@@ -1,6 +1,6 @@
-"""Answers that take long: they end with the client's connection or at a limit of time, as one JSON or as events.
+"""Long-running answers, as one JSON value or as events; they end with the client's connection or at a time limit.
 
-Server-sent events are lines `data: JSON` with an empty line behind each; the last is `data: [DONE]`.
+Server-sent events are lines `data: JSON`, each followed by an empty line; the last is `data: [DONE]`.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ from starlette.types import Receive, Scope, Send
 from tinylm.serving.engine import Engine, Piece, Request
 from tinylm.serving.guard import Refused, refusal
 
-QUEUED = 32  # pieces that are held for a client that reads slowly, before the engine's own hold them
+QUEUED = 32  # pieces held here for a slow client; further ones wait in the engine
 Result = TypeVar("Result")
 
 
 async def attended(receive: Receive, seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of work for a client who waits; the work is cancelled when nobody does any more.
+    """The result of work for a waiting client; the work is cancelled when the client leaves.
 
     Args:
-        receive: of the request, whose body has been read
+        receive: the ASGI `receive` of the request, whose body has been read
         seconds: limit of time
         work: the work
 
     Raises:
         ClientDisconnect: if the client has left.
-        Refused: if the limit is over.
+        Refused: if the time limit is exceeded.
     """
     task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
     try:
@@ -53,9 +53,9 @@ async def _left(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, until they end, the client leaves, or an error, which is an event itself.
+    """Server-sent events until they end, the client leaves, or an error occurs, which is sent as the last event.
 
-    An error before the first event is answered as an error.
+    An error before the first event becomes an ordinary error response.
 
     Args:
         events: JSON values
@@ -79,7 +79,7 @@ class EventStream(Response):
                 raise
             last = json.dumps(refusal(error).body)
         end = {"type": "http.response.body", "body": f"data: {last}\n\n".encode(), "more_body": False}
-        with suppress(TimeoutError):  # of a client that does not read
+        with suppress(TimeoutError):  # the client does not read
             await asyncio.wait_for(send(end), 1)
 
     async def _send_all(self, send: Send) -> None:
@@ -130,7 +130,7 @@ async def complete(engine: Engine, requests: Sequence[Request]) -> list[list[Pie
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancels the tasks that still run, and waits for them."""
+    """Cancels the tasks that are still running, and waits for them."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,9 +1,9 @@
-"""Batch: texts that grow together and join and leave at any step (continuous batching, Yu et al. 2022).
+"""Batch: texts that grow together, each joining and leaving at any step (continuous batching, Yu et al. 2022).
 
-The memory of all rows is allocated once. The texts that grow have the first rows, so a step costs what grows: where one
-leaves, the last moves into its row. A text joins once its prompt has been read, up to `PART` tokens between two
-steps: a longer prompt is read in parts, several short ones at once. A text that fills the context leaves its row and is
-read again, from its newest half on, like a new one.
+The memory of all rows is allocated once. Growing texts occupy the first rows, so the cost of a step depends on their
+number only; when a text leaves, the last text moves into its row. A text joins once its prompt has been read, up to
+`PART` tokens between two steps: a longer prompt is read in parts, several short ones at once. A text that fills the
+context leaves its row, and its newest half is read again like a new prompt.
 
 Each text has its own options, seed and stop strings; those with equal options are drawn together.
 """
@@ -22,15 +22,15 @@ from tinylm.generation.options import SamplingConfig
 from tinylm.generation.sampling import CORRUPT, NO_TOKEN, choose
 from tinylm.generation.text import Text, announce_sliding
 
-PART = 256  # tokens of prompts read between two steps
+PART = 256  # most tokens of prompts read between two steps
 
 
 class Piece(NamedTuple):
     """One token of a text, as it is made.
 
     Attributes:
-        text: the characters that it passes on; none for half a character, or while a stop string may have begun. The
-            last piece adds the characters held back
+        text: the characters that it adds; none for half a character, or while a stop string may have begun. The last
+            piece adds the characters held back
         token: its id; None at the end-of-text token, which is not part of the text
         log_prob: its log probability, in nats, before temperature and filters
         alternatives: the most likely tokens with their log probabilities, most likely first
@@ -52,8 +52,8 @@ class Request:
         prompt: token ids, at least one, at most as many as the context holds
         config: how tokens are chosen, and where the text ends
         alternatives: number of most likely tokens to report with each piece
-        client: the fair queue serves clients in turn
-        begun: tokens that the text has already; it goes on as if it had been generated up to there
+        client: the client, for the queue that serves clients in turn
+        begun: tokens that the text already has; it continues as if they had been generated
     """
 
     prompt: list[int]
@@ -64,7 +64,7 @@ class Request:
 
 
 def _memory(request: Request, context: int) -> int:
-    """Number of tokens that a text remembers before its newest one; where it has filled the context, it slid."""
+    """Number of tokens that a text remembers before its newest one; a text that filled the context has slid."""
     length = len(request.prompt) - 1
     for _ in request.begun:
         length += 1
@@ -79,7 +79,7 @@ class Row:
     Attributes:
         request: its request
         text: the prompt and the tokens so far
-        left: whether nobody waits for it any more
+        left: whether its client has left
     """
 
     def __init__(self, generator: Generator, request: Request) -> None:
@@ -110,10 +110,10 @@ class Batch:
     Attributes:
         growing: the texts of the first rows, one in each
         unread: texts whose tokens must be read before they grow
-        prompt_tokens: number of tokens of prompts read so far, those read again counted again
+        prompt_tokens: number of tokens of prompts read so far, including those read again
 
     Raises:
-        ConfigError: for a decoder that cannot change the number of its rows, or if the memory does not suffice.
+        ConfigError: for a decoder that cannot change its number of rows, or if there is not enough memory.
     """
 
     def __init__(self, generator: Generator, size: int) -> None:
@@ -124,7 +124,7 @@ class Batch:
             raise ConfigError(f"{name} has a fixed number of rows; texts that join and leave need another decoder")
         try:
             self.memory: Any = self.decoder.make_cache(size)
-        except (RuntimeError, MemoryError) as error:  # of PyTorch's allocators
+        except (RuntimeError, MemoryError) as error:  # raised by PyTorch's allocators
             problem = f"a cache of {size} contexts does not fit ({first_line(error)})"
             raise ConfigError(f"rows: {problem}; lower rows") from error
         self.cache = self.memory.rows(0, 0)
@@ -152,7 +152,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, Piece | TinyLMError]]:
-        """Reads a part of the prompts, and extends each growing text by a token; texts that ended have left."""
+        """Reads a part of the prompts, and extends each growing text by a token; texts that end leave."""
         self._drop_left()
         self._read_part()
         if not self.growing:
@@ -176,7 +176,7 @@ class Batch:
     # --- rows of the cache
 
     def _drop_left(self) -> None:
-        """Removes the texts that nobody waits for."""
+        """Removes the texts whose clients have left."""
         self._remove(i for i, row in enumerate(self.growing) if row.left)
         if self.unread and self.unread[0].left:
             self._begun = False
@@ -201,7 +201,7 @@ class Batch:
         self.cache = self.memory.rows(0, len(self.growing))
 
     def _slide(self) -> None:
-        """Texts that fill the context are to be read again, from their newest half on."""
+        """Marks texts that fill the context to be read again, from their newest half on."""
         context = self.generator.model.config.max_seq_len
         full = [i for i, length in enumerate(self.cache.lengths) if length == context]
         for row in [self.growing[i] for i in full]:
@@ -279,7 +279,7 @@ class Batch:
         return made
 
     def _choose(self, logits: Tensor) -> tuple[list[int], dict[int, TinyLMError]]:
-        """The next token of each text, and by row why there is none."""
+        """The next token of each text, and the errors of rows that have none."""
         errors: dict[int, TinyLMError] = {}
         kinds: dict[str, list[int]] = {}
         for i, finite in enumerate(logits.amax(dim=-1).isfinite().tolist()):

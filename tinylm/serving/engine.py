@@ -1,6 +1,6 @@
-"""Engine: a thread that generates many texts at once, and hands them to asyncio as they grow.
+"""Engine: a thread that generates many texts at once and passes them to asyncio as they grow.
 
-Requests wait in a bounded queue that serves clients in turn. Between two steps texts join and leave the batch
+Requests wait in a bounded queue that serves clients in turn. Between two steps, texts join and leave the batch
 (batch.py), and functions that use the model run on the same thread, for at most half of the time while texts grow.
 """
 
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 class QueueFull(TinyLMError, exit_code=70):
-    """Too many texts wait already."""
+    """Too many texts are waiting."""
 
 
 class ServerStopped(TinyLMError, exit_code=70):
@@ -43,10 +43,10 @@ class Counts:
     Attributes:
         growing: texts that grow
         waiting: texts that wait for a row, or whose prompts are being read
-        jobs: functions that wait
+        jobs: waiting functions
         texts: number of texts that have ended by themselves, so far
         new_tokens: number of tokens generated so far
-        prompt_tokens: number of tokens of prompts read so far, those read again when a text slides counted again
+        prompt_tokens: number of tokens of prompts read so far, including those read again when a text slides
         steps: number of steps so far
         cache_bytes: memory of the key/value cache
     """
@@ -64,23 +64,22 @@ class Counts:
 class Engine:
     """Generates many texts at once (continuous batching).
 
-    A text is the one that `Generator.generate` makes for the same options and seed, whatever else is in the batch,
-    barring ties decided by rounding. Any decoder that `make_decoder` chooses serves it. On CUDA steps are not captured
-    as graphs, since their number of rows changes. An exception on the thread ends all texts with it; later requests are
-    refused.
+    A text equals that of `Generator.generate` for the same options and seed, whatever else is in the batch, barring
+    ties decided by rounding. Any decoder that `make_decoder` chooses can be used. On CUDA, steps are not captured as
+    graphs, since their number of rows changes. An exception on the thread ends all texts; later requests are refused.
 
     Args:
         model: the model, in evaluation mode
         tokenizer: its tokenizer
         rows: most texts that grow at once; memory for so many contexts is allocated
-        max_waiting: most texts that wait beyond these
+        max_waiting: most further texts that wait
 
     Attributes:
         generator: checks options and encodes prompts
         failure: the exception that ended the thread, if one did
 
     Raises:
-        ConfigError: for a number of rows below 1 or whose memory does not fit, or a negative max_waiting.
+        ConfigError: for a number of rows below 1 or too large for the memory, or a negative max_waiting.
     """
 
     def __init__(self, model: TransformerLM, tokenizer: Tokenizer, *, rows: int = 64, max_waiting: int = 256) -> None:
@@ -146,7 +145,7 @@ class Engine:
             self._leave(ticket)
 
     async def complete(self, request: Request) -> list[Piece]:
-        """The pieces of a whole text: those of `stream`, without a wakeup for each. Cancelling it ends the text."""
+        """The pieces of a whole text, as from `stream`, without a wakeup for each. Cancelling it ends the text."""
         ticket = self._enter(request, wakes=False)
         try:
             pieces = await ticket.take()
@@ -197,7 +196,7 @@ class Engine:
         with self._changed:
             self._check_open()
             if len(self._queue) - self._batch.free >= self.max_waiting:
-                raise QueueFull(f"{self.max_waiting} texts wait already; try again later")
+                raise QueueFull(f"{self.max_waiting} texts are waiting already; try again later")
             self._queue.put(request.client, ticket)
             self._changed.notify()
         return ticket
@@ -217,7 +216,7 @@ class Engine:
         request.config.check_tokens(tokenizer.vocab_size, tokenizer.marks.stops)
 
     def _leave(self, ticket: Ticket) -> None:
-        """Nobody waits for a text any more."""
+        """Marks a text whose client has left."""
         if not ticket.ended:
             ticket.row.left = True
             with self._changed:
@@ -226,7 +225,7 @@ class Engine:
     # --- on the engine's thread
 
     def _serve(self) -> None:
-        torch.set_num_threads(torch.get_num_threads())  # a new thread does not take the number over by itself
+        torch.set_num_threads(torch.get_num_threads())  # a new thread does not inherit the number
         try:
             while self._admit():
                 started = time.perf_counter()
@@ -242,7 +241,7 @@ class Engine:
         """Waits for work and moves requests into free rows; False if the engine is to end."""
         with self._changed:
             while not (self._closing or self._tickets or self._queue or self._jobs):
-                self._batch.clear()  # of texts that nobody waits for any more
+                self._batch.clear()  # texts whose clients have left
                 self._changed.wait()
             while self._queue and self._batch.free:
                 ticket = self._queue.take()
@@ -251,7 +250,7 @@ class Engine:
             return not self._closing
 
     def _deliver(self, made: list[tuple[Row, Piece | TinyLMError]]) -> None:
-        """Hands over what a step made: one call for each event loop."""
+        """Delivers the results of a step, with one call for each event loop."""
         self._steps += bool(made)
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Any]]] = {}
         for row, item in made:

@@ -1,7 +1,7 @@
 """Guard, the ASGI middleware around every application of tinylm, and the reading of JSON bodies.
 
-Any page in a browser can send requests to a server on the same machine. So a request must name this server as its Host
-(a foreign name that resolves to 127.0.0.1 is DNS rebinding), and must not come from a page of another site.
+Any page in a browser can send requests to a server on the same machine. A request must therefore name this server as
+its Host (a foreign name that resolves to 127.0.0.1 is DNS rebinding) and must not come from a page of another site.
 
 Errors have the form of OpenAI's API, `{"error": {"message", "type", "param", "code"}}`.
 """
@@ -24,11 +24,11 @@ from tinylm.errors import ConfigError, DataError, NumericError, first_line, noti
 from tinylm.serving.engine import QueueFull, ServerStopped
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-BODY_SECONDS = 30  # in which the body of a request must arrive
+BODY_SECONDS = 30  # for the body of a request to arrive
 MAX_BODY = 1 << 20  # bytes
 TYPES = {403: "permission_error", 429: "rate_limit_error"}
 WORDS = {404: "there is no such path on this server", 405: "this path does not take this method"}
-CLIENT_LEFT = 499  # in place of a status, where there was no answer
+CLIENT_LEFT = 499  # stands for the status if there was no answer
 STOPPING = "the server is stopping; try again later"
 
 
@@ -93,7 +93,7 @@ class Guard:
 
     Args:
         app: the application, such as a `starlette.routing.Router`
-        hosts: names of the server, beside `LOOPBACK` and the address that a client has connected to
+        hosts: names of the server besides `LOOPBACK` and the address to which a client has connected
         answered: called with the path, the status and the seconds of each answer
 
     Attributes:
@@ -124,7 +124,7 @@ class Guard:
             await self.app(scope, receive, forward)
         except ClientDisconnect:
             status = status or CLIENT_LEFT
-        except asyncio.CancelledError:  # the time for a graceful stop is over
+        except asyncio.CancelledError:  # the time for a graceful stop is up
             answer = Refused(503, STOPPING)
         except Exception as error:
             answer = refusal(error)
@@ -163,7 +163,7 @@ async def read_json(request: Request, most: int = MAX_BODY) -> dict[str, Any]:
         Refused: if the body is too large or too slow, or is not a JSON object.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which a form in a page of another site cannot send
+    if kind != "application/json":  # a form in a page of another site cannot send it
         raise Refused(415, f"the Content-Type must be application/json, got {kind or 'none'}")
     body = await _read_body(request, most)
     try:

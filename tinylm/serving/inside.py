@@ -35,7 +35,7 @@ def speller(tokenizer: Tokenizer) -> Callable[[int], dict[str, Any]]:
     """A function that describes the tokens of a text in turn.
 
     `text` has the characters that a token completes: none for the first part of a character. `label` names the token
-    on one line, whatever is around it.
+    on one line, independently of its neighbours.
     """
     decode = tokenizer.piece_decoder()
     special = {*tokenizer.special_tokens.values()}
@@ -67,12 +67,12 @@ def read_text(model: TransformerLM, tokenizer: Tokenizer, text: str) -> dict[str
     """The loss of a text, token by token, and the figures of `tinylm score`.
 
     `floor` is the least possible expected loss: -log of the probability with which a built-in story that begins like
-    the text goes on as it does. It is null where the text is not the beginning of one.
+    the text continues in the same way. It is null if no built-in story begins with the text.
     """
     text, total, ids, offsets = _shortened(tokenizer, text, MOST_READ)
     losses = token_losses(model, tokenizer, text)
     nats = [each.nats for each in losses if each.nats is not None]
-    first = len(losses) - len(nats)  # a token before which there is nothing
+    first = len(losses) - len(nats)  # the first token, if nothing precedes it
     score = Score(math.fsum(nats), len(nats), tokenizer.bytes_behind(text, ids, first))
     begins = story_grammar().prefix_log_probs(text)
     known = math.isfinite(begins[-1])

@@ -11,13 +11,13 @@ from tinylm.runs.lineage import read_config
 from tinylm.runs.metrics import read_metrics
 from tinylm.serving.inside import number
 
-MOST_POINTS = 2000  # of a curve; of a longer one every n-th
+MOST_POINTS = 2000  # of a curve; a longer curve is thinned out
 
 Columns = dict[str, tuple[list[int], list[float]]]
 
 
 class Runs:
-    """The runs in folders: run folders, and folders of them, which may get more.
+    """The runs in folders: run folders, and folders of runs, in which new runs may appear.
 
     Args:
         paths: folders
@@ -28,7 +28,7 @@ class Runs:
         self._read: dict[Path, tuple[str, Columns]] = {}  # version and content of metrics.csv
 
     def folders(self) -> dict[str, Path]:
-        """The run folders by name, those written last first."""
+        """The run folders by name, most recently written first."""
         found = {
             config.parent: _modified(config.with_name("metrics.csv"))
             for path in self.paths
@@ -66,7 +66,7 @@ class Runs:
         return {"steps": [steps[i] for i in kept], "values": [number(values[i], 6) for i in kept]}
 
     def _columns(self, folder: Path) -> tuple[str, Columns]:
-        """The content of a run's metrics.csv. A row that is just being written is left for the next time."""
+        """The content of a run's metrics.csv. A row that is still being written is left for the next call."""
         path = folder / "metrics.csv"
         version = str(_modified(path))
         earlier = self._read.get(folder)

@@ -1,6 +1,6 @@
-"""Measurements for Prometheus, which asks for them at `/metrics`.
+"""Measurements for Prometheus, which reads them at `/metrics`.
 
-Tokens per step, the size of the batch that the engine has found to work on, is the quotient of two rates:
+Tokens per step, which is the mean batch size, is the quotient of two rates:
 `rate(tinylm_new_tokens_total[1m]) / rate(tinylm_steps_total[1m])`.
 """
 

@@ -1,8 +1,8 @@
 """A server that speaks OpenAI's API: completions and chats, whole or streamed, of one or several models.
 
 Each model has an engine, which all requests share. A request is checked (openai_fields.py), its prompts are encoded
-(openai_prompts.py) and its texts handed to the engine; openai_choices.py writes them in the API's form. Beside the API
-there are `/healthz` and, for Prometheus, `/metrics`.
+(openai_prompts.py) and its texts handed to the engine; openai_choices.py writes them in the API's form. In
+addition there are `/healthz` and, for Prometheus, `/metrics`.
 
 Left out: tools, images and audio, embeddings, the Responses API. They are refused by name.
 """
@@ -168,7 +168,7 @@ class Work:
         prompts: the prompts
         choices: one for each text, those of the first prompt first
         metrics: of the server
-        client: whom the engine's queue serves in turn
+        client: the client, for the engine's queue
     """
 
     kind: str
@@ -192,7 +192,7 @@ class Work:
         return self._head(self.kind) | {"choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of the answer; none before there is a token, so that an error can be the answer."""
+        """The events of the answer; none before the first token, so that an error can still be the answer."""
         chunk = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
         head = self._head(chunk) | ({"usage": None} if self.asked.usage else {})
         await self._score()
@@ -212,7 +212,7 @@ class Work:
             yield head | {"choices": [], "usage": self._usage()}
 
     def _requests(self) -> list[Request]:
-        """The texts to be made."""
+        """The texts to generate."""
         given = self.asked
         configs = given.configs() if given.generates else []
         return [

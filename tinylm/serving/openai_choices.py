@@ -1,7 +1,8 @@
 """The choices of an answer of OpenAI's API: texts with the log probabilities of their tokens, in both of its forms.
 
 Completions list log probabilities in columns, with the offset of each token in the text; chats have an object for each
-token. A token that is not whole characters is spelt by its bytes, `\\xe2\\x82`, in completions behind `bytes:`.
+token. A token that does not consist of whole characters is spelled by its bytes, `\\xe2\\x82`, in completions after
+`bytes:`.
 """
 
 import math
@@ -15,7 +16,7 @@ from tinylm.serving.openai_prompts import Prompt
 from tinylm.serving.scoring import Scored
 from tinylm.tokenizer import Tokenizer
 
-REASONS = {"stop": "stop", "end": "stop", "length": "length", "": None}  # why a text ends, in the API's words
+REASONS = {"stop": "stop", "end": "stop", "length": "length", "": None}  # the API's words for why a text ends
 LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
 
@@ -42,7 +43,7 @@ class Spelling:
 
 
 class Offsets:
-    """The offset of each token in a text, in characters; of a token within a character, that of the character."""
+    """The offset of each token in a text, in characters; a token within a character has the character's offset."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode, self.length = tokenizer.piece_decoder(), 0
@@ -60,7 +61,7 @@ class TextChoice:
     Args:
         index: its number in the answer
         spelling: of the model's tokens
-        prompt: what is continued
+        prompt: the prompt
         asked: the request
     """
 
@@ -73,7 +74,7 @@ class TextChoice:
             self.offsets.next(token)
 
     def echo_tokens(self, scored: Sequence[Scored]) -> None:
-        """Takes the tokens of the prompt; in the API the first one of a text has no log probability."""
+        """Takes the tokens of the prompt; in the API the first token of a text has no log probability."""
         shown = scored[self.prompt.hidden :]
         self.echoed = [token._replace(log_prob=None) for token in shown[:1]] + list(shown[1:])
 
@@ -98,7 +99,7 @@ class TextChoice:
         return {"text": text, "index": self.index, "logprobs": logprobs, "finish_reason": REASONS[finished]}
 
     def _columns(self, tokens: Sequence[Scored]) -> dict[str, list[Any]]:
-        """The log probabilities; the token itself is among the likeliest, even if it is not one."""
+        """The log probabilities; the token itself is always listed among the likeliest ones."""
         spell, tops = self.spelling.of, []
         for token, log_prob, alternatives in tokens:
             likeliest: dict[str, float] = {}

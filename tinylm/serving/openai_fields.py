@@ -1,7 +1,7 @@
-"""The fields of a request to OpenAI's API: which are taken, which are refused, and their checks.
+"""The fields of a request to OpenAI's API: those that are accepted, those that are refused, and their checks.
 
-Nothing is ignored in silence: an unknown field is refused by name, and so is a field of the API that tinylm does not
-have, unless its value asks for nothing.
+No field is silently ignored: an unknown field is refused by name, as is a field of the API that tinylm does not
+support, unless its value has no effect.
 """
 
 import re
@@ -18,7 +18,7 @@ SAMPLING = {  # field: option of `SamplingConfig`
     "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty", "min_tokens": "min_new_tokens",
 }  # fmt: skip
 OFF = {"top_k": (-1, 0), "top_p": (1,), "min_p": (0,), "stop": ("",)}  # values that mean: all tokens, no string
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # field: values, beside null and empty ones, that ask for nothing
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # field: values without effect, besides null and empty ones
     "best_of": (1,), "suffix": (), "tools": (), "tool_choice": ("none", "auto"), "functions": (),
     "function_call": ("none", "auto"), "parallel_tool_calls": (True, False), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "reasoning_effort": ("none",),
@@ -50,14 +50,14 @@ class Asked:
     """A checked request, without its prompt.
 
     Attributes:
-        config: the options of each text; the seed is that of the first
+        config: the options of each text; the seed is the first text's
         count: texts for each prompt
         generates: false if no token is to be generated
         alternatives: number of most likely tokens to report. None: no log probabilities
         stream: whether tokens are sent as they are made
         usage: whether a stream ends with the counts of tokens
         echo: whether the prompt precedes the text
-        user: whom the request serves
+        user: the user whom the request serves
     """
 
     config: SamplingConfig
@@ -86,7 +86,7 @@ class Fields:
         self.known = set(SAMPLING)
 
     def take(self, name: str, kind: type, default: Any) -> Any:
-        """A field of a type; refused if it has another."""
+        """A field, refused if it has another type."""
         self.known.add(name)
         value = self.values.pop(name, default)
         if value is not default and type(value) is not kind:
@@ -102,7 +102,7 @@ class Fields:
         return value
 
     def sampling(self, max_tokens: int) -> SamplingConfig:
-        """The options of a text of at most so many tokens."""
+        """The options of a text of at most `max_tokens` tokens."""
         given = {name: self.values.pop(name) for name in SAMPLING if name in self.values}
         given = {name: value for name, value in given.items() if not _is_off(name, value)}
         if "stop" in given:
@@ -158,7 +158,7 @@ def _read(fields: Fields, max_tokens: int, alternatives: int | None, echo: bool 
         raise Refused(400, "stream_options needs stream to be true", param="stream_options")
     options = Fields(fields.take("stream_options", dict, {}))
     usage = options.take("include_usage", bool, False)
-    options.take("include_obfuscation", bool, False)  # pads events against listeners; there is no padding here
+    options.take("include_obfuscation", bool, False)  # asks for padding against eavesdroppers; there is no padding here
     options.finish()
     asked = Asked(
         config=fields.sampling(max(max_tokens, 1)),
@@ -175,7 +175,7 @@ def _read(fields: Fields, max_tokens: int, alternatives: int | None, echo: bool 
 
 
 def _is_off(name: str, value: Any) -> bool:
-    """Whether a value of a field is that of its absence."""
+    """Whether a value of a field has the same effect as leaving it out."""
     return type(value) is not bool and not isinstance(value, list | dict) and value in OFF.get(name, ())
 
 

@@ -15,7 +15,7 @@ from tinylm.generation.generate import Generator
 from tinylm.serving.guard import Refused
 from tinylm.serving.openai_fields import Fields
 
-LONG = 4096  # characters that are encoded on a thread of their own, so that other requests do not wait
+LONG = 4096  # characters; a longer text is encoded on a separate thread, so that other requests do not wait
 
 
 class Prompt(NamedTuple):
@@ -93,7 +93,7 @@ async def read_conversation(
 
 
 def _turn(message: Any, place: str) -> Turn:
-    """A message, in which fields beside role and content must be empty."""
+    """A message, in which fields other than role and content must be empty."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Refused(400, f"{place} must be an object with role and content", param=place)
     role = OTHER_ROLES.get(message["role"], message["role"])

@@ -15,7 +15,7 @@ PART = 128  # positions whose probabilities are computed at once
 
 
 class Scored(NamedTuple):
-    """A token with its log probability in nats, None for the first of a text.
+    """A token with its log probability in nats, None for the first token of a text.
 
     Attributes:
         alternatives: the likeliest tokens in its place, most likely first

@@ -1,8 +1,8 @@
 """An HTTP server for one ASGI application: uvicorn, with limits on connections and a graceful stop.
 
-uvicorn has no limit on the time in which a request must arrive, so connections without one would add up. Here a
-connection is closed that has not sent the head of a request after `HEAD_SECONDS`; where there are `MOST_CONNECTIONS`,
-the one that has been idle longest makes room for the next.
+uvicorn does not limit the time for a request to arrive, so silent connections would accumulate. Here a connection is
+closed if it has not sent the head of a request within `HEAD_SECONDS`; once there are `MOST_CONNECTIONS`, the connection
+that has been idle longest is closed for the next.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from tinylm.errors import CannotCreateError, notice
 from tinylm.serving.guard import Guard
 from tinylm.signals import SIGNALS, quit_at_next, stopped_by
 
-HEAD_SECONDS = 10  # in which the head of a request must arrive
-LINGER_SECONDS = 1  # in which the rest of a refused body is discarded, so that the client sees the answer
-KEEP_SECONDS = 30  # that a connection may be idle between two requests
-MOST_CONNECTIONS = 200  # below the open files that macOS allows a process
+HEAD_SECONDS = 10  # for the head of a request to arrive
+LINGER_SECONDS = 1  # for the rest of a refused body, which is discarded so that the client sees the answer
+KEEP_SECONDS = 30  # for which a connection may be idle between two requests
+MOST_CONNECTIONS = 200  # fewer than the open files that macOS allows a process
 GRACE_SECONDS = 30.0
 
 
@@ -60,7 +60,7 @@ def run_server(
         guard: the application
         listener: from `listen`
         grace: seconds that requests in progress may take after the signal
-        stop: called when they are answered or the time is over
+        stop: called when they are answered or the time is up
 
     Raises:
         Interrupted: after SIGINT.
@@ -74,7 +74,7 @@ def run_server(
 
 
 class Server(uvicorn.Server):
-    """A server that answers requests in progress when it is stopped; new ones meanwhile get 503.
+    """A server that, when stopped, finishes the requests in progress and answers new ones with 503.
 
     Args:
         guard: as for `run_server`
@@ -124,7 +124,7 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """A connection that is closed where no request arrives in time."""
+    """A connection that is closed if no request arrives in time."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -159,7 +159,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Limits the time for what is waited for; single bytes do not prolong it."""
+        """Limits the time to wait for data; single bytes do not extend it."""
         state = self.conn.their_state
         head = state is h11.IDLE and self.timeout_keep_alive_task is None  # uvicorn limits the time between requests
         if not head and not (state is h11.SEND_BODY and self.idle):

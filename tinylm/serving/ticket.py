@@ -12,13 +12,13 @@ class Ticket:
 
     Args:
         row: the text
-        wakes: whether each piece wakes the task, rather than the last alone
+        wakes: whether every piece wakes the task; otherwise only the last does
 
     Attributes:
         loop: the event loop
-        pieces: those that have not been taken
+        pieces: pieces that have not been taken yet
         error: the exception that ended the text
-        ended: whether nothing more comes
+        ended: whether no more pieces will come
     """
 
     def __init__(self, row: Row, wakes: bool) -> None:

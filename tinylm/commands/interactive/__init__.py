@@ -1,15 +1,15 @@
 """The prompt loop of `tinylm generate --interactive`: each line is a prompt, and its answer is printed below.
 
-    session.py     what has been said: prompts, answers, /again, /more, /undo, the memory of a conversation
-    prompts.py     how well a prompt fits the training text
-    commands.py    the commands and what they print
+    session.py     the state: prompts, answers, /again, /more, /undo, the memory of a conversation
+    prompts.py     the fit of a prompt to the training text
+    commands.py    the commands and their output
     settings.py    /set
-    screen.py      input and output at a pipe
-    terminal.py    input and output at a terminal, by prompt_toolkit
+    screen.py      input and output through a pipe
+    terminal.py    input and output at a terminal, with prompt_toolkit
 
 A model trained on conversations remembers the earlier turns; for any other, prompts are independent. A line that begins
-with `/` is a command. At a terminal Ctrl-C stops an answer. When lines come through a pipe, stdout gets nothing but
-answers and what commands print, prompt_toolkit is not imported, and Ctrl-C ends the program.
+with `/` is a command. At a terminal Ctrl-C stops an answer. When lines come through a pipe, stdout gets only
+answers and the output of commands, prompt_toolkit is not imported, and Ctrl-C ends the program.
 """
 
 from collections.abc import Callable

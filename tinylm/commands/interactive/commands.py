@@ -1,4 +1,4 @@
-"""The commands of the prompt loop, and what they print.
+"""The commands of the prompt loop, and their output.
 
 A command is one line that begins with `/`; white space before it and upper case do not matter. At a terminal the words
 `help`, `?`, `exit` and `quit` alone are commands too. `/say` takes any text as a prompt.
@@ -21,27 +21,27 @@ from tinylm.errors import CannotCreateError, ConfigError, did_you_mean
 from tinylm.files import write_text
 
 COMMANDS = {
-    "/again": "draw another answer to the last prompt: number i is that of the seed + i",
+    "/again": "draw another answer to the last prompt: answer i uses the seed + i",
     "/more": "continue the last answer by up to max_new_tokens",
     "/undo": "take back the last prompt, /again, /more or /reset, exactly",
     "/reset": "forget all prompts and answers; the settings stay",
     "/set NAME VALUE": 'change a setting; the value is YAML: 0.5, null, ["."]',
     "/settings": "show all settings",
     "/probs on|off": "show the probability of each token of an answer, before temperature and filters",
-    "/stats": "show the tokens, seed and speed of the last answer, and how well its prompt fits",
-    "/save FILE": "write prompts and answers to a new file; in a .jsonl file, as records to train on",
-    "/model PATH": "take another model and begin anew; the settings stay",
-    "/say TEXT": "take any text as a prompt, such as one that begins with / or is empty",
+    "/stats": "show tokens, seed and speed of the last answer, and the fit of its prompt",
+    "/save FILE": "write prompts and answers to a new file; to a .jsonl file as training records",
+    "/model PATH": "switch to another model and start over; the settings stay",
+    "/say TEXT": "use any text as a prompt, even an empty one or one that begins with /",
     "/help": "show this help",
-    "/quit": "leave, as Ctrl-D does",
+    "/quit": "leave, like Ctrl-D",
 }
 NAMES = [usage.split()[0] for usage in COMMANDS]
 WORDS = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}  # at a terminal
-NARROW = 70  # columns below which the help has names and texts on lines of their own
+NARROW = 70  # columns below which names and texts of the help are on separate lines
 
 
 def execute(line: str, session: Session, screen: Screen) -> bool:
-    """Answers a prompt or executes a command; returns whether the loop goes on.
+    """Answers a prompt or executes a command; returns whether the loop continues.
 
     Raises:
         TinyLMError: for an invalid line; nothing has changed.
@@ -165,7 +165,7 @@ def help_text(width: float) -> str:
     }
     known = {} if width == math.inf else {"Keys:": keys}
     known |= {"Commands:": COMMANDS, "Settings:": options.descriptions()}
-    lines = ["A line is a prompt. A chat model remembers what was said; for any other, prompts are independent."]
+    lines = ["A line is a prompt. A chat model remembers the conversation; for any other, prompts are independent."]
     lines = lines if width == math.inf else textwrap.wrap(lines[0], int(width))
     for title, rows in known.items():
         lines += [title, *(_row(name, text, width) for name, text in rows.items())]

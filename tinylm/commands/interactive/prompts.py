@@ -1,12 +1,12 @@
 """The fit of a prompt to the training text, by the model's own loss on it.
 
-A model continues what it has seen. The loss of a prompt, in nats per token, says whether it has: on the validation text
-it is about the validation loss, and a prompt of random tokens costs ln V, with V tokens in the vocabulary. A prompt is
-unlike the training text if its loss exceeds the middle between the two. The mean of a few tokens proves little, so n
-tokens must exceed the validation loss by `SPREAD` / sqrt(n) too, three standard errors if the loss of single tokens
-spreads by 3 nats.
+A model continues texts like those it has seen. The loss of a prompt, in nats per token, shows whether it has seen such
+texts: for the validation text it is about the validation loss, and for random tokens ln V, with V tokens in the
+vocabulary. A prompt is unlike the training text if its loss exceeds the middle between the two. The mean of a few
+tokens proves little, so n tokens must also exceed the validation loss by `SPREAD` / sqrt(n), three standard errors if
+the loss of single tokens has a standard deviation of 3 nats.
 
-Of a conversation the model has learned the answers only, so the loss of a user's message means nothing.
+In a conversation, the model has learned only the answers, so the loss of a user's message means nothing.
 """
 
 import math
@@ -69,7 +69,7 @@ def describe(fit: Fit, beginning: str | None) -> str:
 
 
 def known_beginning(generator: Generator, info: dict[str, Any]) -> str | None:
-    """A prompt that the model continues well: the sample prompt of its run, or how it begins a text itself."""
+    """A prompt that the model continues well: the sample prompt of its run, or the beginning of a text of its own."""
     try:
         found = str(info.get("prompt") or "")
         if not found and generator.tokenizer.end_of_text is not None:

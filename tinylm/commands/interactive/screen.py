@@ -1,4 +1,4 @@
-"""Input and output of the prompt loop where there is no terminal: lines in, text out, nothing added."""
+"""Input and output of the prompt loop without a terminal: lines in, text out, nothing added."""
 
 import contextlib
 import io
@@ -55,5 +55,5 @@ class Screen:
         print(text, end="", flush=True)
 
     def show(self, text: str) -> None:
-        """Prints what a command has to say."""
+        """Prints the output of a command."""
         print(text, flush=True)

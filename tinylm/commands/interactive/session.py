@@ -1,9 +1,9 @@
 """The state of a prompt loop: prompts and their answers, and the commands that change them.
 
-The history is a tuple of exchanges. Every command makes a new one and keeps the old, so `undo` restores exactly what
-was. Nothing else is remembered between two answers: an answer follows from the exchanges before it, the settings, and
-its seed. The seed of a prompt is that of the settings, or a random one; answer i to the same prompt, from 0, is drawn
-with the seed + i, like sample i of `tinylm generate --num-samples`.
+The history is a tuple of exchanges. Every command makes a new history and keeps the old one, so that `undo` restores
+it exactly. Nothing else is remembered between two answers: an answer follows from the exchanges before it, the settings
+and its seed. The seed of a prompt is that of the settings, or a random one; answer i to the same prompt, from 0, is
+drawn with the seed + i, like sample i of `tinylm generate --num-samples`.
 
 Left out: the cache of keys and values is not kept from turn to turn; the conversation is read again.
 """
@@ -54,7 +54,7 @@ class Exchange:
         answer: the text of the answer, up to a stop string
         seed: of the prompt
         draw: number of earlier answers drawn to this prompt
-        fit: how well the prompt fits the training text, if that is known
+        fit: the fit of the prompt to the training text, if it is known
         dropped: earlier exchanges of the conversation that did not fit the context
     """
 
@@ -89,7 +89,7 @@ class Session:
     Attributes:
         model: the model in use
         settings: the settings in use
-        exchanges: what has been said and was not taken back
+        exchanges: the history, without exchanges that were undone
         show_probs: whether answers are shown with the probability of each token
     """
 

@@ -43,7 +43,7 @@ def parse_assignment(words: str) -> tuple[str, Any]:
 
 
 def find_name(given: str) -> str:
-    """The setting that a name means: upper case, dashes and a beginning that fits only one setting are understood."""
+    """The setting that a name means; upper case, dashes and unambiguous abbreviations are understood."""
     name = given.lower().replace("-", "_")
     if name in DEFAULTS:
         return name

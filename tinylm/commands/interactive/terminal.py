@@ -1,7 +1,7 @@
 """The terminal of the prompt loop: line editing by prompt_toolkit, a history of prompts, answers wrapped at words.
 
 Enter answers a prompt, Alt-Enter begins a new line in it, and a paste of several lines is one prompt. What was typed is
-bold. Left out: colours that a theme would have to know.
+bold. Left out: colours, which would depend on the terminal's theme.
 """
 
 import contextlib
@@ -83,11 +83,11 @@ class Terminal(Screen):
         self._answer.write("".join(map(_harmless, piece)))
 
     def show(self, text: str) -> None:
-        """Prints what a command has to say, wrapped at words."""
+        """Prints the output of a command, wrapped at words."""
         print("\n".join(map(self._wrapped, text.splitlines())), flush=True)
 
     def put(self, text: str) -> None:
-        """Writes a text that may have colours; where it has, lines end before coloured spaces."""
+        """Writes a text that may have colours; if it has, lines end before coloured spaces."""
         if "\x1b" not in text:
             return self._answer.write(text)
         column = 0
@@ -164,7 +164,7 @@ class Wrapped:
         print(end="", flush=True)
 
     def end(self) -> None:
-        """Writes what was held, and ends the line."""
+        """Writes the held word, and ends the line."""
         self._place()
         print(flush=True)
         self._column, self._space = 0, ""
@@ -184,7 +184,7 @@ class Wrapped:
             self._space += " " if character == " " else "    "
 
     def _place(self) -> None:
-        """Writes the word that is held, on the next line if it does not fit on this one."""
+        """Writes the held word, on the next line if it does not fit on this one."""
         if not self._word:
             return
         size = get_cwidth(self._word)
@@ -203,7 +203,7 @@ class LineCompleter(Completer):
     """Completes commands, settings, and the paths of `/save` and `/model`."""
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """The words that fit what stands before the cursor."""
+        """The completions of the text before the cursor."""
         before = document.text_before_cursor.lstrip(" ")
         name, space, argument = before.partition(" ")
         name = name.lower()
@@ -237,8 +237,8 @@ def _fitting(typed: str, known: Iterable[str]) -> Iterator[Completion]:
 class SharedHistory(History):
     """The prompts of this and of earlier loops, in a file with a JSON string on each line.
 
-    Several loops may run at once: each appends whole lines under a lock, and what another one appends is read when the
-    next loop starts. A file that cannot be read or written is ignored.
+    Several loops may run at once: each appends whole lines under a lock, and reads the lines of others when it starts.
+    A file that cannot be read or written is ignored.
 
     Args:
         path: the file; a `.lock` lies beside it
