@@ -182,7 +182,7 @@ MANIFESTS = {
     "no checksums": ({"sha256": {}}, r"tinylm\.json: is damaged"),
     "checksums of another shape": ({"sha256": [1]}, r"tinylm\.json: is damaged"),
     "changed by hand": ({"info": {"step": 8}}, r"tinylm\.json: is damaged"),
-    "another width": ({"model": SHAPE | {"d_model": 32}}, "weights and its config do not fit"),
+    "another width": ({"model": SHAPE | {"d_model": 32}}, "weights and its config do not match"),
     "an unknown field": ({"model": SHAPE | {"n_layer": 2}}, "did you mean 'num_layers'"),
     "a field of another type": ({"model": SHAPE | {"num_layers": "two"}}, "num_layers must be int"),
     "a config of another shape": ({"model": 3}, r"tinylm\.json: is damaged"),
@@ -234,7 +234,7 @@ CHECKPOINTS = {
         "of nanoGPT; convert it first: .* --to tinylm --out last-",
     ),
     "of no names": ([1, 2], "is not a checkpoint of tinylm, but of another program"),
-    "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not fit"),
+    "without weights": (dict(tinylm=ENTRY, state_dict={}, global_step=3), "weights and its config do not match"),
     "without a state": (dict(tinylm=ENTRY), r"last\.ckpt"),
     "with half an entry": (dict(tinylm={"format": 1}, state_dict={}, global_step=3), r"last\.ckpt"),
     "of a newer format": (dict(tinylm=ENTRY | {"format": 99}, state_dict={}, global_step=3), "format 99"),
@@ -252,7 +252,7 @@ def test_a_checkpoint_whose_config_does_not_fit_its_weights_is_refused(tmp_path)
     save_checkpoint(
         tmp_path / "last.ckpt", make_model(), tinylm=checkpoint_entry(make_model(d_ff=20).config, TOKENIZER)
     )
-    with pytest.raises(DataError, match="weights and its config do not fit"):
+    with pytest.raises(DataError, match="weights and its config do not match"):
         load(tmp_path / "last.ckpt")
 
 
@@ -352,7 +352,7 @@ def damaged_bundle(folder, layers=None, change=lambda weights: None):
         (INT4, r"Missing key.*blocks\.0\.attention\.key\.weight"),  # the other layers are quantized too
         ([], r"Missing key.*blocks\.0\.attention\.query\.weight"),
         (["int4"], "each entry must have a kind and names"),
-        (4, "weights and its config do not fit"),
+        (4, "weights and its config do not match"),
     ],
 )
 def test_wrong_entries_for_layers_are_refused(layers, problem, tmp_path):
@@ -392,7 +392,7 @@ def test_wrong_codes_and_scales_are_refused(change, problem, tmp_path):
 
 def test_a_reader_that_ignores_layers_refuses_the_folder(tmp_path):
     """An older tinylm does not read `layers`."""
-    with pytest.raises(DataError, match="weights and its config do not fit"):
+    with pytest.raises(DataError, match="weights and its config do not match"):
         rebuild_model(SHAPE, quantize(make_model()).state_dict(), source="model")
 
 

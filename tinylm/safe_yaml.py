@@ -47,7 +47,7 @@ def read_yaml(path: str | Path, *, no_blanks: bool = False) -> Any:
         raise DataError(f"{source}: {_located(text, error)}") from error
     except DataError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date, or a number of many digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: from a date, or a number of many digits
         raise DataError(f"{source}: is not valid YAML ({' '.join(str(error).split())})") from error
 
 

@@ -190,7 +190,7 @@ class Evil:
     [
         ({"vocab_size": Evil()}, "refers to builtins.print"),
         ({"vocab_size": np.int64(18)}, "refers to numpy"),
-        ([1, 2], "holds no dict"),
+        ([1, 2], "does not hold a dict"),
         ({"vocab_size": -1}, "must be a whole number above 0"),
         ({"stoi": {"a": 0, "b": 2}}, "does not number its pieces"),
         ({"stoi": {"a": 0}, "itos": {0: "b"}}, "not the inverse"),
@@ -316,7 +316,7 @@ def test_ids_are_checked_once_for_each_state_of_a_file(tmp_path, monkeypatch):
 
 def test_parts_that_are_missing_or_too_short_are_named(tmp_path, saved):
     content = shards(write_nanogpt(tmp_path / "chars"), tmp_path)
-    with pytest.raises(ConfigError, match="no file is its test part; name one so"):
+    with pytest.raises(ConfigError, match="no file is named test; name one so"):
         content.num_tokens("test")
     (tmp_path / "x.bin").write_bytes(llmc_bytes(IDS[:10]))
     short = shards(tmp_path / "x.bin", tmp_path, saved)

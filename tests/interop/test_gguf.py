@@ -274,7 +274,7 @@ PIPELINES = {
         dict(core=CHARACTERS | {"merges": [[256, 257]]}, added=[END], **SPACED),
         "llama.cpp would join 'a' and 'b', the merges would not",
     ),
-    "no end": (dict(core=CHARACTERS, **SPACED), "in whose place llama.cpp would stop at token 2"),
+    "no end": (dict(core=CHARACTERS, **SPACED), "so llama.cpp would stop at token 2"),
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_stopped_run_with_ema_goes_on_to_the_bit_and_its_model_is_the_average(
     best = network_weights(read_checkpoint(runs / "half" / "checkpoints" / "best.ckpt"))
     assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
     resumed = cli("fit", "-c", tiny_yaml, *CONSTANT, "--run.name", "half", "--trainer.max_steps", "7", "--resume")
-    assert resumed.code == 0 and "goes on from averaged weights" in resumed.err
+    assert resumed.code == 0 and "continues from averaged weights" in resumed.err
 
 
 def test_the_average_in_a_checkpoint_is_the_recurrence(cli, tiny_yaml, ema, tmp_path):

@@ -17,7 +17,7 @@ from tinylm.errors import ConfigError, Interrupted, Preempted, StorageError, Tin
 def print_error(message: str, code: int) -> int:
     """Prints an error on one line of stderr and returns its exit code.
 
-    A stop that was asked for is no error. It ends all processes of a run, and rank 0 alone prints it.
+    A requested stop is not an error. It ends all processes of a run, and rank 0 alone prints it.
     """
     stopped = code in (Interrupted.exit_code, Preempted.exit_code)
     if stopped and process_rank() > 0:
