@@ -65,7 +65,7 @@ def text_begin(path: Path, head: bytes, errors: str = "strict") -> int:
         errors: with `surrogateescape`, any bytes are accepted
 
     Raises:
-        DataError: if the file is no text; names its format and the remedy.
+        DataError: if the file is not text; names its format and the remedy.
     """
     if errors != "surrogateescape" and (problem := foreign(path, head)):
         raise DataError(f"{path}: {problem}")

@@ -1,4 +1,4 @@
-"""Compares what `tinylm fit -c auto` promises with what comes: `python scripts/bench/budget.py --budget 5min`.
+"""Compares what `tinylm fit -c auto` promises with the outcome: `python scripts/bench/budget.py --budget 5min`.
 
 Prints the time and the loss that were promised and measured. `--against small` first trains that config, and gives its
 own time, from start to end, as the budget: both losses are then compared at equal time. `--keep FOLDER` keeps the runs.

@@ -2,11 +2,11 @@
 
     python scripts/bench/crash.py --kills 200 --seed 1
 
-Every second kill comes at a random moment between the start of the process and its end, every second one right after a
-call that changes a file (a write, fsync, rename, ...); some of the resumed runs are killed again. A run is resumed as a
-user would: by `--resume` or, where that finds nothing, by the first command. In the end everything in the run folder
-must equal the whole run's, to the last bit: weights, optimizer, schedule, counters, metrics, samples, model. Measured
-speeds (`perf/*`) may differ. After every kill all checkpoints that exist must load.
+Half of the kills come at a random moment between the start of the process and its end, half right after a call that
+changes a file (a write, fsync, rename, ...); some of the resumed runs are killed again. A run is resumed as a user
+would: by `--resume` or, where that finds nothing, by the first command. In the end everything in the run folder must
+equal the whole run's, to the last bit: weights, optimizer, schedule, counters, metrics, samples, model. Measured speeds
+(`perf/*`) may differ. After every kill all checkpoints that exist must load.
 """
 
 import argparse
@@ -165,7 +165,7 @@ class Kill:
 
 @dataclass
 class Case:
-    """A run that is killed, once or several times, and what came of it."""
+    """A run that is killed, once or several times, and the outcome."""
 
     variant: str
     kills: list[Kill]
@@ -291,7 +291,7 @@ def torture(names: list[str], kills: int, seed: int, work: Path, jobs: int = 1) 
 
 
 def report(cases: list[Case]) -> tuple[str, bool]:
-    """The table, with the reasons of differences below it, and whether all is well."""
+    """The table, with the causes of differences below it, and whether all runs passed."""
     rows = [("variant", "runs", "kills", "moments", "places", "identical", "unloadable")]
     reasons = []
     for name in dict.fromkeys(case.variant for case in cases):
@@ -312,7 +312,7 @@ def report(cases: list[Case]) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Prints the table; the exit code is 1 unless all is well."""
+    """Prints the table; the exit code is 1 unless all runs passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="runs to kill (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments and places (default: %(default)s)")

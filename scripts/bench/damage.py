@@ -78,7 +78,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def read_model(folder: Path) -> Any:
-    """All that a model folder says."""
+    """Everything that a model folder contains."""
     bundle = load_bundle(folder)
     return bundle.model.state_dict(), bundle.model.config, bundle.tokenizer.to_dict(), bundle.info
 
@@ -93,14 +93,14 @@ def read_adapter(folder: Path) -> Any:
 
 
 def read_cache(folder: Path) -> Any:
-    """The tokens that a run would get, in whichever way."""
+    """The tokens that a run would read, from the cache or encoded again."""
     corpus = open_corpus("fox.txt", split=(0.9, 0.1), cache_dir=folder.parents[1])
     tokens = open_tokens(corpus, load_tokenizer("runs/mini/model/tokenizer.tinylm.json"), folder.parents[1])
     return {part: np.array(ids) for part, ids in tokens.items()}
 
 
 def read_state(path: Path) -> Any:
-    """All that an archive of the NumPy twin's training says."""
+    """Everything in a checkpoint of the NumPy twin."""
     found = read_archive(path)
     return found.model.parameters, found.model.config, found.state, found.step, found.notes
 
@@ -164,7 +164,7 @@ def damage(kind: str, path: Path, read: Callable[[], Any], cut: bool, place: flo
 
 
 def damage_all(flips: int, cuts: int, seed: int) -> bool:
-    """Prints the outcomes by file; whether none is wrong."""
+    """Prints the outcomes by file, and returns whether none is wrong."""
     generator, targets, rows = random.Random(seed), list(damaged_files()), []
     outcomes: dict[str, Counter] = {kind: Counter() for kind, _, _ in targets}
     for number in range(flips + cuts):
@@ -183,7 +183,7 @@ def damage_all(flips: int, cuts: int, seed: int) -> bool:
 
 
 def child(words: list[str], limit: int | None, output: Path | None = None) -> tuple[int, str]:
-    """Runs a command in a process in which no file can grow beyond `limit` bytes: exit code and stderr."""
+    """Runs a command in a process that cannot write a file beyond `limit` bytes; returns exit code and stderr."""
     read_end, write_end = os.pipe()
     if (pid := os.fork()) == 0:
         os.environ.pop("TINYLM_RUN_FOLDER", None)
@@ -207,7 +207,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_fit(code: int, said: str, before: dict[str, bytes], run_folder: Path) -> str:
-    """The problem with a resumed run that met a full disk: all it had must be there, or a newer whole one."""
+    """The problem with a resumed run on a full disk: a file must be unchanged, or replaced by a complete newer one."""
     after = contents(run_folder)
     if code != 74 or "bytes" not in said:
         return f"exit {code}: {said.strip().splitlines()[-1:]}"
@@ -223,7 +223,7 @@ def check_fit(code: int, said: str, before: dict[str, bytes], run_folder: Path) 
 
 
 def fill_disk(sizes: int) -> bool:
-    """Prints the outcome of each command on disks of several sizes; whether all are right."""
+    """Prints the outcome of each command on disks of several sizes, and returns whether all are right."""
     rows, good = [["command", "disks", "exit 74, intact", "first problem"]], True
     once = {
         "export": (["export", "--model", "runs/mini", "--to", "hf", "--out", "out"], 8),
@@ -249,7 +249,7 @@ def fill_disk(sizes: int) -> bool:
 
 
 def fill(name: str, words: list[str], count: int) -> Iterator[str]:
-    """The problem, or nothing, on each of `count` disks, from an empty one to one that lacks a byte."""
+    """The problem, or an empty string, on each of `count` disks, from an empty one to one that is a byte too small."""
     folders = {"fit --resume": "runs/mini", "adapter": "runs/tuned", "train-numpy": "runs/mini-numpy"}
     with tempfile.TemporaryDirectory(dir=".") as spare:
         saved = Path(spare) / "runs"
@@ -272,7 +272,7 @@ def fill(name: str, words: list[str], count: int) -> Iterator[str]:
 
 
 def restore(saved: Path) -> None:
-    """Puts the runs back, and removes what a command wrote."""
+    """Restores the runs, and removes what a command wrote."""
     for path in Path().glob("out*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree("runs")

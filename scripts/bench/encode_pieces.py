@@ -4,8 +4,9 @@
 
 All sides run in turn, medians of `--turns`. Each training has a process of its own: seconds include reading the text
 and counting its words, but not the start of the program; memory is the peak of the whole process. tokenizers trains on
-all cores and, like tinylm, encodes on one: tokenizers the text in parts of about 8,000 characters, which it is fastest
-with, tinylm the file. tinylm's tokenizers know no word beforehand. The ids of all parts are checked to be identical.
+all cores and, like tinylm, encodes on one: tokenizers gets the text in parts of about 8,000 characters, with which it
+is fastest, tinylm gets the file. tinylm's tokenizers start with an empty word cache. The ids of all parts are checked
+to be identical.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 The corpus is generated once: JSON lines, compressed with Zstandard, of shuffled sentences of real texts (--texts), in
 which one word of forty is new, about as often as in web pages. First all sides encode a sample of it with GPT-2's
 vocabulary, by turns, on two processes or threads each: MB/s of text by the clock and by CPU time. `datasets` is given
-the time of `map` alone; loading is printed apart. Then tinylm encodes the whole corpus, is killed at half and goes on;
-memory is the sum over its processes, read from /proc every tenth of a second.
+the time of `map` alone; loading is printed apart. Then tinylm encodes the whole corpus, is killed halfway and
+continues; memory is the sum over its processes, read from /proc every tenth of a second.
 """
 
 import argparse
@@ -195,7 +195,7 @@ class Bench:
             )
 
     def whole(self, source: Path, megabytes: float) -> None:
-        """The whole corpus in one run; then killed at half, and gone on."""
+        """Encodes the whole corpus in one run, then again with a kill halfway."""
         for name in ("whole", "killed"):
             shutil.rmtree(self.work / name, ignore_errors=True)
         one = run(self.command("tinylm", source, self.work / "whole"), self.environment)

@@ -45,7 +45,7 @@ def status(name: str) -> int:
 
 
 def train(words: list[str], out: Path) -> None:
-    """Runs `fit` in this process, and writes what it took."""
+    """Runs `fit` in this process, and writes its measurements."""
     import time
 
     from lightning.pytorch.callbacks import Callback

@@ -41,7 +41,7 @@ TOKENIZER = CharTokenizer("".join(map(chr, range(48, 48 + V))))
 
 
 def new_model(**changes: object) -> TransformerLM:
-    """A model whose weights are large enough that greedy decoding does not repeat itself at once."""
+    """A model whose weights are so large that greedy decoding does not repeat itself immediately."""
     torch.manual_seed(0)
     model = TransformerLM(ModelConfig.from_dict(SHAPE | changes)).eval()
     for weight in model.parameters():

@@ -9,7 +9,7 @@ of documents against plain causal attention; Muon's update; decoding at batch 1,
 random text, with the time of a step from its metrics.csv; "raw" is a plain loop around the same network and optimizer.
 
 Without CUDA everything runs in miniature on the processor, where torch.compile traces but does not compile; this shows
-that the script works, not what is fast. A part that fails says so, the others go on, and the exit code is 1.
+that the script works, not what is fast. A part that fails says so, the others continue, and the exit code is 1.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Table:
         )
 
     def measure(self, name: str, call: Callable[[], Any], show: Callable[[Any], str]) -> None:
-        """Prints what `show` says of the result of a call, or why it failed."""
+        """Prints the result of a call as formatted by `show`, or why it failed."""
         if time.perf_counter() > self.end:
             say(f"{name:32} left out: the time is up (--seconds)")
             return

@@ -1,7 +1,7 @@
 """The race of gpu.py: nanoGPT's Shakespeare recipe and ours, to the loss that nanoGPT's README names.
 
-The loss is the mean over the whole validation split, the last tenth of the text. A run's time is its number of steps by
-the median time of a step: without compilation, which both do, and without validation.
+The loss is the mean over the whole validation split, the last tenth of the text. A run's time is its number of steps
+times the median time of a step: without compilation, which both do, and without validation.
 """
 
 import statistics

@@ -96,7 +96,7 @@ def synchronize() -> None:
 
 
 def forget() -> None:
-    """Frees what earlier measurements left behind, and begins to count memory anew."""
+    """Frees what earlier measurements left behind, and resets the peak of the memory."""
     torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -162,7 +162,7 @@ def make_folder(name: str, folder: Path, vocabulary: int = VOCABULARY) -> torch.
 
 
 def _make_old(folder: Path) -> None:
-    """Rewrites GPT-2's weights as old versions did: names without a prefix, and the causal masks."""
+    """Rewrites GPT-2's weights as old versions saved them: names without a prefix, and the causal masks."""
     weights = load_file(folder / "model.safetensors")
     old = {key.removeprefix("transformer."): weight for key, weight in weights.items()}
     layers = {key.split(".")[1] for key in old if key.startswith("h.")}

@@ -6,10 +6,10 @@
     python scripts/bench/mup_transfer.py --out runs/mup-text.jsonl --draw docs/mup.png
 
 Each run is a network of 2 layers with heads of 32 and a context of 64 tokens. The loss is the mean over 14,336
-validation tokens. Rates are √2 apart; the search begins with the best rate of the width before and goes on until two
-rates on either side of the best are measured. The vertex of a parabola in log(lr) through these five is the best rate.
-Every run is a line of the output file, which is for one text and length, and runs that it has are not repeated. At the
-base width both parametrizations are the same run.
+validation tokens. Rates are √2 apart; the search begins with the best rate of the previous width and continues until
+two rates on either side of the best are measured. The vertex of a parabola in log(lr) through these five is the best
+rate. Every run is a line of the output file, which is for one text and length, and runs that it has are not repeated.
+At the base width both parametrizations are the same run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ KINDS = {True: "muP", False: "standard"}
 
 
 def rate(number: int) -> float:
-    """The learning rate of a number: 2^(n/2) / 4096."""
+    """The learning rate with the number n: 2^(n/2) / 4096."""
     return 2 ** (number / 2) / 4096
 
 
@@ -140,7 +140,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the search that is asked for, and prints the table."""
+    """Runs the requested search, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="file of the runs, JSON lines")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="measure; otherwise only the table is printed")

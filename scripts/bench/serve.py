@@ -5,8 +5,8 @@
     python scripts/bench/serve.py --model runs/small --requests 5000       # memory
 
 Two servers of the same model run at the same time, one with 64 rows, one with a single row, and are loaded in turn, so
-that what else the machine does strikes both alike. A client streams a completion of 200 tokens at temperature 1, with
-a seed of its own and the end-of-text token ruled out, and begins the next one when it has ended. Each number of clients
+that other work on the machine affects both alike. A client streams a completion of 200 tokens at temperature 1, with a
+seed of its own and the end-of-text token ruled out, and begins the next one when it has ended. Each number of clients
 makes `--each` requests for each of them. Latency is the time from the request to its last token, first that to the
 first one.
 
@@ -115,7 +115,7 @@ def export_for_peer(model: str, folder: Path) -> str:
 
 
 def llama_body() -> Body:
-    """Requests to llama.cpp's server, which are to draw from all tokens."""
+    """Requests to llama.cpp's server that make it draw from all tokens."""
     options = dict(prompt=PROMPT, max_tokens=TOKENS, stream=True, stream_options=dict(include_usage=True))
     options |= dict(ignore_eos=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
     return lambda number: options | dict(seed=number)
@@ -145,7 +145,7 @@ def peers(options: argparse.Namespace, folder: str, stack: contextlib.ExitStack)
 
 
 async def ask(server: Server, number: int) -> Answer:
-    """Streams one completion, by as little code as possible, since the client takes time from the server."""
+    """Streams one completion, with as little code as possible, since the client takes time from the server."""
     body = json.dumps(server.body(number)).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
     started_at, first, parts = time.perf_counter(), 0.0, []
@@ -165,7 +165,7 @@ async def ask(server: Server, number: int) -> Answer:
 
 
 async def load(server: Server, clients: int, each: int) -> tuple[float, list[Answer]]:
-    """The seconds that some clients take for so many requests each, one after another, and the answers."""
+    """The seconds that the clients take for `each` successive requests per client, and the answers."""
     answers: list[Answer] = []
 
     async def one(index: int) -> None:

@@ -2,9 +2,9 @@
 
     python scripts/bench/signals.py [--programs fit,torchrun] [--phases validation]
 
-The phases are marked in the child by wrapping one function of each; nothing in tinylm knows of them. By the rule, a
-program ends within two seconds with one line, `tinylm: stopped ...`, with 130 after SIGINT and 75 otherwise, and what
-it saved can be resumed. Under a launcher, the signal goes to one of two ranks.
+The phases are marked in the child by wrapping one function of each; nothing in tinylm knows of them. As documented, a
+program must end within two seconds with one line, `tinylm: stopped ...`, with 130 after SIGINT and 75 otherwise, and
+what it saved can be resumed. Under a launcher, the signal goes to one of two ranks.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def command_line(program: str) -> list[str]:
 
 
 def try_phase(program: str, phase: str, name: str) -> str:
-    """Starts a program, sends the signal in the phase, and describes what is not by the rule; empty if all is."""
+    """Starts a program, sends the signal in the phase, and describes every violation of the rule; "" if none."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         lines, tokens = (150_000, 10_000_000) if phase == "validation" else (6_000, 16_384)  # 2.4 million, or 93,000
@@ -154,7 +154,7 @@ def try_phase(program: str, phase: str, name: str) -> str:
 
 
 def main() -> int:
-    """Prints a table; returns 1 if anything is not by the rule."""
+    """Prints a table; returns 1 if anything violates the rule."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", default="fit,two ranks,torchrun,train-numpy")
     parser.add_argument("--phases", default=",".join(PHASES))

@@ -23,7 +23,7 @@ def peak_megabytes() -> float:
 
 
 def make_text(path: Path, megabytes: int) -> None:
-    """Writes numbered copies of a block of stories until the file has the given size."""
+    """Writes numbered copies of a block of stories up to the given file size."""
     block = "".join(story(0, number) for number in range(2000)).encode()
     with path.open("wb") as file:
         number = 0

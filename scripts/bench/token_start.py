@@ -5,7 +5,7 @@
 The folder is made of sparse files (zeros, which take no disk) with a true index, and removed at the end. The
 start is that of a new process: imports, index, sizes of all shards, order of the windows, first batch; bytes
 read are those of system calls; page faults show in the peak. Reading: batches of 16 windows of 1,024 tokens in the
-order of training from shards of real size with random ids, in the page cache, beside 20 times 450,000 tokens/s.
+order of training from full-sized shards with random ids, in the page cache, beside 20 times 450,000 tokens/s.
 """
 
 import argparse

@@ -14,8 +14,8 @@ computes its key and its value, and one short key k^R with rotary positions, whi
     query_h = [q_h; rotate(q^R_h)]      (E,), from x, or from a latent vector of its own
     y = W_O [softmax(query_h key_hᵀ / √E) value_h, for every head h]
 
-Rotary positions have dimensions of their own: a rotation of W_K c would stand between W_K and the query, and keep the
-two from being multiplied into one matrix. A token needs L + R numbers in a layer instead of 2 H E.
+Rotary positions have dimensions of their own: a rotation of W_K c would lie between W_K and the query, and prevent
+their product from being one matrix. A token needs L + R numbers in a layer instead of 2 H E.
 
 Left out: absorbing W_K into the query and W_V into the output, which is the same function with fewer operations when
 one token is read, and more in training.

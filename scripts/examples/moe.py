@@ -1,10 +1,10 @@
-"""Mixture of experts: many feed-forward layers, of which each token uses a few.
+"""Mixture of experts: many feed-forward layers; each token uses a few of them.
 
     cp scripts/examples/moe.py .
     tinylm fit -c examples/moe.yaml --trust moe
     tinylm generate --model runs/moe --trust-code
 
-A router gives every token x a probability for each of N experts, and the k likeliest compute (Shazeer et al. 2017;
+A router gives every token x a probability for each of N experts; the k most likely compute (Shazeer et al. 2017;
 Mixtral, Jiang et al. 2024):
 
     p = softmax(W x)        y = Σ w_e expert_e(x), over the k largest p_e        w_e = p_e / Σ p of those k
@@ -15,7 +15,7 @@ used alike (Switch Transformer, Fedus et al. 2021, equations 4 to 6):
 
     balance = N Σ f_e P_e,   f_e: tokens that chose expert e, per token;   P_e: mean of p_e over the tokens
 
-A shared expert, which every token uses, leaves to the others what is not common to all (DeepSeekMoE, Dai et al. 2024).
+A shared expert, which every token uses, lets the others specialize (DeepSeekMoE, Dai et al. 2024).
 
 Left out: a capacity, beyond which an expert drops tokens; experts on different devices; and one batched product for
 all experts instead of a loop over them.

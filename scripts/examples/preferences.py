@@ -24,7 +24,7 @@ def openings(prompts: str) -> None:
 
 
 def pairs(samples: str, preferences: str) -> None:
-    """Pairs stories of one opening, each that parses with one that does not, as many as there are of both."""
+    """Pairs the stories with the same opening, each one that parses with one that does not."""
     grammar, count, parse = story_grammar(), 0, 0
     records = map(json.loads, Path(samples).read_text(encoding="utf-8").splitlines())
     with Path(preferences).open("w", encoding="utf-8", newline="\n") as file:

@@ -4,7 +4,7 @@
     python scripts/examples/ray_train.py --workers 4 --gpu -c large.yaml --run.name big
 
 All other arguments are passed to `tinylm fit`. The run folder must be on a disk that all nodes share. When a worker or
-its node dies, all others end, Ray starts them again, and the run goes on from its last checkpoint, to the same bits.
+its node dies, all others end, Ray starts them again, and the run continues from its last checkpoint, to the same bits.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 def fit(settings: dict) -> None:
-    """Runs one rank in a process of its own, which can be stopped as one that torchrun has started."""
+    """Runs one rank in a process of its own, which can be stopped like one started by torchrun."""
     context = get_context()
     with socket.socket() as free:
         free.bind(("", 0))
@@ -49,7 +49,7 @@ def fit(settings: dict) -> None:
 
 
 def die_with_parent() -> None:
-    """Lets the kernel kill this process when Ray's worker dies, which on Linux would leave it behind."""
+    """Lets the kernel kill this process when Ray's worker dies; otherwise it would keep running on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -6,7 +6,7 @@
 Every run trains the network of `tiny` with Muon until it has spent `--flops` floating-point operations, so that a
 larger vocabulary, whose output layer costs more, gets fewer steps. Losses per token of different tokenizers cannot be
 compared; bits per byte of the same text can. Every run is a line of the output file; runs that it has are not repeated,
-so an interrupted measurement goes on. Tokens per second are those of a core, by its processor time.
+so an interrupted measurement can continue. Tokens per second are those of a core, by its processor time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tinylm.optim import OptimizerConfig, ScheduleConfig
 from tinylm.runs.plots import save_figure
 from tinylm.runs.style import new_figure, style
 
-ONE_SIZE = ("char", "byte")  # kinds whose vocabulary has the size that it has
+ONE_SIZE = ("char", "byte")  # kinds whose vocabulary has no choice of size
 KINDS = ("bpe", "unigram", "wordpiece")
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 UNKNOWN = ("[UNK]", "<unk>")
@@ -49,7 +49,7 @@ class Split(Texts):
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of the held-out text; ConfigError if some of it is unknown, and its bits per byte so as well."""
+        """Bytes of the held-out text; ConfigError if some of it is unknown, and with it the bits per byte."""
         tokenizer, ids = self.data.tokenizer, self.data.tokens["val"][:]
         unknown = sum(int((ids == tokenizer.special_tokens.get(name, -1)).sum()) for name in UNKNOWN)
         if unknown:

@@ -120,7 +120,7 @@ def measured_differences() -> list[Summary]:
 
 
 def draw_all(out: Path, pictures: Sequence[Picture] = PICTURES) -> Iterator[Path]:
-    """Makes pictures of the runs in the working folder, and yields each file, out/NAME-THEME.png, once written."""
+    """Makes the pictures of the runs in the working folder, and yields each file, out/NAME-THEME.png, once written."""
     out.mkdir(parents=True, exist_ok=True)
     for command, group in by_command(pictures):
         for theme in THEMES:

@@ -7,7 +7,7 @@ method solves a weighted linear least-squares problem; several starts guard agai
 
 With a free floor `fit` takes residuals of log L, as the paper does. They are dominated by the large losses of short
 runs, which say least about the floor. `fit_free` is more exact if all runs deviate by the same share of their
-excess: it takes the floor under which the measured losses are likeliest.
+excess: it takes the floor under which the measured losses are most likely.
 
 Intervals are percentiles over fits to resampled runs (the bootstrap).
 
@@ -142,7 +142,7 @@ def residuals(runs: Sequence[Run], law: Constants) -> list[float]:
 
 
 def fit_free(runs: Sequence[Run], rounds: int = 3) -> Constants:
-    """The constants with the likeliest floor, if log(L - E) deviates from the law by a Laplace distribution.
+    """The constants with the most likely floor, if log(L - E) deviates from the law by a Laplace distribution.
 
     For each E the other constants are those of `fit`. With deviations r of mean size s, the n measured losses have
     the negative log likelihood n log s + sum of log(L - E), up to a constant; the sum is the change of variables from

@@ -99,7 +99,7 @@ class TextChoice:
         return {"text": text, "index": self.index, "logprobs": logprobs, "finish_reason": REASONS[finished]}
 
     def _columns(self, tokens: Sequence[Scored]) -> dict[str, list[Any]]:
-        """The log probabilities; the token itself is always listed among the likeliest ones."""
+        """The log probabilities; the token itself is always listed among the most likely ones."""
         spell, tops = self.spelling.of, []
         for token, log_prob, alternatives in tokens:
             likeliest: dict[str, float] = {}

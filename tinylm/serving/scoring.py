@@ -1,4 +1,4 @@
-"""The log probability of each token of a prompt, with the likeliest tokens in its place."""
+"""The log probability of each token of a prompt, with the most likely tokens in its place."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Scored(NamedTuple):
     """A token with its log probability in nats, None for the first token of a text.
 
     Attributes:
-        alternatives: the likeliest tokens in its place, most likely first
+        alternatives: the tokens with the highest probability in its place, most likely first
     """
 
     token: int
@@ -32,7 +32,7 @@ def score(model: TransformerLM, ids: list[int], alternatives: int, separator: in
     Args:
         model: the network
         ids: the tokens
-        alternatives: number of likeliest tokens to report
+        alternatives: how many of the most likely tokens to report
         separator: the end-of-text token, for a model that keeps documents within a text apart
 
     Raises:

@@ -39,7 +39,7 @@ def choose_folder(command: str, config: Any, run: RunConfig) -> tuple[Path, Clai
 
 
 def choose_checkpoint(command: str, config: Any, folder: Path) -> ResumePoint:
-    """Sets `ckpt_path`, and returns where training goes on; evaluation needs a checkpoint, never random weights.
+    """Sets `ckpt_path`, and returns where training continues; evaluation needs a checkpoint, never random weights.
 
     A resumed run that was killed before its first checkpoint starts again.
     """

@@ -116,7 +116,7 @@ def prepare_files(folder: Path, config: str, facts: RunFacts, step: int, validat
         folder: the run folder
         config: the content of its config.yaml
         facts: what run.json records of this start
-        step: optimizer step from which the run goes on
+        step: optimizer step from which the run continues
         validating: whether the validation after this step is to be repeated
     """
     MetricsCSV(folder).truncate(step, validating)

@@ -90,7 +90,7 @@ class Throughput(Callback):
         return metrics
 
     def read(self, trainer: pl.Trainer, pl_module: LitTransformerLM) -> dict[str, float]:
-        """The result of `measure`, which begins anew, and the peak memory of a GPU in GB."""
+        """The result of `measure`, which then starts over, and the peak memory of a GPU in GB."""
         self.stop()
         metrics = self.measure(trainer, pl_module)
         self._tokens = self._micro_steps = self._seconds = 0.0

@@ -1,7 +1,7 @@
 """TinyStories (Eldan, Li 2023), GPT-4's part: the corpus, and samples that need not download all of it.
 
 The data set is a training and a validation file of gigabytes, with stories between separators. A sample is a folder
-with the beginning of each, byte for byte, up to the end of the last story asked for; `data.corpus` takes the folder.
+with the beginning of each, byte for byte, up to the end of the last requested story; `data.corpus` takes the folder.
 """
 
 import codecs
@@ -54,7 +54,7 @@ def write_sample(
 
 
 def _stories(source: Download, cache_dir: Path) -> Generator[str, None, None]:
-    """The stories of a file, which is read only as far as they are asked for."""
+    """The stories of a file, which is read only as far as they are requested."""
     with closing(stream(source, cache_dir)) as blocks:
         try:
             for text in split_documents(codecs.iterdecode(blocks, "utf-8-sig"), SEPARATOR):

@@ -19,7 +19,7 @@ UNQUOTED = re.compile(rb"(?<!%b)%b|%b(?!%b)" % (QUOTES, re.escape(END.encode()),
 
 
 class FileText:
-    """The text of a whole file in chunks, read anew by every iteration, so that it may be larger than memory."""
+    """The text of a whole file in chunks, read again by every iteration, so that it may be larger than memory."""
 
     def __init__(self, source: Source, errors: str) -> None:
         self.source, self.errors = source, errors
