@@ -432,7 +432,7 @@ def test_a_full_queue_refuses_further_texts():
     async def work(running):
         texts = [asyncio.create_task(running.complete(greedy("a", 10**6))) for _ in range(5)]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="3 texts wait already"):
+        with pytest.raises(QueueFull, match="3 texts are waiting already"):
             await running.complete(greedy("a"))
         for each in texts:
             each.cancel()
