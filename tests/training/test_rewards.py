@@ -147,7 +147,9 @@ def test_the_gradient_of_all_possible_tokens_is_the_expected_policy_gradient():
                 exact -= p[token] * above * (torch.eye(3, dtype=torch.float64)[token] - p) / chance / length / 2
     torch.testing.assert_close(found, exact, atol=1e-14, rtol=0)
     nothing = log_chances(torch.zeros(1, 3, 2), [[[], [0]]], torch.tensor([[False, True, True]]))
-    assert nothing[0].tolist() == pytest.approx([0, 0, -math.log(2)], abs=1e-6)  # no token is possible: nothing to learn
+    assert nothing[0].tolist() == pytest.approx(
+        [0, 0, -math.log(2)], abs=1e-6
+    )  # no token is possible: nothing to learn
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ baseline does not depend on the token itself, but for its small share in the mea
     G_t = -discount^(m - t) for t <= m; 0 for each token of a completion without a mistake
     A_t = (G_t - mean of G_t) / std        std: of the differences, over all tokens of the group
 
-If all possible tokens of a place are known, nothing need be sampled there: a token has the reward 1 or 0, and the
-probability P_t of a possible one is the expected reward. Maximizing log P_t weighs the policy gradient of each place by
-1 / P_t, so that a place that is nearly always wrong is not learned more slowly than others (Tajwar et al. 2026).
+If all possible tokens of a place are known, no reward need be sampled there. A possible token has the reward 1, any
+other 0, and the expected reward is the probability P_t of a possible one. Its gradient is the expected policy gradient
+(Ciosek and Whiteson 2018). That of log P_t, which is maximized here, is the same divided by P_t, so that a place that
+is wrong nearly always learns as quickly as others (Tajwar et al. 2026).
 """
 
 from bisect import bisect_right

@@ -56,6 +56,10 @@ class Parse:
         if self._next is None:
             specials = tokenizer.special_tokens.values()
             self._next = NextTokens(self.grammar, tokenizer.token_bytes, specials, tokenizer.end_of_text)
+        own = [number for number in ids if number != tokenizer.end_of_text]
+        spelled = b"".join(tokenizer.token_bytes[number] for number in own).decode(errors="replace")
+        problem = f"{OPTION}: the text is not the bytes of its tokens with this tokenizer; set credit to mistake"
+        require(spelled == tokenizer.decode(own), problem)
         return self._next.along(prompt, ids)
 
 

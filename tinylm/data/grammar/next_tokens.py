@@ -1,9 +1,12 @@
 """The tokens with which a text can go on, so that a grammar can still generate it."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tinylm.data.grammar.parse import Grammar
+
+SPACE = re.compile(rb"[\s\x1c-\x1f\xc2\xe1-\xe3]")  # a byte with which white space can begin in UTF-8
 
 
 class Place:
@@ -47,7 +50,7 @@ class NextTokens:
         for number, written in enumerate(token_bytes):
             if written and number not in hidden:
                 self._ids.setdefault(written, []).append(number)
-        self._several = [written for written in self._ids if len(written.split()) > 1]  # tokens of several words
+        self._several = [written for written in self._ids if SPACE.search(written, 1)]  # may go beyond a word
 
     def along(self, prompt: str, ids: Iterable[int]) -> list[list[int]]:
         """The possible tokens at each place of a completion.
@@ -86,11 +89,10 @@ class NextTokens:
     def _possible(self, place: Place, word: bytes) -> list[int]:
         """The ids that are possible behind a part of a word."""
         found = self._continuing(place, word)
-        behind = place.behind(word)
-        if behind is not None:
-            found += self._continuing(behind, b"")
-        if b"" in (place if not word else behind or place).words:
-            found.append(self.end)
+        boundary = place.behind(word) if word else place
+        if boundary is not None:
+            found += self._continuing(boundary, b"") if word else []
+            found += [self.end] if b"" in boundary.words else []
         for written in self._several:
             if self._read((place, word), written) is not None:
                 found += self._ids[written]
