@@ -146,7 +146,7 @@ class GRPO(FrozenStart):
         return per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
 
     def gains(self, graded: Graded, logits: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
-        """What is maximized at each token, (n, T), and 1 for each group without a difference, (B,).
+        """The quantity maximized at each token, (n, T), and 1 for each group without a difference, (B,).
 
         Args:
             graded: the completions

@@ -64,8 +64,7 @@ class NextTokens:
             itself is impossible
         """
         found: list[list[int]] = []
-        start = (Place(self.grammar, self.grammar.start_states()), b"")
-        position = self._read(start, prompt.encode())
+        position = self._read((Place(self.grammar, self.grammar.start_states()), b""), prompt.encode())
         for number in ids:
             found.append(self._possible(*position) if position else [])
             if position is None or number == self.end or number not in found[-1]:
