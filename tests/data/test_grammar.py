@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.data.grammar.generate import log_prob_of
+from tinylm.data.grammar.next_tokens import NextTokens
 from tinylm.data.grammar.parse import Grammar, load_grammar
 from tinylm.errors import DataError, MissingInputError
 
@@ -143,10 +144,38 @@ def grammars(draw) -> dict:
     weigh = lambda texts: {text: draw(st.integers(1, 4)) for text in texts}
     rules = {"one": weigh(words()), "two": [f"{word}<.x:{draw(st.sampled_from('cd'))}>" for word in words()]}
     first = draw(st.permutations(["<v=one>", "<w=one>", "<u=two>", "-"]))
-    pieces = st.sampled_from(["<v>", "<w>", "<U.x>", "<u>", "<one>", "<two>", "<One>", "-", "<sub>"])
+    pieces = st.sampled_from(["<v>", "<w>", "<U.x>", "<u>", "<one>", "<two>", "<One>", "-", " ", " é", "<sub>"])
     rules["sub"] = weigh(draw(st.lists(st.sampled_from(["<v>", "<one>", "e", "<u.x>"]), min_size=1, unique=True)))
     rest = [draw(st.lists(pieces, max_size=4)) for _ in range(draw(st.integers(1, 2)))]
     return {"start": sorted({"".join([*first, *each]) for each in rest})} | rules
+
+
+def check_next_tokens(grammar: Grammar, texts: set[str], random: Random) -> None:
+    """Tokens are any one to four bytes in a row, of several words or of a part of a character."""
+    written = sorted(text.encode() for text in texts)
+    some = random.sample(written, min(5, len(written)))
+    cut = {text[at : at + length] for text in some for at in range(len(text)) for length in (1, 2, 4)}
+    tokens = [*sorted(cut), b"<end>", b"b", b"a"]  # the last may stand twice
+    end = tokens.index(b"<end>")
+    guide = NextTokens(grammar, tokens, [end], end)
+    for text in (*some, b"a" + some[0]):
+        begin = random.randrange(len(text.decode()) + 1)
+        prompt = text.decode()[:begin].encode()
+        ids, done = [], len(prompt)
+        while done < len(text):
+            ids.append(
+                random.choice([i for i, each in enumerate(tokens) if text.startswith(each, done) and i != end] or [end])
+            )
+            done += len(tokens[ids[-1]])
+        so_far, expected = prompt, []
+        for number in [*ids, end]:
+            possible = [i for i, each in enumerate(tokens) if any(t.startswith(so_far + each) for t in written)]
+            expected.append(possible + [end] * (so_far in written))
+            if number not in expected[-1]:
+                break
+            so_far += tokens[number]
+        found = guide.along(prompt.decode(), [*ids, end])
+        assert [sorted(each) for each in found] == [sorted(each) for each in expected]
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,6 +195,7 @@ def test_log_prob_of_any_grammar_matches_the_enumeration(rules, seed):
             right = max(k for k in range(len(changed) + 1) if changed[:k] in beginnings)
             assert grammar.mistake(changed) == (None if changed in expected else right)
     random = Random(seed)
+    check_next_tokens(grammar, set(expected), random)
     for _ in range(10):
         text, derivation = grammar.generate(random)
         assert derivation in grammar.parse(text)

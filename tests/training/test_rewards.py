@@ -17,12 +17,16 @@ from tests.training import ranks
 from tests.training.test_preferences import STOP, columns
 from tinylm.bundle import read_checkpoint
 from tinylm.data import IGNORE, Batch
+from tinylm.data.grammar.parse import Grammar
 from tinylm.generation.text import Text
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 from tinylm.training import GRPO
-from tinylm.training.credit import returns, token_advantages, token_of
+from tinylm.training.credit import log_chances, returns, token_advantages, token_of
 from tinylm.training.grpo import Graded
+from tinylm.training.rewards import Parse, Verdict, verdict
 from tinylm.training.rollout import Prompt, prompts_of
+
+NAMES = ["al", "bo", "cy", "di"]
 
 # --- by hand
 
@@ -44,12 +48,13 @@ class Bandit:
 
 
 def gradient_of(
-    objective: GRPO, bandit: Bandit, written: list[list[int]], rewards: list[float], mistakes: Sequence[int | None] = ()
+    objective: GRPO, bandit: Bandit, written: list[list[int]], verdicts: Sequence[Verdict | float]
 ) -> torch.Tensor:
     """The gradient of the loss if a batch of one prompt gets these completions."""
     width = max(map(len, written))
     targets = torch.tensor([[*ids, *[IGNORE] * (width - len(ids))] for ids in written])
-    found = Graded(Batch(targets.clamp(min=0), targets, 0), torch.tensor(rewards, dtype=torch.float64), mistakes)
+    each = [value if isinstance(value, Verdict) else Verdict(value) for value in verdicts]
+    found = Graded(Batch(targets.clamp(min=0), targets, 0), each)
     objective.graded = lambda *_: found  # type: ignore[method-assign]
     objective.reference_log_probs = lambda network, batch: (  # type: ignore[method-assign]
         torch.where(batch.targets == IGNORE, 0.0, REFERENCE.log_softmax(0)[batch.targets.clamp(min=0)])
@@ -120,11 +125,53 @@ def test_the_gradient_of_credit_up_to_the_mistake_token_by_token():
     """Returns (0, 0, 0) and (-1/2, -1): differences of 1/4, 1/2 and 0 from the means, over five tokens."""
     bandit, written = Bandit(torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64)), [[0, 1, 2], [1, 2]]
     objective = GRPO(group=2, beta=0, credit="mistake", discount=0.5)
-    found = gradient_of(objective, bandit, written, [1.0, 0.0], [None, 1])
+    found = gradient_of(objective, bandit, written, [Verdict(1), Verdict(0, mistake=1)])
     log_p = (logits := bandit.logits.detach().clone().requires_grad_()).log_softmax(0)
     first, second = 0.25 * log_p[0] + 0.5 * log_p[1], -0.25 * log_p[1] - 0.5 * log_p[2]
     (-(first / 3 + second / 2) / math.sqrt(0.625 / 5) / 2).backward()
     torch.testing.assert_close(found, logits.grad, atol=1e-6, rtol=0)  # returns are float32
+
+
+def test_the_gradient_of_all_possible_tokens_is_the_expected_policy_gradient():
+    """Of log P, P the chance of a possible token: sum over a of p(a) (r(a) - P) grad log p(a), divided by P."""
+    bandit = Bandit(torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64))
+    possible = [[[0, 2], [1]], [[0, 1]]]  # the second completion is wrong at its first token, so the rest is left out
+    verdicts = [Verdict(1, possible=possible[0]), Verdict(0, possible=possible[1])]
+    found = gradient_of(GRPO(group=2, beta=0, credit="expected"), bandit, [[2, 1], [2, 0, 1]], verdicts)
+    p, exact = bandit.logits.detach().softmax(0), torch.zeros(3, dtype=torch.float64)
+    for sets, length in zip(possible, (2, 3), strict=True):
+        for ids in sets:
+            chance = p[ids].sum()
+            for token in range(3):
+                above = float(token in ids) - chance
+                exact -= p[token] * above * (torch.eye(3, dtype=torch.float64)[token] - p) / chance / length / 2
+    torch.testing.assert_close(found, exact, atol=1e-14, rtol=0)
+    nothing = log_chances(torch.zeros(1, 3, 2), [[[], [0]]], torch.tensor([[False, True, True]]))
+    assert nothing[0].tolist() == pytest.approx(
+        [0, 0, -math.log(2)], abs=1e-6
+    )  # no token is possible: nothing to learn
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "reward", "sets"),
+    [
+        ("al hit bo.", "end", 1, ["abcd", "l", " ", "hf", "i", "t", " ", "bcd", "o", ".", "$"]),
+        ("al hit al", "end", 0, ["abcd", "l", " ", "hf", "i", "t", " ", "bcd"]),  # up to the mistake
+        ("al hi", "length", 0, ["abcd", "l", " ", "hf", "i"]),
+        ("al hit bo", "end", 0, ["abcd", "l", " ", "hf", "i", "t", " ", "bcd", "o", "."]),  # ends too early
+    ],
+)
+def test_the_possible_tokens_of_a_completion_by_hand(text, finished, reward, sets):
+    grammar = Grammar({"story": ["<hero=name> <deed> <friend=name>."], "name": NAMES, "deed": ["hit", "fed"]})
+    tokenizer = CharTokenizer("abcdefhiloty .", [END_OF_TEXT])
+    spelled = {**{tokenizer.decode([i]): i for i in range(14)}, "$": 14}
+    written = Text([14], ids=[spelled[each] for each in text], finished=finished)
+    found = verdict(Parse(grammar), "expected", tokenizer, Prompt([14], ""), written)
+    assert found.reward == reward
+    names = {number: each for each, number in spelled.items()}
+    assert ["".join(sorted(names[i] for i in ids)) for ids in found.possible] == [
+        "".join(sorted(each)) for each in sets
+    ]
 
 
 def test_the_token_that_holds_a_character():
@@ -152,7 +199,7 @@ def test_a_reward_of_ones_own_names_the_wrong_token(ids, finished, reward, wrong
     monkeypatch.setattr("tinylm.training.grpo.completions", lambda *_: ([text], "written"))
     objective = GRPO(reward=Quiet, credit="mistake")
     found = objective.graded(Bandit(torch.zeros(3)), [Prompt([2], "")], [0])
-    assert found.rewards.tolist() == [reward] and found.mistakes == (wrong,)
+    assert found.verdicts == [Verdict(reward, mistake=wrong)]
 
 
 def test_the_prompts_of_documents_and_of_pairs():
@@ -224,10 +271,10 @@ def words(base, tmp_path, monkeypatch) -> list[str]:
     return ["fit", "-c", "learn.yaml"]
 
 
-MISTAKE = ["--model.objective.init_args.credit", "mistake"]
+MISTAKE, EXPECTED = (["--model.objective.init_args.credit", credit] for credit in ("mistake", "expected"))
 
 
-@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4", *MISTAKE]], ids=["whole", "lora, mistake"])
+@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4", *EXPECTED]], ids=["whole", "lora, expected"])
 def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, tmp_path):
     (tmp_path / "stop.py").write_text(STOP)
     words += options
@@ -251,7 +298,7 @@ def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, 
 @pytest.mark.slow
 def test_two_ranks_write_different_groups_and_agree_on_the_loss(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = [*words, "-c", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
+    arguments = [*words, *MISTAKE, "-c", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
     first, second = processes.run_ranks(2, ranks.record, arguments, str(tmp_path), out=tmp_path)
     assert len(first["losses"]) == 6 and first["losses"] == second["losses"]
     assert columns("learn")[-1]["val/reward"]
@@ -274,8 +321,9 @@ def test_a_reward_of_ones_own_needs_trust_and_is_recorded(cli, words, tmp_path):
     assert cli(*words, *option, "--trust", "brief", "--trainer.max_steps", "1").code == 0
     parts = [part["class_path"] for part in read_checkpoint("runs/learn/checkpoints/last.ckpt")["tinylm_plugins"]]
     assert parts == ["tinylm.training.GRPO", "brief.short"]
-    placeless = cli(*words, *option, "--trust", "brief", *MISTAKE)
-    assert placeless.code == 2 and "reward: brief.short does not name the place of a mistake" in placeless.error
+    for credit, method in ((MISTAKE, "mistake"), (EXPECTED, "possible_tokens")):
+        lacking = cli(*words, *option, "--trust", "brief", *credit)
+        assert lacking.code == 2 and f"give a reward with a method {method}" in lacking.error
 
 
 def test_the_exact_answer_of_pairs(cli, words, tmp_path):
@@ -294,7 +342,7 @@ NEEDS = {
     "no reward": (["reward", "parsed"], "reward: no reward 'parsed', did you mean 'parse'?"),
     "one": (["group", "1"], "group must be at least 2, got 1"),
     "variant": (["variant", "ppo"], "variant must be one of grpo, dr_grpo, got 'ppo'"),
-    "credit": (["credit", "story"], "credit must be one of whole, mistake, got 'story'"),
+    "credit": (["credit", "story"], "credit must be one of whole, mistake, expected, got 'story'"),
     "no discount": (["discount", "0.5"], "discount: credit: whole has none; leave it out"),
     "no answers": (["reward", "exact"], "reward: exact compares with the responses of data.pairs"),
 }

@@ -1,4 +1,4 @@
-"""Credit up to the mistake: which tokens of a completion are to blame.
+"""Credit: which tokens of a completion are to blame for a mistake.
 
 A verdict on a whole text blames all its tokens alike. If the mistake has a place, token m, the tokens before it are to
 blame the less the earlier they were written, and those behind it not at all. So each token has a return of its own, and
@@ -7,6 +7,11 @@ baseline does not depend on the token itself, but for its small share in the mea
 
     G_t = -discount^(m - t) for t <= m; 0 for each token of a completion without a mistake
     A_t = (G_t - mean of G_t) / std        std: of the differences, over all tokens of the group
+
+If all possible tokens of a place are known, no reward need be sampled there. A possible token has the reward 1, any
+other 0, and the expected reward is the probability P_t of a possible one. Its gradient is the expected policy gradient
+(Ciosek and Whiteson 2018). That of log P_t, which is maximized here, is the same divided by P_t, so that a place that
+is wrong nearly always learns as quickly as others (Tajwar et al. 2026).
 """
 
 from bisect import bisect_right
@@ -65,3 +70,23 @@ def token_advantages(values: Tensor, judged: Tensor, group: int, scaled: bool) -
     silent = scale < SMALLEST
     above = torch.where(silent, 0.0, above / scale if scaled else above)
     return above.view(-1, width), silent[:, 0, 0].to(values)
+
+
+def log_chances(logits: Tensor, possible: Sequence[Sequence[Sequence[int]]], counts: Tensor) -> Tensor:
+    """The log probability that the next token is a possible one, 0 where nothing is known of it.
+
+    Args:
+        logits: of the prompts with completions, (n, T, V)
+        possible: for each completion and each of its first tokens, the ids that are possible there
+        counts: which tokens belong to the completions, bool (n, T)
+
+    Returns:
+        float (n, T)
+    """
+    known = torch.ones(logits.shape, dtype=torch.bool)
+    for row, first in enumerate(counts.int().argmax(1).tolist()):
+        for place, ids in enumerate(possible[row], start=first):
+            if ids:
+                known[row, place] = False
+                known[row, place, list(ids)] = True
+    return logits.log_softmax(2).masked_fill(~known.to(logits.device), -torch.inf).logsumexp(2)

@@ -9,7 +9,8 @@ For each prompt the network writes a group of completions. A completion is good 
 The variant `dr_grpo` (Liu et al. 2025, arXiv:2503.20783) leaves out the two divisions that bias the gradient: by std r,
 and by the length of each completion, in place of which stands the constant `max_new_tokens`.
 
-With `credit: mistake` each token has an advantage of its own, by its distance to the mistake (credit.py).
+With `credit: mistake` each token has an advantage of its own, by its distance to the mistake; with `credit: expected`
+the gradient is the exact one over all next tokens (credit.py).
 
 Every group is used for one step. So the policy that has written it is the network itself, the ratio of the two is 1,
 and there is nothing to clip. Left out: several steps on a group, and sampling under another temperature.
@@ -24,31 +25,34 @@ from torch import Tensor
 from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
 from tinylm.data.loader_batches import seed_of
-from tinylm.generation.text import Text
-from tinylm.training.credit import returns, token_advantages, token_of
+from tinylm.evaluation.log_probs import token_nats
+from tinylm.training.credit import log_chances, returns, token_advantages
 from tinylm.training.frozen_start import FrozenStart, log_probs
 from tinylm.training.objective import FIELD, per_sequence
-from tinylm.training.rewards import OPTION, named_reward, own_reward
+from tinylm.training.rewards import OPTION, Verdict, named_reward, own_reward, verdict
 from tinylm.training.rollout import Prompt, completions, prompts_of
 
 VARIANTS = ("grpo", "dr_grpo")
-CREDITS = ("whole", "mistake")
+CREDITS = {"whole": "", "mistake": "mistake", "expected": "possible_tokens"}  # and the method that a reward needs
 DISCOUNT = 0.9
 REWARDED = ("prompt", "completion", "answer")  # what a reward is a function of
 
 
 class Graded(NamedTuple):
-    """Completions with their rewards.
+    """Completions with the verdict on each.
 
     Attributes:
         written: the batch of prompts and completions, of which the tokens of the completions count
-        rewards: of each completion, (n,)
-        mistakes: with credit `mistake`: index of the wrong token within each completion; None: no mistake
+        verdicts: of each completion
     """
 
     written: Batch
-    rewards: Tensor
-    mistakes: Sequence[int | None]
+    verdicts: Sequence[Verdict]
+
+    @property
+    def rewards(self) -> Tensor:
+        """The reward of each completion, (n,)."""
+        return torch.tensor([each.reward for each in self.verdicts], device=self.written.inputs.device)
 
 
 class GRPO(FrozenStart):
@@ -66,7 +70,8 @@ class GRPO(FrozenStart):
         beta: how strongly the network is held to the reference
         variant: `grpo` or `dr_grpo`
         credit: `whole`: the reward counts for every token of a completion; `mistake`: a reward that names the place of
-            the mistake counts for the tokens up to it. The reward is 1 without a mistake, else 0
+            the mistake counts for the tokens up to it; `expected`: a reward that knows all possible tokens teaches each
+            place up to the mistake by all of them. With the last two the reward is 1 without a mistake, else 0
         discount: with credit `mistake`: weight of the blame, per token back from the mistake. None: 0.9
         reference: a run, model folder or checkpoint with the same tokenizer. None: the start of the run
     """
@@ -92,8 +97,8 @@ class GRPO(FrozenStart):
         require(beta >= 0, f"beta must not be negative, got {beta}")
         require(variant in VARIANTS, f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         require(credit in CREDITS, f"credit must be one of {', '.join(CREDITS)}, got {credit!r}")
-        placed = credit == "mistake"
-        require(placed or discount is None, "discount: credit: whole has none; leave it out, or set credit to mistake")
+        blamed = credit == "mistake" or discount is None
+        require(blamed, f"discount: credit: {credit} has none; leave it out, or set credit to mistake")
         require(discount is None or 0 <= discount <= 1, f"discount must be from 0 to 1, got {discount}")
         self.credit, self.discount = credit, DISCOUNT if discount is None else discount
         self.group, self.prompt_tokens, self.max_new_tokens = group, prompt_tokens, max_new_tokens
@@ -116,32 +121,49 @@ class GRPO(FrozenStart):
         require(not (pairs and self.prompt_tokens), f"{FIELD}: prompt_tokens: pairs have prompts; leave it out")
         if isinstance(self.reward, str):
             self.reward = named_reward(self.reward, network)
-        placed = self.credit == "whole" or callable(getattr(self.reward, "mistake", None))
-        remedy = "set credit to whole, or give a reward with a method mistake(prompt, completion, answer)"
-        require(placed, f"{OPTION}: {self._name} does not name the place of a mistake; {remedy}")
+        method = CREDITS[self.credit]
+        knows = not method or callable(getattr(self.reward, method, None))
+        remedy = f"set credit to whole, or give a reward with a method {method}"
+        require(knows, f"{OPTION}: {self._name} does not know what credit: {self.credit} needs; {remedy}")
         super().prepare(network)
 
     def forward(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         """The loss, and what the completions are like, for a micro-batch; each prompt counts the same."""
         prompts = [prompt for prompt in prompts_of(network, batch, self.prompt_tokens) for _ in range(self.group)]
         seeds = torch.randint(2**62, (len(prompts),)).tolist()  # by PyTorch's generator, a function of the step
-        written, rewards, mistakes = self.graded(network, prompts, seeds)
+        graded = self.graded(network, prompts, seeds)
+        written, counts = graded.written, graded.written.targets != IGNORE
         self._tokens = written.inputs.numel()
-        ours, theirs = log_probs(network, written), self.reference_log_probs(network, written)  # (n, T)
-        counts = written.targets != IGNORE
+        logits, theirs = network(written.inputs, written.documents), self.reference_log_probs(network, written)
+        ours = -token_nats(logits, written.targets)  # (n, T)
         kl = torch.where(counts, (theirs - ours).exp() - (theirs - ours) - 1, 0.0)
-        if self.credit == "mistake":
-            found = returns(mistakes, counts, self.discount)
-            advantages, silent = token_advantages(*found, self.group, self.variant == "grpo")  # (n, T)
-        else:
-            advantages, silent = self.advantages(rewards.view(-1, self.group))
-            advantages = advantages.view(-1, 1)
-        gains = (advantages * ours - self.beta * kl).sum(1)  # (n,)
+        gains, silent = self.gains(graded, logits, ours)
+        losses = (self.beta * kl - gains).sum(1)  # (n,)
         lengths = counts.sum(1)
         divisor = lengths if self.variant == "grpo" else self.max_new_tokens or network.network.max_seq_len
-        values = {"loss": -gains / divisor, "reward": rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
+        values = {"loss": losses / divisor, "reward": graded.rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
         values |= {"length": lengths, "silent": silent.repeat_interleave(self.group)}
         return per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
+
+    def gains(self, graded: Graded, logits: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantity maximized at each token, (n, T), and 1 for each group without a difference, (B,).
+
+        Args:
+            graded: the completions
+            logits: of the network, (n, T, V)
+            ours: log probability of each token of the completions, (n, T)
+        """
+        counts, verdicts = graded.written.targets != IGNORE, graded.verdicts
+        if self.credit == "expected":
+            chances = log_chances(logits, [each.possible for each in verdicts], counts)
+            return chances, chances.new_zeros(len(chances) // self.group)
+        if self.credit == "mistake":
+            found, judged = returns([each.mistake for each in verdicts], counts, self.discount)
+            advantages, silent = token_advantages(found, judged, self.group, self.variant == "grpo")  # (n, T)
+        else:
+            advantages, silent = self.advantages(graded.rewards.view(-1, self.group))
+            advantages = advantages.view(-1, 1)
+        return advantages * ours, silent
 
     def advantages(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """The advantage of each completion, (B, G), and 1 for each group without a difference, (B,)."""
@@ -159,32 +181,19 @@ class GRPO(FrozenStart):
         rows = batch._replace(inputs=batch.inputs[counts], targets=batch.targets[counts])
         prompts = prompts_of(network, rows, self.prompt_tokens)
         seeds = [seed_of(row[row != IGNORE].tolist()) for row in rows.targets]
-        written, rewards, _ = self.graded(network, prompts, seeds)
+        graded = self.graded(network, prompts, seeds)
+        written = graded.written
         return {
-            "reward": rewards,
+            "reward": graded.rewards,
             "length": (written.targets != IGNORE).sum(1),
             "entropy": -log_probs(network, written).sum(1),
         }
 
     def graded(self, network: Any, prompts: list[Prompt], seeds: list[int]) -> Graded:
-        """Writes a completion of each prompt, and has it rewarded."""
+        """Writes a completion of each prompt, and has it judged."""
         texts, written = completions(network, [prompt.ids for prompt in prompts], seeds, self.max_new_tokens)
-        grade = self._mistake if self.credit == "mistake" else self._reward
-        found = [grade(network.tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        rewards, mistakes = zip(*found, strict=True)
-        return Graded(written, torch.tensor(rewards, device=network.device), mistakes)
-
-    def _reward(self, tokenizer: Any, prompt: Prompt, text: Text) -> tuple[float, None]:
-        if text.finished != "end":
-            return 0.0, None
-        return float(self.reward(prompt.text, tokenizer.decode(text.ids), prompt.answer)), None
-
-    def _mistake(self, tokenizer: Any, prompt: Prompt, text: Text) -> tuple[float, int | None]:
-        place = self.reward.mistake(prompt.text, tokenizer.decode(text.ids), prompt.answer)
-        if text.finished == "end":
-            return float(place is None), None if place is None else token_of(text.ids, place, tokenizer)
-        last = len(text.ids) - 1  # the completion was cut off there
-        return 0.0, last if place is None else min(last, token_of(text.ids, place, tokenizer))
+        pairs = zip(prompts, texts, strict=True)
+        return Graded(written, [verdict(self.reward, self.credit, network.tokenizer, *pair) for pair in pairs])
 
     def num_tokens(self, batch: Batch) -> int:
         """Tokens of the last micro-batch of completions."""

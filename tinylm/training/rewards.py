@@ -1,20 +1,26 @@
 """Rewards that a program checks: `parse`, `exact`, or a function of the user's.
 
-A reward that names the place of a mistake is an object with one more method:
+A reward that knows more than a verdict on the whole text is an object with one more method:
 
     mistake(prompt, completion, answer) -> int | None
+    possible_tokens(prompt, ids, tokenizer) -> list[list[int]]
 
-the index of the character of the completion with which the text goes wrong, `len(completion)` if it ends too early, and
-None if there is no mistake.
+`mistake` gives the index of the character of the completion with which the text goes wrong, `len(completion)` if it
+ends too early, and None if there is no mistake. `possible_tokens` gives, for each token of a completion up to its first
+wrong one, all ids that are no mistake in its place.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tinylm.checks import require
+from tinylm.data.grammar.next_tokens import NextTokens
 from tinylm.errors import ConfigError, did_you_mean
+from tinylm.generation.text import Text
 from tinylm.plugins import Part
+from tinylm.training.credit import token_of
 from tinylm.training.objective import FIELD
+from tinylm.training.rollout import Prompt
 
 Reward = Callable[[str, str, str | None], float]  # of a prompt, a completion, and the expected answer if there is one
 NAMES = ("parse", "exact")
@@ -30,6 +36,7 @@ class Parse:
 
     def __init__(self, grammar: Any) -> None:
         self.grammar = grammar
+        self._next: NextTokens | None = None
 
     def __call__(self, prompt: str, completion: str, answer: str | None = None) -> float:
         """The reward of a completion."""
@@ -39,6 +46,53 @@ class Parse:
         """Index of the first character of the completion that no generated text has there; None if it parses."""
         place = self.grammar.mistake(prompt + completion)
         return None if place is None else max(0, place - len(prompt))
+
+    def possible_tokens(self, prompt: str, ids: Sequence[int], tokenizer: Any) -> list[list[int]]:
+        """The ids that some text of the grammar has in place of each token, up to the first wrong one.
+
+        Raises:
+            ConfigError: if the bytes of the tokens do not make up the text.
+        """
+        if self._next is None:
+            specials = tokenizer.special_tokens.values()
+            self._next = NextTokens(self.grammar, tokenizer.token_bytes, specials, tokenizer.end_of_text)
+        own = [number for number in ids if number != tokenizer.end_of_text]
+        spelled = b"".join(tokenizer.token_bytes[number] for number in own).decode(errors="replace")
+        problem = f"{OPTION}: the text is not the bytes of its tokens with this tokenizer; set credit to mistake"
+        require(spelled == tokenizer.decode(own), problem)
+        return self._next.along(prompt, ids)
+
+
+class Verdict(NamedTuple):
+    """The judgment of a completion.
+
+    Attributes:
+        reward: of the completion as a whole
+        mistake: with credit `mistake`: index of the wrong token; None: no mistake
+        possible: with credit `expected`: for each token up to the first wrong one, the ids that are no mistake there
+    """
+
+    reward: float
+    mistake: int | None = None
+    possible: Sequence[Sequence[int]] = ()
+
+
+def verdict(reward: Any, credit: str, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
+    """Judges a completion; one that was cut off has the reward 0, and its last token is a mistake."""
+    ended, written = text.finished == "end", tokenizer.decode(text.ids)
+    if credit == "expected":
+        ids = [*text.ids, tokenizer.end_of_text] if ended else text.ids
+        possible = reward.possible_tokens(prompt.text, ids, tokenizer)
+        right = ended and len(possible) == len(ids) and ids[-1] in possible[-1]
+        return Verdict(float(right), possible=possible)
+    if credit == "mistake":
+        place = reward.mistake(prompt.text, written, prompt.answer)
+        wrong = None if place is None else token_of(text.ids, place, tokenizer)
+        if not ended:
+            last = len(text.ids) - 1
+            wrong = last if wrong is None else min(last, wrong)
+        return Verdict(float(wrong is None), mistake=wrong)
+    return Verdict(float(reward(prompt.text, written, prompt.answer)) if ended else 0.0)
 
 
 def own_reward(given: Any) -> Part | None:

@@ -83,10 +83,13 @@ class GenerativeRules(Rules):
             return set()
         return {self.entries[rule].index(entry) for rule, entry in variables.values() if rule == symbol.rule}
 
+    def _left(self, rule: str, excluded: set[int]) -> float:
+        """The probability that is left to the entries that may be drawn."""
+        return 1 - math.fsum(self._shares[rule][other] for other in excluded) if excluded else 1
+
     def _choice(self, symbol: Draw, number: int, excluded: set[int]) -> Choice:
-        shares = self._shares[symbol.rule]
-        left = 1 - math.fsum(shares[other] for other in excluded) if excluded else 1
-        return Choice(symbol.rule, self.entries[symbol.rule][number].text, shares[number] / left)
+        share = self._shares[symbol.rule][number] / self._left(symbol.rule, excluded)
+        return Choice(symbol.rule, self.entries[symbol.rule][number].text, share)
 
 
 def recall(symbol: Recall, variables: Variables) -> str:

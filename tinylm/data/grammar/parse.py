@@ -124,17 +124,21 @@ class Grammar(GenerativeRules):
         Raises:
             DataError: at a word that continues no generated text.
         """
-        states: list[Any] = [(1.0, "", ((Draw(self.start),), 0, None), {})]
+        states = self.start_states()
         for word in [*split_words(text), ""]:
-            found = self._next_words(states)
+            found = self.next_words(states)
             total = math.fsum(weight for weight, *_ in found.get(word, ()))
             if total == 0:
                 raise DataError(f"{self.name}: generates no text that continues with {word!r}")
             yield {each: math.fsum(weight for weight, *_ in group) for each, group in found.items()}
             states = [(weight / total, *state) for weight, *state in found[word]]
 
-    def _next_words(self, states: list[Any]) -> dict[str, list[Any]]:
-        """Continues states by a word: word -> the states after it.
+    def start_states(self) -> list[Any]:
+        """The states before the first word, for `next_words`."""
+        return [(1.0, "", ((Draw(self.start),), 0, None), {})]
+
+    def next_words(self, states: list[Any]) -> dict[str, list[Any]]:
+        """Continues states by a word: word -> the states after it. The word `""` is the end of the text.
 
         A state is a probability, the text written but not yet read, and symbols and variables as in `_search`.
         """
@@ -154,12 +158,13 @@ class Grammar(GenerativeRules):
             if isinstance(symbol, str):
                 states.append((weight, ahead + symbol, after, variables))
             elif symbol.rule in self.entries:
-                excluded = self._excluded(symbol, variables)
+                excluded, shares = self._excluded(symbol, variables), self._shares[symbol.rule]
+                each = weight / self._left(symbol.rule, excluded)
                 for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
                     if number not in excluded:
-                        share, entry = self._choice(symbol, number, excluded), self.entries[symbol.rule][number]
+                        entry = self.entries[symbol.rule][number]
                         then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
-                        states.append((weight * share.probability, ahead + written, after, then))
+                        states.append((each * shares[number], ahead + written, after, then))
             else:
                 for each in self.rules[symbol.rule]:
                     states.append((weight * each.probability, ahead, (each.symbols, 0, after), variables))
