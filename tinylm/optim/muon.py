@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-
 A, B, C = 3.4445, -4.7750, 2.0315  # chosen for speed rather than an exact limit (Jordan et al. 2024)
 
 
@@ -45,13 +44,13 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
 
 
 def steps_together(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """Number of successive steps whose matrices Q = aI + bG + cG² are multiplied before X is, for r rows, c ≥ r columns.
+    """Successive steps whose matrices Q = aI + bG + cG² are multiplied before X is, for r rows and c ≥ r columns.
 
     k steps then take 2r²c + (4k - 3) r³ multiplications, and k (2r²c + r³) one by one: more, if c > 1.5 r. But G has
     the squares of X, so that rounding errors grow faster: three steps are as accurate as one by one, five are not, and
-    in bfloat16 not even two.
+    in 16 bits not even two.
     """
-    return 3 if columns > 1.5 * rows and dtype != torch.bfloat16 else 1
+    return 3 if columns > 1.5 * rows and dtype in (torch.float32, torch.float64) else 1
 
 
 def product_of_steps(gram: Tensor, steps: int) -> Tensor:
