@@ -139,7 +139,7 @@ write_shards(folder, GroupedCorpus(GROUPS), load_tokenizer(tokenizer), Share(int
 """
 
 
-@pytest.mark.parametrize("num_groups", [1, 5])
+@pytest.mark.parametrize("num_groups", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_four_shares_of_which_one_is_killed_and_run_again_equal_one_run(num_groups, tokenizer, tmp_path, forked):
     write_shards(tmp_path / "one", GroupedCorpus(num_groups), tokenizer, processes=1)
     tokenizer.save(tmp_path / "t.json")

@@ -1,6 +1,5 @@
 """Resuming: exact wherever a run was killed, and nothing of a run or of the user is lost on the way."""
 
-import itertools
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import torch
 import yaml
 
 from tests import processes
+from tests.crossed import crossed
 from tests.training.snapshots import Snapshots, differences
 from tinylm.bundle import read_checkpoint
 from tinylm.runs.folder import Claim
@@ -114,16 +114,9 @@ LONGER = {
 
 
 VALIDATIONS = {"by step": ["4", "null"], "by epoch": ["1.0", "1"]}
-QUICK = (("within an epoch", "by step"), ("epochs", "by epoch"))
 
 
-@pytest.mark.parametrize(
-    ("name", "validation"),
-    [
-        pytest.param(*each, marks=[] if each in QUICK else [pytest.mark.slow])
-        for each in itertools.product(LONGER, VALIDATIONS)
-    ],
-)
+@pytest.mark.parametrize(("name", "validation"), crossed(LONGER, VALIDATIONS, every=3))
 def test_a_finished_run_that_is_made_longer_is_the_longer_run(cli, tiny_yaml, tmp_path, name, validation):
     """Epochs of three steps of two micro-batches: the next one begins with its first micro-batch."""
     options = ["--trainer.limit_train_batches", "3", "--model.schedule.name", "constant", "--run.sample_tokens", "0"]
