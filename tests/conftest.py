@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by the processes that tests start
+os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test has two threads, they wait without using the processor
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs to see whether its compiler works
 
 from tests import curves  # noqa: F401
