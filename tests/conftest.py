@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by th
 os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test has two threads, they wait without using the processor
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs to see whether its compiler works
 
-from tests import curves  # noqa: F401
+from tests import shortcuts  # noqa: F401
 from tinylm import plugins
 from tinylm.model.size import empty_model
 

@@ -24,7 +24,7 @@ FORKS = os.name == "posix"  # Windows has no such server; every process starts f
 _context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
     preloaded = ["tinylm.training.cli", "tinylm.commands.train", "matplotlib.backends.backend_pdf", "s3fs"]
-    _context.set_forkserver_preload(["tests.curves", *preloaded])  # what every run imports
+    _context.set_forkserver_preload(["tests.shortcuts", *preloaded])  # what every run imports
 
 
 def start(function: Any, *arguments: Any, **environment: str) -> BaseProcess:

@@ -521,6 +521,7 @@ def test_a_full_disk_is_74_with_path_and_bytes_whatever_the_library_raises(impor
     assert names(tmp_path) == ["file.png"]
 
 
+@pytest.mark.slow
 @posix
 def test_a_full_disk_under_a_folder_names_the_folder(tmp_path):
     """safetensors writes by itself; the JSON file in the folder fails under the folder's temporary name."""

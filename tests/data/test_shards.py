@@ -240,6 +240,7 @@ def test_more_shards_than_files_may_be_open(tokenizer, tmp_path, python):
     assert int(out or pytest.fail(err)) >= 45
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="rlimits are POSIX's")
 def test_a_full_disk_is_named_and_costs_the_shards_being_written_only(tokenizer, tmp_path, python):
     """The limit of file sizes stands for the disk: the fifth block is longer than it allows."""

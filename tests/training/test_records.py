@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from tests.curves import drawn_curves
+from tests.shortcuts import drawn_curves
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
 from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder

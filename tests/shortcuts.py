@@ -1,8 +1,10 @@
-"""Runs of tests copy the tutorial's curves: drawing takes half a second, longer than most of these runs train.
+"""What runs of tests leave out: drawing their curves, and waiting until files are on the disk.
 
-Imported before `tinylm.training`, by tests/conftest.py and by the server that forks processes.
+Either takes half a second, longer than most of these runs train. Imported before `tinylm.training`, by
+tests/conftest.py and by the server that forks processes.
 """
 
+import os
 from pathlib import Path
 
 from tinylm.files import atomic_write
@@ -13,11 +15,16 @@ COPY = Path(__file__).parents[1] / "docs" / "tutorial" / "curves.png"
 
 
 def copied_curves(metrics: str | Path, picture: str | Path, title: str) -> None:
-    """Reads the metrics of a run as `draw_curves` does, and writes a picture of others."""
+    """Reads the metrics of a run as `draw_curves` does, and writes the tutorial's picture."""
     plots.read_metrics(metrics)
     plots.read_samples(Path(metrics).with_name("samples.txt"))
     with atomic_write(picture) as file:
         file.write(COPY.read_bytes())
 
 
+def no_fsync(descriptor: int) -> None:
+    """Returns at once: files of tests need not survive a power cut."""
+
+
 plots.draw_curves = copied_curves
+os.fsync = no_fsync
