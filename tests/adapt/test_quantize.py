@@ -253,6 +253,7 @@ def trained() -> tuple[TransformerLM, Tensor]:
     return model.eval(), windows[-40:]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_trained_model_loses_less_than_half_a_percent_in_8_bits_and_three_in_4(trained):
     model, windows = trained
