@@ -254,7 +254,7 @@ VALUES = """\
 yes|No|on|OFF|y|n|true|True|TRUE|null|Null|None|~||"5"|'abc'|[1]|{a: 1}|a: 1|a #b|abc #|*a|&a|!x|@x|$x|${x}|é|\u0663
 \u0663.\u0665|1.5.2|adamw|AdamW|muon|cosine|swiglu|relu2|rmsnorm|auto|1st|e5|1e|0x|Infinity|-abc|a,b|a=b|1 2"""
 TYPED = ("trainer.max_steps", "trainer.fast_dev_run", "trainer.gradient_clip_val", "model.optimizer.name")
-ALIKE = (  # of the same types
+ALIKE = (  # of similar types
     "trainer.max_epochs", "trainer.overfit_batches", "trainer.benchmark", "model.compile", "model.optimizer.lr",
     "model.network.activation", "run.peak_flops",
 )  # fmt: skip
