@@ -173,6 +173,7 @@ def generate_from_a_folder(folder: Path, bits: int) -> None:
         assert "packed" in str(kernels(saved, rows=5)) or bits == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_loaded_model_generates_what_the_saved_one_does(bits, tmp_path):
     """In a process of its own, which a kernel that requires aligned addresses would crash."""
