@@ -1,6 +1,6 @@
-"""What runs of tests leave out: drawing their curves, and waiting until files are on the disk.
+"""Shortcuts of runs in tests: they copy their curves, and do not wait until their files are on the disk.
 
-Either takes half a second, longer than most of these runs train. Imported before `tinylm.training`, by
+Drawing and waiting take half a second each, longer than most of these runs train. Imported before `tinylm.training`, by
 tests/conftest.py and by the server that forks processes.
 """
 
