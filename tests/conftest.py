@@ -4,6 +4,7 @@ The models are so tiny that several threads would only slow each other down. `--
 cases in each run; a failure prints the `@reproduce_failure` line that reproduces it.
 """
 
+import gc
 import importlib
 import os
 import shutil
@@ -15,14 +16,27 @@ import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; inherited by the processes that tests start
+os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test has two threads, they wait without using the processor
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs to see whether its compiler works
 
+from tests import shortcuts  # noqa: F401
 from tinylm import plugins
 from tinylm.model.size import empty_model
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("fresh", derandomize=False, database=None, print_blob=True)
 settings.load_profile("same")  # `--hypothesis-profile` overrides it
+
+
+def pytest_collectstart() -> None:
+    """Searches for no garbage while modules are imported, when hardly any is made."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of the search for garbage, which takes half a second otherwise."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # after the choice of tests by marks

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.boxes import crowded_texts
 from tests.runs.test_compare import make_run
+from tests.shortcuts import drawn_curves
 from tinylm.analysis.pictures import draw_attention
 from tinylm.bundle import save_bundle
 from tinylm.commands import analyze_coordinates
@@ -63,8 +64,10 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_picture_of_the_gallery_has_its_panels_and_room_for_its_texts(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
+    monkeypatch.setattr(gallery, "draw_curves", drawn_curves)
     monkeypatch.setattr(analyze_coordinates, "measure", lambda *_: dict.fromkeys(("muP", "standard"), coordinates()))
     with crowded_texts() as faults:
         files = list(gallery.draw_all(tmp_path))

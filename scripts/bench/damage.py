@@ -8,6 +8,7 @@ code 74, name the file and leave what was there before as it was. Exits with 1 i
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import random
@@ -239,6 +240,7 @@ def fill_disk(sizes: int) -> bool:
     }
     cases = {"fit --resume": ([*FIT, "--resume", "--trainer.max_steps", "24"], sizes), **once}
     for name, (words, count) in cases.items():
+        count = min(count, sizes)
         problems = [problem for problem in fill(name, words, count) if problem]
         good &= not problems
         rows.append([name, str(count), str(count - len(problems)), *problems[:1]])
@@ -323,6 +325,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     tinylm.training.cli.quiet_lightning()
+    gc.freeze()  # children do not search for garbage in what is imported
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         prepare()
         good = damage_all(options.flips, options.cuts, options.seed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.crossed import crossed
 from tests.interop.tables import EXPORTS, SHAPE
 from tests.strategies import random_ids, random_model
 from tinylm.adapt import LoRAConfig, add_lora, load_adapter, lora_layers, quantize, save_adapter
@@ -52,12 +53,15 @@ def adapted(config: ModelConfig, **options) -> TransformerLM:
 # --- out
 
 
-@pytest.mark.parametrize("targets", [["attention", "feedforward"], ["blocks.*.attention.query", "blocks.1.*.output"]])
-@pytest.mark.parametrize(("changes", "architecture"), EXPORTS.values(), ids=EXPORTS)
+TARGETS = {"layers": ["attention", "feedforward"], "patterns": ["blocks.*.attention.query", "blocks.1.*.output"]}
+
+
+@pytest.mark.parametrize(("form", "targets"), crossed(EXPORTS, TARGETS, every=2))
 @torch.no_grad()
-def test_peft_loads_our_adapter_over_every_exported_form(changes, architecture, targets, peft, tmp_path):
+def test_peft_loads_our_adapter_over_every_exported_form(form, targets, peft, tmp_path):
+    changes, architecture = EXPORTS[form]
     config = ModelConfig(**SHAPE | changes)
-    model, ids = adapted(config, targets=targets), random_ids(config)
+    model, ids = adapted(config, targets=TARGETS[targets]), random_ids(config)
     base = exported_base(config, tmp_path / "base")
     assert type(base).__name__ == architecture
     save_adapter(tmp_path / "ours", model)

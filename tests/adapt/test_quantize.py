@@ -1,7 +1,6 @@
 """Rounding against its bounds, quantized models against plain ones with equal weights, and the loss they cost."""
 
 import copy
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tinylm
+from tests import processes
 from tests.model.test_quantized import moved
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
@@ -173,13 +173,11 @@ def generate_from_a_folder(folder: Path, bits: int) -> None:
         assert "packed" in str(kernels(saved, rows=5)) or bits == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_loaded_model_generates_what_the_saved_one_does(bits, tmp_path):
     """In a process of its own, which a kernel that requires aligned addresses would crash."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=generate_from_a_folder, args=(tmp_path / "model", bits)
-    )
-    process.start()
+    process = processes.start(generate_from_a_folder, tmp_path / "model", bits)
     process.join(120)
     assert process.exitcode == 0
 
@@ -256,6 +254,7 @@ def trained() -> tuple[TransformerLM, Tensor]:
     return model.eval(), windows[-40:]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_trained_model_loses_less_than_half_a_percent_in_8_bits_and_three_in_4(trained):
     model, windows = trained

@@ -110,6 +110,7 @@ def test_statistics_of_a_network_with_zero_weights(run, without_pictures):
     assert lines[2] == f"52 tokens, loss {math.log(257):.4f} nats per token"
 
 
+@pytest.mark.slow
 def test_without_a_subcommand_all_reports_go_to_a_folder(run, tmp_path):
     code, out, err = run("--model", "runs/tiny", "--rows", 4)  # on validation stories
     assert code == 0

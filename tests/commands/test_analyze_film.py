@@ -89,6 +89,7 @@ def test_errors_are_one_line(words, code, message, run):
     assert (found, out) == (code, "") and err.startswith("tinylm: error: ") and message in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="found no chromium and no google-chrome")
 def test_the_slider_shows_each_checkpoint_on_a_phone(run):
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -253,14 +253,14 @@ VALUES = """\
 5|5.0|-1|+5|0x10|0o7|0b1|1_000|.5|5.|1e5|1E5|1e-3|-1e3|1.5e3|inf|.inf|nan|12:30|2024-01-01|10k|0,5|1,000|5%|abc|a b|a-b
 yes|No|on|OFF|y|n|true|True|TRUE|null|Null|None|~||"5"|'abc'|[1]|{a: 1}|a: 1|a #b|abc #|*a|&a|!x|@x|$x|${x}|é|\u0663
 \u0663.\u0665|1.5.2|adamw|AdamW|muon|cosine|swiglu|relu2|rmsnorm|auto|1st|e5|1e|0x|Infinity|-abc|a,b|a=b|1 2"""
-TYPED = (
-    "trainer.max_steps", "trainer.max_epochs", "trainer.fast_dev_run", "trainer.gradient_clip_val",
-    "trainer.overfit_batches", "trainer.benchmark", "model.compile", "model.optimizer.lr", "model.optimizer.name",
+TYPED = ("trainer.max_steps", "trainer.fast_dev_run", "trainer.gradient_clip_val", "model.optimizer.name")
+ALIKE = (  # of similar types
+    "trainer.max_epochs", "trainer.overfit_batches", "trainer.benchmark", "model.compile", "model.optimizer.lr",
     "model.network.activation", "run.peak_flops",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", [*TYPED, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
 def test_a_value_is_refused_only_if_the_parser_refuses_it_and_alike(name):
     refused = 0
     for value in VALUES.replace("\n", "|").split("|"):

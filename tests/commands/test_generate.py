@@ -44,24 +44,22 @@ def only_line(err: str) -> str:
     return err
 
 
-def test_from_any_folder_it_prints_prompt_and_completion_or_fails_with_an_exit_code(model, tmp_path):
+def test_from_any_folder_it_prints_prompt_and_completion_or_fails_with_an_exit_code(model, tmp_path, run):
     good = start(tmp_path, "--model", model, "--prompt", "é😀", "--max_new_tokens", 9, "--seed", 1, "--device", "cpu")
-    unseen = start(tmp_path, "--model", model, "--prompt", "abz")
-    missing = start(tmp_path, "--model", tmp_path / "nowhere", "--prompt", "a")
-    usage = start(tmp_path, "--prompt", "a", "--modle", model)
-
     out, err = good.communicate(timeout=60)
     assert (good.returncode, err) == (0, f"tinylm: loading {model}\n")
     assert out.startswith("é😀") and out.endswith("\n") and len(out) == 2 + 9 + 1
     assert set(out) <= set(TOKENIZER.characters)
 
-    for process, code, problem in [
-        (unseen, 65, "'z' (U+007A) at position 2"),
-        (missing, 66, f"{tmp_path / 'nowhere'}: no such model"),
-        (usage, 2, "--modle: no such option, did you mean '--model'?"),
+    unseen = start(tmp_path, "--model", model, "--prompt", "abz")
+    out, err = unseen.communicate(timeout=60)
+    assert (unseen.returncode, out) == (65, "") and "'z' (U+007A) at position 2" in only_line(err)
+    for words, code, problem in [
+        (["--model", tmp_path / "nowhere", "--prompt", "a"], 66, f"{tmp_path / 'nowhere'}: no such model"),
+        (["--prompt", "a", "--modle", model], 2, "--modle: no such option, did you mean '--model'?"),
     ]:
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (code, "")
+        found, out, err = run(*words)
+        assert (found, out) == (code, "")
         assert problem in only_line(err)
 
 

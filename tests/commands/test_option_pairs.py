@@ -237,6 +237,7 @@ def test_the_walk_covers_all_options():
     print(f"{len([*combinations(OPTIONS, 2)])} pairs of generate's options")
 
 
+@pytest.mark.slow
 def test_each_pair_of_generates_options_works_or_is_refused_by_name(load, trace, monkeypatch):
     counts = {True: 0, False: 0}
     for pair in combinations(OPTIONS, 2):
@@ -336,6 +337,7 @@ TRAIN: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_each_pair_of_options_that_train_a_tokenizer_works_or_is_refused_by_name(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("the cat, the hat: it's 12 o'clock\n" * 20)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinylm import workers
 from tinylm.data import open_corpus, open_shards, open_tokens, shard_builder
 from tinylm.data.corpora import documents
 from tinylm.locate import command
@@ -27,6 +28,7 @@ def run(load, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(blocks, "BLOCK", 200)
     monkeypatch.setattr(shard_builder, "BLOCKS", 2)
+    monkeypatch.setattr(workers, "num_cores", lambda: 1)
     for number in range(4):
         Path(f"{number}.txt").write_text("".join(LINES[number::4]), encoding="utf-8")
     BPETokenizer.train_from_texts(LINES, vocab_size=300, special_tokens=[END_OF_TEXT]).save("tok.json")
@@ -60,8 +62,9 @@ def test_shards_have_the_tokens_that_training_on_the_text_reads(run):
     assert all((np.asarray(parts[part]) == expected[part]).all() for part in expected)
 
 
-def test_shares_in_any_order_equal_one_run(run):
+def test_shares_in_any_order_equal_one_run(run, monkeypatch):
     run("?.txt", "--tokenizer", "tok.json", "--out", "one")
+    monkeypatch.setattr(workers, "num_cores", lambda: 2)
     for number in (3, 0, 2):
         code, out, _ = run("?.txt", "--tokenizer", "tok.json", "--out", "four", "--shard", f"{number}/4")
         assert code == 0 and out.splitlines()[1] == f"share {number}/4 is done; others are not yet"

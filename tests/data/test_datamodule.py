@@ -88,6 +88,7 @@ def test_a_text_has_the_vocabulary_of_all_its_parts(module):
     assert {part: ids.tolist() for part, ids in data.tokens.items()} == {"train": [0, 1] * 9, "val": [2, 3]}
 
 
+@pytest.mark.slow
 def test_stories_are_built_in(tmp_path):
     data = TextDataModule(cache_dir=str(tmp_path), split=(0.8, 0.1, 0.1))
     assert data.tokenizer.end_of_text == data.vocab_size - 1

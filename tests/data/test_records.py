@@ -689,6 +689,7 @@ def test_a_data_set_is_streamed_by_its_name(folder):
         opened("hf:./set", field="body")
 
 
+@pytest.mark.slow
 def test_a_data_set_that_cannot_be_reached_is_one_line(folder):
     code = "from tinylm.data import open_corpus; open_corpus('hf:nobody/nothing', split=(0.9, 0.1), cache_dir='.')"
     done = subprocess.run(

@@ -433,6 +433,7 @@ def test_an_unknown_kind_of_url_is_named():
 # --- processes
 
 
+@pytest.mark.slow
 def test_a_program_that_streams_ends_quietly_and_by_ctrl_c(bucket, python, tmp_path):
     code = """
     import sys
@@ -451,7 +452,7 @@ def test_a_program_that_streams_ends_quietly_and_by_ctrl_c(bucket, python, tmp_p
     """
     url = bucket("a.txt", BODY)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "default"}
-    for mode in ("once", *["always"] * 4):
+    for mode in ("once", *["always"] * 2):
         process = python(code, url, mode, env=environment)
         assert process.stdout.readline().strip() == str(remote.BLOCK)
         if mode == "always":

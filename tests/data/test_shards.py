@@ -139,7 +139,7 @@ write_shards(folder, GroupedCorpus(GROUPS), load_tokenizer(tokenizer), Share(int
 """
 
 
-@pytest.mark.parametrize("num_groups", [1, 5])
+@pytest.mark.parametrize("num_groups", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_four_shares_of_which_one_is_killed_and_run_again_equal_one_run(num_groups, tokenizer, tmp_path, forked):
     write_shards(tmp_path / "one", GroupedCorpus(num_groups), tokenizer, processes=1)
     tokenizer.save(tmp_path / "t.json")
@@ -240,6 +240,7 @@ def test_more_shards_than_files_may_be_open(tokenizer, tmp_path, python):
     assert int(out or pytest.fail(err)) >= 45
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="rlimits are POSIX's")
 def test_a_full_disk_is_named_and_costs_the_shards_being_written_only(tokenizer, tmp_path, python):
     """The limit of file sizes stands for the disk: the fifth block is longer than it allows."""

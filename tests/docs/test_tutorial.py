@@ -35,13 +35,8 @@ def pictures_of(chapter: Path) -> set[str]:
     return {picture["name"] for picture in PICTURE.finditer(chapter.read_text(encoding="utf-8"))}
 
 
-@pytest.mark.parametrize(
-    "chapter",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if "```console" in path.read_text("utf-8") else ())
-        for path in CHAPTERS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_prints_its_outputs_and_draws_its_pictures(chapter, folder, monkeypatch, no_windows):
     monkeypatch.chdir(folder)
     before = set(folder.glob("*.png"))

@@ -215,6 +215,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_ends_with_the_report_of_the_first_time(texts, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(scaling, "SAMPLES", 3)
     monkeypatch.setattr(scaling, "FREE_SAMPLES", 2)

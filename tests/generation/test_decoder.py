@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.crossed import crossed
 from tests.strategies import model_configs, random_ids, random_model
 from tinylm.adapt import quantize
 from tinylm.errors import ConfigError
@@ -252,13 +253,14 @@ class Fixed(Decoder):
     fixed_rows = True
 
 
-@pytest.mark.parametrize("changes", [{}, dict(sliding_window=4), dict(positional_encoding="learned", max_seq_len=8)])
-@pytest.mark.parametrize(
-    ("batch_size", "decoder"), [(1, Decoder), (2, Decoder), (3, Fixed), (16, Decoder), (16, Fixed)]
-)
-def test_texts_do_not_depend_on_the_rest_of_the_batch(batch_size, decoder, changes):
+BATCHES = ((1, Decoder), (2, Decoder), (3, Fixed), (16, Decoder), (16, Fixed))
+CHANGES = ({}, dict(sliding_window=4), dict(positional_encoding="learned", max_seq_len=8))
+
+
+@pytest.mark.parametrize(("batches", "changes"), crossed(BATCHES, CHANGES, every=3))
+def test_texts_do_not_depend_on_the_rest_of_the_batch(batches, changes):
     """With unequal prompts, texts that end early and texts that slide."""
-    generator = make(**changes)
+    generator, (batch_size, decoder) = make(**changes), batches
     generator.decoder = decoder(generator.model)
     options = dict(max_new_tokens=25, temperature=1.5, seed=10, logit_bias={LETTERS.end_of_text: -2.5})
     prompts = ["", "abc", "jihgf", "a", "bb"]

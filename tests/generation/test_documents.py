@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.changes import gate
+from tests.crossed import crossed
 from tests.model.test_cache import with_rounded_keys
 from tests.strategies import model_configs, random_model
 from tinylm.data.batches import Batch
@@ -30,7 +31,14 @@ END = LETTERS.end_of_text
 NEW = 14
 GREEDY = SamplingConfig(max_new_tokens=NEW, temperature=0.0)
 PROMPTS = [[END], [END, 0, 1, 2], [END, 3, END, 4, 5], [6, 7, END], [END, END, 8, 9, 1, 2], [3]]
-positions = pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
+POSITIONS = ("rotary", "learned", "sinusoidal", "none")
+positions = pytest.mark.parametrize("positions", POSITIONS)
+WINDOWS = (
+    {},
+    dict(max_seq_len=8),
+    dict(sliding_window=3, max_seq_len=10),
+    dict(sliding_window=3, layer_pattern="LS", max_seq_len=10),
+)
 
 
 class Fixed(Decoder):
@@ -66,18 +74,9 @@ def texts_of(generator: Generator, batch_size: int = 1, config: SamplingConfig =
     return [text.ids for text in texts]
 
 
-@positions
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        dict(max_seq_len=8),
-        dict(sliding_window=3, max_seq_len=10),
-        dict(sliding_window=3, layer_pattern="LS", max_seq_len=10),
-    ],
-    ids=str,
+    ("cache", "fields", "positions"), crossed((RingKVCache, Int8KVCache), WINDOWS, POSITIONS, every=4)
 )
-@pytest.mark.parametrize("cache", [RingKVCache, Int8KVCache])
 def test_texts_match_trainings_forward_pass(positions, fields, cache):
     """With prompts of one and of several documents, single texts and batches, within the context and sliding."""
     model = network(positional_encoding=positions, **fields)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tinylm.kernels.cuda_graph
+from tests.crossed import crossed
 from tests.generation.test_interrupt import Interrupted
 from tests.strategies import random_model
 from tinylm.adapt import LoRAConfig, add_lora, quantize
@@ -58,11 +59,10 @@ def completions(model: TransformerLM, decoder: Decoder, batch_size: int, **optio
     return [(each.ids, each.finished) for each in found], [p for each in found for p in each.log_probs]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_texts_are_those_of_the_other_decoder(changes, options):
+@pytest.mark.parametrize(("architecture", "sampling"), crossed(ARCHITECTURES, OPTIONS, every=3))
+def test_texts_are_those_of_the_other_decoder(architecture, sampling):
     """Prompts of several lengths, rows that end, wait and slide; one decoder for all, as its rows are used again."""
-    model = network(**changes)
+    model, options = network(**ARCHITECTURES[architecture]), OPTIONS[sampling]
     expected = completions(model, Decoder(model), 3, **options)
     decoder = GraphDecoder(model)
     for batch_size in (1, 3, 16):

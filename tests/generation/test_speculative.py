@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.crossed import crossed
 from tests.strategies import model_configs, random_model
 from tinylm.errors import ConfigError
 from tinylm.generation import Generator, SamplingConfig, SpeculativeGenerator
@@ -128,14 +129,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("by", ["model", "lookup"])
-def test_texts_have_the_probabilities_of_full_forward_passes(by, options):
+@pytest.mark.parametrize(("by", "sampling"), crossed(("model", "lookup"), OPTIONS, every=2))
+def test_texts_have_the_probabilities_of_full_forward_passes(by, sampling):
     tokenizer = CharTokenizer("abc", [END_OF_TEXT])
     shape = dict(vocab_size=4, d_model=8, num_layers=1, num_heads=2, tie_embeddings=False)
     model = random_model(ModelConfig(max_seq_len=8, **shape), 3)
     draft = random_model(ModelConfig(max_seq_len=6, **shape), 4) if by == "model" else None
-    config, prompt, draws = SamplingConfig(max_new_tokens=3, **options), [0, 1, 2, 1, 0], 1000
+    config, prompt, draws = SamplingConfig(max_new_tokens=3, **OPTIONS[sampling]), [0, 1, 2, 1, 0], 1000
     generator = SpeculativeGenerator(model, tokenizer, draft, num_draft=3, lookup=1)
     texts = [Text(prompt, seed) for seed in range(draws)]
     assert sum(1 for _ in generator.decode(texts, config)) >= draws
@@ -173,8 +173,7 @@ def test_texts_match_plain_decoding_even_beyond_the_context(both, num_draft, loo
     assert ids_of(generator, prompt, **options) == ids_of(Generator(model, letters(size)), prompt, **options)
 
 
-@pytest.mark.parametrize("pattern", [None, "SN"])
-@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize(("window", "pattern"), crossed((1, 2, 3), (None, "SN"), every=2))
 def test_rejected_drafts_leave_no_trace_even_after_a_window_moved(window, pattern, monkeypatch):
     shape = dict(vocab_size=V, d_model=8, num_layers=2, num_heads=2, max_seq_len=64, sliding_window=window)
     shape["layer_pattern"] = pattern

@@ -113,7 +113,7 @@ def test_training_with_block_masks_equals_training_with_dense_ones(unfused, mask
     assert len(masks) == len(model.masks) and all(isinstance(mask, BlockMask) for mask in masks)
 
 
-@pytest.mark.parametrize("form", ["pattern", "checkpointed"])
+@pytest.mark.parametrize("form", [pytest.param("pattern", marks=pytest.mark.slow), "checkpointed"])
 def test_block_masks_are_part_of_one_compiled_program(unfused, form):
     """No graph break, and no new program for other documents. No dense mask is in it."""
     model, graphs = network(**FORMS[form]), []
@@ -134,6 +134,7 @@ def test_block_masks_are_part_of_one_compiled_program(unfused, form):
     assert "flex_attention" in code and "scaled_dot_product" not in code
 
 
+@pytest.mark.slow
 def test_a_compiled_program_fits_other_batch_sizes_and_lengths(unfused):
     """Batches of pairs differ in both. The second shape gives symbolic sizes, which fit the third."""
     model, graphs = network(sliding_window=20, num_layers=1), []

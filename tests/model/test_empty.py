@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tinylm.model import ModelConfig, TransformerLM
@@ -21,6 +22,7 @@ def test_shapes_and_types_match_a_model_with_weights():
     assert torch.nn.init.zeros_(torch.ones(2)).tolist() == [0, 0]  # initialization works again outside
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_does_not_import_pytorchs_compiler():
     code = f"""
 import sys

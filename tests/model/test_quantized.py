@@ -173,6 +173,7 @@ def multiply_at_every_address() -> None:
 CAPABILITIES = ["default", "avx2", "avx512"]  # PyTorch trusts the variable: a missing one would crash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_do_not_depend_on_the_addresses_of_codes_scales_and_x(capability):
     """In a subprocess, because a misaligned kernel may crash."""

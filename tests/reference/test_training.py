@@ -77,7 +77,10 @@ def rate(step: int) -> float:
     return learning_rate(step, STEPS, lr=3e-3, **SCHEDULE)
 
 
-@pytest.mark.parametrize(("name", "form"), [("adamw", {}), ("muon", {}), ("muon", AXES["many"])])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("adamw", {}), *(pytest.param("muon", form, marks=pytest.mark.slow) for form in ({}, AXES["many"]))],
+)
 def test_200_steps_on_stories_beside_pytorch(data, name, form):
     """Every loss, in float64 without dropout, from the same weights, with a schedule and with clipping in effect."""
     torch.manual_seed(0)

@@ -98,9 +98,16 @@ STEPS = [
     pytest.param("adamw", "32-true", {"steps": 200}, marks=pytest.mark.slow),
     pytest.param("muon", "64-true", {"steps": 200}, marks=pytest.mark.slow),
     ("muon", "bf16-mixed", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}),
-    ("adamw", "64-true", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}),
+    pytest.param(
+        "adamw", "64-true", {"data": {"micro_batch_size": 2}, "gradient_clip_val": 0.05}, marks=pytest.mark.slow
+    ),
     ("adam", "bf16-mixed", {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}}),
-    ("muon", "32-true", {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}}),
+    pytest.param(
+        "muon",
+        "32-true",
+        {"gradient_clip_val": None, "steps": -1, "max_epochs": 2, "data": {"batch_size": 24}},
+        marks=pytest.mark.slow,
+    ),
     ("muon", "32-true", {"network": {"document_mask": True, "norm": "layernorm", "mup_base_width": 4}}),
     ("adamw", "bf16-true", {"gradient_clip_algorithm": "value"}),
     ("muon", "32-true", {"module": {"lora": LoRAConfig(rank=2)}, "network": {"mup_base_width": 4}}),
@@ -325,20 +332,18 @@ def poisoned(fit):
     return call
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize(("where", "value", "message"), [
-    ("loss", math.nan, "step 8: the loss is nan; the weights are unchanged by this step. Try a lower lr"),
-    ("gradient", 1e30, "step 8: the gradient norm is inf; the weights are unchanged by this step. Try a lower lr"),
+@pytest.mark.parametrize(("compiled", "name", "where"), [
+    (True, "muon", "loss"), (True, "adamw", "gradient"), (False, "muon", "gradient"), (False, "adamw", "loss"),
 ])  # fmt: skip
 def test_a_step_that_is_not_finite_is_told_a_step_late_and_leaves_weights_and_state(
-    poisoned, fit, graphs, monkeypatch, compiled, name, where, value, message
+    poisoned, fit, graphs, monkeypatch, compiled, name, where
 ):
     """The step after it would be finite, and must not move the weights either."""
     if not compiled:
         monkeypatch.setattr(captured, "make_graphs", lambda device: None)
+    value, what = {"loss": (math.nan, "loss is nan"), "gradient": (1e30, "gradient norm is inf")}[where]
     dose, found = poisoned(where, value, captured=True, optimizer=OptimizerConfig(name=name, lr=0.01))
-    assert found.startswith(message)
+    assert found.startswith(f"step 8: the {what}; the weights are unchanged by this step. Try a lower lr")
     assert dose.module.trainer.global_step == 9  # it was read after the next step had been launched
     assert len(dose.kept) > 20
     for ours, before in zip(state(dose.module)[:-3], dose.kept, strict=True):

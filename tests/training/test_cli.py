@@ -354,7 +354,7 @@ def test_another_kind_of_optimizer_is_refused(cli, half_run):
     assert (result.code, result.error) == (2, "optimizer.name: checkpoint muon, config adamw")
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+@pytest.mark.parametrize("micro_batch_size", [1, pytest.param(2, marks=pytest.mark.slow), 8])
 def test_a_run_goes_on_with_other_micro_batches_in_the_same_order(cli, half_run, tiny_yaml, tmp_path, micro_batch_size):
     constant = ["--model.schedule.name", "constant"]
     result = cli(*half_run, *constant, "--data.micro_batch_size", str(micro_batch_size))

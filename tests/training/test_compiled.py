@@ -42,7 +42,14 @@ def programs(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("fields", [{}, {"positional_encoding": "learned"}, {"document_mask": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"positional_encoding": "learned"}, marks=pytest.mark.slow),
+        {"document_mask": True},
+    ],
+)
 def test_batches_of_all_sizes_share_a_few_programs(programs, fields):
     """One for the first batch, one with a symbolic length, one with symbolic rows too, one for a single row."""
     net = network(**fields)

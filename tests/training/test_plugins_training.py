@@ -146,7 +146,12 @@ class Stop(Callback):
 """
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("weights", "module")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
+)
 def test_one_file_and_a_line_of_yaml_trains_resumes_to_the_bit_and_is_loaded_without_it(case, cli, tiny_yaml, own):
     (own / "part.yaml").write_text(CASES[case])
     (own / "own_stop.py").write_text(STOP)

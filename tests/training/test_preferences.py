@@ -257,7 +257,7 @@ class Stop(Callback):
 """
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_learns_the_preference_and_resumes_to_the_bit(cli, words, lora, tmp_path, monkeypatch):
     """The reference is the start: copied, or the network without its adapters, and in no checkpoint."""
     (tmp_path / "stop.py").write_text(STOP)

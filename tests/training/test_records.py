@@ -2,11 +2,11 @@ import csv
 
 import pytest
 
+from tests.shortcuts import drawn_curves
 from tinylm.errors import ConfigError, MissingInputError
 from tinylm.locate import command
 from tinylm.runs.folder import RUN_FOLDER, RunConfig, existing_run_folder, new_run_folder
 from tinylm.runs.metrics import read_metrics
-from tinylm.runs.plots import draw_curves
 from tinylm.training.metrics_csv import MetricsCSV
 
 
@@ -101,5 +101,5 @@ def test_curves_are_drawn_from_sparse_columns(tmp_path):
         log.log_metrics({"train/loss": 3.0 / step, "lr": 0.1, "train/grad_norm": 1.0}, step=step)
     log.log_metrics({"val/loss": 1.25}, step=3)
     assert read_metrics(log.path)["val/loss"] == ([3], [1.25])
-    draw_curves(log.path, tmp_path / "curves.png", "a run")
+    drawn_curves(log.path, tmp_path / "curves.png", "a run")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

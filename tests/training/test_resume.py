@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from tests import processes
+from tests.crossed import crossed
 from tests.training.snapshots import Snapshots, differences
 from tinylm.bundle import read_checkpoint
 from tinylm.runs.folder import Claim
@@ -92,7 +93,7 @@ def trained(cli, tiny_yaml, tmp_path, monkeypatch):
 )
 def test_a_run_resumed_from_any_moment_is_the_same_to_the_last_bit(cli, trained, tmp_path, name):
     arguments, whole, snapshots = trained(VARIANTS[name])
-    for snapshot in dict.fromkeys([*snapshots[1 :: max(1, len(snapshots) // 8)], *snapshots[-4:-1]]):
+    for snapshot in dict.fromkeys([*snapshots[1 :: max(1, len(snapshots) // 4)], *snapshots[-3:-1]]):
         ours = tmp_path / "killed/mini"
         shutil.copytree(snapshot, ours)
         result = cli(*arguments, "--run.dir", "killed", "--resume")
@@ -112,12 +113,15 @@ LONGER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("validation", [["4", "null"], ["1.0", "1"]], ids=["by step", "by epoch"])
-@pytest.mark.parametrize("name", LONGER)
+VALIDATIONS = {"by step": ["4", "null"], "by epoch": ["1.0", "1"]}
+
+
+@pytest.mark.parametrize(("name", "validation"), crossed(LONGER, VALIDATIONS, every=3))
 def test_a_finished_run_that_is_made_longer_is_the_longer_run(cli, tiny_yaml, tmp_path, name, validation):
     """Epochs of three steps of two micro-batches: the next one begins with its first micro-batch."""
     options = ["--trainer.limit_train_batches", "3", "--model.schedule.name", "constant", "--run.sample_tokens", "0"]
-    options += ["--trainer.val_check_interval", validation[0], "--trainer.check_val_every_n_epoch", validation[1]]
+    interval, epochs = VALIDATIONS[validation]
+    options += ["--trainer.val_check_interval", interval, "--trainer.check_val_every_n_epoch", epochs]
     first, then = LONGER[name]
     for words in ([*then, "--run.name", "whole"], [*first, "--run.name", "longer"]):
         assert cli("fit", "-c", tiny_yaml, *options, *words).code == 0

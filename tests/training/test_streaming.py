@@ -26,7 +26,10 @@ def ids_yaml(tiny_yaml, tmp_path):
     return tmp_path / "mini.yaml"
 
 
-@pytest.mark.parametrize("form", prepare_shards.FORMATS)
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(each, marks=[] if n == 0 else [pytest.mark.slow]) for n, each in enumerate(prepare_shards.FORMATS)],
+)
 def test_a_run_on_token_ids_is_the_run_on_their_text(form, cli, corpus, ids_yaml, finished_run, tmp_path):
     split = ["--split", "0.8,0.1,0.1", "--cache-dir", str(tmp_path / "cache")]
     prepare_shards.write_shards([str(corpus), "--to", form, "--tokenizer", "char", "--out", "ids", *split])

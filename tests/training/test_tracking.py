@@ -280,6 +280,7 @@ def test_a_run_that_fails_is_ended_with_an_alert_and_told_how_to_upload(
     assert "wandb:" not in result.err + result.out  # wandb itself prints nothing
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
 def test_a_killed_run_goes_on_as_the_same_run_in_a_second_segment(cli, tiny_yaml, tmp_path):
     command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", str(OVERLAY)]
