@@ -163,15 +163,14 @@ class SpacedWords:
         data = np.frombuffer(block.data, dtype=np.uint8)
         table = _KINDS_OF_BERT if self._pattern == "bert" else _KINDS
         kinds = np.frombuffer(block.data.translate(table), dtype=np.uint8)
-        white, alone = kinds == _WHITE, kinds == _ALONE
-        starts = alone.copy()
-        starts[1:] |= alone[:-1] | white[:-1]
+        starts, kept = kinds == _ALONE, kinds != _WHITE
+        starts[1:] |= kinds[:-1] > 0
         starts[:1] = True
+        del kinds  # a megabyte
         if self._han:
             han = np.flatnonzero((data >= 0xE5) & (data <= 0xE9))  # the first of three bytes, U+5000 to U+9FFF
             starts[han] = True
             starts[han[han + 3 < len(data)] + 3] = True
-        kept = ~white
         return data[kept], np.flatnonzero(starts[kept])
 
     def safe_cut(self, text: str) -> int:
