@@ -256,8 +256,8 @@ def test_what_hugging_face_lacks_is_not_written():
     options = {"pieces": ["<unk>", "ab", "b"], "scores": [None, -1.0, -2.0], "unknown": 0}
     with pytest.raises(ConfigError, match=r"unknown_score is -3.0, but Hugging Face takes -30.0"):
         to_tokenizer_json(UnigramTokenizer(**options, unknown_score=-3.0))
-    normalizer = SentencePieceNormalizer().to_dict()
-    with pytest.raises(ConfigError, match="SentencePiece's rules have no exact counterpart"):
+    normalizer = SentencePieceNormalizer(treat_whitespace_as_suffix=True).to_dict()
+    with pytest.raises(ConfigError, match="treat_whitespace_as_suffix has no counterpart"):
         to_tokenizer_json(UnigramTokenizer(**options, normalizer=normalizer))
 
 

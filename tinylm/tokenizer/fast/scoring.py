@@ -12,8 +12,8 @@ The distinct words are linked lists in arrays, with one cell per character. A pi
     back        0    1    1    1                               0    1   -    2
 
 `onward` and `back` are the distances to the next and the previous piece, 0 at either end: one byte each, as words are
-short. The occurrences of all pairs lie in two arrays, too: the first cell of each, and the former occurrence of the same pair.
-A list per pair would take three times the memory, since most pairs occur in a single word.
+short. The occurrences of all pairs lie in two arrays, too: the first cell of each, and the former occurrence of the
+same pair. A list per pair would take three times the memory, since most pairs occur in a single word.
 """
 
 from array import array

@@ -18,8 +18,10 @@ from typing import Any
 from tinylm.errors import ConfigError, notice
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.characters import BYTE_NAMES
+from tinylm.tokenizer.formats.converted import converted
 from tinylm.tokenizer.formats.steps import flat, read_added, read_metaspace, type_of, unknown
 from tinylm.tokenizer.normalizers.metaspace import Spacing
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.normalizers.sequence import step_of
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.segmentation import Pieces
@@ -148,8 +150,11 @@ def unigram_steps(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The fields of a tokenizer.json for this tokenizer, without added tokens.
 
     Raises:
-        ConfigError: for a normalizer that Hugging Face lacks, or an unknown_score of which its own differs.
+        ConfigError: for a normalizer that Hugging Face lacks, or an unknown_score of which its own differs. Where only
+            some texts differ, as after SentencePiece's normalization, a notice counts them (converted.py).
     """
+    if isinstance(tokenizer.normalizer, SentencePieceNormalizer):
+        tokenizer = converted(tokenizer)
     steps = _write_normalizer(tokenizer)
     found = tokenizer.model.pieces
     least = min(found.scores.values(), default=0.0)
@@ -183,9 +188,7 @@ def _write_normalizer(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The normalizer and the pre_tokenizer."""
     normalizer, spacing = tokenizer.normalizer and tokenizer.normalizer.to_dict(), tokenizer.spacing
     if normalizer and normalizer["kind"] != "rewriting":
-        raise ConfigError(
-            "normalizer: SentencePiece's rules have no exact counterpart in tokenizer.json; write a .model"
-        )
+        raise ConfigError(f"normalizer: {normalizer['kind']} has no counterpart in tokenizer.json")
     steps = normalizer["steps"] if normalizer else []
     written = {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else (steps or [None])[0]
     if not isinstance(spacing, Spacing):
