@@ -157,7 +157,9 @@ KINDS = {
     "a prefix space": prefixed,
     "flags": flags,
     "Llama 2": lambda: replaced(normalizers.Prepend("▁")),
-    "without a prefix": replaced,
+    "Gemma": lambda: characters(
+        normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"), False
+    ),
     **{
         f"Metaspace {scheme} {split}": lambda scheme=scheme, split=split: metaspace(scheme, split)
         for scheme in ("always", "first", "never")

@@ -7,7 +7,7 @@ wrote from any tokenizer. Everything else is refused, with the name of the field
 matches special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every
 text. A letter that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC for BPE, and than BERT's for WordPiece.
+Not supported: other normalizers than NFC for BPE; for WordPiece, those that join characters or replace strings.
 """
 
 from collections.abc import Sequence
@@ -40,6 +40,7 @@ from tinylm.tokenizer.formats.steps import (
     spelling,
     type_of,
     unknown,
+    without_idle_split,
 )
 from tinylm.tokenizer.formats.unigram import read_unigram, unigram_steps
 from tinylm.tokenizer.formats.wordpiece import from_wordpiece, wordpiece_steps
@@ -302,7 +303,7 @@ def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
 def _from_characters(values: dict[str, Any]) -> Tokenizer:
     """BPE on characters with byte fallback, as SentencePiece writes it."""
     model, steps = values["model"], read_normalizer(values.get("normalizer"))
-    metaspace = read_metaspace(values.get("pre_tokenizer"))
+    metaspace = read_metaspace(without_idle_split(values.get("pre_tokenizer"), values.get("normalizer")))
     if "nfc" in steps or bool(steps) == bool(metaspace):
         raise unknown("normalizer", values.get("normalizer"))
     if model.get("ignore_merges"):

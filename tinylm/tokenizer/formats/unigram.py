@@ -19,7 +19,7 @@ from tinylm.errors import ConfigError, notice
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.characters import BYTE_NAMES
 from tinylm.tokenizer.formats.converted import converted
-from tinylm.tokenizer.formats.steps import flat, read_added, read_metaspace, type_of, unknown
+from tinylm.tokenizer.formats.steps import MARK, flat, read_added, read_metaspace, type_of, unknown, without_idle_split
 from tinylm.tokenizer.normalizers.metaspace import Spacing
 from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.normalizers.sequence import step_of
@@ -28,7 +28,6 @@ from tinylm.tokenizer.segmentation import Pieces
 from tinylm.tokenizer.unigram import UNKNOWN_PENALTY, UnigramTokenizer
 
 FIELDS = {"type", "unk_id", "vocab", "byte_fallback"}
-MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 UNMARK = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 PREFIXES = {"each": "always", "first": "first", "none": "never"}  # as read_metaspace has them
@@ -78,7 +77,7 @@ def _read_steps(values: dict[str, Any]) -> dict[str, Any]:
     if any(step_of(step) is None for step in steps):
         raise unknown("normalizer", next(step for step in steps if step_of(step) is None))
     normalizer = {"kind": "rewriting", "steps": steps} if steps else None
-    before = flat(values.get("pre_tokenizer"), "pretokenizers")
+    before = flat(without_idle_split(values.get("pre_tokenizer"), values.get("normalizer")), "pretokenizers")
     words = before[:1] == [{"type": "WhitespaceSplit"}]
     if len(before) - words > 1 or (words and len(before) < 2):
         raise unknown("pre_tokenizer", values["pre_tokenizer"])

@@ -16,10 +16,12 @@ from tinylm.files import write_json, write_text
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.base import Tokenizer, refuse_own_class
+from tinylm.tokenizer.fast.chunks import STEPS
 from tinylm.tokenizer.formats.merges import reading
-from tinylm.tokenizer.formats.steps import FLAGS, read_added, spelling, type_of, unknown
+from tinylm.tokenizer.formats.steps import FLAGS, flat, read_added, spelling, type_of, unknown
 from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
+from tinylm.tokenizer.normalizers.sequence import Rewriting, step_of
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.wordpiece import LONGEST, MARK, UNKNOWN_PIECE, WordPieceTokenizer
 
@@ -56,6 +58,9 @@ def _normalizer(normalizer: Normalizer | None) -> dict[str, Any] | None:
     if normalizer is None:
         return None
     options = normalizer.options()
+    if isinstance(normalizer, Rewriting):
+        steps = normalizer.steps
+        return steps[0] if len(steps) == 1 else {"type": "Sequence", "normalizers": steps}
     if options == LOWERCASE:
         return {"type": "Lowercase"}
     return {"type": "BertNormalizer", **options}
@@ -107,6 +112,8 @@ def from_wordpiece(values: Mapping[str, Any]) -> Tokenizer:
     plain = [AddedToken(token.content, token.id) for token in added]
     numbers = [token.id for token in added if token.id >= len(vocab)]
     if added != plain or numbers != [*range(len(vocab), len(vocab) + len(numbers))]:
+        if not _may_repeat(core["normalizer"]):
+            raise unknown("normalizer, with added tokens that are found in every text,", values.get("normalizer"))
         core = {"kind": WordPieceTokenizer.kind, **core}
         return PipelineTokenizer(core, [asdict(token) for token in added], strip=core["pattern"] in PRE_TOKENIZERS)
     return WordPieceTokenizer(**core, special_tokens=[token.content for token in added])
@@ -132,7 +139,17 @@ def _read_normalizer(normalizer: Any) -> dict[str, Any] | None:
             value in (True, False) or (value is None and name == "strip_accents") for name, value in options.items()
         ):
             return BertNormalizer(**options).to_dict()
-    raise unknown("normalizer", normalizer)
+    steps = flat(normalizer, "normalizers")
+    if any(step_of(step) is None or step["type"] not in STEPS for step in steps):
+        raise unknown("normalizer", normalizer)
+    return Rewriting(steps).to_dict()
+
+
+def _may_repeat(normalizer: dict[str, Any] | None) -> bool:
+    """Whether a normalizer leaves normalized text as it is: a pipeline applies it before the core applies it again."""
+    types = [step["type"] for step in (normalizer or {}).get("steps", ())]
+    forms = [place for place, name in enumerate(types) if name in ("NFD", "NFKD")]
+    return not {"Lowercase", "StripAccents"} & {*types[: max(forms, default=0)]}
 
 
 def _read_words(values: Mapping[str, Any], mark: str, longest: int) -> dict[str, Any]:
