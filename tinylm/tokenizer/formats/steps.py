@@ -112,8 +112,8 @@ def without_idle_split(pre_tokenizer: Any, normalizer: Any) -> Any:
     match pre_tokenizer:
         case {"type": "Split", "pattern": {"String": " "}, "behavior": str(), "invert": False, **more} if not more:
             steps = flat(normalizer, "normalizers")
-            later = steps[steps.index(MARK) + 1 :] if MARK in steps else [None]
-            if all(type_of(step) == "Prepend" and " " not in step["prepend"] for step in later):
+            later = steps[steps.index(MARK) + 1 :] if MARK in steps else []
+            if MARK in steps and all(step["type"] == "Prepend" and " " not in step["prepend"] for step in later):
                 return None
     return pre_tokenizer
 
