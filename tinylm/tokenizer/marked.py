@@ -1,4 +1,4 @@
-"""What surrounds the text of a tokenizer: the ids at its beginning and end, and what came from a model's folder.
+"""Marks around the text of a tokenizer, and what came with it from the folder of a model.
 
 A tokenizer that tinylm trains ends a text by `<|endoftext|>`. One of another program brings its own marks, the settings
 of its folder, which an export writes again, and perhaps a chat template. A tokenizer never changes: `with_marks` and
