@@ -65,7 +65,7 @@ def test_decode_inverts_encode_on_any_text(make, text):
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(text)
 @example(ODD)
 def test_byte_and_bpe_tokenizers_encode_any_text(kind, trained_on_odd, text):
@@ -243,14 +243,15 @@ def test_fingerprints_differ_where_ids_do():
 
 
 @every_kind
-@pytest.mark.parametrize("mask", [0x01, 0x10, 0x80])
-def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, mask, tmp_path):
+def test_no_flipped_bit_of_a_saved_tokenizer_goes_unnoticed(make, tmp_path):
+    """Of every byte one bit: the lowest, the fifth and the highest in turn."""
     path = tmp_path / "t.json"
     tokenizer = make("ab 9é", special_tokens=[END_OF_TEXT])
     tokenizer.save(path)
     data, noticed = path.read_bytes(), 0
     for place in range(len(data)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+        flipped = data[place] ^ (0x01, 0x10, 0x80)[place % 3]
+        path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
         try:
             assert load_tokenizer(path) == tokenizer  # white space of the JSON itself
         except DataError as error:

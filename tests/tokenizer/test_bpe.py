@@ -290,7 +290,7 @@ def test_merges_of_unknown_ids_are_refused(merges):
 # --- other numberings of ids
 
 
-@few
+@settings(max_examples=20, deadline=None)
 @given(st.text(), st.randoms(use_true_random=False), st.integers(0, 50))
 def test_ids_are_the_counted_ones_in_another_numbering(trained, text, random, holes):
     specials = ["<x>", END_OF_TEXT]

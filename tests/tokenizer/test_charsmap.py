@@ -115,7 +115,7 @@ def test_rules_from_unicode_data_are_those_of_sentencepiece(rule, strings):
         if ours.get(key) != theirs.get(key):
             assert any(unicodedata.category(each) == "Cn" for each in key + theirs[key]) and key not in ours
     table = Charsmap(compile_charsmap(ours))
-    some = random.Random(2).sample([*ours], 3_000)
+    some = random.Random(2).sample([*ours], 500)
     assert [table.normalize(key) for key in some] == [ours[key] for key in some]
     other = library(rule)
     assert [table.normalize(text) for text in strings[:300]] == [other.Normalize(text) for text in strings[:300]]

@@ -33,7 +33,7 @@ from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, to_tokeniz
 from tinylm.tokenizer.formats.steps import GPT4, spelling
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
 
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=25, deadline=None)
 SPECIAL = ["<x>", END_OF_TEXT, "<x>y", " z ", "<|日本|>"]
 OWN = r"\p{Lu}?\p{Ll}+(?!\d)|\d{1,2}|'(?i:s|[td]|ll)|[^\s\p{L}]+?|[\s\S]"
 MIXED = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tinylm.tokenizer import textbook
 from tinylm.tokenizer.fast.merging import MergeTable, merge_some, merge_word
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=120, deadline=None)
 tables = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=10)
 words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=14), min_size=1, max_size=6)
 

@@ -157,7 +157,9 @@ KINDS = {
     "a prefix space": prefixed,
     "flags": flags,
     "Llama 2": lambda: replaced(normalizers.Prepend("▁")),
-    "without a prefix": replaced,
+    "Gemma": lambda: characters(
+        normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"), False
+    ),
     **{
         f"Metaspace {scheme} {split}": lambda scheme=scheme, split=split: metaspace(scheme, split)
         for scheme in ("always", "first", "never")
@@ -193,11 +195,12 @@ def check_equal(ours, other, count):
         other.encode_special_tokens = again.encode_special_tokens = not special
         ids = other.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, allow_special=special) == ids, text
+        if number % 10 > 1:  # the rest is checked on every fifth text of each kind
+            continue
         assert again.encode(text, add_special_tokens=False).ids == ids, text
         assert ours.decode(ids) == other.decode(ids, skip_special_tokens=False), text
         assert "".join(ours.decode_stream(ids)) == ours.decode(ids)
         check_offsets(*ours.encode_with_offsets(text, allow_special=special), ids, text, ours)
-    assert Tokenizer.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
     assert from_tokenizer_json(json.loads(json.dumps(to_tokenizer_json(ours))), "again") == ours
 
 
@@ -213,7 +216,9 @@ def check_offsets(found, offsets, ids, text, ours):
 
 @every_kind
 def test_ids_and_texts_equal_those_of_their_library(kind, made):
-    check_equal(*made(kind), count=2000)
+    ours, other = made(kind)
+    check_equal(ours, other, count=800)
+    assert Tokenizer.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_texts_in_blocks_are_encoded_as_whole(kind, made, tmp_path, monkeypatch)
     names = [token.content for token in other.get_added_tokens_decoder().values()]
     source = random.Random(1)
     monkeypatch.setattr(blocks, "BLOCK", 40)
-    for number in range(60):
+    for number in range(25):
         text = " ".join(random_text(source, names) for _ in range(12)) + "日本語中文字" * source.randrange(3)
         ids = other.encode(text, add_special_tokens=False).ids
         size = source.randrange(1, 60)

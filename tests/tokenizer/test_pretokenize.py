@@ -60,7 +60,7 @@ every_pattern = pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "words", r"\
 
 
 @every_pattern
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(texts_of_all_kinds, min_size=1, max_size=4))
 @example(["a ", "b"])
 @example(["  ", "", "\u3000\u3000a", "a\u3000"])
@@ -90,7 +90,7 @@ def test_character_kinds_equal_those_of_regex():
 
 
 @every_pattern
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(texts_of_all_kinds, texts_of_all_kinds)
 @example("x'", "re")
 @example("a ", " b")

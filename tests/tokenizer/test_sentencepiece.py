@@ -1,12 +1,14 @@
 """SentencePiece's models against the library: read, written, damaged."""
 
 import io
+import json
 import re
 import struct
 from functools import cache
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +24,8 @@ from tinylm.tokenizer import (
 )
 from tinylm.tokenizer.characters import CharacterBPE
 from tinylm.tokenizer.fast.blocks import Block
-from tinylm.tokenizer.formats.huggingface import to_tokenizer_json
+from tinylm.tokenizer.formats import converted
+from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.protobuf import BYTES, FIXED32, VARINT, Field, integer, read_message, write_message
 from tinylm.tokenizer.formats.scores import to_pieces
 from tinylm.tokenizer.formats.sentencepiece import from_sentencepiece
@@ -106,6 +109,29 @@ def test_a_model_is_written_again_byte_for_byte(kind, shape, tmp_path):
 
 
 # --- models of other origin
+
+
+@pytest.mark.parametrize("shape", ["llama", "t5", "albert", "bare"])
+def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
+    """The notice has the number of texts of which tokenizers has other ids than sentencepiece."""
+    monkeypatch.setattr(converted, "TEXTS", 60)
+    ours, theirs = read("unigram", shape), library(trained("unigram", shape))
+    assert isinstance(ours, UnigramTokenizer)
+    values = to_tokenizer_json(ours)
+    said = re.findall(r"(\d+) of (\d+)", capfd.readouterr().err.split("\n")[0])
+    other, again = tokenizers.Tokenizer.from_str(json.dumps(values)), from_tokenizer_json(values, "x.json")
+
+    def ids(text: str) -> list[int]:
+        return other.encode(text, add_special_tokens=False).ids
+
+    for (differ, count), samples in zip(said, converted.sample_texts(ours), strict=True):
+        assert sum(ids(text) != theirs.encode(text) for text in samples) == int(differ)
+        assert len(samples) == int(count)
+    for text in TEXTS[:100]:
+        # `tokenizers` finds their names in every text, also those that lower case makes
+        if not any(name.lower() in text.lower() for name in ours.special_tokens):
+            assert again.encode(text) == ids(text)
+    assert to_tokenizer_json(again) == values
 
 
 def test_what_tinylm_trains_has_the_same_ids_in_the_library():

@@ -18,7 +18,7 @@ from tinylm.data.grammar.stories import stories
 from tinylm.errors import ConfigError, DataError
 from tinylm.tokenizer import END_OF_TEXT, Tokenizer, UnigramTokenizer, load_tokenizer, unigram, unigram_model
 from tinylm.tokenizer.characters import BYTE_NAMES
-from tinylm.tokenizer.fast import blocks, counting
+from tinylm.tokenizer.fast import blocks, counting, cutting
 from tinylm.tokenizer.fast.blocks import Block
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.formats.sentencepiece_writer import to_sentencepiece
@@ -182,7 +182,7 @@ def test_a_text_can_be_cut_where_it_is_safe(longer, text, more, fallback):
 
 
 def test_a_part_that_is_too_long_is_refused_with_its_place(trained, monkeypatch):
-    monkeypatch.setattr(unigram_model, "LONGEST", 50)
+    monkeypatch.setattr(cutting, "LONGEST", 50)
     monkeypatch.setattr(unigram, "LONGEST", 50)
     monkeypatch.setattr(blocks, "BLOCK", 60)
     monkeypatch.setattr(unigram, "LONG", 60)

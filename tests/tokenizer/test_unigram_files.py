@@ -252,12 +252,22 @@ def test_what_is_not_supported_is_refused_by_its_name(made, change, message):
         from_tokenizer_json(changed, "x.json")
 
 
+def test_a_split_at_spaces_does_nothing_where_none_are_left(made):
+    ours, other, values = made("Llama")
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    same = Tokenizer.from_str(json.dumps(values | {"pre_tokenizer": split}))
+    assert from_tokenizer_json(values | {"pre_tokenizer": split}, "x.json") == ours
+    assert same.encode("a  b c ").ids == other.encode("a  b c ").ids
+    with pytest.raises(DataError, match=r"pre_tokenizer is .*Split"):
+        from_tokenizer_json(values | {"pre_tokenizer": split, "normalizer": None}, "x.json")
+
+
 def test_what_hugging_face_lacks_is_not_written():
     options = {"pieces": ["<unk>", "ab", "b"], "scores": [None, -1.0, -2.0], "unknown": 0}
     with pytest.raises(ConfigError, match=r"unknown_score is -3.0, but Hugging Face takes -30.0"):
         to_tokenizer_json(UnigramTokenizer(**options, unknown_score=-3.0))
-    normalizer = SentencePieceNormalizer().to_dict()
-    with pytest.raises(ConfigError, match="SentencePiece's rules have no exact counterpart"):
+    normalizer = SentencePieceNormalizer(treat_whitespace_as_suffix=True).to_dict()
+    with pytest.raises(ConfigError, match="treat_whitespace_as_suffix has no counterpart"):
         to_tokenizer_json(UnigramTokenizer(**options, normalizer=normalizer))
 
 

@@ -9,7 +9,7 @@ from tinylm.tokenizer.formats.huggingface import read_tokenizer_json, write_toke
 from tinylm.tokenizer.formats.sentencepiece import read_sentencepiece
 from tinylm.tokenizer.formats.sentencepiece_writer import write_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken, write_tiktoken
-from tinylm.tokenizer.formats.wordpiece import write_vocab_txt
+from tinylm.tokenizer.formats.vocab_txt import write_vocab_txt
 from tinylm.tokenizer.load import load_tokenizer
 from tinylm.tokenizer.unigram import UnigramTokenizer
 from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer

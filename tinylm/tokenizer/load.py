@@ -10,7 +10,7 @@ from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokeniz
 from tinylm.tokenizer.formats.merges import require
 from tinylm.tokenizer.formats.sentencepiece import is_sentencepiece, read_sentencepiece
 from tinylm.tokenizer.formats.tiktoken import read_tiktoken
-from tinylm.tokenizer.formats.wordpiece import is_vocab_txt, vocab_txt_values
+from tinylm.tokenizer.formats.vocab_txt import is_vocab_txt, vocab_txt_values
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -24,6 +24,7 @@ from tinylm.tokenizer.base import END_OF_TEXT, Tokenizer
 from tinylm.tokenizer.characters import BYTE_NAMES, SPACE
 from tinylm.tokenizer.fast.blocks import SEPARATOR, Block, blocks, file_blocks, utf8
 from tinylm.tokenizer.fast.counting import count_words
+from tinylm.tokenizer.fast.cutting import LONGEST, too_long
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.fast.unigram_learning import learn_unigram
 from tinylm.tokenizer.learned import LearnedTokenizer
@@ -31,7 +32,7 @@ from tinylm.tokenizer.normalizers.base import Normalizer, through
 from tinylm.tokenizer.normalizers.charsmap_rules import named_charsmap
 from tinylm.tokenizer.normalizers.metaspace import Spacing
 from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
-from tinylm.tokenizer.unigram_model import LONGEST, MOST_CUTS, UnigramModel, too_long
+from tinylm.tokenizer.unigram_model import MOST_CUTS, UnigramModel
 
 VOCAB_SIZE = 4096  # by default
 WORDS_PER_MEGABYTE = 500  # distinct words per megabyte of memory, in training

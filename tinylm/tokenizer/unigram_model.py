@@ -1,9 +1,7 @@
 """The unigram model of a tokenizer: pieces and scores, applied to text that is already normalized.
 
-A text is cut into parts where no piece goes across, which changes no segmentation: most parts are words. Each distinct
-part is segmented once. Whether some piece has two characters side by side is read from a table of pairs of bytes, the
-last byte of the one and the first of the other; beyond ASCII, the pairs of characters that are found there are looked
-up in another.
+A text is cut into parts where no piece goes across (fast/cutting.py), which changes no segmentation: most parts are
+words. Each distinct part is segmented once.
 """
 
 import ctypes
@@ -15,15 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinylm.errors import ConfigError, DataError
-from tinylm.tokenizer.fast.arrays import KeyTable, slices
-from tinylm.tokenizer.fast.blocks import SEPARATOR, utf8
-from tinylm.tokenizer.fast.pretokenize import BETWEEN
+from tinylm.errors import ConfigError
+from tinylm.tokenizer.fast.arrays import slices
+from tinylm.tokenizer.fast.blocks import utf8
+from tinylm.tokenizer.fast.cutting import Cutter
 from tinylm.tokenizer.fast.segmenting import (
     PieceTrie,
     Words,
     best_arcs,
-    character_sizes,
     drawn_arcs,
     margins,
     trace,
@@ -36,12 +33,10 @@ MAX_REMEMBERED = 1 << 18  # parts of short texts
 MOST_ALPHA = 1e6  # beyond which sums could overflow
 SHORT = 300  # bytes; longer texts are encoded faster with NumPy
 TOGETHER = 256  # bytes of a part; longer ones are segmented alone, which is faster where they are few
-LONGEST = 1 << 21  # bytes of a part, which take seconds
 ROUNDED = 1 << 16  # bytes; in a longer text sums are not rounded to float32
 LARGEST_SUM = 100_000.0  # of float32, in nats, as in sentencepiece 0.2.3
 DRAWN = 1 << 16  # bytes segmented at once at random
 MOST_CUTS = 100  # places tried for a cut
-SPACE_BYTE = 32
 
 
 class Token(NamedTuple):
@@ -98,53 +93,12 @@ class UnigramModel:
     # --- cuts
 
     @cached_property
-    def _joined(self) -> np.ndarray:
-        """All pieces, as UTF-8 with `SEPARATOR` between them, uint8 (bytes,)."""
-        return np.frombuffer(SEPARATOR.join(self._names) + SEPARATOR, dtype=np.uint8)
-
-    @cached_property
-    def _apart(self) -> np.ndarray:
-        """Whether a text can be cut between two bytes, bool (65536,), at 256 times the first plus the second."""
-        apart = np.ones(1 << 16, dtype=bool)
-        apart[_pairs(self._joined)] = False
-        apart = apart.reshape(256, 256)
-        apart[:, 0x80:0xC0] = False  # within a character
-        apart[BETWEEN], apart[:, BETWEEN] = True, True
-        return apart.reshape(-1)
-
-    @cached_property
-    def _neighbours(self) -> KeyTable:
-        """The pairs of characters that some piece has side by side, unless both are ASCII."""
-        table = KeyTable()
-        table.find_or_add(_character_pairs(self._joined, _wide(self._joined)))
-        return table
+    def _cutter(self) -> Cutter:
+        return Cutter(self._names, self.spaces)
 
     def starts(self, data: np.ndarray) -> np.ndarray:
-        """Where the parts of texts begin, int64 (parts,); a separator is a part.
-
-        Args:
-            data: UTF-8, uint8 (bytes,), with `SEPARATOR` between texts
-
-        Raises:
-            DataError: for a part that is too long.
-        """
-        if not len(data):
-            return np.zeros(0, dtype=np.int64)
-        cut = np.ones(len(data), dtype=bool)
-        if self.spaces:
-            edge = data == BETWEEN
-            cut[1:] = (data[1:] == SPACE_BYTE) | edge[1:] | edge[:-1]
-        else:
-            cut[1:] = self._apart[_pairs(data)]
-            places = _wide(data)
-            places = places[~cut[places]]
-            if len(places):
-                cut[places] = self._neighbours.find(_character_pairs(data, places)) < 0
-        starts = np.flatnonzero(cut)
-        sizes = np.diff(starts, append=len(data))
-        if sizes.max() > LONGEST:
-            raise too_long(data, int(starts[sizes.argmax()]), int(sizes.max()))
-        return starts
+        """Where the parts of texts begin, as in `Cutter.starts`."""
+        return self._cutter.starts(data)
 
     def splits(self, before: str, after: str) -> bool:
         """Whether a text can be cut between two characters, so that even unknown ones on both sides are not one run."""
@@ -326,31 +280,6 @@ def _float32(value: float) -> float:
     return ctypes.c_float(value).value
 
 
-def _pairs(data: np.ndarray) -> np.ndarray:
-    """Each byte but the last, times 256, plus the one after it, uint16 (bytes - 1,)."""
-    return data[:-1].astype(np.uint16) << np.uint16(8) | data[1:]
-
-
-def _wide(data: np.ndarray) -> np.ndarray:
-    """Where characters begin that are not ASCII or follow such a character, but not behind a separator; int64 (n,)."""
-    begins, wide = (data[1:] & 0xC0) != 0x80, (data[1:] >= 0x80) | (data[:-1] >= 0x80)
-    return np.flatnonzero(begins & wide & (data[1:] != BETWEEN) & (data[:-1] != BETWEEN)) + 1
-
-
-_FIRST_BYTES = np.array([0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF], dtype=np.uint64)
-
-
-def _character_pairs(data: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The bytes of the characters before and behind each place, as one number, uint64 (n,)."""
-    padded = np.concatenate([data, np.zeros(4, dtype=np.uint8)])
-    fours = np.ndarray(len(data) + 1, dtype="<u4", buffer=padded, strides=(1,))  # the 4 bytes from each offset
-    before = places - 1
-    while (inside := (data[before] & 0xC0) == 0x80).any():
-        before = before - inside
-    first, second = (fours[at] & _FIRST_BYTES[character_sizes(data[at])] for at in (before, places))
-    return first << np.uint64(32) | second
-
-
 def _fused(ids: list[int], unknown: int) -> list[int]:
     """The ids with one `unknown` for each run of them."""
     return [token for place, token in enumerate(ids) if token != unknown or not place or ids[place - 1] != unknown]
@@ -370,12 +299,3 @@ def _fused_tokens(tokens: list[Token], unknown: int) -> list[Token]:
         else:
             found.append(token)
     return found
-
-
-def too_long(data: np.ndarray, begin: int, size: int) -> DataError:
-    """The error for a part of too many bytes, which is shown by its beginning."""
-    shown = data[begin : begin + 80].tobytes().decode(errors="ignore")[:20]
-    return DataError(
-        f"the text has {size:,} bytes from {shown!a}... on in which pieces could go across every place; the unigram "
-        f"model takes {LONGEST:,} at most: insert spaces or line ends"
-    )

@@ -17,7 +17,7 @@ class KeyTable:
 
     Multiplicative hashing: a key's slot is given by the upper bits of key x constant (Knuth, The Art of Computer
     Programming 3, section 6.4). Linear probing: if that slot is taken, the key goes to the next free one. The load
-    factor is at most 1/4, so few keys need a second probe, and each probe is one array operation over all unresolved
+    factor is at most 1/3, so few keys need a second probe, and each probe is one array operation over all unresolved
     keys. Adversarial keys make the table slow but never wrong. Keys are never removed.
     """
 
@@ -52,10 +52,10 @@ class KeyTable:
         """Gives the next numbers to new keys, uint64 (n,), which must be distinct and absent from the table."""
         numbers = np.arange(self.size, self.size + len(keys), dtype=np.int32)
         self.size += len(keys)
-        if 4 * self.size > len(self._keys):
+        if 3 * self.size > len(self._keys):
             taken = self._numbers >= 0
             keys, numbers = np.concatenate([self._keys[taken], keys]), np.concatenate([self._numbers[taken], numbers])
-            self._make_slots((4 * self.size).bit_length())
+            self._make_slots((3 * self.size).bit_length())
         slots = self._home(keys)
         while len(keys):
             free = self._numbers[slots] < 0

@@ -95,6 +95,7 @@ def file_blocks(path: Path, safe_cut: Callable[[str], int]) -> Iterator[Block]:
     head = read_range(path, 0, BLOCK)
     refuse_records(path, head)
     begin = text_begin(path, head)
+    del head
     if not safe_cut("a a"):  # this tokenizer knows no safe cuts
         length = max(size, 1)
     while begin + length < size:

@@ -22,6 +22,7 @@ from tinylm.tokenizer.fast.blocks import SEPARATOR, Block
 from tinylm.tokenizer.fast.pretokenize import WordSplitter
 from tinylm.tokenizer.normalizers.base import Normalizer
 from tinylm.tokenizer.normalizers.bert import BertNormalizer, bert_words, is_punctuation
+from tinylm.tokenizer.normalizers.sequence import Rewriting
 
 # letters, digits and underscores, as \w in `tokenizers`; there of Unicode 16, here of the version of `regex`
 WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"
@@ -30,6 +31,7 @@ PATTERNS = {  # of spaced words, as in the pre-tokenizers of `tokenizers`
     "whitespace": rf"[{WORD}]+|[^{WORD}\p{{White_Space}}]+",
     "spaces": r"\P{White_Space}+",
 }
+STEPS = {"NFD", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt"}  # NFC joins a mark with the ASCII character before
 TAIL = 1 << 12  # characters; further from the end only spaces and line ends are sought
 _SPACES, _PUNCTUATION = b" \t\n\r", bytes(filter(is_punctuation, range(128)))
 _WHITE, _ALONE = 1, 2  # kinds of bytes, besides 0
@@ -114,22 +116,25 @@ class SpacedWords:
     Args:
         pattern: `bert`: every punctuation character is a word; `whitespace`: every run of letters, digits and
             underscores, and every run of other characters; `spaces`: whatever stands between white space
-        normalizer: applied to the text before
+        normalizer: applied to the text before: BERT's, or steps that look at no ASCII character beside another
 
     Attributes:
         separator: stands between words in the decoded text
 
     Raises:
-        ConfigError: for another normalizer than BERT's.
+        ConfigError: for another normalizer.
     """
 
     separator = " "
 
     def __init__(self, pattern: str, normalizer: Normalizer | None) -> None:
-        if not isinstance(normalizer, BertNormalizer | None):
-            raise ConfigError(f"normalizer: WordPiece has the kind bert or none, got {normalizer.kind}")
+        if isinstance(normalizer, Rewriting):
+            if others := {step["type"] for step in normalizer.steps} - STEPS:
+                raise ConfigError(f"normalizer: WordPiece has steps of {', '.join(sorted(STEPS))}, got {min(others)}")
+        elif not isinstance(normalizer, BertNormalizer | None):
+            raise ConfigError(f"normalizer: WordPiece has the kind bert, rewriting or none, got {normalizer.kind}")
         self._pattern, self._normalizer = pattern, normalizer
-        self._han = pattern == "bert" and normalizer is not None and normalizer.handle_chinese_chars
+        self._han = pattern == "bert" and isinstance(normalizer, BertNormalizer) and normalizer.handle_chinese_chars
         self._expression = regex.compile(PATTERNS[pattern])
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -163,15 +168,14 @@ class SpacedWords:
         data = np.frombuffer(block.data, dtype=np.uint8)
         table = _KINDS_OF_BERT if self._pattern == "bert" else _KINDS
         kinds = np.frombuffer(block.data.translate(table), dtype=np.uint8)
-        white, alone = kinds == _WHITE, kinds == _ALONE
-        starts = alone.copy()
-        starts[1:] |= alone[:-1] | white[:-1]
+        starts, kept = kinds == _ALONE, kinds != _WHITE
+        starts[1:] |= kinds[:-1] > 0
         starts[:1] = True
+        del kinds  # a megabyte
         if self._han:
             han = np.flatnonzero((data >= 0xE5) & (data <= 0xE9))  # the first of three bytes, U+5000 to U+9FFF
             starts[han] = True
             starts[han[han + 3 < len(data)] + 3] = True
-        kept = ~white
         return data[kept], np.flatnonzero(starts[kept])
 
     def safe_cut(self, text: str) -> int:

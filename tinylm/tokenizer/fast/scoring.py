@@ -8,11 +8,12 @@ pairs lie in one array. A merge updates those of the pairs with one of its piece
 The distinct words are linked lists in arrays, with one cell per character. A piece is in the cell of its first one:
 
     word        h  ##u  ##g  ##s         ##u ##g -> ##ug       h ##ug   -  ##s
-    following   1    2    3  END                               1    3   -  END
-    previous  END    0    1    2                             END    0   -    1
+    onward      1    1    1    0                               1    2   -    0
+    back        0    1    1    1                               0    1   -    2
 
-The occurrences of all pairs lie in two arrays, too: the first cell of each, and the former occurrence of the same pair.
-A list per pair would take three times the memory, since most pairs occur in a single word.
+`onward` and `back` are the distances to the next and the previous piece, 0 at either end: one byte each, as words are
+short. The occurrences of all pairs lie in two arrays, too: the first cell of each, and the former occurrence of the
+same pair. A list per pair would take three times the memory, since most pairs occur in a single word.
 """
 
 from array import array
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-END = -1  # of a word, in either direction
+SLICE = 1 << 16  # characters counted at once
 NOTHING = -1  # in the cell of no piece
 NONE = -1  # no earlier occurrence
 
@@ -53,29 +54,27 @@ class ScoreLearner:
     ) -> None:
         self._names, self._mark, self._falls = names, mark, min_frequency is None
         self._numbers = {name: number for number, name in enumerate(names)}
-        ends = np.cumsum(sizes)
-        cells, weights = (
-            characters.astype(np.int32, copy=False),
-            np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes),
-        )
-        following = np.arange(1, len(cells) + 1, dtype=np.int32)
-        previous = np.arange(-1, len(cells) - 1, dtype=np.int32)
-        following[ends - 1] = previous[ends - sizes] = END
-        self._singles = np.bincount(cells, weights, len(names)).astype(np.int64)
-        self._number_pairs(cells, following, weights)
+        cells, ends = characters.astype(np.int32, copy=False), np.cumsum(sizes)
+        weights = np.repeat(counts.astype(np.min_scalar_type(counts.max())), sizes)
+        self._singles = np.zeros(len(names), dtype=np.int64)
+        for i in range(0, len(cells), SLICE):
+            self._singles += np.bincount(cells[i : i + SLICE], weights[i : i + SLICE], len(names)).astype(np.int64)
+        onward = np.ones(len(cells), dtype=np.min_scalar_type(sizes.max(initial=0)))
+        back = onward.copy()
+        onward[ends - 1] = back[ends - sizes] = 0
+        self._number_pairs(cells, np.flatnonzero(onward).astype(np.int32), weights)
         self._least = int(self._counts.max(initial=2)) // 2 if min_frequency is None else max(min_frequency, 1)
         self._rate(np.arange(len(self._pairs)))
         # memoryviews: faster for single elements
-        self._cells, self._weights, self._following, self._previous = (
-            each.data for each in (cells, weights, following, previous)
-        )
+        self._cells, self._weights, self._onward, self._back = (each.data for each in (cells, weights, onward, back))
 
-    def _number_pairs(self, cells: np.ndarray, following: np.ndarray, weights: np.ndarray) -> None:
-        """Numbers all pairs, in their order, and counts them."""
-        firsts = np.flatnonzero(following != END).astype(np.int32)
-        keys = cells[firsts].astype(np.int64) << 32 | cells[following[firsts]]
-        order = np.argsort(keys, kind="stable")
-        keys, firsts = keys[order], firsts[order]
+    def _number_pairs(self, cells: np.ndarray, firsts: np.ndarray, weights: np.ndarray) -> None:
+        """Numbers all pairs, whose first cells are `firsts`, in their order, and counts them."""
+        keys = cells[firsts].astype(np.int64)
+        keys <<= 32
+        keys |= cells[firsts + np.int32(1)]
+        firsts = firsts[np.argsort(keys, kind="stable")]
+        keys.sort()
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         keys = keys[begins]
         self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
@@ -135,23 +134,24 @@ class ScoreLearner:
         piece = self._joined(left, right)
         changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
         new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
-        cells, following, previous, total = self._cells, self._following, self._previous, 0
+        cells, onward, back, total = self._cells, self._onward, self._back, 0
         for place in self._take(pair):
-            second = following[place]
-            if cells[place] != left or second == END or cells[second] != right:
+            second = place + onward[place]
+            if cells[place] != left or second == place or cells[second] != right:
                 continue
-            weight, before, after = self._weights[place], previous[place], following[second]
+            weight, before, after = self._weights[place], place - back[place], second + onward[second]
             total += weight
-            if before != END:
+            if before != place:
                 changes[cells[before] << 32 | left] -= weight
                 changes[cells[before] << 32 | piece] += weight
                 new[cells[before] << 32 | piece].append(before)
-            if after != END:
+            if after != second:
                 changes[right << 32 | cells[after]] -= weight
                 changes[piece << 32 | cells[after]] += weight
                 new[piece << 32 | cells[after]].append(place)
-                previous[after] = place
-            cells[place], cells[second], following[place] = piece, NOTHING, after
+                back[after] = after - place
+            cells[place], cells[second] = piece, NOTHING
+            onward[place] = after - place if after != second else 0
         changes[left << 32 | right] -= total
         for each, change in ((left, -total), (right, -total), (piece, total)):
             self._singles[each] += change

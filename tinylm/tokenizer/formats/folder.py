@@ -19,7 +19,7 @@ from tinylm.tokenizer.fast.pretokenize import QWEN2, WordSplitter
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, is_tokenizer_json
 from tinylm.tokenizer.formats.merges import NamedMerges, reading, require
 from tinylm.tokenizer.formats.steps import FLAGS, read_template, type_of, unknown
-from tinylm.tokenizer.formats.wordpiece import (
+from tinylm.tokenizer.formats.vocab_txt import (
     BERTS_SETTINGS,
     VOCABULARY,
     check_settings,

@@ -7,11 +7,9 @@ wrote from any tokenizer. Everything else is refused, with the name of the field
 matches special tokens in every text, tinylm only if `allow_special` is set; both match ordinary added tokens in every
 text. A letter that is too new for the Unicode version of one of the two programs may be split differently.
 
-Not supported: other normalizers than NFC for BPE, and than BERT's for WordPiece.
+Not supported: other normalizers than NFC for BPE; for WordPiece, those that join characters or replace strings.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,20 @@ from tinylm.errors import ConfigError
 from tinylm.files import read_json, write_json
 from tinylm.targets import FileKind, check_target
 from tinylm.tokenizer.added import AddedToken
-from tinylm.tokenizer.alphabet import ALPHABET, BYTE_IDS
 from tinylm.tokenizer.base import Tokenizer, refuse_own_class
 from tinylm.tokenizer.bpe import BPETokenizer
 from tinylm.tokenizer.byte import ByteTokenizer
 from tinylm.tokenizer.char import UNKNOWN, CharTokenizer
-from tinylm.tokenizer.characters import CharacterBPE
 from tinylm.tokenizer.fast.pretokenize import PATTERNS
-from tinylm.tokenizer.formats.merges import NamedMerges, reading, require, vocabulary
-from tinylm.tokenizer.formats.steps import (
-    ALL,
-    CHARACTER,
-    FLAGS,
-    read_added,
-    read_decoder,
-    read_metaspace,
-    read_normalizer,
-    read_pattern,
-    read_template,
-    spelling,
-    type_of,
-    unknown,
+from tinylm.tokenizer.formats.bpe import (
+    bytes_pipeline_steps,
+    bytes_steps,
+    characters_steps,
+    read_bytes,
+    read_characters,
 )
+from tinylm.tokenizer.formats.merges import reading, require, vocabulary
+from tinylm.tokenizer.formats.steps import CHARACTER, FLAGS, read_template, unknown
 from tinylm.tokenizer.formats.unigram import read_unigram, unigram_steps
 from tinylm.tokenizer.formats.wordpiece import from_wordpiece, wordpiece_steps
 from tinylm.tokenizer.pipeline import PipelineTokenizer
@@ -49,11 +39,6 @@ from tinylm.tokenizer.word import UNKNOWN_WORD, WordTokenizer
 from tinylm.tokenizer.wordpiece import WordPieceTokenizer
 
 # --- writing
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-NO_OPTIONS = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
-NO_OPTIONS |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
-
 
 TOKENIZER_JSON = FileKind("a tokenizer.json", rb'\{\s*"version": "1.0",\s*"truncation": null')
 
@@ -78,12 +63,8 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case PipelineTokenizer():
             added = tokenizer.added
             steps = _pipeline_steps(tokenizer)
-        case BPETokenizer():
-            names, ids = tokenizer.names_and_ids()
-            steps = _byte_level(names, tokenizer.special_tokens, ids, _merges(tokenizer, names), tokenizer.pattern)
-        case ByteTokenizer():
-            names = [ALPHABET[token] for token in BYTE_IDS]
-            steps = _byte_level(names, tokenizer.special_tokens, range(tokenizer.vocab_size), [], ALL)
+        case BPETokenizer() | ByteTokenizer():
+            steps = bytes_steps(tokenizer)
         case CharTokenizer():
             steps = _word_level(list(tokenizer.characters), tokenizer, CHARACTER, UNKNOWN)
         case UnigramTokenizer():
@@ -129,67 +110,8 @@ def _pipeline_steps(tokenizer: PipelineTokenizer) -> dict[str, Any]:
         case WordPieceTokenizer():
             return wordpiece_steps(tokenizer.core)
         case BPETokenizer():
-            return _bytes_pipeline(tokenizer)
-    return _characters_pipeline(tokenizer)
-
-
-def _merges(core: BPETokenizer, names: list[str]) -> list[list[str]]:
-    return [[names[left], names[right]] for left, right in core.merges]
-
-
-def _bytes_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
-    core = tokenizer.core
-    assert isinstance(core, BPETokenizer)
-    names, ids = core.names_and_ids()
-    added = {token.content: token.id for token in tokenizer.added}
-    spaced = tokenizer.prefix == "each"
-    steps = _byte_level(names, added, [*ids, *added.values()], _merges(core, names), core.pattern, spaced)
-    return {"normalizer": {"type": "NFC"} if tokenizer.normalization else None, **steps}
-
-
-def _characters_pipeline(tokenizer: PipelineTokenizer) -> dict[str, Any]:
-    core = tokenizer.core
-    assert isinstance(core, CharacterBPE)
-    if tokenizer.normalization or core.unknown is not None or core.unused:
-        raise ConfigError("tokenizer: SentencePiece's normalization, <unk> or unused pieces; write a .model instead")
-    replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    normalizer = pre_tokenizer = None
-    if tokenizer.spaces == "normalizer":
-        prepend = [{"type": "Prepend", "prepend": "▁"}] if tokenizer.prefix == "always" else []
-        normalizer = {"type": "Sequence", "normalizers": [*prepend, replace]}
-    else:
-        scheme = {"each": "always", "first": "first", "none": "never"}[tokenizer.prefix]
-        pre_tokenizer = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": core.words}
-    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    decoders += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tokenizer.strip else []
-    names = {token: name for name, token in core.vocab.items()}
-    merges = [[names[left], names[right]] for left, right in core.merges]
-    model = {
-        "type": "BPE",
-        **NO_OPTIONS,
-        "fuse_unk": True,
-        "byte_fallback": True,
-        "vocab": core.vocab,
-        "merges": merges,
-    }
-    decoder = {"type": "Sequence", "decoders": decoders}
-    return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder, "model": model}
-
-
-def _byte_level(
-    names: list[str], added: dict[str, int], ids: Sequence[int], merges: list, pattern: str, spaced: bool = False
-) -> dict[str, Any]:
-    """The steps of byte-level BPE. Added tokens are in the vocabulary too; otherwise Hugging Face renumbers them."""
-    _check_special(added)
-    byte_level = BYTE_LEVEL | {"add_prefix_space": spaced, "use_regex": pattern == "gpt2"}
-    split = {"type": "Split", "behavior": "Isolated", "invert": False}
-    if pattern not in ("gpt2", ALL):
-        split["pattern"] = {"Regex": spelling(pattern)}
-        byte_level = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    vocab = {name: token for name, token in vocabulary(names, list(added), ids).items() if token >= 0}
-    model = {"type": "BPE", **NO_OPTIONS, "vocab": vocab, "merges": merges}
-    return {"pre_tokenizer": byte_level, "decoder": BYTE_LEVEL, "model": model}
+            return bytes_pipeline_steps(tokenizer)
+    return characters_steps(tokenizer)
 
 
 def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: str) -> dict:
@@ -200,12 +122,6 @@ def _word_level(words: list[str], tokenizer: Tokenizer, pattern: str, unknown: s
         "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": unknown},
     }
-
-
-def _check_special(names: Sequence[str] | dict[str, int]) -> None:
-    for name in names:
-        if set(name) <= set(ALPHABET) and not name.isascii():
-            raise ConfigError(f"special_tokens: {name!r} would be decoded as the bytes its characters name; rename it")
 
 
 # --- reading
@@ -252,7 +168,7 @@ def from_tokenizer_json(values: Any, source: str) -> Tokenizer:
             known = "BPE, Unigram, WordPiece, and what it has written itself"
             raise ConfigError(f'model.type is "{kind}"; tinylm reads {known}')
         _check_fields(values)
-        tokenizer = _from_characters(values) if values["model"].get("byte_fallback") else _from_byte_level(values)
+        tokenizer = read_characters(values) if values["model"].get("byte_fallback") else read_bytes(values)
         return with_template(tokenizer, values.get("post_processor"))
 
 
@@ -262,71 +178,6 @@ def with_template(tokenizer: Tokenizer, post_processor: Any) -> Tokenizer:
     if end is None:
         return tokenizer if begin is None else tokenizer.with_marks(begin, marks.end, marks.stops)
     return tokenizer.with_marks(begin, end, [*marks.stops, end]).with_origin({"template": post_processor})
-
-
-def _from_byte_level(values: dict[str, Any]) -> Tokenizer:
-    model, table = values["model"], NamedMerges()
-    (pattern, spaced), steps = read_pattern(values.get("pre_tokenizer")), read_normalizer(values.get("normalizer"))
-    if "replace" in steps:
-        raise unknown("normalizer", values["normalizer"])
-    if type_of(values.get("decoder")) not in (None, "ByteLevel"):
-        raise unknown("decoder", values["decoder"])
-    for left, right in map(_pair, model["merges"]):
-        table.add(left, right)
-    table.finish()
-    added = read_added(values.get("added_tokens") or [], model["vocab"])
-    _check_special([token.content for token in added])
-    names = {token.content: token.id for token in added}
-    for name in model["vocab"] | names:
-        if (name in table and name in model["vocab"]) == (name in names):
-            problem = "an added token and an ordinary one" if name in names else "neither merged nor an added token"
-            raise ConfigError(f"model.vocab: {name!r} is {problem}")
-    for name in table.names if model.get("ignore_merges") else ():
-        if name in model["vocab"] and not table.is_whole(name):
-            raise ConfigError(f"model.ignore_merges is true, but the merges do not make {name!r} from its bytes")
-    arguments: dict[str, Any] = table.arguments(model["vocab"] | names, [], may_miss=True)
-    arguments["pattern"] = pattern
-    if model.get("unk_token") is not None and -1 in arguments["ids"]:
-        raise ConfigError(f"model.unk_token is {model['unk_token']!r}, but bytes are missing; tinylm leaves these out")
-    alike = {(token.special, token.normalized, token.lstrip, token.rstrip, token.single_word) for token in added}
-    if steps or spaced or not alike <= {(True, False, False, False, False), (True, True, False, False, False)}:
-        return _pipeline("bpe", arguments, added, normalization="".join(steps), prefix="each" if spaced else "none")
-    if len(alike) > 1:
-        return _pipeline("bpe", arguments, added)
-    arguments |= {"special_tokens": [*names], "ids": [*arguments["ids"], *names.values()]}
-    tokenizer, plain = BPETokenizer(**arguments), ByteTokenizer([*names])
-    found = (pattern, tokenizer.token_bytes, tokenizer.special_tokens)
-    return plain if found == (ALL, plain.token_bytes, plain.special_tokens) else tokenizer
-
-
-def _from_characters(values: dict[str, Any]) -> Tokenizer:
-    """BPE on characters with byte fallback, as SentencePiece writes it."""
-    model, steps = values["model"], read_normalizer(values.get("normalizer"))
-    metaspace = read_metaspace(values.get("pre_tokenizer"))
-    if "nfc" in steps or bool(steps) == bool(metaspace):
-        raise unknown("normalizer", values.get("normalizer"))
-    if model.get("ignore_merges"):
-        raise unknown("model.ignore_merges", True)
-    prefix, words = metaspace or ("always" if "prepend" in steps else "none", False)
-    vocab = model["vocab"]
-    merges = []
-    for pair in map(_pair, model["merges"]):
-        if not {*pair} <= vocab.keys():
-            raise ConfigError(f"merges: {' '.join(pair)[:60]!r} uses a token that the vocabulary lacks")
-        merges.append([vocab[name] for name in pair])
-    added = read_added(values.get("added_tokens") or [], vocab)
-    core = {"vocab": vocab, "merges": merges, "words": words}
-    spaces, strip = "words" if metaspace else "normalizer", read_decoder(values.get("decoder"))
-    return _pipeline("characters", core, added, spaces=spaces, prefix=prefix, strip=strip)
-
-
-def _pipeline(kind: str, core: dict[str, Any], added: Sequence[AddedToken], **options: Any) -> PipelineTokenizer:
-    return PipelineTokenizer({"kind": kind, **core}, [asdict(token) for token in added], **options)
-
-
-def _pair(merge: Any) -> Sequence[str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
 
 
 def _check_fields(values: dict[str, Any]) -> None:

@@ -104,6 +104,20 @@ def read_metaspace(pre_tokenizer: Any) -> tuple[str, bool] | None:
     raise unknown("pre_tokenizer", pre_tokenizer)
 
 
+MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+def without_idle_split(pre_tokenizer: Any, normalizer: Any) -> Any:
+    """The pre_tokenizer; None for a Split at spaces where the normalizer has left none, as in Gemma's file."""
+    match pre_tokenizer:
+        case {"type": "Split", "pattern": {"String": " "}, "behavior": str(), "invert": False, **more} if not more:
+            steps = flat(normalizer, "normalizers")
+            later = steps[steps.index(MARK) + 1 :] if MARK in steps else []
+            if MARK in steps and all(step["type"] == "Prepend" and " " not in step["prepend"] for step in later):
+                return None
+    return pre_tokenizer
+
+
 def read_decoder(decoder: Any) -> bool:
     """Whether the decoder of a model of characters drops the first space."""
     match flat(decoder, "decoders"):

@@ -18,15 +18,16 @@ from typing import Any
 from tinylm.errors import ConfigError, notice
 from tinylm.tokenizer.added import AddedToken
 from tinylm.tokenizer.characters import BYTE_NAMES
-from tinylm.tokenizer.formats.steps import flat, read_added, read_metaspace, type_of, unknown
+from tinylm.tokenizer.formats.converted import converted
+from tinylm.tokenizer.formats.steps import MARK, flat, read_added, read_metaspace, type_of, unknown, without_idle_split
 from tinylm.tokenizer.normalizers.metaspace import Spacing
+from tinylm.tokenizer.normalizers.sentencepiece import SentencePieceNormalizer
 from tinylm.tokenizer.normalizers.sequence import step_of
 from tinylm.tokenizer.pipeline import PipelineTokenizer
 from tinylm.tokenizer.segmentation import Pieces
 from tinylm.tokenizer.unigram import UNKNOWN_PENALTY, UnigramTokenizer
 
 FIELDS = {"type", "unk_id", "vocab", "byte_fallback"}
-MARK = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 UNMARK = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 PREFIXES = {"each": "always", "first": "first", "none": "never"}  # as read_metaspace has them
@@ -76,7 +77,7 @@ def _read_steps(values: dict[str, Any]) -> dict[str, Any]:
     if any(step_of(step) is None for step in steps):
         raise unknown("normalizer", next(step for step in steps if step_of(step) is None))
     normalizer = {"kind": "rewriting", "steps": steps} if steps else None
-    before = flat(values.get("pre_tokenizer"), "pretokenizers")
+    before = flat(without_idle_split(values.get("pre_tokenizer"), values.get("normalizer")), "pretokenizers")
     words = before[:1] == [{"type": "WhitespaceSplit"}]
     if len(before) - words > 1 or (words and len(before) < 2):
         raise unknown("pre_tokenizer", values["pre_tokenizer"])
@@ -148,8 +149,11 @@ def unigram_steps(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The fields of a tokenizer.json for this tokenizer, without added tokens.
 
     Raises:
-        ConfigError: for a normalizer that Hugging Face lacks, or an unknown_score of which its own differs.
+        ConfigError: for a normalizer that Hugging Face lacks, or an unknown_score of which its own differs. Where only
+            some texts differ, as after SentencePiece's normalization, a notice counts them (converted.py).
     """
+    if isinstance(tokenizer.normalizer, SentencePieceNormalizer):
+        tokenizer = converted(tokenizer)
     steps = _write_normalizer(tokenizer)
     found = tokenizer.model.pieces
     least = min(found.scores.values(), default=0.0)
@@ -183,9 +187,7 @@ def _write_normalizer(tokenizer: UnigramTokenizer) -> dict[str, Any]:
     """The normalizer and the pre_tokenizer."""
     normalizer, spacing = tokenizer.normalizer and tokenizer.normalizer.to_dict(), tokenizer.spacing
     if normalizer and normalizer["kind"] != "rewriting":
-        raise ConfigError(
-            "normalizer: SentencePiece's rules have no exact counterpart in tokenizer.json; write a .model"
-        )
+        raise ConfigError(f"normalizer: {normalizer['kind']} has no counterpart in tokenizer.json")
     steps = normalizer["steps"] if normalizer else []
     written = {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else (steps or [None])[0]
     if not isinstance(spacing, Spacing):

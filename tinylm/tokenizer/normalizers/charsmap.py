@@ -78,6 +78,12 @@ class Charsmap:
         """The texts that strings of the table are replaced by."""
         return self._texts.decode("utf-8", "replace").split("\0")
 
+    @property
+    def characters(self) -> str:
+        """All characters of the strings that are replaced, without surrogates."""
+        points = np.flatnonzero(self._kinds).tolist()
+        return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
+
     def _find_kinds(self) -> None:
         """Fills the kind of each character, and checks the table, one more character of its strings at a time."""
         points, nodes, values = self._trie.characters_from(np.array([self._trie.root]))
