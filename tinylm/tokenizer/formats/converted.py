@@ -60,7 +60,7 @@ def _steps(normalizer: SentencePieceNormalizer) -> list[dict[str, Any]]:
 
 
 def sample_texts(tokenizer: UnigramTokenizer) -> tuple[list[str], list[str]]:
-    """Texts of random pieces, and the same with one to three characters of the table between the pieces."""
+    """Texts of random pieces, and the same with up to three characters of the table behind each piece."""
     random, pieces = Random(0), [piece.replace(SPACE, " ") for piece in tokenizer.model.pieces.scores]
     assert isinstance(tokenizer.normalizer, SentencePieceNormalizer)
     charsmap = tokenizer.normalizer.charsmap
