@@ -32,7 +32,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # (n, r, c), r <= c
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # spectral norm at most 1
     x = x.to(iteration_type(x) if dtype is None else dtype)
-    together = steps_together(*x.shape[-2:], x.dtype)
+    rows, columns = x.shape[-2:]
+    together = steps_together(rows, columns, x.dtype)
     for done in range(0, steps, together):
         gram = x @ x.mT
         if together == 1:
