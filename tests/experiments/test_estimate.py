@@ -67,17 +67,16 @@ def test_parameters_are_those_of_the_model_and_operations_those_that_pytorch_cou
     assert flops == pytest.approx(counter.get_total_flops() / ids.numel(), rel=0.02)
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("h100", torch.bfloat16)])
-def test_operations_of_muon_are_those_that_pytorch_counts(device, dtype):
+def test_operations_of_muon_are_those_that_pytorch_counts():
     run = workload(optimizer=OptimizerConfig(name="muon"))
     found = 0
     for name, each in run.make_net().named_parameters():
         if each.ndim == 2 and "blocks." in name:
             with FlopCounterMode(display=False) as counter:
-                orthogonalize(each.detach()[None], dtype=dtype)
+                orthogonalize(each.detach()[None])
             found += counter.get_total_flops()
-    assert muon_flops(run, find_device(device)) == found
-    assert muon_flops(workload(), find_device(device)) == 0
+    assert muon_flops(run) == found
+    assert muon_flops(workload()) == 0
 
 
 # --- memory

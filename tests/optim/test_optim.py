@@ -3,7 +3,7 @@ import torch
 
 from tinylm.errors import ConfigError
 from tinylm.model import ModelConfig, TransformerLM
-from tinylm.optim.muon import Muon, orthogonalize, steps_together
+from tinylm.optim.muon import Muon, orthogonalize
 from tinylm.optim.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 SMALL = ModelConfig(vocab_size=11, d_model=16, num_layers=2, num_heads=2, max_seq_len=8, norm="layernorm", bias=True)
@@ -37,53 +37,6 @@ def test_float32_matrices_are_orthogonalized_within_the_interval_of_the_theory(s
     slack = 0.05 if narrow else 1e-4
     assert 0.68 - slack < gains.diagonal(dim1=1, dim2=2).min() and gains.diagonal(dim1=1, dim2=2).max() < 1.21 + slack
     assert (gains - torch.diag_embed(gains.diagonal(dim1=1, dim2=2))).abs().max() < slack
-
-
-def one_by_one(matrices, steps=5):
-    """The iteration as published, X <- aX + (bG + cG²) X with G = XXᵀ."""
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
-def matrices_of(kind, shape):
-    """Three matrices in float64."""
-    x = torch.randn(3, *shape, dtype=torch.float64)
-    u, _, vt = torch.linalg.svd(x, full_matrices=False)
-    match kind:
-        case "rank 2":
-            return x[:, :, :2] @ x[:, :2]
-        case "small singular values":
-            return u * torch.logspace(0, -4, shape[0], dtype=torch.float64) @ vt
-        case "uneven rows":
-            return x * torch.logspace(3, -3, shape[0], dtype=torch.float64)[:, None]
-        case _:
-            return x * {"plain": 1, "zero": 0, "tiny": 1e-20, "huge": 1e15}[kind]
-
-
-@pytest.mark.parametrize("shape", [(24, 72), (16, 64), (32, 50)])
-@pytest.mark.parametrize(
-    "kind", ["plain", "rank 2", "small singular values", "uneven rows", "zero", "tiny", "huge"]
-)  # fmt: skip
-def test_steps_multiplied_together_are_as_exact_as_one_by_one(kind, shape):
-    """In float64 equal; in float32 an error as that of single steps, or below that of half the digits lost."""
-    torch.manual_seed(0)
-    assert steps_together(*shape, torch.float32) == 3
-    for steps in (1, 3, 5, 7):
-        matrices = matrices_of(kind, shape)
-        torch.testing.assert_close(orthogonalize(matrices, steps), one_by_one(matrices, steps), atol=1e-10, rtol=0)
-    rounded = matrices_of(kind, shape).float()
-    exact = one_by_one(rounded.double())
-    error, single = ((each.double() - exact).norm() for each in (orthogonalize(rounded), one_by_one(rounded)))
-    assert error <= 4 * single + 1e-7 * exact.norm()
-
-
-def test_steps_are_multiplied_together_where_that_takes_fewer_multiplications():
-    """By hand, of 8 rows in units of 8³: three steps of 12 columns take 12 both ways; of 13, 12.25 and 12.75."""
-    assert [steps_together(8, columns, torch.float32) for columns in (8, 12, 13, 32)] == [1, 1, 3, 3]
-    assert steps_together(8, 32, torch.bfloat16) == 1
 
 
 def test_a_learning_rate_in_a_tensor_gives_the_same_step():

@@ -9,13 +9,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from tinylm.experiments.devices import HERE, Device
 from tinylm.experiments.measure import step_seconds
 from tinylm.experiments.workload import Workload, count_by_part, matrices
 from tinylm.model import flops_per_token, parameter_count
-from tinylm.optim.muon import steps_together
 from tinylm.optim.optimizer import OptimizerConfig
 from tinylm.training.memory import PARTS, StepMemory, step_memory
 from tinylm.training.precision import MIXED, TRUE, choose_precision, device_kind
@@ -91,7 +88,7 @@ def estimate(
     step_tokens = workload.batch_size * workload.context
     step = simulate(workload, precision)
     again = recomputed_flops(workload, token_flops)
-    step_flops = step_tokens * (token_flops + again) + muon_flops(workload, device)
+    step_flops = step_tokens * (token_flops + again) + muon_flops(workload)
     seconds, bound = _seconds(workload, device, precision, step, step_flops, mfu, measuring)
     peak = device.peak(precision)
     hours = seconds * workload.steps / 3600
@@ -146,17 +143,10 @@ def recomputed_flops(workload: Workload, token_flops: int) -> int:
     return (token_flops - head) // 3 - last if network.activation_checkpointing else 0
 
 
-def muon_flops(workload: Workload, device: Device) -> int:
-    """Operations of Muon's iterations in a step, two a multiplication: see `steps_together`."""
-    settings, total = workload.optimizer, 0
-    for m, n in matrices(workload):  # m <= n; none with another optimizer
-        assert isinstance(settings, OptimizerConfig)
-        narrow = settings.ns_dtype == "bfloat16" or (settings.ns_dtype == "auto" and not device.on_cpu)
-        together = steps_together(m, n, torch.bfloat16 if narrow else torch.float32)
-        for done in range(0, settings.ns_steps, together):
-            k = min(together, settings.ns_steps - done)
-            total += 2 * (2 * m * m * n + (4 * k - 3) * m**3)
-    return total
+def muon_flops(workload: Workload) -> int:
+    """Operations of Muon's iterations in a step: three products of each matrix, of m rows and n ≥ m columns."""
+    steps = workload.optimizer.ns_steps if isinstance(workload.optimizer, OptimizerConfig) else 0
+    return sum(steps * (4 * m * m * n + 2 * m**3) for m, n in matrices(workload))
 
 
 # --- memory

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-A, B, C = 3.4445, -4.7750, 2.0315  # chosen for speed rather than an exact limit (Jordan et al. 2024)
-
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Moves all singular values of each matrix close to 1 (0.7 to 1.2) and keeps its singular vectors.
 
-    The Newton-Schulz iteration X <- (aI + bG + cG²) X with the Gram matrix G = XXᵀ of the shorter side. It needs matrix
-    products only.
+    The Newton-Schulz iteration X <- aX + (b XXᵀ + c (XXᵀ)²) X, with coefficients chosen for speed rather than an exact
+    limit (Jordan et al. 2024). It needs matrix products only.
 
     Args:
         matrices: (n, rows, columns)
@@ -29,50 +27,15 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     Returns:
         (n, rows, columns)
     """
-    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # (n, r, c), r <= c
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices  # the Gram matrix of the shorter side
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # spectral norm at most 1
     x = x.to(iteration_type(x) if dtype is None else dtype)
-    rows, columns = x.shape[-2:]
-    together = steps_together(rows, columns, x.dtype)
-    for done in range(0, steps, together):
+    for _ in range(steps):
         gram = x @ x.mT
-        if together == 1:
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-        else:
-            x = product_of_steps(gram, min(together, steps - done)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.type_as(matrices)
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
-
-
-def steps_together(rows: int, columns: int, dtype: torch.dtype) -> int:
-    """Successive steps whose matrices Q = aI + bG + cG² are multiplied before X is, for r rows and c ≥ r columns.
-
-    k steps then take 2r²c + (4k - 3) r³ multiplications, and k (2r²c + r³) one by one: more, if c > 1.5 r. But G has
-    the squares of X, so that rounding errors grow faster: three steps are as accurate as one by one, five are not, and
-    in 16 bits not even two.
-    """
-    return 3 if columns > 1.5 * rows and dtype in (torch.float32, torch.float64) else 1
-
-
-def product_of_steps(gram: Tensor, steps: int) -> Tensor:
-    """The product of the matrices Q of successive steps: as X becomes QX, G becomes QGQ.
-
-    Args:
-        gram: (n, r, r), the G of the first step
-        steps: at least 1
-
-    Returns:
-        (n, r, r)
-    """
-    product = None
-    for step in range(steps):
-        q = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
-        q.diagonal(dim1=-2, dim2=-1).add_(A)
-        product = q if product is None else q @ product
-        if step + 1 < steps:
-            gram = q @ gram @ q
-    assert product is not None
-    return product
 
 
 def iteration_type(matrices: Tensor) -> torch.dtype:
