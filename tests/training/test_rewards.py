@@ -174,6 +174,14 @@ def test_the_possible_tokens_of_a_completion_by_hand(text, finished, reward, set
     ]
 
 
+def test_the_cross_entropy_of_the_texts_is_added_with_its_weight():
+    """Equal rewards give no gradient, so the whole gradient is 0.3 of the cross-entropy of the batch's three zeros."""
+    bandit = Bandit(torch.tensor([0.4, -0.3, 0.2], dtype=torch.float64))
+    found = gradient_of(GRPO(group=2, beta=0, pretraining=0.3), bandit, [[1], [2]], [1.0, 1.0])
+    exact = 3 * (bandit.logits.detach().softmax(0) - torch.tensor([1.0, 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(found, 0.3 * exact / 7, atol=1e-14, rtol=0)  # gradient_of says: seven targets in all
+
+
 def test_the_token_that_holds_a_character():
     ids = (tokenizer := ByteTokenizer()).encode("aéb")  # four bytes
     assert [token_of(ids, character, tokenizer) for character in range(4)] == [0, 1, 3, 4]
@@ -221,6 +229,7 @@ story: ["<hero=name> met <friend=name>. <Hero> <deed> <friend>."]
 name: [al, bo, cy, di]
 deed: [hit, fed]
 """
+TEXTS = ["--model.objective.init_args.pretraining", "0.1"]
 BASE = """
 model:
   network: {d_model: 32, num_layers: 1, num_heads: 2, max_seq_len: 32}
@@ -274,7 +283,9 @@ def words(base, tmp_path, monkeypatch) -> list[str]:
 MISTAKE, EXPECTED = (["--model.objective.init_args.credit", credit] for credit in ("mistake", "expected"))
 
 
-@pytest.mark.parametrize("options", [[], ["--model.lora.rank", "4", *EXPECTED]], ids=["whole", "lora, expected"])
+@pytest.mark.parametrize(
+    "options", [[], ["--model.lora.rank", "4", *EXPECTED, *TEXTS]], ids=["whole", "lora, expected"]
+)
 def test_a_run_measures_the_rewards_and_resumes_to_the_bit(cli, words, options, tmp_path):
     (tmp_path / "stop.py").write_text(STOP)
     words += options
@@ -341,6 +352,7 @@ def test_the_exact_answer_of_pairs(cli, words, tmp_path):
 NEEDS = {
     "no reward": (["reward", "parsed"], "reward: no reward 'parsed', did you mean 'parse'?"),
     "one": (["group", "1"], "group must be at least 2, got 1"),
+    "pretraining": (["pretraining", "-1"], "pretraining must not be negative, got -1"),
     "variant": (["variant", "ppo"], "variant must be one of grpo, dr_grpo, got 'ppo'"),
     "credit": (["credit", "story"], "credit must be one of whole, mistake, expected, got 'story'"),
     "no discount": (["discount", "0.5"], "discount: credit: whole has none; leave it out"),

@@ -68,6 +68,8 @@ class GRPO(FrozenStart):
         prompt_tokens: of a text: tokens of each document in its prompt. 0: the token that begins a text alone
         max_new_tokens: most tokens of a completion. None: as many as the context holds
         beta: how strongly the network is held to the reference
+        pretraining: weight of the cross-entropy of the batch's own texts or responses, in nats per token, which also
+            holds the network to its language (Ouyang et al. 2022)
         variant: `grpo` or `dr_grpo`
         credit: `whole`: the reward counts for every token of a completion; `mistake`: a reward that names the place of
             the mistake counts for the tokens up to it; `expected`: a reward that knows all possible tokens teaches each
@@ -85,6 +87,7 @@ class GRPO(FrozenStart):
         prompt_tokens: int = 0,
         max_new_tokens: int | None = None,
         beta: float = 0.04,
+        pretraining: float = 0.0,
         variant: str = "grpo",
         credit: str = "whole",
         discount: float | None = None,
@@ -95,6 +98,7 @@ class GRPO(FrozenStart):
         require(prompt_tokens >= 0, f"prompt_tokens must not be negative, got {prompt_tokens}")
         require(max_new_tokens is None or max_new_tokens >= 1, f"max_new_tokens must be at least 1: {max_new_tokens}")
         require(beta >= 0, f"beta must not be negative, got {beta}")
+        require(pretraining >= 0, f"pretraining must not be negative, got {pretraining}")
         require(variant in VARIANTS, f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         require(credit in CREDITS, f"credit must be one of {', '.join(CREDITS)}, got {credit!r}")
         blamed = credit == "mistake" or discount is None
@@ -102,7 +106,7 @@ class GRPO(FrozenStart):
         require(discount is None or 0 <= discount <= 1, f"discount must be from 0 to 1, got {discount}")
         self.credit, self.discount = credit, DISCOUNT if discount is None else discount
         self.group, self.prompt_tokens, self.max_new_tokens = group, prompt_tokens, max_new_tokens
-        self.beta, self.variant, self._tokens = beta, variant, 0
+        self.beta, self.pretraining, self.variant, self._tokens = beta, pretraining, variant, 0
         part = own_reward(reward)
         self._name = reward if part is None else part.class_path
         self.plugins = [] if part is None else [part]
@@ -143,7 +147,12 @@ class GRPO(FrozenStart):
         divisor = lengths if self.variant == "grpo" else self.max_new_tokens or network.network.max_seq_len
         values = {"loss": losses / divisor, "reward": graded.rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
         values |= {"length": lengths, "silent": silent.repeat_interleave(self.group)}
-        return per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
+        found = per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
+        if self.pretraining:
+            self._tokens += batch.inputs.numel()
+            found["text"] = token_nats(network(batch.inputs, batch.documents), batch.targets).sum()
+            found["loss"] = found["loss"] + self.pretraining * found["text"]
+        return found
 
     def gains(self, graded: Graded, logits: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
         """The quantity maximized at each token, (n, T), and 1 for each group without a difference, (B,).
