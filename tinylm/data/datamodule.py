@@ -107,18 +107,18 @@ class TextDataModule(RunData):
             deduplicate: Keep only the first of equal documents
             seed: Seed of the order of the data. Default: seed_everything
             text_seed: Seed of generated texts and of the split of pairs
-            errors: Treatment of invalid UTF-8: strict (an error) or replace
+            errors: Invalid UTF-8: strict (an error) or replace
             num_workers: Processes that load batches; 0 = this one
             train_tokens: Train on the first N tokens only
             cache_dir: Cache folder. Default: $TINYLM_CACHE or ~/.cache/tinylm
             max_val_tokens: Most tokens read in a validation during training
             text: predict: the text file
             pairs: Pairs or preferences: a .jsonl, .json or .csv file
-            pairs_val: Validation pairs. Default: val.* beside train.*, else by split
+            pairs_val: Validation pairs. Default: val.* beside train.*, or split
             template: Format of a pair: pairs (prompt, response) or chat (with roles; the model's own if it has one)
             fields: Names of prompt and response, as [question,answer]
             packing: Pack several pairs into a sequence; needs document_mask
-            too_long: Pairs longer than the context: error, drop or truncate
+            too_long: Pairs beyond the context: error, drop, truncate
             streaming: Train on shards one by one, as they appear, or from a URL
             shard_timeout: Seconds to wait for a shard. Default: 600
             max_cache_gb: Size of the cache of a URL. Default: 50

@@ -91,7 +91,7 @@ class LitTransformerLM(pl.LightningModule):
             schedule: The learning rate over the run, or a class or function (docs/extending-training.md)
             objective: A loss of your own, by class_path
             compile: Train by torch.compile; the first start takes a minute
-            init_from: Model to start from: run, model folder, checkpoint or Hugging Face folder
+            init_from: Initial model: run, folder, checkpoint, Hugging Face
             lora: Train LoRA adapters only; the model's weights are frozen
             freeze: Which parameters are frozen
             loss_rows: Tokens whose loss is computed at a time, to save memory. Default: all
