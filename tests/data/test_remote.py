@@ -55,7 +55,8 @@ def test_a_stream_goes_on_where_the_connection_broke(ranges, server, capfd):
     assert server.ranges == [None, *(f"bytes={begin}-" for begin in begins)]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith(f"tinylm: {url}: interrupted at byte 100,000 (") and lines[0].endswith("continuing in 0.01 s")
+    assert lines[0].startswith(f"tinylm: {url}: interrupted at byte 100,000 (")
+    assert lines[0].endswith("continuing in 0.01 s")
 
 
 def test_a_compressed_stream_is_decompressed_as_it_comes(server):
