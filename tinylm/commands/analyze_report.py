@@ -150,7 +150,7 @@ def report_attention(subject: Subject) -> Report:
     labels = [words[token] for token in shown[0].tolist()]
     most = (maps > 0).sum(dim=-1).double().log().mean()
     title = (
-        f"{subject.name}: attention (hatched: later keys)\n"
+        f"{subject.name}: attention (hatched: keys to come)\n"
         f"entropy of a query's weights in nats, mean over these tokens; of equal weights: {most:.2f}"
     )
     figure = pictures.draw_attention(maps, labels, notes, title)
