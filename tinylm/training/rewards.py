@@ -1,6 +1,6 @@
 """Rewards that a program checks: `parse`, `exact`, or a function of the user's.
 
-A reward that knows more than a verdict on the whole text is an object with one more method:
+A reward that knows more than a verdict on the whole text is an object with one of these methods, or both:
 
     mistake(prompt, completion, answer) -> int | None
     possible_tokens(prompt, ids, tokenizer) -> list[list[int]]
@@ -79,12 +79,13 @@ class Verdict(NamedTuple):
 
 def verdict(reward: Any, credit: str, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
     """Judges a completion; one that was cut off has the reward 0, and its last token is a mistake."""
-    ended, written = text.finished == "end", tokenizer.decode(text.ids)
+    ended = text.finished == "end"
     if credit == "expected":
         ids = [*text.ids, tokenizer.end_of_text] if ended else text.ids
         possible = reward.possible_tokens(prompt.text, ids, tokenizer)
         right = ended and len(possible) == len(ids) and ids[-1] in possible[-1]
         return Verdict(float(right), possible=possible)
+    written = tokenizer.decode(text.ids)
     if credit == "mistake":
         place = reward.mistake(prompt.text, written, prompt.answer)
         wrong = None if place is None else token_of(text.ids, place, tokenizer)

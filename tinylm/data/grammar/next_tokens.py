@@ -88,10 +88,12 @@ class NextTokens:
     def _possible(self, place: Place, word: bytes) -> list[int]:
         """The ids that are possible behind a part of a word."""
         found = self._continuing(place, word)
-        boundary = place.behind(word) if word else place
-        if boundary is not None:
-            found += self._continuing(boundary, b"") if word else []
-            found += [self.end] if b"" in boundary.words else []
+        boundary = place
+        if word:
+            boundary = place.behind(word)
+            found += self._continuing(boundary, b"") if boundary else []
+        if boundary and b"" in boundary.words:
+            found.append(self.end)
         for written in self._several:
             if self._read((place, word), written) is not None:
                 found += self._ids[written]

@@ -159,12 +159,12 @@ class Grammar(GenerativeRules):
                 states.append((weight, ahead + symbol, after, variables))
             elif symbol.rule in self.entries:
                 excluded, shares = self._excluded(symbol, variables), self._shares[symbol.rule]
-                each = weight / self._left(symbol.rule, excluded)
+                scale = weight / self._left(symbol.rule, excluded)
                 for number, written in enumerate(self._texts[symbol.rule, symbol.capital]):
                     if number not in excluded:
                         entry = self.entries[symbol.rule][number]
                         then = variables | {symbol.variable: (symbol.rule, entry)} if symbol.variable else variables
-                        states.append((each * shares[number], ahead + written, after, then))
+                        states.append((scale * shares[number], ahead + written, after, then))
             else:
                 for each in self.rules[symbol.rule]:
                     states.append((weight * each.probability, ahead, (each.symbols, 0, after), variables))
