@@ -488,8 +488,10 @@ def test_a_step_wakes_an_event_loop_once(monkeypatch):
     monkeypatch.setattr(engine, "call", lambda *arguments: calls.append(arguments[1]) or original(*arguments))
 
     async def work(running):
-        gate = threading.Event()
-        held = asyncio.create_task(running.run(gate.wait))  # so that all texts join at once
+        entered, gate = threading.Event(), threading.Event()
+        held = asyncio.create_task(running.run(lambda: entered.set() or gate.wait()))  # all texts join at once
+        while not entered.is_set():
+            await asyncio.sleep(0)
         texts = [asyncio.create_task(text_of(running, greedy("abc", 12))) for _ in range(8)]
         while running.counts.waiting < 8:
             await asyncio.sleep(0)
