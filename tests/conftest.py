@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,24 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # or PyTorch compiles six programs
 from tests import shortcuts  # noqa: F401
 from tinylm import plugins
 from tinylm.model.size import empty_model
+from tinylm.workers import num_cores
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("fresh", derandomize=False, database=None, print_blob=True)
 settings.load_profile("same")  # `--hypothesis-profile` overrides it
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Number of processes of `-n auto`, which pyproject.toml sets: one per core for the whole suite.
+
+    The tests of named files run in this process: they would wait for the workers to start.
+    """
+    whole = config.args_source is config.ArgsSource.TESTPATHS
+    return min(num_cores(), 8) if whole else 0
 
 
 def pytest_collectstart() -> None:

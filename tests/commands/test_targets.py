@@ -45,7 +45,11 @@ def run(load, model, tmp_path, monkeypatch):
     return lambda words: load(words[0])(*words[1:])
 
 
-@pytest.mark.parametrize(("words", "target", "recognized"), WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize(
+    ("words", "target", "recognized"),
+    # "table" draws 28 pictures
+    [pytest.param(*each, id=name, marks=[pytest.mark.slow] * (name == "table")) for name, each in WRITERS.items()],
+)
 def test_a_writer_replaces_only_its_own_output_and_only_when_asked(words, target, recognized, run):
     path = Path(target)
     path.parent.mkdir(exist_ok=True)

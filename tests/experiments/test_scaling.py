@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
 
 from tinylm.commands import run_command
+from tinylm.commands.scaling import parse
 from tinylm.data import TextDataModule
 from tinylm.errors import ConfigError, DataError
 from tinylm.experiments import grid, law, scaling, scaling_report
@@ -62,7 +65,7 @@ def study(texts: Texts) -> Study:
         [1.2e12],
         seed=1,
         seeds=2,
-        held_out_seeds=2,
+        held_out_seeds=[2],
         steps=(1, 10**9),
         plateau=100.0,
     )
@@ -248,3 +251,13 @@ def test_an_invalid_study_is_refused_before_it_begins(words, code, problem, tmp_
     assert run_command("scaling", ["--out", str(tmp_path), *words]) == code
     assert capfd.readouterr().err == f"tinylm: error: {problem.replace('OUT', str(tmp_path))}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+
+
+def test_each_held_out_budget_may_have_its_own_number_of_seeds(texts):
+    options = parse(["--out", "x", "--held-out", "1.2e11", "3e11", "--held-out-seeds", "3", "1"])
+    points = replace(study(texts), held_out=options.held_out, held_out_seeds=options.held_out_seeds).held_out_points()
+    sizes = len(study(texts).widths)
+    assert Counter(point.budget for point in points) == {1.2e11: 3 * sizes, 3e11: sizes}
+    assert {point.seed for point in points if point.budget == 3e11} == {1}
+    with pytest.raises(ConfigError, match="one for each budget of --held-out, got 3 numbers for 2 budgets"):
+        parse(["--out", "x", "--held-out-seeds", "3", "1", "2"])

@@ -113,7 +113,8 @@ def test_training_with_block_masks_equals_training_with_dense_ones(unfused, mask
     assert len(masks) == len(model.masks) and all(isinstance(mask, BlockMask) for mask in masks)
 
 
-@pytest.mark.parametrize("form", [pytest.param("pattern", marks=pytest.mark.slow), "checkpointed"])
+@pytest.mark.parametrize("form", ["pattern", "checkpointed"])
+@pytest.mark.slow
 def test_block_masks_are_part_of_one_compiled_program(unfused, form):
     """No graph break, and no new program for other documents. No dense mask is in it."""
     model, graphs = network(**FORMS[form]), []

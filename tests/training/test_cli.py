@@ -462,7 +462,9 @@ def last_step(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals to send")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_signals_save_the_step_and_say_how_to_go_on(long_run, tmp_path, number, code):
     process = long_run()
     process.send_signal(number)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes")
 
 
-@pytest.mark.parametrize(("shard", "tolerance"), [(False, 1e-12), (True, 1e-5)])
+@pytest.mark.parametrize(("shard", "tolerance"), [(False, 1e-12), pytest.param(True, 1e-5, marks=pytest.mark.slow)])
 def test_two_compiled_ranks_that_compute_the_loss_by_rows_have_the_losses_of_one(corpus, tmp_path, shard, tolerance):
     arguments = (str(corpus), str(tmp_path / "cache"))
     [alone] = processes.run_ranks(1, ranks.fit_compiled, *arguments, 1, False, None, out=tmp_path)
@@ -34,7 +34,12 @@ def test_two_compiled_ranks_that_compute_the_loss_by_rows_have_the_losses_of_one
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance", "shard"), [("32-true", 1e-5, False), ("64-true", 1e-12, False), ("32-true", 1e-5, True)]
+    ("precision", "tolerance", "shard"),
+    [
+        pytest.param("32-true", 1e-5, False, marks=pytest.mark.slow),
+        ("64-true", 1e-12, False),
+        pytest.param("32-true", 1e-5, True, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_have_the_losses_of_one_with_the_same_global_batch(corpus, tmp_path, precision, tolerance, shard):
     """Weights on both (DDP), or in halves (FSDP)."""
@@ -188,6 +193,7 @@ def test_sharded_training_saves_whole_checkpoints_and_resumes(tiny_yaml, tmp_pat
     torch.testing.assert_close(model.state_dict(), other.state_dict(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(tiny_yaml, tmp_path):
     """Lightning starts the second process; only that one gets the signal."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), "fit", "-c", str(tiny_yaml), "-c", "ddp"]
@@ -251,6 +257,7 @@ def slurm(tmp_path, tiny_yaml):
         process.kill()
 
 
+@pytest.mark.slow
 def test_slurm_saves_before_the_time_is_up_requeues_and_resumes(slurm, tmp_path):
     long = ["--trainer.max_steps", "100000", "--trainer.val_check_interval", "50000"]
     job = slurm("--run.name", "mine", *long)

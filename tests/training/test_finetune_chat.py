@@ -41,6 +41,7 @@ def public(tmp_path) -> Path:
     return tmp_path / "public"
 
 
+@pytest.mark.slow
 def test_a_public_model_is_finetuned_with_its_own_template(public, cli, capfd, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers itself")
     start = (

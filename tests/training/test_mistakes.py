@@ -112,6 +112,7 @@ def test_a_config_is_read_and_written_in_utf_8_on_windows(cli, tiny_yaml, tmp_pa
     assert again.code == 0, again.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="the locale is a variable of POSIX")
 def test_a_config_is_read_in_utf_8_in_the_c_locale(tiny_yaml, tmp_path):
     (tmp_path / "c.yaml").write_text("run: {name: c, prompts: ['the Ü']}\n", encoding="utf-8")

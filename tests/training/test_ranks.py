@@ -102,7 +102,7 @@ def test_a_killed_rank_is_named_once_and_ends_the_others_at_once(job, tmp_path, 
     assert f"rank {lost} ({socket.gethostname()}, process {started[lost].pid}) died" in line
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_rank_is_named_and_killed_within_the_timeout(job, tmp_path, lost):
     started = job("", "", "")
     ready(tmp_path, 3)
@@ -112,7 +112,7 @@ def test_a_stopped_rank_is_named_and_killed_within_the_timeout(job, tmp_path, lo
     assert f"rank {lost} ({socket.gethostname()}, process {started[lost].pid}) stalled: no sign of life" in line
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_whose_training_stands_still_is_named(job, tmp_path, lost):
     """Its watch lives on, as when a disk does not answer."""
     started = job(*("hang" if rank == lost else "" for rank in range(3)))
@@ -121,7 +121,10 @@ def test_a_rank_whose_training_stands_still_is_named(job, tmp_path, lost):
     assert line.startswith(f"rank {lost} (") and "stalled: the other ranks have waited for it" in line
 
 
-@pytest.mark.parametrize(("lost", "said"), [(0, "rank 0 of 3 did not start within 4 s"), (1, "rank 1 of 3 did not")])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [pytest.param(0, "rank 0 of 3 did not start within 4 s", marks=pytest.mark.slow), (1, "rank 1 of 3 did not")],
+)
 def test_a_rank_that_never_starts_is_named_within_the_timeout(job, tmp_path, lost, said):
     started = job(*(None if rank == lost else "" for rank in range(3)))
     assert codes(started) == [70, 70]

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinylm.console import Parser, check_at_least
+from tinylm.console import Parser, check_at_least, plural
 from tinylm.errors import ConfigError, notice
 from tinylm.targets import FolderKind, check_target
 
@@ -51,8 +51,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="seed of weights and order (default: %(default)s)")
     add("--seeds", type=int, default=3,
         help="runs of each size and budget, from --seed on (default: %(default)s)")  # fmt: skip
-    add("--held-out-seeds", type=int, metavar="SEEDS",
-        help="the same for the budgets of --held-out (default: as --seeds)")  # fmt: skip
+    add("--held-out-seeds", type=int, nargs="+", metavar="SEEDS",
+        help="the same for --held-out: one number, or one for each budget (default: as --seeds)")  # fmt: skip
     parser.add_theme_option()
     options = parser.parse(arguments)
     check(options)
@@ -61,12 +61,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> None:
     """Refuses invalid options."""
-    options.held_out_seeds = options.seeds if options.held_out_seeds is None else options.held_out_seeds
-    check_at_least(1, options, "seeds", "held_out_seeds", "layers", "context", "batch_size", "val_tokens")
+    check_at_least(1, options, "seeds", "layers", "context", "batch_size", "val_tokens")
     check_at_least(0, options, "seed")
-    for name, values in (("widths", options.widths), ("steps", options.steps)):
+    options.held_out_seeds = options.held_out_seeds or [options.seeds]
+    for name, values in (
+        ("widths", options.widths),
+        ("steps", options.steps),
+        ("held-out-seeds", options.held_out_seeds),
+    ):
         if min(values) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {min(values)}")
+    if len(options.held_out_seeds) == 1:
+        options.held_out_seeds *= len(options.held_out)
+    if len(options.held_out_seeds) != len(options.held_out):
+        numbers = f"{len(options.held_out_seeds)} numbers for {plural(len(options.held_out), 'budget')}"
+        raise ConfigError(f"--held-out-seeds takes one number, or one for each budget of --held-out, got {numbers}")
     budgets = [*options.budgets, *options.held_out, *options.largest]
     if not 0 < min(budgets) <= max(budgets) < float("inf"):
         raise ConfigError(f"--budgets must be positive numbers of FLOPs, got {min(budgets):g}")

@@ -7,6 +7,7 @@ its peak and an assumed MFU, or from its memory bandwidth or kernel launches if 
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from tinylm.experiments.devices import HERE, Device
@@ -199,14 +200,11 @@ def largest_rows(workload: Workload, device: Device, precision: str, step: StepM
     corrects.
     """
     assert device.memory is not None
-    found = {}
+    found, simulated = {}, cache(partial(simulate, workload, precision))
     for name in strategies(workload):
         rows, other, fitting = workload.rows, 2 * workload.rows, 0
         for _ in range(2):
-            totals = [
-                sum(by_part(each, name, workload, device, process).values())
-                for each in (step, simulate(workload, precision, other))
-            ]
+            totals = [sum(by_part(each, name, workload, device, process).values()) for each in (step, simulated(other))]
             slope = max((totals[1] - totals[0]) / (other - rows), 1)
             fitting = max(0, int(rows + (FILLED * device.memory - totals[0]) / slope))
             if fitting in (0, rows, other):

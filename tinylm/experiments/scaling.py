@@ -7,7 +7,7 @@ trained and compared.
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class Study:
         seed: of the first weights
         seeds: runs of each size and budget, from `seed` on: near the best size, sizes differ by less than single runs
             deviate
-        held_out_seeds: the same for the budgets that are not fitted
+        held_out_seeds: the same for each of the budgets that are not fitted
         steps: fewest and most steps of a run of the grid
         layers: of the networks
         plateau: nats above the floor beyond which a run is not fitted
@@ -50,22 +50,28 @@ class Study:
     largest: Sequence[float]
     seed: int = 1
     seeds: int = 1
-    held_out_seeds: int = 1
+    held_out_seeds: Sequence[int] = (1, 1)
     steps: tuple[int, int] = (250, 4000)
     plateau: float = 0.3
     layers: int = 2
 
     def fitted_points(self) -> list[Point]:
         """The runs that are fitted."""
-        return self._points(self.budgets, self.seeds)
+        return self._points(self.budgets, [self.seeds] * len(self.budgets))
 
     def held_out_points(self) -> list[Point]:
         """The runs of all sizes with the budgets that are not fitted."""
         return self._points(self.held_out, self.held_out_seeds)
 
-    def _points(self, budgets: Iterable[float], seeds: int) -> list[Point]:
+    def _points(self, budgets: Sequence[float], seeds: Sequence[int]) -> list[Point]:
+        count = dict(zip(budgets, seeds, strict=True))
         points = plan(self.widths, budgets, self.texts, self.seed, self.steps, self.layers)
-        return [point._replace(seed=self.seed + more) for more in range(seeds) for point in points]
+        return [
+            point._replace(seed=self.seed + more)
+            for more in range(max(seeds, default=0))
+            for point in points
+            if more < count[point.budget]
+        ]
 
 
 class Fitted(NamedTuple):

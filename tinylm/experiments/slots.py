@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tinylm.checks import require
 from tinylm.console import plural
 from tinylm.experiments.trials import Trial, planned_options
+from tinylm.workers import num_cores
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,4 @@ def visible_gpus() -> list[str]:
 def _threads(jobs: int) -> int | None:
     if os.environ.get("OMP_NUM_THREADS"):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, num_cores() // jobs)
