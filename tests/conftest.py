@@ -35,12 +35,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Number of processes of `-n auto`, which pyproject.toml sets: one per core for the whole suite.
+    """Number of processes of `-n auto`, which pyproject.toml sets: one per core.
 
-    The tests of named files run in this process: they would wait for the workers to start.
+    Unless the command line has -n too, tests of named files run in this process: workers take seconds to start.
     """
-    whole = config.args_source is config.ArgsSource.TESTPATHS
-    return min(num_cores(), 8) if whole else 0
+    asked = any(word.startswith(("-n", "--numprocesses")) for word in config.invocation_params.args)
+    named = all(".py" in word for word in config.args)
+    return 0 if named and not asked else min(num_cores(), 8)
 
 
 def pytest_collectstart() -> None:
