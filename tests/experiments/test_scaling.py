@@ -261,3 +261,14 @@ def test_each_held_out_budget_may_have_its_own_number_of_seeds(texts):
     assert {point.seed for point in points if point.budget == 3e11} == {1}
     with pytest.raises(ConfigError, match="one for each budget of --held-out, got 3 numbers for 2 budgets"):
         parse(["--out", "x", "--held-out-seeds", "3", "1", "2"])
+
+
+def test_the_free_floor_of_all_runs_takes_the_median_of_each_size_and_budget():
+    results = [
+        Result(width=width, params=100 * width, budget=budget, steps=10, tokens=99, flops=budget, lr=0.01, seed=seed,
+               text="text", loss=loss, floor=0.8, seconds=1.0)
+        for width, budget, seed, loss in ((8, 1e9, 1, 1.0), (8, 1e9, 2, 1.3), (8, 1e9, 3, 1.1), (8, 2e9, 1, 0.9),
+                                          (16, 1e9, 1, 1.2), (16, 1e9, 2, 1.4))
+    ]  # fmt: skip
+    found = {(each.width, each.budget): each.loss for each in scaling_report.medians(results)}
+    assert found == {(8, 1e9): 1.1, (8, 2e9): 0.9, (16, 1e9): pytest.approx(1.3)}

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
     law, floor = fitted.law, fitted.law.constants.floor
     intervals = {name: interval([getattr(each, name) for each in law.samples]) for name in Constants._fields[1:]}
     checks = {name: checked(values, float(name), results) for name, values in predictions.items()}
-    whole = fit_results(results, study)
+    whole, usual = fit_results(results, study), fit_results(medians(results), study)
     return {
         "text": study.texts.name,
         "runs": fitted.runs,
@@ -60,13 +60,21 @@ def summary(study: Study, fitted: Fitted, results: Sequence[Result], predictions
         "law": law.to_dict(),
         "intervals": intervals,
         "free": free_floor(fitted),
-        "free_of_all": free_floor(whole) | {"runs": whole.runs},
+        "free_of_all": free_floor(usual) | {"runs": len(results), "medians": usual.runs},
         "paper_floor": fitted.paper_floor,
         "spread": float(np.std(law.residuals)),
         "checks": checks,
         "law_of_all": whole.law.to_dict(),
         "results": [asdict(each) for each in results],
     }
+
+
+def medians(results: Sequence[Result]) -> list[Result]:
+    """One result of each size and budget, with the median loss of its seeds, so that no budget counts for its seeds."""
+    found: dict[tuple[int, float], list[Result]] = {}
+    for each in results:
+        found.setdefault((each.width, each.budget), []).append(each)
+    return [replace(some[0], loss=statistics.median(each.loss for each in some)) for some in found.values()]
 
 
 def free_floor(fitted: Fitted) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def markdown(found: dict[str, Any], results: Sequence[Result]) -> str:
         f"{found['runs']} runs fitted, on {found['text']}. L(N, D) = E + A / N^a + B / D^b, in nats per token. "
         f"Not fitted: {plural(found['left_out'], 'run')} that ended more than {found['plateau']:g} nats above E.",
         marked(rows),
+        f"All runs: medians over the seeds of {whole['medians']} sizes and budgets. "
         f"Interval of the free floor: {', with all runs '.join(spans)}; by residuals of log L, as in the paper, "
         f"{found['paper_floor']:.4f}. Deviation of a run's excess from the law: "
         f"{found['spread']:.0%} (standard deviation).",
