@@ -1,5 +1,6 @@
 """GRPO: the policy gradient by hand, rewards, and runs."""
 
+import functools
 import itertools
 import json
 import math
@@ -349,6 +350,32 @@ def test_the_exact_answer_of_pairs(cli, words, tmp_path):
     assert cli("fit", "-c", "exact.yaml").code == 0
     found = columns("exact")
     assert 0.1 < float(found[0]["train/reward"]) < 0.9 and found[-1]["val/reward"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("name", ["GRPO", "DPO"])
+def test_a_compiled_run_has_the_losses_of_an_eager_one(name, cli, words, tmp_path, monkeypatch):
+    """By a compiler that generates no code."""
+    config = yaml.safe_load((tmp_path / "learn.yaml").read_text())
+    if name == "DPO":
+        records = [{"prompt": "al met bo.", "chosen": f" Al {deed} bo.", "rejected": " bo"} for deed in ("hit", "fed")]
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records * 8)))
+        config["data"] = {"pairs": "p.jsonl", "pairs_val": "p.jsonl", "batch_size": 4}
+        config["model"]["objective"] = {"class_path": "tinylm.training.DPO"}
+    (tmp_path / "eager.yaml").write_text(yaml.safe_dump(config))
+    programs = []
+
+    def backend(program, inputs):
+        programs.append(program)
+        return program.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    short = ["-c", "eager.yaml", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"]
+    for run, compiled in (("eager", "false"), ("compiled", "true")):
+        assert cli("fit", *short, "--run.name", run, "--model.compile", compiled).code == 0
+    eager, compiled = ([float(row["train/loss"]) for row in columns(run)] for run in ("eager", "compiled"))
+    assert programs and eager == pytest.approx(compiled, abs=1e-5)
 
 
 NEEDS = {
