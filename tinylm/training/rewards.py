@@ -7,7 +7,8 @@ A reward that knows more than a verdict on the whole text is an object with one 
 
 `mistake` gives the index of the character of the completion with which the text goes wrong, `len(completion)` if it
 ends too early, and None if there is no mistake. `possible_tokens` gives, for each token of a completion up to its first
-wrong one, all ids that are no mistake in its place.
+wrong one, all ids that are no mistake in its place. A validation asks for the reward alone, which should be 1 without a
+mistake, else 0.
 """
 
 from collections.abc import Callable, Sequence
