@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import tinylm
 from tinylm.data import IGNORE, TextDataModule
-from tinylm.data.batches import document_lengths, document_rows, gather_rows
+from tinylm.data.evaluation_rows import document_lengths, document_rows, gather_rows
 from tinylm.model import TransformerLM
 
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from scripts.bench.gpu_steps import Recipe, nanogpt_model, nanogpt_optimizer, run_fit, synchronize
 from tinylm.data import TextDataModule
-from tinylm.data.batches import gather, gather_rows, window_rows
+from tinylm.data.batches import gather
+from tinylm.data.evaluation_rows import gather_rows, window_rows
 from tinylm.optim.schedule import learning_rate
 from tinylm.training import ScheduleConfig
 

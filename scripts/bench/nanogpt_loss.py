@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinylm.data.batches import gather_rows, window_rows
+from tinylm.data.evaluation_rows import gather_rows, window_rows
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ import yaml
 from torch import Tensor, nn
 
 from tinylm.data import TextDataModule
-from tinylm.data.batches import TrainingWindows, gather, gather_rows, window_rows
+from tinylm.data.batches import TrainingWindows, gather
+from tinylm.data.evaluation_rows import gather_rows, window_rows
 from tinylm.locate import find_config
 from tinylm.model import ModelConfig
 from tinylm.optim.optimizer import make_optimizer

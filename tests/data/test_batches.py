@@ -7,17 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tinylm.data.batches import (
-    IGNORE,
-    DocumentWindows,
-    TrainingWindows,
-    document_begins,
-    document_rows,
-    gather,
-    gather_rows,
-    window_rows,
-)
+from tinylm.data.batches import DocumentWindows, TrainingWindows, gather
+from tinylm.data.evaluation_rows import document_begins, document_rows, gather_rows, window_rows
 from tinylm.errors import DataError
+from tinylm.model.loss import IGNORE
 
 few = settings(max_examples=60, deadline=None)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinylm.data import IGNORE, TextDataModule, TrainingWindows
-from tinylm.data.batches import EvaluationBatches, MicroSteps, TrainingBatches, gather, window_rows
+from tinylm.data.batches import MicroSteps, TrainingBatches, gather
+from tinylm.data.evaluation_rows import EvaluationBatches, window_rows
 from tinylm.errors import ConfigError, DataError, MissingInputError
 from tinylm.files import default_cache_dir
 from tinylm.tokenizer import ByteTokenizer, CharTokenizer

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tinylm.commands import run_command
 from tinylm.data import open_corpus, open_tokens, resolve_tokenizer
-from tinylm.data.batches import document_begins, document_rows
-from tinylm.data.inspection import Lengths, inspect_corpus
+from tinylm.data.evaluation_rows import document_begins, document_rows
+from tinylm.data.inspection import inspect_corpus
+from tinylm.data.lengths import Lengths
 
 LINES = ["one", "two words", "one", "", "épée", "one", "a longer line of words"]
 

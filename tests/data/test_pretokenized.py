@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tinylm.commands import prepare_shards
-from tinylm.data.batches import EvaluationBatches
 from tinylm.data.content import Settings
 from tinylm.data.datamodule import TextDataModule
+from tinylm.data.evaluation_rows import EvaluationBatches
 from tinylm.data.mixture_content import MixtureContent
 from tinylm.data.pretokenized import find_pretokenized, nanogpt
 from tinylm.data.pretokenized.write import write_pretokenized

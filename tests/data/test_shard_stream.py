@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.token_folders import LENGTHS, publish, write_folder
-from tinylm.data.batches import EvaluationBatches
 from tinylm.data.content import Settings
 from tinylm.data.datamodule import TextDataModule
+from tinylm.data.evaluation_rows import EvaluationBatches
 from tinylm.data.shard_cache import ShardCache
 from tinylm.data.shard_index import ShardKey
 from tinylm.data.shard_stream import LocalFolder, available

@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylm.data import token_array
-from tinylm.data.batches import (
-    TrainingBatches,
-    TrainingWindows,
-    document_begins,
-    document_rows,
-    gather,
-    gather_rows,
-    window_rows,
-)
+from tinylm.data.batches import TrainingBatches, TrainingWindows, gather
+from tinylm.data.evaluation_rows import document_begins, document_rows, gather_rows, window_rows
 from tinylm.data.token_array import TokenArray, first_position, positions_of, read_windows
 
 

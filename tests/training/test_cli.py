@@ -105,9 +105,12 @@ def test_print_config_is_the_whole_config(cli, tiny_yaml, capfd):
     with pytest.raises(SystemExit) as leaving:
         cli("fit", "-c", str(tiny_yaml), "--print_config")
     assert leaving.value.code in (0, None)
-    printed = yaml.safe_load(capfd.readouterr().out)
+    Path("printed.yaml").write_text(text := capfd.readouterr().out)
+    printed = yaml.safe_load(text)
     assert printed["model"]["network"]["num_kv_heads"] == 1
     assert {"model", "data", "run", "trainer"} <= printed.keys()
+    again = cli("fit", "-c", "printed.yaml", "--trainer.max_steps", "1")
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(

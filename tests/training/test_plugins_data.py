@@ -173,11 +173,15 @@ def test_a_run_records_its_plug_ins_and_generates_compares_and_validates(fit, cl
     assert result.code == 0 and "val/loss" in result.out
 
 
-def test_a_run_on_a_data_module_records_it_and_needs_only_its_tokenizer_afterwards(fit, cli):
+def test_a_run_on_a_data_module_records_it_and_needs_only_its_tokenizer_afterwards(fit, cli, capfd):
     run = fit("own", "--data.batch_size", "3")
     config = yaml.safe_load((run / "config.yaml").read_text())["data"]
     assert config["class_path"] == "bench_data.Lines"
     assert config["init_args"] == {"text": "hello you", "batch_size": 3, "repeats": 60}
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        cli("fit", "-c", run / "config.yaml", *TRUST, "--print_config")
+    assert yaml.safe_load(capfd.readouterr().out)["data"] == config
     checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
     assert checkpoint["tinylm_data"]["fingerprint"] == "hello you"
     assert [each["class_path"] for each in checkpoint["tinylm_plugins"]] == ["bench_data.Lines"]

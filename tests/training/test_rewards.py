@@ -1,5 +1,6 @@
 """GRPO: the policy gradient by hand, rewards, and runs."""
 
+import functools
 import itertools
 import json
 import math
@@ -22,9 +23,9 @@ from tinylm.generation.text import Text
 from tinylm.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer
 from tinylm.training import GRPO
 from tinylm.training.credit import log_chances, returns, token_advantages, token_of
-from tinylm.training.grpo import Graded
-from tinylm.training.rewards import Parse, Verdict, verdict
+from tinylm.training.rewards import Parse
 from tinylm.training.rollout import Prompt, prompts_of
+from tinylm.training.verdicts import Expected, Mistake, Verdict, Whole
 
 NAMES = ["al", "bo", "cy", "di"]
 
@@ -54,7 +55,7 @@ def gradient_of(
     width = max(map(len, written))
     targets = torch.tensor([[*ids, *[IGNORE] * (width - len(ids))] for ids in written])
     each = [value if isinstance(value, Verdict) else Verdict(value) for value in verdicts]
-    found = Graded(Batch(targets.clamp(min=0), targets, 0), each)
+    found = Batch(targets.clamp(min=0), targets, 0), each
     objective.graded = lambda *_: found  # type: ignore[method-assign]
     objective.reference_log_probs = lambda network, batch: (  # type: ignore[method-assign]
         torch.where(batch.targets == IGNORE, 0.0, REFERENCE.log_softmax(0)[batch.targets.clamp(min=0)])
@@ -101,8 +102,9 @@ def test_the_gradient_against_the_formula_token_by_token(variant):
 
 
 def test_a_group_with_equal_rewards_gives_no_gradient_and_is_counted():
-    advantages, silent = GRPO(group=2).advantages(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
-    assert advantages.tolist() == [[0, 0], [-1, 1]] and silent.tolist() == [1, 0]
+    verdicts, counts = [Verdict(1), Verdict(1), Verdict(0), Verdict(1)], torch.ones(4, 1, dtype=torch.bool)
+    advantages, silent = Whole(2, True, 1.0).gains(verdicts, counts, torch.zeros(4, 1, 2), torch.ones(4, 1))
+    assert advantages.tolist() == [[0], [0], [-1], [1]] and silent.tolist() == [1, 0]
 
 
 def test_the_advantages_of_three_stories_with_a_mistake_by_hand():
@@ -166,8 +168,9 @@ def test_the_possible_tokens_of_a_completion_by_hand(text, finished, reward, set
     tokenizer = CharTokenizer("abcdefhiloty .", [END_OF_TEXT])
     spelled = {**{tokenizer.decode([i]): i for i in range(14)}, "$": 14}
     written = Text([14], ids=[spelled[each] for each in text], finished=finished)
-    found = verdict(Parse(grammar), "expected", tokenizer, Prompt([14], ""), written)
-    assert found.reward == reward
+    given = Parse(grammar), tokenizer, Prompt([14], ""), written
+    found = Expected.judge(*given)
+    assert found.reward == Whole.judge(*given).reward == Mistake.judge(*given).reward == reward
     names = {number: each for each, number in spelled.items()}
     assert ["".join(sorted(names[i] for i in ids)) for ids in found.possible] == [
         "".join(sorted(each)) for each in sets
@@ -206,8 +209,8 @@ def test_a_reward_of_ones_own_names_the_wrong_token(ids, finished, reward, wrong
     text = Text([2], ids=ids, finished=finished)
     monkeypatch.setattr("tinylm.training.grpo.completions", lambda *_: ([text], "written"))
     objective = GRPO(reward=Quiet, credit="mistake")
-    found = objective.graded(Bandit(torch.zeros(3)), [Prompt([2], "")], [0])
-    assert found.verdicts == [Verdict(reward, mistake=wrong)]
+    _, found = objective.graded(Bandit(torch.zeros(3)), [Prompt([2], "")], [0], Mistake.judge)
+    assert found == [Verdict(reward, mistake=wrong)]
 
 
 def test_the_prompts_of_documents_and_of_pairs():
@@ -347,6 +350,32 @@ def test_the_exact_answer_of_pairs(cli, words, tmp_path):
     assert cli("fit", "-c", "exact.yaml").code == 0
     found = columns("exact")
     assert 0.1 < float(found[0]["train/reward"]) < 0.9 and found[-1]["val/reward"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("name", ["GRPO", "DPO"])
+def test_a_compiled_run_has_the_losses_of_an_eager_one(name, cli, words, tmp_path, monkeypatch):
+    """By a compiler that generates no code."""
+    config = yaml.safe_load((tmp_path / "learn.yaml").read_text())
+    if name == "DPO":
+        records = [{"prompt": "al met bo.", "chosen": f" Al {deed} bo.", "rejected": " bo"} for deed in ("hit", "fed")]
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records * 8)))
+        config["data"] = {"pairs": "p.jsonl", "pairs_val": "p.jsonl", "batch_size": 4}
+        config["model"]["objective"] = {"class_path": "tinylm.training.DPO"}
+    (tmp_path / "eager.yaml").write_text(yaml.safe_dump(config))
+    programs = []
+
+    def backend(program, inputs):
+        programs.append(program)
+        return program.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    short = ["-c", "eager.yaml", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"]
+    for run, compiled in (("eager", "false"), ("compiled", "true")):
+        assert cli("fit", *short, "--run.name", run, "--model.compile", compiled).code == 0
+    eager, compiled = ([float(row["train/loss"]) for row in columns(run)] for run in ("eager", "compiled"))
+    assert programs and eager == pytest.approx(compiled, abs=1e-5)
 
 
 NEEDS = {

@@ -82,7 +82,7 @@ def measure(words: list[str], widths: list[int] | None, steps: int) -> Found:
     from tinylm.model import ModelConfig
     from tinylm.optim import OptimizerConfig
     from tinylm.training.options import located_errors
-    from tinylm.training.parser import make_parser
+    from tinylm.training.parser import build, make_parser
 
     config = make_parser("").parse_args(words)
     with located_errors():
@@ -102,11 +102,6 @@ def measure(words: list[str], widths: list[int] | None, steps: int) -> Found:
             for name, mup in (("muP", True), ("standard", False))
         }
         return {name: check_coordinates(each, optimizer, batches, steps) for name, each in configs.items()}
-
-
-def build(kind: Any, values: Any, **more: Any) -> Any:
-    """An object of the parsed options `values`, which may be a default object already."""
-    return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
 
 
 def first_batches(data: Any, count: int) -> list[Any]:

@@ -75,11 +75,6 @@ def is_last_checkpoint(callback: Any) -> bool:
     return callback.class_path.endswith(".LastCheckpoint")
 
 
-def build(kind: type, values: Any, **more: Any) -> Any:
-    """An object of the parsed options `values`, which may be a default object already."""
-    return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
-
-
 def stem_of(config: Any) -> str:
     """The default name of the run."""
     return (Path(str(config.config[0])).stem if config.config else "run") + "-numpy"

@@ -15,7 +15,7 @@ import yaml
 from tinylm.bundle import TOKENIZER
 from tinylm.commands.numpy_batches import in_numpy, measure, sample
 from tinylm.commands.numpy_checkpoint import check_checkpoint, find_checkpoint
-from tinylm.commands.numpy_options import PRECISIONS, build, check, is_last_checkpoint, refuse_classes, stem_of
+from tinylm.commands.numpy_options import PRECISIONS, check, is_last_checkpoint, refuse_classes, stem_of
 from tinylm.console import duration, plural
 from tinylm.data import TextDataModule
 from tinylm.data.stream_content import StreamContent
@@ -41,7 +41,7 @@ from tinylm.training.finish import generate_command, loss_and_floor
 from tinylm.training.introduction import describe_model, describe_training
 from tinylm.training.metrics_csv import MetricsCSV
 from tinylm.training.options import check_vocab_size, located_errors, saved_config
-from tinylm.training.parser import make_parser
+from tinylm.training.parser import build, make_parser
 from tinylm.training.progress import Progress
 from tinylm.training.quiet import quiet_lightning
 from tinylm.training.record import compute, data_facts, given_options, seeds

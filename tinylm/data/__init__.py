@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinylm.data.batches import IGNORE, Batch, TrainingWindows
+    from tinylm.data.batches import Batch, TrainingWindows
     from tinylm.data.chat_template import ChatTemplate
     from tinylm.data.corpora import Corpus, open_corpus
     from tinylm.data.datamodule import TextDataModule
+    from tinylm.data.evaluation_rows import IGNORE
     from tinylm.data.pairs import Turn, read_pairs
     from tinylm.data.run_data import RunData
     from tinylm.data.shard_folder import open_shards, write_shards
@@ -41,10 +42,11 @@ __all__ = [
     "write_shards",
 ]
 _MODULES = {
-    "batches": ("IGNORE", "Batch", "TrainingWindows"),
+    "batches": ("Batch", "TrainingWindows"),
     "chat_template": ("ChatTemplate",),
     "corpora": ("Corpus", "open_corpus"),
     "datamodule": ("TextDataModule",),
+    "evaluation_rows": ("IGNORE",),
     "pairs": ("Turn", "read_pairs"),
     "run_data": ("RunData",),
     "shard_folder": ("open_shards", "write_shards"),

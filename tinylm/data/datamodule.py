@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from tinylm.data.batches import EvaluationBatches, window_rows
 from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import REPAIR, Corpus, Reading, check_split
 from tinylm.data.corpora.base import refuse_options
+from tinylm.data.evaluation_rows import EvaluationBatches, window_rows
 from tinylm.data.open_content import Streaming, open_content
 from tinylm.data.pair_content import PairContent
 from tinylm.data.run_data import RunData

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import IGNORE, Batch, without_targets
+from tinylm.data.batches import Batch
+from tinylm.data.evaluation_rows import without_targets
 from tinylm.errors import DataError, notice
+from tinylm.model.loss import IGNORE
 from tinylm.tokenizer import Tokenizer
 
 FORM = "a batch is tinylm.data.Batch, or inputs and targets of one shape (B, T), in a tuple or a dict"

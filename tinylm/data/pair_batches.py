@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import IGNORE, Batch, shuffle, shuffled, without_targets
+from tinylm.data.batches import Batch, shuffle, shuffled
+from tinylm.data.evaluation_rows import without_targets
 from tinylm.data.template import Example, Preferred
+from tinylm.model.loss import IGNORE
 from tinylm.stages import Stages, as_stages
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import Batch, evenly_spaced
+from tinylm.data.batches import Batch
 from tinylm.data.chat_template import ChatTemplate
 from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import PARTS
+from tinylm.data.evaluation_rows import evenly_spaced
 from tinylm.data.pair_batches import (
     PairEvaluationBatches,
     PairRows,

@@ -6,15 +6,10 @@ from functools import cached_property
 import numpy as np
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import (
-    Batch,
-    EvaluationBatches,
-    spaced_window_rows,
-    windows_at,
-    windows_batch,
-)
+from tinylm.data.batches import Batch, windows_at, windows_batch
 from tinylm.data.content import Content, Settings
 from tinylm.data.corpora import NAMES
+from tinylm.data.evaluation_rows import EvaluationBatches, spaced_window_rows
 from tinylm.data.pretokenized.own import own_fingerprint
 from tinylm.data.shard_cache import ShardCache
 from tinylm.data.shard_content import prompt_from

@@ -6,21 +6,18 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tinylm.data.batches import (
-    Batch,
-    DocumentWindows,
+from tinylm.data.batches import Batch, DocumentWindows, TrainingBatches, TrainingWindows
+from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
+from tinylm.data.corpora import Corpus, is_generated, open_corpus
+from tinylm.data.corpora.items import Items
+from tinylm.data.corpora.memory import MemoryCorpus, ValidatedCorpus
+from tinylm.data.evaluation_rows import (
     EvaluationBatches,
-    TrainingBatches,
-    TrainingWindows,
     document_begins,
     document_rows,
     evenly_spaced,
     spaced_window_rows,
 )
-from tinylm.data.content import DEFAULT_SPLIT, WHOLE, Content, Settings
-from tinylm.data.corpora import Corpus, is_generated, open_corpus
-from tinylm.data.corpora.items import Items
-from tinylm.data.corpora.memory import MemoryCorpus, ValidatedCorpus
 from tinylm.data.grammar.floor import Floor
 from tinylm.data.token_array import Tokens, first_position
 from tinylm.data.tokens import open_log_probs, open_tokens, resolve_tokenizer

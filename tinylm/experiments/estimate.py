@@ -15,15 +15,13 @@ from tinylm.experiments.measure import step_seconds
 from tinylm.experiments.workload import Workload, count_by_part, matrices
 from tinylm.model import flops_per_token, parameter_count
 from tinylm.optim.optimizer import OptimizerConfig
-from tinylm.training.memory import PARTS, StepMemory, step_memory
+from tinylm.training.memory import PARTS, StepMemory, allocator_bytes, step_memory
 from tinylm.training.precision import MIXED, TRUE, choose_precision, device_kind
 
 MFU = 0.35  # share of the peak that a step is assumed to use
 LAUNCH = 6e-6  # seconds between two kernels launched by Python, without compilation
 CONTEXT = 600_000_000  # bytes of CUDA's context and of its libraries
 LIBRARIES = 40_000_000  # bytes that the processor's libraries load in the first steps; measured
-ON_CPU, ON_CUDA = 0.5, 0.08  # shares that an allocator reserves beyond the existing tensors: measured, assumed
-RECOMPUTED = 1.6  # the same on a processor with `activation_checkpointing`: short-lived tensors leave gaps
 FILLED = 0.95  # share of a device's memory that a run may fill
 
 
@@ -187,8 +185,8 @@ def by_part(step: StepMemory, strategy: str, workload: Workload, device: Device,
         outside = sum(size for name, size in counts.items() if name in ("embedding", "positions", "head"))
         whole = outside + 3 * (everything - outside) // layers
         parts["buffers"] += step.weights * whole // everything
-    share = (RECOMPUTED if workload.network.activation_checkpointing else ON_CPU) if device.on_cpu else ON_CUDA
-    parts["allocator"] = int(share * sum(parts.values()))
+    recomputed = workload.network.activation_checkpointing
+    parts["allocator"] = allocator_bytes(sum(parts.values()), on_cpu=device.on_cpu, recomputed=recomputed)
     parts["libraries"] = process
     return parts
 

@@ -10,14 +10,14 @@ The variant `dr_grpo` (Liu et al. 2025, arXiv:2503.20783) leaves out the two div
 and by the length of each completion, in place of which stands the constant `max_new_tokens`.
 
 With `credit: mistake` each token has an advantage of its own, by its distance to the mistake; with `credit: expected`
-the gradient is the exact one over all next tokens (credit.py).
+the gradient is the exact one over all next tokens (credit.py, verdicts.py).
 
 Every group is used for one step. So the policy that has written it is the network itself, the ratio of the two is 1,
 and there is nothing to clip. Left out: several steps on a group, and sampling under another temperature.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,33 +26,15 @@ from tinylm.checks import require
 from tinylm.data import IGNORE, Batch
 from tinylm.data.loader_batches import seed_of
 from tinylm.evaluation.log_probs import token_nats
-from tinylm.training.credit import log_chances, returns, token_advantages
 from tinylm.training.frozen_start import FrozenStart, log_probs
 from tinylm.training.objective import FIELD, per_sequence
-from tinylm.training.rewards import OPTION, Verdict, named_reward, own_reward, verdict
+from tinylm.training.rewards import OPTION, named_reward, own_reward
 from tinylm.training.rollout import Prompt, completions, prompts_of
+from tinylm.training.verdicts import CREDITS, Verdict, Whole
 
 VARIANTS = ("grpo", "dr_grpo")
-CREDITS = {"whole": "", "mistake": "mistake", "expected": "possible_tokens"}  # and the method that a reward needs
 DISCOUNT = 0.9
 REWARDED = ("prompt", "completion", "answer")  # what a reward is a function of
-
-
-class Graded(NamedTuple):
-    """Completions with the verdict on each.
-
-    Attributes:
-        written: the batch of prompts and completions, of which the tokens of the completions count
-        verdicts: of each completion
-    """
-
-    written: Batch
-    verdicts: Sequence[Verdict]
-
-    @property
-    def rewards(self) -> Tensor:
-        """The reward of each completion, (n,)."""
-        return torch.tensor([each.reward for each in self.verdicts], device=self.written.inputs.device)
 
 
 class GRPO(FrozenStart):
@@ -104,7 +86,8 @@ class GRPO(FrozenStart):
         blamed = credit == "mistake" or discount is None
         require(blamed, f"discount: credit: {credit} has none; leave it out, or set credit to mistake")
         require(discount is None or 0 <= discount <= 1, f"discount must be from 0 to 1, got {discount}")
-        self.credit, self.discount = credit, DISCOUNT if discount is None else discount
+        self.credit = credit
+        self._credit = CREDITS[credit](group, variant == "grpo", DISCOUNT if discount is None else discount)
         self.group, self.prompt_tokens, self.max_new_tokens = group, prompt_tokens, max_new_tokens
         self.beta, self.pretraining, self.variant, self._tokens = beta, pretraining, variant, 0
         part = own_reward(reward)
@@ -125,9 +108,8 @@ class GRPO(FrozenStart):
         require(not (pairs and self.prompt_tokens), f"{FIELD}: prompt_tokens: pairs have prompts; leave it out")
         if isinstance(self.reward, str):
             self.reward = named_reward(self.reward, network)
-        method = CREDITS[self.credit]
-        knows = not method or callable(getattr(self.reward, method, None))
-        remedy = f"set credit to whole, or give a reward with a method {method}"
+        knows = callable(getattr(self.reward, self._credit.needs, None))
+        remedy = f"set credit to whole, or give a reward with a method {self._credit.needs}"
         require(knows, f"{OPTION}: {self._name} does not know what credit: {self.credit} needs; {remedy}")
         super().prepare(network)
 
@@ -135,17 +117,18 @@ class GRPO(FrozenStart):
         """The loss, and what the completions are like, for a micro-batch; each prompt counts the same."""
         prompts = [prompt for prompt in prompts_of(network, batch, self.prompt_tokens) for _ in range(self.group)]
         seeds = torch.randint(2**62, (len(prompts),)).tolist()  # by PyTorch's generator, a function of the step
-        graded = self.graded(network, prompts, seeds)
-        written, counts = graded.written, graded.written.targets != IGNORE
+        written, verdicts = self.graded(network, prompts, seeds, self._credit.judge)
+        counts = written.targets != IGNORE
         self._tokens = written.inputs.numel()
         logits, theirs = network(written.inputs, written.documents), self.reference_log_probs(network, written)
         ours = -token_nats(logits, written.targets)  # (n, T)
         kl = torch.where(counts, (theirs - ours).exp() - (theirs - ours) - 1, 0.0)
-        gains, silent = self.gains(graded, logits, ours)
+        gains, silent = self._credit.gains(verdicts, counts, logits, ours)
         losses = (self.beta * kl - gains).sum(1)  # (n,)
         lengths = counts.sum(1)
         divisor = lengths if self.variant == "grpo" else self.max_new_tokens or network.network.max_seq_len
-        values = {"loss": losses / divisor, "reward": graded.rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
+        rewards = torch.tensor([each.reward for each in verdicts], device=losses.device)
+        values = {"loss": losses / divisor, "reward": rewards, "kl": kl.sum(1), "entropy": -ours.sum(1)}
         values |= {"length": lengths, "silent": silent.repeat_interleave(self.group)}
         found = per_sequence(network, batch, {name: each.sum() / self.group for name, each in values.items()})
         if self.pretraining:
@@ -154,55 +137,35 @@ class GRPO(FrozenStart):
             found["loss"] = found["loss"] + self.pretraining * found["text"]
         return found
 
-    def gains(self, graded: Graded, logits: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
-        """The quantity maximized at each token, (n, T), and 1 for each group without a difference, (B,).
-
-        Args:
-            graded: the completions
-            logits: of the network, (n, T, V)
-            ours: log probability of each token of the completions, (n, T)
-        """
-        counts, verdicts = graded.written.targets != IGNORE, graded.verdicts
-        if self.credit == "expected":
-            chances = log_chances(logits, [each.possible for each in verdicts], counts)
-            return chances, chances.new_zeros(len(chances) // self.group)
-        if self.credit == "mistake":
-            found, judged = returns([each.mistake for each in verdicts], counts, self.discount)
-            advantages, silent = token_advantages(found, judged, self.group, self.variant == "grpo")  # (n, T)
-        else:
-            advantages, silent = self.advantages(graded.rewards.view(-1, self.group))
-            advantages = advantages.view(-1, 1)
-        return advantages * ours, silent
-
-    def advantages(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
-        """The advantage of each completion, (B, G), and 1 for each group without a difference, (B,)."""
-        above = rewards - rewards.mean(1, keepdim=True)
-        scale = rewards.std(1, correction=0, keepdim=True)
-        silent = scale == 0
-        above = torch.where(silent, 0.0, above / scale) if self.variant == "grpo" else above
-        return above, silent[:, 0].to(rewards)
-
     def evaluate(self, network: Any, batch: Batch) -> dict[str, Tensor]:
-        """Values of one completion of each row's prompt, (n,). The seed depends on the row alone."""
+        """Values of one completion of each row's prompt, (n,). The seed depends on the row alone.
+
+        Whatever the credit, the reward itself is measured.
+        """
         counts = (batch.targets != IGNORE).any(1)
         if not counts.any():
             return {name: torch.zeros(0) for name in ("reward", "length", "entropy")}
         rows = batch._replace(inputs=batch.inputs[counts], targets=batch.targets[counts])
         prompts = prompts_of(network, rows, self.prompt_tokens)
         seeds = [seed_of(row[row != IGNORE].tolist()) for row in rows.targets]
-        graded = self.graded(network, prompts, seeds)
-        written = graded.written
+        written, verdicts = self.graded(network, prompts, seeds, Whole.judge)
         return {
-            "reward": graded.rewards,
+            "reward": torch.tensor([each.reward for each in verdicts], device=written.inputs.device),
             "length": (written.targets != IGNORE).sum(1),
             "entropy": -log_probs(network, written).sum(1),
         }
 
-    def graded(self, network: Any, prompts: list[Prompt], seeds: list[int]) -> Graded:
-        """Writes a completion of each prompt, and has it judged."""
+    def graded(
+        self, network: Any, prompts: list[Prompt], seeds: list[int], judge: Callable[..., Verdict]
+    ) -> tuple[Batch, list[Verdict]]:
+        """Writes a completion of each prompt, and has it judged.
+
+        Returns:
+            the batch of prompts and completions, of which the tokens of the completions count, and the verdicts
+        """
         texts, written = completions(network, [prompt.ids for prompt in prompts], seeds, self.max_new_tokens)
         pairs = zip(prompts, texts, strict=True)
-        return Graded(written, [verdict(self.reward, self.credit, network.tokenizer, *pair) for pair in pairs])
+        return written, [judge(self.reward, network.tokenizer, *pair) for pair in pairs]
 
     def num_tokens(self, batch: Batch) -> int:
         """Tokens of the last micro-batch of completions."""

@@ -24,7 +24,7 @@ from tinylm.mistakes import Given, read_config, source, unknown_option, unknown_
 from tinylm.optim.optimizer import OptimizerConfig
 from tinylm.optim.schedule import ScheduleConfig
 from tinylm.plugins import Part, trust
-from tinylm.training.own_data_options import OwnClass, plain_config, plain_words
+from tinylm.training.own_data_options import OwnClass, plain_config, plain_words, with_data_class
 from tinylm.training.parts import fold_parts, typed_class_path
 
 GROUP_TYPES = {"optimizer": OptimizerConfig, "schedule": ScheduleConfig}  # options of model, or a class instead
@@ -106,6 +106,15 @@ class ConfigParser(LightningArgumentParser):
             text = yaml.safe_dump(chosen, sort_keys=False)
         return self.parse_string(text, str(path), *others, **options)
 
+    def dump(self, cfg: Any, *args: Any, **options: Any) -> str:
+        """A config as YAML; that of `--print_config` can be run again: it names the data module, and no trust."""
+        if not hasattr(getattr(self, "parent_parser", self), "print_config"):
+            return super().dump(cfg, *args, **options)
+        cfg = cfg.clone()
+        cfg.pop("trust", None)
+        text = super().dump(cfg, *args, **options)
+        return text if OwnClass.path is None else with_data_class(text)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises a ConfigError of one line."""
         raise ConfigError(plain_error(" ".join(message.split()), _defaults(self))) from ex
@@ -169,9 +178,8 @@ def saved_config(command: str, dump: str, vocab_size: int, chosen: dict[str, str
     values["model"]["network"]["vocab_size"] = vocab_size
     for part, path in (chosen or {}).items():
         values[part] = {"class_path": path, **values[part]}
-    if OwnClass.path is not None:
-        values["data"] = {"class_path": OwnClass.path, "init_args": values["data"]}
-    return f"# tinylm {command} --config config.yaml\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"# tinylm {command} --config config.yaml\n{with_data_class(text) if OwnClass.path else text}"
 
 
 NO_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")

@@ -52,3 +52,10 @@ def plain_config(text: str, path: Path) -> str:
         del values["data"]
         notice(f"{path}: data is left out, since {OwnClass.path} gives the data")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def with_data_class(text: str) -> str:
+    """The text of a config in which the options of `data` are arguments of the class: the reverse of `plain_config`."""
+    values = yaml.safe_load(text)
+    values["data"] = {"class_path": OwnClass.path, "init_args": values["data"]}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,7 @@
 """The options of `tinylm fit` without its subcommands: for `tinylm train-numpy`, and for the help of the Trainer."""
 
 from argparse import SUPPRESS
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -29,6 +30,11 @@ def make_parser(description: str) -> ConfigParser:
     parser.link_arguments("model.network.max_seq_len", "data.max_seq_len", apply_on="parse")
     parser.link_arguments("data.vocab_size", "model.network.vocab_size", apply_on="instantiate")
     return parser
+
+
+def build(kind: type, values: Any, **more: Any) -> Any:
+    """An object of the parsed options `values`, which may be a default object already."""
+    return kind(**(values.as_dict() if hasattr(values, "as_dict") else vars(values)), **more)
 
 
 def trainer_help() -> str:

@@ -19,11 +19,11 @@ from tinylm.errors import ConfigError, did_you_mean, notice
 from tinylm.model import ModelConfig
 from tinylm.runs.style import chosen_theme
 from tinylm.training.checkpoint import check_validated
-from tinylm.training.memory import fake_copy, step_memory
+from tinylm.training.memory import allocator_bytes, fake_copy, step_memory
 from tinylm.training.module import LitTransformerLM
 
-OVERHEAD = 1.25  # memory that an allocator takes over what exists; measured, CPU
-NEAR, BEYOND = 0.8, 1.3  # shares of the memory from which an estimate is remarked on, and refused
+NEAR = 0.8  # share of the memory from which a step, with what its allocator reserves, is remarked on
+BEYOND = 1.1  # share of the memory from which its tensors alone are refused
 
 
 # --- options of the Trainer
@@ -176,19 +176,21 @@ def check_memory(trainer: Any, module: LitTransformerLM, rows: int, context: int
         context: tokens of a sequence
 
     Raises:
-        ConfigError: if the estimate is far beyond the memory.
+        ConfigError: if the tensors of the step do not fit.
     """
     device = trainer.strategy.root_device
     there = device_memory(device)
     if there is None or isinstance(trainer.strategy, ModelParallelStrategy):  # shards the weights
         return
-    processes = trainer.world_size // trainer.num_nodes if device.type == "cpu" else 1
-    need = processes * step_bytes(module, str(trainer.precision), rows, context, there)
+    on_cpu = device.type == "cpu"
+    processes = trainer.world_size // trainer.num_nodes if on_cpu else 1
+    tensors = processes * step_bytes(module, str(trainer.precision), rows, context, there)
+    need = tensors + allocator_bytes(tensors, on_cpu=on_cpu, recomputed=module.network.activation_checkpointing)
     if need < NEAR * there:
         return
     figures = f"a step takes about {need / 1e9:,.1f} GB, and {_place(device)} has {there / 1e9:,.1f} GB"
     remedy = f"set data.micro_batch_size below {rows}" if rows > 1 else "lower model.network.max_seq_len or d_model"
-    if need > BEYOND * there:
+    if tensors > BEYOND * there:
         raise ConfigError(f"data.batch_size: {figures}; {remedy}")
     notice(f"{figures}; if it does not fit, {remedy}")
 
@@ -228,7 +230,7 @@ def control_group_limits(root: Path = Path("/")) -> list[int]:
 
 
 def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int, there: int) -> int:
-    """Bytes that a training step takes at its peak, estimated.
+    """Bytes of the tensors that exist at the peak of a training step, estimated.
 
     A step is run on tensors without values (memory.py), unless it certainly needs little beside `there`.
 
@@ -249,11 +251,11 @@ def step_bytes(module: LitTransformerLM, precision: str, rows: int, context: int
     rough = rows * rough_bytes(config, context) - 8 * (tokens - at_once) * config.vocab_size
     if states + rough < there / 4 or rough > 100 * there:
         return states + rough + 2 * logits
-    try:
-        peak = step_memory(lambda: fake_copy(net), module.optimizer, rows=rows, context=context, precision=precision)
-    except ConfigError:  # a plug-in that needs values
-        return states + rough + 2 * logits
-    return int(OVERHEAD * peak.total)
+    with contextlib.suppress(ConfigError):  # a plug-in that needs values
+        return step_memory(
+            lambda: fake_copy(net), module.optimizer, rows=rows, context=context, precision=precision
+        ).total
+    return states + rough + 2 * logits
 
 
 def rough_bytes(config: ModelConfig, context: int) -> int:

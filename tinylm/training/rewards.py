@@ -7,20 +7,18 @@ A reward that knows more than a verdict on the whole text is an object with one 
 
 `mistake` gives the index of the character of the completion with which the text goes wrong, `len(completion)` if it
 ends too early, and None if there is no mistake. `possible_tokens` gives, for each token of a completion up to its first
-wrong one, all ids that are no mistake in its place.
+wrong one, all ids that are no mistake in its place. A validation asks for the reward alone, which should be 1 without a
+mistake, else 0.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinylm.checks import require
 from tinylm.data.grammar.next_tokens import NextTokens
 from tinylm.errors import ConfigError, did_you_mean
-from tinylm.generation.text import Text
 from tinylm.plugins import Part
-from tinylm.training.credit import token_of
 from tinylm.training.objective import FIELD
-from tinylm.training.rollout import Prompt
 
 Reward = Callable[[str, str, str | None], float]  # of a prompt, a completion, and the expected answer if there is one
 NAMES = ("parse", "exact")
@@ -61,39 +59,6 @@ class Parse:
         problem = f"{OPTION}: the text is not the bytes of its tokens with this tokenizer; set credit to mistake"
         require(spelled == tokenizer.decode(own), problem)
         return self._next.along(prompt, ids)
-
-
-class Verdict(NamedTuple):
-    """The judgment of a completion.
-
-    Attributes:
-        reward: of the completion as a whole
-        mistake: with credit `mistake`: index of the wrong token; None: no mistake
-        possible: with credit `expected`: for each token up to the first wrong one, the ids that are no mistake there
-    """
-
-    reward: float
-    mistake: int | None = None
-    possible: Sequence[Sequence[int]] = ()
-
-
-def verdict(reward: Any, credit: str, tokenizer: Any, prompt: Prompt, text: Text) -> Verdict:
-    """Judges a completion; one that was cut off has the reward 0, and its last token is a mistake."""
-    ended = text.finished == "end"
-    if credit == "expected":
-        ids = [*text.ids, tokenizer.end_of_text] if ended else text.ids
-        possible = reward.possible_tokens(prompt.text, ids, tokenizer)
-        right = ended and len(possible) == len(ids) and ids[-1] in possible[-1]
-        return Verdict(float(right), possible=possible)
-    written = tokenizer.decode(text.ids)
-    if credit == "mistake":
-        place = reward.mistake(prompt.text, written, prompt.answer)
-        wrong = None if place is None else token_of(text.ids, place, tokenizer)
-        if not ended:
-            last = len(text.ids) - 1
-            wrong = last if wrong is None else min(last, wrong)
-        return Verdict(float(wrong is None), mistake=wrong)
-    return Verdict(float(reward(prompt.text, written, prompt.answer)) if ended else 0.0)
 
 
 def own_reward(given: Any) -> Part | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinylm.data.batches import document_begins, document_lengths
+from tinylm.data.evaluation_rows import document_begins, document_lengths
 from tinylm.data.token_array import Tokens, pieces_of
 
 
