@@ -27,6 +27,55 @@ NOTHING = -1  # in the cell of no piece
 NONE = -1  # no earlier occurrence
 
 
+class PairTable:
+    """Numbers pairs 0, 1, 2, ...: a dictionary for one lookup at a time, in a sixth of the memory of Python's `dict`.
+
+    A hash table with linear probing. Its slots hold numbers only; the keys are read from the list of all pairs.
+
+    Args:
+        keys: the first pairs, each as left << 32 | right, distinct, int64 (n,)
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self._keys = array("q", keys.data)
+        self._make_slots()
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self._keys)
+
+    def parts(self, numbers: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """The left and the right pieces of pairs, int64 (n,) each."""
+        keys = np.frombuffer(self._keys, dtype=np.int64).take(numbers)
+        return keys >> 32, keys & 0xFFFFFFFF
+
+    def number(self, key: int) -> int:
+        """The number of a pair; `size` if it is new."""
+        number = self._slots[self._slot(key)]
+        return len(self._keys) if number == NONE else number
+
+    def add(self, key: int) -> None:
+        """Gives the next number to a new pair."""
+        self._slots[self._slot(key)] = len(self._keys)
+        self._keys.append(key)
+        if 2 * len(self._keys) > len(self._slots):
+            self._make_slots()
+
+    def _slot(self, key: int) -> int:
+        """The slot of a pair, or the free slot that a new one takes."""
+        slots, keys = self._slots, self._keys
+        slot = key % len(slots)
+        while (number := slots[slot]) != NONE and keys[number] != key:
+            slot = slot - 1  # from 0 to the last one
+        return slot
+
+    def _make_slots(self) -> None:
+        self._slots = array("i", [NONE]) * (4 * len(self._keys) + 1)
+        for number, key in enumerate(self._keys):
+            self._slots[self._slot(key)] = number
+
+
 class ScoreLearner:
     """Learns merges by the score count(ab) / (count(a) count(b)) from counted words.
 
@@ -64,7 +113,7 @@ class ScoreLearner:
         onward[ends - 1] = back[ends - sizes] = 0
         self._number_pairs(cells, np.flatnonzero(onward).astype(np.int32), weights)
         self._least = int(self._counts.max(initial=2)) // 2 if min_frequency is None else max(min_frequency, 1)
-        self._rate(np.arange(len(self._pairs)))
+        self._rate(np.arange(self._pairs.size))
         # memoryviews: faster for single elements
         self._cells, self._weights, self._onward, self._back = (each.data for each in (cells, weights, onward, back))
 
@@ -77,13 +126,12 @@ class ScoreLearner:
         keys.sort()
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         keys = keys[begins]
-        self._pairs: dict[int, int] = {key: number for number, key in enumerate(keys.tolist())}
+        self._pairs = PairTable(keys)
         before = np.arange(-1, len(firsts) - 1, dtype=np.int32)
         before[begins] = NONE
         self._places, self._before = array("i", firsts.data), array("i", before.data)  # of occurrences
         self._free = NONE  # entry of these arrays, from which `_before` leads to the other free ones
         self._last = array("i", np.append(begins[1:], len(firsts)).astype(np.int32) - 1)  # occurrence of each pair
-        self._left, self._right = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
         totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
         self._counts = totals.astype(np.int64)
         self._scores = np.zeros(len(keys))
@@ -95,7 +143,8 @@ class ScoreLearner:
     def _rate(self, pairs: np.ndarray) -> None:
         """Updates the scores of pairs; 0 for those that are too rare."""
         counts = self._counts.take(pairs)
-        products = self._singles.take(self._left.take(pairs)) * self._singles.take(self._right.take(pairs))
+        lefts, rights = self._pairs.parts(pairs)
+        products = self._singles.take(lefts) * self._singles.take(rights)
         self._scores[pairs] = np.where(counts >= self._least, counts / np.maximum(products, 1), 0)
 
     def learn(self, num_pieces: int) -> Iterator[str]:
@@ -110,7 +159,7 @@ class ScoreLearner:
                 if not self._falls or self._least == 1:
                     return
                 self._least = max(self._least // 2, 1)
-                self._rate(np.arange(len(self._pairs)))
+                self._rate(np.arange(self._pairs.size))
                 continue
             best = self._first_of_equals(best)
             known = len(self._names)
@@ -126,11 +175,14 @@ class ScoreLearner:
             equals = equals[counts == counts.max()]
         if len(equals) == 1:
             return int(equals[0])
-        names, left, right = self._names, self._left, self._right
-        return min(equals.tolist(), key=lambda pair: (names[left[pair]], names[right[pair]]))
+        lefts, rights = (each.tolist() for each in self._pairs.parts(equals))
+        named = zip(
+            map(self._names.__getitem__, lefts), map(self._names.__getitem__, rights), equals.tolist(), strict=True
+        )
+        return min(named)[-1]
 
     def _merge(self, pair: int) -> None:
-        left, right = int(self._left[pair]), int(self._right[pair])
+        left, right = (int(each) for each in self._pairs.parts(pair))
         piece = self._joined(left, right)
         changes: defaultdict[int, int] = defaultdict(int)  # pair, as key -> change of its count
         new: defaultdict[int, list[int]] = defaultdict(list)  # pair, as key -> first cells
@@ -160,22 +212,21 @@ class ScoreLearner:
 
     def _count(self, changes: dict[int, int], new: dict[int, list[int]]) -> None:
         """Applies changes of counts, to new pairs as well."""
-        added = [key for key, change in changes.items() if key not in self._pairs]
-        size = len(self._pairs)
-        if size + len(added) > len(self._counts):
-            more = len(self._counts) // 2 + len(added)
-            self._left, self._right = np.pad(self._left, (0, more)), np.pad(self._right, (0, more))
-            self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
-        for number, key in enumerate(added, start=size):
-            self._pairs[key] = number
-            self._left[number], self._right[number] = key >> 32, key & 0xFFFFFFFF
-            self._of[key >> 32].append(number)
-            self._of[key & 0xFFFFFFFF].append(number)
-            self._last.append(NONE)
+        pairs = self._pairs
         for key, change in changes.items():
-            self._counts[self._pairs[key]] += change
+            number = pairs.number(key)
+            if number == pairs.size:
+                pairs.add(key)
+                self._of[key >> 32].append(number)
+                self._of[key & 0xFFFFFFFF].append(number)
+                self._last.append(NONE)
+                if number == len(self._counts):
+                    self._counts, self._scores = (
+                        np.pad(each, (0, number // 2 + 1)) for each in (self._counts, self._scores)
+                    )
+            self._counts[number] += change
         for key, places in new.items():
-            number = self._pairs[key]
+            number = pairs.number(key)
             for place in places:
                 self._record(number, place)
 

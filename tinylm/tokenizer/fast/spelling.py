@@ -46,9 +46,8 @@ def count_words(
     if not len(counts):
         raise DataError("the corpus is empty: training needs at least one word")
     points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
-    before = np.append(0, np.cumsum((data & 0xC0) != 0x80))  # characters before each byte
-    ends = np.cumsum(sizes)
-    return points, before[ends] - before[ends - sizes], counts
+    lengths = np.add.reduceat((data & 0xC0) != 0x80, np.cumsum(sizes) - sizes, dtype=np.int64)  # in characters
+    return points, lengths, counts
 
 
 def _normalized(
@@ -129,10 +128,10 @@ def _by_count(
 def _alphabet(words: Words, most: int) -> np.ndarray:
     """The code points of the most frequent characters, in their order, int64 (n,)."""
     characters, sizes, counts = words
-    points, index = np.unique(characters, return_inverse=True)
+    points = np.unique(characters)
     if len(points) <= most:
         return points
-    frequency = np.bincount(index, np.repeat(counts, sizes))
+    frequency = np.bincount(np.searchsorted(points, characters), np.repeat(counts, sizes))
     kept = np.argsort(-frequency, kind="stable")[:most]
     notice(
         f"{len(points):,} characters do not fit in half of the vocabulary: left out {len(points) - most:,} rare ones, "
