@@ -176,7 +176,9 @@ class SpacedWords:
             han = np.flatnonzero((data >= 0xE5) & (data <= 0xE9))  # the first of three bytes, U+5000 to U+9FFF
             starts[han] = True
             starts[han[han + 3 < len(data)] + 3] = True
-        return data[kept], np.flatnonzero(starts[kept])
+        data, starts = data[kept], starts[kept]
+        del kept
+        return data, np.flatnonzero(starts)
 
     def safe_cut(self, text: str) -> int:
         """A late position before a space or the like, across which nothing looks; 0 if there is none."""

@@ -22,9 +22,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SLICE = 1 << 16  # characters counted at once
+SLICE = 1 << 13  # characters counted, or pairs rated, at once; bounds the memory
 NOTHING = -1  # in the cell of no piece
 NONE = -1  # no earlier occurrence
+
+
+def _int_array(values: np.ndarray) -> "array[int]":
+    """The values in an array that can grow."""
+    return array("i", values.astype(np.int32, copy=False).tobytes())
 
 
 class PairTable:
@@ -113,7 +118,7 @@ class ScoreLearner:
         onward[ends - 1] = back[ends - sizes] = 0
         self._number_pairs(cells, np.flatnonzero(onward).astype(np.int32), weights)
         self._least = int(self._counts.max(initial=2)) // 2 if min_frequency is None else max(min_frequency, 1)
-        self._rate(np.arange(self._pairs.size))
+        self._rate_all()
         # memoryviews: faster for single elements
         self._cells, self._weights, self._onward, self._back = (each.data for each in (cells, weights, onward, back))
 
@@ -124,17 +129,19 @@ class ScoreLearner:
         keys |= cells[firsts + np.int32(1)]
         firsts = firsts[np.argsort(keys, kind="stable")]
         keys.sort()
-        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        opens = np.ones(len(keys), dtype=bool)  # whether an occurrence is the first one of its pair
+        np.not_equal(keys[1:], keys[:-1], out=opens[1:])
+        begins = np.flatnonzero(opens)
         keys = keys[begins]
         self._pairs = PairTable(keys)
+        self._counts = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
+        self._scores = np.zeros(len(keys))
+        self._places = _int_array(firsts)  # of occurrences
         before = np.arange(-1, len(firsts) - 1, dtype=np.int32)
         before[begins] = NONE
-        self._places, self._before = array("i", firsts.data), array("i", before.data)  # of occurrences
+        self._before = _int_array(before)
         self._free = NONE  # entry of these arrays, from which `_before` leads to the other free ones
-        self._last = array("i", np.append(begins[1:], len(firsts)).astype(np.int32) - 1)  # occurrence of each pair
-        totals = np.add.reduceat(weights[firsts], begins, dtype=np.int64) if len(begins) else begins
-        self._counts = totals.astype(np.int64)
-        self._scores = np.zeros(len(keys))
+        self._last = _int_array(np.append(begins[1:], len(firsts)) - 1)  # occurrence of each pair
         self._of: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))  # piece -> its pairs
         for number, key in enumerate(keys.tolist()):
             self._of[key >> 32].append(number)
@@ -146,6 +153,10 @@ class ScoreLearner:
         lefts, rights = self._pairs.parts(pairs)
         products = self._singles.take(lefts) * self._singles.take(rights)
         self._scores[pairs] = np.where(counts >= self._least, counts / np.maximum(products, 1), 0)
+
+    def _rate_all(self) -> None:
+        for first in range(0, self._pairs.size, SLICE):
+            self._rate(np.arange(first, min(first + SLICE, self._pairs.size)))
 
     def learn(self, num_pieces: int) -> Iterator[str]:
         """Yields each piece as it is learned.
@@ -159,7 +170,7 @@ class ScoreLearner:
                 if not self._falls or self._least == 1:
                     return
                 self._least = max(self._least // 2, 1)
-                self._rate(np.arange(self._pairs.size))
+                self._rate_all()
                 continue
             best = self._first_of_equals(best)
             known = len(self._names)

@@ -12,8 +12,10 @@ from tinylm.tokenizer.fast.chunks import SpacedWords, WholeWords
 from tinylm.tokenizer.fast.counting import count_blocks
 from tinylm.tokenizer.fast.learning import MergeLearner
 from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.words import WordCounter
 
 Score = Literal["likelihood", "count"]
+TOGETHER = 1 << 12  # chunks normalized at once; bounds the memory
 Words = tuple[np.ndarray, np.ndarray, np.ndarray]  # characters (n,), sizes (words,), counts (words,)
 
 
@@ -54,15 +56,20 @@ def _normalized(
     chunks: SpacedWords, data: np.ndarray, sizes: np.ndarray, counts: np.ndarray, wanted: Callable[[str], bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The normalized words of counted chunks, without the unwanted ones."""
-    text, place, total = data.tobytes(), 0, Counter[str]()
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        for word in chunks.words(text[place : place + size].decode()):
-            if wanted(word):
-                total[word] += count
-        place += size
-    words = [utf8(word) for word in total]
-    sizes = np.array([*map(len, words)], dtype=np.int64)
-    return np.frombuffer(b"".join(words), dtype=np.uint8), sizes, np.array([*total.values()], dtype=np.int64)
+    text, place, total = data.tobytes(), 0, WordCounter()
+    for first in range(0, len(counts), TOGETHER):
+        found = Counter[str]()
+        part = slice(first, first + TOGETHER)
+        for size, count in zip(sizes[part].tolist(), counts[part].tolist(), strict=True):
+            for word in chunks.words(text[place : place + size].decode()):
+                if wanted(word):
+                    found[word] += count
+            place += size
+        words = [utf8(word) for word in found]
+        ends = np.cumsum([*map(len, words)], dtype=np.int64)
+        starts = np.append(0, ends)[:-1]
+        total.add(np.frombuffer(b"".join(words), dtype=np.uint8), starts, np.array([*found.values()], dtype=np.int64))
+    return total.take()
 
 
 def learn_pieces(

@@ -185,7 +185,9 @@ class WordCounter:
         words = np.flatnonzero(self._counts)
         counts = self._counts[words]
         self._counts[:] = 0
-        return self._table.lists.take(words), self._table.lists.sizes(words), counts
+        lists = self._table.lists
+        taken = [lists.take(words[first : first + TOGETHER]) for first in range(0, len(words), TOGETHER)]
+        return np.concatenate([np.zeros(0, dtype=np.uint8), *taken]), lists.sizes(words), counts
 
 
 class Splitter(Protocol):
