@@ -25,8 +25,10 @@ from tinylm.tokenizer import (
     write_vocab_txt,
 )
 from tinylm.tokenizer.base import Marks
+from tinylm.tokenizer.fast import spelling
 from tinylm.tokenizer.fast.blocks import Block, blocks
-from tinylm.tokenizer.fast.scoring import ScoreLearner
+from tinylm.tokenizer.fast.chunks import SpacedWords
+from tinylm.tokenizer.fast.scoring import PairTable, ScoreLearner
 from tinylm.tokenizer.formats.folder import read_folder
 from tinylm.tokenizer.formats.huggingface import from_tokenizer_json, to_tokenizer_json
 from tinylm.tokenizer.normalizers.bert import BertNormalizer
@@ -69,6 +71,29 @@ def test_the_fast_learner_learns_the_textbooks_pieces_of_a_text():
     counts = Counter("".join(stories(seed=1, count=12)).replace("#", "").split())
     expected = textbook_wordpiece.learn_pieces(counts, 150)
     assert len(expected) == 150 and learned(counts, 150, 1) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60), st.integers(0, 20))
+def test_pairs_are_numbered_in_their_order(pairs, known):
+    distinct = list(dict.fromkeys(left << 32 | right for left, right in pairs))
+    table = PairTable(np.array(distinct[:known], dtype=np.int64))
+    for number, key in enumerate(distinct):
+        if number >= known:
+            assert table.number(key) == table.size == number
+            table.add(key)
+    assert [table.number(key) for key in distinct] == [*range(len(distinct))]
+    lefts, rights = table.parts(np.arange(len(distinct)))
+    assert (lefts << 32 | rights).tolist() == distinct
+
+
+def test_words_normalized_in_parts_are_counted_together(monkeypatch):
+    """Hand counts of `é`, `e` and `É`, which are one word in lower case without accents, in parts of one chunk each."""
+    monkeypatch.setattr(spelling, "TOGETHER", 1)
+    chunks = SpacedWords("bert", BertNormalizer())
+    points, sizes, counts = spelling.count_words([Block(["é e É be, e"])], chunks, 1, "##", 100, lambda done: None)
+    words = ["".join(map(chr, word)) for word in np.split(points, np.cumsum(sizes)[:-1])]
+    assert dict(zip(words, counts.tolist(), strict=True)) == {"e": 4, "be": 1, ",": 1}
 
 
 def test_a_falling_limit_merges_frequent_pairs_first():
