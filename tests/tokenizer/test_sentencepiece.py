@@ -246,7 +246,7 @@ REFUSED = {
     "no bytes": (changed("bpe", {35: 1}), "byte_fallback is true, but 0 pieces are bytes"),
     "two unknown": (
         changed("bpe", pieces={3: [Field(3, VARINT, 2)]}),
-        "one piece must be that of unknown characters, got 2",
+        "exactly one piece must have the type unknown, got 2",
     ),
     "a type": (changed("bpe", pieces={3: [Field(3, VARINT, 7)]}), "a known type"),
     "no number": (changed("bpe", pieces={3: [Field(2, FIXED32, NAN)]}), "a finite score"),

@@ -1,11 +1,11 @@
 """WordPiece training with NumPy: learns the pieces of the highest scores.
 
-`textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: those of the
-pairs on either side of an occurrence, and of the two pieces that it joins. But scores also rise, as their parts become
-rarer, so a priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all
-pairs lie in one array. A merge updates those of the pairs with one of its pieces, and `argmax` finds the next one.
+`textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: the counts of
+the two pieces, and of the pairs on either side of each occurrence. But a score rises when its pieces become rarer, so a
+priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all
+pairs lie in one array. A merge updates the scores of the pairs with one of its pieces; `argmax` finds the next merge.
 
-The distinct words are linked lists in arrays, with one cell per character. A piece is in the cell of its first one:
+The distinct words are linked lists in arrays, with one cell per character. A piece is stored in its first cell:
 
     word        h  ##u  ##g  ##s         ##u ##g -> ##ug       h ##ug   -  ##s
     onward      1    1    1    0                               1    2   -    0
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 
 SLICE = 1 << 13  # characters counted, or pairs rated, at once; bounds the memory
-NOTHING = -1  # in the cell of no piece
+NOTHING = -1  # in a cell without a piece
 NONE = -1  # no earlier occurrence
 
 
@@ -92,9 +92,9 @@ class ScoreLearner:
         sizes: characters of each word, int (words,)
         counts: number of occurrences of each word, int (words,)
         names: the string of each number; those of merged pieces are appended
-        mark: what the strings of continuing pieces begin with, and those of others do not
-        min_frequency: least number of occurrences of a pair that is merged. None: a limit that falls. It begins at half
-            the count of the most frequent pair, and is halved whenever no pair is left.
+        mark: the prefix of continuing pieces; no other piece begins with it
+        min_frequency: the least number of occurrences of a merged pair. None: a falling limit, which starts at half
+            the count of the most frequent pair and is halved whenever no pair is left
     """
 
     def __init__(

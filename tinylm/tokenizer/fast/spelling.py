@@ -1,4 +1,4 @@
-"""WordPiece training from counted words: their characters, then the pieces that are learned."""
+"""WordPiece training: counts the words of a text, chooses the alphabet and learns the pieces."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,14 +31,14 @@ def count_words(
 
     Args:
         found: the text
-        chunks: splits it
+        chunks: splits the text into words
         processes: processes that count; None for one per core
-        mark: what continuing pieces begin with; words that look like them are left out
-        longest: characters; longer words between spaces are unknown, and left out
+        mark: the prefix of continuing pieces; words that begin with it are left out
+        longest: the most characters of a word between spaces; longer words are left out, since they are unknown
         read: called with the bytes read so far
 
     Raises:
-        DataError: if there is none.
+        DataError: if the text has no word.
     """
     data, sizes, counts = count_blocks(found, chunks, processes, read).take()
     if isinstance(chunks, SpacedWords):
@@ -84,15 +84,15 @@ def learn_pieces(
 
     Args:
         words: the distinct words: the code points of their characters, int (n,), the number of characters of each,
-            (words,), and how often each occurs, (words,)
+            (words,), and its count, (words,)
         num_pieces: size of the vocabulary; at most half of it are characters, each of which has two forms
-        mark: what continuing pieces begin with
+        mark: the prefix of continuing pieces
         score: as in `WordPieceTokenizer.train_from_blocks`
-        min_frequency: likewise
+        min_frequency: as in `WordPieceTokenizer.train_from_blocks`
         learned: called with the number of pieces after each merge
 
     Raises:
-        ConfigError: if there is no room for a character.
+        ConfigError: if num_pieces has no room for a character.
     """
     points = _alphabet(words, num_pieces // 4)
     if not len(points):
@@ -103,14 +103,14 @@ def learn_pieces(
     if score == "count":
         return _by_count(words, names, mark, num_pieces, learned)
     learner = ScoreLearner(*words, names, mark, min_frequency)
-    del words  # the learner has what it needs of them, in the most memory that training takes
+    del words  # frees memory: the learner keeps what it needs
     for _ in learner.learn(num_pieces):
         learned(len(names))
     return names
 
 
 def _numbered(points: np.ndarray, words: Words, mark: str) -> tuple[Words, list[str]]:
-    """The words with numbers for their characters, int32 (n,), which have two forms; and the names of these forms."""
+    """The words with characters as numbers, int32 (n,), and the name of each number: every character has two forms."""
     characters, sizes, counts = words
     inside = np.ones(len(characters), dtype=np.int8)
     inside[np.cumsum(sizes) - sizes] = 0
@@ -133,7 +133,7 @@ def _by_count(
 
 
 def _alphabet(words: Words, most: int) -> np.ndarray:
-    """The code points of the most frequent characters, in their order, int64 (n,)."""
+    """The code points of the most frequent characters, in ascending order, int64 (n,)."""
     characters, sizes, counts = words
     points = np.unique(characters)
     if len(points) <= most:
@@ -148,7 +148,7 @@ def _alphabet(words: Words, most: int) -> np.ndarray:
 
 
 def _spelled(points: np.ndarray, words: Words) -> Words:
-    """The words that have no other characters than these."""
+    """The words that consist of these characters only."""
     characters, sizes, counts = words
     known = np.isin(characters, points)
     if known.all():

@@ -70,13 +70,13 @@ class WordTable:
         return new, without[first]
 
     def spelled(self, data: np.ndarray, starts: np.ndarray, separator: int | None, spell: Speller) -> np.ndarray:
-        """Returns the numbers of the words of a text, int32 (words,), after new words have got their lists.
+        """Returns the numbers of the words of a text, int32 (words,). New words get their lists first.
 
         Args:
             data: as in `numbers`
             starts: as in `numbers`
-            separator: the value for `SEPARATOR`, if it has one
-            spell: called with the text, and the offset, size in bytes and number of each new word; puts their lists
+            separator: the value that stands for `SEPARATOR`, or None
+            spell: called with the text, and the offset, size in bytes and number of each new word; stores their lists
         """
         numbers = self.numbers(data, starts)
         new, places = self.new_words(numbers)

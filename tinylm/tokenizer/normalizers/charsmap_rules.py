@@ -1,8 +1,8 @@
-"""SentencePiece's own tables of replacements, made from Python's Unicode data, and how a table is written.
+"""SentencePiece's own tables of replacements, generated from Python's Unicode data, and their compiler.
 
-    nfkc        every string whose normalization form KC is shorter or other than that of its characters
-    nmt_nfkc    nfkc, with white space of all kinds made spaces, and control characters removed: for translation
-    ..._cf      the same, then case folding
+    nfkc        every string whose NFKC differs from the NFKC of its characters
+    nmt_nfkc    nfkc; all white space becomes spaces, and control characters are removed: for translation
+    ..._cf      nfkc or nmt_nfkc, then case folding
 
 `compile_charsmap` writes the double array that double_array.py reads: equal ends of strings share their nodes, and the
 children of a node go to the first free units that fit.
@@ -24,7 +24,7 @@ SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\u
 REMOVED = [*map(chr, (*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F))]
 FULLWIDTH_TILDE = "\uff5e"  # differs from ~ in Japanese
 BLOCK = 256  # units that differ in the last byte of their index
-RECENT = 16 * BLOCK  # units at the end of the array; free ones before them stay free
+RECENT = 16 * BLOCK  # only the last units of the array are searched for free ones
 
 Rules = dict[str, str]
 
@@ -64,7 +64,7 @@ def _characters() -> Iterator[str]:
 
 
 def _nfkc() -> Rules:
-    """The replacement of each character, and of all strings that decompose as some character does."""
+    """The replacements of all characters, and of all strings with the decomposition of some character."""
     rules, whole = {}, set()
     variants: dict[str, list[str]] = defaultdict(list)  # character -> others that decompose to it alone
     for character in _characters():
