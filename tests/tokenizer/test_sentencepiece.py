@@ -86,7 +86,7 @@ def test_ids_and_decoded_text_are_those_of_the_library(kind, shape):
 @pytest.mark.parametrize(("kind", "shape"), MODELS)
 def test_a_text_that_is_cut_has_the_same_ids(kind, shape):
     ours, cuts = read(kind, shape), 0
-    if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties otherwise
+    if isinstance(ours, UnigramTokenizer):  # sums over a whole text would break ties differently
         ours = UnigramTokenizer(**ours.options() | {"sums": "parts"})
     for text in TEXTS[:80]:
         if 0 < (cut := ours.safe_cut(text[: len(text) // 2])) < len(text):
@@ -113,7 +113,7 @@ def test_a_model_is_written_again_byte_for_byte(kind, shape, tmp_path):
 
 @pytest.mark.parametrize("shape", ["llama", "t5", "albert", "bare"])
 def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
-    """The notice has the number of texts of which tokenizers has other ids than sentencepiece."""
+    """The notice counts the texts that get different ids in tokenizers and in sentencepiece."""
     monkeypatch.setattr(converted, "TEXTS", 60)
     ours, theirs = read("unigram", shape), library(trained("unigram", shape))
     assert isinstance(ours, UnigramTokenizer)
@@ -128,7 +128,7 @@ def test_a_unigram_model_in_a_tokenizer_json(shape, monkeypatch, capfd):
         assert sum(ids(text) != theirs.encode(text) for text in samples) == int(differ)
         assert len(samples) == int(count)
     for text in TEXTS[:100]:
-        # `tokenizers` finds their names in every text, also those that lower case makes
+        # `tokenizers` finds their names in every text, even names that appear only in lower case
         if not any(name.lower() in text.lower() for name in ours.special_tokens):
             assert again.encode(text) == ids(text)
     assert to_tokenizer_json(again) == values
@@ -155,12 +155,12 @@ def test_a_core_of_characters_has_the_same_ids_in_the_library():
     runs = [text for text in TEXTS if ours.encode(text) != theirs.encode(text)]
     assert len(runs) < 15 and all(
         re.search(r"(.+?)\1\1\1", text) for text in runs
-    )  # merges of one piece are equals there
+    )  # there, all merges of one piece have the same rank
     assert to_pieces(read("bpe", "llama"), "llama.cpp").prefix
 
 
 def test_unused_pieces_are_split_again():
-    """A piece of type unused is joined, then split into what it was joined from, as in SentencePiece."""
+    """A piece of type unused is joined and then split into its parts again, as in SentencePiece."""
     model = read_message(trained("bpe", "bare"), "model")
     pieces = [read_message(bytes(field.value), "piece") for field in model if field.number == ModelField.PIECES]
     chosen = [token for token, piece in enumerate(pieces) if len(bytes(piece[0].value).decode()) > 2 and token > 3][
@@ -227,7 +227,7 @@ def test_changed_bytes_are_refused_in_one_line_or_read(tmp_path_factory, kind, c
 def changed(
     kind: str, trainer: dict[int, int] | None = None, pieces: dict[int, list[Field]] | None = None, **more
 ) -> bytes:
-    """A small model with other fields of trainer_spec, of pieces, or of the model."""
+    """A small model with changed fields of trainer_spec, of pieces or of the model itself."""
     fields = []
     for number, field in enumerate(read_message(small(kind), "model")):
         inner = read_message(bytes(field.value), "inner")

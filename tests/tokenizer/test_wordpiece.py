@@ -121,7 +121,7 @@ def test_score_count_learns_the_pieces_of_tokenizers():
 
 def test_every_character_can_begin_a_word_and_continue_one():
     tokenizer = WordPieceTokenizer.train_from_texts(["ab#"], vocab_size=100)
-    assert tokenizer.pieces == ["#", "##a", "##b", "a", "b", "ab"]  # a # is always a word of its own
+    assert tokenizer.pieces == ["#", "##a", "##b", "a", "b", "ab"]  # a # is always a word by itself
     assert tokenizer.decode(tokenizer.encode("ba##ab#")) == "ba##ab#"
     assert tokenizer.encode("ba c") == [4, 1, tokenizer.unknown]
 
@@ -262,7 +262,7 @@ def test_ids_offsets_and_text_are_those_of_tokenizers(kind, corpus, sample, tmp_
             "cased",
             "raw",
             "decomposed",
-        ):  # elsewhere a word that begins with ## looks like a continuing piece
+        ):  # in other kinds a word that begins with ## looks like a continuing piece
             assert ours.decode(plain) == other.decode(plain, skip_special_tokens=False)
             assert ours.unknown in plain or ours.decode(plain) == ours.normalized(text)
             assert "".join(ours.decode_stream(plain)) == ours.decode(plain)
@@ -360,7 +360,7 @@ def test_added_tokens_with_flags_are_found_as_in_tokenizers(kind, corpus, sample
     assert to_tokenizer_json(ours) == values
     values["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "StripAccents"}, {"type": "NFD"}]}
     with pytest.raises(DataError, match="normalizer, with added tokens that are found in every text, is"):
-        from_tokenizer_json(values, "t.json")  # a text that is normalized twice would be another
+        from_tokenizer_json(values, "t.json")  # normalizing twice would give another text
 
 
 def test_special_tokens_and_marks(corpus):
