@@ -281,7 +281,7 @@ def test_the_text_of_the_name_of_a_byte(capfd):
     assert capfd.readouterr().err == ""
     part = UnigramTokenizer(whole.pieces[:-1], whole.scores[:-1], byte_fallback=True)
     values = to_tokenizer_json(part)
-    assert "is no piece" in capfd.readouterr().err
+    assert "is not a piece" in capfd.readouterr().err
     name = next(name for name in BYTE_NAMES if spelled[-1] in name)
     assert from_tokenizer_json(values, "x") == part
     assert part.decode(part.encode(name)) == name

@@ -78,11 +78,8 @@ def test_the_fast_learner_learns_the_textbooks_pieces_of_a_text():
 def test_pairs_are_numbered_in_their_order(pairs, known):
     distinct = list(dict.fromkeys(left << 32 | right for left, right in pairs))
     table = PairTable(np.array(distinct[:known], dtype=np.int64))
-    for number, key in enumerate(distinct):
-        if number >= known:
-            assert table.number(key) == table.size == number
-            table.add(key)
-    assert [table.number(key) for key in distinct] == [*range(len(distinct))]
+    for _ in range(2):  # new pairs, then known ones
+        assert [table.find_or_add(key) for key in distinct] == [*range(len(distinct))] and table.size == len(distinct)
     lefts, rights = table.parts(np.arange(len(distinct)))
     assert (lefts << 32 | rights).tolist() == distinct
 

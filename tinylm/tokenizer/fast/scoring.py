@@ -55,30 +55,27 @@ class PairTable:
         keys = np.frombuffer(self._keys, dtype=np.int64).take(numbers)
         return keys >> 32, keys & 0xFFFFFFFF
 
-    def number(self, key: int) -> int:
-        """The number of a pair; `size` if it is new."""
-        number = self._slots[self._slot(key)]
-        return len(self._keys) if number == NONE else number
-
-    def add(self, key: int) -> None:
-        """Gives the next number to a new pair."""
-        self._slots[self._slot(key)] = len(self._keys)
-        self._keys.append(key)
-        if 2 * len(self._keys) > len(self._slots):
-            self._make_slots()
-
-    def _slot(self, key: int) -> int:
-        """The slot of a pair, or the free slot that a new one takes."""
+    def find_or_add(self, key: int) -> int:
+        """Returns the number of a pair; a new pair gets the next number."""
         slots, keys = self._slots, self._keys
         slot = key % len(slots)
-        while (number := slots[slot]) != NONE and keys[number] != key:
-            slot = slot - 1  # from 0 to the last one
-        return slot
+        while (number := slots[slot]) != NONE:
+            if keys[number] == key:
+                return number
+            slot -= 1  # the last slot comes before slot 0
+        slots[slot] = number = len(keys)
+        keys.append(key)
+        if 2 * len(keys) > len(slots):
+            self._make_slots()
+        return number
 
     def _make_slots(self) -> None:
-        self._slots = array("i", [NONE]) * (4 * len(self._keys) + 1)
+        self._slots = slots = array("i", [NONE]) * (4 * len(self._keys) + 1)
         for number, key in enumerate(self._keys):
-            self._slots[self._slot(key)] = number
+            slot = key % len(slots)
+            while slots[slot] != NONE:
+                slot -= 1
+            slots[slot] = number
 
 
 class ScoreLearner:
@@ -223,23 +220,20 @@ class ScoreLearner:
 
     def _count(self, changes: dict[int, int], new: dict[int, list[int]]) -> None:
         """Applies changes of counts, to new pairs as well."""
-        pairs = self._pairs
+        numbers: dict[int, int] = {}
         for key, change in changes.items():
-            number = pairs.number(key)
-            if number == pairs.size:
-                pairs.add(key)
+            numbers[key] = number = self._pairs.find_or_add(key)
+            if number == len(self._last):  # a new pair
+                self._last.append(NONE)
                 self._of[key >> 32].append(number)
                 self._of[key & 0xFFFFFFFF].append(number)
-                self._last.append(NONE)
                 if number == len(self._counts):
-                    self._counts, self._scores = (
-                        np.pad(each, (0, number // 2 + 1)) for each in (self._counts, self._scores)
-                    )
+                    more = number // 2 + 1
+                    self._counts, self._scores = np.pad(self._counts, (0, more)), np.pad(self._scores, (0, more))
             self._counts[number] += change
         for key, places in new.items():
-            number = pairs.number(key)
             for place in places:
-                self._record(number, place)
+                self._record(numbers[key], place)
 
     def _record(self, pair: int, place: int) -> None:
         """Adds an occurrence of a pair, in a free entry if there is one."""
