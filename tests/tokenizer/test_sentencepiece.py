@@ -278,7 +278,7 @@ def test_what_the_library_would_read_otherwise_is_not_written(tmp_path):
     with pytest.raises(ConfigError, match="is found before text is normalized"):
         to_sentencepiece(PipelineTokenizer(**options | {"added": [*options["added"], added]}))
     for problem, change in {
-        "more than the 32 bits": {"scores": [-1.1]},
+        "float32 scores, which cannot hold": {"scores": [-1.1]},
         "NUL": {"pieces": ["\0"]},
         "which SentencePiece cannot tell apart": {"pieces": ["▁"]},
         "another score": {"unknown_score": -5.0, "pieces": ["ab"]},
