@@ -38,7 +38,7 @@ def of(longer: dict[str, int], **options) -> UnigramTokenizer:
 
 
 def theirs(tokenizer: UnigramTokenizer) -> tokenizers.Tokenizer:
-    """The same model in the library, which segments the whole text at once."""
+    """Its model in the library, which segments the whole text at once."""
     pairs = zip(tokenizer.pieces, tokenizer.scores, strict=True)
     vocab = [(piece, 0.0 if score is None else score) for piece, score in pairs]
     return tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=tokenizer.byte_fallback))
