@@ -164,11 +164,8 @@ class Tokenizer(Marked):
             ids, int64 (n,), and offsets, int64 (n, 2): `text[begin:end]` is the text of a token. A token with only some
             of a character's bytes covers the whole character.
         """
-        ids, spans, done = (
-            [np.empty(0, dtype=np.int64)],
-            [np.empty((0, 2), dtype=np.int64)],
-            0,
-        )  # spans and done in bytes
+        ids, spans = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
+        done = 0  # in bytes, as the spans are
         for piece, special, start in self._split_special(text) if allow_special else [(text, None, 0)]:
             size = len(utf8(piece))
             ids.append(self.encode_ordinary(piece, start) if special is None else np.array([special]))

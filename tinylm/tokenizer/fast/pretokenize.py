@@ -48,7 +48,7 @@ LEAST_SECONDS, SECONDS_PER_CHARACTER = 0.5, 1e-5  # for a custom pattern; an ord
 
 WHITE, LETTER, DIGIT, OTHER, EDGE = range(5)  # kinds of characters; EDGE is the separator between two texts
 SPACE, APOSTROPHE, BETWEEN = ord(" "), ord("'"), SEPARATOR[0]
-SHORT = [ord(letter) for letter in "sdmt"]  # follow the apostrophe of a contraction
+SHORT = [ord(letter) for letter in "sdmt"]  # the letters after the apostrophe of a contraction
 LONG = [ord(first) << 8 | ord(second) for first, second in ("ll", "ve", "re")]
 SHORT_ANY = [ord(letter) for letter in "sdmtSDMT"]
 LONG_ANY = [
@@ -147,7 +147,7 @@ class WordSplitter:
 
 
 def _unrolled(pattern: str) -> float:
-    """A bound of the size of a compiled pattern, in which `regex` writes out counted repetitions such as a{1000}."""
+    """An upper bound of a compiled pattern's size; `regex` writes out counted repetitions such as a{1000}."""
     counts = itertools.chain(*regex.findall(r"\{(\d+)(?:,(\d*))?\}", pattern))
     return len(pattern) * math.prod(max(float(count or 1), 1.0) for count in counts)
 

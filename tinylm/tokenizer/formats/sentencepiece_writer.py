@@ -124,7 +124,7 @@ def _write_piece(piece: Piece) -> bytes:
 
 
 def _new_trainer(model: Model, end: int | None) -> list[Field]:
-    """The trainer_spec of a tokenizer that SentencePiece did not train: what its programs read of it."""
+    """A trainer_spec for a tokenizer that SentencePiece did not train, with the fields that its programs read."""
     unknown = next(token for token, piece in enumerate(model.pieces) if piece.type == PieceType.UNKNOWN)
     end = -1 if end is None or model.pieces[end].type != PieceType.CONTROL else end
     fields: list[Field] = []
