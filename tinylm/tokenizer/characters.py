@@ -100,7 +100,7 @@ class CharacterBPE:
                 raise ConfigError(f"merges: merge {rank} repeats an earlier one, or uses an id without a token")
             name = self._names[left] + self._names[right]
             if name not in self.vocab or {left, right, self.vocab[name]} & fallback:
-                raise ConfigError(f"merges: merge {rank} makes {name[:40]!r}, which is no token, or is one of a byte")
+                raise ConfigError(f"merges: merge {rank} makes {name[:40]!r}, which is not a token, or is a byte")
             self._merged[left, right] = rank, self.vocab[name]
             whole.append(name)
         if self.scores is not None:

@@ -166,7 +166,7 @@ def blocks(documents: Iterable[Iterable[str]], safe_cut: Callable[[str], int]) -
 
 
 def utf8(text: str, errors: str = "strict") -> bytes:
-    """Encodes a text as UTF-8; `errors` is that of `str.encode`.
+    """Encodes a text as UTF-8; `errors` as in `str.encode`.
 
     Raises:
         DataError: if the text has a lone surrogate (half of a UTF-16 pair), which UTF-8 cannot represent.

@@ -2,8 +2,8 @@
 
 `textbook_wordpiece.learn_pieces` recounts all pairs for every merge. A merge changes few counts, however: the counts of
 the two pieces, and of the pairs on either side of each occurrence. But a score rises when its pieces become rarer, so a
-priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all
-pairs lie in one array. A merge updates the scores of the pairs with one of its pieces; `argmax` finds the next merge.
+priority queue of former scores (as in learning.py) would miss the best pair. Instead the scores of all pairs lie in one
+array. A merge updates the scores of the pairs with one of its pieces; `argmax` finds the next merge.
 
 The distinct words are linked lists in arrays, with one cell per character. A piece is stored in its first cell:
 
@@ -33,7 +33,7 @@ def _int_array(values: np.ndarray) -> "array[int]":
 
 
 class PairTable:
-    """Numbers pairs 0, 1, 2, ...: a dictionary for one lookup at a time, in a sixth of the memory of Python's `dict`.
+    """Numbers pairs 0, 1, 2, ...: a dictionary for one lookup at a time, in a fifth of the memory of Python's `dict`.
 
     A hash table with linear probing. Its slots hold numbers only; the keys are read from the list of all pairs.
 
@@ -88,7 +88,7 @@ class ScoreLearner:
             continues a word has another number than the same one at its beginning
         sizes: characters of each word, int (words,)
         counts: number of occurrences of each word, int (words,)
-        names: the string of each number; those of merged pieces are appended
+        names: the string of each number; the strings of merged pieces are appended
         mark: the prefix of continuing pieces; no other piece begins with it
         min_frequency: the least number of occurrences of a merged pair. None: a falling limit, which starts at half
             the count of the most frequent pair and is halved whenever no pair is left

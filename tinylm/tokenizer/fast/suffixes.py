@@ -12,7 +12,7 @@ For "banana":
 A substring that is always followed, or always preceded, by the same character is less useful than the longer one: "an"
 is always part of "ana" here. Only maximal substrings are found: they are followed by at least two different
 characters, and preceded by two, where the beginning and the end of a word count as characters that differ from all
-others. Their number grows with the length of the text, and that of all substrings with its square.
+others. Their number is linear in the length of the text; the number of all substrings is quadratic.
 """
 
 from typing import NamedTuple

@@ -10,9 +10,9 @@ training on 15 MB of text down to about two seconds:
 3. **All words take the same step together** (`lattice.py`). Removing a piece removes its arcs; what remains is never
    searched again.
 
-The schedule is that of SentencePiece (unigram_model_trainer.cc), and so is the step from expected counts to
-probabilities, exp(digamma(count)) rather than the count, which makes rare pieces rarer still (a variational estimate
-with a sparse prior; Liang and Klein 2007). Training differs from SentencePiece's in three ways:
+The schedule follows SentencePiece (unigram_model_trainer.cc). So does the step from expected counts to probabilities,
+which takes exp(digamma(count)) instead of the count and so makes rare pieces rarer (a variational estimate with a
+sparse prior; Liang and Klein 2007). Training differs from SentencePiece's in three ways:
 
 - Words end where the pre-tokenizer says. SentencePiece finds its seeds in whole lines, where a word that is always
   followed by a space is not maximal without the space, and is lost.

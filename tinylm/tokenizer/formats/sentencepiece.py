@@ -70,7 +70,7 @@ def read_sentencepiece(path: str | Path) -> Tokenizer:
     """
     path = require(path)
     if file_size(path) > MAX_BYTES:
-        raise DataError(f"{path}: is no SentencePiece model, which has at most {MAX_BYTES:,} bytes")
+        raise DataError(f"{path}: is not a SentencePiece model: it has more than {MAX_BYTES:,} bytes")
     with reading(path, "a SentencePiece model"):
         return from_sentencepiece(path.read_bytes())
 

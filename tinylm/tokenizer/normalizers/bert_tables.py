@@ -22,7 +22,7 @@ def _points(ranges: str) -> frozenset[int]:
 # control and format characters (Cc, Cf, Co) that are not removed
 KEPT = _points("890-891 8E2 110CD 13430-1343F")
 
-# marks (Mn) that are not stripped, and one that is stripped although it is no longer such a mark
+# marks (Mn) that are kept, and a character that is stripped although it is a mark no longer
 KEPT_MARKS = _points(
     """
     5C8-5C9 7FD 897-89F 8CA-8E1 9FE AFA-AFF B53-B55 C04 C3C D00 D3B-D3C D81 EBA ECE 180F 1885-1886 1ABF-1AF0 1DF6-1DFB
@@ -63,7 +63,7 @@ ORDERED = _ORDERED | _points(
     "1B44 1BAA 1BF2-1BF3 302E-302F A953 A9C0 111C0 11235 1134D 116B6 1D15E-1D166 1D16D-1D172 1D1BB-1D1C0"
 )
 
-# characters that are neither ordered nor decomposed: those of later versions
+# characters of later versions, which are neither ordered nor decomposed
 WHOLE = (KEPT_MARKS - _ORDERED) | _points(
     "1193D 11938 16FF0-16FF1 105C9 105E4 11383 11385 1138E 11391 113C5 113C7-113C8 16121-16128 16D68-16D6A"
 )
